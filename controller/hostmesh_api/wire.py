@@ -1,0 +1,47 @@
+"""Numbers and names that the controller and the agent must agree on.
+
+Envoy's resources refer to these ports and paths, and the agent's rules and files realise them: a change here is a
+change of protocol between the two.
+"""
+
+from ipaddress import IPv4Network, IPv6Network
+from typing import Final
+
+OUTBOUND_PORT: Final = 15001
+"""Envoy's listener for captured outbound TCP (Istio's number)."""
+INBOUND_PORT: Final = 15006
+"""Envoy's listener for captured inbound TCP (Istio's number)."""
+DNS_PORT: Final = 15053
+"""Envoy's UDP DNS listener on the loopback address."""
+AGENTS_PORT: Final = 15012
+"""Controller: gRPC with mutual TLS, for agents that have joined."""
+JOIN_PORT: Final = 15013
+"""Controller: gRPC with server TLS, for hosts that join."""
+ADMIN_PORT: Final = 15014
+"""Controller: HTTPS admin API, metrics and health."""
+
+DNS_ADDRESS: Final = "127.240.240.53"
+"""Loopback address that the host's resolver asks first; its UDP port 53 is redirected to `DNS_PORT`."""
+INBOUND_SOURCE_V4: Final = "127.0.0.6"
+"""Source of Envoy's connections to the local program: tells them from Envoy's calls to the host's own services."""
+INBOUND_SOURCE_V6: Final = "::6"
+
+VIP4: Final = IPv4Network("240.240.0.0/16")
+VIP6: Final = IPv6Network("fd00:f0f0::/112")
+"""Ranges of the virtual addresses that services get; index i is the i-th address of either."""
+
+HOST_CONFIG_NAME: Final = "self"
+HOST_CONFIG_TYPE: Final = "type.googleapis.com/hostmesh.v1.HostConfig"
+LISTENER_TYPE: Final = "type.googleapis.com/envoy.config.listener.v3.Listener"
+CLUSTER_TYPE: Final = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
+ENDPOINT_TYPE: Final = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
+ROUTE_TYPE: Final = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
+VIRTUAL_HOST_TYPE: Final = "type.googleapis.com/envoy.config.route.v3.VirtualHost"
+
+OUTBOUND_CERTIFICATES: Final = "certs/outbound"
+"""Directory, relative to Envoy's working directory, of the identity under which the host calls others."""
+ROOTS: Final = "certs/roots"
+SVID_SECRET: Final = "workload"  # noqa: S105 - the name of a secret, not a secret
+ROOTS_SECRET: Final = "roots"  # noqa: S105 - the name of a secret, not a secret
+RELAY_CLUSTER: Final = "hostmesh-relay"
+"""Envoy's static cluster for the agent's ADS socket."""

@@ -1,0 +1,397 @@
+"""The delta xDS protocol without I/O: requests in, responses out.
+
+Both sides of both hops use this module: the controller serves agents with `ServerStream`; the agent serves its Envoy
+with another `ServerStream` and asks the controller with `ClientStream`. Nothing here knows a socket, a clock or what
+a resource means: resources are names, versions and bytes.
+
+Source: https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol#incremental-xds
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple, Protocol
+
+from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
+
+from hostmesh_api.wire import (
+    CLUSTER_TYPE,
+    ENDPOINT_TYPE,
+    HOST_CONFIG_TYPE,
+    LISTENER_TYPE,
+    ROUTE_TYPE,
+    VIRTUAL_HOST_TYPE,
+)
+
+WILDCARD: Final = "*"
+
+PUSH_ORDER: Final = (HOST_CONFIG_TYPE, CLUSTER_TYPE, ENDPOINT_TYPE, LISTENER_TYPE, ROUTE_TYPE, VIRTUAL_HOST_TYPE)
+"""Make before break: what is referred to is sent before what refers to it."""
+
+WILDCARD_TYPES: Final = frozenset({CLUSTER_TYPE, LISTENER_TYPE})
+"""Types whose first request without names means "everything" (the protocol's legacy wildcard)."""
+
+_RESOURCE_TAG: Final = b"\x12"
+"""Field 2 (`resources`), length-delimited, of DeltaDiscoveryResponse."""
+
+
+class Resource(NamedTuple):
+    """One resource, ready to be sent: `body` is a serialized envoy.service.discovery.v3.Resource."""
+
+    name: str
+    version: str
+    body: bytes
+
+
+class Answer(NamedTuple):
+    """What a source knows of a name: a resource, or (`resource` None) for certain that there is none."""
+
+    resource: Resource | None
+
+
+class Source(Protocol):
+    """Where a server stream takes its resources from, already bound to whoever asks."""
+
+    def names(self, type_url: str) -> Iterable[str] | None:
+        """Return the names that "*" stands for; None while that is not known."""
+        ...
+
+    def answer(self, type_url: str, name: str) -> Answer | None:
+        """Return what is known of `name`; None while nothing is (the name stays asked for)."""
+        ...
+
+
+class Nack(NamedTuple):
+    """A refusal by the client: it keeps what it had of `names`."""
+
+    type_url: str
+    names: tuple[str, ...]
+    message: str
+
+
+class Received(NamedTuple):
+    """What one request meant.
+
+    `acked` and `nacked` are None where the request answers nothing that is in flight.
+    """
+
+    type_url: str
+    subscribed: tuple[str, ...]
+    unsubscribed: tuple[str, ...]
+    acked: tuple[str, ...] | None
+    nacked: Nack | None
+
+
+class Push(NamedTuple):
+    """One response to write: its bytes, and what they carry."""
+
+    type_url: str
+    nonce: str
+    names: tuple[str, ...]
+    removed: tuple[str, ...]
+    data: bytes
+
+
+def _length(size: int) -> bytes:
+    """Return `size` as a protobuf varint."""
+    out = bytearray()
+    while size > 0x7F:
+        out.append(size & 0x7F | 0x80)
+        size >>= 7
+    out.append(size)
+    return bytes(out)
+
+
+def encode_response(type_url: str, nonce: str, bodies: Iterable[bytes], removed: Iterable[str] = ()) -> bytes:
+    """Return a serialized DeltaDiscoveryResponse around resources that are bytes already.
+
+    Joining is a hundred times cheaper than building messages again (1,000 endpoints: 18 µs against 1.7 ms), and legal:
+    a protobuf message is the concatenation of its fields.
+    """
+    head = DeltaDiscoveryResponse(type_url=type_url, nonce=nonce, removed_resources=removed).SerializeToString()
+    parts = [head]
+    for body in bodies:
+        parts += (_RESOURCE_TAG, _length(len(body)), body)
+    return b"".join(parts)
+
+
+@dataclass(slots=True)
+class _Subscription:
+    """One type on one stream."""
+
+    wildcard: bool = False
+    names: set[str] = field(default_factory=set)
+    held: dict[str, str] = field(default_factory=dict)
+    """Name to version of what the client has, as far as it was told or told us."""
+    dirty: set[str] = field(default_factory=set)
+    dirty_all: bool = False
+    forced: set[str] = field(default_factory=set)
+    """Names to answer even when the version is the one the client has."""
+    must_answer: bool = False
+    """The client waits for a first answer, even an empty one."""
+    alone: set[str] = field(default_factory=set)
+    """Names of a refused response: sent alone, so that one bad resource does not hold back the others."""
+    nonce: str = ""
+    in_flight: tuple[str, ...] = ()
+
+
+class ServerStream:
+    """The serving side of one delta ADS stream.
+
+    At most one response per type is in flight: changes that come meanwhile are folded into the next one, so a slow
+    client costs memory for names only.
+    """
+
+    def __init__(self) -> None:
+        self._types: dict[str, _Subscription] = {}
+        self._count = 0
+
+    def receive(self, request: DeltaDiscoveryRequest) -> Received:
+        """Take a request: an acknowledgement, a change of subscription, or both."""
+        type_url = request.type_url
+        first = type_url not in self._types
+        state = self._types.setdefault(type_url, _Subscription())
+        acked, nacked = self._settle(type_url, state, request)
+        subscribe = tuple(request.resource_names_subscribe)
+        if first:
+            state.held.update(request.initial_resource_versions)
+            state.must_answer = not state.held
+            if not subscribe and type_url in WILDCARD_TYPES:
+                subscribe = (WILDCARD,)
+        new = self._subscribe(state, subscribe, first=first)
+        gone = self._unsubscribe(state, request.resource_names_unsubscribe)
+        return Received(type_url, new, gone, acked, nacked)
+
+    def _settle(
+        self, type_url: str, state: _Subscription, request: DeltaDiscoveryRequest
+    ) -> tuple[tuple[str, ...] | None, Nack | None]:
+        if not request.response_nonce or request.response_nonce != state.nonce:
+            return None, None
+        names, state.in_flight, state.nonce = state.in_flight, (), ""
+        if not request.HasField("error_detail"):
+            return names, None
+        if len(names) > 1:
+            state.alone.update(names)
+            state.dirty.update(names)
+            state.forced.update(names)
+        return None, Nack(type_url, names, request.error_detail.message)
+
+    @staticmethod
+    def _subscribe(state: _Subscription, names: Iterable[str], *, first: bool) -> tuple[str, ...]:
+        new: list[str] = []
+        for name in names:
+            if name == WILDCARD:
+                if not state.wildcard:
+                    new.append(name)
+                state.wildcard = state.dirty_all = True
+                continue
+            if name not in state.names:
+                new.append(name)
+                state.names.add(name)
+            state.dirty.add(name)
+            # Asking again for a name means that the client forgot it; on a new stream it says what it still has.
+            if not (first and name in state.held):
+                state.forced.add(name)
+        return tuple(new)
+
+    @staticmethod
+    def _unsubscribe(state: _Subscription, names: Iterable[str]) -> tuple[str, ...]:
+        gone: list[str] = []
+        for name in names:
+            if name == WILDCARD:
+                state.wildcard = False
+            elif name in state.names:
+                state.names.discard(name)
+            else:
+                continue
+            gone.append(name)
+            state.held.pop(name, None)
+            for pending in (state.dirty, state.forced, state.alone):
+                pending.discard(name)
+        return tuple(gone)
+
+    def mark(self, type_url: str, names: Iterable[str]) -> None:
+        """Say that these names may have changed; those that the client did not ask for are passed over."""
+        state = self._types.get(type_url)
+        if state is not None:
+            state.dirty.update(name for name in names if name in state.names or name in state.held)
+
+    def mark_all(self, type_url: str | None = None) -> None:
+        """Say that anything the client asked for may have changed, of one type or of all."""
+        for each, state in self._types.items():
+            if type_url is None or each == type_url:
+                state.dirty_all = True
+
+    def subscriptions(self) -> Iterator[tuple[str, frozenset[str]]]:
+        """Yield each type with the names asked for, "*" among them where all are."""
+        for type_url, state in self._types.items():
+            yield type_url, frozenset(state.names | ({WILDCARD} if state.wildcard else set()))
+
+    def held(self, type_url: str) -> Mapping[str, str]:
+        """Return name to version of what the client has of a type."""
+        state = self._types.get(type_url)
+        return {} if state is None else state.held
+
+    def in_flight(self) -> bool:
+        """Tell whether a response waits for its acknowledgement."""
+        return any(state.nonce for state in self._types.values())
+
+    def idle(self) -> bool:
+        """Tell whether the client has acknowledged all that it is due."""
+        return not any(
+            state.nonce or state.dirty or state.dirty_all or state.must_answer for state in self._types.values()
+        )
+
+    def pushes(self, source: Source) -> Iterator[Push]:
+        """Yield the responses that are due now, in make-before-break order; the caller writes each."""
+        for type_url in (*PUSH_ORDER, *(each for each in self._types if each not in PUSH_ORDER)):
+            state = self._types.get(type_url)
+            while state is not None and not state.nonce and (state.dirty or state.dirty_all or state.must_answer):
+                push = self._push(type_url, state, source)
+                if push is None:
+                    break
+                yield push
+
+    def _push(self, type_url: str, state: _Subscription, source: Source) -> Push | None:
+        due = self._due(type_url, state, source)
+        if due is None:
+            return None
+        alone = next((name for name in due if name in state.alone), None)
+        now = due if alone is None else [alone]
+        state.alone.discard(alone or "")
+        bodies: list[bytes] = []
+        sent: list[str] = []
+        removed: list[str] = []
+        waiting: set[str] = set()
+        for name in now:
+            answer = source.answer(type_url, name)
+            if answer is None:
+                waiting.add(name)
+            elif answer.resource is None:
+                self._drop(state, name, removed)
+            elif name in state.forced or state.held.get(name) != answer.resource.version:
+                bodies.append(answer.resource.body)
+                sent.append(name)
+                state.held[name] = answer.resource.version
+                state.forced.discard(name)
+        state.dirty = set(due).difference(now) | waiting
+        nothing = not bodies and not removed
+        if nothing and (waiting or not state.must_answer):
+            return None
+        state.must_answer = False
+        self._count += 1
+        state.nonce = format(self._count, "x")
+        state.in_flight = (*sent, *removed)
+        data = encode_response(type_url, state.nonce, bodies, removed)
+        return Push(type_url, state.nonce, tuple(sent), tuple(removed), data)
+
+    @staticmethod
+    def _due(type_url: str, state: _Subscription, source: Source) -> list[str] | None:
+        due = state.dirty
+        if state.dirty_all:
+            everything = set(state.names)
+            if state.wildcard:
+                listed = source.names(type_url)
+                if listed is None:
+                    return None
+                everything.update(listed)
+                everything.update(state.held)
+            due = due | everything
+            state.dirty_all = False
+        return sorted(due)
+
+    @staticmethod
+    def _drop(state: _Subscription, name: str, removed: list[str]) -> None:
+        if state.held.pop(name, None) is not None or name in state.forced:
+            removed.append(name)
+        state.forced.discard(name)
+
+
+class Update(NamedTuple):
+    """What a server sent: resources to take over and names that are no more, to be acknowledged by `nonce`."""
+
+    type_url: str
+    nonce: str
+    resources: tuple[Resource, ...]
+    removed: tuple[str, ...]
+
+
+class ClientStream:
+    """The asking side of one delta ADS stream, across reconnects.
+
+    It remembers what was asked for; what is held is the caller's (it says so when a stream opens), so that a reconnect
+    costs the server nothing.
+    """
+
+    def __init__(self) -> None:
+        self._wanted: dict[str, set[str]] = {}
+        self._opened: set[str] = set()
+
+    def want(self, type_url: str, names: Iterable[str]) -> DeltaDiscoveryRequest | None:
+        """Ask for more names; return the request to send if a stream is open and anything is new."""
+        wanted = self._wanted.setdefault(type_url, set())
+        new = set(names) - wanted
+        wanted |= new
+        if not new or type_url not in self._opened:
+            return None
+        return DeltaDiscoveryRequest(type_url=type_url, resource_names_subscribe=sorted(new))
+
+    def drop(self, type_url: str, names: Iterable[str]) -> DeltaDiscoveryRequest | None:
+        """Stop asking for names; return the request to send if a stream is open and anything changes."""
+        wanted = self._wanted.get(type_url, set())
+        gone = set(names) & wanted
+        wanted -= gone
+        if not gone or type_url not in self._opened:
+            return None
+        return DeltaDiscoveryRequest(type_url=type_url, resource_names_unsubscribe=sorted(gone))
+
+    def wanted(self, type_url: str) -> frozenset[str]:
+        """Return the names asked for."""
+        return frozenset(self._wanted.get(type_url, ()))
+
+    def open(self, held: Mapping[str, Mapping[str, str]]) -> list[DeltaDiscoveryRequest]:
+        """Return the first requests of a new stream; `held` is type to name to version of what we still have."""
+        self._opened = set(self._wanted)
+        return [self._opening(type_url, held.get(type_url, {})) for type_url in self._ordered()]
+
+    def open_type(self, type_url: str, held: Mapping[str, str]) -> DeltaDiscoveryRequest | None:
+        """Return the first request for a type that came up while the stream was open; None if it is open already."""
+        if type_url in self._opened or not self._wanted.get(type_url):
+            return None
+        self._opened.add(type_url)
+        return self._opening(type_url, held)
+
+    def close(self) -> None:
+        """Forget the stream, not the wishes."""
+        self._opened = set()
+
+    def _ordered(self) -> list[str]:
+        known = [type_url for type_url in PUSH_ORDER if type_url in self._wanted]
+        return known + [type_url for type_url in self._wanted if type_url not in PUSH_ORDER]
+
+    def _opening(self, type_url: str, held: Mapping[str, str]) -> DeltaDiscoveryRequest:
+        wanted = self._wanted[type_url]
+        versions = {name: version for name, version in held.items() if WILDCARD in wanted or name in wanted}
+        return DeltaDiscoveryRequest(
+            type_url=type_url, resource_names_subscribe=sorted(wanted), initial_resource_versions=versions
+        )
+
+    @staticmethod
+    def update(response: DeltaDiscoveryResponse) -> Update:
+        """Read a response; each resource keeps the bytes it came in."""
+        resources = tuple(
+            Resource(each.name, each.version, each.SerializeToString(deterministic=True)) for each in response.resources
+        )
+        return Update(response.type_url, response.nonce, resources, tuple(response.removed_resources))
+
+    @staticmethod
+    def ack(type_url: str, nonce: str) -> DeltaDiscoveryRequest:
+        """Return the acknowledgement of a response."""
+        return DeltaDiscoveryRequest(type_url=type_url, response_nonce=nonce)
+
+    @staticmethod
+    def nack(type_url: str, nonce: str, message: str) -> DeltaDiscoveryRequest:
+        """Return the refusal of a response, with the reason."""
+        request = DeltaDiscoveryRequest(type_url=type_url, response_nonce=nonce)
+        request.error_detail.code = 3  # google.rpc.Code.INVALID_ARGUMENT
+        request.error_detail.message = message
+        return request

@@ -1,0 +1,254 @@
+"""controller.toml: what it may say, its defaults, and refusals that name the line and the nearest known name."""
+
+import re
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Final
+
+from hostmesh_api.wire import ADMIN_PORT, AGENTS_PORT, JOIN_PORT
+
+DEFAULT_PATH: Final = Path("/etc/hostmesh/controller.toml")
+DEFAULT_STATE_DIR: Final = Path("/var/lib/hostmesh-controller")
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+_DNS_NAME: Final = re.compile(r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*")
+_UNIX_PATH_BYTES: Final = 107  # sun_path of Linux, less its terminating zero
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """An address to listen on."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    agents: Endpoint
+    join: Endpoint
+    admin: Endpoint
+    admin_socket: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Certificates:
+    leaf_hours: int = 72
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    level: str = "info"
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The controller's settings, complete: what the file leaves out has its default here."""
+
+    state_dir: Path
+    trust_domain: str
+    domain: str
+    addresses: tuple[str, ...]
+    """IP addresses and DNS names under which agents reach this controller, best first."""
+    listen: Listen
+    certificates: Certificates = field(default_factory=Certificates)
+    log: Log = field(default_factory=Log)
+
+
+class ConfigError(Exception):
+    """The file cannot be used; `problems` says where and why, one sentence each."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
+
+
+def parse_config(text: str, source: str, own_addresses: Sequence[str]) -> Config:
+    """Read controller.toml.
+
+    Args:
+        text: the file's content; empty means all defaults.
+        source: the file's name, for messages.
+        own_addresses: names and addresses of this machine, used where the file sets no `addresses`.
+
+    Raises:
+        ConfigError: with every problem of the file, not just the first.
+    """
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError([f"{source}: not valid TOML: {error}"]) from error
+    reader = _Reader(document, source, text.splitlines())
+    config = _config(reader, own_addresses)
+    reader.refuse_unknown()
+    if reader.problems:
+        raise ConfigError(reader.problems)
+    return config
+
+
+def load_config(path: Path, own_addresses: Callable[[], Sequence[str]]) -> Config:
+    """Read the file at `path`; see `parse_config`."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(
+            [f"{path}: no such file; create it (an empty one takes all defaults) or give --config"]
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{path}: cannot be read: {error}"]) from error
+    return parse_config(text, str(path), own_addresses())
+
+
+def _config(reader: "_Reader", own_addresses: Sequence[str]) -> Config:
+    state_dir = reader.path("state_dir", DEFAULT_STATE_DIR)
+    return Config(
+        state_dir=state_dir,
+        trust_domain=reader.dns_name("trust_domain", "cluster.local"),
+        domain=reader.dns_name("domain", "cluster.local"),
+        addresses=reader.addresses("addresses", own_addresses),
+        listen=Listen(
+            agents=reader.endpoint("listen.agents", Endpoint("0.0.0.0", AGENTS_PORT)),  # noqa: S104 - agents call from anywhere
+            join=reader.endpoint("listen.join", Endpoint("0.0.0.0", JOIN_PORT)),  # noqa: S104 - hosts join from anywhere
+            admin=reader.endpoint("listen.admin", Endpoint("127.0.0.1", ADMIN_PORT)),
+            admin_socket=reader.socket_path("listen.admin_socket", state_dir / "admin.sock"),
+        ),
+        # A leaf shorter than an hour cannot be renewed at half-life by a host that sleeps; a longer one than 30 days
+        # is a secret nobody rotates.
+        certificates=Certificates(leaf_hours=reader.integer("certificates.leaf_hours", 72, 1, 720)),
+        log=Log(level=reader.choice("log.level", "info", LOG_LEVELS)),
+    )
+
+
+class _Reader:
+    """Takes typed values out of a TOML document and collects what is wrong with it."""
+
+    def __init__(self, document: Mapping[str, object], source: str, lines: Sequence[str]) -> None:
+        self._document = document
+        self._source = source
+        self._lines = lines
+        self._known: dict[str, set[str]] = {"": set()}
+        self.problems: list[str] = []
+
+    def _problem(self, path: str, message: str) -> None:
+        line = _line_of(self._lines, path)
+        place = f"{self._source}:{line}" if line else self._source
+        self.problems.append(f"{place}: {path}: {message}")
+
+    def _get(self, path: str, kind: type, what: str) -> object | None:
+        table, _, key = path.rpartition(".")
+        self._known.setdefault(table, set()).add(key)
+        holder: object = self._document
+        if table:
+            self._known[""].add(table)
+            holder = self._document.get(table, {})
+        if not isinstance(holder, Mapping) or key not in holder:
+            return None
+        value = holder[key]
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            self._problem(path, f"must be {what}, not {value!r}")
+            return None
+        return value
+
+    def text(self, path: str, default: str) -> str:
+        value = self._get(path, str, "a string")
+        return default if value is None else str(value)
+
+    def path(self, path: str, default: Path) -> Path:
+        value = Path(self.text(path, str(default)))
+        if not value.is_absolute():
+            self._problem(path, f"must be an absolute path, not '{value}'")
+        return value
+
+    def socket_path(self, path: str, default: Path) -> Path:
+        value = self.path(path, default)
+        if len(str(value).encode()) > _UNIX_PATH_BYTES:
+            self._problem(path, f"'{value}' is longer than the kernel's {_UNIX_PATH_BYTES} bytes; use a shorter path")
+        return value
+
+    def dns_name(self, path: str, default: str) -> str:
+        value = self.text(path, default)
+        if not _DNS_NAME.fullmatch(value):
+            self._problem(path, f"'{value}' is not a DNS name in lower case, such as 'mesh.example.org'")
+        return value
+
+    def choice(self, path: str, default: str, choices: Sequence[str]) -> str:
+        value = self.text(path, default)
+        if value not in choices:
+            self._problem(path, f"'{value}' is not one of {', '.join(choices)}{_nearest(value, choices)}")
+        return value
+
+    def integer(self, path: str, default: int, least: int, most: int) -> int:
+        value = self._get(path, int, f"a whole number from {least} to {most}")
+        if value is None:
+            return default
+        number = int(str(value))
+        if not least <= number <= most:
+            self._problem(path, f"must be from {least} to {most}, not {number}")
+        return number
+
+    def addresses(self, path: str, default: Sequence[str]) -> tuple[str, ...]:
+        value = self._get(path, list, "a list of IP addresses and DNS names")
+        if not isinstance(value, list):
+            return tuple(default)
+        if not value:
+            self._problem(path, "must name at least one address under which agents reach the controller")
+        for item in value:
+            if not isinstance(item, str) or not (_is_ip(item) or _DNS_NAME.fullmatch(item)):
+                self._problem(path, f"{item!r} is neither an IP address nor a DNS name in lower case")
+            elif _is_ip(item) and ip_address(item).is_unspecified:
+                self._problem(path, f"{item!r} is not an address that agents can call; name the machine's own")
+        return tuple(str(item) for item in value)
+
+    def endpoint(self, path: str, default: Endpoint) -> Endpoint:
+        value = self.text(path, str(default))
+        host, colon, port = value.rpartition(":")
+        bare = host.removeprefix("[").removesuffix("]")
+        if not colon or not _is_ip(bare) or not port.isascii() or not port.isdigit() or not 1 <= int(port) <= 65535:
+            self._problem(path, f"'{value}' is not IP:PORT, such as '{default}'")
+            return default
+        return Endpoint(bare, int(port))
+
+    def refuse_unknown(self) -> None:
+        for table, known in self._known.items():
+            holder = self._document.get(table, {}) if table else self._document
+            if not isinstance(holder, Mapping):
+                self._problem(table, f"must be a table: write [{table}]")
+                continue
+            for key in holder:
+                if key not in known:
+                    path = f"{table}.{key}" if table else str(key)
+                    self._problem(path, f"unknown setting '{key}'{_nearest(key, sorted(known))}")
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    found = get_close_matches(name, known, n=1)
+    return f"; did you mean '{found[0]}'?" if found else ""
+
+
+def _is_ip(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _line_of(lines: Sequence[str], path: str) -> int | None:
+    """Find the line that sets `path`: tomllib keeps no places. Absent when it is written in an unusual way."""
+    table, _, key = path.rpartition(".")
+    current = ""
+    for number, line in enumerate(lines, start=1):
+        stripped = line.strip()
+        if header := re.match(r"\[\s*([\w.-]+)\s*\]", stripped):
+            current = header[1]
+            if current == path:
+                return number
+        elif re.match(rf"[\"']?{re.escape(key)}[\"']?\s*[=.]", stripped) and current == table:
+            return number
+    return None

@@ -1,0 +1,63 @@
+# Every target sets itself up: a fresh clone needs `make` and nothing else. `make help` lists them.
+BIN := .venv/bin
+INSTALLED := .venv/installed
+STUBS := .stubs/made-from
+# nft, ip and tcpdump are not on every user's PATH.
+export PATH := $(PATH):/usr/sbin:/sbin
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+.PHONY: help venv check format test demo bench proto golden constraints clean system-mesh system-bench
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1@\2/p' $(MAKEFILE_LIST) | awk -F@ '{ printf "  make %-12s %s\n", $$1, $$2 }'
+
+venv: $(INSTALLED) ## install the project and all it needs into .venv
+
+$(INSTALLED): pyproject.toml packaging/constraints.txt packaging/venv.sh
+	@sh packaging/venv.sh
+
+$(STUBS): packaging/xds_stubs.py $(INSTALLED)
+	@$(BIN)/python packaging/xds_stubs.py
+
+system-mesh:
+	@sh packaging/system_packages.sh mesh
+	@sh packaging/namespaces.sh
+
+system-bench:
+	@sh packaging/system_packages.sh mesh bench
+	@sh packaging/namespaces.sh
+
+check: $(INSTALLED) $(STUBS) ## formatting, lint, types, layers, freshness of generated code
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python packaging/protos.py --check
+
+format: $(INSTALLED) ## format the code and mend what ruff can mend
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+test: $(INSTALLED) system-mesh ## all tests: unit, golden, netns (real kernel), e2e (the lab); ONLY=tests/unit for some
+	$(BIN)/python -m pytest $(ONLY)
+
+demo: $(INSTALLED) system-mesh ## the mesh at work, on hosts made of network namespaces; KEEP=1 leaves it running
+	$(BIN)/hostmesh lab demo
+
+bench: $(INSTALLED) system-bench ## measure, and print each figure with its command; ONLY=push for one
+	PYTHONPATH=tests $(BIN)/python -m bench $(ONLY)
+
+proto: $(INSTALLED) ## generate the Python code of our protocol buffers
+	$(BIN)/python packaging/protos.py
+
+golden: $(INSTALLED) ## rewrite the expected files of tests/golden; look at the difference before you commit it
+	$(BIN)/python -m pytest tests/golden --update-golden
+
+constraints: ## take the newest versions that pyproject.toml allows into packaging/constraints.txt
+	@sh packaging/constraints.sh
+
+clean: ## remove what was generated (not .venv)
+	rm -rf .stubs .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist
+	find agent controller packaging tests -name __pycache__ -type d -prune -exec rm -rf {} +

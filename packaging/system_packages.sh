@@ -1,0 +1,82 @@
+#!/bin/sh
+# See to it that the programs which the named groups need are there.
+#
+#     packaging/system_packages.sh GROUP…      (make | python | mesh | bench)
+#
+# As root on Debian and its kin, what is missing is installed. Everybody else gets one message that names all of it.
+set -eu
+PATH=$PATH:/usr/sbin:/sbin
+
+usable_python() {
+    for python in ${PYTHON:-python3.11 python3.12 python3.13 python3 python3.14}; do
+        if "$python" -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            command -v "$python"
+            return
+        fi
+    done
+    return 1
+}
+
+# program:package of each group; python is a case of its own, because its version and its parts count.
+programs_of() {
+    case $1 in
+        make) echo make:make ;;
+        python) ;;
+        mesh)
+            echo nft:nftables ip:iproute2 unshare:util-linux tcpdump:tcpdump curl:curl ps:procps
+            # Only an ordinary user needs it: it maps the user ids of a user namespace.
+            [ "$(id -u)" = 0 ] || echo newuidmap:uidmap
+            ;;
+        bench) echo wrk:wrk ;;
+        *) echo "unknown group: $1" >&2; exit 2 ;;
+    esac
+}
+
+missing_packages() {
+    for group in "$@"; do
+        for entry in $(programs_of "$group"); do
+            command -v "${entry%%:*}" >/dev/null 2>&1 || echo "${entry#*:}"
+        done
+        if [ "$group" = python ] && ! usable_python >/dev/null; then
+            printf '%s\n' python3 python3-venv
+        fi
+    done | sort -u
+}
+
+apt_install() {
+    export DEBIAN_FRONTEND=noninteractive
+    for attempt in 1 2 3; do
+        # A fresh image has no package lists, and old lists name files that are gone.
+        if [ "$attempt" -gt 1 ] || [ -z "$(find /var/lib/apt/lists -name '*_Packages*' -print -quit 2>/dev/null)" ]; then
+            apt-get -qq -o Acquire::Retries=3 update </dev/null || true
+        fi
+        # shellcheck disable=SC2086 # one word per package
+        if apt-get -qq -o Acquire::Retries=3 -o DPkg::Lock::Timeout=120 install -y --no-install-recommends $1 </dev/null >&2; then
+            return 0
+        fi
+        sleep "$attempt"
+    done
+    return 1
+}
+
+if [ "$1" = --which-python ]; then
+    usable_python
+    exit
+fi
+
+missing=$(missing_packages "$@" | tr '\n' ' ')
+missing=${missing% }
+[ -n "$missing" ] || exit 0
+if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    echo "Installing the system packages that are missing: $missing" >&2
+    apt_install "$missing" || true
+    missing=$(missing_packages "$@" | tr '\n' ' ')
+    missing=${missing% }
+    [ -n "$missing" ] || exit 0
+fi
+case " $missing " in
+    *" python3 "*) echo "hostmesh needs Python 3.11 or newer with its venv module; set PYTHON to one that is not on PATH." >&2 ;;
+esac
+echo "These system packages are missing (Debian's names): $missing" >&2
+echo "Install them, then try again:  sudo apt-get install $missing" >&2
+exit 1

@@ -1,0 +1,28 @@
+"""What holds for every test: quick folders run first, and each folder has its own bound on a test's time."""
+
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+TESTS: Final = Path(__file__).parent
+TIMEOUT_S: Final = {"unit": 60, "golden": 60, "netns": 60, "e2e": 300, "bench": 300}
+"""A folder's bound on one test with its fixtures; in the order of running, so that what is cheap fails first."""
+MARKED: Final = ("netns", "e2e")
+"""Folders that need more than a Python: each is also a marker, for `pytest -m 'not e2e'`."""
+
+
+def folder_of(path: Path) -> str:
+    """Return the folder directly under tests/ that holds the file, or "" if there is none."""
+    return path.relative_to(TESTS).parts[0] if path.is_relative_to(TESTS) else ""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        folder = folder_of(item.path)
+        if folder in MARKED:
+            item.add_marker(folder)
+        if folder in TIMEOUT_S and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(TIMEOUT_S[folder]))
+    order = {folder: place for place, folder in enumerate(TIMEOUT_S)}
+    items.sort(key=lambda item: order.get(folder_of(item.path), len(order)))

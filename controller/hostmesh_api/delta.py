@@ -231,15 +231,14 @@ class ServerStream:
         state = self._types.get(type_url)
         return {} if state is None else state.held
 
-    def in_flight(self) -> bool:
-        """Tell whether a response waits for its acknowledgement."""
-        return any(state.nonce for state in self._types.values())
+    def settled(self, type_url: str) -> bool:
+        """Tell whether the client has acknowledged (or refused) all that it is due of a type."""
+        state = self._types.get(type_url)
+        return state is None or not (state.nonce or state.dirty or state.dirty_all or state.must_answer)
 
     def idle(self) -> bool:
-        """Tell whether the client has acknowledged all that it is due."""
-        return not any(
-            state.nonce or state.dirty or state.dirty_all or state.must_answer for state in self._types.values()
-        )
+        """Tell whether the client has acknowledged (or refused) all that it is due."""
+        return all(self.settled(type_url) for type_url in self._types)
 
     def pushes(self, source: Source) -> Iterator[Push]:
         """Yield the responses that are due now, in make-before-break order; the caller writes each."""
@@ -325,6 +324,7 @@ class ClientStream:
     def __init__(self) -> None:
         self._wanted: dict[str, set[str]] = {}
         self._opened: set[str] = set()
+        self._is_open = False
 
     def want(self, type_url: str, names: Iterable[str]) -> DeltaDiscoveryRequest | None:
         """Ask for more names; return the request to send if a stream is open and anything is new."""
@@ -350,12 +350,13 @@ class ClientStream:
 
     def open(self, held: Mapping[str, Mapping[str, str]]) -> list[DeltaDiscoveryRequest]:
         """Return the first requests of a new stream; `held` is type to name to version of what we still have."""
-        self._opened = set(self._wanted)
+        self._is_open = True
+        self._opened = {type_url for type_url, names in self._wanted.items() if names}
         return [self._opening(type_url, held.get(type_url, {})) for type_url in self._ordered()]
 
     def open_type(self, type_url: str, held: Mapping[str, str]) -> DeltaDiscoveryRequest | None:
-        """Return the first request for a type that came up while the stream was open; None if it is open already."""
-        if type_url in self._opened or not self._wanted.get(type_url):
+        """Return the first request for a type that came up while the stream was open; None where there is none due."""
+        if not self._is_open or type_url in self._opened or not self._wanted.get(type_url):
             return None
         self._opened.add(type_url)
         return self._opening(type_url, held)
@@ -363,10 +364,11 @@ class ClientStream:
     def close(self) -> None:
         """Forget the stream, not the wishes."""
         self._opened = set()
+        self._is_open = False
 
     def _ordered(self) -> list[str]:
-        known = [type_url for type_url in PUSH_ORDER if type_url in self._wanted]
-        return known + [type_url for type_url in self._wanted if type_url not in PUSH_ORDER]
+        known = [type_url for type_url in PUSH_ORDER if type_url in self._opened]
+        return known + sorted(self._opened.difference(PUSH_ORDER))
 
     def _opening(self, type_url: str, held: Mapping[str, str]) -> DeltaDiscoveryRequest:
         wanted = self._wanted[type_url]

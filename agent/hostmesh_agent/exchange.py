@@ -1,0 +1,284 @@
+"""Between Envoy and the controller, without I/O: two delta streams around one set of resources.
+
+Envoy is answered from what is here, so it needs no controller to start. What Envoy accepts becomes last-known-good;
+what it refuses is undone here and told to the controller, and only then. The controller's response counts as
+acknowledged when Envoy has settled all of it.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final, NamedTuple
+
+from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest
+from envoy.service.discovery.v3.discovery_pb2 import Resource as ResourceMessage
+
+from hostmesh_agent.cache import Change, Entry
+from hostmesh_api.delta import WILDCARD, WILDCARD_TYPES, Answer, ClientStream, Push, Resource, ServerStream, Update
+from hostmesh_api.wire import HOST_CONFIG_NAME, HOST_CONFIG_TYPE, VIRTUAL_HOST_TYPE
+
+_KEPT_REFUSALS: Final = 20
+_AWAY: Final = "away"
+"""Version of the answer "no such virtual host" that stands while the controller cannot be asked."""
+
+
+class Refusal(NamedTuple):
+    """Something Envoy or the agent refused."""
+
+    at: datetime
+    type_url: str
+    name: str
+    message: str
+
+
+@dataclass(slots=True)
+class _Shelf:
+    """One type's resources."""
+
+    held: dict[str, Resource] = field(default_factory=dict)
+    """The controller's newest."""
+    good: dict[str, Resource] = field(default_factory=dict)
+    """What Envoy accepted; on disk."""
+    listed: set[str] = field(default_factory=set)
+    """Names that came under "*"."""
+    absent: set[str] = field(default_factory=set)
+    """Names the controller said do not exist."""
+    fresh: set[str] = field(default_factory=set)
+    """Names that changed and are not settled yet."""
+    owed: list[str] = field(default_factory=list)
+    """Nonces of the controller's responses that are not acknowledged yet."""
+    failures: dict[str, str] = field(default_factory=dict)
+    complete: bool = False
+    """The controller has answered "*", now or in an earlier life."""
+
+
+class Exchange:
+    """The state between the two streams. Callers feed it events and write what it returns."""
+
+    def __init__(self, entries: Iterable[Entry] = ()) -> None:
+        self._shelves: dict[str, _Shelf] = {}
+        self._down: ServerStream | None = None
+        self._up = ClientStream()
+        self._cut_off = False
+        self._changes: dict[tuple[str, str], Change] = {}
+        self.refusals: list[Refusal] = []
+        for entry in entries:
+            self._restore(entry)
+        self._up.want(HOST_CONFIG_TYPE, [HOST_CONFIG_NAME])
+
+    def _restore(self, entry: Entry) -> None:
+        shelf = self._shelf(entry.type_url)
+        name = entry.resource.name
+        shelf.held[name] = shelf.good[name] = entry.resource
+        if entry.listed:
+            shelf.listed.add(name)
+            shelf.complete = True
+            self._up.want(entry.type_url, [WILDCARD])
+        else:
+            self._up.want(entry.type_url, [name])
+
+    def _shelf(self, type_url: str) -> _Shelf:
+        return self._shelves.setdefault(type_url, _Shelf())
+
+    # The controller's side
+
+    def connected(self) -> list[DeltaDiscoveryRequest]:
+        """Open the stream to the controller; return its first requests."""
+        self._cut_off = False
+        return self._up.open({type_url: _versions(shelf.good) for type_url, shelf in self._shelves.items()})
+
+    def disconnected(self) -> None:
+        """Close the stream to the controller; what it is owed is void."""
+        self._up.close()
+        for shelf in self._shelves.values():
+            shelf.owed.clear()
+
+    def cut_off(self) -> None:
+        """Stop waiting for the controller: answer what is unknown as absent, until it is back.
+
+        A request to a name nobody here knows must fail at once rather than hang for the length of an outage.
+        """
+        self._cut_off = True
+        if self._down is not None:
+            self._down.mark_all()
+
+    def update(self, update: Update) -> None:
+        """Take a response of the controller for Envoy."""
+        shelf = self._shelf(update.type_url)
+        wanted = self._up.wanted(update.type_url)
+        for resource in update.resources:
+            shelf.held[resource.name] = resource
+            shelf.absent.discard(resource.name)
+            if resource.name not in wanted:
+                shelf.listed.add(resource.name)
+        for name in update.removed:
+            shelf.held.pop(name, None)
+            shelf.listed.discard(name)
+            if name in wanted:
+                shelf.absent.add(name)
+        names = [*(resource.name for resource in update.resources), *update.removed]
+        shelf.fresh.update(names)
+        shelf.owed.append(update.nonce)
+        if WILDCARD in wanted and not shelf.complete:
+            shelf.complete = True
+        if self._down is not None:
+            self._down.mark(update.type_url, names)
+            if WILDCARD in wanted:
+                self._down.mark_all(update.type_url)
+
+    # The agent's own resource
+
+    def host_config(self) -> Resource | None:
+        """Return the newest HostConfig; None before the first."""
+        return self._shelf(HOST_CONFIG_TYPE).held.get(HOST_CONFIG_NAME)
+
+    def own_settled(self, error: str, now: datetime) -> list[DeltaDiscoveryRequest]:
+        """Say that the agent has applied (or, with `error`, refused) its HostConfig; return what to tell."""
+        shelf = self._shelf(HOST_CONFIG_TYPE)
+        if error:
+            for name in shelf.fresh:
+                shelf.failures[name] = error
+        return self._conclude(HOST_CONFIG_TYPE, shelf, now)
+
+    # Envoy's side
+
+    def envoy_connected(self) -> None:
+        """Begin a stream with Envoy; an earlier one is forgotten."""
+        self._down = ServerStream()
+
+    def envoy_disconnected(self) -> None:
+        """End the stream with Envoy."""
+        self._down = None
+
+    def receive(self, request: DeltaDiscoveryRequest, now: datetime) -> list[DeltaDiscoveryRequest]:
+        """Take a request of Envoy; return what to ask of the controller because of it."""
+        if self._down is None:
+            return []
+        received = self._down.receive(request)
+        type_url = received.type_url
+        shelf = self._shelf(type_url)
+        if received.nacked is not None and len(received.nacked.names) == 1:
+            (name,) = received.nacked.names
+            shelf.failures[name] = received.nacked.message
+            shelf.fresh.add(name)
+            self._keep_refusal(Refusal(now, type_url, name, received.nacked.message))
+        return self._ask(type_url, shelf, received.subscribed, received.unsubscribed)
+
+    def _ask(
+        self, type_url: str, shelf: _Shelf, subscribed: Iterable[str], unsubscribed: Iterable[str]
+    ) -> list[DeltaDiscoveryRequest]:
+        requests = [self._up.want(type_url, subscribed)]
+        gone = [name for name in unsubscribed if name != WILDCARD]
+        requests.append(self._up.drop(type_url, gone))
+        for name in gone:
+            self._forget(type_url, shelf, name)
+        requests.append(self._up.open_type(type_url, _versions(shelf.good)))
+        return [request for request in requests if request is not None]
+
+    def _forget(self, type_url: str, shelf: _Shelf, name: str) -> None:
+        shelf.held.pop(name, None)
+        shelf.absent.discard(name)
+        shelf.fresh.discard(name)
+        if shelf.good.pop(name, None) is not None:
+            self._changes[type_url, name] = Change(type_url, name, None)
+
+    def pushes(self) -> list[Push]:
+        """Return the responses that are due to Envoy now."""
+        return [] if self._down is None else list(self._down.pushes(self))
+
+    def settle(self, now: datetime) -> list[DeltaDiscoveryRequest]:
+        """Return what to tell the controller, now that Envoy has nothing more to say about some of its responses."""
+        if self._down is None:
+            return []
+        requests: list[DeltaDiscoveryRequest] = []
+        for type_url, shelf in self._shelves.items():
+            if type_url != HOST_CONFIG_TYPE and (shelf.owed or shelf.fresh) and self._down.settled(type_url):
+                requests += self._conclude(type_url, shelf, now)
+        return requests
+
+    def _conclude(self, type_url: str, shelf: _Shelf, now: datetime) -> list[DeltaDiscoveryRequest]:
+        failures = {name: message for name, message in shelf.failures.items() if name in shelf.fresh}
+        for name in shelf.fresh:
+            if name in failures:
+                self._undo(shelf, name)
+            else:
+                self._accept(type_url, shelf, name)
+        shelf.fresh.clear()
+        shelf.failures.clear()
+        nonces, shelf.owed = shelf.owed, []
+        if not failures:
+            return [ClientStream.ack(type_url, nonce) for nonce in nonces]
+        if type_url == HOST_CONFIG_TYPE:
+            for name, message in failures.items():
+                self._keep_refusal(Refusal(now, type_url, name, message))
+        told = "; ".join(f"{name}: {message}" for name, message in sorted(failures.items()))
+        return [ClientStream.nack(type_url, nonce, told) for nonce in nonces]
+
+    @staticmethod
+    def _undo(shelf: _Shelf, name: str) -> None:
+        good = shelf.good.get(name)
+        if good is None:
+            shelf.held.pop(name, None)
+            shelf.absent.add(name)
+        else:
+            shelf.held[name] = good
+
+    def _accept(self, type_url: str, shelf: _Shelf, name: str) -> None:
+        resource = shelf.held.get(name)
+        if resource is None:
+            if shelf.good.pop(name, None) is not None:
+                self._changes[type_url, name] = Change(type_url, name, None)
+            return
+        shelf.good[name] = resource
+        entry = Entry(type_url, name in shelf.listed, resource)
+        self._changes[type_url, name] = Change(type_url, name, entry)
+
+    def _keep_refusal(self, refusal: Refusal) -> None:
+        self.refusals = [*self.refusals, refusal][-_KEPT_REFUSALS:]
+
+    def take_changes(self) -> list[Change]:
+        """Return what is to be written to disk since the last call."""
+        changes, self._changes = list(self._changes.values()), {}
+        return changes
+
+    def return_changes(self, changes: Iterable[Change]) -> None:
+        """Take back what could not be written, unless it has changed again meanwhile."""
+        for change in changes:
+            self._changes.setdefault((change.type_url, change.name), change)
+
+    def accepted(self) -> Mapping[str, int]:
+        """Return how many resources of each type are accepted."""
+        return {type_url: len(shelf.good) for type_url, shelf in self._shelves.items() if shelf.good}
+
+    # What Envoy's stream asks of its source
+
+    def names(self, type_url: str) -> Iterable[str] | None:
+        """Return the names that "*" stands for; None while the controller has not said and nothing is on disk."""
+        shelf = self._shelf(type_url)
+        if shelf.complete or type_url not in WILDCARD_TYPES:
+            return list(shelf.listed)
+        return None
+
+    def answer(self, type_url: str, name: str) -> Answer | None:
+        """Return what is known of a name; None while the controller may still say."""
+        shelf = self._shelf(type_url)
+        resource = shelf.held.get(name)
+        if resource is not None:
+            return Answer(resource)
+        if name in shelf.absent or name not in self._up.wanted(type_url):
+            return Answer(None)
+        if not self._cut_off:
+            return None
+        if type_url == VIRTUAL_HOST_TYPE:
+            return Answer(_no_virtual_host(name))
+        return Answer(None)
+
+
+def _versions(resources: Mapping[str, Resource]) -> dict[str, str]:
+    return {name: resource.version for name, resource in resources.items()}
+
+
+def _no_virtual_host(name: str) -> Resource:
+    """Return the answer that makes Envoy respond 404 at once: a resource that carries its alias and nothing else."""
+    message = ResourceMessage(name=name, version=_AWAY, aliases=[name])
+    return Resource(name, _AWAY, message.SerializeToString(deterministic=True))

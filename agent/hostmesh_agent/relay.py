@@ -1,0 +1,333 @@
+"""The transport of the exchange: Envoy on a unix socket, the controller over mutual TLS.
+
+Both are grpc.aio streams of delta ADS. Everything that decides is in `exchange`; this module reads, writes, waits and
+reconnects.
+"""
+
+import asyncio
+import os
+import random
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import grpc
+import structlog
+from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
+from envoy.service.discovery.v3.discovery_pb2 import Resource as ResourceMessage
+from google.protobuf.struct_pb2 import Struct
+
+from hostmesh_agent.cache import Cache
+from hostmesh_agent.exchange import Exchange, Refusal
+from hostmesh_api.delta import ClientStream
+from hostmesh_api.v1.hostmesh_pb2 import HostConfig
+from hostmesh_api.wire import HOST_CONFIG_TYPE
+
+SERVICE: Final = "envoy.service.discovery.v3.AggregatedDiscoveryService"
+METHOD: Final = "DeltaAggregatedResources"
+
+BACKOFF_FIRST_S: Final = 0.2
+BACKOFF_LAST_S: Final = 15.0
+STABLE_S: Final = 10.0
+"""A stream that lived this long starts the back-off anew."""
+PATIENCE_S: Final = 5.0
+"""How long the controller may be away before unknown names are answered as absent: longer than its restart."""
+
+Context = grpc.aio.ServicerContext[DeltaDiscoveryRequest, bytes]
+Upstream = grpc.aio.StreamStreamCall[DeltaDiscoveryRequest, DeltaDiscoveryResponse]
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RelayState:
+    """What the agent's status says of its configuration."""
+
+    connected: bool
+    since: datetime | None
+    """When the present stream began; None while there is none."""
+    last_error: str
+    envoy_connected: bool
+    accepted: Mapping[str, int]
+    """Type URL to the number of resources that Envoy accepted."""
+    refusals: tuple[Refusal, ...]
+    lost: str
+    """Why the last-known-good configuration on disk could not be read; empty when it could."""
+
+
+class Relay:
+    """Keeps Envoy's configuration stream answered and the controller's stream open.
+
+    `connect` makes a channel to the controller for each attempt; `on_host_config` applies the agent's own
+    configuration and raises to refuse it.
+    """
+
+    def __init__(
+        self,
+        *,
+        cache: Cache,
+        socket: Path,
+        envoy_uid: int,
+        host: str,
+        node_metadata: Mapping[str, bool | str],
+        connect: Callable[[], grpc.aio.Channel],
+        on_host_config: Callable[[HostConfig], Awaitable[None]],
+    ) -> None:
+        self._cache = cache
+        self._exchange = Exchange(cache.entries())
+        self._socket = socket
+        self._envoy_uid = envoy_uid
+        self._host = host
+        self._metadata = Struct()
+        self._metadata.update(dict(node_metadata))
+        self._connect = connect
+        self._on_host_config = on_host_config
+        self._outbox: asyncio.Queue[DeltaDiscoveryRequest] = asyncio.Queue()
+        self._envoy_wake: asyncio.Event | None = None
+        self._own_changed = asyncio.Event()
+        self._disk = asyncio.Event()
+        self._connected_at: datetime | None = None
+        self._last_error = ""
+        self._call: Upstream | None = None
+
+    def state(self) -> RelayState:
+        """Return what is true now."""
+        return RelayState(
+            connected=self._connected_at is not None,
+            since=self._connected_at,
+            last_error=self._last_error,
+            envoy_connected=self._envoy_wake is not None,
+            accepted=self._exchange.accepted(),
+            refusals=tuple(self._exchange.refusals),
+            lost=self._cache.lost,
+        )
+
+    def host_config(self) -> HostConfig | None:
+        """Return the newest HostConfig, from disk before the controller is reached; None before the first ever."""
+        resource = self._exchange.host_config()
+        return None if resource is None else _host_config(resource.body)
+
+    def reconnect(self) -> None:
+        """End the present stream to the controller; a new one is opened with what `connect` gives then."""
+        if self._call is not None:
+            self._call.cancel()
+
+    async def run(self) -> None:
+        """Serve Envoy and follow the controller until cancelled."""
+        server = await self._serve()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._follow())
+                group.create_task(self._apply_own())
+                group.create_task(self._write_disk())
+        finally:
+            await server.stop(grace=None)
+            await self._save()
+
+    # Envoy
+
+    async def _serve(self) -> grpc.aio.Server:
+        self._socket.unlink(missing_ok=True)
+        server = grpc.aio.server(options=[("grpc.max_receive_message_length", 64 << 20)])
+        method = grpc.stream_stream_rpc_method_handler(
+            self._envoy, request_deserializer=DeltaDiscoveryRequest.FromString, response_serializer=None
+        )
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {METHOD: method}),))
+        previous = os.umask(0o177)
+        try:
+            server.add_insecure_port(f"unix:{self._socket}")
+            await server.start()
+        finally:
+            os.umask(previous)
+        os.chown(self._socket, self._envoy_uid, -1)
+        return server
+
+    async def _envoy(self, requests: AsyncIterator[DeltaDiscoveryRequest], context: Context) -> None:
+        wake = asyncio.Event()
+        if self._envoy_wake is not None:
+            self._envoy_wake.set()
+        self._envoy_wake = wake
+        self._exchange.envoy_connected()
+        _log.info("envoy connected")
+        reader = asyncio.ensure_future(self._read_envoy(requests, wake))
+        try:
+            while self._envoy_wake is wake and not reader.done():
+                for push in self._exchange.pushes():
+                    await context.write(push.data)
+                self._settle()
+                await wake.wait()
+                wake.clear()
+        finally:
+            reader.cancel()
+            if self._envoy_wake is wake:
+                self._envoy_wake = None
+                self._exchange.envoy_disconnected()
+            _log.info("envoy disconnected")
+
+    async def _read_envoy(self, requests: AsyncIterator[DeltaDiscoveryRequest], wake: asyncio.Event) -> None:
+        try:
+            async for request in requests:
+                if self._envoy_wake is not wake:
+                    return
+                if request.HasField("error_detail"):
+                    message = request.error_detail.message[:2000]
+                    _log.error("envoy refused configuration", type_url=request.type_url, reason=message)
+                self._tell(self._exchange.receive(request, datetime.now(UTC)))
+                wake.set()
+        finally:
+            wake.set()
+
+    def _settle(self) -> None:
+        self._tell(self._exchange.settle(datetime.now(UTC)))
+        self._disk.set()
+
+    def _tell(self, requests: Iterable[DeltaDiscoveryRequest]) -> None:
+        if self._connected_at is not None:
+            for request in requests:
+                self._outbox.put_nowait(request)
+
+    # The controller
+
+    async def _follow(self) -> None:
+        backoff_s = BACKOFF_FIRST_S
+        impatience = _Impatience(self._cut_off)
+        while True:
+            started = datetime.now(UTC)
+            impatience.start()
+            try:
+                await self._stream(impatience)
+            except grpc.aio.AioRpcError as error:
+                self._last_error = f"{error.code().name}: {error.details() or 'no details'}"
+            finally:
+                self._lost_controller()
+            lived_s = (datetime.now(UTC) - started).total_seconds()
+            backoff_s = BACKOFF_FIRST_S if lived_s > STABLE_S else min(backoff_s * 2, BACKOFF_LAST_S)
+            wait_s = random.uniform(backoff_s / 2, backoff_s)  # noqa: S311 - jitter, not a secret
+            _log.warning("controller not connected", reason=self._last_error, retry_in_s=round(wait_s, 1))
+            impatience.start()
+            await asyncio.sleep(wait_s)
+
+    def _cut_off(self) -> None:
+        self._exchange.cut_off()
+        self._wake_envoy()
+
+    def _lost_controller(self) -> None:
+        self._connected_at = None
+        self._call = None
+        self._exchange.disconnected()
+        self._outbox = asyncio.Queue()
+
+    async def _stream(self, impatience: "_Impatience") -> None:
+        async with self._connect() as channel:
+            method = channel.stream_stream(
+                f"/{SERVICE}/{METHOD}",
+                request_serializer=DeltaDiscoveryRequest.SerializeToString,
+                response_deserializer=DeltaDiscoveryResponse.FromString,
+            )
+            # grpc's stubs miss that without an iterator the call is written to with write().
+            call: Upstream = method()  # type: ignore[call-arg]
+            self._call = call
+            await call.wait_for_connection()
+            self._connected_at = datetime.now(UTC)
+            self._last_error = ""
+            impatience.stop()
+            _log.info("controller connected")
+            opening = self._exchange.connected()
+            opening[0].node.id = self._host
+            opening[0].node.metadata.CopyFrom(self._metadata)
+            self._tell(opening)
+            writer = asyncio.ensure_future(self._write_controller(call, self._outbox))
+            try:
+                async for response in call:
+                    self._take(response)
+            except asyncio.CancelledError:
+                if not call.cancelled() or _being_cancelled():
+                    raise
+                self._last_error = "reconnecting"
+            finally:
+                writer.cancel()
+                call.cancel()
+        if not self._last_error:
+            self._last_error = "the controller ended the stream"
+
+    @staticmethod
+    async def _write_controller(call: Upstream, outbox: "asyncio.Queue[DeltaDiscoveryRequest]") -> None:
+        while True:
+            await call.write(await outbox.get())
+
+    def _take(self, response: DeltaDiscoveryResponse) -> None:
+        self._exchange.update(ClientStream.update(response))
+        if response.type_url == HOST_CONFIG_TYPE:
+            self._own_changed.set()
+        else:
+            self._wake_envoy()
+
+    def _wake_envoy(self) -> None:
+        if self._envoy_wake is not None:
+            self._envoy_wake.set()
+
+    # The agent's own configuration
+
+    async def _apply_own(self) -> None:
+        while True:
+            await self._own_changed.wait()
+            self._own_changed.clear()
+            config = self.host_config()
+            error = ""
+            if config is not None:
+                try:
+                    await self._on_host_config(config)
+                except Exception as refused:
+                    error = str(refused) or type(refused).__name__
+                    _log.error("host configuration refused", reason=error, exc_info=refused)
+            self._tell(self._exchange.own_settled(error, datetime.now(UTC)))
+            self._disk.set()
+
+    # The disk
+
+    async def _write_disk(self) -> None:
+        while True:
+            await self._disk.wait()
+            self._disk.clear()
+            await self._save()
+
+    async def _save(self) -> None:
+        changes = self._exchange.take_changes()
+        if not changes:
+            return
+        try:
+            await asyncio.to_thread(self._cache.write, changes)
+        except sqlite3.Error as error:
+            self._exchange.return_changes(changes)
+            _log.error("last-known-good configuration could not be written", reason=str(error))
+
+
+class _Impatience:
+    """Calls back once when the controller has been away for `PATIENCE_S`."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call = call
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(PATIENCE_S, self._call)
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def _being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _host_config(body: bytes) -> HostConfig:
+    config = HostConfig()
+    ResourceMessage.FromString(body).resource.Unpack(config)
+    return config

@@ -1,0 +1,262 @@
+"""Who is connected, what each host asked for, and whom a change of the mesh concerns. No I/O.
+
+The hub owns one `ServerStream` per connected host. It keeps an index from service to those who asked for something
+that depends on it, so that a change touches the streams it concerns and no other; a stream whose names turn out to
+have the same content is sent nothing.
+"""
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final
+
+from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest
+
+from hostmesh_api.delta import WILDCARD, Answer, Nack, Push, ServerStream
+from hostmesh_api.wire import ENDPOINT_TYPE
+from hostmesh_controller import xds
+from hostmesh_controller.mesh import Mesh, Touched
+
+MAX_NAMES: Final = 50_000
+"""Names one host may ask for: ten times the largest mesh we promise, so that one agent cannot exhaust memory."""
+
+_KEPT_NACKS: Final = 20
+
+Key = tuple[str, str]
+"""Type URL and name of a resource."""
+
+
+class TooManyNamesError(Exception):
+    """The peer asked for more names than `MAX_NAMES`."""
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedPush:
+    """A NACK, as operators see it."""
+
+    at: datetime
+    type_url: str
+    names: tuple[str, ...]
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class TypeState:
+    """One type on one stream: how many names are asked for, and when they were last acknowledged."""
+
+    subscribed: int
+    held: int
+    last_ack_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyState:
+    """One connected host.
+
+    `settled` is true when everything it is due has been acknowledged or refused; `acked_at` is None before the first
+    acknowledgement.
+    """
+
+    host: str
+    peer: str
+    since: datetime
+    settled: bool
+    acked_at: datetime | None
+    types: Mapping[str, TypeState]
+    nacks: tuple[RefusedPush, ...]
+
+
+@dataclass(slots=True)
+class Counts:
+    """Totals since start, by type URL."""
+
+    pushes: Counter[str] = field(default_factory=Counter)
+    push_bytes: Counter[str] = field(default_factory=Counter)
+    acks: Counter[str] = field(default_factory=Counter)
+    nacks: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(slots=True, eq=False)
+class Connection:
+    """One stream of one host. `wake` asks the transport to write what is due; `closed` asks it to end."""
+
+    host: str
+    peer: str
+    since: datetime
+    wake: Callable[[], None]
+    stream: ServerStream = field(default_factory=ServerStream)
+    closed: bool = False
+    watched: dict[Key, tuple[str, ...]] = field(default_factory=dict)
+    last_ack_at: dict[str, datetime] = field(default_factory=dict)
+    nacks: deque[RefusedPush] = field(default_factory=lambda: deque(maxlen=_KEPT_NACKS))
+
+
+@dataclass(frozen=True, slots=True)
+class _HostView:
+    """The mesh as one host may see it: the source of its stream."""
+
+    mesh: Mesh
+    host: str
+
+    def names(self, type_url: str) -> Iterable[str]:
+        return xds.wildcard(self.mesh, self.host, type_url)
+
+    def answer(self, type_url: str, name: str) -> Answer:
+        return Answer(xds.resource(self.mesh, self.host, type_url, name))
+
+
+class Hub:
+    """The connected hosts and the mesh they are shown."""
+
+    def __init__(self, mesh: Mesh, revision: int) -> None:
+        self._mesh = mesh
+        self._revision = revision
+        self._connections: dict[str, Connection] = {}
+        self._watchers: dict[str, dict[Connection, set[Key]]] = {}
+        self.counts = Counts()
+
+    @property
+    def mesh(self) -> Mesh:
+        """The mesh that is being shown."""
+        return self._mesh
+
+    @property
+    def revision(self) -> int:
+        """The store's revision of that mesh."""
+        return self._revision
+
+    def connect(self, host: str, peer: str, now: datetime, wake: Callable[[], None]) -> Connection:
+        """Open a stream for a host; an older stream of the same host is closed, since only one can be the live one."""
+        self.close(host)
+        connection = Connection(host, peer, now, wake)
+        self._connections[host] = connection
+        return connection
+
+    def disconnect(self, connection: Connection) -> None:
+        """Forget a stream whose transport has ended."""
+        connection.closed = True
+        for key in list(connection.watched):
+            self._unwatch(connection, key)
+        if self._connections.get(connection.host) is connection:
+            del self._connections[connection.host]
+
+    def close(self, host: str) -> bool:
+        """End the stream of a host, if it has one."""
+        connection = self._connections.get(host)
+        if connection is None:
+            return False
+        self.disconnect(connection)
+        connection.wake()
+        return True
+
+    def receive(self, connection: Connection, request: DeltaDiscoveryRequest, now: datetime) -> None:
+        """Take a request from a host.
+
+        Raises:
+            TooManyNamesError: the host asks for more than `MAX_NAMES`.
+        """
+        received = connection.stream.receive(request)
+        type_url = received.type_url
+        if received.acked is not None:
+            self.counts.acks[type_url] += 1
+            connection.last_ack_at[type_url] = now
+        if received.nacked is not None:
+            self._refused(connection, received.nacked, now)
+        if len(connection.watched) + len(received.subscribed) > MAX_NAMES:
+            raise TooManyNamesError(f"host {connection.host!r} asks for more than {MAX_NAMES} resources")
+        for name in received.subscribed:
+            if name != WILDCARD:
+                self._watch(connection, (type_url, name))
+        for name in received.unsubscribed:
+            self._unwatch(connection, (type_url, name))
+
+    def _refused(self, connection: Connection, nack: Nack, now: datetime) -> None:
+        self.counts.nacks[nack.type_url] += 1
+        connection.nacks.append(RefusedPush(now, nack.type_url, nack.names, nack.message))
+
+    def pushes(self, connection: Connection) -> Iterator[Push]:
+        """Yield what is due to a host now; the transport writes each."""
+        for push in connection.stream.pushes(_HostView(self._mesh, connection.host)):
+            self.counts.pushes[push.type_url] += 1
+            self.counts.push_bytes[push.type_url] += len(push.data)
+            yield push
+
+    def publish(self, mesh: Mesh, touched: Touched, revision: int) -> None:
+        """Show another mesh; wake the hosts that `touched` concerns."""
+        self._mesh, self._revision = mesh, revision
+        concerned: set[Connection] = set()
+        for connection in self._wholly_concerned(touched):
+            connection.stream.mark_all()
+            concerned.add(connection)
+            for key in list(connection.watched):
+                self._watch(connection, key)
+        for service in touched.services:
+            self._mark(service, concerned, endpoints_only=False)
+        for service in touched.endpoints - touched.services:
+            self._mark(service, concerned, endpoints_only=True)
+        for connection in concerned:
+            connection.wake()
+
+    def _wholly_concerned(self, touched: Touched) -> list[Connection]:
+        if touched.everything:
+            return list(self._connections.values())
+        return [self._connections[host] for host in touched.hosts if host in self._connections]
+
+    def _mark(self, service: str, concerned: set[Connection], *, endpoints_only: bool) -> None:
+        for connection, keys in list(self._watchers.get(service, {}).items()):
+            for type_url, name in list(keys):
+                if endpoints_only and type_url != ENDPOINT_TYPE:
+                    continue
+                connection.stream.mark(type_url, (name,))
+                concerned.add(connection)
+                if not endpoints_only:
+                    self._watch(connection, (type_url, name))
+
+    def _watch(self, connection: Connection, key: Key) -> None:
+        depends = xds.dependencies(self._mesh, connection.host, *key)
+        if connection.watched.get(key) == depends:
+            return
+        self._unwatch(connection, key)
+        connection.watched[key] = depends
+        for service in depends:
+            self._watchers.setdefault(service, {}).setdefault(connection, set()).add(key)
+
+    def _unwatch(self, connection: Connection, key: Key) -> None:
+        for service in connection.watched.pop(key, ()):
+            watchers = self._watchers.get(service, {})
+            keys = watchers.get(connection, set())
+            keys.discard(key)
+            if not keys:
+                watchers.pop(connection, None)
+            if not watchers:
+                self._watchers.pop(service, None)
+
+    def converged(self, revision: int) -> Mapping[str, bool]:
+        """Tell for each connected host whether it has acknowledged all that `revision` means for it."""
+        shown = self._revision >= revision
+        return {host: shown and each.stream.idle() for host, each in self._connections.items()}
+
+    def proxies(self) -> list[ProxyState]:
+        """Return the state of every connected host, by name."""
+        return [self._state(self._connections[host]) for host in sorted(self._connections)]
+
+    def connected(self) -> int:
+        """Return how many hosts are connected."""
+        return len(self._connections)
+
+    @staticmethod
+    def _state(connection: Connection) -> ProxyState:
+        types = {
+            type_url: TypeState(len(names), len(connection.stream.held(type_url)), connection.last_ack_at.get(type_url))
+            for type_url, names in connection.stream.subscriptions()
+        }
+        return ProxyState(
+            host=connection.host,
+            peer=connection.peer,
+            since=connection.since,
+            settled=connection.stream.idle(),
+            acked_at=max(connection.last_ack_at.values(), default=None),
+            types=types,
+            nacks=tuple(connection.nacks),
+        )

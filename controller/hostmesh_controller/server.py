@@ -1,0 +1,111 @@
+"""The transport of delta ADS: grpc.aio around the hub. It reads, writes and identifies; it decides nothing."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Final
+
+import grpc
+import structlog
+from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest
+
+from hostmesh_controller import xds
+from hostmesh_controller.hub import Connection, Hub, TooManyNamesError
+
+SERVICE: Final = "envoy.service.discovery.v3.AggregatedDiscoveryService"
+
+Context = grpc.aio.ServicerContext[DeltaDiscoveryRequest, bytes]
+Identify = Callable[[Context], Awaitable[str]]
+"""Returns the calling host's name from its verified certificate, or aborts the call."""
+
+_log = structlog.get_logger(__name__)
+
+
+class _RefusedError(Exception):
+    """The peer must be told and the stream ended."""
+
+    def __init__(self, code: grpc.StatusCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class AdsServer:
+    """Serves DeltaAggregatedResources to agents."""
+
+    def __init__(self, hub: Hub, identify: Identify) -> None:
+        self._hub = hub
+        self._identify = identify
+
+    def handler(self) -> grpc.GenericRpcHandler[DeltaDiscoveryRequest, bytes]:
+        """Return the handler to add to a grpc.aio server.
+
+        Responses are bytes already: there is no serializer between the hub and the wire.
+        """
+        method = grpc.stream_stream_rpc_method_handler(
+            self._stream, request_deserializer=DeltaDiscoveryRequest.FromString, response_serializer=None
+        )
+        return grpc.method_handlers_generic_handler(SERVICE, {"DeltaAggregatedResources": method})
+
+    async def _stream(self, requests: AsyncIterator[DeltaDiscoveryRequest], context: Context) -> None:
+        host = await self._identify(context)
+        if not xds.knows_host(self._hub.mesh, host):
+            await context.abort(
+                grpc.StatusCode.PERMISSION_DENIED,
+                f"host {host!r} is not registered; register it again with: hostmesh register {host}",
+            )
+        wake = asyncio.Event()
+        connection = self._hub.connect(host, context.peer(), datetime.now(UTC), wake.set)
+        log = _log.bind(host=host, peer=context.peer())
+        log.info("proxy connected")
+        reader = asyncio.ensure_future(self._read(requests, connection, wake))
+        try:
+            await self._write(context, connection, wake, reader)
+        except _RefusedError as refused:
+            log.warning("proxy refused", reason=refused.message)
+            await context.abort(refused.code, refused.message)
+        finally:
+            reader.cancel()
+            self._hub.disconnect(connection)
+            log.info("proxy disconnected")
+
+    async def _write(
+        self, context: Context, connection: Connection, wake: asyncio.Event, reader: "asyncio.Future[None]"
+    ) -> None:
+        while not connection.closed:
+            await wake.wait()
+            wake.clear()
+            for push in self._hub.pushes(connection):
+                await context.write(push.data)
+            if reader.done():
+                reader.result()
+                return
+        raise _RefusedError(grpc.StatusCode.ABORTED, "another stream of this host took over, or the host was removed")
+
+    async def _read(
+        self, requests: AsyncIterator[DeltaDiscoveryRequest], connection: Connection, wake: asyncio.Event
+    ) -> None:
+        try:
+            async for request in requests:
+                self._take(request, connection)
+                wake.set()
+        finally:
+            wake.set()
+
+    def _take(self, request: DeltaDiscoveryRequest, connection: Connection) -> None:
+        if request.node.id and request.node.id != connection.host:
+            raise _RefusedError(
+                grpc.StatusCode.PERMISSION_DENIED,
+                f"node id {request.node.id!r} is not the host of the certificate, {connection.host!r}",
+            )
+        if request.HasField("error_detail"):
+            _log.warning(
+                "proxy refused configuration",
+                host=connection.host,
+                type_url=request.type_url,
+                reason=request.error_detail.message[:2000],
+            )
+        try:
+            self._hub.receive(connection, request, datetime.now(UTC))
+        except TooManyNamesError as error:
+            raise _RefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error)) from error

@@ -1,0 +1,71 @@
+"""The last-known-good store survives what disks do."""
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from hostmesh_agent.cache import Cache, Change, Entry
+from hostmesh_api.delta import Resource
+
+ENTRY = Entry("type", True, Resource("name", "1", b"body"))
+FILE = "last-known-good.sqlite"
+
+
+def put(entry: Entry) -> Change:
+    return Change(entry.type_url, entry.resource.name, entry)
+
+
+def written(directory: Path) -> None:
+    cache = Cache(directory)
+    cache.write([put(ENTRY)])
+    cache.close()
+
+
+def test_what_was_written_is_there_after_a_restart(tmp_path: Path) -> None:
+    written(tmp_path / "cache")
+    cache = Cache(tmp_path / "cache")
+    assert cache.entries() == (ENTRY,)
+    cache.write([Change("type", "name", None)])
+    cache.close()
+    cache = Cache(tmp_path / "cache")
+    assert cache.entries() == ()
+    cache.close()
+
+
+def test_only_the_owner_may_read_it(tmp_path: Path) -> None:
+    written(tmp_path / "cache")
+    assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "cache" / FILE).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_batch_is_all_or_nothing(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    broken = Entry("type", True, Resource("other", "1", None))  # type: ignore[arg-type] # what must not half-succeed
+    with pytest.raises((sqlite3.Error, TypeError)):
+        cache.write([put(ENTRY), put(broken)])
+    cache.close()
+    cache = Cache(tmp_path)
+    assert cache.entries() == ()
+    cache.close()
+
+
+@pytest.mark.parametrize("damage", ["garbage", "flipped", "newer"])
+def test_what_cannot_be_read_is_set_aside_and_said(tmp_path: Path, damage: str) -> None:
+    written(tmp_path)
+    if damage == "garbage":
+        (tmp_path / FILE).write_bytes(b"not a database, by far not one" * 100)
+    else:
+        connection = sqlite3.connect(tmp_path / FILE)
+        connection.execute("UPDATE resource SET body=x'00'" if damage == "flipped" else "PRAGMA user_version=99")
+        connection.commit()
+        connection.close()
+    cache = Cache(tmp_path)
+    assert cache.entries() == ()
+    assert FILE in cache.lost
+    assert (tmp_path / f"{FILE}.unreadable").exists()
+    cache.write([put(ENTRY)])
+    cache.close()
+    cache = Cache(tmp_path)
+    assert (cache.entries(), cache.lost) == ((ENTRY,), "")
+    cache.close()

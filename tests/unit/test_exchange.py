@@ -1,0 +1,193 @@
+"""Conversations through the exchange: Envoy on one side, the controller on the other, no I/O."""
+
+from datetime import UTC, datetime
+
+from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
+from envoy.service.discovery.v3.discovery_pb2 import Resource as ResourceMessage
+
+from hostmesh_agent.cache import Entry
+from hostmesh_agent.exchange import Exchange
+from hostmesh_api.delta import ClientStream, Push, Resource, Update
+from hostmesh_api.wire import CLUSTER_TYPE, ENDPOINT_TYPE, HOST_CONFIG_TYPE, LISTENER_TYPE, VIRTUAL_HOST_TYPE
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def resource(name: str, version: str) -> Resource:
+    return Resource(name, version, ResourceMessage(name=name, version=version).SerializeToString())
+
+
+def ask(type_url: str, *names: str) -> DeltaDiscoveryRequest:
+    return DeltaDiscoveryRequest(type_url=type_url, resource_names_subscribe=names)
+
+
+def sent(push: Push) -> dict[str, str]:
+    return {each.name: each.version for each in DeltaDiscoveryResponse.FromString(push.data).resources}
+
+
+def describe(requests: list[DeltaDiscoveryRequest]) -> list[str]:
+    """Say in short what is told to the controller."""
+    out = []
+    for each in requests:
+        kind = each.type_url.rsplit(".", 1)[1]
+        if each.HasField("error_detail"):
+            out.append(f"nack {kind} {each.response_nonce}: {each.error_detail.message}")
+        elif each.response_nonce:
+            out.append(f"ack {kind} {each.response_nonce}")
+        else:
+            names = [*each.resource_names_subscribe, *(f"-{name}" for name in each.resource_names_unsubscribe)]
+            out.append(f"want {kind} {' '.join(names)} {dict(each.initial_resource_versions)}")
+    return out
+
+
+def connected(*entries: Entry) -> Exchange:
+    exchange = Exchange(entries)
+    exchange.connected()
+    exchange.envoy_connected()
+    return exchange
+
+
+def only(pushes: list[Push]) -> Push:
+    (push,) = pushes
+    return push
+
+
+def test_a_wish_of_envoy_goes_to_the_controller_once_and_its_answer_to_envoy() -> None:
+    exchange = connected()
+    assert describe(exchange.receive(ask(ENDPOINT_TYPE, "a"), NOW)) == ["want ClusterLoadAssignment a {}"]
+    assert exchange.pushes() == []
+    exchange.update(Update(ENDPOINT_TYPE, "u1", (resource("a", "1"),), ()))
+    push = only(exchange.pushes())
+    assert sent(push) == {"a": "1"}
+    assert exchange.settle(NOW) == []
+    exchange.receive(ClientStream.ack(push.type_url, push.nonce), NOW)
+    assert describe(exchange.settle(NOW)) == ["ack ClusterLoadAssignment u1"]
+    (change,) = exchange.take_changes()
+    assert change.entry == Entry(ENDPOINT_TYPE, False, resource("a", "1"))
+
+
+def test_nothing_is_acknowledged_to_the_controller_while_envoy_is_away() -> None:
+    exchange = connected()
+    exchange.receive(ask(LISTENER_TYPE), NOW)
+    exchange.envoy_disconnected()
+    exchange.update(Update(LISTENER_TYPE, "u1", (resource("in", "1"),), ()))
+    assert exchange.settle(NOW) == []
+    exchange.envoy_connected()
+    exchange.receive(ask(LISTENER_TYPE), NOW)
+    push = only(exchange.pushes())
+    assert exchange.settle(NOW) == []
+    exchange.receive(ClientStream.ack(push.type_url, push.nonce), NOW)
+    assert describe(exchange.settle(NOW)) == ["ack Listener u1"]
+
+
+def test_envoy_is_answered_from_disk_when_the_controller_never_came() -> None:
+    exchange = Exchange(
+        [Entry(LISTENER_TYPE, True, resource("in", "7")), Entry(CLUSTER_TYPE, False, resource("outbound|1", "2"))]
+    )
+    exchange.envoy_connected()
+    exchange.receive(ask(LISTENER_TYPE), NOW)
+    assert sent(only(exchange.pushes())) == {"in": "7"}
+    exchange.receive(ask(CLUSTER_TYPE, "outbound|1"), NOW)
+    assert sent(only(exchange.pushes())) == {"outbound|1": "2"}
+
+
+def test_a_new_stream_to_the_controller_says_what_is_held_and_asks_for_what_was_used() -> None:
+    exchange = Exchange(
+        [Entry(LISTENER_TYPE, True, resource("in", "7")), Entry(CLUSTER_TYPE, False, resource("used", "2"))]
+    )
+    assert describe(exchange.connected()) == [
+        "want HostConfig self {}",
+        "want Cluster used {'used': '2'}",
+        "want Listener * {'in': '7'}",
+    ]
+
+
+def test_what_envoy_refuses_is_undone_and_told_and_not_kept_on_disk() -> None:
+    exchange = connected(Entry(LISTENER_TYPE, True, resource("in", "1")))
+    exchange.receive(ask(LISTENER_TYPE), NOW)
+    push = only(exchange.pushes())
+    exchange.receive(ClientStream.ack(push.type_url, push.nonce), NOW)
+    exchange.update(Update(LISTENER_TYPE, "u2", (resource("in", "2"),), ()))
+    push = only(exchange.pushes())
+    exchange.receive(ClientStream.nack(push.type_url, push.nonce, "bad filter"), NOW)
+    assert exchange.pushes() == []
+    assert describe(exchange.settle(NOW)) == ["nack Listener u2: in: bad filter"]
+    assert exchange.take_changes() == []
+    assert exchange.refusals[-1].message == "bad filter"
+    exchange.envoy_connected()
+    exchange.receive(ask(LISTENER_TYPE), NOW)
+    assert sent(only(exchange.pushes())) == {"in": "1"}
+
+
+def test_a_bad_resource_does_not_keep_its_neighbours_from_being_accepted() -> None:
+    exchange = connected()
+    exchange.receive(ask(LISTENER_TYPE), NOW)
+    exchange.update(Update(LISTENER_TYPE, "u1", (resource("bad", "1"), resource("good", "1")), ()))
+    push = only(exchange.pushes())
+    exchange.receive(ClientStream.nack(push.type_url, push.nonce, "no"), NOW)
+    assert exchange.settle(NOW) == []
+    push = only(exchange.pushes())
+    assert sent(push) == {"bad": "1"}
+    exchange.receive(ClientStream.nack(push.type_url, push.nonce, "no"), NOW)
+    push = only(exchange.pushes())
+    assert sent(push) == {"good": "1"}
+    exchange.receive(ClientStream.ack(push.type_url, push.nonce), NOW)
+    assert describe(exchange.settle(NOW)) == ["nack Listener u1: bad: no"]
+    assert [change.name for change in exchange.take_changes()] == ["good"]
+
+
+def test_what_the_controller_removes_is_removed_from_envoy_and_from_disk() -> None:
+    exchange = connected(Entry(LISTENER_TYPE, True, resource("old", "1")))
+    exchange.receive(ask(LISTENER_TYPE), NOW)
+    push = only(exchange.pushes())
+    exchange.receive(ClientStream.ack(push.type_url, push.nonce), NOW)
+    exchange.update(Update(LISTENER_TYPE, "u2", (), ("old",)))
+    push = only(exchange.pushes())
+    assert push.removed == ("old",)
+    exchange.receive(ClientStream.ack(push.type_url, push.nonce), NOW)
+    assert describe(exchange.settle(NOW)) == ["ack Listener u2"]
+    (change,) = exchange.take_changes()
+    assert (change.name, change.entry) == ("old", None)
+
+
+def test_an_unknown_name_waits_for_the_controller_and_fails_at_once_when_it_stays_away() -> None:
+    exchange = connected()
+    exchange.receive(ask(VIRTUAL_HOST_TYPE, "80/nobody"), NOW)
+    exchange.disconnected()
+    assert exchange.pushes() == []
+    exchange.cut_off()
+    push = only(exchange.pushes())
+    (message,) = DeltaDiscoveryResponse.FromString(push.data).resources
+    assert (message.name, list(message.aliases), message.HasField("resource")) == ("80/nobody", ["80/nobody"], False)
+    exchange.receive(ClientStream.ack(push.type_url, push.nonce), NOW)
+    exchange.connected()
+    exchange.update(Update(VIRTUAL_HOST_TYPE, "u1", (resource("80/nobody", "3"),), ()))
+    assert sent(only(exchange.pushes())) == {"80/nobody": "3"}
+
+
+def test_a_name_that_envoy_gives_up_is_given_up_everywhere() -> None:
+    exchange = connected(Entry(ENDPOINT_TYPE, False, resource("a", "1")))
+    exchange.receive(ask(ENDPOINT_TYPE, "a"), NOW)
+    told = exchange.receive(DeltaDiscoveryRequest(type_url=ENDPOINT_TYPE, resource_names_unsubscribe=["a"]), NOW)
+    assert describe(told) == ["want ClusterLoadAssignment -a {}"]
+    (change,) = exchange.take_changes()
+    assert change.entry is None
+
+
+def test_the_agents_own_configuration_is_acknowledged_when_applied_and_undone_when_refused() -> None:
+    exchange = connected()
+    exchange.update(Update(HOST_CONFIG_TYPE, "h1", (resource("self", "1"),), ()))
+    assert describe(exchange.own_settled("", NOW)) == ["ack HostConfig h1"]
+    exchange.update(Update(HOST_CONFIG_TYPE, "h2", (resource("self", "2"),), ()))
+    assert describe(exchange.own_settled("would capture SSH", NOW)) == ["nack HostConfig h2: self: would capture SSH"]
+    assert exchange.host_config() == resource("self", "1")
+    assert [change.entry.resource.version for change in exchange.take_changes() if change.entry] == ["1"]
+
+
+def test_a_failed_write_is_kept_for_the_next_one() -> None:
+    exchange = connected()
+    exchange.update(Update(HOST_CONFIG_TYPE, "h1", (resource("self", "1"),), ()))
+    exchange.own_settled("", NOW)
+    changes = exchange.take_changes()
+    exchange.return_changes(changes)
+    assert exchange.take_changes() == changes

@@ -285,7 +285,8 @@ def _check_root(root: Issuer, trust_domain: str, now: datetime, directory: Path)
         owned = []
     if owned != [f"spiffe://{trust_domain}"]:
         msg = (
-            f"{directory / 'root.pem'} belongs to {owned or 'no trust domain'}, the configuration says trust_domain = {trust_domain!r}: "
+            f"{directory / 'root.pem'} belongs to {owned or 'no trust domain'}, the configuration says trust_domain = "
+            f"{trust_domain!r}: "
             "set trust_domain back, or use another state_dir for the other trust domain"
         )
         raise AuthorityError(msg)

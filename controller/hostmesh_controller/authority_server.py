@@ -1,0 +1,100 @@
+"""The controller's own certificate: made in memory at start, renewed by itself, given to gRPC at each handshake."""
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Final
+
+import grpc
+import structlog
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from hostmesh_api.identity import ControllerIdentity
+from hostmesh_controller.authority import LEAF_LIFE, Authority, AuthorityError
+
+_log: Final = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerKeyPair:
+    """PEM; `chain_pem` is leaf first."""
+
+    key_pem: bytes = field(repr=False)
+    chain_pem: bytes = field(repr=False)
+    bundle_pem: bytes = field(repr=False)
+    renew_at: datetime
+    not_after: datetime
+
+
+class ServerCertificate:
+    """The certificate under which the controller listens. Thread-safe: gRPC asks from its own threads.
+
+    Its key never touches the disk: a controller that starts again makes a new one.
+    """
+
+    def __init__(
+        self,
+        authority: Authority,
+        addresses: Sequence[str],
+        now: Callable[[], datetime],
+        life: timedelta = LEAF_LIFE,
+    ) -> None:
+        """`addresses` are the DNS names and IP addresses under which the controller is called."""
+        self._authority = authority
+        self._addresses = tuple(dict.fromkeys(addresses))
+        self._now = now
+        self._life = life
+        self._lock = threading.Lock()
+        self._current = self._make(now())
+
+    def current(self) -> ServerKeyPair:
+        """Return the certificate to present now; a new one after half of the old one's life."""
+        with self._lock:
+            now = self._now()
+            if now >= self._current.renew_at:
+                try:
+                    self._current = self._make(now)
+                except AuthorityError as error:
+                    _log.error("server_certificate_not_renewed", error=str(error))
+            return self._current
+
+    def credentials(self, *, client_certificates: bool) -> grpc.ServerCredentials:
+        """Return credentials for one gRPC port that follow every renewal.
+
+        Args:
+            client_certificates: require one of the mesh (the agents' port), or ask for none (the join port).
+        """
+        presented = self.current()
+
+        def fetch() -> grpc.ServerCertificateConfiguration | None:
+            nonlocal presented
+            current = self.current()
+            if current is presented:
+                return None
+            presented = current
+            return _configuration(current, client_certificates)
+
+        return grpc.dynamic_ssl_server_credentials(
+            _configuration(presented, client_certificates),
+            fetch,  # type: ignore[arg-type]  # None means "as before" (gRPC's documentation); the stubs do not know
+            client_certificates,
+        )
+
+    def _make(self, now: datetime) -> ServerKeyPair:
+        key = ec.generate_private_key(ec.SECP256R1())
+        identity = ControllerIdentity(self._authority.trust_domain)
+        issued = self._authority.issue(key.public_key(), identity, now, self._life, addresses=self._addresses)
+        return ServerKeyPair(
+            key_pem=key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
+            chain_pem=issued.chain_pem,
+            bundle_pem=self._authority.bundle_pem,
+            renew_at=now + (issued.not_after - now) / 2,
+            not_after=issued.not_after,
+        )
+
+
+def _configuration(pair: ServerKeyPair, client_certificates: bool) -> grpc.ServerCertificateConfiguration:
+    roots = pair.bundle_pem if client_certificates else None
+    return grpc.ssl_server_certificate_configuration([(pair.key_pem, pair.chain_pem)], roots)

@@ -1,0 +1,166 @@
+"""Who calls: the host named by the verified client certificate, if the store still knows that certificate.
+
+TLS has proven the key and the chain before anything here runs. Here it is decided whom the certificate names, and
+whether that host may still speak: it is registered, the certificate was issued to it, and no newer one of it is in use.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final, Protocol
+
+import grpc
+import structlog
+from cryptography import x509
+
+from hostmesh_api.identity import HostIdentity, parse_identity
+from hostmesh_controller.store import CertificateRecord
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+SUPERSEDED_GRACE: Final = timedelta(minutes=5)
+"""How long the old certificate of a host is good after the new one was first used: its open channels move over."""
+
+_log: Final = structlog.get_logger(__name__)
+
+
+class RefusedError(Exception):
+    """The call ends here: the peer is told `message`, which says who must act."""
+
+    def __init__(self, code: grpc.StatusCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class CertificateStore(Protocol):
+    """What peers need of the store."""
+
+    def certificates(self, host: str) -> list[CertificateRecord]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PeerCertificate:
+    """What a client certificate says; `serial` as in CertificateRecord."""
+
+    identity: HostIdentity
+    serial: str
+    not_after: datetime
+
+
+class Peers:
+    """Recognises callers. One per process: it remembers which certificate each host uses."""
+
+    def __init__(
+        self,
+        store: CertificateStore,
+        trust_domain: str,
+        registered: Callable[[str], bool],
+        now: Callable[[], datetime],
+    ) -> None:
+        """`registered` tells whether the registry has the host."""
+        self._store = store
+        self._trust_domain = trust_domain
+        self._registered = registered
+        self._now = now
+        self._pins = Pins()
+
+    async def host_of(self, context: Context) -> HostIdentity:
+        """Return the host that calls, or end the call.
+
+        It ends with UNAUTHENTICATED where there is no host certificate, with PERMISSION_DENIED where the host may not
+        speak any more.
+        """
+        try:
+            peer = peer_certificate(context, self._trust_domain, self._now())
+            records = await asyncio.to_thread(self._store.certificates, peer.identity.host)
+            self._check(peer, records)
+        except RefusedError as refused:
+            _log.warning("peer_refused", peer=context.peer(), reason=refused.message)
+            await context.abort(refused.code, refused.message)
+            raise  # abort never returns
+        return peer.identity
+
+    async def name_of(self, context: Context) -> str:
+        """Return the name of the host that calls; see `host_of`."""
+        return (await self.host_of(context)).host
+
+    def _check(self, peer: PeerCertificate, records: Sequence[CertificateRecord]) -> None:
+        host = peer.identity.host
+        if not self._registered(host):
+            msg = f"host {host!r} is not registered: the operator must register it (hostmesh register)"
+            raise RefusedError(grpc.StatusCode.PERMISSION_DENIED, msg)
+        own = [each for each in records if each.spiffe_id == peer.identity.uri]
+        problem = self._pins.use(host, peer.serial, own, self._now())
+        if problem:
+            msg = f"host {host!r}: {problem}: the host must join again with a new token (hostmesh token create)"
+            raise RefusedError(grpc.StatusCode.PERMISSION_DENIED, msg)
+
+
+@dataclass(frozen=True, slots=True)
+class _Use:
+    serial: str
+    since: datetime
+
+
+class Pins:
+    """Which certificates of a host are good: the newest one it has used, and those issued after it.
+
+    A renewed certificate whose answer was lost on the way does no harm: the old one stays good until a newer one is
+    really used. What was used is kept in memory; after a restart of the controller the host's next call, seconds
+    later, tells it again.
+    """
+
+    def __init__(self) -> None:
+        self._used: dict[str, _Use] = {}
+
+    def use(self, host: str, serial: str, records: Sequence[CertificateRecord], now: datetime) -> str | None:
+        """Take note that the host uses a certificate; return why it must not, or None if it may.
+
+        Args:
+            host: its name.
+            serial: of the certificate it uses.
+            records: the host's own certificates that the store knows, oldest first.
+            now: aware.
+        """
+        serials = [each.serial for each in records]
+        if serial not in serials:
+            return "its certificate is not, or no longer, known to the controller"
+        used = self._used.get(host)
+        if used is None or used.serial not in serials or serials.index(serial) > serials.index(used.serial):
+            self._used[host] = _Use(serial, now)
+        elif serials.index(serial) < serials.index(used.serial) and now - used.since > SUPERSEDED_GRACE:
+            return "its certificate was replaced by a newer one that is in use"
+        return None
+
+
+def peer_certificate(context: Context, trust_domain: str, now: datetime) -> PeerCertificate:
+    """Read the client certificate of a call that came over mutual TLS.
+
+    Raises:
+        RefusedError: there is none, it does not name exactly one host of the trust domain, or it has expired since the
+            connection was made.
+    """
+    pem = [bytes(each) for each in context.auth_context().get("x509_pem_cert", ())]
+    if len(pem) != 1:
+        raise _not_a_host("no client certificate was presented")
+    try:
+        certificate = x509.load_pem_x509_certificate(pem[0])
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+        identity = parse_identity(uris[0]) if len(uris) == 1 else None
+    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension) as error:
+        raise _not_a_host("the client certificate names no SPIFFE ID") from error
+    if not isinstance(identity, HostIdentity):
+        raise _not_a_host("the client certificate is not a host's")
+    if identity.trust_domain != trust_domain:
+        raise _not_a_host(f"the client certificate is not of the trust domain {trust_domain}")
+    if certificate.not_valid_after_utc <= now:
+        raise _not_a_host("the client certificate expired while the connection was open")
+    return PeerCertificate(identity, f"{certificate.serial_number:032x}", certificate.not_valid_after_utc)
+
+
+def _not_a_host(why: str) -> RefusedError:
+    msg = f"{why}: the agent must call with the certificate of its host"
+    return RefusedError(grpc.StatusCode.UNAUTHENTICATED, msg)

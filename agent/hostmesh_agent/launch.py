@@ -1,0 +1,123 @@
+"""The short life between the agent's fork and Envoy: run as a script, it gives up everything and becomes Envoy.
+
+An own program rather than a preexec function: the agent has threads (grpc), and after a fork of a threaded process only
+an exec is safe. It imports only what starts fast, since it stands in the way of a restart.
+
+It writes the process record itself, before it becomes Envoy: an agent killed at any moment leaves no Envoy that the
+next agent does not know. Run as `python -I -S launch.py SPEC`, SPEC being the JSON of `Spec`'s keys.
+"""
+
+import ctypes
+import json
+import os
+import resource
+import signal
+import sys
+from typing import Final, TypedDict
+
+EXIT_NOT_STARTED: Final = 126
+
+# From linux/prctl.h and linux/capability.h.
+_PR_CAPBSET_DROP: Final = 24
+_PR_SET_NO_NEW_PRIVS: Final = 38
+_PR_CAP_AMBIENT: Final = 47
+_PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
+_CAPABILITY_VERSION_3: Final = 0x20080522
+_CAPABILITIES: Final = 64
+
+
+class Spec(TypedDict):
+    """What to become. `uid` None: stay who we are (an agent that is not root)."""
+
+    argv: list[str]
+    cwd: str
+    binary: str
+    uid: int | None
+    gid: int
+    max_files: int
+    record: str
+    facts: dict[str, str]
+
+
+def boot_id() -> str:
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:  # noqa: PTH123 - pathlib starts slowly
+        return file.read().strip()
+
+
+def start_ticks(pid: int) -> int:
+    """Return when the process started, in clock ticks since boot: with pid and boot id it names a process for good.
+
+    Raises:
+        ProcessLookupError: there is no such process, or only its zombie.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123 - as above
+            # The program's name, in parentheses, may contain anything; what counts comes after it (proc(5)).
+            fields = file.read().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        raise ProcessLookupError(pid) from None
+    if fields[0] in (b"Z", b"X"):
+        raise ProcessLookupError(pid)
+    return int(fields[19])
+
+
+def write_record(path: str, facts: dict[str, str]) -> None:
+    pid = os.getpid()
+    document = {**facts, "pid": pid, "start_ticks": start_ticks(pid), "boot_id": boot_id()}
+    draft = f"{path}.{pid}"
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        json.dump(document, file)
+        file.flush()
+        os.fsync(descriptor)
+    os.replace(draft, path)  # noqa: PTH105 - as above
+
+
+def _prctl(option: int, argument: int = 0) -> bool:
+    return bool(ctypes.CDLL(None, use_errno=True).prctl(option, argument, 0, 0, 0) == 0)
+
+
+def _clear_capabilities() -> None:
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    none = (ctypes.c_uint32 * 6)()
+    if ctypes.CDLL(None, use_errno=True).capset(header, none) != 0:
+        raise OSError(ctypes.get_errno(), "capset")
+
+
+def give_up_privileges(uid: int | None, gid: int) -> None:
+    """Become `uid`, with no other group and no capability, and no way to gain one."""
+    _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
+    if uid is not None:
+        for capability in range(_CAPABILITIES):
+            _prctl(_PR_CAPBSET_DROP, capability)
+        os.setgroups([])
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+    # setresuid clears them too, unless securebits say otherwise; the inheritable set it never clears.
+    _clear_capabilities()
+    if not _prctl(_PR_SET_NO_NEW_PRIVS, 1):
+        raise OSError("prctl(PR_SET_NO_NEW_PRIVS) failed")
+
+
+def main(spec: Spec) -> None:
+    """Become Envoy; returns only by an exception."""
+    os.closerange(3, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    os.chdir(spec["cwd"])
+    os.umask(0o077)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (spec["max_files"], spec["max_files"]))
+    # A core of Envoy holds private keys.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # Python ignores SIGPIPE and SIGXFSZ, and an exec keeps what is ignored.
+    for each in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(each, signal.SIG_DFL)
+    write_record(spec["record"], spec["facts"])
+    give_up_privileges(spec["uid"], spec["gid"])
+    os.execve(spec["binary"], spec["argv"], {})  # noqa: S606 - no shell is the point
+
+
+if __name__ == "__main__":
+    try:
+        main(json.loads(sys.argv[1]))
+    except (OSError, ValueError) as error:
+        print(f"[hostmesh-agent] Envoy cannot be started: {error}", file=sys.stderr, flush=True)
+        sys.exit(EXIT_NOT_STARTED)

@@ -1,0 +1,90 @@
+from pathlib import Path
+
+import pytest
+
+from hostmesh_agent.config import AgentConfig, ConfigError, load, parse
+
+
+def test_an_empty_file_gives_the_defaults() -> None:
+    config = parse("", "agent.toml")
+    assert config == AgentConfig()
+    assert config.state_dir == Path("/var/lib/hostmesh")
+    assert config.xds_socket == Path("/run/hostmesh/xds.sock")
+    assert config.envoy.user == "hostmesh-envoy"
+    assert config.envoy.binary is None
+
+
+def test_every_key_is_read() -> None:
+    config = parse(
+        """
+        state_dir = "/srv/mesh"
+        run_dir = "/run/mesh"
+        [envoy]
+        user = "nobody"
+        binary = "/opt/envoy"
+        sha256 = "8AA137a7d00994ce43f613556f5a120709229f63bedb86eedde5ccbc402c2b80"
+        supervisor = "builtin"
+        concurrency = 3
+        log_level = "info"
+        [capture]
+        enabled = false
+        exclude_inbound_ports = [9100, 22, 22]
+        [dns]
+        enabled = false
+        resolv_conf = "/etc/other.conf"
+        [log]
+        level = "debug"
+        """,
+        "agent.toml",
+    )
+    assert config.state_dir == Path("/srv/mesh")
+    assert config.envoy.binary == Path("/opt/envoy")
+    assert config.envoy.sha256 == "8aa137a7d00994ce43f613556f5a120709229f63bedb86eedde5ccbc402c2b80"
+    assert config.envoy.workers(cpus=64) == 3
+    assert config.capture.exclude_inbound_ports == (22, 9100)
+    assert not config.capture.enabled
+    assert not config.dns.enabled
+    assert config.log.level == "debug"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('stat_dir = "/x"', "f: stat_dir: unknown key; did you mean 'state_dir'?"),
+        ("[envoy]\nuzer = 'x'", "f: envoy.uzer: unknown key; did you mean 'user'?"),
+        ("[log]\nzzz = 1", "f: log.zzz: unknown key; known keys: level"),
+        ("[envoy]\nsupervisor = 'systemd'", "f: envoy.supervisor: 'systemd' comes with the packages"),
+        ("[envoy]\nsupervisor = 'runit'", "f: envoy.supervisor: unknown supervisor 'runit'"),
+        ("[envoy]\nuser = 'root'", "f: envoy.user: Envoy does not run as root"),
+        ("[envoy]\nsha256 = 'abc'", "f: envoy.sha256: must be 64 hexadecimal digits"),
+        ("[envoy]\nconcurrency = true", "f: envoy.concurrency: must be a whole number"),
+        ("[envoy]\nlog_level = 'loud'", "f: envoy.log_level: must be one of trace"),
+        ("envoy = 3", "f: envoy: must be a table, written [envoy]"),
+        ("[capture]\nenabled = 'yes'", "f: capture.enabled: must be true or false"),
+        ("[capture]\nexclude_inbound_ports = [0]", "f: capture.exclude_inbound_ports: must be a list of ports"),
+        ("state_dir = 'x'", "f: state_dir: must be an absolute path"),
+        ("state_dir = 3", "f: state_dir: must be a string"),
+        ("[[[", "f: not valid TOML"),
+        (f"state_dir = '/{'x' * 100}'", "f: state_dir: too long"),
+    ],
+)
+def test_a_mistake_is_named_with_its_file_and_key(text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(text, "f")
+    assert str(caught.value).startswith(message)
+
+
+def test_a_named_file_must_exist_and_the_flag_wins_over_the_environment(tmp_path: Path) -> None:
+    named = tmp_path / "agent.toml"
+    with pytest.raises(ConfigError, match="no such file"):
+        load(named, {})
+    with pytest.raises(ConfigError, match="no such file"):
+        load(None, {"HOSTMESH_AGENT_CONFIG": str(named)})
+    named.write_text("[log]\nlevel = 'error'\n")
+    assert load(named, {"HOSTMESH_AGENT_CONFIG": "/nowhere"}).log.level == "error"
+    assert load(None, {"HOSTMESH_AGENT_CONFIG": str(named)}).log.level == "error"
+
+
+def test_workers_follow_the_cores_up_to_four() -> None:
+    envoy = AgentConfig().envoy
+    assert [envoy.workers(cpus) for cpus in (0, 1, 3, 4, 96)] == [1, 1, 3, 4, 4]

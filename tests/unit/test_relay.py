@@ -1,0 +1,257 @@
+"""The relay over real gRPC streams: a controller on one unix socket, Envoy's side on another."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import pytest
+from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
+from envoy.service.discovery.v3.discovery_pb2 import Resource as ResourceMessage
+
+from hostmesh_agent.cache import Cache
+from hostmesh_agent.relay import METHOD, SERVICE, Relay
+from hostmesh_api.delta import Answer, ClientStream, Resource, ServerStream
+from hostmesh_api.v1.hostmesh_pb2 import HostConfig
+from hostmesh_api.wire import CLUSTER_TYPE, HOST_CONFIG_TYPE, LISTENER_TYPE
+
+BOUND_S = 10.0
+
+
+def resource(name: str, version: str) -> Resource:
+    return Resource(name, version, ResourceMessage(name=name, version=version).SerializeToString())
+
+
+def host_config(host: str, version: str) -> Resource:
+    message = ResourceMessage(name="self", version=version)
+    message.resource.Pack(HostConfig(host=host))
+    return Resource("self", version, message.SerializeToString())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait, bounded, for something that another task brings about."""
+    async with asyncio.timeout(BOUND_S):
+        while not condition():  # noqa: ASYNC110 - what is waited for is set by code that knows no event of ours
+            await asyncio.sleep(0.01)
+
+
+@dataclass
+class Controller:
+    """A controller that serves what the test puts on its shelf, with the real server stream."""
+
+    socket: Path
+    shelf: dict[str, dict[str, Resource]] = field(default_factory=dict)
+    requests: list[DeltaDiscoveryRequest] = field(default_factory=list)
+    sent: list[tuple[str, ...]] = field(default_factory=list)
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    stream: ServerStream | None = None
+
+    def names(self, type_url: str) -> list[str]:
+        return list(self.shelf.get(type_url, {}))
+
+    def answer(self, type_url: str, name: str) -> Answer:
+        return Answer(self.shelf.get(type_url, {}).get(name))
+
+    def put(self, type_url: str, *resources: Resource) -> None:
+        self.shelf.setdefault(type_url, {}).update({each.name: each for each in resources})
+        if self.stream is not None:
+            self.stream.mark_all()
+        self.wake.set()
+
+    async def serve(self, requests: AsyncIterator[DeltaDiscoveryRequest], context: object) -> AsyncIterator[bytes]:
+        self.stream = stream = ServerStream()
+        wake = self.wake = asyncio.Event()
+
+        async def read() -> None:
+            async for request in requests:
+                self.requests.append(request)
+                stream.receive(request)
+                wake.set()
+
+        reader = asyncio.ensure_future(read())
+        try:
+            while not reader.done():
+                for push in stream.pushes(self):
+                    self.sent.append((*push.names, *push.removed))
+                    yield push.data
+                await wake.wait()
+                wake.clear()
+        finally:
+            reader.cancel()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator["Controller"]:
+        server = grpc.aio.server()
+        method = grpc.stream_stream_rpc_method_handler(
+            self.serve, request_deserializer=DeltaDiscoveryRequest.FromString, response_serializer=None
+        )
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {METHOD: method}),))
+        server.add_insecure_port(f"unix:{self.socket}")
+        await server.start()
+        try:
+            yield self
+        finally:
+            await server.stop(grace=None)
+
+
+class Envoy:
+    """Envoy's side of the relay: asks, and acknowledges or refuses as told."""
+
+    def __init__(self, call: grpc.aio.StreamStreamCall[DeltaDiscoveryRequest, DeltaDiscoveryResponse]) -> None:
+        self._call = call
+
+    async def ask(self, type_url: str, *names: str) -> None:
+        await self._call.write(DeltaDiscoveryRequest(type_url=type_url, resource_names_subscribe=names))
+
+    async def next(self) -> DeltaDiscoveryResponse:
+        async with asyncio.timeout(BOUND_S):
+            response = await self._call.read()
+        assert isinstance(response, DeltaDiscoveryResponse)
+        return response
+
+    async def ack(self, response: DeltaDiscoveryResponse) -> None:
+        await self._call.write(ClientStream.ack(response.type_url, response.nonce))
+
+    async def nack(self, response: DeltaDiscoveryResponse, why: str) -> None:
+        await self._call.write(ClientStream.nack(response.type_url, response.nonce, why))
+
+
+@asynccontextmanager
+async def envoy(socket: Path) -> AsyncIterator[Envoy]:
+    async with grpc.aio.insecure_channel(f"unix:{socket}") as channel:
+        call = channel.stream_stream(
+            f"/{SERVICE}/{METHOD}",
+            request_serializer=DeltaDiscoveryRequest.SerializeToString,
+            response_deserializer=DeltaDiscoveryResponse.FromString,
+        )()
+        await call.wait_for_connection()
+        yield Envoy(call)
+        call.cancel()
+
+
+async def ignore(config: HostConfig) -> None:
+    del config
+
+
+@asynccontextmanager
+async def relaying(
+    directory: Path, on_host_config: Callable[[HostConfig], Awaitable[None]] = ignore
+) -> AsyncIterator[Relay]:
+    cache = Cache(directory / "cache")
+    relay = Relay(
+        cache=cache,
+        socket=directory / "xds.sock",
+        envoy_uid=-1,
+        host="shop",
+        node_metadata={"IPV6": True},
+        connect=lambda: grpc.aio.insecure_channel(f"unix:{directory / 'controller.sock'}"),
+        on_host_config=on_host_config,
+    )
+    task = asyncio.ensure_future(relay.run())
+    try:
+        await until((directory / "xds.sock").exists)
+        yield relay
+    finally:
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        cache.close()
+
+
+@pytest.fixture
+def controller(tmp_path: Path) -> Controller:
+    return Controller(tmp_path / "controller.sock")
+
+
+async def test_envoy_gets_what_the_controller_sends_and_its_refusal_gets_back(
+    tmp_path: Path, controller: Controller
+) -> None:
+    controller.put(LISTENER_TYPE, resource("in", "1"))
+    async with controller.running(), relaying(tmp_path), envoy(tmp_path / "xds.sock") as proxy:
+        await proxy.ask(LISTENER_TYPE)
+        response = await proxy.next()
+        assert [each.name for each in response.resources] == ["in"]
+        await proxy.ack(response)
+        await until(lambda: any(each.response_nonce for each in controller.requests))
+        assert controller.requests[0].node.id == "shop"
+        controller.put(LISTENER_TYPE, resource("in", "2"))
+        await proxy.nack(await proxy.next(), "filter is bad")
+        await until(lambda: controller.requests[-1].error_detail.message == "in: filter is bad")
+
+
+async def test_a_second_life_answers_from_disk_while_the_controller_is_away(
+    tmp_path: Path, controller: Controller
+) -> None:
+    controller.put(LISTENER_TYPE, resource("in", "1"))
+    controller.put(CLUSTER_TYPE, resource("own", "1"), resource("used", "1"))
+    async with controller.running(), relaying(tmp_path), envoy(tmp_path / "xds.sock") as proxy:
+        for type_url in (LISTENER_TYPE, CLUSTER_TYPE):
+            await proxy.ask(type_url)
+            await proxy.ack(await proxy.next())
+        await until(lambda: len([each for each in controller.requests if each.response_nonce]) == 2)
+    async with relaying(tmp_path) as relay, envoy(tmp_path / "xds.sock") as proxy:
+        assert not relay.state().connected
+        await proxy.ask(LISTENER_TYPE)
+        assert [each.version for each in (await proxy.next()).resources] == ["1"]
+
+
+async def test_a_controller_that_comes_back_with_the_same_content_sends_nothing(
+    tmp_path: Path, controller: Controller
+) -> None:
+    controller.put(HOST_CONFIG_TYPE, host_config("shop", "1"))
+    controller.put(LISTENER_TYPE, resource("in", "1"))
+    async with relaying(tmp_path) as relay, envoy(tmp_path / "xds.sock") as proxy:
+        await proxy.ask(LISTENER_TYPE)
+        async with controller.running():
+            await proxy.ack(await proxy.next())
+            await until(lambda: len([each for each in controller.requests if each.response_nonce]) == 2)
+        await until(lambda: not relay.state().connected)
+        controller.sent.clear()
+        controller.requests.clear()
+        async with controller.running():
+            await until(lambda: any(each.type_url == LISTENER_TYPE for each in controller.requests))
+            controller.put(LISTENER_TYPE, resource("in", "2"))
+            response = await proxy.next()
+            assert [each.version for each in response.resources] == ["2"]
+            assert controller.sent == [("in",)]
+
+
+async def test_the_agents_own_configuration_is_applied_and_a_refusal_is_told(
+    tmp_path: Path, controller: Controller
+) -> None:
+    applied: list[str] = []
+
+    async def apply(config: HostConfig) -> None:
+        if config.host == "bad":
+            raise ValueError("port 22 is not to be captured")
+        applied.append(config.host)
+
+    controller.put(HOST_CONFIG_TYPE, host_config("shop", "1"))
+    async with controller.running(), relaying(tmp_path, apply) as relay:
+        await until(lambda: applied == ["shop"])
+        controller.put(HOST_CONFIG_TYPE, host_config("bad", "2"))
+        await until(lambda: controller.requests[-1].error_detail.message == "self: port 22 is not to be captured")
+        config = relay.host_config()
+        assert config is not None
+        assert config.host == "shop"
+        assert relay.state().refusals[-1].message == "port 22 is not to be captured"
+
+
+async def test_a_new_envoy_takes_over_from_one_that_hangs(tmp_path: Path, controller: Controller) -> None:
+    controller.put(LISTENER_TYPE, resource("in", "1"))
+    async with controller.running(), relaying(tmp_path), envoy(tmp_path / "xds.sock") as old:
+        await old.ask(LISTENER_TYPE)
+        await old.ack(await old.next())
+        async with envoy(tmp_path / "xds.sock") as new:
+            await new.ask(LISTENER_TYPE)
+            await new.ack(await new.next())
+
+
+async def test_a_reconnect_opens_a_new_stream(tmp_path: Path, controller: Controller) -> None:
+    async with controller.running(), relaying(tmp_path) as relay:
+        await until(lambda: relay.state().connected)
+        first = relay.state().since
+        relay.reconnect()
+        await until(lambda: relay.state().connected and relay.state().since != first)

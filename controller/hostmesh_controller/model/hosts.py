@@ -1,0 +1,57 @@
+"""Host: a machine of the mesh (hostmesh.io/v1)."""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from hostmesh_controller.model.schema import IpAddress, Label, Spec, as_fault, check_label, check_subdomain
+
+
+def check_outbound_identity(value: str) -> str:
+    """Return `value` if it has one of the forms an outbound identity is written in.
+
+    They are `spiffe://<trust domain>/ns/<namespace>/sa/<service account>`, `<namespace>/<name>`, and `<name>`, where
+    the name is a workload's or a service account's.
+
+    Raises:
+        ValueError: it has none of them.
+    """
+    wanted = "write spiffe://<trust domain>/ns/<namespace>/sa/<service account>, <namespace>/<name> or <name>"
+    if value.startswith("spiffe://"):
+        parts = value.removeprefix("spiffe://").split("/")
+        if len(parts) != 5 or parts[1] != "ns" or parts[3] != "sa":
+            raise ValueError(f"{value!r} is not a workload's SPIFFE ID; {wanted}")
+        check_subdomain(parts[0])
+        namespace, name = parts[2], parts[4]
+    else:
+        namespace, slash, name = value.rpartition("/")
+        if "/" in namespace or (slash and not namespace):
+            raise ValueError(f"{value!r} is not an identity; {wanted}")
+    if namespace:
+        check_label(namespace)
+    check_subdomain(name)
+    return value
+
+
+def _outbound_identity(value: str) -> str:
+    with as_fault("outbound-identity"):
+        return check_outbound_identity(value)
+
+
+class HostCapture(Spec):
+    """What leaves through Envoy: `mesh`, only what goes to destinations known to the mesh; `all`, every connection."""
+
+    scope: Literal["mesh", "all"] = "mesh"
+
+
+class HostSpec(Spec):
+    """A machine: its addresses tell which workloads are on it.
+
+    `namespace` is where short names resolve (None: that of its workloads if all are in one, else "default").
+    `outbound_identity` is the identity under which its programs call others.
+    """
+
+    addresses: Annotated[tuple[IpAddress, ...], Field(max_length=64)] = ()
+    namespace: Label | None = None
+    outbound_identity: Annotated[str, AfterValidator(_outbound_identity)] | None = None
+    capture: HostCapture = HostCapture()

@@ -1,0 +1,146 @@
+"""The promise every store keeps, whatever is below it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Protocol
+
+from hostmesh_controller.model.objects import ObjectKey
+from hostmesh_controller.store.records import (
+    ApiTokenRecord,
+    AuditRecord,
+    CertificateRecord,
+    Commit,
+    Delete,
+    HostState,
+    Put,
+    StoredObject,
+    TokenRecord,
+)
+
+
+class Store(Protocol):
+    """The controller's state: synchronous, safe to call from any thread (servers use asyncio.to_thread).
+
+    A method that returns has made its change durable; one that raises has changed nothing. Every method raises
+    StoreError where the database cannot be used.
+    """
+
+    def revision(self) -> int:
+        """Return the number of the last commit that changed objects; 0 for an empty store."""
+        ...
+
+    def objects(self, kind: str | None = None, namespace: str | None = None) -> list[StoredObject]:
+        """Return the objects, all or of one kind and/or namespace, sorted by key."""
+        ...
+
+    def snapshot(self) -> tuple[int, list[StoredObject]]:
+        """Return the revision and all objects as of that revision, read together."""
+        ...
+
+    def get(self, key: ObjectKey) -> StoredObject | None:
+        """Return the object, or None if there is none."""
+        ...
+
+    def commit(self, changes: Sequence[Put | Delete], *, actor: str, now: datetime) -> Commit:
+        """Make all the changes or none, under one new revision, with an audit record for each.
+
+        Of several changes to one key the last counts. A Put equal to what is stored and a Delete of what is not there
+        change nothing; if nothing changes there is no new revision.
+        """
+        ...
+
+    def add_token(self, token: TokenRecord) -> None:
+        """Keep a new join token.
+
+        Raises:
+            ValueError: its id or digest is already there.
+        """
+        ...
+
+    def redeem_token(self, digest: bytes, now: datetime, redeemer: str) -> TokenRecord | None:
+        """Use up a join token: of all who try, exactly one gets the record (as redeemed); None for all others.
+
+        None also if it is unknown, revoked, or expired at `now`.
+        """
+        ...
+
+    def tokens(self) -> list[TokenRecord]:
+        """Return all join tokens, used and expired ones too, oldest first."""
+        ...
+
+    def revoke_token(self, token_id: str, now: datetime) -> bool:
+        """Make a join token useless. False if there is none of that id that could still be used."""
+        ...
+
+    def add_certificate(self, certificate: CertificateRecord) -> None:
+        """Remember an issued certificate, by its serial."""
+        ...
+
+    def certificates(self, host: str) -> list[CertificateRecord]:
+        """Return the certificates issued to the host and its workloads, oldest first."""
+        ...
+
+    def forget_host(self, host: str) -> None:
+        """Drop the host's certificate records; its runtime state stays (see drop_host_state)."""
+        ...
+
+    def put_host_state(self, host: str, state: HostState) -> None:
+        """Replace the host's runtime state."""
+        ...
+
+    def host_states(self) -> Mapping[str, HostState]:
+        """Return the runtime state of every host that has one, by host."""
+        ...
+
+    def drop_host_state(self, host: str) -> None:
+        """Drop the host's runtime state, if there is any."""
+        ...
+
+    def vips(self) -> Mapping[str, int]:
+        """Return the index of the virtual address of each fully qualified name."""
+        ...
+
+    def allocate_vips(self, fqdns: Iterable[str]) -> Mapping[str, int]:
+        """Return the index of each name, giving one to the names that have none.
+
+        An index starts from a hash of the name, so it is likely the same in a rebuilt store; it stays with the name
+        until release_vips.
+
+        Raises:
+            StoreError: the range is used up.
+        """
+        ...
+
+    def release_vips(self, fqdns: Iterable[str]) -> None:
+        """Give back the indexes of names that exist no more."""
+        ...
+
+    def add_api_token(self, token: ApiTokenRecord) -> None:
+        """Keep a new API token.
+
+        Raises:
+            ValueError: its id or digest is already there.
+        """
+        ...
+
+    def find_api_token(self, digest: bytes) -> ApiTokenRecord | None:
+        """Return the API token of that digest unless it was revoked. Whether it has expired is the caller's to see."""
+        ...
+
+    def api_tokens(self) -> list[ApiTokenRecord]:
+        """Return all API tokens, revoked ones too, oldest first."""
+        ...
+
+    def revoke_api_token(self, token_id: str, now: datetime) -> bool:
+        """Make an API token useless. False if there is none of that id that could still be used."""
+        ...
+
+    def audit(
+        self, limit: int = 100, *, key: ObjectKey | None = None, before_id: int | None = None
+    ) -> list[AuditRecord]:
+        """Return the newest audit records first, at most `limit`: of one object, or older than a record, if asked."""
+        ...
+
+    def close(self) -> None:
+        """Let go of files and connections; calling anything afterwards is a mistake."""
+        ...

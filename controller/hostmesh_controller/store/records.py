@@ -1,0 +1,124 @@
+"""What goes into the store and comes out of it. All times are aware and in UTC; digests are of secrets never stored."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from hostmesh_controller.model.objects import ObjectKey
+
+Document = Mapping[str, Any]
+"""An object in the user's form, as `ApiObject.to_dict` gives it."""
+
+
+class StoreError(Exception):
+    """The store cannot do its work: the environment's fault (disk, permissions, versions), said in one sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """An object with the facts the store adds: `revision` is that of its last change, `created_at` of its first."""
+
+    key: ObjectKey
+    uid: str
+    revision: int
+    created_at: datetime
+    document: Document
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Create the object or replace it."""
+
+    key: ObjectKey
+    document: Document
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Remove the object; removing what is not there changes nothing."""
+
+    key: ObjectKey
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """The outcome of a commit: the store's revision after it, and what really changed (empty: nothing did)."""
+
+    revision: int
+    changed_keys: tuple[ObjectKey, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRecord:
+    """A join token: it works once.
+
+    `host` binds it to one host ("": it may join any name the caller allows), `pool` to a pool of hosts.
+    """
+
+    id: str
+    digest: bytes
+    created_at: datetime
+    expires_at: datetime
+    host: str = ""
+    pool: str = ""
+    created_by: str = ""
+    redeemed_at: datetime | None = None
+    redeemed_by: str = ""
+    revoked_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateRecord:
+    """A leaf certificate that was issued to a host or to a workload on it; `serial` in hexadecimal."""
+
+    serial: str
+    spiffe_id: str
+    host: str
+    not_after: datetime
+    issued_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class HostState:
+    """What is known of a host at run time.
+
+    `report` is the last HostReport, serialized ("" before the first). `ready` holds (namespace, workload) for which
+    the agent last said that mutual TLS is served.
+    """
+
+    joined_at: datetime | None = None
+    left_at: datetime | None = None
+    last_report_at: datetime | None = None
+    report: bytes = b""
+    ready: frozenset[tuple[str, str]] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class ApiTokenRecord:
+    """A bearer token of the admin API; `expires_at` None means never."""
+
+    id: str
+    name: str
+    role: str
+    digest: bytes
+    created_at: datetime
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRecord:
+    """One change: who did what to which object. `before`/`after` are None where there was or is nothing.
+
+    `action` is create, update or delete for objects, and noun.verb for the rest (token.add, token.redeem, …).
+    """
+
+    id: int
+    at: datetime
+    actor: str
+    action: str
+    key: ObjectKey
+    before: Document | None
+    after: Document | None
+    revision: int

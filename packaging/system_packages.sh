@@ -45,17 +45,22 @@ missing_packages() {
 
 apt_install() {
     export DEBIAN_FRONTEND=noninteractive
+    said=$(mktemp)
     for attempt in 1 2 3; do
         # A fresh image has no package lists, and old lists name files that are gone.
         if [ "$attempt" -gt 1 ] || [ -z "$(find /var/lib/apt/lists -name '*_Packages*' -print -quit 2>/dev/null)" ]; then
-            apt-get -qq -o Acquire::Retries=3 update </dev/null || true
+            apt-get -qq -o Acquire::Retries=3 update </dev/null >"$said" 2>&1 || true
         fi
         # shellcheck disable=SC2086 # one word per package
-        if apt-get -qq -o Acquire::Retries=3 -o DPkg::Lock::Timeout=120 install -y --no-install-recommends $1 </dev/null >&2; then
+        if apt-get -qq -o Acquire::Retries=3 -o DPkg::Lock::Timeout=120 install -y --no-install-recommends $1 \
+            </dev/null >>"$said" 2>&1; then
+            rm -f "$said"
             return 0
         fi
         sleep "$attempt"
     done
+    cat "$said" >&2
+    rm -f "$said"
     return 1
 }
 

@@ -1,0 +1,41 @@
+"""Traffic capture: which connections of the host meet Envoy, and how the kernel is told.
+
+In the order of the data:
+
+    plan         a request and the host's floor in, the whole ruleset out: sets, chains, rules, refusals (pure)
+    expressions  the words that rules are made of (pure)
+    rules        the rules as data, equal for equal rules, with a hash
+    codec        the rules as netlink messages and back (pure); attributes: their classes
+    nft          the edge: one batch replaces the table, dumps read it back
+    routes       the edge: routes and addresses without which rules have no effect
+    capture      all of it together: apply, state, clear
+    text         the rules for human eyes
+    floor        what the host itself insists on: its SSH ports, whether it has IPv6
+
+What is in the table `inet hostmesh` is ours; nothing outside it is touched but the routes and addresses that `routes`
+marks. Needs Linux 5.10 with nf_tables. Not here yet: a table with an owner that survives a flush by others, watching
+and repairing (`Table.flags` and `verify` are where they attach), and iptables for kernels without nf_tables.
+"""
+
+from hostmesh_agent.capture.capture import Capture, CaptureState, apply, clear, show, verify
+from hostmesh_agent.capture.errors import CaptureError
+from hostmesh_agent.capture.plan import CaptureRequest, HostFloor, PlanError, Scope, plan
+from hostmesh_agent.capture.rules import Refusal, Ruleset, Table
+
+__all__ = [
+    "Capture",
+    "CaptureError",
+    "CaptureRequest",
+    "CaptureState",
+    "HostFloor",
+    "PlanError",
+    "Refusal",
+    "Ruleset",
+    "Scope",
+    "Table",
+    "apply",
+    "clear",
+    "plan",
+    "show",
+    "verify",
+]

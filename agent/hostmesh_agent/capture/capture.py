@@ -1,0 +1,136 @@
+"""Capture as one thing: put a request into force, tell what is in force, take everything back.
+
+No state is kept: `state` reads the kernel, `clear` works for a process that has never applied anything.
+"""
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from hostmesh_agent.capture import nft, routes
+from hostmesh_agent.capture.errors import CaptureError
+from hostmesh_agent.capture.plan import CaptureRequest, HostFloor, PlanError, plan
+from hostmesh_agent.capture.rules import Refusal, Ruleset
+from hostmesh_agent.capture.text import table_text
+
+BACKEND: Final = "nftables"
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureState:
+    """What is in force now.
+
+    Attributes:
+        state: "on": rules are in the kernel; "off": none are; "error": they are not what was asked for.
+        rules_hash: of the rules read back from the kernel; "" without rules.
+        error: what went wrong and who must act; "" if nothing did.
+        refused: what was asked for and is never done.
+    """
+
+    state: Literal["on", "off", "error"]
+    rules_hash: str = ""
+    error: str = ""
+    refused: tuple[Refusal, ...] = ()
+    backend: str = BACKEND
+
+
+class Capture:
+    """The host's capture. Methods block for milliseconds on the kernel: call them from a thread, not from a loop."""
+
+    def __init__(self) -> None:
+        self._applied: Ruleset | None = None
+
+    def apply(self, request: CaptureRequest, floor: HostFloor) -> CaptureState:
+        """Put `request` into force, from whatever is in force. On an error what was in force stays so."""
+        try:
+            ruleset = plan(request, floor)
+            apply(ruleset)
+        except (CaptureError, PlanError) as error:
+            return CaptureState("error", rules_hash=_hash_now(), error=str(error))
+        self._applied = ruleset
+        return self.state()
+
+    def state(self) -> CaptureState:
+        """Return what the kernel has; an error where it is not what this process applied last."""
+        try:
+            table = nft.read()
+            problem = verify(self._applied) if self._applied else ""
+        except CaptureError as error:
+            return CaptureState("error", error=str(error))
+        refused = self._applied.refused if self._applied else ()
+        if problem:
+            return CaptureState("error", table.digest if table else "", problem, refused)
+        if table is None:
+            return CaptureState("off")
+        return CaptureState("on", table.digest, refused=refused)
+
+    def clear(self) -> CaptureState:
+        """Take everything back, whoever applied it."""
+        self._applied = None
+        try:
+            clear()
+        except CaptureError as error:
+            return CaptureState("error", rules_hash=_hash_now(), error=str(error))
+        return CaptureState("off")
+
+
+def apply(ruleset: Ruleset) -> None:
+    """Make the kernel hold `ruleset`, and check that it does.
+
+    Routes go first: a rule without its route captures nothing, a route without its rules harms nothing.
+
+    Raises:
+        CaptureError: the kernel refused, or holds something else than what was written.
+    """
+    routes.write(ruleset.virtual_prefixes, ruleset.loopback_addresses)
+    nft.write(ruleset.table)
+    problem = verify(ruleset)
+    if problem:
+        raise CaptureError(problem)
+
+
+def verify(ruleset: Ruleset) -> str:
+    """Return what of `ruleset` is not in force, "" if all of it is.
+
+    Raises:
+        CaptureError: the kernel does not tell.
+    """
+    table = nft.read()
+    if table is None:
+        return "the table inet hostmesh is gone: another program removed it"
+    if table != ruleset.table:
+        return "the table inet hostmesh is not what was written: another program changed it"
+    missing = [prefix for prefix in ruleset.virtual_prefixes if not routes.routable(prefix)]
+    if missing:
+        return f"there is no route to {', '.join(missing)}"
+    absent = set(ruleset.loopback_addresses) - routes.read().addresses
+    if absent:
+        return f"the loopback interface has lost {', '.join(sorted(absent))}"
+    return ""
+
+
+def clear() -> None:
+    """Leave the kernel as if we had never been there. Needs no agent, no controller and no state.
+
+    Raises:
+        CaptureError: the kernel refused.
+    """
+    nft.remove()
+    routes.remove()
+
+
+def show() -> str:
+    """Return the rules that the kernel holds, in nft's words; a line that says so if there are none.
+
+    Raises:
+        CaptureError: the kernel refused.
+    """
+    table = nft.read()
+    return table_text(table) if table else "# no table inet hostmesh: nothing is captured\n"
+
+
+def _hash_now() -> str:
+    try:
+        table = nft.read()
+    except CaptureError:
+        return ""
+    return table.digest if table else ""

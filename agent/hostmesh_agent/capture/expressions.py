@@ -1,0 +1,145 @@
+"""The words that rules are made of: each function returns the expressions of one condition or one action.
+
+Conditions are put one after another (`*tcp_port_in("ports"), *redirect(15001)`), as in nft's own language. A field of
+a family's header must come behind `family(...)`: in an `inet` table the kernel reads offsets blindly.
+"""
+
+import struct
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Final
+
+from hostmesh_agent.capture.rules import (
+    ChangePort,
+    Compare,
+    DestinationType,
+    Expression,
+    Header,
+    Load,
+    Lookup,
+    Mask,
+    Meta,
+    MetaKey,
+    Payload,
+    PayloadWrite,
+    Redirect,
+    Return,
+)
+
+Words = tuple[Expression, ...]
+
+TCP: Final = 6
+UDP: Final = 17
+_FAMILY_NUMBER: Final = {4: 2, 6: 10}  # NFPROTO_IPV4, NFPROTO_IPV6
+_SOURCE: Final = {4: (12, 4), 6: (8, 16)}  # offset and length in the network header
+_DESTINATION: Final = {4: (16, 4), 6: (24, 16)}
+_LOOPBACK_INTERFACE: Final = 1  # LOOPBACK_IFINDEX: the kernel gives lo this index in every network namespace
+_LOCAL: Final = 2  # RTN_LOCAL
+
+_DNS_FLAGS_OFFSET: Final = 10  # of the UDP header (8 bytes) and the DNS identifier (2 bytes)
+_UDP_CHECKSUM_OFFSET: Final = 6
+_NXDOMAIN: Final = 3
+_REFUSED: Final = 5
+
+RETURN: Final[Words] = (Return(),)
+
+
+def _native(number: int) -> bytes:
+    return struct.pack("=I", number)
+
+
+def _port(number: int) -> bytes:
+    return struct.pack(">H", number)
+
+
+def family(version: int) -> Words:
+    return (Meta(MetaKey.FAMILY), Compare(bytes([_FAMILY_NUMBER[version]])))
+
+
+def protocol(number: int) -> Words:
+    return (Meta(MetaKey.PROTOCOL), Compare(bytes([number])))
+
+
+def socket_uid(uid: int) -> Words:
+    return (Meta(MetaKey.SOCKET_UID), Compare(_native(uid)))
+
+
+def from_loopback() -> Words:
+    return (Meta(MetaKey.INPUT_INTERFACE), Compare(_native(_LOOPBACK_INTERFACE)))
+
+
+def over_loopback() -> Words:
+    return (Meta(MetaKey.OUTPUT_INTERFACE), Compare(_native(_LOOPBACK_INTERFACE)))
+
+
+def to_local_address() -> Words:
+    """An address of this host, of whatever interface (also all of 127.0.0.0/8)."""
+    return (DestinationType(), Compare(_native(_LOCAL)))
+
+
+def from_address(address: IPv4Address | IPv6Address, *, inverted: bool = False) -> Words:
+    offset, length = _SOURCE[address.version]
+    return (Payload(Header.NETWORK, offset, length), Compare(address.packed, inverted))
+
+
+def to_address(address: IPv4Address | IPv6Address) -> Words:
+    offset, length = _DESTINATION[address.version]
+    return (Payload(Header.NETWORK, offset, length), Compare(address.packed))
+
+
+def not_to_prefix(prefix: IPv4Network | IPv6Network) -> Words:
+    """Any destination outside `prefix`, whose length must be whole bytes (nft's shortest form for those)."""
+    whole_bytes, rest_bits = divmod(prefix.prefixlen, 8)
+    if rest_bits:
+        raise ValueError(f"prefix length of {prefix} is not a multiple of 8")
+    offset, _ = _DESTINATION[prefix.version]
+    return (
+        Payload(Header.NETWORK, offset, whole_bytes),
+        Compare(prefix.network_address.packed[:whole_bytes], inverted=True),
+    )
+
+
+def to_set(version: int, set_name: str) -> Words:
+    offset, length = _DESTINATION[version]
+    return (Payload(Header.NETWORK, offset, length), Lookup(set_name))
+
+
+def tcp_port(number: int) -> Words:
+    return (*protocol(TCP), Payload(Header.TRANSPORT, 2, 2), Compare(_port(number)))
+
+
+def tcp_port_in(set_name: str) -> Words:
+    return (*protocol(TCP), Payload(Header.TRANSPORT, 2, 2), Lookup(set_name))
+
+
+def udp_port(number: int) -> Words:
+    return (*protocol(UDP), Payload(Header.TRANSPORT, 2, 2), Compare(_port(number)))
+
+
+def udp_source_port(number: int) -> Words:
+    return (*protocol(UDP), Payload(Header.TRANSPORT, 0, 2), Compare(_port(number)))
+
+
+def redirect(port: int) -> Words:
+    return (Load(_port(port)), Redirect())
+
+
+def change_port(port: int) -> Words:
+    """Like `redirect`, but the address stays: works also where the packet came in by an interface without one."""
+    return (Load(_port(port)), ChangePort())
+
+
+def no_such_name_becomes_refused() -> Words:
+    """Of a DNS answer in UDP: turn NXDOMAIN into REFUSED and keep every other flag.
+
+    Both bytes of flags are rewritten, not only the one that holds the code: the kernel mends a checksum by 16-bit
+    words, and over an interface without checksum offload there is a real checksum to mend.
+    """
+    flags = Payload(Header.TRANSPORT, _DNS_FLAGS_OFFSET, 2)
+    return (
+        flags,
+        Mask(mask=b"\x00\x0f", xor=b"\x00\x00"),
+        Compare(_port(_NXDOMAIN)),
+        flags,
+        Mask(mask=b"\xff\xf0", xor=_port(_REFUSED)),
+        PayloadWrite(Header.TRANSPORT, _DNS_FLAGS_OFFSET, 2, _UDP_CHECKSUM_OFFSET),
+    )

@@ -1,0 +1,89 @@
+"""What the host itself insists on: where its SSH servers listen, and whether it has IPv6.
+
+SSH ports are looked for in three places, since each alone misses one: the sockets of running servers and sessions
+(misses a server that is down), sshd's own account of its configuration (misses other servers), and systemd's socket
+units (there the listening socket belongs to systemd). A port too many costs a port that is not captured; a port too
+few costs the way into the host.
+"""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+from hostmesh_agent.capture.plan import SSH_PORT
+
+_SERVERS: Final = ("sshd", "dropbear")  # also sshd-session and sshd-auth of OpenSSH 9.8 and later
+_SOCKET_UNITS: Final = ("ssh.socket", "sshd.socket", "dropbear.socket")
+_COMMAND_WITHIN_S: Final = 5.0
+_IPV6_SWITCHES: Final = ("all", "lo")
+
+
+def ssh_ports() -> frozenset[int]:
+    """Return every TCP port where an SSH server of this host listens or may listen; 22 is always among them.
+
+    Sources that are not there (no sshd, no systemd, sockets of others not visible) add nothing.
+    """
+    return frozenset({SSH_PORT}) | _of_processes() | _of_sshd() | _of_systemd()
+
+
+def ipv6_enabled(proc: Path = Path("/proc")) -> bool:
+    """Return whether the kernel has IPv6 and has it on for the loopback interface, where redirected traffic goes."""
+    switches = [proc / "sys/net/ipv6/conf" / name / "disable_ipv6" for name in _IPV6_SWITCHES]
+    try:
+        return all(switch.read_text().strip() == "0" for switch in switches)
+    except FileNotFoundError:
+        return False
+
+
+def ports_of_sshd_config(text: str) -> frozenset[int]:
+    """Return the ports in what `sshd -T` prints: its `port` and `listenaddress` lines."""
+    found = re.findall(r"^(?:port\s+|listenaddress\s.*:)(\d+)\s*$", text, re.MULTILINE | re.IGNORECASE)
+    return _ports(found)
+
+
+def ports_of_socket_units(text: str) -> frozenset[int]:
+    """Return the ports in what `systemctl show -p Listen` prints ("Listen=[::]:22 (Stream)")."""
+    return _ports(re.findall(r"^Listen=(?:.*:)?(\d+) \(Stream\)", text, re.MULTILINE))
+
+
+def _ports(numbers: Iterable[str]) -> frozenset[int]:
+    return frozenset(port for port in map(int, numbers) if 0 < port <= 65535)
+
+
+def _of_processes() -> frozenset[int]:
+    servers = {
+        process.pid for process in psutil.process_iter(["name"]) if (process.info["name"] or "").startswith(_SERVERS)
+    }
+    if not servers:
+        return frozenset()
+    try:
+        connections = psutil.net_connections("tcp")
+    except psutil.AccessDenied:
+        return frozenset()
+    # Sessions count as well as listeners: the one through which somebody works right now must stay.
+    return frozenset(each.laddr.port for each in connections if each.pid in servers and each.laddr)
+
+
+def _of_sshd() -> frozenset[int]:
+    sshd = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/sbin:/usr/bin")
+    return ports_of_sshd_config(_output([sshd, "-T"])) if sshd else frozenset()
+
+
+def _of_systemd() -> frozenset[int]:
+    if not Path("/run/systemd/system").exists():
+        return frozenset()
+    return ports_of_socket_units(_output(["systemctl", "show", "-p", "Listen", *_SOCKET_UNITS]))
+
+
+def _output(command: list[str]) -> str:
+    """Return what the command prints; "" if it cannot be run or fails, as on a host without it."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_COMMAND_WITHIN_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout

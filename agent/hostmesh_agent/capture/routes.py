@@ -1,0 +1,241 @@
+"""What capture needs beside the rules: routes for virtual addresses, and the address Envoy's inbound calls come from.
+
+A packet to a virtual address meets the rules only if the kernel finds a route for it first. Most hosts have a default
+route and need nothing. Where there is none, the range is routed to the loopback interface, with a source that is
+always valid there. In IPv6 that must be a route of type local: others over loopback are turned into rejects by the
+kernel.
+
+Ours are the routes with our protocol number, and the addresses on lo that are never preferred as a source; nothing
+else is touched and no state is kept.
+"""
+
+# mypy: disable-error-code="import-untyped"
+# (pyroute2 ships no types)
+
+import asyncio
+import errno
+import os
+import socket
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Any, Final, TypeVar
+
+from pyroute2 import AsyncIPRoute
+from pyroute2.netlink import NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST
+from pyroute2.netlink.exceptions import NetlinkError
+from pyroute2.netlink.rtnl import (
+    RTM_DELADDR,
+    RTM_DELROUTE,
+    RTM_GETADDR,
+    RTM_GETROUTE,
+    RTM_NEWADDR,
+    RTM_NEWROUTE,
+)
+from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
+from pyroute2.netlink.rtnl.rtmsg import rtmsg
+
+from hostmesh_agent.capture.errors import CaptureError
+
+ROUTE_PROTOCOL: Final = 157
+"""Marks our routes ("proto" in `ip route`); free in iproute2's rt_protos."""
+
+_LOOPBACK: Final = 1  # LOOPBACK_IFINDEX
+_ANSWER_WITHIN_S: Final = 10.0
+_FOREVER: Final = 0xFFFFFFFF
+_NO_PREFIX_ROUTE: Final = 0x200  # IFA_F_NOPREFIXROUTE
+_NO_DUPLICATE_DETECTION: Final = 0x02  # IFA_F_NODAD
+_DEPRECATED: Final = 0x20  # IFA_F_DEPRECATED
+_UNICAST, _LOCAL = 1, 2  # RTN_UNICAST, RTN_LOCAL
+_MAIN_TABLE, _LOCAL_TABLE = 254, 255
+_SCOPE_GLOBAL, _SCOPE_LINK = 0, 253
+_NOWHERE: Final = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL, errno.EACCES, errno.EAGAIN}
+"""How the kernel says that there is no route, or one that goes nowhere (unreachable, blackhole, prohibit, throw)."""
+
+T = TypeVar("T")
+Prefix = IPv4Network | IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class Additions:
+    """What we have added beside the rules."""
+
+    prefixes: frozenset[str] = frozenset()
+    addresses: frozenset[str] = frozenset()
+
+    def __bool__(self) -> bool:
+        return bool(self.prefixes or self.addresses)
+
+
+def read() -> Additions:
+    """Return what of ours is in the kernel.
+
+    Raises:
+        CaptureError: the kernel refused.
+    """
+    return _run(_read, "read the routes")
+
+
+def write(virtual_prefixes: Iterable[str], addresses: Iterable[str]) -> Additions:
+    """Make every prefix routable and every address present, remove what of ours is no longer needed; return what is.
+
+    A prefix that the host can route by itself gets no route of ours, and keeps one it has got.
+
+    Raises:
+        CaptureError: the kernel refused.
+    """
+
+    async def act(ipr: Any) -> Additions:
+        before = await _read(ipr)
+        wanted = Additions(
+            frozenset([each for each in virtual_prefixes if each in before.prefixes or not await _routable(ipr, each)]),
+            frozenset(addresses),
+        )
+        await _change(ipr, before, wanted)
+        return wanted
+
+    return _run(act, "add the routes of virtual addresses")
+
+
+def remove() -> None:
+    """Remove what of ours is in the kernel.
+
+    Raises:
+        CaptureError: the kernel refused.
+    """
+
+    async def act(ipr: Any) -> None:
+        await _change(ipr, await _read(ipr), Additions())
+
+    _run(act, "remove the routes of virtual addresses")
+
+
+def routable(prefix: str) -> bool:
+    """Return whether a packet to the first address of `prefix` would be sent at all."""
+    return _run(lambda ipr: _routable(ipr, prefix), "look up a route")
+
+
+def _run(act: Callable[[Any], Awaitable[T]], doing: str) -> T:
+    async def bounded() -> T:
+        # strict_check makes the kernel filter dumps: a router's table of a million routes stays where it is.
+        async with AsyncIPRoute(strict_check=True) as ipr, asyncio.timeout(_ANSWER_WITHIN_S):
+            return await act(ipr)
+
+    try:
+        return asyncio.run(bounded())
+    except NetlinkError as error:
+        raise CaptureError(f"could not {doing}: {os.strerror(error.code)}") from error
+    except (OSError, TimeoutError) as error:
+        raise CaptureError(f"could not {doing}: {error or 'the kernel gave no answer'}") from error
+
+
+async def _request(ipr: Any, message: Any, kind: int, flags: int) -> list[Any]:
+    return [answer async for answer in await ipr.nlm_request(message, kind, NLM_F_REQUEST | flags)]
+
+
+async def _read(ipr: Any) -> Additions:
+    prefixes = []
+    for version, table in ((4, _MAIN_TABLE), (6, _LOCAL_TABLE)):
+        message = _route_message(version, {"RTA_TABLE": table}, table=table, proto=ROUTE_PROTOCOL)
+        found = await _request(ipr, message, RTM_GETROUTE, NLM_F_DUMP)
+        prefixes += [
+            f"{route.get_attr('RTA_DST')}/{route['dst_len']}" for route in found if route["proto"] == ROUTE_PROTOCOL
+        ]
+    message = ifaddrmsg()
+    message["family"] = socket.AF_INET6
+    message["index"] = _LOOPBACK
+    found = await _request(ipr, message, RTM_GETADDR, NLM_F_DUMP)
+    addresses = [each.get_attr("IFA_ADDRESS") for each in found if each["index"] == _LOOPBACK and _is_ours(each)]
+    return Additions(frozenset(prefixes), frozenset(addresses))
+
+
+def _is_ours(address: Any) -> bool:
+    return bool(
+        (address.get_attr("IFA_FLAGS") or address["flags"]) & _DEPRECATED
+        and address["prefixlen"] == 128
+        and address.get_attr("IFA_CACHEINFO")["ifa_valid"] == _FOREVER
+    )
+
+
+async def _routable(ipr: Any, prefix: str) -> bool:
+    network = ip_network(prefix)
+    message = _route_message(network.version, {"RTA_DST": str(network[min(1, network.num_addresses - 1)])})
+    message["dst_len"] = network.max_prefixlen
+    try:
+        answers = await _request(ipr, message, RTM_GETROUTE, NLM_F_ACK)
+    except NetlinkError as error:
+        if error.code in _NOWHERE:
+            return False
+        raise
+    return any(answer.get("type") in {_UNICAST, _LOCAL} for answer in answers)
+
+
+async def _change(ipr: Any, before: Additions, wanted: Additions) -> None:
+    for address in sorted(wanted.addresses - before.addresses):
+        await _add(ipr, _address_message(address), RTM_NEWADDR)
+    for prefix in sorted(wanted.prefixes - before.prefixes):
+        await _add(ipr, _loopback_route(ip_network(prefix)), RTM_NEWROUTE)
+        if not await _routable(ipr, prefix):
+            raise CaptureError(f"the route of {prefix} leads nowhere: another program holds it; remove that route")
+    for prefix in sorted(before.prefixes - wanted.prefixes):
+        await _delete(ipr, _loopback_route(ip_network(prefix)), RTM_DELROUTE)
+    for address in sorted(before.addresses - wanted.addresses):
+        await _delete(ipr, _address_message(address), RTM_DELADDR)
+
+
+async def _add(ipr: Any, message: Any, kind: int) -> None:
+    """Add, where somebody else's is as good as ours."""
+    try:
+        await _request(ipr, message, kind, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
+    except NetlinkError as error:
+        if error.code != errno.EEXIST:
+            raise
+
+
+async def _delete(ipr: Any, message: Any, kind: int) -> None:
+    try:
+        await _request(ipr, message, kind, NLM_F_ACK)
+    except NetlinkError as error:
+        if error.code not in {errno.ESRCH, errno.EADDRNOTAVAIL}:  # gone already
+            raise
+
+
+def _route_message(version: int, attributes: dict[str, Any], **fields: int) -> Any:
+    message = rtmsg()
+    message["family"] = socket.AF_INET if version == 4 else socket.AF_INET6
+    message["attrs"] = list(attributes.items())
+    message.update(fields)
+    return message
+
+
+def _loopback_route(prefix: Prefix) -> Any:
+    version = prefix.version
+    attributes = {
+        "RTA_DST": str(prefix.network_address),
+        "RTA_OIF": _LOOPBACK,
+        "RTA_PREFSRC": "127.0.0.1" if version == 4 else "::1",
+    }
+    return _route_message(
+        version,
+        attributes,
+        dst_len=prefix.prefixlen,
+        proto=ROUTE_PROTOCOL,
+        table=_MAIN_TABLE if version == 4 else _LOCAL_TABLE,
+        type=_UNICAST if version == 4 else _LOCAL,
+        scope=_SCOPE_LINK if version == 4 else _SCOPE_GLOBAL,
+    )
+
+
+def _address_message(address: str) -> Any:
+    message = ifaddrmsg()
+    message["family"] = socket.AF_INET6
+    message["prefixlen"] = 128
+    message["index"] = _LOOPBACK
+    message["attrs"] = [
+        ("IFA_ADDRESS", address),
+        ("IFA_LOCAL", address),
+        ("IFA_FLAGS", _NO_PREFIX_ROUTE | _NO_DUPLICATE_DETECTION),
+        # Never preferred: no program's connection may leave with Envoy's mark.
+        ("IFA_CACHEINFO", {"ifa_preferred": 0, "ifa_valid": _FOREVER, "cstamp": 0, "tstamp": 0}),
+    ]
+    return message

@@ -1,0 +1,218 @@
+"""The kernel's rules as data: what a table holds, as equal values for equal rules.
+
+One vocabulary for both directions: the planner builds a `Table`, the netlink edge writes it, reads the kernel's own
+back as a `Table`, and equality says whether the kernel holds what was planned. Every expression works on one register
+(nf_tables' register 1), so none is named. Bytes are as the kernel compares them: packet fields in network order, the
+kernel's own numbers (uid, interface, address type) in the machine's order.
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Final
+
+TABLE_NAME: Final = "hostmesh"
+
+
+class MetaKey(IntEnum):
+    """Facts about a packet that are not in it (linux/netfilter/nf_tables.h, enum nft_meta_keys)."""
+
+    INPUT_INTERFACE = 4
+    OUTPUT_INTERFACE = 5
+    SOCKET_UID = 10
+    FAMILY = 15
+    PROTOCOL = 16
+
+
+class Header(IntEnum):
+    """Where a payload offset counts from (enum nft_payload_bases)."""
+
+    NETWORK = 1
+    TRANSPORT = 2
+
+
+class KeyType(IntEnum):
+    """What a set holds (nftables' datatype numbers, which `nft list` reads)."""
+
+    IPV4 = 7
+    IPV6 = 8
+    PORT = 13
+
+    @property
+    def length_bytes(self) -> int:
+        return {KeyType.IPV4: 4, KeyType.IPV6: 16, KeyType.PORT: 2}[self]
+
+
+class Hook(IntEnum):
+    """Where a chain is called (enum nf_inet_hooks)."""
+
+    PREROUTING = 0
+    OUTPUT = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """Load a fact about the packet."""
+
+    key: MetaKey | int
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """Load bytes of the packet."""
+
+    header: Header
+    offset: int
+    length_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PayloadWrite:
+    """Write the register into the packet and mend the Internet checksum at `checksum_offset` of the same header."""
+
+    header: Header
+    offset: int
+    length_bytes: int
+    checksum_offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """Replace the register by `(register & mask) ^ xor`."""
+
+    mask: bytes
+    xor: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class DestinationType:
+    """Load the routing table's type of the destination address (local, unicast, ...)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compare:
+    """Go on only if the register equals (or, inverted, does not equal) the value."""
+
+    value: bytes
+    inverted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """Go on only if the register is in the named set."""
+
+    set_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Load a constant."""
+
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Redirect:
+    """Send the connection to this host, to the port in the register."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChangePort:
+    """Keep the destination address and change the port to the one in the register."""
+
+
+@dataclass(frozen=True, slots=True)
+class Return:
+    """Leave the chain: the packet goes on untouched."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """An expression that we never write: somebody else changed the table."""
+
+    name: str
+    detail: str
+
+
+Expression = (
+    Meta
+    | Payload
+    | PayloadWrite
+    | Mask
+    | DestinationType
+    | Compare
+    | Lookup
+    | Load
+    | Redirect
+    | ChangePort
+    | Return
+    | Unknown
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule; the comment is kept in the kernel, for the human who lists the rules."""
+
+    expressions: tuple[Expression, ...]
+    comment: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A chain that the kernel calls; its policy is always accept."""
+
+    name: str
+    kind: str
+    hook: Hook | int
+    priority: int
+    rules: tuple[Rule, ...]
+    policy: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class NamedSet:
+    """A set of values or, with `intervals`, of ranges: both ends inside, sorted, neither overlapping nor adjacent."""
+
+    name: str
+    key: KeyType | int
+    ranges: tuple[tuple[bytes, bytes], ...]
+    intervals: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The whole table `inet hostmesh`; sets and chains are sorted by name."""
+
+    sets: tuple[NamedSet, ...]
+    chains: tuple[Chain, ...]
+    flags: int = 0
+
+    @property
+    def digest(self) -> str:
+        """Return 16 hex digits that are the same for the same rules, on every host."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Something that was asked for and is never done, and why."""
+
+    what: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.what} is not captured: {self.why}"
+
+
+@dataclass(frozen=True, slots=True)
+class Ruleset:
+    """Everything that capture puts into the kernel, and what it was asked for and refuses to.
+
+    `virtual_prefixes` must be routable and `loopback_addresses` must be there for the table to have its effect.
+    """
+
+    table: Table
+    virtual_prefixes: tuple[str, ...] = ()
+    loopback_addresses: tuple[str, ...] = ()
+    refused: tuple[Refusal, ...] = field(default=())

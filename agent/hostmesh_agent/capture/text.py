@@ -1,0 +1,193 @@
+"""The rules for human eyes, close to nft's own words. Pure."""
+
+import sys
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv6Address, ip_address, summarize_address_range
+from typing import Final
+
+from hostmesh_agent.capture.rules import (
+    Chain,
+    ChangePort,
+    Compare,
+    DestinationType,
+    Expression,
+    Header,
+    Hook,
+    KeyType,
+    Load,
+    Lookup,
+    Mask,
+    Meta,
+    MetaKey,
+    NamedSet,
+    Payload,
+    PayloadWrite,
+    Redirect,
+    Return,
+    Rule,
+    Table,
+    Unknown,
+)
+
+_META: Final[dict[int, str]] = {
+    MetaKey.INPUT_INTERFACE: "iif",
+    MetaKey.OUTPUT_INTERFACE: "oif",
+    MetaKey.SOCKET_UID: "meta skuid",
+    MetaKey.FAMILY: "meta nfproto",
+    MetaKey.PROTOCOL: "meta l4proto",
+}
+_FIELDS: Final = {
+    (Header.NETWORK, 12, 4): "ip saddr",
+    (Header.NETWORK, 16, 4): "ip daddr",
+    (Header.NETWORK, 16, 1): "ip daddr",  # the first byte: a prefix of 8 bits
+    (Header.NETWORK, 8, 16): "ip6 saddr",
+    (Header.NETWORK, 24, 16): "ip6 daddr",
+    (Header.TRANSPORT, 0, 2): "sport",
+    (Header.TRANSPORT, 2, 2): "dport",
+}
+_FAMILY: Final = {2: "ipv4", 10: "ipv6"}
+_PROTOCOL: Final = {6: "tcp", 17: "udp"}
+_ADDRESS_TYPE: Final = {1: "unicast", 2: "local", 3: "broadcast"}
+_KEY: Final[dict[int, str]] = {KeyType.IPV4: "ipv4_addr", KeyType.IPV6: "ipv6_addr", KeyType.PORT: "inet_service"}
+_HOOK: Final[dict[int, str]] = {Hook.PREROUTING: "prerouting", Hook.OUTPUT: "output"}
+_IMPLIED: Final = (("meta nfproto ipv4", "ip "), ("meta nfproto ipv6", "ip6 "))
+_POLICY: Final = {0: "drop", 1: "accept"}
+
+
+def table_text(table: Table) -> str:
+    """Return the table as `nft list table` would, but for small differences of words."""
+    return "\n".join(["table inet hostmesh {", *_body(table), "}"]) + "\n"
+
+
+def _body(table: Table) -> Iterator[str]:
+    if table.flags:
+        yield f"\tflags {table.flags:#x}"
+    for named_set in table.sets:
+        yield from _set_lines(named_set)
+    for chain in table.chains:
+        yield from _chain_lines(chain)
+
+
+def _set_lines(named_set: NamedSet) -> Iterator[str]:
+    yield f"\tset {named_set.name} {{"
+    yield f"\t\ttype {_KEY.get(named_set.key, f'{named_set.key:d}')}"
+    if named_set.intervals:
+        yield "\t\tflags interval"
+    if named_set.ranges:
+        yield f"\t\telements = {{ {', '.join(_range(first, last) for first, last in named_set.ranges)} }}"
+    yield "\t}"
+
+
+def _range(first: bytes, last: bytes) -> str:
+    if first == last:
+        return _number(first)
+    if len(first) in {4, 16}:
+        prefixes = list(summarize_address_range(ip_address(first), ip_address(last)))
+        if len(prefixes) == 1:
+            return str(prefixes[0])
+    return f"{_number(first)}-{_number(last)}"
+
+
+def _number(value: bytes) -> str:
+    if len(value) in {4, 16}:
+        return str(ip_address(value))
+    return str(int.from_bytes(value, "big"))
+
+
+def _chain_lines(chain: Chain) -> Iterator[str]:
+    hook = _HOOK.get(chain.hook, f"{chain.hook:d}")
+    policy = _POLICY.get(chain.policy, str(chain.policy))
+    yield f"\tchain {chain.name} {{"
+    yield f"\t\ttype {chain.kind} hook {hook} priority {chain.priority}; policy {policy};"
+    for rule in chain.rules:
+        yield f"\t\t{rule_text(rule)}"
+    yield "\t}"
+
+
+def rule_text(rule: Rule) -> str:
+    words: list[str] = []
+    loaded: Expression | None = None
+    shown = ""
+    for expression in rule.expressions:
+        match expression:
+            case Meta() | Payload() | DestinationType():
+                loaded, shown = expression, _source(expression)
+            case Mask(mask, xor):
+                shown += f" & 0x{mask.hex()}" + (f" | 0x{xor.hex()}" if any(xor) else "")
+            case Load(value):
+                loaded, shown = expression, str(int.from_bytes(value, "big"))
+            case _:
+                words.append(_effect(expression, loaded, shown))
+    text = _joined(words)
+    return f'{text} comment "{rule.comment}"' if rule.comment else text
+
+
+def _source(expression: Meta | Payload | DestinationType) -> str:
+    match expression:
+        case Meta(key):
+            return _META.get(key, f"meta {key}")
+        case DestinationType():
+            return "fib daddr type"
+        case Payload(header, offset, length):
+            return _FIELDS.get((header, offset, length)) or _raw(header, offset, length)
+
+
+def _raw(header: Header, offset: int, length_bytes: int) -> str:
+    base = "nh" if header is Header.NETWORK else "th"
+    return f"@{base},{offset * 8},{length_bytes * 8}"
+
+
+def _effect(expression: Expression, loaded: Expression | None, shown: str) -> str:
+    match expression:
+        case Compare(value, inverted):
+            return f"{shown} {'!= ' if inverted else ''}{_value(value, loaded)}"
+        case Lookup(set_name):
+            return f"{shown} @{set_name}"
+        case Redirect():
+            return f"redirect to :{shown}"
+        case ChangePort():
+            return f"dnat to :{shown}"
+        case PayloadWrite(header, offset, length):
+            return f"{_raw(header, offset, length)} set {shown}"
+        case Return():
+            return "return"
+        case Unknown(name, detail):
+            return f"<{name} {detail}>"
+        case _:
+            return repr(expression)
+
+
+def _value(value: bytes, loaded: Expression | None) -> str:
+    native = int.from_bytes(value, sys.byteorder)
+    match loaded:
+        case Meta(MetaKey.INPUT_INTERFACE | MetaKey.OUTPUT_INTERFACE):
+            return '"lo"' if native == 1 else str(native)
+        case Meta(MetaKey.FAMILY):
+            return _FAMILY.get(native, str(native))
+        case Meta(MetaKey.PROTOCOL):
+            return _PROTOCOL.get(native, str(native))
+        case Meta():
+            return str(native)
+        case DestinationType():
+            return _ADDRESS_TYPE.get(native, str(native))
+        case Payload(Header.NETWORK, _, length):
+            return _prefix(value, length)
+        case _:
+            return str(int.from_bytes(value, "big"))
+
+
+def _prefix(value: bytes, length_bytes: int) -> str:
+    if length_bytes in {4, 16}:
+        return str(IPv4Address(value) if length_bytes == 4 else IPv6Address(value))
+    return f"{IPv4Address(value.ljust(4, bytes(1)))}/{length_bytes * 8}"
+
+
+def _joined(words: list[str]) -> str:
+    """Put the words of one rule together as nft does: what a later word implies is not said ("tcp dport 22")."""
+    text = " ".join(words)
+    for implied, by in _IMPLIED:
+        text = text.replace(f"{implied} {by}", by)
+    for name in _PROTOCOL.values():
+        text = text.replace(f"meta l4proto {name} dport", f"{name} dport")
+        text = text.replace(f"meta l4proto {name} sport", f"{name} sport")
+    return text

@@ -1,0 +1,35 @@
+"""JSON lines on stderr; the service manager keeps them."""
+
+import logging
+import sys
+from collections.abc import Mapping, MutableMapping
+from typing import Any, Final
+
+import structlog
+
+_SECRET_KEYS: Final = ("token", "key_pem", "private_key", "password", "secret", "join_string")
+
+
+def configure(level: str) -> None:
+    """Log from `level` on ("debug", "info", "warning", "error"); what is named like a secret is not written."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            hide_secrets,
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(default=str),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+def hide_secrets(_logger: object, _method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
+    """Replace the values of keys that name a secret: the last line of defence, not a licence to log one."""
+    for key in event:
+        if any(secret in key.lower() for secret in _SECRET_KEYS):
+            event[key] = "***"
+    return event

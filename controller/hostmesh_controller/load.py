@@ -1,0 +1,140 @@
+"""Configuration files: YAML and JSON in, objects and problems out.
+
+A problem names the file, line and field. One mistake does not hide another: each document is read by itself, and all
+that is wrong with it is collected. No input raises, and none costs more than its size: see `yaml_nodes.Limits`.
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path as FilePath
+from typing import Final, Literal
+
+from hostmesh_controller.model import ApiObject, Fault, ObjectKey, Origin, Path, Place, path_text, read_document
+from hostmesh_controller.yaml_nodes import DEFAULT_LIMITS, Document, Limits, YamlProblem, read_yaml
+
+STDIN: Final = "<stdin>"
+SUFFIXES: Final = (".yaml", ".yml", ".json")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is wrong, where, in the words of the author.
+
+    `line` and `column` count from 1; `line` is 0 where the object was not read from a file, and `file` then names the
+    object. `path` is "" where the whole document is meant. A warning does not stop anything. `key` is the object's, if
+    it has one.
+    """
+
+    file: str
+    line: int
+    column: int
+    path: str
+    message: str
+    code: str
+    severity: Literal["error", "warning"] = "error"
+    key: ObjectKey | None = None
+
+    @property
+    def is_error(self) -> bool:
+        """Whether it stops the objects from being applied."""
+        return self.severity == "error"
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        warning = "" if self.is_error else "warning: "
+        path = f"{self.path}: " if self.path else ""
+        return f"{place}: {warning}{path}{self.message}"
+
+
+def load_documents(
+    text: str | bytes, source: str, default_namespace: str = "default", *, limits: Limits = DEFAULT_LIMITS
+) -> tuple[list[ApiObject], list[Problem]]:
+    """Read all documents of a text; of those with a problem there is no object.
+
+    Args:
+        text: YAML or JSON, one document or several divided by `---`; a `kind: List` counts as its items.
+        source: what problems call it: a file's name; "-" becomes "<stdin>".
+        default_namespace: of objects that name none.
+        limits: how much may be read.
+    """
+    file = STDIN if source == "-" else source
+    objects: list[ApiObject] = []
+    problems: list[Problem] = []
+    for found in read_yaml(text, limits):
+        if isinstance(found, YamlProblem):
+            problems.append(Problem(file, found.line, found.column, "", found.message, found.code))
+            continue
+        for prefix, value, places in _items(found):
+            made, faults = read_document(value, default_namespace)
+            if made is not None and not found.flawed:
+                objects.append(replace(made, origin=Origin(file, places)))
+            found_here = [_problem(file, prefix, places, fault) for fault in faults]
+            problems += sorted(found_here, key=lambda problem: (problem.line, problem.column))
+    return objects, problems
+
+
+def load_files(paths: list[FilePath], default_namespace: str = "default") -> tuple[list[ApiObject], list[Problem]]:
+    """Read files, directories (their *.yaml, *.yml and *.json, sorted, not those below) and "-" for standard input."""
+    objects: list[ApiObject] = []
+    problems: list[Problem] = []
+    for path in paths:
+        for file in _files(path, problems):
+            text = _read(file, problems)
+            if text is not None:
+                made, wrong = load_documents(text, str(file), default_namespace)
+                objects += made
+                problems += wrong
+    return objects, problems
+
+
+def _files(path: FilePath, problems: list[Problem]) -> list[FilePath]:
+    if not path.is_dir():
+        return [path]
+    try:
+        found = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and not file.name.startswith("."))
+    except OSError as error:
+        problems.append(_unreadable(path, error))
+        return []
+    if not found:
+        problems.append(Problem(str(path), 0, 0, "", "no *.yaml, *.yml or *.json file in this directory", "empty"))
+    return found
+
+
+def _read(path: FilePath, problems: list[Problem]) -> bytes | None:
+    # One byte over the limit tells that there is more, without reading all of it.
+    amount = DEFAULT_LIMITS.text_bytes + 1
+    try:
+        if str(path) == "-":
+            return sys.stdin.buffer.read(amount)
+        with path.open("rb") as file:
+            return file.read(amount)
+    except OSError as error:
+        problems.append(_unreadable(path, error))
+        return None
+
+
+def _unreadable(path: FilePath, error: OSError) -> Problem:
+    return Problem(str(path), 0, 0, "", f"cannot be read: {error.strerror or error}", "unreadable")
+
+
+def _items(document: Document) -> Iterator[tuple[Path, object, dict[Path, Place]]]:
+    """Yield the objects of a document: the items of a List, or the document itself.
+
+    With each come the path to it and the places of its fields, by the path below it.
+    """
+    value = document.value
+    if not (isinstance(value, dict) and value.get("kind") == "List" and isinstance(value.get("items"), list)):
+        yield (), value, document.places
+        return
+    below: list[dict[Path, Place]] = [{} for _ in value["items"]]
+    for path, place in document.places.items():
+        if len(path) > 1 and path[0] == "items" and isinstance(path[1], int):
+            below[path[1]][path[2:]] = place
+    for index, item in enumerate(value["items"]):
+        yield ("items", index), item, below[index]
+
+
+def _problem(file: str, prefix: Path, places: dict[Path, Place], fault: Fault) -> Problem:
+    place = Origin(file, places).place(fault.path)
+    return Problem(file, place.line, place.column, path_text(prefix + fault.path), fault.message, fault.code)

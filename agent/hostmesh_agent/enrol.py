@@ -1,0 +1,222 @@
+"""The agent's calls to the controller that give it identities: join, renew, issue, leave.
+
+Keys are made here and never sent. What comes back is checked before anything is written.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import grpc
+import structlog
+
+from hostmesh_agent.keys import Svid, SvidError, checked, csr_der, key_pem, new_key, root_pem, validity
+from hostmesh_agent.state import HostFiles, HostRecord, State, StateError
+from hostmesh_api.identity import HostIdentity, WorkloadIdentity, parse_identity
+from hostmesh_api.joinstring import JoinString
+from hostmesh_api.v1.hostmesh_pb2 import (
+    HostFacts,
+    IssueWorkloadRequest,
+    JoinRequest,
+    JoinResponse,
+    LeaveRequest,
+    RenewHostRequest,
+)
+from hostmesh_api.v1.hostmesh_pb2_grpc import EnrolmentStub, IdentityStub
+
+if TYPE_CHECKING:
+    from hostmesh_api.v1.hostmesh_pb2_grpc import IdentityAsyncStub  # exists in the stubs only
+
+CALL_TIMEOUT_S: Final = 15.0
+JOIN_ROUNDS: Final = 3
+"""How often all endpoints of a join string are tried. A person waits for the answer."""
+ROUND_PAUSE_S: Final = 1.0
+
+CHANNEL_OPTIONS: Final[Sequence[tuple[str, int]]] = (
+    # The environment's web proxy is for other traffic.
+    ("grpc.enable_http_proxy", 0),
+    # Without it a new channel inherits the old one's connection back-off, and its certificate.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+_RETRIED: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
+_log: Final = structlog.get_logger(__name__)
+_T = TypeVar("_T")
+
+
+class EnrolError(Exception):
+    """The controller did not give what was asked for; the message says why and who must act."""
+
+
+async def join(
+    join_string: JoinString,
+    state: State,
+    facts: HostFacts,
+    now: Callable[[], datetime],
+    *,
+    force: bool = False,
+    pause_s: float = ROUND_PAUSE_S,
+) -> HostRecord:
+    """Join the mesh: afterwards the state directory holds the host's identity. If it fails, it is as it was.
+
+    Args:
+        join_string: where, whom to trust, and the token.
+        state: of this host.
+        facts: told to the controller; nothing depends on them.
+        now: aware time.
+        force: replace an identity that this host already has.
+        pause_s: between rounds through the endpoints; doubled each time.
+
+    Raises:
+        EnrolError: refused, nobody reached, or the answer is not to be trusted.
+        StateError: the host has joined already, or the disk refuses.
+    """
+    if state.joined and not force:
+        msg = f"{state.directory}: this host has joined already: leave first, or replace its identity with --force"
+        raise StateError(msg)
+    try:
+        pinned_pem = root_pem(join_string.root_der)
+    except SvidError as error:
+        raise EnrolError(str(error)) from error
+    key = new_key()
+    request = JoinRequest(token=join_string.token, csr_der=csr_der(key), facts=facts)
+    credentials = grpc.ssl_channel_credentials(root_certificates=pinned_pem)
+
+    async def ask(channel: grpc.aio.Channel) -> JoinResponse:
+        return await EnrolmentStub(channel).Join(request, timeout=CALL_TIMEOUT_S)
+
+    answer = await _first(join_string.endpoints, credentials, ask, JOIN_ROUNDS, pause_s)
+    record, files = _accept(answer, key_pem(key), pinned_pem, now())
+    await asyncio.to_thread(state.save_joined, record, files)
+    _log.info("joined", host=record.host, trust_domain=record.trust_domain)
+    return record
+
+
+async def renew_host(state: State, now: Callable[[], datetime]) -> Svid:
+    """Get a new certificate for a new key of the host's own, and put both in the old ones' place.
+
+    Raises:
+        EnrolError: refused, or nobody reached.
+        StateError: the state cannot be read or written.
+    """
+    identity = state.host().identity
+    key = new_key()
+    request = RenewHostRequest(csr_der=csr_der(key))
+    answer = await _call(state, lambda stub: stub.RenewHost(request, timeout=CALL_TIMEOUT_S), now())
+    svid = _checked(key_pem(key), answer.chain_pem, answer.bundle_pem, identity, now())
+    await asyncio.to_thread(state.save_renewed, HostFiles(svid.key_pem, svid.chain_pem, answer.bundle_pem))
+    _log.info("host_certificate_renewed", serial=svid.serial, not_after=svid.not_after.isoformat())
+    return svid
+
+
+async def issue_workload(state: State, spiffe_id: str, now: Callable[[], datetime]) -> Svid:
+    """Get a certificate for a new key of an identity that the registry places on this host; writes nothing.
+
+    Raises:
+        EnrolError: refused, or nobody reached.
+        StateError: the state cannot be read.
+    """
+    identity = parse_identity(spiffe_id)
+    key = new_key()
+    request = IssueWorkloadRequest(csr_der=csr_der(key), spiffe_id=spiffe_id)
+    answer = await _call(state, lambda stub: stub.IssueWorkload(request, timeout=CALL_TIMEOUT_S), now())
+    return _checked(key_pem(key), answer.chain_pem, answer.bundle_pem, identity, now())
+
+
+async def leave(state: State, now: Callable[[], datetime]) -> None:
+    """Tell the controller that the host leaves. The files stay: the caller removes them (State.forget).
+
+    Raises:
+        EnrolError: refused, or nobody reached.
+        StateError: the state cannot be read.
+    """
+    await _call(state, lambda stub: stub.Leave(LeaveRequest(), timeout=CALL_TIMEOUT_S), now())
+
+
+def channel(state: State, attempt: int = 0, options: Sequence[tuple[str, int]] = ()) -> grpc.aio.Channel:
+    """Return a channel to the agents' port, with the identity that is on disk now.
+
+    The server is verified by its address: it must be in its certificate, and only the controller's has any.
+
+    Args:
+        state: of this host.
+        attempt: counts up over attempts; chooses the endpoint, in turn.
+        options: for gRPC, beside ours.
+
+    Raises:
+        StateError: the host has not joined, or its files cannot be used.
+    """
+    endpoints = state.host().agents_endpoints
+    return grpc.aio.secure_channel(
+        endpoints[attempt % len(endpoints)], _credentials(state), options=[*CHANNEL_OPTIONS, *options]
+    )
+
+
+def _credentials(state: State) -> grpc.ChannelCredentials:
+    files = state.files()
+    return grpc.ssl_channel_credentials(files.bundle_pem, files.key_pem, files.chain_pem)
+
+
+async def _call(state: State, ask: "Callable[[IdentityAsyncStub], Awaitable[_T]]", now: datetime) -> _T:
+    try:
+        return await _first(
+            state.host().agents_endpoints, _credentials(state), lambda at: ask(IdentityStub(at)), 1, 0.0
+        )
+    except EnrolError as error:
+        _, _, not_after = validity(state.files().chain_pem)
+        if not_after > now:
+            raise
+        msg = f"this host's certificate ended at {not_after:%Y-%m-%d %H:%M} UTC: join again with --force ({error})"
+        raise EnrolError(msg) from error
+
+
+async def _first(
+    endpoints: Sequence[str],
+    credentials: grpc.ChannelCredentials,
+    ask: Callable[[grpc.aio.Channel], Awaitable[_T]],
+    rounds: int,
+    pause_s: float,
+) -> _T:
+    """Return the first answer of the endpoints, tried in order. A refusal is an answer too: it ends the search."""
+    failures: dict[str, str] = {}
+    for round_ in range(rounds):
+        if round_:
+            await asyncio.sleep(pause_s * 2 ** (round_ - 1))
+        for endpoint in endpoints:
+            try:
+                async with grpc.aio.secure_channel(endpoint, credentials, options=CHANNEL_OPTIONS) as opened:
+                    return await ask(opened)
+            except grpc.aio.AioRpcError as error:
+                if error.code() not in _RETRIED:
+                    msg = f"{endpoint} refused ({error.code().name}): {error.details()}"
+                    raise EnrolError(msg) from error
+                failures[endpoint] = error.details() or error.code().name
+    tried = "; ".join(f"{endpoint}: {reason}" for endpoint, reason in failures.items())
+    msg = f"no controller answered ({tried}): check the network, the addresses and that the controller runs"
+    raise EnrolError(msg)
+
+
+def _accept(answer: JoinResponse, key: bytes, pinned_pem: bytes, now: datetime) -> tuple[HostRecord, HostFiles]:
+    """Check the answer to a join against what was pinned."""
+    record = HostRecord(answer.host, answer.trust_domain, tuple(answer.agents_endpoints))
+    try:
+        identity = record.identity
+    except ValueError as error:
+        msg = f"the controller gave this host an impossible name ({error}): its operator must act"
+        raise EnrolError(msg) from error
+    if not record.agents_endpoints:
+        msg = "the controller did not say where agents call: its operator must set `addresses`"
+        raise EnrolError(msg)
+    svid = _checked(key, answer.chain_pem, pinned_pem, identity, now)
+    # What the pinned root does not vouch for today may still be a root of tomorrow: the bundle came over a connection
+    # that the pinned root has authenticated.
+    _checked(key, answer.chain_pem, answer.bundle_pem, identity, now)
+    return record, HostFiles(svid.key_pem, svid.chain_pem, answer.bundle_pem)
+
+
+def _checked(key: bytes, chain: bytes, bundle: bytes, identity: WorkloadIdentity | HostIdentity, now: datetime) -> Svid:
+    try:
+        return checked(key, chain, bundle, identity, now)
+    except SvidError as error:
+        raise EnrolError(str(error)) from error

@@ -1,0 +1,228 @@
+"""Keys and certificates in memory: made here on the host, and believed only after they were checked. Pure."""
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from itertools import pairwise
+from typing import Final
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from hostmesh_api.identity import HostIdentity, WorkloadIdentity
+
+MAX_CHAIN: Final = 4
+"""A leaf and its intermediates; ours have one."""
+
+_CLOCK: Final = "set this host's clock (timedatectl), then try again"
+
+
+class SvidError(Exception):
+    """A certificate is not what it must be; the message says why and who must act."""
+
+
+@dataclass(frozen=True, slots=True)
+class Svid:
+    """A key with its certificate chain, checked. `serial` is in hexadecimal, 32 digits."""
+
+    identity: WorkloadIdentity | HostIdentity
+    serial: str
+    not_before: datetime
+    not_after: datetime
+    key_pem: bytes = field(repr=False)
+    chain_pem: bytes = field(repr=False)
+
+    @property
+    def one_file(self) -> bytes:
+        """Key and chain in one PEM file, so that replacing both is one rename."""
+        return self.key_pem + self.chain_pem
+
+
+def new_key() -> ec.EllipticCurvePrivateKey:
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def csr_der(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """Return a request that proves that we hold the key, and asks for nothing: the controller knows who we are."""
+    request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+    return request.sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
+
+
+def root_pem(root_der: bytes) -> bytes:
+    """Return the root of a join string as PEM.
+
+    Raises:
+        SvidError: it is not a certificate of an authority.
+    """
+    try:
+        root = x509.load_der_x509_certificate(root_der)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        msg = "the join string holds no readable root certificate: ask the operator for a new one"
+        raise SvidError(msg) from error
+    if not _is_authority(root):
+        msg = "the certificate in the join string is not that of an authority: ask the operator for a new one"
+        raise SvidError(msg)
+    return root.public_bytes(Encoding.PEM)
+
+
+def belongs_together(key: bytes, chain: bytes) -> bool:
+    """Tell whether the key is that of the chain's first certificate, both PEM.
+
+    Raises:
+        SvidError: one of the two cannot be read.
+    """
+    return _load_key(key).public_key() == _load_chain(chain)[0].public_key()
+
+
+def checked(
+    key: bytes,
+    chain: bytes,
+    bundle: bytes,
+    identity: WorkloadIdentity | HostIdentity,
+    now: datetime,
+) -> Svid:
+    """Return the key and chain as an SVID, after checking everything that makes it usable.
+
+    Args:
+        key: PEM; must be that of the leaf.
+        chain: PEM, leaf first; each must be issued by the next, the last by a root of the bundle.
+        bundle: PEM; the roots.
+        identity: must be the leaf's one URI name.
+        now: aware; must be within the validity of each.
+
+    Raises:
+        SvidError: any of this does not hold.
+    """
+    certificates = _load_chain(chain)
+    leaf = certificates[0]
+    if _load_key(key).public_key() != leaf.public_key():
+        msg = f"the certificate for {identity.uri} is for another key: the controller is at fault"
+        raise SvidError(msg)
+    if _uris(leaf) != [identity.uri] or _is_authority(leaf):
+        msg = f"the certificate names {_uris(leaf)}, not {identity.uri}: the controller is at fault"
+        raise SvidError(msg)
+    _check_usage(leaf)
+    _check_path(certificates, _load_chain(bundle), now)
+    return Svid(
+        identity=identity,
+        serial=f"{leaf.serial_number:032x}",
+        not_before=leaf.not_valid_before_utc,
+        not_after=leaf.not_valid_after_utc,
+        key_pem=key,
+        chain_pem=chain,
+    )
+
+
+def read_one_file(data: bytes, bundle: bytes, identity: WorkloadIdentity | HostIdentity, now: datetime) -> Svid:
+    """Return the SVID of a file with key and chain; see `checked`."""
+    marker = data.find(b"-----BEGIN CERTIFICATE-----")
+    if marker < 0:
+        msg = "the file holds no certificate"
+        raise SvidError(msg)
+    return checked(data[:marker], data[marker:], bundle, identity, now)
+
+
+def validity(chain: bytes) -> tuple[str, datetime, datetime]:
+    """Return the leaf's serial (as in Svid), not-before and not-after, unchecked otherwise.
+
+    Raises:
+        SvidError: it cannot be read.
+    """
+    leaf = _load_chain(chain)[0]
+    return f"{leaf.serial_number:032x}", leaf.not_valid_before_utc, leaf.not_valid_after_utc
+
+
+def _check_usage(leaf: x509.Certificate) -> None:
+    try:
+        usages = set(leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
+    except (x509.ExtensionNotFound, ValueError):
+        usages = set()
+    if not {ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH} <= usages:
+        msg = "the certificate is not for clients and servers: the controller is at fault"
+        raise SvidError(msg)
+
+
+def _check_path(chain: list[x509.Certificate], roots: list[x509.Certificate], now: datetime) -> None:
+    if len(chain) > MAX_CHAIN:
+        msg = f"a chain of {len(chain)} certificates, at most {MAX_CHAIN} are taken: the controller is at fault"
+        raise SvidError(msg)
+    for child, parent in pairwise(chain):
+        if not _issued_by(child, parent):
+            msg = "the chain's certificates are not issued one by the other: the controller is at fault"
+            raise SvidError(msg)
+    anchors = [root for root in roots if _issued_by(chain[-1], root)]
+    if not anchors:
+        msg = "the chain does not lead to a root that this host trusts: the operator must check the authority"
+        raise SvidError(msg)
+    for certificate in (*chain, anchors[0]):
+        _check_time(certificate, now)
+
+
+def _check_time(certificate: x509.Certificate, now: datetime) -> None:
+    if now < certificate.not_valid_before_utc:
+        early = certificate.not_valid_before_utc - now
+        msg = f"a certificate begins only in {_rounded(early)}: {_CLOCK}"
+        raise SvidError(msg)
+    if now >= certificate.not_valid_after_utc:
+        late = now - certificate.not_valid_after_utc
+        msg = f"a certificate ended {_rounded(late)} ago: renew it; if it is new, {_CLOCK}"
+        raise SvidError(msg)
+
+
+def _issued_by(child: x509.Certificate, parent: x509.Certificate) -> bool:
+    try:
+        child.verify_directly_issued_by(parent)
+    except (InvalidSignature, TypeError, ValueError):
+        return False
+    return _is_authority(parent)
+
+
+def _is_authority(certificate: x509.Certificate) -> bool:
+    try:
+        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except (x509.ExtensionNotFound, ValueError):
+        return False
+
+
+def _uris(certificate: x509.Certificate) -> list[str]:
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (x509.ExtensionNotFound, ValueError):
+        return []
+    return names.get_values_for_type(x509.UniformResourceIdentifier)
+
+
+def _load_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
+    try:
+        key = load_pem_private_key(pem, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        msg = f"the key cannot be read ({error})"
+        raise SvidError(msg) from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        msg = "the key is not an elliptic curve key"
+        raise SvidError(msg)
+    return key
+
+
+def _load_chain(pem: bytes) -> list[x509.Certificate]:
+    try:
+        return x509.load_pem_x509_certificates(pem)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        msg = f"the certificates cannot be read ({error})"
+        raise SvidError(msg) from error
+
+
+def _rounded(span: timedelta) -> timedelta:
+    return timedelta(seconds=round(span.total_seconds()))

@@ -1,0 +1,281 @@
+"""The agent's own files: who the host is, and its key. All-or-nothing on disk, closed to others, checked when read.
+
+    <state_dir>/host.json                           name, trust domain, where the controller is: there once joined
+    <state_dir>/identity/{key,chain,bundle}.pem     the host's own identity, 0600 in 0700
+
+A host has joined if and only if host.json is there: it is written last and removed first.
+"""
+
+import json
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from hostmesh_agent.keys import SvidError, belongs_together
+from hostmesh_api.identity import HostIdentity
+
+MAX_FILE_BYTES: Final = 1 << 20
+_NEXT_KEY: Final = "key.next.pem"
+_REJOIN: Final = "join again with a new join string (hostmesh-agent join --force)"
+
+
+class StateError(Exception):
+    """The owner of the host must act; the message names the file and the cure."""
+
+
+class NotJoinedError(StateError):
+    """The host has no identity yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostRecord:
+    """What host.json says. `agents_endpoints` is `host:port` of the controllers' agents' port, best first."""
+
+    host: str
+    trust_domain: str
+    agents_endpoints: tuple[str, ...]
+
+    @property
+    def identity(self) -> HostIdentity:
+        return HostIdentity(self.trust_domain, self.host)
+
+
+@dataclass(frozen=True, slots=True)
+class HostFiles:
+    """The host's own identity, PEM. `chain` is leaf first; `bundle` every root to trust."""
+
+    key_pem: bytes = field(repr=False)
+    chain_pem: bytes = field(repr=False)
+    bundle_pem: bytes = field(repr=False)
+
+
+class State:
+    """The state directory. Synchronous: the files are small and on the local disk."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._identity = directory / "identity"
+        self._host = directory / "host.json"
+
+    @property
+    def joined(self) -> bool:
+        return self._host.exists()
+
+    def host(self) -> HostRecord:
+        """Return who this host is.
+
+        Raises:
+            NotJoinedError: it has not joined.
+            StateError: host.json is damaged or open to others.
+        """
+        try:
+            data = read_private(self._host)
+        except FileNotFoundError:
+            msg = f"{self._host} is not there: this host has not joined (hostmesh-agent join STRING)"
+            raise NotJoinedError(msg) from None
+        try:
+            record = _host_record(json.loads(data))
+        except (ValueError, TypeError, KeyError) as error:
+            msg = f"{self._host} is damaged ({error}): {_REJOIN}"
+            raise StateError(msg) from error
+        return record
+
+    def files(self) -> HostFiles:
+        """Return the host's own identity, as one that belongs together.
+
+        Raises:
+            StateError: a file is missing, damaged, or open to others.
+        """
+        try:
+            chain_pem = read_private(self._identity / "chain.pem")
+            key_pem = self._key(chain_pem)
+            return HostFiles(key_pem, chain_pem, read_private(self._identity / "bundle.pem"))
+        except FileNotFoundError as error:
+            msg = f"{error.filename} is missing: {_REJOIN}"
+            raise StateError(msg) from error
+        except SvidError as error:
+            msg = f"{self._identity}: {error}: {_REJOIN}"
+            raise StateError(msg) from error
+
+    def save_joined(self, record: HostRecord, files: HostFiles) -> None:
+        """Make this the host's identity, in place of any other. A crash leaves the host joined or not joined.
+
+        Raises:
+            StateError: the disk refuses.
+        """
+        staging, old = self.directory / "identity.new", self.directory / "identity.old"
+        document = {
+            "host": record.host,
+            "trust_domain": record.trust_domain,
+            "agents_endpoints": record.agents_endpoints,
+        }
+        with _explained(self.directory):
+            self._prepare()
+            for leftover in (staging, old):
+                if leftover.exists():
+                    shutil.rmtree(leftover)
+            staging.mkdir(mode=0o700)
+            write_private(staging / "key.pem", files.key_pem)
+            write_private(staging / "chain.pem", files.chain_pem)
+            write_private(staging / "bundle.pem", files.bundle_pem)
+            self._host.unlink(missing_ok=True)
+            if self._identity.exists():
+                self._identity.rename(old)
+            staging.rename(self._identity)
+            fsync_directory(self.directory)
+            write_private(self._host, json.dumps(document, indent=1).encode() + b"\n")
+            if old.exists():
+                shutil.rmtree(old)
+
+    def save_renewed(self, files: HostFiles) -> None:
+        """Put a new key and certificate in the old ones' place.
+
+        Two files cannot change at once. So the new key is put beside the old one first; replacing the chain is the
+        moment of change; a reader that finds the new chain with the old key finishes the job (`_key`).
+
+        Raises:
+            StateError: the disk refuses; what was there before is still good.
+        """
+        with _explained(self._identity):
+            write_private(self._identity / "bundle.pem", files.bundle_pem)
+            write_private(self._identity / _NEXT_KEY, files.key_pem)
+            write_private(self._identity / "chain.pem", files.chain_pem)
+            self._adopt_next_key()
+
+    def save_bundle(self, bundle_pem: bytes) -> None:
+        """Replace the roots that the host trusts the controller by."""
+        with _explained(self._identity):
+            write_private(self._identity / "bundle.pem", bundle_pem)
+
+    def forget(self) -> None:
+        """Remove the host's identity: it has not joined any more."""
+        with _explained(self.directory):
+            self._host.unlink(missing_ok=True)
+            for name in ("identity", "identity.new", "identity.old"):
+                with suppress(FileNotFoundError):
+                    shutil.rmtree(self.directory / name)
+
+    def _prepare(self) -> None:
+        # Envoy's user passes through to its own directory, and lists nothing.
+        self.directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+        status = self.directory.stat()
+        if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+            msg = f"{self.directory} can be written by others: run `chown {os.geteuid()} DIR && chmod go-w DIR` on it"
+            raise StateError(msg)
+
+    def _key(self, chain_pem: bytes) -> bytes:
+        key_pem = read_private(self._identity / "key.pem")
+        if belongs_together(key_pem, chain_pem):
+            return key_pem
+        with suppress(FileNotFoundError):
+            next_pem = read_private(self._identity / _NEXT_KEY)
+            if belongs_together(next_pem, chain_pem):
+                self._adopt_next_key()
+                return next_pem
+        msg = "key.pem is not the key of chain.pem"
+        raise SvidError(msg)
+
+    def _adopt_next_key(self) -> None:
+        (self._identity / _NEXT_KEY).rename(self._identity / "key.pem")
+        fsync_directory(self._identity)
+
+
+def read_private(path: Path) -> bytes:
+    """Return the content of a file that only its owner, us, may read.
+
+    Raises:
+        FileNotFoundError: there is none.
+        StateError: it is not ours alone, not a plain file, or cannot be read.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        msg = f"{path}: {error.strerror}: it must be a plain file that uid {os.geteuid()} owns"
+        raise StateError(msg) from error
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+            msg = f"{path} is not a plain file of uid {os.geteuid()}: run the agent as the file's owner, or {_REJOIN}"
+            raise StateError(msg)
+        if status.st_mode & 0o077:
+            mode = stat.S_IMODE(status.st_mode)
+            msg = f"{path} is open to others (mode {mode:04o}): run `chmod 600 {path}`; if it was read, {_REJOIN}"
+            raise StateError(msg)
+        data = file.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        msg = f"{path} is larger than {MAX_FILE_BYTES} bytes, so it is not ours: {_REJOIN}"
+        raise StateError(msg)
+    return data
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Write the file, 0600, so that a crash leaves the old content or the new.
+
+    Raises:
+        OSError: the disk refuses; the old content is still there.
+    """
+    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        write_at(descriptor, path.name, data)
+    finally:
+        os.close(descriptor)
+
+
+def write_at(directory: int, name: str, data: bytes, owner: tuple[int, int] | None = None) -> None:
+    """Write the file `name` in an open directory, 0600, by an atomic rename; `owner` is (uid, gid) if not ourselves.
+
+    Raises:
+        OSError: the disk refuses; the old content is still there.
+    """
+    draft = f".{name}.{secrets.token_hex(8)}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(draft, flags, 0o600, dir_fd=directory)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            if owner is not None:
+                os.fchown(descriptor, *owner)
+            file.write(data)
+            file.flush()
+            os.fsync(descriptor)
+        os.rename(draft, name, src_dir_fd=directory, dst_dir_fd=directory)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(draft, dir_fd=directory)
+        raise
+    os.fsync(directory)
+
+
+def fsync_directory(path: Path) -> None:
+    """Make renames in the directory survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        msg = f"{error.filename or path} cannot be written: {error.strerror}"
+        raise StateError(msg) from error
+
+
+def _host_record(document: Any) -> HostRecord:
+    endpoints = tuple(document["agents_endpoints"])
+    if not endpoints or not all(isinstance(each, str) for each in endpoints):
+        msg = "agents_endpoints is not a list of host:port"
+        raise ValueError(msg)
+    record = HostRecord(document["host"], document["trust_domain"], endpoints)
+    _ = record.identity  # raises ValueError for names that are none
+    return record

@@ -5,7 +5,6 @@ import platform
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from pathlib import Path
 from typing import Final
 
 import psutil
@@ -14,7 +13,6 @@ from hostmesh_agent.launch import boot_id
 from hostmesh_api.v1.hostmesh_pb2 import HostFacts, HostLoad
 from hostmesh_api.wire import VIP4, VIP6
 
-_DISABLE_IPV6: Final = Path("/proc/sys/net/ipv6/conf/all/disable_ipv6")
 _MAX_ADDRESSES: Final = 64
 
 
@@ -70,14 +68,6 @@ def load() -> HostLoad:
 def cpus() -> int:
     """Cores this process may run on: a container or a cpuset may have fewer than the machine."""
     return len(os.sched_getaffinity(0))
-
-
-def ipv6_enabled(switch: Path = _DISABLE_IPV6) -> bool:
-    """Whether the kernel has IPv6 on in this network namespace."""
-    try:
-        return switch.read_text(encoding="ascii").strip() == "0"
-    except OSError:
-        return False
 
 
 def addresses() -> list[str]:

@@ -1,0 +1,126 @@
+"""The agent's local socket: one line of JSON in, one line of JSON out. For root (or the agent's own user) alone."""
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import struct
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+STATUS: Final = "status"
+RELEASE: Final = "release"
+"""Stop doing anything to the host, and end: the host leaves."""
+
+TIMEOUT_S: Final = 10.0
+_MAX_LINE_BYTES: Final = 1 << 20
+_PEER: Final = struct.Struct("=iII")  # struct ucred: pid, uid, gid
+
+log = structlog.get_logger(__name__)
+
+Verb = Callable[[], Awaitable[Mapping[str, Any]]]
+
+
+class ControlError(Exception):
+    """The agent did not answer, or refused."""
+
+
+class AgentAbsentError(ControlError):
+    """No agent listens on the socket."""
+
+
+class Control:
+    """The listening side. `verbs` maps a verb to what answers it."""
+
+    def __init__(self, path: Path, verbs: Mapping[str, Verb]) -> None:
+        self._path = path
+        self._verbs = verbs
+
+    async def run(self) -> None:
+        """Answer until cancelled."""
+        listener = _listen(self._path)
+        server = await asyncio.start_unix_server(self._answer, sock=listener, limit=_MAX_LINE_BYTES)
+        try:
+            async with server:
+                await server.serve_forever()
+        finally:
+            self._path.unlink(missing_ok=True)
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                reply = await self._reply(reader, writer)
+                writer.write(json.dumps(reply).encode() + b"\n")
+                await writer.drain()
+        except (OSError, TimeoutError, ValueError) as error:
+            log.warning("control request failed", error=str(error))
+        finally:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+    async def _reply(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Mapping[str, Any]:
+        # The mode of the socket says the same; this holds also if somebody changes it.
+        peer = _peer_uid(writer.get_extra_info("socket"))
+        if peer not in (0, os.geteuid()):
+            return {"error": f"uid {peer} may not control the agent"}
+        request = json.loads(await reader.readline())
+        name = request.get("verb", "") if isinstance(request, dict) else ""
+        verb = self._verbs.get(name)
+        if verb is None:
+            return {"error": f"unknown verb {name!r}"}
+        return await verb()
+
+
+def call(path: Path, verb: str, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
+    """Ask the agent. Blocks.
+
+    Raises:
+        AgentAbsentError: it does not run.
+        ControlError: it does not answer in time, or says no.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.settimeout(timeout_s)
+        try:
+            client.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            raise AgentAbsentError(f"no agent runs (nobody answers on {path})") from None
+        except PermissionError:
+            raise ControlError(f"{path}: only root may ask the agent") from None
+        except OSError as error:
+            raise ControlError(f"{path}: {error}") from error
+        try:
+            client.sendall(json.dumps({"verb": verb}).encode() + b"\n")
+            with client.makefile("rb") as file:
+                reply = json.loads(file.readline(16 * _MAX_LINE_BYTES))
+        except (OSError, ValueError) as error:
+            raise ControlError(f"{path}: the agent does not answer: {error}") from error
+    if not isinstance(reply, dict):
+        raise ControlError(f"{path}: not an answer: {reply!r}")
+    if "error" in reply:
+        raise ControlError(f"the agent refused: {reply['error']}")
+    return reply
+
+
+def _listen(path: Path) -> socket.socket:
+    """Bind the socket, 0600 from its first moment. One agent holds the lock before it comes here."""
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    previous = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+    except OSError:
+        listener.close()
+        raise
+    finally:
+        os.umask(previous)
+    return listener
+
+
+def _peer_uid(connection: socket.socket) -> int:
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+    return int(_PEER.unpack(credentials)[1])

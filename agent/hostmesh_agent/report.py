@@ -1,0 +1,145 @@
+"""What the controller is told of the host, and when: at once when something changed, else once per interval.
+
+A report is the whole state. Its leases say for which workloads the agent vouches; a missing report takes nothing away.
+"""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+import structlog
+
+from hostmesh_agent.envoy import EnvoyStatus
+from hostmesh_agent.lifecycle import Phase
+from hostmesh_api.v1.hostmesh_pb2 import EnvoyState, HostReport, ReportResponse, Workload, WorkloadLease
+
+INTERVAL_S: Final = 10.0
+"""Until the controller says otherwise."""
+_MIN_INTERVAL_S: Final = 1.0
+_MAX_INTERVAL_S: Final = 300.0
+COALESCE_S: Final = 0.05
+"""Changes come in bursts (a listener, its capture, the next workload): one report for all."""
+RETRY_S: Final = 5.0
+_JITTER: Final = 0.2
+
+log = structlog.get_logger(__name__)
+
+_STATES: Final = {
+    Phase.DOWN: "down",
+    Phase.STARTING: "starting",
+    Phase.LIVE: "live",
+    Phase.HELD: "held",
+    Phase.STOPPED: "down",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Vouched:
+    """What is true of the whole host and decides which workloads are ready.
+
+    `captured_ports` are those in the kernel now. Capture follows the certificates and the listeners and is never taken
+    away because Envoy is down for a moment: so a captured port is one that was served, and will be again.
+    """
+
+    certificates: Mapping[str, datetime]
+    """SPIFFE ID to the end of its certificate, for those that are in place."""
+    captured_ports: frozenset[int]
+
+
+def lease(workload: Workload, vouched: Vouched, now: datetime) -> WorkloadLease:
+    """Say whether callers may use mutual TLS to the workload."""
+    ports = frozenset(workload.ports)
+    not_after = vouched.certificates.get(workload.spiffe_id)
+    return WorkloadLease(
+        namespace=workload.namespace,
+        name=workload.name,
+        ready=not_after is not None and now < not_after and bool(ports) and ports <= vouched.captured_ports,
+        captured_ports=sorted(ports & vouched.captured_ports),
+        certificate_not_after=0 if not_after is None else int(not_after.timestamp()),
+    )
+
+
+def leases(workloads: Iterable[Workload], vouched: Vouched, now: datetime) -> list[WorkloadLease]:
+    return [lease(each, vouched, now) for each in workloads]
+
+
+def envoy_state(status: EnvoyStatus) -> EnvoyState:
+    view = status.view
+    last_exit = f"crash loop: {view.last_exit}" if view.crash_looping else view.last_exit
+    return EnvoyState(
+        state=_STATES[view.phase],
+        version=status.version,
+        pid=view.pid or 0,
+        restarts=view.restarts,
+        last_exit=last_exit,
+    )
+
+
+class Reporter:
+    """Sends reports until cancelled.
+
+    Args:
+        build: makes the report of now; may wait for other threads.
+        send: delivers it; raises what it likes, with a bound on its time.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[], Awaitable[HostReport]],
+        send: Callable[[HostReport], Awaitable[ReportResponse]],
+        interval_s: float = INTERVAL_S,
+    ) -> None:
+        self._build = build
+        self._send = send
+        self._interval_s = interval_s
+        self._changed = asyncio.Event()
+        self._failing = ""
+
+    @property
+    def failing(self) -> str:
+        """Why the last report was not delivered; empty when it was."""
+        return self._failing
+
+    def changed(self) -> None:
+        """Report soon: something is not as it was told."""
+        self._changed.set()
+
+    async def run(self) -> None:
+        while True:
+            self._changed.clear()
+            delivered = await self._report()
+            await self._wait(self._interval_s if delivered else min(RETRY_S, self._interval_s))
+
+    async def _report(self) -> bool:
+        report = await self._build()
+        try:
+            response = await self._send(report)
+        except Exception as error:
+            self._fails(f"{type(error).__name__}: {error}")
+            return False
+        self._fails("")
+        if response.interval_s:
+            self._interval_s = min(max(float(response.interval_s), _MIN_INTERVAL_S), _MAX_INTERVAL_S)
+        return True
+
+    def _fails(self, reason: str) -> None:
+        """Log the changes only: an outage of a day is two lines."""
+        if bool(reason) != bool(self._failing):
+            if reason:
+                log.warning("reports are not delivered", reason=reason)
+            else:
+                log.info("reports are delivered again")
+        self._failing = reason
+
+    async def _wait(self, longest_s: float) -> None:
+        # Earlier by up to a fifth: a fleet that was started together does not report together for ever.
+        spread_s = longest_s * (1 - _JITTER * random.random())  # noqa: S311 - jitter, not a secret
+        try:
+            async with asyncio.timeout(spread_s):
+                await self._changed.wait()
+        except TimeoutError:
+            return
+        await asyncio.sleep(COALESCE_S)

@@ -1,0 +1,55 @@
+"""Measure, and print each figure with the command that measures it alone.
+
+make bench                    all of them
+make bench ONLY="push few"    some
+make bench N=200              with another number of simulated proxies than 1,000
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
+
+from bench import connect, push
+from bench.figure import Benchmark, Figure, machine, table
+from bench.stage import Stage
+
+PROXIES = 1_000
+
+
+def benchmarks(stage: Stage) -> list[Benchmark]:
+    """Return all benchmarks, in the order in which they run."""
+    return [
+        Benchmark("storm", partial(connect.storm, stage)),
+        Benchmark("push", partial(push.push, stage)),
+        Benchmark("few", partial(push.few, stage)),
+        Benchmark("idle", partial(connect.idle, stage)),
+        Benchmark("restart", partial(connect.restart, stage)),
+        Benchmark("memory", partial(connect.memory, stage)),
+    ]
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="benchmarks to run; all unless given")
+    parser.add_argument("--proxies", type=int, default=int(os.environ.get("N") or PROXIES), help="simulated proxies")
+    options = parser.parse_args(arguments)
+    print(machine(), flush=True)
+    results: list[tuple[Benchmark, Sequence[Figure]]] = []
+    with ExitStack() as stack:
+        known = benchmarks(stack.enter_context(Stage(options.proxies)))
+        names = [benchmark.name for benchmark in known]
+        if unknown := sorted(set(options.names) - set(names)):
+            parser.error(f"no benchmark is called {', '.join(unknown)}; there are: {', '.join(names)}")
+        for benchmark in known:
+            if not options.names or benchmark.name in options.names:
+                print(f"measuring {benchmark.name} …", file=sys.stderr, flush=True)
+                results.append((benchmark, benchmark.measure()))
+    print(table(results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

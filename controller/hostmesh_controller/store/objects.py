@@ -1,0 +1,132 @@
+"""Objects and their history, inside a transaction the caller has begun."""
+
+import json
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import Any
+from uuid import uuid4
+
+from sqlalchemy import Connection, Row, bindparam, delete, insert, select, tuple_, update
+
+from hostmesh_controller.model.objects import ObjectKey
+from hostmesh_controller.store import tables
+from hostmesh_controller.store.records import AuditRecord, Commit, Delete, Document, Put, StoredObject
+
+_KEYS_PER_QUERY = 300
+"""Three parameters for each key stay below SQLite's oldest limit of 999."""
+_KEY = (tables.objects.c.kind, tables.objects.c.namespace, tables.objects.c.name)
+
+
+def read_revision(connection: Connection) -> int:
+    """Return the current revision."""
+    return int(connection.execute(select(tables.mesh.c.revision)).scalar_one())
+
+
+def read_objects(
+    connection: Connection, kind: str | None = None, namespace: str | None = None, name: str | None = None
+) -> list[StoredObject]:
+    """Return the objects that match, sorted by key."""
+    query = select(tables.objects).order_by(*_KEY)
+    for column, wanted in zip(_KEY, (kind, namespace, name), strict=True):
+        if wanted is not None:
+            query = query.where(column == wanted)
+    return [_stored(row) for row in connection.execute(query)]
+
+
+def _stored(row: Row[Any]) -> StoredObject:
+    key = ObjectKey(row.kind, row.namespace, row.name)
+    return StoredObject(key, row.uid, row.revision, row.created_at, json.loads(row.document))
+
+
+def write_changes(connection: Connection, changes: Sequence[Put | Delete], *, actor: str, now: datetime) -> Commit:
+    """Make the changes under one new revision, with their audit records; see Store.commit."""
+    # Before the objects are read: where writers run side by side, this row is what they queue for.
+    current = int(connection.execute(select(tables.mesh.c.revision).with_for_update()).scalar_one())
+    wanted = {change.key: change.document if isinstance(change, Put) else None for change in changes}
+    before = {found.key: found for found in _read_keys(connection, list(wanted))}
+    real = [
+        (key, before.get(key), document)
+        for key, document in wanted.items()
+        if document != (before[key].document if key in before else None)
+    ]
+    if not real:
+        return Commit(current, ())
+    revision = current + 1
+    connection.execute(update(tables.mesh).values(revision=revision))
+    _write_objects(connection, real, revision, now)
+    connection.execute(insert(tables.audit), [_audit_row(*change, actor, revision, now) for change in real])
+    return Commit(revision, tuple(key for key, _, _ in real))
+
+
+def _read_keys(connection: Connection, keys: list[ObjectKey]) -> Iterator[StoredObject]:
+    for start in range(0, len(keys), _KEYS_PER_QUERY):
+        query = select(tables.objects).where(tuple_(*_KEY).in_(keys[start : start + _KEYS_PER_QUERY]))
+        yield from map(_stored, connection.execute(query))
+
+
+_Change = tuple[ObjectKey, StoredObject | None, Document | None]
+"""Key, what was stored, what shall be stored."""
+
+
+def _write_objects(connection: Connection, real: list[_Change], revision: int, now: datetime) -> None:
+    gone = [key for key, _, document in real if document is None]
+    for start in range(0, len(gone), _KEYS_PER_QUERY):
+        connection.execute(delete(tables.objects).where(tuple_(*_KEY).in_(gone[start : start + _KEYS_PER_QUERY])))
+    new = [
+        {**key._asdict(), "uid": str(uuid4()), "revision": revision, "created_at": now, "document": _text(document)}
+        for key, before, document in real
+        if before is None and document is not None
+    ]
+    if new:
+        connection.execute(insert(tables.objects), new)
+    changed = [
+        {"at_kind": key.kind, "at_namespace": key.namespace, "at_name": key.name, "document": _text(document)}
+        for key, before, document in real
+        if before is not None and document is not None
+    ]
+    if changed:
+        where = [column == bindparam(f"at_{column.name}") for column in _KEY]
+        statement = update(tables.objects).where(*where).values(revision=revision, document=bindparam("document"))
+        connection.execute(statement, changed)
+
+
+def _text(document: Document | None) -> str | None:
+    return None if document is None else json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+
+
+def _audit_row(
+    key: ObjectKey, before: StoredObject | None, after: Document | None, actor: str, revision: int, now: datetime
+) -> dict[str, Any]:
+    action = "create" if before is None else "delete" if after is None else "update"
+    return {
+        **key._asdict(),
+        "at": now,
+        "actor": actor,
+        "action": action,
+        "before": _text(before.document) if before else None,
+        "after": _text(after),
+        "revision": revision,
+    }
+
+
+def write_event(connection: Connection, action: str, key: ObjectKey, *, actor: str, now: datetime) -> None:
+    """Write an audit record of something that is no object's change: a token used, a host forgotten."""
+    values = {**key._asdict(), "at": now, "actor": actor, "action": action, "revision": read_revision(connection)}
+    connection.execute(insert(tables.audit).values(values))
+
+
+def read_audit(connection: Connection, limit: int, key: ObjectKey | None, before_id: int | None) -> list[AuditRecord]:
+    """Return the newest records first; see Store.audit."""
+    table = tables.audit
+    query = select(table).order_by(table.c.id.desc()).limit(limit)
+    if key is not None:
+        query = query.where(table.c.kind == key.kind, table.c.namespace == key.namespace, table.c.name == key.name)
+    if before_id is not None:
+        query = query.where(table.c.id < before_id)
+    return [_audit(row) for row in connection.execute(query)]
+
+
+def _audit(row: Row[Any]) -> AuditRecord:
+    before, after = (json.loads(text) if text is not None else None for text in (row.before, row.after))
+    key = ObjectKey(row.kind, row.namespace, row.name)
+    return AuditRecord(row.id, row.at, row.actor, row.action, key, before, after, row.revision)

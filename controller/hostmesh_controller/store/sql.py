@@ -1,0 +1,170 @@
+"""The store on any database that SQLAlchemy speaks to: each method is one transaction."""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Final
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from hostmesh_controller.model.objects import ObjectKey
+from hostmesh_controller.store import objects, runtime, secrets
+from hostmesh_controller.store.records import (
+    ApiTokenRecord,
+    AuditRecord,
+    CertificateRecord,
+    Commit,
+    Delete,
+    HostState,
+    Put,
+    StoredObject,
+    StoreError,
+    TokenRecord,
+)
+
+WRITE: Final = "hostmesh_write"
+"""Execution option of connections whose transaction will write: the engine takes the lock at its start."""
+
+_TURN_S: Final = 60
+"""How long a thread waits for those before it; each takes milliseconds."""
+
+
+class SqlStore:
+    """A Store (see there) over an engine whose database has the current tables.
+
+    Args:
+        engine: whose transactions are at least snapshots, and serialized where the option WRITE is set.
+        name: what errors call the database.
+        explain: turns a database error into a sentence for the operator.
+    """
+
+    def __init__(self, engine: Engine, name: str, explain: Callable[[SQLAlchemyError], str]) -> None:
+        self._engine = engine
+        self._name = name
+        self._explain = explain
+        # Threads of this process queue here, in order; the database's own lock is polled, and unfair.
+        self._writing = threading.Lock()
+
+    @contextmanager
+    def _read(self) -> Iterator[Connection]:
+        with self._errors(), self._engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def _write(self) -> Iterator[Connection]:
+        if not self._writing.acquire(timeout=_TURN_S):
+            raise StoreError(f"{self._name}: no turn to write within {_TURN_S} s: the disk is too slow or stuck")
+        try:
+            with self._errors(), self._engine.connect() as connection:
+                writer = connection.execution_options(**{WRITE: True})
+                with writer.begin():
+                    yield writer
+        finally:
+            self._writing.release()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except SQLAlchemyError as error:
+            raise StoreError(f"{self._name}: {self._explain(error)}") from error
+
+    def revision(self) -> int:
+        with self._read() as connection:
+            return objects.read_revision(connection)
+
+    def objects(self, kind: str | None = None, namespace: str | None = None) -> list[StoredObject]:
+        with self._read() as connection:
+            return objects.read_objects(connection, kind, namespace)
+
+    def snapshot(self) -> tuple[int, list[StoredObject]]:
+        with self._read() as connection:
+            return objects.read_revision(connection), objects.read_objects(connection)
+
+    def get(self, key: ObjectKey) -> StoredObject | None:
+        with self._read() as connection:
+            found = objects.read_objects(connection, *key)
+        return found[0] if found else None
+
+    def commit(self, changes: Sequence[Put | Delete], *, actor: str, now: datetime) -> Commit:
+        with self._write() as connection:
+            return objects.write_changes(connection, changes, actor=actor, now=now)
+
+    def audit(
+        self, limit: int = 100, *, key: ObjectKey | None = None, before_id: int | None = None
+    ) -> list[AuditRecord]:
+        with self._read() as connection:
+            return objects.read_audit(connection, limit, key, before_id)
+
+    def add_token(self, token: TokenRecord) -> None:
+        with self._write() as connection:
+            secrets.write_token(connection, token)
+
+    def redeem_token(self, digest: bytes, now: datetime, redeemer: str) -> TokenRecord | None:
+        with self._write() as connection:
+            return secrets.redeem(connection, digest, now, redeemer)
+
+    def tokens(self) -> list[TokenRecord]:
+        with self._read() as connection:
+            return secrets.read_tokens(connection)
+
+    def revoke_token(self, token_id: str, now: datetime) -> bool:
+        with self._write() as connection:
+            return secrets.revoke_token(connection, token_id, now)
+
+    def add_certificate(self, certificate: CertificateRecord) -> None:
+        with self._write() as connection:
+            secrets.write_certificate(connection, certificate)
+
+    def certificates(self, host: str) -> list[CertificateRecord]:
+        with self._read() as connection:
+            return secrets.read_certificates(connection, host)
+
+    def forget_host(self, host: str) -> None:
+        with self._write() as connection:
+            secrets.forget_certificates(connection, host)
+
+    def put_host_state(self, host: str, state: HostState) -> None:
+        with self._write() as connection:
+            runtime.write_host_state(connection, host, state)
+
+    def host_states(self) -> Mapping[str, HostState]:
+        with self._read() as connection:
+            return runtime.read_host_states(connection)
+
+    def drop_host_state(self, host: str) -> None:
+        with self._write() as connection:
+            runtime.drop_host_state(connection, host)
+
+    def vips(self) -> Mapping[str, int]:
+        with self._read() as connection:
+            return runtime.read_vips(connection)
+
+    def allocate_vips(self, fqdns: Iterable[str]) -> Mapping[str, int]:
+        with self._write() as connection:
+            return runtime.allocate_vips(connection, fqdns)
+
+    def release_vips(self, fqdns: Iterable[str]) -> None:
+        with self._write() as connection:
+            runtime.release_vips(connection, fqdns)
+
+    def add_api_token(self, token: ApiTokenRecord) -> None:
+        with self._write() as connection:
+            secrets.write_api_token(connection, token)
+
+    def find_api_token(self, digest: bytes) -> ApiTokenRecord | None:
+        with self._read() as connection:
+            return secrets.find_api_token(connection, digest)
+
+    def api_tokens(self) -> list[ApiTokenRecord]:
+        with self._read() as connection:
+            return secrets.read_api_tokens(connection)
+
+    def revoke_api_token(self, token_id: str, now: datetime) -> bool:
+        with self._write() as connection:
+            return secrets.revoke_api_token(connection, token_id, now)
+
+    def close(self) -> None:
+        self._engine.dispose()

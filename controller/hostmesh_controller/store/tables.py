@@ -1,0 +1,138 @@
+"""The tables, as the newest code sees them; `migrations` is how a database gets there.
+
+Nothing here is peculiar to SQLite: a PostgreSQL store uses the same tables.
+"""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    Dialect,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+)
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """An aware moment, kept as microseconds since the epoch: exact, sortable, the same in every database."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:  # noqa: ARG002 - its interface
+        """Refuse a naive time: its zone would be a guess."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a time without a zone cannot be stored")
+        return (value - _EPOCH) // timedelta(microseconds=1)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:  # noqa: ARG002 - its interface
+        """Return UTC."""
+        return None if value is None else _EPOCH + timedelta(microseconds=value)
+
+
+metadata = MetaData()
+
+mesh = Table(
+    "mesh",
+    metadata,
+    Column("id", Integer, CheckConstraint("id = 1", name="one_row"), primary_key=True, autoincrement=False),
+    Column("revision", BigInteger, nullable=False),
+)
+"""One row: the revision. Writers take it first, which puts them in a queue where the database allows several."""
+
+objects = Table(
+    "objects",
+    metadata,
+    Column("kind", String(63), primary_key=True),
+    Column("namespace", String(63), primary_key=True),
+    Column("name", String(253), primary_key=True),
+    Column("uid", String(36), nullable=False, unique=True),
+    Column("revision", BigInteger, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("document", Text, nullable=False),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    # SQLite counts a primary key up by itself only if its type is INTEGER.
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("at", UtcTime, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("action", String(32), nullable=False),
+    Column("kind", String(63), nullable=False),
+    Column("namespace", String(63), nullable=False),
+    Column("name", String(253), nullable=False),
+    Column("before", Text),
+    Column("after", Text),
+    Column("revision", BigInteger, nullable=False),
+    Index("audit_of_object", "kind", "namespace", "name", "id"),
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("digest", LargeBinary(64), nullable=False, unique=True),
+    Column("created_at", UtcTime, nullable=False),
+    Column("expires_at", UtcTime, nullable=False),
+    Column("host", String(253), nullable=False),
+    Column("pool", String(253), nullable=False),
+    Column("created_by", Text, nullable=False),
+    Column("redeemed_at", UtcTime),
+    Column("redeemed_by", Text, nullable=False),
+    Column("revoked_at", UtcTime),
+)
+
+certificates = Table(
+    "certificates",
+    metadata,
+    Column("serial", String(64), primary_key=True),
+    Column("spiffe_id", Text, nullable=False),
+    Column("host", String(253), nullable=False, index=True),
+    Column("not_after", UtcTime, nullable=False, index=True),
+    Column("issued_at", UtcTime, nullable=False),
+)
+
+hosts = Table(
+    "hosts",
+    metadata,
+    Column("host", String(253), primary_key=True),
+    Column("joined_at", UtcTime),
+    Column("left_at", UtcTime),
+    Column("last_report_at", UtcTime),
+    Column("report", LargeBinary, nullable=False),
+    Column("ready", Text, nullable=False),
+)
+
+vips = Table(
+    "vips",
+    metadata,
+    Column("fqdn", String(253), primary_key=True),
+    Column("position", Integer, nullable=False, unique=True),
+)
+
+api_tokens = Table(
+    "api_tokens",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("role", String(32), nullable=False),
+    Column("digest", LargeBinary(64), nullable=False, unique=True),
+    Column("created_at", UtcTime, nullable=False),
+    Column("expires_at", UtcTime),
+    Column("revoked_at", UtcTime),
+)

@@ -1,0 +1,20 @@
+"""The `hostmesh` command: nouns and verbs over the admin API.
+
+`app` is the tree of commands; each noun's module (`documents`, `objects`, `hosts`, `tokens`, `proxies`, `translate`,
+`operations`) imports what is slow only when it runs. `connection` talks to the controller, `output` prints, `failure`
+is what a user is told.
+"""
+
+import sys
+
+
+def main() -> None:
+    """Run the command line; exit 0 when done, 1 when refused or failed, 2 when called wrongly."""
+    from hostmesh_controller.cli.app import app
+    from hostmesh_controller.cli.failure import CliError
+
+    try:
+        app(prog_name="hostmesh")
+    except CliError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(1)

@@ -1,0 +1,62 @@
+"""The API as one ASGI application."""
+
+from collections.abc import Iterator
+
+from fastapi import FastAPI, Request
+from fastapi.routing import APIRoute
+from starlette.middleware.base import RequestResponseEndpoint
+from starlette.responses import Response
+
+from hostmesh_controller.api import documents, errors, hosts, objects, operations, proxies, tokens
+from hostmesh_controller.api.bounds import BoundedBody
+from hostmesh_controller.api.parts import Parts
+from hostmesh_controller.api.principals import RequireRole, Role
+from hostmesh_controller.metrics import build_version
+
+
+def create_app(parts: Parts) -> FastAPI:
+    """Return the API over `parts`. Requests over the unix socket must come through `principals.LocalSocket`."""
+    app = FastAPI(
+        title="hostmesh",
+        version=build_version(),
+        # Their pages load scripts from elsewhere; the description itself is enough.
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.parts = parts
+    errors.install(app)
+    for router in (
+        documents.router,
+        objects.router,
+        tokens.router,
+        hosts.router,
+        proxies.router,
+        operations.router,
+        operations.open_router,
+    ):
+        app.include_router(router)
+
+    @app.middleware("http")
+    async def count(request: Request, call_next: RequestResponseEndpoint) -> Response:
+        code = "500"
+        try:
+            response = await call_next(request)
+            code = str(response.status_code)
+            return response
+        finally:
+            route = request.scope.get("route")
+            path = route.path if isinstance(route, APIRoute) else "other"
+            role = getattr(request.state, "role", "none")
+            parts.metrics.api_requests.labels(request.method, path, role, code).inc()
+
+    app.add_middleware(BoundedBody)
+    return app
+
+
+def roles(app: FastAPI) -> Iterator[tuple[str, str, Role | None]]:
+    """Yield method, path and least role of every route; None: anybody may call it."""
+    for route in app.routes:
+        if isinstance(route, APIRoute):
+            role = next((d.call.role for d in route.dependant.dependencies if isinstance(d.call, RequireRole)), None)
+            for method in sorted(route.methods or ()):
+                yield method, route.path, role

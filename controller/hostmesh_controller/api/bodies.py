@@ -1,0 +1,141 @@
+"""What goes over the wire, where it is more than a dictionary: requests, and records as answers."""
+
+from datetime import datetime
+from typing import Annotated, Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from hostmesh_controller.model import ObjectKey
+from hostmesh_controller.registrar import Change
+from hostmesh_controller.store import ApiTokenRecord, AuditRecord, StoredObject, TokenRecord
+from hostmesh_controller.tokens import MAX_LIFE
+
+MAX_JOIN_TTL_S: Final = int(MAX_LIFE.total_seconds())
+
+
+class Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Source(Request):
+    """A file's text: YAML, of any number of documents."""
+
+    name: str = Field(default="request", max_length=4096)
+    text: str
+
+
+class Documents(Request):
+    """Objects as text, as JSON, or both."""
+
+    sources: list[Source] = Field(default_factory=list)
+    documents: list[dict[str, Any]] = Field(default_factory=list)
+    namespace: str = "default"
+
+
+class ApplyRequest(Documents):
+    dry_run: bool = False
+
+
+class Key(Request):
+    kind: str
+    namespace: str = ""
+    name: str
+
+
+class DeleteRequest(Documents):
+    keys: list[Key] = Field(default_factory=list)
+    ignore_missing: bool = False
+
+
+class TokenRequest(Request):
+    host: str
+    ttl_s: Annotated[int, Field(ge=10, le=MAX_JOIN_TTL_S)] = 900
+
+
+class ApiTokenRequest(Request):
+    name: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9._@-]+$")]
+    role: Annotated[str, Field(pattern="^(viewer|editor|admin)$")]
+    ttl_s: Annotated[int | None, Field(ge=10)] = None
+
+
+class NamedPort(Request):
+    name: str
+    number: Annotated[int, Field(ge=1, le=65535)]
+
+
+class RegisterRequest(Request):
+    host: str
+    addresses: Annotated[list[str], Field(min_length=1)]
+    namespace: str = "default"
+    service_account: str = "default"
+    labels: dict[str, str] = Field(default_factory=dict)
+    ports: list[NamedPort] = Field(default_factory=list)
+    workload: str | None = None
+    ttl_s: Annotated[int, Field(ge=10, le=MAX_JOIN_TTL_S)] = 900
+
+
+def moment(at: datetime | None) -> str | None:
+    return None if at is None else at.isoformat()
+
+
+def key_body(key: ObjectKey) -> dict[str, Any]:
+    return {"kind": key.kind, "namespace": key.namespace, "name": key.name}
+
+
+def object_body(stored: StoredObject) -> dict[str, Any]:
+    return {
+        **key_body(stored.key),
+        "uid": stored.uid,
+        "revision": stored.revision,
+        "created_at": moment(stored.created_at),
+        "document": stored.document,
+    }
+
+
+def change_body(change: Change) -> dict[str, Any]:
+    return {**key_body(change.key), "action": change.action}
+
+
+def token_body(token: TokenRecord, now: datetime) -> dict[str, Any]:
+    if token.redeemed_at is not None:
+        state = "used"
+    elif token.revoked_at is not None:
+        state = "revoked"
+    else:
+        state = "expired" if token.expires_at <= now else "open"
+    return {
+        "id": token.id,
+        "host": token.host,
+        "state": state,
+        "created_at": moment(token.created_at),
+        "expires_at": moment(token.expires_at),
+        "created_by": token.created_by,
+        "redeemed_at": moment(token.redeemed_at),
+        "redeemed_by": token.redeemed_by,
+    }
+
+
+def api_token_body(token: ApiTokenRecord, now: datetime) -> dict[str, Any]:
+    expired = token.expires_at is not None and token.expires_at <= now
+    return {
+        "id": token.id,
+        "name": token.name,
+        "role": token.role,
+        "state": "revoked" if token.revoked_at is not None else "expired" if expired else "open",
+        "created_at": moment(token.created_at),
+        "expires_at": moment(token.expires_at),
+    }
+
+
+def audit_body(record: AuditRecord) -> dict[str, Any]:
+    return {
+        "id": record.id,
+        "at": moment(record.at),
+        "actor": record.actor,
+        "action": record.action,
+        **key_body(record.key),
+        "object": "/".join(part for part in (record.key.kind.lower(), record.key.namespace, record.key.name) if part),
+        "before": record.before,
+        "after": record.after,
+        "revision": record.revision,
+    }

@@ -1,0 +1,35 @@
+"""What the API's routes work with."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, cast
+
+from fastapi import Depends, Request
+
+from hostmesh_controller.config import Config
+from hostmesh_controller.hub import Hub
+from hostmesh_controller.metrics import Metrics
+from hostmesh_controller.registrar import Registrar
+from hostmesh_controller.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    config: Config
+    store: Store
+    registrar: Registrar
+    hub: Hub
+    metrics: Metrics
+    root_der: bytes
+    """The root that join strings pin."""
+    ready: Callable[[], bool]
+    """True when every port is open."""
+    now: Callable[[], datetime]
+
+
+def parts_of(request: Request) -> Parts:
+    return cast("Parts", request.app.state.parts)
+
+
+Using = Annotated[Parts, Depends(parts_of)]

@@ -1,0 +1,64 @@
+"""What the proxies have, and whether they all have a revision."""
+
+import asyncio
+from http import HTTPStatus
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Query
+
+from hostmesh_controller.api.errors import ApiError
+from hostmesh_controller.api.fleet import proxy_body
+from hostmesh_controller.api.hosts import view_of, views
+from hostmesh_controller.api.parts import Parts, Using
+from hostmesh_controller.api.principals import Viewer
+
+router = APIRouter(prefix="/v1", tags=["proxies"])
+
+_LOOK_S: Final = 0.02
+"""A waiting caller looks this often: what it waits for is many small events of many streams."""
+
+
+@router.get("/proxies")
+async def list_proxies(parts: Using, _who: Viewer) -> dict[str, Any]:
+    """The proxy of every registered host, connected or not."""
+    now = parts.now()
+    return {"items": [proxy_body(each, now) for each in await views(parts)]}
+
+
+@router.get("/proxies/{host}")
+async def get_proxy(host: str, parts: Using, _who: Viewer) -> dict[str, Any]:
+    """The proxy of one host."""
+    return proxy_body(await view_of(parts, host), parts.now())
+
+
+@router.get("/converged")
+async def converged(
+    parts: Using,
+    _who: Viewer,
+    revision: Annotated[int, Query(ge=0)],
+    timeout_s: Annotated[float, Query(ge=0, le=600)] = 0,
+) -> dict[str, Any]:
+    """Wait until every connected proxy has acknowledged all that the revision means for it and its workloads are ready.
+
+    Answers at `timeout_s` at the latest, with `converged` false where it is not so yet.
+    """
+    if revision > parts.registrar.revision:
+        message = f"revision {revision} does not exist; the newest is {parts.registrar.revision}"
+        raise ApiError(HTTPStatus.NOT_FOUND, "no_such_revision", message)
+    deadline = asyncio.get_running_loop().time() + timeout_s
+    while True:
+        body = _settled(parts, revision)
+        if body["converged"] or asyncio.get_running_loop().time() >= deadline:
+            return body
+        await asyncio.sleep(_LOOK_S)
+
+
+def _settled(parts: Parts, revision: int) -> dict[str, Any]:
+    mesh = parts.hub.mesh
+    hosts = []
+    for host, acked in sorted(parts.hub.converged(revision).items()):
+        ready = mesh.runtime_of(host).ready
+        waiting = [each.key for each in mesh.workloads_of(host) if each.key not in ready]
+        hosts.append({"host": host, "acked": acked, "waiting_workloads": [f"{ns}/{name}" for ns, name in waiting]})
+    done = parts.hub.revision >= revision and all(each["acked"] and not each["waiting_workloads"] for each in hosts)
+    return {"revision": revision, "converged": done, "hosts": hosts}

@@ -1,0 +1,87 @@
+"""Join tokens, with which hosts join, and API tokens, with which people and programs call this API."""
+
+import asyncio
+import secrets
+from dataclasses import replace
+from datetime import timedelta
+from http import HTTPStatus
+from typing import Any, Final
+
+from fastapi import APIRouter
+
+from hostmesh_api.joinstring import JoinString
+from hostmesh_controller.api.bodies import ApiTokenRequest, TokenRequest, api_token_body, token_body
+from hostmesh_controller.api.errors import ApiError
+from hostmesh_controller.api.parts import Parts, Using
+from hostmesh_controller.api.principals import Admin, Principal
+from hostmesh_controller.store import ApiTokenRecord
+from hostmesh_controller.tokens import digest, new_token
+
+router = APIRouter(prefix="/v1", tags=["tokens"])
+
+_API_TOKEN_BYTES: Final = 32
+
+
+@router.post("/tokens")
+async def create_token(request: TokenRequest, parts: Using, who: Admin) -> dict[str, Any]:
+    """Make a join token for a registered host; the join string is in this answer and never again."""
+    if not parts.registrar.registered(request.host):
+        message = f"host {request.host!r} is not registered; do so with: hostmesh register {request.host} --address IP"
+        raise ApiError(HTTPStatus.NOT_FOUND, "not_found", message)
+    return await join_string(parts, who, request.host, request.ttl_s)
+
+
+@router.get("/tokens")
+async def list_tokens(parts: Using, _who: Admin) -> dict[str, Any]:
+    """List join tokens, without what makes them work."""
+    now = parts.now()
+    return {"items": [token_body(each, now) for each in await asyncio.to_thread(parts.store.tokens)]}
+
+
+@router.delete("/tokens/{token_id}")
+async def revoke_token(token_id: str, parts: Using, _who: Admin) -> dict[str, Any]:
+    """Make a join token useless."""
+    if not await asyncio.to_thread(parts.store.revoke_token, token_id, parts.now()):
+        raise ApiError(HTTPStatus.NOT_FOUND, "not_found", f"no join token {token_id!r} that could still be used")
+    return {"id": token_id, "revoked": True}
+
+
+@router.post("/api-tokens")
+async def create_api_token(request: ApiTokenRequest, parts: Using, _who: Admin) -> dict[str, Any]:
+    """Make an API token; it is in this answer and never again."""
+    now = parts.now()
+    token = secrets.token_urlsafe(_API_TOKEN_BYTES)
+    record = ApiTokenRecord(
+        id=secrets.token_hex(6),
+        name=request.name,
+        role=request.role,
+        digest=digest(token),
+        created_at=now,
+        expires_at=now + timedelta(seconds=request.ttl_s) if request.ttl_s is not None else None,
+    )
+    await asyncio.to_thread(parts.store.add_api_token, record)
+    return {**api_token_body(record, now), "token": token}
+
+
+@router.get("/api-tokens")
+async def list_api_tokens(parts: Using, _who: Admin) -> dict[str, Any]:
+    """List API tokens, without what makes them work."""
+    now = parts.now()
+    return {"items": [api_token_body(each, now) for each in await asyncio.to_thread(parts.store.api_tokens)]}
+
+
+@router.delete("/api-tokens/{token_id}")
+async def revoke_api_token(token_id: str, parts: Using, _who: Admin) -> dict[str, Any]:
+    """Make an API token useless, at once."""
+    if not await asyncio.to_thread(parts.store.revoke_api_token, token_id, parts.now()):
+        raise ApiError(HTTPStatus.NOT_FOUND, "not_found", f"no API token {token_id!r} that could still be used")
+    return {"id": token_id, "revoked": True}
+
+
+async def join_string(parts: Parts, who: Principal, host: str, ttl_s: int) -> dict[str, Any]:
+    """Make a token for a host and wrap it up with all that the host needs to join."""
+    token, record = new_token(host, parts.now(), timedelta(seconds=ttl_s), who.name)
+    await asyncio.to_thread(parts.store.add_token, record)
+    endpoints = tuple(str(replace(parts.config.listen.join, host=each)) for each in parts.config.addresses)
+    text = JoinString(endpoints=endpoints, root_der=parts.root_der, token=token).encode()
+    return {**token_body(record, parts.now()), "join_string": text}

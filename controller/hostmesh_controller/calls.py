@@ -1,0 +1,54 @@
+"""Counts agents' calls: joins by result, certificates by what they are for."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import grpc
+
+from hostmesh_controller.metrics import Metrics
+
+_CERTIFICATES: Final = {"Join": "host", "RenewHost": "host", "IssueWorkload": "workload"}
+
+Handler = grpc.RpcMethodHandler[Any, Any]
+
+
+class CountCalls(grpc.aio.ServerInterceptor[Any, Any]):
+    """Counts by how each call ended; streams pass by."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        handler = await continuation(handler_call_details)
+        method = str(handler_call_details.method).rpartition("/")[2]
+        if handler is None or handler.unary_unary is None or method not in _CERTIFICATES:
+            return handler
+        answer = handler.unary_unary
+
+        async def counted(request: Any, context: Any) -> Any:
+            result = "failed"
+            try:
+                response = await answer(request, context)
+                result = "ok"
+                return response
+            finally:
+                self._count(method, result, context)
+
+        return grpc.unary_unary_rpc_method_handler(
+            counted,
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+    def _count(self, method: str, result: str, context: Any) -> None:
+        if result == "ok":
+            self._metrics.certificates_issued.labels(_CERTIFICATES[method]).inc()
+        else:
+            code = context.code()
+            result = code.name.lower() if isinstance(code, grpc.StatusCode) else "failed"
+        if method == "Join":
+            self._metrics.join_attempts.labels(result).inc()

@@ -1,0 +1,78 @@
+"""The tree of commands."""
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from hostmesh_controller.cli import documents, hosts, objects, operations, proxies, tokens, translate
+from hostmesh_controller.cli.connection import DEFAULT_ADDRESS, Connection
+from hostmesh_controller.cli.failure import CliError
+
+_LAB_HELP = "Try the mesh on this machine: hosts made of network namespaces, with real agents and Envoys."
+
+
+class Root(TyperGroup):
+    """The top of the tree. `lab` is imported only when it is called: help and the other commands stay fast."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*super().list_commands(ctx), "lab"]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name == "lab":
+            return TyperCommand(name="lab", help=_LAB_HELP, callback=None)
+        return super().get_command(ctx, cmd_name)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args[:1] == ["lab"]:
+            return "lab", _lab(), args[1:]
+        return super().resolve_command(ctx, args)
+
+
+def _lab() -> Any:
+    try:
+        from hostmesh_controller.lab.cli import app as lab
+    except ModuleNotFoundError as error:
+        raise CliError(f"error: `hostmesh lab` needs '{error.name}', which is not installed here") from error
+    return typer.main.get_command(lab)
+
+
+app = typer.Typer(
+    cls=Root,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="A service mesh for virtual machines: tell the controller what to do, see what it does.",
+)
+
+
+@app.callback()
+def connect(
+    ctx: typer.Context,
+    address: Annotated[
+        str,
+        typer.Option(
+            envvar="HOSTMESH_ADDRESS", metavar="URL", help="The controller: unix:///PATH or https://HOST:PORT."
+        ),
+    ] = DEFAULT_ADDRESS,
+    ca: Annotated[
+        str, typer.Option(envvar="HOSTMESH_CA", metavar="FILE", help="Root certificate (PEM) to trust for https.")
+    ] = "",
+    token: Annotated[
+        str, typer.Option(envvar="HOSTMESH_TOKEN", hidden=True, help="API token; from the environment, not from flags.")
+    ] = "",
+) -> None:
+    ctx.obj = Connection(address, token, ca)
+
+
+documents.register(app)
+app.command("get")(objects.get)
+app.command("register")(hosts.register)
+app.add_typer(hosts.app, name="host")
+app.add_typer(proxies.app, name="proxy")
+app.add_typer(tokens.join_tokens, name="token")
+app.add_typer(tokens.api_tokens, name="api-token")
+app.command("translate")(translate.translate)
+app.command("audit")(operations.audit)
+app.command("version")(operations.version)

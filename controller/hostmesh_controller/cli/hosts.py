@@ -1,0 +1,121 @@
+"""register and host: which machines belong to the mesh."""
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from hostmesh_controller.cli.connection import Connection
+from hostmesh_controller.cli.output import Format, Output, age, emit, key_text, note, seconds_of, table
+from hostmesh_controller.cli.tokens import print_join
+
+app = typer.Typer(no_args_is_help=True, help="Hosts: the machines of the mesh.")
+
+
+def register(
+    ctx: typer.Context,
+    host: Annotated[str, typer.Argument(metavar="HOST", help="The host's name in the mesh.")],
+    address: Annotated[
+        list[str], typer.Option("--address", metavar="IP", help="IP address under which other hosts reach it.")
+    ],
+    namespace: Annotated[
+        str, typer.Option("--namespace", "-n", metavar="NAME", help="Namespace of its workloads.")
+    ] = "default",
+    service_account: Annotated[str, typer.Option(metavar="NAME", help="Identity of the workload.")] = "default",
+    label: Annotated[list[str], typer.Option("--label", "-l", metavar="KEY=VALUE", help="Label of the workload.")] = [],  # noqa: B006 - typer copies it
+    port: Annotated[
+        list[str], typer.Option("--port", metavar="[NAME=]NUMBER", help="Port on which the workload listens.")
+    ] = [],  # noqa: B006 - typer copies it
+    workload: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name of the workload; the host's unless given.")
+    ] = None,
+    ttl: Annotated[str, typer.Option(metavar="TIME", help="How long the join string can be used.")] = "15m",
+    output: Output = Format.TABLE,
+) -> None:
+    """Tell the mesh of a host and get the string with which it joins."""
+    connection: Connection = ctx.obj
+    body = {
+        "host": host,
+        "addresses": address,
+        "namespace": namespace,
+        "service_account": service_account,
+        "labels": dict(_pair(each, "--label") for each in label),
+        "ports": [_port(each) for each in port],
+        "workload": workload,
+        "ttl_s": seconds_of(ttl),
+    }
+    result = connection.post("/v1/register", body)
+    if output is not Format.TABLE:
+        emit(result, output)
+        return
+    for each in result["objects"]:
+        note(f"{key_text(each)} {each['action']}")
+    print_join(result)
+
+
+@app.command("list")
+def list_hosts(ctx: typer.Context, output: Output = Format.TABLE) -> None:
+    """Show all hosts."""
+    connection: Connection = ctx.obj
+    items = connection.get("/v1/hosts")["items"]
+    if output is not Format.TABLE:
+        emit(items, output)
+        return
+    rows = [
+        (
+            each["name"],
+            each["addresses"],
+            each["state"],
+            each["connected"],
+            f"{len(each['ready'])}/{len(each['workloads'])}",
+            age(each["last_report_at"]),
+        )
+        for each in items
+    ]
+    table(("NAME", "ADDRESSES", "STATE", "CONNECTED", "READY", "LAST REPORT"), rows, empty="no hosts are registered")
+
+
+@app.command("show")
+def show(
+    ctx: typer.Context, host: Annotated[str, typer.Argument(metavar="HOST")], output: Output = Format.YAML
+) -> None:
+    """Show one host: facts, workloads, certificates, sockets found on it."""
+    connection: Connection = ctx.obj
+    result = connection.get(f"/v1/hosts/{host}")
+    emit(result, Format.YAML if output is Format.TABLE else output)
+
+
+@app.command("remove")
+def remove(
+    ctx: typer.Context,
+    host: Annotated[str, typer.Argument(metavar="HOST")],
+    workloads: Annotated[bool, typer.Option("--workloads", help="Also delete its WorkloadEntries.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask on a terminal.")] = False,
+    output: Output = Format.TABLE,
+) -> None:
+    """Put a host out of the mesh: its stream is cut and its certificates are not renewed."""
+    connection: Connection = ctx.obj
+    if not yes and sys.stdin.isatty():
+        typer.confirm(f"Remove host {host} from the mesh?", abort=True, err=True)
+    result: dict[str, Any] = connection.request(
+        "DELETE", f"/v1/hosts/{host}", params={"workloads": str(workloads).lower()}
+    )
+    if output is not Format.TABLE:
+        emit(result, output)
+        return
+    for each in result["objects"]:
+        typer.echo(f"{key_text(each)} {each['action']}")
+
+
+def _pair(text: str, option: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise typer.BadParameter(f"{option} '{text}' is not KEY=VALUE")
+    return key, value
+
+
+def _port(text: str) -> dict[str, object]:
+    name, number = text.rsplit("=", 1) if "=" in text else ("", text)
+    if not number.isascii() or not number.isdigit() or not 1 <= int(number) <= 65535:
+        raise typer.BadParameter(f"--port '{text}' is not NUMBER or NAME=NUMBER")
+    return {"name": name or f"tcp-{number}", "number": int(number)}

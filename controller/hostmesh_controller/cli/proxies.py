@@ -1,0 +1,65 @@
+"""proxy: what each host's Envoy has, and what it refused."""
+
+from typing import Annotated, Any
+
+import typer
+
+from hostmesh_controller.cli.connection import Connection
+from hostmesh_controller.cli.output import Format, Output, age, emit, table
+
+app = typer.Typer(no_args_is_help=True, help="Proxies: one Envoy on each host.")
+
+
+@app.command("status")
+def status(
+    ctx: typer.Context,
+    host: Annotated[str | None, typer.Argument(metavar="HOST", help="Only this host, in detail.")] = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Show who is connected, what they acknowledged and what they refused."""
+    connection: Connection = ctx.obj
+    items = [connection.get(f"/v1/proxies/{host}")] if host else connection.get("/v1/proxies")["items"]
+    if output is not Format.TABLE:
+        emit(items[0] if host else items, output)
+        return
+    table(
+        ("HOST", "CONNECTED", "CONFIG", "ACKED", "NACKS", "ENVOY", "CAPTURE", "READY", "CERT"),
+        [_row(each) for each in items],
+        empty="no hosts are registered",
+    )
+    if host:
+        _details(items[0])
+    for each in items:
+        for nack in each["nacks"]:
+            typer.echo(
+                f"\n{each['host']} refused {_short(nack['type'])} {', '.join(nack['names'])} "
+                f"{age(nack['at'])} ago: {nack['message']}"
+            )
+
+
+def _row(each: dict[str, Any]) -> tuple[object, ...]:
+    days = each["certificate_days_left"]
+    return (
+        each["host"],
+        age(each["since"]) if each["connected"] else "no",
+        ("current" if each["settled"] else "waiting") if each["connected"] else None,
+        age(each["acked_at"]),
+        len(each["nacks"]),
+        each["envoy"],
+        each["capture"],
+        f"{len(each['ready'])}/{len(each['workloads'])}",
+        None if days is None else f"{days:.1f}d",
+    )
+
+
+def _details(each: dict[str, Any]) -> None:
+    typer.echo("")
+    rows = [
+        (_short(name), state["subscribed"], state["held"], age(state["acked_at"]))
+        for name, state in sorted(each["types"].items())
+    ]
+    table(("TYPE", "ASKED FOR", "HELD", "ACKED"), rows, empty="not connected: no subscriptions")
+
+
+def _short(type_url: str) -> str:
+    return type_url.rpartition(".")[2]

@@ -1,0 +1,64 @@
+"""What `-f` names, read as text: files, directories of them, or standard input."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Final, NamedTuple
+
+import typer
+
+from hostmesh_controller.cli.failure import CliError
+
+SUFFIXES: Final = frozenset({".yaml", ".yml", ".json"})
+
+
+class Source(NamedTuple):
+    name: str
+    text: str
+
+    def body(self) -> dict[str, str]:
+        return {"name": self.name, "text": self.text}
+
+
+Files = Annotated[
+    list[str],
+    typer.Option(
+        "--filename", "-f", metavar="PATH", help="File, directory (its .yaml, .yml and .json) or - for stdin."
+    ),
+]
+Namespace = Annotated[
+    str, typer.Option("--namespace", "-n", metavar="NAME", help="Namespace of objects that name none.")
+]
+
+
+def read_sources(names: Sequence[str]) -> list[Source]:
+    """Read everything that `names` stand for.
+
+    Raises:
+        CliError: something is missing, empty of documents, or not text.
+    """
+    found: list[Source] = []
+    for name in names:
+        if name == "-":
+            found.append(Source("<stdin>", sys.stdin.read()))
+        else:
+            found += [Source(str(path), _text_of(path)) for path in _paths_of(Path(name))]
+    return found
+
+
+def _paths_of(path: Path) -> list[Path]:
+    if path.is_dir():
+        inside = sorted(each for each in path.iterdir() if each.suffix in SUFFIXES and not each.name.startswith("."))
+        if not inside:
+            raise CliError(f"error: {path} holds no .yaml, .yml or .json file")
+        return inside
+    if not path.exists():
+        raise CliError(f"error: {path}: no such file or directory")
+    return [path]
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CliError(f"error: {path} cannot be read: {error}") from error

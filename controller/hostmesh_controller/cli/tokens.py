@@ -1,0 +1,109 @@
+"""token (hosts join with them) and api-token (people and programs call the API with them)."""
+
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from hostmesh_controller.cli.connection import Connection
+from hostmesh_controller.cli.output import Format, Output, age, emit, note, seconds_of, table
+
+join_tokens = typer.Typer(no_args_is_help=True, help="Join tokens: each lets one host join, once.")
+api_tokens = typer.Typer(no_args_is_help=True, help="API tokens: who may call the API from other machines.")
+
+
+class Role(StrEnum):
+    VIEWER = "viewer"
+    EDITOR = "editor"
+    ADMIN = "admin"
+
+
+@join_tokens.command("create")
+def create_join(
+    ctx: typer.Context,
+    host: Annotated[str, typer.Argument(metavar="HOST", help="The registered host that may join with it.")],
+    ttl: Annotated[str, typer.Option(metavar="TIME", help="How long it can be used.")] = "15m",
+    output: Output = Format.TABLE,
+) -> None:
+    """Make a join token and print the join string, this once."""
+    connection: Connection = ctx.obj
+    result = connection.post("/v1/tokens", {"host": host, "ttl_s": seconds_of(ttl)})
+    if output is not Format.TABLE:
+        emit(result, output)
+        return
+    print_join(result)
+
+
+def print_join(result: dict[str, Any]) -> None:
+    """Say how to join; the join string alone goes to standard output's last line."""
+    note(f"On {result['host']}, before {result['expires_at']}, as root:")
+    typer.echo(f"hostmesh-agent join {result['join_string']}")
+
+
+@join_tokens.command("list")
+def list_join(ctx: typer.Context, output: Output = Format.TABLE) -> None:
+    """Show join tokens: which host, who made them, whether they were used."""
+    connection: Connection = ctx.obj
+    items = connection.get("/v1/tokens")["items"]
+    if output is not Format.TABLE:
+        emit(items, output)
+        return
+    rows = [
+        (each["id"], each["host"], each["state"], age(each["created_at"]), age(each["expires_at"]), each["created_by"])
+        for each in items
+    ]
+    table(("ID", "HOST", "STATE", "AGE", "EXPIRES", "CREATED BY"), rows, empty="no join tokens")
+
+
+@join_tokens.command("revoke")
+def revoke_join(ctx: typer.Context, token_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
+    """Make a join token useless."""
+    connection: Connection = ctx.obj
+    connection.delete(f"/v1/tokens/{token_id}")
+    typer.echo(f"token {token_id} revoked")
+
+
+@api_tokens.command("create")
+def create_api(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Whom it is for; the audit shows this name.")],
+    role: Annotated[
+        Role, typer.Option(metavar="viewer|editor|admin", help="viewer reads, editor applies, admin may do everything.")
+    ] = Role.VIEWER,
+    ttl: Annotated[
+        str | None, typer.Option(metavar="TIME", help="How long it is valid; for ever unless given.")
+    ] = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Make an API token and print it, this once."""
+    connection: Connection = ctx.obj
+    ttl_s = seconds_of(ttl) if ttl else None
+    result = connection.post("/v1/api-tokens", {"name": name, "role": role.value, "ttl_s": ttl_s})
+    if output is not Format.TABLE:
+        emit(result, output)
+        return
+    note(f"API token of {result['name']} ({result['role']}), for HOSTMESH_TOKEN; it is not shown again:")
+    typer.echo(result["token"])
+
+
+@api_tokens.command("list")
+def list_api(ctx: typer.Context, output: Output = Format.TABLE) -> None:
+    """Show API tokens."""
+    connection: Connection = ctx.obj
+    items = connection.get("/v1/api-tokens")["items"]
+    if output is not Format.TABLE:
+        emit(items, output)
+        return
+    rows = [
+        (each["id"], each["name"], each["role"], each["state"], age(each["created_at"]), age(each["expires_at"]))
+        for each in items
+    ]
+    table(("ID", "NAME", "ROLE", "STATE", "AGE", "EXPIRES"), rows, empty="no API tokens")
+
+
+@api_tokens.command("revoke")
+def revoke_api(ctx: typer.Context, token_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
+    """Make an API token useless."""
+    connection: Connection = ctx.obj
+    connection.delete(f"/v1/api-tokens/{token_id}")
+    typer.echo(f"API token {token_id} revoked")

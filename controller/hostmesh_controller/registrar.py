@@ -1,0 +1,286 @@
+"""The registrar: the one door through which a change enters the mesh.
+
+    apply, delete ─▶ reviewed ─▶ committed ─▶ pending ─┐
+    reports of hosts (joined, ready, left) ─▶ pending ─┴─ a few ms ─▶ mesh.update ─▶ hub.publish
+
+Writes take turns. What was committed is shown to the proxies together with what came within the window, so that a
+burst of changes costs each proxy one response. For one event loop; the store and the mesh's arithmetic run in threads.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any, Final, Literal
+
+import structlog
+
+from hostmesh_controller import mesh as meshes
+from hostmesh_controller.hub import Hub
+from hostmesh_controller.mesh import HostRuntime, Mesh, Settings, Touched
+from hostmesh_controller.mesh.compiled import virtual_hostnames
+from hostmesh_controller.model.objects import ApiObject, ObjectKey
+from hostmesh_controller.reports import HostStates, has_ipv6
+from hostmesh_controller.review import Documents, Review, read_stored, review
+from hostmesh_controller.store import Delete, HostState, Put, Store, StoredObject
+
+WINDOW_S: Final = 0.008
+"""How long a change waits for others: unnoticed by people, long enough to take a storm of reports together."""
+
+_log = structlog.stdlib.get_logger(__name__)
+
+Action = Literal["created", "configured", "unchanged", "deleted", "missing"]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What happened, or would happen, to one object; `before` and `after` are None where there is none."""
+
+    key: ObjectKey
+    action: Action
+    before: Mapping[str, Any] | None
+    after: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The result of a write. Where `review` has errors, nothing was changed."""
+
+    review: Review
+    changes: tuple[Change, ...]
+    revision: int
+
+
+class MissingError(Exception):
+    """Objects that were to be deleted are not there."""
+
+    def __init__(self, keys: Sequence[ObjectKey]) -> None:
+        super().__init__(f"not found: {', '.join(map(str, keys))}")
+        self.keys = tuple(keys)
+
+
+@dataclass(slots=True)
+class _Pending:
+    """What came since the last publishing."""
+
+    objects: dict[ObjectKey, ApiObject | None] = field(default_factory=dict)
+    hosts: set[str] = field(default_factory=set)
+    revision: int = 0
+
+
+class Registrar:
+    """Holds what is configured and what hosts report, and keeps the hub's mesh true to both."""
+
+    def __init__(self, store: Store, hub: Hub, settings: Settings, now: Callable[[], datetime]) -> None:
+        self._store = store
+        self._hub = hub
+        self._settings = settings
+        self._now = now
+        self._states = HostStates(store, self.host_changed, now)
+        self._objects: dict[ObjectKey, ApiObject] = {}
+        # Replaced, never changed: the mesh takes the same mapping as "nothing changed".
+        self._vips: Mapping[str, int] = {}
+        self._runtime: Mapping[str, HostRuntime] = {}
+        self._revision = 0
+        self._pending = _Pending()
+        self._wake = asyncio.Event()
+        self._writing = asyncio.Lock()
+        self._stale = False
+
+    @property
+    def states(self) -> HostStates:
+        """What hosts report."""
+        return self._states
+
+    @property
+    def revision(self) -> int:
+        """The store's newest revision."""
+        return self._revision
+
+    @property
+    def mesh(self) -> Mesh:
+        """The mesh as it is shown to the proxies."""
+        return self._hub.mesh
+
+    def objects(self, kind: str) -> list[ApiObject]:
+        """Return the configured objects of a kind, by key."""
+        return [self._objects[key] for key in sorted(self._objects) if key.kind == kind]
+
+    def registered(self, host: str) -> bool:
+        """Tell whether there is a Host object of that name."""
+        return ObjectKey("Host", "", host) in self._objects
+
+    async def open(self) -> None:
+        """Build the mesh from the store and show it.
+
+        Raises:
+            StoreError: the store cannot be read.
+            UnreadableError: it holds an object that this version does not understand.
+        """
+        revision, stored = await asyncio.to_thread(self._store.snapshot)
+        self._objects = await asyncio.to_thread(_read_all, stored)
+        self._revision = revision
+        names = self._virtual_names(self._objects.values())
+        self._vips = dict(await asyncio.to_thread(self._store.allocate_vips, names))
+        states = await asyncio.to_thread(self._store.host_states)
+        self._runtime = {host: runtime_of(state) for host, state in states.items() if self.registered(host)}
+        mesh = await asyncio.to_thread(self._build)
+        self._hub.publish(mesh, Touched(everything=True), revision)
+
+    async def apply(self, documents: Documents, *, actor: str, dry_run: bool = False) -> Outcome:
+        """Create or change objects: all of them, or none if one is refused.
+
+        Raises:
+            StoreError: nothing was changed.
+        """
+        async with self._writing:
+            verdict = await asyncio.to_thread(review, documents, self._objects)
+            changes = tuple(self._change(item) for item in documents.objects)
+            if verdict.errors or dry_run:
+                return Outcome(verdict, changes, self._revision)
+            puts = [Put(item.key, item.to_dict()) for item in documents.objects]
+            await self._commit(puts, documents.objects, actor)
+            return Outcome(verdict, changes, self._revision)
+
+    async def delete(self, keys: Sequence[ObjectKey], *, actor: str, ignore_missing: bool = False) -> Outcome:
+        """Delete objects: all of them, or none if one is missing.
+
+        Raises:
+            MissingError: an object is not there, and that is not to be ignored.
+            StoreError: nothing was changed.
+        """
+        async with self._writing:
+            missing = [key for key in keys if key not in self._objects]
+            if missing and not ignore_missing:
+                raise MissingError(missing)
+            changes = tuple(self._deletion(key) for key in dict.fromkeys(keys))
+            await self._commit([Delete(key) for key in keys], (), actor)
+            return Outcome(Review(), changes, self._revision)
+
+    async def remove_host(self, host: str, *, actor: str, workloads: bool) -> Outcome:
+        """Put a host out of the mesh: its objects are deleted, its certificates useless, its stream is cut.
+
+        Args:
+            host: its name.
+            actor: who does it.
+            workloads: delete the WorkloadEntries that are on it, too.
+
+        Raises:
+            MissingError: it is not registered.
+            StoreError: the store failed; try again, what was done is kept.
+        """
+        keys = [ObjectKey("Host", "", host)]
+        if workloads:
+            placed = (ObjectKey("WorkloadEntry", *each.key) for each in self.mesh.workloads_of(host))
+            keys += [key for key in placed if key in self._objects]
+        outcome = await self.delete(keys, actor=actor)
+        await asyncio.to_thread(self._store.forget_host, host)
+        await asyncio.to_thread(self._store.drop_host_state, host)
+        self._states.forget(host)
+        self._hub.close(host)
+        self.host_changed(host)
+        return outcome
+
+    def host_changed(self, host: str) -> None:
+        """Take note that what a host reported has changed; called on the event loop."""
+        self._pending.hosts.add(host)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Publish what comes, until cancelled."""
+        while True:
+            await self._wake.wait()
+            await asyncio.sleep(WINDOW_S)
+            self._wake.clear()
+            pending, self._pending = self._pending, _Pending()
+            await self._publish(pending)
+
+    async def _commit(self, changes: Sequence[Put | Delete], objects: Sequence[ApiObject], actor: str) -> None:
+        new_names = self._virtual_names(objects)
+        # Before the commit: a range that is used up refuses the write and changes nothing.
+        vips = await asyncio.to_thread(self._store.allocate_vips, new_names) if new_names else {}
+        commit = await asyncio.to_thread(self._store.commit, changes, actor=actor, now=self._now())
+        self._revision = commit.revision
+        by_key = {item.key: item for item in objects}
+        stored = await asyncio.to_thread(lambda: [self._store.get(key) for key in commit.changed_keys])
+        for key, record in zip(commit.changed_keys, stored, strict=True):
+            item = None if record is None or key not in by_key else with_facts(by_key[key], record)
+            if item is None:
+                self._objects.pop(key, None)
+            else:
+                self._objects[key] = item
+            self._pending.objects[key] = item
+        if vips:
+            self._vips = {**self._vips, **vips}
+        await self._release(commit.changed_keys)
+        if commit.changed_keys:
+            self._pending.revision = commit.revision
+            self._wake.set()
+
+    async def _release(self, changed: Iterable[ObjectKey]) -> None:
+        """Give back virtual addresses of names that nothing defines any more."""
+        if not any(key.kind in {"Service", "ServiceEntry"} for key in changed):
+            return
+        gone = self._vips.keys() - self._virtual_names(self._objects.values())
+        if gone:
+            await asyncio.to_thread(self._store.release_vips, gone)
+            self._vips = {name: index for name, index in self._vips.items() if name not in gone}
+
+    async def _publish(self, pending: _Pending) -> None:
+        if pending.hosts:
+            self._runtime = await self._runtime_with(pending.hosts)
+        vips, runtime = self._vips, self._runtime
+        try:
+            if self._stale:
+                mesh, touched = await asyncio.to_thread(self._build), Touched(everything=True)
+            else:
+                mesh, touched = await asyncio.to_thread(meshes.update, self.mesh, pending.objects, vips, runtime)
+        except Exception:
+            # Fail static: the proxies keep what they have, and the next change builds everything anew.
+            self._stale = True
+            _log.exception("the mesh could not be built; proxies keep revision %d", self._hub.revision)
+            return
+        self._stale = False
+        self._hub.publish(mesh, touched, pending.revision or self._hub.revision)
+
+    async def _runtime_with(self, hosts: Iterable[str]) -> dict[str, HostRuntime]:
+        runtime = dict(self._runtime)
+        for host in hosts:
+            if self.registered(host):
+                runtime[host] = runtime_of(await self._states.state(host))
+            else:
+                runtime.pop(host, None)
+        return runtime
+
+    def _build(self) -> Mesh:
+        return meshes.build(self._settings, list(self._objects.values()), self._vips, self._runtime)
+
+    def _virtual_names(self, objects: Iterable[ApiObject]) -> set[str]:
+        return {name for item in objects for name in virtual_hostnames(item, self._settings.domain)}
+
+    def _change(self, item: ApiObject) -> Change:
+        after = item.to_dict()
+        known = self._objects.get(item.key)
+        before = None if known is None else known.to_dict()
+        action: Action = "created" if before is None else "unchanged" if before == after else "configured"
+        return Change(item.key, action, before, after)
+
+    def _deletion(self, key: ObjectKey) -> Change:
+        known = self._objects.get(key)
+        return Change(key, "missing", None, None) if known is None else Change(key, "deleted", known.to_dict(), None)
+
+
+def with_facts(item: ApiObject, record: StoredObject) -> ApiObject:
+    """Return the object with the store's uid and creation time, which decide between conflicting objects."""
+    metadata = replace(item.metadata, uid=record.uid, creation_timestamp=record.created_at)
+    return replace(item, metadata=metadata)
+
+
+def runtime_of(state: HostState) -> HostRuntime:
+    """Return what the mesh needs to know of a host's state."""
+    joined = state.joined_at is not None and (state.left_at is None or state.left_at < state.joined_at)
+    return HostRuntime(joined=joined, ready=state.ready if joined else frozenset(), ipv6=has_ipv6(state))
+
+
+def _read_all(stored: Sequence[StoredObject]) -> dict[ObjectKey, ApiObject]:
+    return {each.key: with_facts(read_stored(each.key, each.document), each) for each in stored}

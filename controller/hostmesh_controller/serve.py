@@ -1,0 +1,115 @@
+"""The `hostmesh-controller` command: run, and check the configuration."""
+
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Annotated, Final, NoReturn
+
+import typer
+
+from hostmesh_controller.config import DEFAULT_PATH, Config, ConfigError, load_config, parse_config
+
+app = typer.Typer(
+    no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help="The mesh's controller."
+)
+config_app = typer.Typer(no_args_is_help=True, help="The controller's configuration file.")
+app.add_typer(config_app, name="config")
+
+_PROBE_V4: Final = ("192.0.2.1", 9)
+_PROBE_V6: Final = ("2001:db8::1", 9)
+"""Documentation addresses: connecting a UDP socket sends nothing, it only asks the kernel for the route's source."""
+
+ConfigPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", envvar="HOSTMESH_CONTROLLER_CONFIG", help=f"controller.toml; {DEFAULT_PATH} unless given."
+    ),
+]
+
+
+@app.command("run")
+def run(config: ConfigPath = None) -> None:
+    """Run the controller in the foreground until SIGTERM."""
+    import asyncio
+
+    import structlog
+
+    from hostmesh_controller import log
+    from hostmesh_controller.authority import AuthorityError
+    from hostmesh_controller.controller import serve
+    from hostmesh_controller.listen import ListenError
+    from hostmesh_controller.review import UnreadableError
+    from hostmesh_controller.state_dir import StateDirError
+    from hostmesh_controller.store import StoreError
+
+    loaded = _load(config)
+    log.configure(loaded.log.level)
+    # Whatever the controller writes is its own.
+    os.umask(0o077)
+    try:
+        asyncio.run(serve(loaded))
+    except (AuthorityError, ListenError, StateDirError, StoreError, UnreadableError) as error:
+        _fail(str(error))
+    except BaseExceptionGroup as group:
+        for failure in group.exceptions:
+            structlog.stdlib.get_logger(__name__).critical("a part of the controller failed", exc_info=failure)
+        sys.exit(1)
+
+
+@config_app.command("check")
+def check(config: ConfigPath = None) -> None:
+    """Read the configuration and say what holds."""
+    loaded = _load(config)
+    for name, value in (
+        ("state_dir", loaded.state_dir),
+        ("trust_domain", loaded.trust_domain),
+        ("domain", loaded.domain),
+        ("addresses", ", ".join(loaded.addresses)),
+        ("listen.agents", loaded.listen.agents),
+        ("listen.join", loaded.listen.join),
+        ("listen.admin", loaded.listen.admin),
+        ("listen.admin_socket", loaded.listen.admin_socket),
+        ("certificates.leaf_hours", loaded.certificates.leaf_hours),
+        ("log.level", loaded.log.level),
+    ):
+        typer.echo(f"{name} = {value}")
+
+
+@app.command("version")
+def version() -> None:
+    """Show the version."""
+    from hostmesh_controller.metrics import build_version
+
+    typer.echo(build_version())
+
+
+def own_addresses() -> tuple[str, ...]:
+    """Return this machine's name and the addresses from which it calls others: what agents are told by default."""
+    found = [socket.gethostname().lower()]
+    for family, probe in ((socket.AF_INET, _PROBE_V4), (socket.AF_INET6, _PROBE_V6)):
+        with socket.socket(family, socket.SOCK_DGRAM) as asked:
+            try:
+                asked.connect(probe)
+                found.append(str(asked.getsockname()[0]))
+            except OSError:
+                continue  # no route of this family
+    return tuple(dict.fromkeys(found))
+
+
+def _load(path: Path | None) -> Config:
+    try:
+        if path is None and not DEFAULT_PATH.exists():
+            return parse_config("", str(DEFAULT_PATH), own_addresses())
+        return load_config(path or DEFAULT_PATH, own_addresses)
+    except ConfigError as error:
+        _fail("\n".join(error.problems))
+
+
+def _fail(message: str) -> NoReturn:
+    sys.stderr.write(f"hostmesh-controller: {message}\n")
+    sys.exit(1)
+
+
+def main() -> None:
+    app(prog_name="hostmesh-controller")

@@ -1,0 +1,40 @@
+"""The controller's state directory: private, and of one controller at a time."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class StateDirError(Exception):
+    """The directory cannot be used; the text says why and what to do."""
+
+
+@contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """Make the directory private and hold it against other controllers; the kernel lets go when the process ends.
+
+    Raises:
+        StateDirError: another controller has it, or it cannot be made.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.chmod(0o700)
+        descriptor = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StateDirError(f"state_dir {path} cannot be used: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
+            raise StateDirError(
+                f"state_dir {path} is in use by another hostmesh-controller (pid {holder}): "
+                "stop it, or give this one a state_dir of its own"
+            ) from error
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)

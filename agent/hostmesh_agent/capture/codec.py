@@ -231,7 +231,7 @@ def _flat_value(value: Any) -> Any:
 def decode(name: str, attributes: Any) -> Expression:
     """Return the expression that `encode` makes these attributes from, else `Unknown`."""
     try:
-        found = _guess(name, attributes)
+        found = _guess(name, attributes) if isinstance(attributes, dict) else None
         if found is not None and _without_defaults(attributes) == _without_defaults(_flat_of(found)):
             return found
     except (KeyError, TypeError, ValueError):

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterable
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
@@ -62,11 +63,19 @@ def _of_processes() -> frozenset[int]:
     if not servers:
         return frozenset()
     try:
-        connections = psutil.net_connections("tcp")
+        bound = [(each, each.laddr) for each in psutil.net_connections("tcp") if each.laddr]
     except psutil.AccessDenied:
         return frozenset()
-    # Sessions count as well as listeners: the one through which somebody works right now must stay.
-    return frozenset(each.laddr.port for each in connections if each.pid in servers and each.laddr)
+    # Listeners on loopback are sessions' forwarded ports. A session's own port counts where it is a listening one:
+    # so the servers that got their socket from systemd are found too.
+    listening = {
+        local.port for each, local in bound if each.status == psutil.CONN_LISTEN and not _is_loopback(local.ip)
+    }
+    return frozenset(local.port for each, local in bound if each.pid in servers and local.port in listening)
+
+
+def _is_loopback(text: str) -> bool:
+    return ip_address(text.partition("%")[0]).is_loopback
 
 
 def _of_sshd() -> frozenset[int]:

@@ -12,14 +12,15 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 
-from bench import connect, push
+from bench import connect, host, push, rules
 from bench.figure import Benchmark, Figure, machine, table
+from bench.hosts import Hosts
 from bench.stage import Stage
 
 PROXIES = 1_000
 
 
-def benchmarks(stage: Stage) -> list[Benchmark]:
+def benchmarks(stage: Stage, hosts: Hosts) -> list[Benchmark]:
     """Return all benchmarks, in the order in which they run."""
     return [
         Benchmark("storm", partial(connect.storm, stage)),
@@ -28,6 +29,10 @@ def benchmarks(stage: Stage) -> list[Benchmark]:
         Benchmark("idle", partial(connect.idle, stage)),
         Benchmark("restart", partial(connect.restart, stage)),
         Benchmark("memory", partial(connect.memory, stage)),
+        Benchmark("rules", rules.rules),
+        Benchmark("agent", partial(host.agent, hosts)),
+        Benchmark("first", partial(host.first, hosts)),
+        Benchmark("latency", partial(host.latency, hosts)),
     ]
 
 
@@ -39,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     print(machine(), flush=True)
     results: list[tuple[Benchmark, Sequence[Figure]]] = []
     with ExitStack() as stack:
-        known = benchmarks(stack.enter_context(Stage(options.proxies)))
+        known = benchmarks(stack.enter_context(Stage(options.proxies)), stack.enter_context(Hosts()))
         names = [benchmark.name for benchmark in known]
         if unknown := sorted(set(options.names) - set(names)):
             parser.error(f"no benchmark is called {', '.join(unknown)}; there are: {', '.join(names)}")

@@ -68,7 +68,7 @@ def root_pem(root_der: bytes) -> bytes:
     """
     try:
         root = x509.load_der_x509_certificate(root_der)
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except (ValueError, x509.InvalidVersion, UnsupportedAlgorithm) as error:
         msg = "the join string holds no readable root certificate: ask the operator for a new one"
         raise SvidError(msg) from error
     if not _is_authority(root):
@@ -219,7 +219,7 @@ def _load_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
 def _load_chain(pem: bytes) -> list[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates(pem)
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except (ValueError, x509.InvalidVersion, UnsupportedAlgorithm) as error:
         msg = f"the certificates cannot be read ({error})"
         raise SvidError(msg) from error
 

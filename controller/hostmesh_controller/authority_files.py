@@ -89,7 +89,7 @@ def read_issuer(directory: Path, name: str) -> Issuer | None:
     try:
         key = load_pem_private_key(data, password=None)
         certificate = x509.load_pem_x509_certificate(data)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except (ValueError, TypeError, x509.InvalidVersion, UnsupportedAlgorithm) as error:
         msg = f"{path} is damaged ({error}): {_cure(name)}"
         raise AuthorityError(msg) from error
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():

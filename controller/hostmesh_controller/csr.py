@@ -34,7 +34,7 @@ def public_key_of(csr_der: bytes) -> ec.EllipticCurvePublicKey:
     try:
         csr = x509.load_der_x509_csr(csr_der)
         key = csr.public_key()
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except (ValueError, TypeError, x509.InvalidVersion, UnsupportedAlgorithm) as error:
         msg = f"certificate request cannot be read: {_CURE}"
         raise CsrError(msg) from error
     # The kind of key comes before the signature: checking that of a huge RSA key is work for whoever asks.

@@ -150,7 +150,7 @@ def peer_certificate(context: Context, trust_domain: str, now: datetime) -> Peer
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         uris = names.get_values_for_type(x509.UniformResourceIdentifier)
         identity = parse_identity(uris[0]) if len(uris) == 1 else None
-    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension) as error:
+    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension, x509.InvalidVersion) as error:
         raise _not_a_host("the client certificate names no SPIFFE ID") from error
     if not isinstance(identity, HostIdentity):
         raise _not_a_host("the client certificate is not a host's")

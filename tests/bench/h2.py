@@ -121,9 +121,9 @@ class GrpcStream:
         elif kind == Kind.PING and not flags & _ACK:
             received.reply += frame(Kind.PING, _ACK, 0, payload)
         elif kind == Kind.RST_STREAM:
-            received.ended = f"reset with code {int.from_bytes(payload)}"
+            received.ended = received.ended or f"reset with code {int.from_bytes(payload)}"
         elif kind == Kind.GOAWAY:
-            received.ended = f"the server goes away: {payload[8:].decode(errors='replace')}"
+            received.ended = received.ended or f"the server goes away: {payload[8:].decode(errors='replace')}"
         if stream == _STREAM and kind in (Kind.DATA, Kind.HEADERS) and flags & _END_STREAM:
             received.ended = received.ended or "ended by the server; its log says why"
 

@@ -18,9 +18,8 @@ from typing import Any, Final
 
 import structlog
 
-from hostmesh_agent.enrol import EnrolError, renew_host
-from hostmesh_agent.keys import Svid, SvidError, checked, read_one_file, validity
-from hostmesh_agent.rotation import Renewal, Validity
+from hostmesh_agent.enrol import EnrolError
+from hostmesh_agent.keys import Svid, SvidError, checked, read_one_file
 from hostmesh_agent.state import State, StateError
 from hostmesh_agent.tree import Tree
 from hostmesh_api.identity import HostIdentity, WorkloadIdentity, parse_identity
@@ -141,16 +140,6 @@ class Certificates:
             await asyncio.to_thread(self._put, want, identity, svid)
             return svid
 
-    def renewals(self, want: Wanted, held: Held) -> Mapping[str, Renewal]:
-        """Return what the rotation must keep alive for Envoy, by SPIFFE ID; missing ones too."""
-        return {each.uri: self._renewal(want, each, held.svids.get(each.uri)) for each in want.identities}
-
-    def _renewal(self, want: Wanted, identity: Identity, svid: Svid | None) -> Renewal:
-        async def renew() -> Validity:
-            return _validity(await self.renew(want, identity))
-
-        return Renewal(None if svid is None else _validity(svid), renew)
-
     async def sweep(self, want: Wanted) -> tuple[str, ...]:
         """Remove the directories of identities that are wanted no more; return their names.
 
@@ -209,19 +198,6 @@ class Certificates:
         self._tree.write(_ROOTS, BUNDLE_FILE, bundle_pem)
         self._tree.write(_ROOTS, SDS_FILE, roots_sds(f"{CERTS}/{_ROOTS}"))
         return bundle_pem
-
-
-def host_renewal(state: State, now: Callable[[], datetime]) -> Renewal:
-    """Return what keeps the host's own identity alive, that by which the agent calls the controller."""
-
-    async def renew() -> Validity:
-        return _validity(await renew_host(state, now))
-
-    return Renewal(Validity(*validity(state.files().chain_pem)), renew)
-
-
-def _validity(svid: Svid) -> Validity:
-    return Validity(svid.serial, svid.not_before, svid.not_after)
 
 
 def svid_sds(directory: str) -> bytes:

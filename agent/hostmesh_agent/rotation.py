@@ -133,10 +133,8 @@ class Renewal:
 class Rotation:
     """The loop. `keep` tells it what to keep alive; it may be called at any time."""
 
-    def __init__(self, now: Callable[[], datetime], on_renewed: Callable[[str], None]) -> None:
-        """`on_renewed(name)` is called after each renewal."""
+    def __init__(self, now: Callable[[], datetime]) -> None:
         self._now = now
-        self._on_renewed = on_renewed
         self._renewals: dict[str, Renewal] = {}
         self._failures: dict[str, Failure] = {}
         self._changed = asyncio.Event()
@@ -187,4 +185,3 @@ class Rotation:
             )
         else:
             self._failures.pop(name, None)
-            self._on_renewed(name)

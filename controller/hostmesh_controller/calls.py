@@ -1,7 +1,7 @@
 """Counts agents' calls: joins by result, certificates by what they are for."""
 
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
@@ -9,10 +9,15 @@ from hostmesh_controller.metrics import Metrics
 
 _CERTIFICATES: Final = {"Join": "host", "RenewHost": "host", "IssueWorkload": "workload"}
 
-Handler = grpc.RpcMethodHandler[Any, Any]
+if TYPE_CHECKING:
+    # Generic in the stubs alone.
+    Handler = grpc.RpcMethodHandler[Any, Any]
+    Interceptor = grpc.aio.ServerInterceptor[Any, Any]
+else:
+    Interceptor = grpc.aio.ServerInterceptor
 
 
-class CountCalls(grpc.aio.ServerInterceptor[Any, Any]):
+class CountCalls(Interceptor):
     """Counts by how each call ended; streams pass by."""
 
     def __init__(self, metrics: Metrics) -> None:
@@ -20,9 +25,9 @@ class CountCalls(grpc.aio.ServerInterceptor[Any, Any]):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[Handler]]",
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> Handler:
+    ) -> "Handler":
         handler = await continuation(handler_call_details)
         method = str(handler_call_details.method).rpartition("/")[2]
         if handler is None or handler.unary_unary is None or method not in _CERTIFICATES:

@@ -47,7 +47,7 @@ class ListenError(Exception):
 
 
 def grpc_server(
-    receive_bytes: int, interceptors: Sequence[grpc.aio.ServerInterceptor[Any, Any]] = ()
+    receive_bytes: int, interceptors: "Sequence[grpc.aio.ServerInterceptor[Any, Any]]" = ()
 ) -> grpc.aio.Server:
     options = [*GRPC_OPTIONS, ("grpc.max_receive_message_length", receive_bytes)]
     return grpc.aio.server(options=options, interceptors=list(interceptors))

@@ -15,6 +15,8 @@ import structlog
 STATUS: Final = "status"
 RELEASE: Final = "release"
 """Stop doing anything to the host, and end: the host leaves."""
+REFRESH: Final = "refresh"
+"""Look at everything again now."""
 
 TIMEOUT_S: Final = 10.0
 _MAX_LINE_BYTES: Final = 1 << 20

@@ -122,6 +122,11 @@ def open_recorded(directory: Path) -> tuple[Record, Process] | None:
     return record, process
 
 
+def recorded_runs(directory: Path) -> bool:
+    record = read_record(directory)
+    return record is not None and record.runs()
+
+
 def stop_recorded(directory: Path, grace_s: float) -> bool:
     """End the recorded Envoy, whoever started it; return whether there was one. Blocks for `grace_s` and a little."""
     found = open_recorded(directory)

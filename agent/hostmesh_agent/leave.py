@@ -1,0 +1,102 @@
+"""The host leaves the mesh: it is as it was before. Works with the controller gone and the agent dead.
+
+    agent ends ▶ controller told ▶ names ▶ capture ▶ Envoy ▶ certificates ▶ cache ▶ identity
+
+In this order: rules go before the Envoy they lead to, and the identity goes last, so that a `leave` that was cut short
+can be called again.
+"""
+
+import asyncio
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Final
+
+from hostmesh_agent import capture, control, enrol, lock, process
+from hostmesh_agent.config import AgentConfig
+from hostmesh_agent.dns import Resolver, ResolverError
+from hostmesh_agent.state import State, StateError
+from hostmesh_agent.status import CAPTURE_OFF
+
+AGENT_ENDS_WITHIN_S: Final = 15.0
+ENVOY_ENDS_WITHIN_S: Final = 10.0
+TELL_WITHIN_S: Final = 10.0
+
+Step = tuple[str, Callable[[], str]]
+"""What is done, and the doing; that returns what is worth telling, or "" if nothing was to be done."""
+
+
+def leave(config: AgentConfig, *, purge: bool, tell: Callable[[str], None]) -> bool:
+    """Leave; return whether everything was undone. Each step is tried whatever became of the ones before.
+
+    Raises:
+        LockedError: the agent does not end.
+    """
+    with suppress(control.AgentAbsentError):
+        control.call(config.control_socket, control.RELEASE)
+    done = True
+    with lock.held(config.state_dir, AGENT_ENDS_WITHIN_S):
+        for what, act in _steps(config):
+            try:
+                told = act()
+            except (OSError, StateError, ResolverError, capture.CaptureError) as error:
+                tell(f"{what}: {error}")
+                done = False
+            else:
+                if told:
+                    tell(f"{what}: {told}")
+        if done and purge:
+            shutil.rmtree(config.state_dir, ignore_errors=True)
+            shutil.rmtree(config.run_dir, ignore_errors=True)
+            tell(f"{config.state_dir} and {config.run_dir}: removed")
+    return done
+
+
+def _steps(config: AgentConfig) -> Iterator[Step]:
+    state = State(config.state_dir)
+    yield "controller", lambda: _tell_controller(state)
+    yield "name resolution", lambda: _restore_names(config)
+    yield "capture", _clear_capture
+    yield "Envoy", lambda: "stopped" if process.stop_recorded(config.envoy_dir, ENVOY_ENDS_WITHIN_S) else ""
+    yield "Envoy's files", lambda: _remove_tree(config)
+    yield "identity", lambda: _forget(state)
+
+
+def _tell_controller(state: State) -> str:
+    """Best effort: a controller that is gone keeps nobody in the mesh."""
+    if not state.joined:
+        return ""
+    try:
+        asyncio.run(asyncio.wait_for(enrol.leave(state, lambda: datetime.now(UTC)), TELL_WITHIN_S))
+    except (enrol.EnrolError, StateError, TimeoutError) as error:
+        why = str(error) or f"no answer within {TELL_WITHIN_S:g} s"
+        return f"could not be told ({why}): remove the host there (hostmesh host delete)"
+    return "told"
+
+
+def _restore_names(config: AgentConfig) -> str:
+    Resolver(config.dns.resolv_conf, config.state_dir).restore()
+    return ""
+
+
+def _clear_capture() -> str:
+    had_rules = capture.Capture().state().state != "off"
+    capture.clear()
+    return "removed" if had_rules else ""
+
+
+def _remove_tree(config: AgentConfig) -> str:
+    """The binary stays: it holds nothing of this mesh, and is verified again before it is used."""
+    for directory in (config.envoy_dir, config.state_dir / "cache"):
+        if directory.exists():
+            shutil.rmtree(directory)
+    for path in (config.xds_socket, config.control_socket, config.state_dir / CAPTURE_OFF):
+        path.unlink(missing_ok=True)
+    return ""
+
+
+def _forget(state: State) -> str:
+    joined = state.joined
+    state.forget()
+    return "removed" if joined else ""

@@ -1,0 +1,45 @@
+"""One agent per state directory; `leave` counts as one."""
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+FILE: Final = "agent.lock"
+_POLL_S: Final = 0.05
+
+
+class LockedError(Exception):
+    """Another agent runs on the same state directory, or a `leave`."""
+
+
+@contextmanager
+def held(state_dir: Path, wait_s: float = 0.0) -> Iterator[None]:
+    """Hold the lock; it ends with the process, however that ends.
+
+    Raises:
+        LockedError: somebody else holds it after `wait_s`.
+    """
+    state_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
+    path = state_dir / FILE
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        _take(descriptor, path, time.monotonic() + wait_s)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _take(descriptor: int, path: Path, until: float) -> None:
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                raise LockedError(f"another hostmesh-agent works on {path.parent} (it holds {path.name})") from None
+            time.sleep(_POLL_S)
+        else:
+            return

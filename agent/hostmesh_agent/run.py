@@ -1,0 +1,375 @@
+"""The agent's life, in order.
+
+    config ▶ state ▶ certificates ▶ relay ▶ Envoy ready ▶ capture ▶ names ▶ report
+
+Everything comes from disk where the controller is away. After the start the same order holds for each change: a new
+configuration gets its certificates before it counts, capture follows Envoy's listeners, the report follows capture.
+The end of the agent, however it comes, leaves Envoy, the rules and the files as they are.
+"""
+
+import asyncio
+import signal
+import socket
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import structlog
+
+from hostmesh_agent import artifact, bootstrap, control, converge, enrol, host, lock, process, report, status, workdir
+from hostmesh_agent.admin import Admin, AdminError
+from hostmesh_agent.cache import Cache
+from hostmesh_agent.capture import CaptureError, HostFloor
+from hostmesh_agent.capture import floor as kernel_floor
+from hostmesh_agent.certs import Certificates, Wanted
+from hostmesh_agent.config import AgentConfig
+from hostmesh_agent.enforce import Enforced, Enforcement
+from hostmesh_agent.envoy import BuiltinSupervisor, EnvoyCommand, files_limit
+from hostmesh_agent.identities import AGENT, Identities
+from hostmesh_agent.keys import Svid
+from hostmesh_agent.relay import Relay
+from hostmesh_agent.services import Services
+from hostmesh_agent.state import State, StateError
+from hostmesh_agent.uplink import Uplink
+from hostmesh_api.v1.hostmesh_pb2 import CaptureState, HostConfig, HostReport, ListeningSocket
+
+PULSE_S: Final = 10.0
+"""How often what is in force is compared with what should be, when nothing happens."""
+_FIRST_PAUSE_S: Final = 0.05
+_LAST_PAUSE_S: Final = 2.0
+_SOCKETS_EVERY_S: Final = 60.0
+_SWEEP_AFTER_S: Final = 60.0
+"""Envoy drains listeners that went away; their certificates stay until then."""
+
+log = structlog.get_logger(__name__)
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+async def run(config: AgentConfig) -> None:
+    """Live until SIGTERM, SIGINT or a `leave`.
+
+    Raises:
+        StateError, WorkdirError, ArtifactError, LockedError: the owner of the host must act.
+    """
+    with lock.held(config.state_dir):
+        agent = await prepare(config)
+        await agent.run()
+
+
+async def prepare(config: AgentConfig) -> "Agent":
+    """Make the directories and find the binary: everything that a person must put right fails here."""
+    state = State(config.state_dir)
+    record = state.host()
+    state.files()
+    owner = workdir.account(config.envoy.user)
+    config.run_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
+    workdir.prepare(config.envoy_dir, owner)
+    workdir.check_reachable(config.xds_socket, owner)
+    installed = await asyncio.to_thread(artifact.install, config.envoy.binary, config.envoy.sha256, config.state_dir)
+    max_files = files_limit()
+    command = EnvoyCommand(
+        installed=installed,
+        bootstrap=bootstrap.build(bootstrap.BootstrapInput(record.host, config.xds_socket, max_files)),
+        directory=config.envoy_dir,
+        owner=owner,
+        concurrency=config.envoy.workers(host.cpus()),
+        log_level=config.envoy.log_level,
+        max_files=max_files,
+    )
+    return Agent(config, state, command)
+
+
+class Agent:
+    """All parts together; what they decide is in their own modules."""
+
+    def __init__(self, config: AgentConfig, state: State, command: EnvoyCommand) -> None:
+        self._config = config
+        self._state = state
+        self._record = state.host()
+        self._wake = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._configured = asyncio.Event()
+        self._online = False
+        self._settled = asyncio.Event()
+        self._uplink = Uplink(state)
+        self._supervisor = BuiltinSupervisor(lambda: command, self._something_changed)
+        self._admin = Admin(config.admin_socket)
+        self._envoy_uid = command.owner.uid
+        self._enforcement = Enforcement(
+            dns=config.dns.enabled, resolv_conf=config.dns.resolv_conf, state_dir=config.state_dir
+        )
+        self._relay = Relay(
+            cache=Cache(config.state_dir / "cache"),
+            socket=config.xds_socket,
+            envoy_uid=command.owner.uid,
+            host=self._record.host,
+            node_metadata={"agent_version": host.agent_version(), "ipv6": kernel_floor.ipv6_enabled()},
+            connect=self._uplink.connect,
+            on_host_config=self._take,
+        )
+        self._identities = Identities(
+            state,
+            Certificates(
+                state,
+                config.envoy_dir,
+                (command.owner.uid, command.owner.gid),
+                self._issue,
+                now,
+            ),
+            now,
+            changed=self._something_changed,
+            host_renewed=self._relay.reconnect,
+        )
+        self._reporter = report.Reporter(self._report, self._uplink.report)
+        self._services = Services()
+        self._sockets: tuple[float, list[ListeningSocket]] | None = None
+        self._facts = host.fixed_facts()
+        self._host_config: HostConfig | None = None
+        self._floor: HostFloor | None = None
+        self._enforced = Enforced()
+        self._lacking: tuple[str, ...] = ()
+        self._sweep: Wanted | None = None
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+        loop.add_signal_handler(signal.SIGHUP, self._wake.set)
+        verbs = {control.STATUS: self._status, control.RELEASE: self._release, control.REFRESH: self._refresh}
+        await self._restore()
+        self._online = True
+        log.info("agent started", host=self._record.host, version=self._facts.agent_version)
+        async with asyncio.TaskGroup() as group:
+            parts = [
+                group.create_task(each, name=name)
+                for name, each in {
+                    "control": control.Control(self._config.control_socket, verbs).run(),
+                    "relay": self._relay.run(),
+                    "certificates": self._identities.run(),
+                    "envoy": self._supervise(),
+                    "converge": self._converge(),
+                    "report": self._report_when_settled(),
+                }.items()
+            ]
+            await self._stopping.wait()
+            for each in parts:
+                each.cancel()
+        log.info("agent ended; Envoy and capture stay as they are")
+
+    # Configuration
+
+    async def _restore(self) -> None:
+        """Start from the last-known-good configuration on disk, if there is one."""
+        cached = self._relay.host_config()
+        if cached is None:
+            log.info("no configuration yet: waiting for the controller")
+            return
+        try:
+            await self._take(cached)
+        except converge.RefusedError as error:
+            log.error("the configuration on disk cannot be used", reason=str(error))
+
+    async def _issue(self, spiffe_id: str) -> Svid:
+        # The start does not wait for the network: what is missing then is fetched in the background.
+        if not self._online:
+            raise enrol.EnrolError("it is not on disk, and is asked for once the agent runs")
+        return await enrol.issue_workload(self._state, spiffe_id, now)
+
+    async def _take(self, config: HostConfig) -> None:
+        """Put a HostConfig's certificates in place; only then it counts. Raises to refuse it."""
+        floor = await asyncio.to_thread(self._make_floor)
+        want = converge.check(config, self._record, floor)
+        await self._identities.apply(want)
+        self._floor = floor
+        self._host_config = config
+        self._configured.set()
+        self._something_changed()
+        self._sweep_later(want)
+
+    def _sweep_later(self, want: Wanted) -> None:
+        config = self._host_config
+
+        def due() -> None:
+            if self._host_config is config:
+                self._sweep = want
+                self._wake.set()
+
+        asyncio.get_running_loop().call_later(_SWEEP_AFTER_S, due)
+
+    def _make_floor(self) -> HostFloor:
+        return HostFloor(
+            envoy_uid=self._envoy_uid,
+            ssh_ports=kernel_floor.ssh_ports(),
+            never_inbound_ports=frozenset(self._config.capture.exclude_inbound_ports),
+            controller=_addresses(self._record.agents_endpoints),
+            ipv6=kernel_floor.ipv6_enabled(),
+        )
+
+    def _something_changed(self) -> None:
+        self._wake.set()
+        self._reporter.changed()
+
+    # Envoy and capture
+
+    async def _supervise(self) -> None:
+        # A first Envoy waits for its certificates: without them it would refuse its first listeners.
+        if process.recorded_runs(self._config.envoy_dir):
+            self._configured.set()
+        await self._configured.wait()
+        await self._supervisor.run()
+
+    async def _converge(self) -> None:
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            self._wake.clear()
+            await self._step()
+            self._settled.set()
+            try:
+                async with asyncio.timeout(pause_s if self._lacking else PULSE_S):
+                    await self._wake.wait()
+                pause_s = _FIRST_PAUSE_S
+            except TimeoutError:
+                pause_s = min(pause_s * 2, _LAST_PAUSE_S)
+
+    async def _step(self) -> None:
+        config, floor = self._host_config, self._floor
+        if config is None or floor is None:
+            return
+        decision = await self._decide(config)
+        enforced = await asyncio.to_thread(self._enforcement.put, decision.request, floor)
+        if (enforced, decision.lacking) != (self._enforced, self._lacking):
+            self._enforced, self._lacking = enforced, decision.lacking
+            self._tell(enforced)
+            self._reporter.changed()
+        if self._sweep is not None and not decision.lacking:
+            want, self._sweep = self._sweep, None
+            with suppress(StateError):
+                await self._identities.sweep(want)
+
+    async def _decide(self, config: HostConfig) -> converge.Decision:
+        if not self._config.capture.enabled:
+            return converge.Decision(None, ())
+        if (self._config.state_dir / status.CAPTURE_OFF).exists():
+            return converge.Decision(None, ())
+        try:
+            in_force = await asyncio.to_thread(self._enforcement.look)
+        except CaptureError as error:
+            return converge.Decision(None, (str(error),))
+        certificates = frozenset(self._identities.validities()) - {AGENT}
+        evidence = converge.Evidence(certificates, frozenset(), in_force)
+        decision = converge.decide(config, evidence)
+        if not decision.lacking:
+            return decision
+        listeners = await self._listeners()
+        return converge.decide(config, converge.Evidence(certificates, listeners, in_force))
+
+    async def _listeners(self) -> frozenset[str]:
+        try:
+            return await self._admin.listeners()
+        except AdminError:
+            return frozenset()
+
+    def _tell(self, enforced: Enforced) -> None:
+        log.info(
+            "capture",
+            state=enforced.capture.state,
+            error=enforced.capture.error,
+            inbound_ports=sorted(enforced.in_force.inbound_ports),
+            outbound=enforced.in_force.outbound,
+            dns=enforced.dns_in_place,
+            dns_detail=enforced.dns_detail,
+            lacking=self._lacking,
+        )
+
+    # What is told
+
+    async def _report_when_settled(self) -> None:
+        # A report before the first look at the kernel would take leases away that hold.
+        await self._settled.wait()
+        await self._reporter.run()
+
+    async def _report(self) -> HostReport:
+        validities = self._identities.validities()
+        own = validities.get(AGENT)
+        return HostReport(
+            facts=host.facts(self._facts, self._supervisor.status().version),
+            load=host.load(),
+            listening=await self._listening(),
+            envoy=report.envoy_state(self._supervisor.status()),
+            capture=self._capture_state(),
+            leases=report.leases(self._workloads(), self._vouched(), now()),
+            host_certificate_not_after=0 if own is None else int(own.not_after.timestamp()),
+        )
+
+    def _capture_state(self) -> CaptureState:
+        capture = self._enforced.capture
+        return CaptureState(
+            state=capture.state,
+            backend=capture.backend,
+            rules_hash=capture.rules_hash,
+            error="; ".join(filter(None, [capture.error, self._enforced.dns_detail, *self._lacking])),
+        )
+
+    def _workloads(self) -> Any:
+        return () if self._host_config is None else self._host_config.workloads
+
+    def _vouched(self) -> report.Vouched:
+        validities = self._identities.validities()
+        return report.Vouched(
+            {name: each.not_after for name, each in validities.items()}, self._enforced.in_force.inbound_ports
+        )
+
+    async def _listening(self) -> list[ListeningSocket]:
+        at = asyncio.get_running_loop().time()
+        if self._sockets is None or at - self._sockets[0] >= _SOCKETS_EVERY_S:
+            try:
+                self._sockets = (at, await asyncio.to_thread(self._services.look))
+            except OSError as error:
+                log.warning("listening sockets cannot be read", error=str(error))
+                self._sockets = (at, [])
+        return self._sockets[1]
+
+    # The control socket
+
+    async def _status(self) -> dict[str, Any]:
+        wanted = () if self._host_config is None else self._host_config.listeners
+        return status.document(
+            status.Facts(
+                record=self._record,
+                agent_version=self._facts.agent_version,
+                relay=self._relay.state(),
+                report_failing=self._reporter.failing,
+                envoy=self._supervisor.status(),
+                enforced=self._enforced,
+                lacking=self._lacking,
+                validities=self._identities.validities(),
+                missing=self._identities.missing(),
+                leases=report.leases(self._workloads(), self._vouched(), now()),
+                listeners_wanted=tuple(wanted),
+                listeners=await self._listeners(),
+                capture_wanted=status.capture_wanted(self._config),
+            ),
+            now(),
+        )
+
+    async def _release(self) -> dict[str, Any]:
+        asyncio.get_running_loop().call_soon(self._stopping.set)
+        return {"stopping": True}
+
+    async def _refresh(self) -> dict[str, Any]:
+        self._something_changed()
+        return {"refreshing": True}
+
+
+def _addresses(endpoints: tuple[str, ...]) -> frozenset[tuple[str, int]]:
+    """Resolve the controllers' endpoints, as far as that can be done now: their ports are left alone in any case."""
+    found: set[tuple[str, int]] = set()
+    for endpoint in endpoints:
+        name, _, port = endpoint.rpartition(":")
+        with suppress(OSError, ValueError):
+            for *_, address in socket.getaddrinfo(name.strip("[]"), int(port), type=socket.SOCK_STREAM):
+                found.add((str(address[0]), int(port)))
+    return frozenset(found)

@@ -1,0 +1,262 @@
+"""The state of the host's part of the mesh, as one document: for people, for scripts, and for the time after the agent.
+
+The agent answers from what it knows; without an agent the same document is made from the disk and the kernel.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from hostmesh_agent import process, workdir
+from hostmesh_agent.cache import Cache
+from hostmesh_agent.capture import Capture
+from hostmesh_agent.config import AgentConfig
+from hostmesh_agent.enforce import Enforced
+from hostmesh_agent.envoy import EnvoyStatus
+from hostmesh_agent.identities import AGENT
+from hostmesh_agent.keys import SvidError, validity
+from hostmesh_agent.relay import RelayState
+from hostmesh_agent.rotation import Validity
+from hostmesh_agent.state import HostRecord, NotJoinedError, State, StateError
+from hostmesh_api.v1.hostmesh_pb2 import WorkloadLease
+
+CAPTURE_OFF: Final = "capture.off"
+"""If this file exists in the state directory, nothing is captured: the owner of the host said so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a running agent knows."""
+
+    record: HostRecord
+    agent_version: str
+    relay: RelayState
+    report_failing: str
+    envoy: EnvoyStatus
+    enforced: Enforced
+    lacking: Sequence[str]
+    validities: Mapping[str, Validity]
+    missing: Mapping[str, str]
+    leases: Sequence[WorkloadLease]
+    listeners_wanted: Sequence[str]
+    listeners: frozenset[str]
+    capture_wanted: str
+    """Empty if it is; else why the owner of the host does not want it."""
+
+
+def capture_wanted(config: AgentConfig) -> str:
+    """Return why nothing is captured by the will of the host's owner; empty if it may be."""
+    if not config.capture.enabled:
+        return "capture.enabled is false in agent.toml"
+    if (config.state_dir / CAPTURE_OFF).exists():
+        return "hostmesh-agent capture clear was called (hostmesh-agent capture resume)"
+    return ""
+
+
+def document(facts: Facts, now: datetime) -> dict[str, Any]:
+    """Return the whole state; `problems` is empty if and only if `healthy`."""
+    problems = list(_problems(facts, now))
+    relay, envoy, enforced = facts.relay, facts.envoy, facts.enforced
+    return {
+        "healthy": not problems,
+        "problems": problems,
+        "agent": {"running": True, "version": facts.agent_version},
+        "host": _host(facts.record),
+        "controller": {
+            "connected": relay.connected,
+            "since": _time(relay.since),
+            "last_error": relay.last_error,
+            "reports": facts.report_failing or "delivered",
+        },
+        "certificates": _certificates(facts.validities, facts.missing),
+        "envoy": {
+            "state": envoy.view.phase.value,
+            "pid": envoy.view.pid,
+            "version": envoy.version,
+            "adopted": envoy.view.adopted,
+            "restarts": envoy.view.restarts,
+            "crash_looping": envoy.view.crash_looping,
+            "last_exit": envoy.view.last_exit,
+            "restart_needed": envoy.restart_needed,
+            "listeners": sorted(facts.listeners),
+        },
+        "configuration": {
+            "envoy_connected": relay.envoy_connected,
+            "accepted": {name.rpartition(".")[2]: count for name, count in sorted(relay.accepted.items())},
+            "refusals": [
+                {"at": _time(each.at), "type": each.type_url.rpartition(".")[2], "name": each.name, "why": each.message}
+                for each in relay.refusals
+            ],
+            "lost": relay.lost,
+            "listeners_wanted": sorted(facts.listeners_wanted),
+        },
+        "capture": {
+            "state": enforced.capture.state,
+            "backend": enforced.capture.backend,
+            "rules_hash": enforced.capture.rules_hash,
+            "error": enforced.capture.error,
+            "inbound_ports": sorted(enforced.in_force.inbound_ports),
+            "outbound": enforced.in_force.outbound,
+            "refused": [str(each) for each in enforced.capture.refused],
+            "waiting_for": list(facts.lacking),
+            "not_wanted": facts.capture_wanted,
+        },
+        "dns": {"in_place": enforced.dns_in_place, "detail": enforced.dns_detail},
+        "workloads": [
+            {
+                "namespace": each.namespace,
+                "name": each.name,
+                "ready": each.ready,
+                "captured_ports": list(each.captured_ports),
+            }
+            for each in facts.leases
+        ],
+    }
+
+
+def _problems(facts: Facts, now: datetime) -> Iterator[str]:
+    relay, envoy = facts.relay, facts.envoy
+    if not relay.connected:
+        yield f"the controller is not connected: {relay.last_error or 'not reached yet'}"
+    elif facts.report_failing:
+        yield f"reports are not delivered: {facts.report_failing}"
+    if relay.lost:
+        yield f"the configuration on disk was lost: {relay.lost}"
+    for name, each in sorted(facts.validities.items()):
+        if each.not_after <= now:
+            yield f"the certificate of {_owner(name)} ended at {_time(each.not_after)}"
+    for name, why in sorted(facts.missing.items()):
+        yield f"{name} has no certificate: {why}"
+    if envoy.view.phase.value != "live":
+        why = f" ({envoy.view.last_exit})" if envoy.view.last_exit else ""
+        yield f"Envoy is {envoy.view.phase.value}{why}"
+    if envoy.restart_needed:
+        yield f"Envoy needs a restart: {envoy.restart_needed}"
+    if facts.enforced.capture.state == "error":
+        yield f"capture: {facts.enforced.capture.error}"
+    yield from (f"capture waits: {each}" for each in facts.lacking)
+    yield from (f"{each.namespace}/{each.name} is not ready" for each in facts.leases if not each.ready)
+
+
+def offline(config: AgentConfig, why: str, now: datetime) -> dict[str, Any]:
+    """Return what can be said without an agent: from the disk and the kernel, in the same form."""
+    problems = [why]
+    state = State(config.state_dir)
+    record: HostRecord | None = None
+    certificates: list[dict[str, Any]] = []
+    try:
+        record = state.host()
+        serial, not_before, not_after = validity(state.files().chain_pem)
+        certificates = _certificates({AGENT: Validity(serial, not_before, not_after)}, {})
+        if not_after <= now:
+            problems.append(f"the certificate of this host ended at {_time(not_after)}")
+    except NotJoinedError as error:
+        problems = [str(error)]
+    except (StateError, SvidError) as error:
+        problems.append(str(error))
+    capture = Capture().state()
+    running = process.recorded_runs(config.envoy_dir)
+    if record is not None and not running:
+        problems.append("Envoy does not run")
+    if capture.state == "error":
+        problems.append(f"capture: {capture.error}")
+    return {
+        "healthy": False,
+        "problems": problems,
+        "agent": {"running": False},
+        "host": None if record is None else _host(record),
+        "certificates": certificates,
+        "envoy": _envoy_offline(config, running),
+        "configuration": {"accepted": _cached(config)},
+        "capture": {
+            "state": capture.state,
+            "backend": capture.backend,
+            "rules_hash": capture.rules_hash,
+            "error": capture.error,
+            "not_wanted": capture_wanted(config),
+        },
+    }
+
+
+def _envoy_offline(config: AgentConfig, running: bool) -> dict[str, Any]:
+    record = process.read_record(config.envoy_dir)
+    held = (config.envoy_dir / workdir.HOLD).exists()
+    return {
+        "state": "running" if running else "held" if held else "down",
+        "pid": record.pid if record is not None and running else None,
+        "version": "" if record is None else record.version,
+        "last_words": "" if running else workdir.last_words(config.envoy_dir),
+    }
+
+
+def _cached(config: AgentConfig) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    directory = config.state_dir / "cache"
+    # Opening a cache creates it: a question must leave nothing behind.
+    if directory.is_dir() and any(directory.iterdir()):
+        cache = Cache(directory)
+        for each in cache.entries():
+            name = each.type_url.rpartition(".")[2]
+            counts[name] = counts.get(name, 0) + 1
+        cache.close()
+    return dict(sorted(counts.items()))
+
+
+def _host(record: HostRecord) -> dict[str, Any]:
+    return {
+        "name": record.host,
+        "trust_domain": record.trust_domain,
+        "spiffe_id": record.identity.uri,
+        "controllers": list(record.agents_endpoints),
+    }
+
+
+def _certificates(validities: Mapping[str, Validity], missing: Mapping[str, str]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = [
+        {"name": name, "serial": each.serial, "not_after": _time(each.not_after)}
+        for name, each in sorted(validities.items())
+    ]
+    return found + [{"name": name, "missing": why} for name, why in sorted(missing.items())]
+
+
+def _owner(name: str) -> str:
+    return "this agent" if name == AGENT else name
+
+
+def _time(moment: datetime | None) -> str | None:
+    return None if moment is None else moment.isoformat(timespec="seconds")
+
+
+def table(status: Mapping[str, Any]) -> str:
+    """Return the document for human eyes."""
+    lines = [f"{name:<12} {value}" for name, value in _rows(status)]
+    lines += ["", *(f"  problem: {each}" for each in status["problems"])] if status["problems"] else []
+    return "\n".join(lines)
+
+
+def _rows(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    host, envoy, capture = status["host"], status["envoy"], status["capture"]
+    yield "health", "healthy" if status["healthy"] else "not healthy"
+    yield "agent", f"running, {status['agent']['version']}" if status["agent"]["running"] else "not running"
+    yield "host", "has not joined" if host is None else f"{host['name']} ({host['spiffe_id']})"
+    if "controller" in status:
+        controller = status["controller"]
+        since = f"since {controller['since']}" if controller["connected"] else controller["last_error"]
+        yield "controller", f"{'connected' if controller['connected'] else 'not connected'}, {since}"
+    for each in status["certificates"]:
+        yield "certificate", f"{each['name']}: {each.get('missing') or 'until ' + each['not_after']}"
+    pid = f", pid {envoy['pid']}" if envoy["pid"] else ""
+    yield "envoy", f"{envoy['state']}{pid}, version {envoy['version'] or 'unknown'}"
+    accepted = ", ".join(f"{count} {name}" for name, count in status["configuration"]["accepted"].items())
+    yield "config", accepted or "none"
+    ports = ", ".join(map(str, capture.get("inbound_ports", ()))) or "none"
+    details = (
+        f", inbound ports {ports}, outbound {'yes' if capture['outbound'] else 'no'}" if "outbound" in capture else ""
+    )
+    yield "capture", f"{capture['state']}{details}" + (f" ({capture['not_wanted']})" if capture["not_wanted"] else "")
+    if "dns" in status:
+        detail = f" ({status['dns']['detail']})" if status["dns"]["detail"] else ""
+        yield "dns", f"{'in place' if status['dns']['in_place'] else 'off'}{detail}"
+    for each in status.get("workloads", ()):
+        yield "workload", f"{each['namespace']}/{each['name']} {'ready' if each['ready'] else 'not ready'}"

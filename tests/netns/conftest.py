@@ -1,0 +1,77 @@
+"""A host and a neighbour, each in a network namespace of its own, joined by a cable."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from netns.space import Servers, Space, new_space, run
+
+HOST = ("10.9.0.1", "2001:db8:9::1")
+PEER = ("10.9.0.2", "2001:db8:9::2")
+INSIDE = ("10.8.0.1", "2001:db8:8::1")
+BEHIND = ("10.8.0.2", "2001:db8:8::2")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def able() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    missing = [tool for tool in ("nft", "ip") if not shutil.which(tool)]
+    if missing:
+        pytest.skip(f"needs {' and '.join(missing)}")
+
+
+@pytest.fixture
+def host() -> Iterator[Space]:
+    """The host under test; the test's own thread is in it."""
+    with new_space() as space, space():
+        yield space
+
+
+@pytest.fixture
+def peer(host: Space) -> Iterator[Space]:
+    """Another machine on the host's only network, which is also the host's router."""
+    with _neighbour("eth0", HOST, PEER) as space:
+        run("ip", "route", "add", "default", "via", PEER[0])
+        run("ip", "-6", "route", "add", "default", "via", PEER[1])
+        with space():
+            run("ip", "route", "add", "default", "via", HOST[0])
+            run("ip", "-6", "route", "add", "default", "via", HOST[1])
+        yield space
+
+
+@pytest.fixture
+def behind(host: Space) -> Iterator[Space]:
+    """A machine that others reach through the host only, like a container on it."""
+    with _neighbour("eth9", INSIDE, BEHIND) as space:
+        with space():
+            run("ip", "route", "add", "default", "via", INSIDE[0])
+            run("ip", "-6", "route", "add", "default", "via", INSIDE[1])
+        yield space
+
+
+@contextmanager
+def _neighbour(device: str, here: tuple[str, str], there: tuple[str, str]) -> Iterator[Space]:
+    with new_space() as space:
+        run("ip", "link", "add", device, "type", "veth", "peer", "name", "eth1")
+        run("ip", "link", "set", "eth1", "netns", f"/proc/{os.getpid()}/fd/{space.descriptor}")
+        _up(device, here)
+        with space():
+            _up("eth1", there)
+        yield space
+
+
+def _up(device: str, addresses: tuple[str, str]) -> None:
+    run("ip", "address", "add", f"{addresses[0]}/24", "dev", device)
+    run("ip", "address", "add", f"{addresses[1]}/64", "dev", device, "nodad")
+    run("ip", "link", "set", device, "up")
+
+
+@pytest.fixture
+def servers() -> Iterator[Servers]:
+    servers = Servers()
+    yield servers
+    servers.close()

@@ -1,0 +1,219 @@
+"""Network namespaces without a name, for tests: entered by the calling thread, gone when nobody is in them any more.
+
+Nothing is left behind even if a test dies: no file names the namespace, so the kernel frees it with its last user.
+"""
+
+import ctypes
+import os
+import socket
+import struct
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from typing import Final
+
+CLONE_NEWNET: Final = 0x40000000
+SO_ORIGINAL_DST: Final = 80
+WAIT_S: Final = 5.0
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def run(*command: str, check: bool = True) -> str:
+    """Run a command in the thread's namespace and return what it printed."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert not check or done.returncode == 0, f"{command}: {done.stderr}"
+    return done.stdout
+
+
+def nft(text: str) -> None:
+    subprocess.run(["nft", "-f", "-"], input=text, text=True, timeout=30, check=True)
+
+
+def snapshot() -> str:
+    """Everything that capture may change in the kernel, as other tools show it."""
+    return run("nft", "-a", "list", "ruleset") + "".join(
+        run("ip", *words.split()) for words in ("-4 route show table all", "-6 route show table all", "address")
+    )
+
+
+@dataclass(frozen=True)
+class Space:
+    """A network namespace, held by a descriptor."""
+
+    descriptor: int
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Be in the namespace: sockets and processes made meanwhile are in it for good."""
+        here = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _enter(self.descriptor)
+            yield
+        finally:
+            _enter(here)
+            os.close(here)
+
+
+def _enter(descriptor: int) -> None:
+    if _libc.setns(descriptor, CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), "setns")
+
+
+@contextmanager
+def new_space() -> Iterator[Space]:
+    here = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if _libc.unshare(CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), "unshare")
+        space = Space(os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC))
+        run("ip", "link", "set", "lo", "up")
+    finally:
+        _enter(here)
+        os.close(here)
+    try:
+        yield space
+    finally:
+        os.close(space.descriptor)
+
+
+@contextmanager
+def as_user(uid: int) -> Iterator[None]:
+    """Sockets made meanwhile by this thread belong to `uid`, as the kernel's `meta skuid` sees it."""
+    _libc.setfsuid(uid)
+    try:
+        yield
+    finally:
+        _libc.setfsuid(0)
+
+
+def original_destination(connection: socket.socket) -> tuple[str, int] | None:
+    """Return where the caller wanted to go; None if it came by itself."""
+    try:
+        if connection.family == socket.AF_INET:
+            raw = connection.getsockopt(socket.SOL_IP, SO_ORIGINAL_DST, 16)
+            found = str(ip_address(raw[4:8])), struct.unpack(">H", raw[2:4])[0]
+        else:
+            raw = connection.getsockopt(socket.IPPROTO_IPV6, SO_ORIGINAL_DST, 28)
+            found = str(ip_address(raw[8:24])), struct.unpack(">H", raw[2:4])[0]
+    except OSError:
+        return None
+    return None if found == connection.getsockname()[:2] else found
+
+
+@dataclass
+class Servers:
+    """Listeners in threads, all closed together. Every server tells who it is and what was asked for."""
+
+    sockets: list[socket.socket] = field(default_factory=list)
+    threads: list[threading.Thread] = field(default_factory=list)
+
+    def tcp(self, name: str, port: int) -> None:
+        """Listen in the calling thread's namespace on every address of both families.
+
+        Answers "NAME" to a direct call and "NAME ADDRESS PORT" with the original destination to a redirected one.
+        """
+        for family, address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
+            listener = socket.socket(family)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((address, port))
+            listener.listen(128)
+            self._serve(listener, lambda listener=listener: _answer_all(listener, name))
+
+    def udp(self, address: str, port: int, answer: Callable[[bytes], bytes]) -> socket.socket:
+        server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        server.bind((address, port))
+        self._serve(server, lambda: _answer_datagrams(server, answer))
+        return server
+
+    def _serve(self, server: socket.socket, loop: Callable[[], None]) -> None:
+        self.sockets.append(server)
+        thread = threading.Thread(target=loop, daemon=True)
+        thread.start()
+        self.threads.append(thread)
+
+    def close(self) -> None:
+        for server in self.sockets:
+            with_error = server.type == socket.SOCK_STREAM
+            if with_error:
+                server.shutdown(socket.SHUT_RDWR)
+            else:
+                wake(server)
+        for thread in self.threads:
+            thread.join(WAIT_S)
+            assert not thread.is_alive()
+        for server in self.sockets:
+            server.close()
+
+
+def wake(server: socket.socket) -> None:
+    """End the loop of a UDP server: a closed port cannot be sent to, an unconnected socket can be shut down."""
+    try:
+        server.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass  # "not connected" is said after the waiting reader was woken
+
+
+def _answer_all(listener: socket.socket, name: str) -> None:
+    while True:
+        try:
+            connection, _ = listener.accept()
+        except OSError:
+            return
+        with connection:
+            original = original_destination(connection)
+            words = [name, *map(str, original or ())]
+            try:
+                connection.sendall(" ".join(words).encode())
+            except OSError:
+                continue  # the caller went away
+
+
+def _answer_datagrams(server: socket.socket, answer: Callable[[bytes], bytes]) -> None:
+    while True:
+        try:
+            data, peer = server.recvfrom(65535)
+        except OSError:
+            return
+        if not data:
+            return
+        server.sendto(answer(data), peer)
+
+
+def ask(address: str, port: int, *, uid: int = 0, source: str = "") -> str:
+    """Connect and return what the server says; "refused", "unreachable" or "silent" if none does."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with as_user(uid):
+        client = socket.socket(family)
+    with client:
+        client.settimeout(WAIT_S)
+        try:
+            if source:
+                client.bind((source, 0))
+            client.connect((address, port))
+            return b"".join(iter(lambda: client.recv(4096), b"")).decode()
+        except ConnectionRefusedError:
+            return "refused"
+        except TimeoutError:
+            return "silent"
+        except OSError as error:
+            return f"unreachable: {error.strerror}"
+
+
+def ask_udp(address: str, port: int, data: bytes) -> bytes:
+    """Send one datagram and return the answer.
+
+    Raises:
+        ConnectionRefusedError: nobody listens there.
+        TimeoutError: no answer came.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.settimeout(WAIT_S)
+        client.connect((address, port))
+        client.send(data)
+        return client.recv(65535)

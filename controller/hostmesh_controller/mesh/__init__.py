@@ -1,0 +1,23 @@
+"""The immutable index of one revision of the mesh: what the configuration means, before Envoy comes into it.
+
+    table        a persistent mapping, so that a revision shares what did not change with the one before
+    records      hosts, workloads, services, endpoints: the mesh in its own words
+    compiled     configuration objects -> records
+    peers        PeerAuthentication -> the mode of a workload's port
+    index        Mesh: all tables of one revision
+    selection    which workloads stand behind which services
+    visibility   what a namespace sees; what a host name or an address means to it
+    rules        which VirtualServices and DestinationRules hold
+    inbound      which ports of a host are served, by whom and how
+    revision     build, update: from one revision to the next, and whom that touches
+    memo         results that are kept while their inputs are the same objects
+
+Everything here is pure: no clock, no socket, no store.
+"""
+
+from hostmesh_controller.mesh.compiled import virtual_hostnames
+from hostmesh_controller.mesh.index import Mesh
+from hostmesh_controller.mesh.records import HostRuntime, Settings, Touched
+from hostmesh_controller.mesh.revision import build, host_dependency, update
+
+__all__ = ["HostRuntime", "Mesh", "Settings", "Touched", "build", "host_dependency", "update", "virtual_hostnames"]

@@ -1,0 +1,24 @@
+"""From the mesh to Envoy's configuration: pure constructors, one resource at a time.
+
+    resources           the entry: (mesh, host, type, name) -> bytes, the names of `*`, and what a resource depends on
+    outbound            what a namespace calls: ports, addresses, TCP routes
+    listeners_outbound  virtualOutbound and 0.0.0.0_PORT
+    listeners_inbound   virtualInbound
+    dns                 the DNS listener
+    filters             the filters that listeners are put together from
+    routes              RDS and VHDS; route_match, route_action: VirtualService
+    clusters            CDS; policy: DestinationRule; breakers, client_tls: its parts
+    endpoints           EDS
+    tls                 mutual TLS of the mesh
+    host_config         the agent's own resource
+    sources             where Envoy gets what it asks for
+    encoding            messages to bytes and versions
+
+Every resource is asked for by a host, since what a host sees depends on its namespace; resources that are equal for
+many hosts are made once (see `mesh.memo`).
+"""
+
+from hostmesh_controller.xds.encoding import Resource
+from hostmesh_controller.xds.resources import dependencies, knows_host, resource, wildcard
+
+__all__ = ["Resource", "dependencies", "knows_host", "resource", "wildcard"]

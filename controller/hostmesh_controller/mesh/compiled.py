@@ -1,0 +1,208 @@
+"""From configuration objects to the mesh's records: one pure function per kind."""
+
+from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Final
+
+from hostmesh_controller.mesh.records import (
+    Host,
+    NamedEndpoint,
+    Order,
+    Resolution,
+    Service,
+    ServiceId,
+    ServicePort,
+    Settings,
+    Workload,
+    WorkloadKey,
+)
+from hostmesh_controller.model.hosts import HostSpec
+from hostmesh_controller.model.objects import ApiObject
+from hostmesh_controller.model.protocols import Protocol
+from hostmesh_controller.model.services import ServiceSpec
+from hostmesh_controller.model.workloads import ServiceEntrySpec, WorkloadEntrySpec
+from hostmesh_controller.model.workloads import Workload as WorkloadSpec
+from hostmesh_controller.names import canonical_address, canonical_prefix, is_single, service_hostname, virtual_address
+
+EXPORT_TO_ANNOTATION: Final = "networking.istio.io/exportTo"
+EVERYWHERE: Final = frozenset({"*"})
+DEFAULT_SERVICE_ACCOUNT: Final = "default"
+
+
+def order_of(item: ApiObject) -> Order:
+    created = item.metadata.creation_timestamp
+    return Order(created.timestamp() if created else 0.0, item.key.namespace, item.key.name)
+
+
+def export_to(values: tuple[str, ...], namespace: str) -> frozenset[str]:
+    """Return the namespaces that may see an object: `.` is its own, nothing means everywhere, `~` nowhere."""
+    if not values or "*" in values:
+        return EVERYWHERE
+    return frozenset(namespace if value == "." else value for value in values if value != "~")
+
+
+def compile_host(item: ApiObject) -> Host:
+    spec = item.spec
+    assert isinstance(spec, HostSpec)
+    addresses = (canonical_address(address) for address in spec.addresses)
+    return Host(
+        name=item.key.name,
+        addresses=tuple(address for address in addresses if address is not None),
+        namespace=spec.namespace,
+        outbound_identity=spec.outbound_identity,
+        capture_all=spec.capture.scope == "all",
+    )
+
+
+def service_hostnames(item: ApiObject, domain: str) -> tuple[str, ...]:
+    """Return the host names that a Service or ServiceEntry defines; nothing for other kinds."""
+    if isinstance(item.spec, ServiceSpec):
+        return (service_hostname(item.key.name, item.key.namespace, domain),)
+    if isinstance(item.spec, ServiceEntrySpec):
+        return tuple(dict.fromkeys(host.lower() for host in item.spec.hosts))
+    return ()
+
+
+def virtual_hostnames(item: ApiObject, domain: str) -> tuple[str, ...]:
+    """Return the host names for which the object needs a virtual address; wildcards cannot have one."""
+    return tuple(host for host in service_hostnames(item, domain) if not host.startswith("*"))
+
+
+def compile_services(item: ApiObject, settings: Settings, vips: Mapping[str, int]) -> tuple[Service, ...]:
+    """Return the services that an object defines: one, or one per host of a ServiceEntry."""
+    if isinstance(item.spec, ServiceSpec):
+        return (_service(item, item.spec, settings, vips),)
+    if isinstance(item.spec, ServiceEntrySpec):
+        hosts = service_hostnames(item, settings.domain)
+        return tuple(_service_entry(item, item.spec, host, settings, vips) for host in hosts)
+    return ()
+
+
+def _service(item: ApiObject, spec: ServiceSpec, settings: Settings, vips: Mapping[str, int]) -> Service:
+    hostname = service_hostname(item.key.name, item.key.namespace, settings.domain)
+    exported = item.metadata.annotations.get(EXPORT_TO_ANNOTATION, "")
+    return Service(
+        id=ServiceId(hostname, item.key),
+        order=order_of(item),
+        ports=tuple(
+            ServicePort(port.port, port.name, port.mesh_protocol, port.target_port)
+            for port in spec.ports
+            if port.mesh_protocol is not Protocol.UDP
+        ),
+        addresses=_prefixes((spec.cluster_ip, *spec.cluster_ips)),
+        vip4=_virtual(settings.vip4, vips.get(hostname)),
+        vip6=_virtual(settings.vip6, vips.get(hostname)),
+        resolution=Resolution.STATIC,
+        external=False,
+        selector=dict(spec.selector) or None,
+        named_endpoints=(),
+        export_to=export_to(tuple(part.strip() for part in exported.split(",") if part.strip()), item.key.namespace),
+        short=True,
+    )
+
+
+def _service_entry(
+    item: ApiObject, spec: ServiceEntrySpec, hostname: str, settings: Settings, vips: Mapping[str, int]
+) -> Service:
+    resolution = Resolution(spec.resolution)
+    by_name = resolution in {Resolution.DNS, Resolution.DNS_ROUND_ROBIN}
+    return Service(
+        id=ServiceId(hostname, item.key),
+        order=order_of(item),
+        ports=tuple(
+            ServicePort(port.number, port.name, port.mesh_protocol, port.target_port)
+            for port in spec.ports
+            if port.mesh_protocol is not Protocol.UDP
+        ),
+        addresses=_prefixes(spec.addresses),
+        vip4=_virtual(settings.vip4, vips.get(hostname)),
+        vip6=_virtual(settings.vip6, vips.get(hostname)),
+        resolution=resolution,
+        external=spec.location == "MESH_EXTERNAL",
+        selector=dict(spec.workload_selector.labels) if spec.workload_selector else None,
+        named_endpoints=_named_endpoints(spec, hostname) if by_name else (),
+        export_to=export_to(spec.export_to, item.key.namespace),
+        subject_alt_names=spec.subject_alt_names,
+    )
+
+
+def _named_endpoints(spec: ServiceEntrySpec, hostname: str) -> tuple[NamedEndpoint, ...]:
+    # Without endpoints and selector the host itself is what is looked up.
+    if not spec.endpoints and spec.workload_selector is None and not hostname.startswith("*"):
+        return (NamedEndpoint(hostname, {}, {}, 1),)
+    return tuple(
+        NamedEndpoint(entry.address, dict(entry.ports), dict(entry.labels), _weight(entry))
+        for entry in spec.endpoints
+        if entry.address
+    )
+
+
+def compile_workload(item: ApiObject) -> Workload | None:
+    """Return the workload of a WorkloadEntry, not yet placed on a host, or None if its address is not an IP."""
+    spec = item.spec
+    assert isinstance(spec, WorkloadEntrySpec)
+    return _workload(WorkloadKey(item.key.namespace, item.key.name), spec, dict(item.metadata.labels))
+
+
+def compile_inline_workloads(item: ApiObject) -> tuple[Workload, ...]:
+    """Return the endpoints written inside a ServiceEntry that is resolved statically, not yet placed on hosts."""
+    spec = item.spec
+    if not isinstance(spec, ServiceEntrySpec) or spec.resolution != "STATIC":
+        return ()
+    result: dict[WorkloadKey, Workload] = {}
+    for entry in spec.endpoints:
+        name = f"{item.key.name}@{canonical_address(entry.address or '')}"
+        key = WorkloadKey(item.key.namespace, name)
+        count = 1
+        while key in result:
+            count += 1
+            key = WorkloadKey(item.key.namespace, f"{name}#{count}")
+        workload = _workload(key, entry, {}, item)
+        if workload is not None:
+            result[key] = workload
+    return tuple(result.values())
+
+
+def _workload(
+    key: WorkloadKey, spec: WorkloadSpec, labels: dict[str, str], owner: ApiObject | None = None
+) -> Workload | None:
+    address = canonical_address(spec.address or "")
+    if address is None:
+        return None
+    return Workload(
+        key=key,
+        address=address,
+        ports=dict(spec.ports),
+        labels=labels | dict(spec.labels),
+        service_account=spec.service_account or DEFAULT_SERVICE_ACCOUNT,
+        weight=_weight(spec),
+        locality=spec.locality or "",
+        host=None,
+        owner=owner.key if owner else None,
+    )
+
+
+def _weight(spec: WorkloadSpec) -> int:
+    # Envoy has no weight 0; Istio takes it as "not set".
+    return spec.weight or 1
+
+
+def _prefixes(addresses: tuple[str, ...]) -> tuple[str, ...]:
+    prefixes = (canonical_prefix(address) for address in addresses)
+    unique = {prefix for prefix in prefixes if prefix is not None}
+    return tuple(sorted(unique, key=lambda prefix: (ip_network(prefix).version, ip_network(prefix))))
+
+
+def _virtual(network: IPv4Network | IPv6Network, index: int | None) -> str | None:
+    return None if index is None else virtual_address(network, index)
+
+
+def single_addresses(service: Service) -> tuple[str, ...]:
+    """Return every single address under which the service is called: explicit ones, then the virtual ones."""
+    explicit = tuple(prefix.partition("/")[0] for prefix in service.addresses if is_single(prefix))
+    return (*explicit, *(vip for vip in (service.vip4, service.vip6) if vip is not None))
+
+
+def blocks(service: Service) -> tuple[str, ...]:
+    """Return the explicit address blocks of more than one address."""
+    return tuple(prefix for prefix in service.addresses if not is_single(prefix))

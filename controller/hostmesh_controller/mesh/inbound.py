@@ -1,0 +1,54 @@
+"""Which ports of a host are captured inbound, whose they are, what they speak and what they demand."""
+
+from dataclasses import dataclass
+
+from hostmesh_controller.mesh.index import Mesh
+from hostmesh_controller.mesh.records import Mode, Workload
+from hostmesh_controller.mesh.selection import endpoint_port, services_of
+from hostmesh_controller.model.protocols import Protocol, entry_protocol
+
+
+@dataclass(frozen=True, slots=True)
+class InboundPort:
+    """A port on which a workload of the host serves. `shared`: another workload has this number on another address."""
+
+    number: int
+    protocol: Protocol
+    workload: Workload
+    mode: Mode
+    shared: bool
+
+
+def inbound_ports(mesh: Mesh, host: str) -> tuple[InboundPort, ...]:
+    """Return the ports of all workloads of a host, by number and address.
+
+    Where two workloads claim one port of one address, the first by name has it.
+    """
+    claims: dict[tuple[int, str], tuple[Workload, Protocol]] = {}
+    for workload in mesh.workloads_of(host):
+        for number, protocol in ports_of(mesh, workload).items():
+            claims.setdefault((number, workload.address), (workload, protocol))
+    numbers = [number for number, _ in claims]
+    return tuple(
+        InboundPort(number, protocol, workload, mesh.mode_of(workload, number), numbers.count(number) > 1)
+        for (number, _), (workload, protocol) in sorted(claims.items(), key=lambda claim: claim[0])
+    )
+
+
+def ports_of(mesh: Mesh, workload: Workload) -> dict[int, Protocol]:
+    """Return the numbers on which a workload listens and what each speaks.
+
+    The ports of the services it stands behind (the oldest service decides on the protocol), and those that the
+    workload itself declares, whose name tells the protocol.
+    """
+    result: dict[int, Protocol] = {}
+    for service in services_of(mesh, workload):
+        for port in service.ports if not service.external else ():
+            number = endpoint_port(port, workload.ports)
+            if number is not None:
+                result.setdefault(number, port.protocol)
+    for name, number in sorted(workload.ports.items()):
+        protocol = entry_protocol("", name)
+        if protocol is not Protocol.UDP:
+            result.setdefault(number, protocol)
+    return dict(sorted(result.items()))

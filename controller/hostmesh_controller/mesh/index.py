@@ -1,0 +1,76 @@
+"""The immutable index of one revision of the mesh."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from hostmesh_controller.mesh.memo import Memo
+from hostmesh_controller.mesh.peers import PeerPolicy, mode_of
+from hostmesh_controller.mesh.records import (
+    Endpoints,
+    Host,
+    HostRuntime,
+    Mode,
+    Service,
+    ServiceId,
+    Settings,
+    Workload,
+    WorkloadKey,
+)
+from hostmesh_controller.mesh.table import Table
+from hostmesh_controller.model.objects import ApiObject, ObjectKey
+
+NO_HOST = HostRuntime()
+NO_ENDPOINTS = Endpoints()
+LabelKey = tuple[str, str, str]
+"""Namespace, label, value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mesh:
+    """One revision: the objects as they are configured, and the indexes over what they mean.
+
+    Tables share what did not change with the revision before. `services_by_label` holds each service that selects
+    workloads under one of the labels it demands; `tcp_routes` holds the VirtualServices that have any.
+    """
+
+    settings: Settings
+    vips: Mapping[str, int] = field(default_factory=dict)
+    runtime: Mapping[str, HostRuntime] = field(default_factory=dict)
+    objects: Table[ObjectKey, ApiObject] = field(default_factory=Table)
+    hosts: Table[str, Host] = field(default_factory=Table)
+    hosts_by_address: Table[str, frozenset[str]] = field(default_factory=Table)
+    host_namespaces: Table[str, str] = field(default_factory=Table)
+    workloads: Table[WorkloadKey, Workload] = field(default_factory=Table)
+    workloads_by_address: Table[str, frozenset[WorkloadKey]] = field(default_factory=Table)
+    workloads_by_host: Table[str, frozenset[WorkloadKey]] = field(default_factory=Table)
+    workloads_by_label: Table[LabelKey, frozenset[WorkloadKey]] = field(default_factory=Table)
+    workloads_by_owner: Table[ObjectKey, frozenset[WorkloadKey]] = field(default_factory=Table)
+    services: Table[ServiceId, Service] = field(default_factory=Table)
+    services_by_hostname: Table[str, frozenset[ServiceId]] = field(default_factory=Table)
+    services_by_address: Table[str, frozenset[ServiceId]] = field(default_factory=Table)
+    services_by_label: Table[LabelKey, frozenset[ServiceId]] = field(default_factory=Table)
+    services_by_source: Table[ObjectKey, frozenset[ServiceId]] = field(default_factory=Table)
+    endpoints: Table[ServiceId, Endpoints] = field(default_factory=Table)
+    policies: Mapping[str, tuple[PeerPolicy, ...]] = field(default_factory=dict)
+    virtual_services: Table[str, frozenset[ObjectKey]] = field(default_factory=Table)
+    tcp_routes: Table[ObjectKey, ApiObject] = field(default_factory=Table)
+    destination_rules: Table[str, frozenset[ObjectKey]] = field(default_factory=Table)
+    memo: Memo = field(default_factory=Memo, compare=False, repr=False)
+
+    def mode_of(self, workload: Workload, port: int) -> Mode:
+        """Return the mutual TLS mode of a workload's own port."""
+        return mode_of(self.policies, self.settings.root_namespace, workload, port)
+
+    def runtime_of(self, host: str) -> HostRuntime:
+        return self.runtime.get(host, NO_HOST)
+
+    def endpoints_of(self, service: Service) -> Endpoints:
+        return self.endpoints.get(service.id, NO_ENDPOINTS)
+
+    def workloads_of(self, host: str) -> tuple[Workload, ...]:
+        """Return the workloads on a host, by name."""
+        return tuple(self.workloads[key] for key in sorted(self.workloads_by_host.get(host, ())))
+
+    def namespace_of(self, host: str) -> str:
+        """Return the namespace as which a host sees the mesh."""
+        return self.host_namespaces.get(host, "default")

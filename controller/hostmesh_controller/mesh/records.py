@@ -1,0 +1,201 @@
+"""What the mesh consists of, in its own words: the records that indexes hold and constructors read.
+
+Every record is immutable and made by a pure function of configuration, so that one which did not change is the same
+object in the next revision. What is built from records is reused for as long as they are the same objects.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from ipaddress import IPv4Network, IPv6Network
+from typing import Literal, NamedTuple
+
+from hostmesh_controller.model.objects import ObjectKey
+from hostmesh_controller.model.protocols import Protocol
+
+MESH: Literal["mesh"] = "mesh"
+"""The gateway name under which Istio's API addresses the hosts themselves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What is decided once for the whole mesh. `bundle_pem` holds every root that a host must trust."""
+
+    trust_domain: str
+    domain: str
+    vip4: IPv4Network
+    vip6: IPv6Network
+    bundle_pem: bytes = b""
+    root_namespace: str = "istio-system"
+
+
+@dataclass(frozen=True, slots=True)
+class HostRuntime:
+    """What is true of a host now: it joined, these workloads (namespace, name) can be called with mutual TLS."""
+
+    joined: bool = False
+    ready: frozenset[tuple[str, str]] = frozenset()
+    ipv6: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Touched:
+    """What a change can have changed; more than needed is allowed, less is a bug.
+
+    `hosts`: hosts whose own resources may differ (listeners, inbound clusters, HostConfig, and the names in `*`).
+    `services`: dependency names (`xds.dependencies`) of which any resource may differ.
+    `endpoints`: dependency names of which endpoints (EDS) alone may differ.
+    `everything`: all of it.
+    """
+
+    hosts: frozenset[str] = frozenset()
+    services: frozenset[str] = frozenset()
+    endpoints: frozenset[str] = frozenset()
+    everything: bool = False
+
+
+class Order(NamedTuple):
+    """Istio's tie-break: the oldest wins, then the name."""
+
+    created: float
+    namespace: str
+    name: str
+
+
+class WorkloadKey(NamedTuple):
+    """A workload's name. An endpoint written inside a ServiceEntry is named `<service entry>@<address>`."""
+
+    namespace: str
+    name: str
+
+
+class ServiceId(NamedTuple):
+    """A service as one object defines it: several objects may claim one host name, see `mesh.visibility`."""
+
+    hostname: str
+    source: ObjectKey
+
+    @property
+    def namespace(self) -> str:
+        return self.source.namespace
+
+
+class Mode(StrEnum):
+    """Mutual TLS that a workload's port demands of its callers."""
+
+    DISABLE = "DISABLE"
+    PERMISSIVE = "PERMISSIVE"
+    STRICT = "STRICT"
+
+
+class Resolution(StrEnum):
+    """Where a service's endpoints come from."""
+
+    STATIC = "STATIC"
+    DNS = "DNS"
+    DNS_ROUND_ROBIN = "DNS_ROUND_ROBIN"
+    NONE = "NONE"
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A machine. `namespace` is as declared, None if its workloads decide."""
+
+    name: str
+    addresses: tuple[str, ...]
+    namespace: str | None
+    outbound_identity: str | None
+    capture_all: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """One running instance of something. `host` is None outside the mesh; `owner` is the ServiceEntry it stands in."""
+
+    key: WorkloadKey
+    address: str
+    ports: Mapping[str, int]
+    labels: Mapping[str, str]
+    service_account: str
+    weight: int
+    locality: str
+    host: str | None
+    owner: ObjectKey | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ServicePort:
+    """A port as callers see it. `target` is a number, the name of a workload's port, or None: the same number."""
+
+    number: int
+    name: str
+    protocol: Protocol
+    target: int | str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NamedEndpoint:
+    """An endpoint that is found by DNS."""
+
+    address: str
+    ports: Mapping[str, int]
+    labels: Mapping[str, str]
+    weight: int
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A name that can be called.
+
+    `addresses` are explicit ones (canonical prefixes); `vip4` and `vip6` are its virtual addresses, None for a name
+    that has none. `short` tells that it has Kubernetes' short names. `export_to` holds namespaces, or `*`.
+    """
+
+    id: ServiceId
+    order: Order
+    ports: tuple[ServicePort, ...]
+    addresses: tuple[str, ...]
+    vip4: str | None
+    vip6: str | None
+    resolution: Resolution
+    external: bool
+    selector: Mapping[str, str] | None
+    named_endpoints: tuple[NamedEndpoint, ...]
+    export_to: frozenset[str]
+    subject_alt_names: tuple[str, ...] = ()
+    short: bool = False
+
+    def port(self, number: int) -> ServicePort | None:
+        return next((port for port in self.ports if port.number == number), None)
+
+    @property
+    def is_wildcard(self) -> bool:
+        return self.id.hostname.startswith("*")
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where one port of a service can be reached. `tls`: with the mesh's mutual TLS."""
+
+    address: str
+    port: int
+    labels: Mapping[str, str]
+    weight: int
+    locality: str
+    tls: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """What one workload is to one service: an endpoint per service port, and who answers there (None: outside)."""
+
+    endpoints: Mapping[int, Endpoint]
+    identity: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """All workloads of one service. `identities` are the SPIFFE IDs that may answer, sorted."""
+
+    members: Mapping[WorkloadKey, Member] = field(default_factory=dict)
+    identities: tuple[str, ...] = ()

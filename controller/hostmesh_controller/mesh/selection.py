@@ -1,0 +1,94 @@
+"""Which workloads stand behind which services, and what a workload is to a service."""
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from hostmesh_api.identity import WorkloadIdentity
+from hostmesh_controller.mesh.index import LabelKey, Mesh
+from hostmesh_controller.mesh.peers import selects
+from hostmesh_controller.mesh.records import (
+    Endpoint,
+    Member,
+    Mode,
+    Service,
+    ServiceId,
+    ServicePort,
+    Workload,
+    WorkloadKey,
+)
+
+
+def identity_of(workload: Workload, trust_domain: str) -> WorkloadIdentity:
+    return WorkloadIdentity(trust_domain, workload.key.namespace, workload.service_account)
+
+
+def label_keys(namespace: str, labels: Mapping[str, str]) -> Iterator[LabelKey]:
+    return ((namespace, name, value) for name, value in labels.items())
+
+
+def selector_key(service: Service) -> LabelKey | None:
+    """Return the one label under which a selecting service is indexed, or None if it selects nothing."""
+    return min(label_keys(service.id.namespace, service.selector)) if service.selector else None
+
+
+def services_of(mesh: Mesh, workload: Workload) -> list[Service]:
+    """Return the services that a workload stands behind, the oldest first."""
+    if workload.owner is not None:
+        ids: Iterable[ServiceId] = mesh.services_by_source.get(workload.owner, frozenset())
+        found = [mesh.services[item] for item in ids]
+    else:
+        keys = label_keys(workload.key.namespace, workload.labels)
+        candidates = (mesh.services[item] for key in keys for item in mesh.services_by_label.get(key, ()))
+        found = [service for service in candidates if selects(service.selector or {}, workload.labels)]
+    return sorted(found, key=lambda service: (service.order, service.id))
+
+
+def workloads_behind(mesh: Mesh, service: Service) -> list[WorkloadKey]:
+    """Return the workloads behind a service, in no order: written inside it, or selected by their labels."""
+    if not service.selector:
+        return list(mesh.workloads_by_owner.get(service.id.source, ()))
+    keys = label_keys(service.id.namespace, service.selector)
+    fewest = min((mesh.workloads_by_label.get(key, frozenset()) for key in keys), key=len)
+    return [key for key in fewest if selects(service.selector, mesh.workloads[key].labels)]
+
+
+def endpoint_port(port: ServicePort, ports: Mapping[str, int]) -> int | None:
+    """Return where a workload listens for a service's port.
+
+    The workload's own word for the port's name wins; then the target port; then the same number. None: the target
+    port is a name that the workload does not have.
+    """
+    if port.name in ports:
+        return ports[port.name]
+    if isinstance(port.target, str):
+        return ports.get(port.target)
+    return port.target or port.number
+
+
+def member(mesh: Mesh, service: Service, workload: Workload) -> Member:
+    """Return what a workload is to a service: where each port is reached, and whether with mutual TLS.
+
+    A workload that is not ready yet is called in plaintext where its policy allows that, and left out where not.
+    """
+    if workload.host is None or service.external:
+        return Member(dict(_plain(service, workload)), None)
+    runtime = mesh.runtime_of(workload.host)
+    ready = runtime.joined and workload.key in runtime.ready
+    endpoints: dict[int, Endpoint] = {}
+    for number, endpoint in _plain(service, workload):
+        mode = mesh.mode_of(workload, endpoint.port)
+        tls = ready and mode is not Mode.DISABLE
+        if tls or mode is not Mode.STRICT:
+            endpoints[number] = Endpoint(
+                endpoint.address, endpoint.port, endpoint.labels, endpoint.weight, endpoint.locality, tls
+            )
+    return Member(endpoints, identity_of(workload, mesh.settings.trust_domain).uri)
+
+
+def _plain(service: Service, workload: Workload) -> Iterator[tuple[int, Endpoint]]:
+    for port in service.ports:
+        number = endpoint_port(port, workload.ports)
+        if number is not None:
+            yield (
+                port.number,
+                Endpoint(workload.address, number, workload.labels, workload.weight, workload.locality, tls=False),
+            )

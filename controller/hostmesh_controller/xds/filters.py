@@ -1,0 +1,171 @@
+"""Network and HTTP filters that listeners are put together from."""
+
+from collections.abc import Iterable
+from typing import Final
+
+from envoy.config.core.v3.base_pb2 import DataSource
+from envoy.config.core.v3.protocol_pb2 import Http1ProtocolOptions
+from envoy.config.core.v3.substitution_format_string_pb2 import SubstitutionFormatString
+from envoy.config.listener.v3.listener_components_pb2 import Filter, ListenerFilter, ListenerFilterChainMatchPredicate
+from envoy.config.route.v3.route_pb2 import RouteConfiguration
+from envoy.extensions.filters.common.set_filter_state.v3.value_pb2 import FilterStateValue
+from envoy.extensions.filters.http.fault.v3.fault_pb2 import HTTPFault
+from envoy.extensions.filters.http.on_demand.v3.on_demand_pb2 import OnDemand, OnDemandCds
+from envoy.extensions.filters.http.router.v3.router_pb2 import Router
+from envoy.extensions.filters.listener.http_inspector.v3.http_inspector_pb2 import HttpInspector
+from envoy.extensions.filters.listener.original_dst.v3.original_dst_pb2 import OriginalDst
+from envoy.extensions.filters.listener.tls_inspector.v3.tls_inspector_pb2 import TlsInspector
+from envoy.extensions.filters.network.http_connection_manager.v3.http_connection_manager_pb2 import (
+    HttpConnectionManager,
+    HttpFilter,
+    Rds,
+)
+from envoy.extensions.filters.network.set_filter_state.v3.set_filter_state_pb2 import Config as SetFilterState
+from envoy.extensions.filters.network.tcp_proxy.v3.tcp_proxy_pb2 import TcpProxy
+from google.protobuf.message import Message
+from google.protobuf.wrappers_pb2 import BoolValue
+
+from hostmesh_controller.names import BLACK_HOLE
+from hostmesh_controller.xds.encoding import any_of, duration
+from hostmesh_controller.xds.sources import ads
+
+FAULT: Final = "envoy.filters.http.fault"
+ON_DEMAND_TIMEOUT_S: Final = 5.0
+"""Envoy's own default. The agent answers from its cold copy long before when the controller is away."""
+
+
+def network_filter(name: str, config: Message) -> Filter:
+    return Filter(name=name, typed_config=any_of(config))
+
+
+def http_filter(name: str, config: Message) -> HttpFilter:
+    return HttpFilter(name=name, typed_config=any_of(config))
+
+
+def tcp(cluster: str) -> list[Filter]:
+    """Return the filters that pass a connection on to a cluster that is always there."""
+    return [network_filter("envoy.filters.network.tcp_proxy", _tcp_proxy(cluster))]
+
+
+def tcp_to_destination() -> list[Filter]:
+    """Return the filters that pass a connection on to the cluster named by the address that the program dialled."""
+    name = FilterStateValue(
+        object_key="envoy.tcp_proxy.cluster",
+        format_string=SubstitutionFormatString(
+            text_format_source=DataSource(inline_string="tcp|%DOWNSTREAM_LOCAL_ADDRESS%")
+        ),
+    )
+    proxy = _tcp_proxy(BLACK_HOLE, "outbound_tcp")
+    proxy.on_demand.CopyFrom(_tcp_on_demand())
+    return [
+        network_filter("envoy.filters.network.set_filter_state", SetFilterState(on_new_connection=[name])),
+        network_filter("envoy.filters.network.tcp_proxy", proxy),
+    ]
+
+
+def tcp_weighted(stat_prefix: str, weights: Iterable[tuple[str, int]]) -> list[Filter]:
+    """Return the filters that spread connections over on-demand clusters by weight."""
+    proxy = TcpProxy(stat_prefix=stat_prefix, idle_timeout=duration(0), on_demand=_tcp_on_demand())
+    for cluster, weight in weights:
+        proxy.weighted_clusters.clusters.add(name=cluster, weight=weight)
+    return [network_filter("envoy.filters.network.tcp_proxy", proxy)]
+
+
+def _tcp_proxy(cluster: str, stat_prefix: str = "") -> TcpProxy:
+    # Envoy would cut connections that are idle for an hour; without the mesh nobody would.
+    return TcpProxy(stat_prefix=stat_prefix or cluster, cluster=cluster, idle_timeout=duration(0))
+
+
+def _tcp_on_demand() -> TcpProxy.OnDemand:
+    return TcpProxy.OnDemand(odcds_config=ads(), timeout=duration(ON_DEMAND_TIMEOUT_S))
+
+
+def outbound_http(port: int) -> Filter:
+    """Return the HTTP code of an outbound port: routes and clusters are asked for at their first use."""
+    manager = _http_manager(f"outbound_0.0.0.0_{port}")
+    manager.rds.CopyFrom(Rds(config_source=ads(), route_config_name=str(port)))
+    manager.forward_client_cert_details = HttpConnectionManager.SANITIZE
+    manager.http_filters.extend(
+        [
+            http_filter(FAULT, HTTPFault()),
+            http_filter(
+                "envoy.filters.http.on_demand",
+                OnDemand(odcds=OnDemandCds(source=ads(), timeout=duration(ON_DEMAND_TIMEOUT_S))),
+            ),
+            _router(),
+        ]
+    )
+    return network_filter("envoy.filters.network.http_connection_manager", manager)
+
+
+def inbound_http(port: int, route: RouteConfiguration, *, mutual_tls: bool) -> Filter:
+    """Return the HTTP code of an inbound port.
+
+    The program learns its caller from x-forwarded-client-cert, which therefore comes from us or from nobody: what a
+    caller sends under that name is dropped.
+    """
+    manager = _http_manager(f"inbound_0.0.0.0_{port}")
+    manager.route_config.CopyFrom(route)
+    if mutual_tls:
+        manager.forward_client_cert_details = HttpConnectionManager.SANITIZE_SET
+        details = HttpConnectionManager.SetCurrentClientCertDetails(uri=True, subject=BoolValue(value=True))
+        manager.set_current_client_cert_details.CopyFrom(details)
+    else:
+        manager.forward_client_cert_details = HttpConnectionManager.SANITIZE
+    manager.http_filters.append(_router())
+    return network_filter("envoy.filters.network.http_connection_manager", manager)
+
+
+def _http_manager(stat_prefix: str) -> HttpConnectionManager:
+    return HttpConnectionManager(
+        stat_prefix=stat_prefix,
+        use_remote_address=BoolValue(value=False),
+        normalize_path=BoolValue(value=True),
+        server_header_transformation=HttpConnectionManager.PASS_THROUGH,
+        http_protocol_options=Http1ProtocolOptions(accept_http_10=True),
+        upgrade_configs=[HttpConnectionManager.UpgradeConfig(upgrade_type="websocket")],
+        # Envoy's default would end a stream that is silent for 5 minutes.
+        stream_idle_timeout=duration(0),
+    )
+
+
+def _router() -> HttpFilter:
+    return http_filter("envoy.filters.http.router", Router(suppress_envoy_headers=True))
+
+
+def original_destination() -> ListenerFilter:
+    return ListenerFilter(name="envoy.filters.listener.original_dst", typed_config=any_of(OriginalDst()))
+
+
+def tls_inspector(off: ListenerFilterChainMatchPredicate | None = None) -> ListenerFilter:
+    config = any_of(TlsInspector())
+    return ListenerFilter(name="envoy.filters.listener.tls_inspector", typed_config=config, filter_disabled=off)
+
+
+def http_inspector(off: ListenerFilterChainMatchPredicate | None = None) -> ListenerFilter:
+    config = any_of(HttpInspector())
+    return ListenerFilter(name="envoy.filters.listener.http_inspector", typed_config=config, filter_disabled=off)
+
+
+def ports_predicate(ports: Iterable[int]) -> ListenerFilterChainMatchPredicate | None:
+    """Return the predicate for connections to one of the ports, or None if there is no port."""
+    rules = []
+    for port in sorted(ports):
+        rule = ListenerFilterChainMatchPredicate()
+        rule.destination_port_range.start = port
+        rule.destination_port_range.end = port + 1
+        rules.append(rule)
+    if len(rules) < 2:
+        return rules[0] if rules else None
+    predicate = ListenerFilterChainMatchPredicate()
+    predicate.or_match.rules.extend(rules)
+    return predicate
+
+
+def negated(predicate: ListenerFilterChainMatchPredicate | None) -> ListenerFilterChainMatchPredicate:
+    """Return the predicate for everything else; everything at all for None."""
+    if predicate is None:
+        return ListenerFilterChainMatchPredicate(any_match=True)
+    result = ListenerFilterChainMatchPredicate()
+    result.not_match.CopyFrom(predicate)
+    return result

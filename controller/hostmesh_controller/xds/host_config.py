@@ -1,0 +1,73 @@
+"""The agent's own resource: its host's workloads, identities, and what to capture."""
+
+from hostmesh_api.identity import HostIdentity
+from hostmesh_api.v1 import hostmesh_pb2 as pb
+from hostmesh_controller.mesh.inbound import inbound_ports, ports_of
+from hostmesh_controller.mesh.index import Mesh
+from hostmesh_controller.mesh.records import Host, Workload
+from hostmesh_controller.mesh.selection import identity_of
+from hostmesh_controller.names import DNS_LISTENER, VIRTUAL_INBOUND, VIRTUAL_OUTBOUND
+from hostmesh_controller.xds.outbound import Plan, explicit_prefixes
+
+
+def host_config(mesh: Mesh, host: Host, plan: Plan) -> pb.HostConfig:
+    """Return what the agent of a host has to do."""
+    settings = mesh.settings
+    workloads = mesh.workloads_of(host.name)
+    virtual = [str(settings.vip4), str(settings.vip6)]
+    return pb.HostConfig(
+        host=host.name,
+        trust_domain=settings.trust_domain,
+        workloads=[_workload(mesh, workload) for workload in workloads],
+        outbound_spiffe_id=outbound_identity(mesh, host),
+        capture=pb.Capture(
+            scope=pb.Capture.ALL if host.capture_all else pb.Capture.MESH,
+            inbound_ports=sorted({port.number for port in inbound_ports(mesh, host.name)}),
+            outbound_prefixes=[*virtual, *explicit_prefixes(plan.explicit)],
+            virtual_prefixes=virtual,
+            dns=True,
+        ),
+        bundle_pem=settings.bundle_pem,
+        listeners=[DNS_LISTENER, VIRTUAL_INBOUND, VIRTUAL_OUTBOUND],
+    )
+
+
+def outbound_identity(mesh: Mesh, host: Host) -> str:
+    """Return the SPIFFE ID under which the host's programs call others.
+
+    That of its workloads if they share one; where they do not, the one that the Host names; or else the host's own. A
+    name that fits no workload of the host counts as none: a host is never given another's identity.
+    """
+    workloads = mesh.workloads_of(host.name)
+    identities = {identity_of(workload, mesh.settings.trust_domain).uri for workload in workloads}
+    if host.outbound_identity is not None:
+        named = {
+            identity_of(workload, mesh.settings.trust_domain).uri
+            for workload in workloads
+            if host.outbound_identity in _spellings(mesh, host, workload)
+        }
+        if len(named) == 1:
+            return named.pop()
+    elif len(identities) == 1:
+        return identities.pop()
+    return HostIdentity(mesh.settings.trust_domain, host.name).uri
+
+
+def _spellings(mesh: Mesh, host: Host, workload: Workload) -> set[str]:
+    """Return how a Host may name a workload: by SPIFFE ID, or by name or service account, with or without namespace."""
+    namespace = workload.key.namespace
+    own = {workload.key.name, workload.service_account} if namespace == mesh.namespace_of(host.name) else set()
+    full = {f"{namespace}/{workload.key.name}", f"{namespace}/{workload.service_account}"}
+    return own | full | {identity_of(workload, mesh.settings.trust_domain).uri}
+
+
+def _workload(mesh: Mesh, workload: Workload) -> pb.Workload:
+    identity = identity_of(workload, mesh.settings.trust_domain)
+    mine = {port.number for port in inbound_ports(mesh, workload.host or "") if port.workload.key == workload.key}
+    return pb.Workload(
+        namespace=workload.key.namespace,
+        name=workload.key.name,
+        service_account=workload.service_account,
+        spiffe_id=identity.uri,
+        ports=sorted(number for number in ports_of(mesh, workload) if number in mine),
+    )

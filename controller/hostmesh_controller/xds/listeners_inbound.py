@@ -1,0 +1,132 @@
+"""The inbound listener: connections to the ports of the host's workloads.
+
+Every port has its own chains: mutual TLS with the workload's own certificate; where the policy allows it, plaintext,
+and a program's own TLS, which is passed on as it is. Ports that are not declared are not captured, so a connection that
+matches no chain was not meant for any workload: it is closed.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from envoy.config.core.v3.base_pb2 import TrafficDirection, TransportSocket
+from envoy.config.listener.v3.listener_components_pb2 import Filter, FilterChain, FilterChainMatch
+from envoy.config.listener.v3.listener_pb2 import AdditionalAddress, Listener
+from envoy.config.route.v3.route_components_pb2 import Route, RouteAction, RouteMatch, VirtualHost
+from envoy.config.route.v3.route_pb2 import RouteConfiguration
+from google.protobuf.wrappers_pb2 import BoolValue, UInt32Value
+
+from hostmesh_api import wire
+from hostmesh_controller.mesh.inbound import InboundPort
+from hostmesh_controller.mesh.records import Mode
+from hostmesh_controller.mesh.selection import identity_of
+from hostmesh_controller.names import VIRTUAL_INBOUND, inbound_cluster
+from hostmesh_controller.xds import filters, tls
+from hostmesh_controller.xds.encoding import duration
+from hostmesh_controller.xds.listeners_outbound import PLAIN_HTTP
+from hostmesh_controller.xds.sources import cidr, socket
+
+PEEK_TIMEOUT_S: Final = 2.0
+"""How long to wait for a caller's first bytes; a plaintext caller that waits for the server to speak is let in then."""
+_TLS: Final = "tls"
+_RAW: Final = "raw_buffer"
+
+
+def virtual_inbound(ports: Sequence[InboundPort], trust_domain: str, *, ipv6: bool) -> Listener:
+    """Return the listener to which captured inbound connections are redirected.
+
+    Args:
+        ports: of all workloads of the host, by number.
+        trust_domain: whose identities are let in.
+        ipv6: the host has IPv6.
+    """
+    # Where mutual TLS is off nothing has to be looked at, and a server that speaks first is not held up.
+    unread = {port.number for port in ports if port.mode is Mode.DISABLE and not port.protocol.is_detected}
+    looked_into = {port.number for port in ports if port.protocol.is_detected}
+    listener_filters = [filters.original_destination(), filters.tls_inspector(filters.ports_predicate(unread))]
+    if looked_into:
+        only = filters.negated(filters.ports_predicate(looked_into))
+        listener_filters.append(filters.http_inspector(only))
+    return Listener(
+        name=VIRTUAL_INBOUND,
+        address=socket("0.0.0.0", wire.INBOUND_PORT),  # noqa: S104 - callers dial any of the host's addresses
+        additional_addresses=[AdditionalAddress(address=socket("::", wire.INBOUND_PORT))] if ipv6 else [],
+        use_original_dst=BoolValue(value=False),
+        filter_chains=[chain for port in ports for chain in _chains(port, trust_domain)],
+        listener_filters=listener_filters,
+        listener_filters_timeout=duration(PEEK_TIMEOUT_S),
+        continue_on_listener_filters_timeout=True,
+        traffic_direction=TrafficDirection.INBOUND,
+    )
+
+
+def _chains(port: InboundPort, trust_domain: str) -> list[FilterChain]:
+    result: list[FilterChain] = []
+    if port.mode is not Mode.DISABLE:
+        result.extend(_mutual_tls(port, trust_domain))
+    if port.mode is not Mode.STRICT:
+        result.extend(_plaintext(port))
+        result.append(_chain(port, "own-tls", _tcp(port), transport=_TLS))
+    return result
+
+
+def _mutual_tls(port: InboundPort, trust_domain: str) -> list[FilterChain]:
+    slug = identity_of(port.workload, trust_domain).slug
+    as_http = tls.downstream(slug, trust_domain, tls.SERVE_HTTP)
+    as_tcp = tls.downstream(slug, trust_domain, tls.SERVE_TCP)
+    http = [filters.inbound_http(port.number, _route(port.number), mutual_tls=True)]
+    if port.protocol.is_detected:
+        return [
+            _chain(port, "mtls-http", http, transport=_TLS, protocols=tls.MESH_HTTP, socket_=as_http),
+            _chain(port, "mtls", _tcp(port), transport=_TLS, protocols=tls.SERVE_TCP, socket_=as_tcp),
+        ]
+    if port.protocol.is_http:
+        return [_chain(port, "mtls", http, transport=_TLS, protocols=tls.MESH_ANY, socket_=as_http)]
+    return [_chain(port, "mtls", _tcp(port), transport=_TLS, protocols=tls.MESH_ANY, socket_=as_tcp)]
+
+
+def _plaintext(port: InboundPort) -> list[FilterChain]:
+    http = [filters.inbound_http(port.number, _route(port.number), mutual_tls=False)]
+    if port.protocol.is_detected:
+        return [
+            _chain(port, "plaintext-http", http, transport=_RAW, protocols=PLAIN_HTTP),
+            _chain(port, "plaintext", _tcp(port), transport=_RAW),
+        ]
+    return [_chain(port, "plaintext", http if port.protocol.is_http else _tcp(port), transport=_RAW)]
+
+
+def _tcp(port: InboundPort) -> list[Filter]:
+    return filters.tcp(inbound_cluster(port.number))
+
+
+def _chain(
+    port: InboundPort,
+    kind: str,
+    to: Sequence[Filter],
+    *,
+    transport: str,
+    protocols: Iterable[str] = (),
+    socket_: TransportSocket | None = None,
+) -> FilterChain:
+    name = f"{port.workload.address}_{port.number}" if port.shared else f"0.0.0.0_{port.number}"
+    return FilterChain(
+        name=f"{name}|{kind}",
+        filter_chain_match=FilterChainMatch(
+            destination_port=UInt32Value(value=port.number),
+            prefix_ranges=[cidr(port.workload.address)] if port.shared else [],
+            transport_protocol=transport,
+            application_protocols=protocols,
+        ),
+        filters=to,
+        transport_socket=socket_,
+    )
+
+
+def _route(port: int) -> RouteConfiguration:
+    name = inbound_cluster(port)
+    action = RouteAction(cluster=name, timeout=duration(0))
+    route = Route(name="default", match=RouteMatch(prefix="/"), route=action)
+    return RouteConfiguration(
+        name=name,
+        virtual_hosts=[VirtualHost(name=f"inbound|http|{port}", domains=["*"], routes=[route])],
+        validate_clusters=BoolValue(value=False),
+    )

@@ -1,0 +1,71 @@
+"""Which requests a VirtualService's route takes."""
+
+from envoy.config.route.v3.route_components_pb2 import HeaderMatcher, QueryParameterMatcher, RouteMatch
+from envoy.type.matcher.v3.regex_pb2 import RegexMatcher
+from envoy.type.matcher.v3.string_pb2 import StringMatcher
+from google.protobuf.wrappers_pb2 import BoolValue
+
+from hostmesh_controller.model.virtual_service import HttpMatch, StringMatch
+
+_PSEUDO = ("method", "authority", "scheme")
+
+
+def path_match(match: HttpMatch | None) -> RouteMatch:
+    """Return Envoy's match; None takes every request."""
+    result = RouteMatch(prefix="/")
+    if match is None:
+        return result
+    if match.uri is not None:
+        _set_path(result, match.uri)
+    if match.ignore_uri_case:
+        result.case_sensitive.CopyFrom(BoolValue(value=False))
+    headers = {name.lower(): value for name, value in match.headers.items()}
+    result.headers.extend(_header(name, value) for name, value in sorted(headers.items()))
+    without = {name.lower(): value for name, value in match.without_headers.items()}
+    result.headers.extend(_without(name, value) for name, value in sorted(without.items()))
+    for name in _PSEUDO:
+        wanted = getattr(match, name)
+        if wanted is not None:
+            result.headers.append(_header(f":{name}", wanted))
+    for name, value in sorted(match.query_params.items()):
+        found = text_match(value)
+        if found is None:
+            result.query_parameters.append(QueryParameterMatcher(name=name, present_match=True))
+        else:
+            result.query_parameters.append(QueryParameterMatcher(name=name, string_match=found))
+    return result
+
+
+def _set_path(result: RouteMatch, uri: StringMatch) -> None:
+    if uri.exact is not None:
+        result.path = uri.exact
+    elif uri.regex is not None:
+        result.safe_regex.CopyFrom(RegexMatcher(regex=uri.regex))
+    elif uri.prefix is not None:
+        result.prefix = uri.prefix
+
+
+def text_match(value: StringMatch) -> StringMatcher | None:
+    """Return Envoy's match of a text, or None where it has only to be there."""
+    if value.exact is not None:
+        return StringMatcher(exact=value.exact)
+    if value.prefix:
+        return StringMatcher(prefix=value.prefix)
+    if value.regex is not None and value.regex != "*":  # Istio: anything
+        return StringMatcher(safe_regex=RegexMatcher(regex=value.regex))
+    return None
+
+
+def _header(name: str, value: StringMatch) -> HeaderMatcher:
+    found = text_match(value)
+    return (
+        HeaderMatcher(name=name, present_match=True) if found is None else HeaderMatcher(name=name, string_match=found)
+    )
+
+
+def _without(name: str, value: StringMatch) -> HeaderMatcher:
+    matcher = _header(name, value)
+    matcher.invert_match = True
+    # A header that is not there does not have the value either.
+    matcher.treat_missing_header_as_empty = matcher.HasField("string_match")
+    return matcher

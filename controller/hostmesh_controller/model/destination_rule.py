@@ -9,7 +9,6 @@ from hostmesh_controller.model.schema import (
     Count,
     ExportTo,
     Flag,
-    HostName,
     Integer,
     LabelKey,
     LabelValue,
@@ -17,6 +16,8 @@ from hostmesh_controller.model.schema import (
     PositiveDuration,
     Spec,
     Unsigned,
+    as_fault,
+    check_host,
     check_label_value,
     fault,
 )
@@ -137,14 +138,17 @@ class TrafficPolicy(Spec):
     port_level_settings: Annotated[tuple[PortPolicy, ...], Field(max_length=4096)] = ()
 
 
+def _rule_host(value: str) -> str:
+    with as_fault("host-name"):
+        return value if value == "*" else check_host(value)
+
+
 def _subset_name(value: str) -> str:
     # The name becomes a part of cluster names such as outbound|80|v1|reviews, where '|' divides.
     if not value:
         raise fault("name", "a subset needs a name")
-    try:
+    with as_fault("name"):
         return check_label_value(value)
-    except ValueError as error:
-        raise fault("name", str(error).replace("label value", "subset name")) from error
 
 
 class Subset(Spec):
@@ -160,7 +164,7 @@ class DestinationRuleSpec(Spec):
 
     not_yet: ClassVar[frozenset[str]] = frozenset({"workloadSelector"})
 
-    host: HostName
+    host: Annotated[str, AfterValidator(_rule_host)]
     traffic_policy: TrafficPolicy | None = None
     subsets: tuple[Subset, ...] = ()
     export_to: tuple[ExportTo, ...] = ()

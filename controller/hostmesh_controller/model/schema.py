@@ -145,7 +145,7 @@ def check_host(value: str) -> str:
     Raises:
         ValueError: it is neither.
     """
-    name = value[2:] if value.startswith("*.") else value
+    name = value.removeprefix("*.")
     if len(value) > _SUBDOMAIN_MAX or not all(_LABEL.fullmatch(part) for part in name.lower().split(".")):
         raise ValueError(f"{value!r} is not a host name (or a wildcard such as '*.example.com')")
     return value
@@ -198,9 +198,8 @@ def _cluster_ip(value: str) -> str:
 
 
 def _export_to(value: str) -> str:
-    if value not in {"*", "."}:
-        check_label(value)
-    return value
+    # "~" exports to nobody.
+    return value if value in {"*", ".", "~"} else check_label(value)
 
 
 def _number_key(value: object) -> object:

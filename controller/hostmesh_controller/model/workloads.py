@@ -10,7 +10,6 @@ from hostmesh_controller.model.protocols import KNOWN_PROTOCOLS, Protocol, entry
 from hostmesh_controller.model.schema import (
     Count,
     ExportTo,
-    HostName,
     LabelKey,
     LabelValue,
     OptionalSubdomain,
@@ -44,10 +43,11 @@ def _entry_address(value: str) -> str:
     return value
 
 
-def _no_wildcard(value: str) -> str:
-    if value.startswith("*"):
-        raise fault("host-name", "a wildcard host is not supported yet" if value != "*" else "a host cannot be '*'")
-    return value
+def _entry_host(value: str) -> str:
+    with as_fault("host-name"):
+        if value == "*":
+            raise ValueError("'*' would stand for every host; name one, or a wildcard such as '*.example.com'")
+        return check_host(value)
 
 
 def _known_protocol(value: str) -> str:
@@ -109,7 +109,7 @@ class WorkloadSelector(Spec):
 class ServiceEntrySpec(Spec):
     """A service by name that is not a Kubernetes Service: outside the mesh, or on hosts chosen by labels."""
 
-    hosts: Annotated[tuple[Annotated[HostName, AfterValidator(_no_wildcard)], ...], Field(min_length=1, max_length=256)]
+    hosts: Annotated[tuple[Annotated[str, AfterValidator(_entry_host)], ...], Field(min_length=1, max_length=256)]
     addresses: Annotated[tuple[ServiceAddress, ...], Field(max_length=256)] = ()
     ports: Annotated[tuple[EntryPort, ...], Field(max_length=256)] = ()
     location: Literal["MESH_EXTERNAL", "MESH_INTERNAL"] = "MESH_EXTERNAL"
@@ -127,6 +127,15 @@ class ServiceEntrySpec(Spec):
             raise fault("endpoints", "resolution NONE cannot have endpoints; set resolution: STATIC", "endpoints")
         if self.resolution == "DNS_ROUND_ROBIN" and len(self.endpoints) > 1:
             raise fault("endpoints", "resolution DNS_ROUND_ROBIN can have one endpoint at most", "endpoints", 1)
+        return self
+
+    @model_validator(mode="after")
+    def _hosts_fit(self) -> "ServiceEntrySpec":
+        for index, host in enumerate(self.hosts):
+            if host in self.hosts[:index]:
+                raise fault("duplicate-host", f"host {host!r} is there twice", "hosts", index)
+            if host.startswith("*") and self.resolution.startswith("DNS") and not self.endpoints:
+                raise fault("host-name", "a wildcard cannot be looked up in DNS; give endpoints", "hosts", index)
         return self
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from hostmesh_agent.keys import Svid, checked, key_pem, new_key
+from hostmesh_agent.state import HostFiles, HostRecord, State
 from hostmesh_api.identity import HostIdentity, WorkloadIdentity
 from hostmesh_controller.authority import LEAF_LIFE, Authority
 
@@ -36,6 +37,15 @@ def svid(
     moment = at or now()
     issued = authority.issue(key.public_key(), identity, moment, life)
     return checked(key_pem(key), issued.chain_pem, authority.bundle_pem, identity, moment)
+
+
+def joined(directory: Path, authority: Authority, identity: HostIdentity = HOST, endpoint: str = "a:1") -> State:
+    """Return the state of a host that has joined."""
+    state = State(directory)
+    own = svid(authority, identity)
+    record = HostRecord(identity.host, identity.trust_domain, (endpoint,))
+    state.save_joined(record, HostFiles(own.key_pem, own.chain_pem, authority.bundle_pem))
+    return state
 
 
 def leaf(chain_pem: bytes) -> x509.Certificate:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import pairwise
-from typing import Final
+from typing import Final, final
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -29,6 +29,7 @@ class SvidError(Exception):
     """A certificate is not what it must be; the message says why and who must act."""
 
 
+@final
 @dataclass(frozen=True, slots=True)
 class Svid:
     """A key with its certificate chain, checked. `serial` is in hexadecimal, 32 digits."""

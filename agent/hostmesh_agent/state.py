@@ -117,6 +117,7 @@ class State:
         }
         with _explained(self.directory):
             self._prepare()
+            self._remove_drafts()
             for leftover in (staging, old):
                 if leftover.exists():
                     shutil.rmtree(leftover)
@@ -143,6 +144,7 @@ class State:
             StateError: the disk refuses; what was there before is still good.
         """
         with _explained(self._identity):
+            self._remove_drafts()
             write_private(self._identity / "bundle.pem", files.bundle_pem)
             write_private(self._identity / _NEXT_KEY, files.key_pem)
             write_private(self._identity / "chain.pem", files.chain_pem)
@@ -168,6 +170,12 @@ class State:
         if status.st_uid != os.geteuid() or status.st_mode & 0o022:
             msg = f"{self.directory} can be written by others: run `chown {os.geteuid()} DIR && chmod go-w DIR` on it"
             raise StateError(msg)
+
+    def _remove_drafts(self) -> None:
+        """Remove what a kill left before its rename: half a key is of no use to anybody."""
+        for directory in (self.directory, self._identity):
+            for draft in (*directory.glob(".*.pem.*"), *directory.glob(".host.json.*")):
+                draft.unlink(missing_ok=True)
 
     def _key(self, chain_pem: bytes) -> bytes:
         key_pem = read_private(self._identity / "key.pem")

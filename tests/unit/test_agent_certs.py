@@ -288,7 +288,7 @@ def envoy(host: Host) -> Iterator[Path]:
     with ExitStack() as stack:
         log = stack.enter_context((host.envoy / "log").open("wb"))
         command = [
-            envoy_binary(),
+            str(envoy_binary()),
             "-c",
             "bootstrap.json",
             "--disable-hot-restart",

@@ -1,7 +1,6 @@
 """Words between the lab's verbs and the processes they start in a namespace: one JSON object per packet."""
 
 import json
-import os
 import socket
 import struct
 from typing import Any, Final
@@ -62,8 +61,7 @@ class Channel:
 
 
 def pair() -> tuple[Channel, Channel]:
-    """Return the near end, which learns the sender's pid, and the far end, for a child to inherit."""
+    """Return the near end, which learns the sender's pid, and the far end, for a child to take along."""
     near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     near.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-    os.set_inheritable(far.fileno(), True)
     return Channel(near), Channel(far)

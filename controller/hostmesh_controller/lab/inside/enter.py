@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any, Final
 
 from hostmesh_controller.lab.inside import kernel
+from hostmesh_controller.lab.inside.channel import pair
 
 _FORWARDED: Final = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH, signal.SIGCONT)
 _ALL: Final = kernel.NEWNS | kernel.NEWUTS | kernel.NEWIPC | kernel.NEWNET | kernel.NEWPID
@@ -26,24 +27,38 @@ def main() -> None:
     except OSError as error:
         sys.exit(f"hostmesh lab: cannot enter it: {error}")
     os.close(wish["into"])
-    failure, told = os.pipe()
+    if wish["detach"]:
+        sys.exit(_leave_running(wish))
     child = os.fork()
     if child == 0:
-        os.close(failure)
-        _become(wish, told)
-    os.close(told)
-    if wish["detach"]:
-        _leave_running(child, failure)
+        kernel.die_with_parent(signal.SIGKILL)
+        os._exit(_become(wish))
     sys.exit(_wait(child))
 
 
-def _leave_running(child: int, failure: int) -> None:
-    """Return when the command has started, printing its pid as the caller counts; its failure to start is ours."""
-    with os.fdopen(failure, "rb") as pipe:
-        if pipe.read():
-            sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-    print(child, flush=True)
-    os._exit(0)
+def _leave_running(wish: dict[str, Any]) -> int:
+    """Return 0 when the command has started, printing its pid as the caller counts, else its failure's code."""
+    near, far = pair()
+    between = os.fork()
+    if between == 0:
+        # The command is a grandchild: its parent ends inside the namespace, so that the namespace's own process 1
+        # inherits and reaps it. A child of this process, which is outside, would be left to the machine's.
+        os.setsid()
+        if os.fork() == 0:
+            far.send(step="started")
+            # Standard output is the caller's pipe, for the pid; the log is on standard error.
+            os.dup2(2, 1)
+            code = _become(wish)
+            far.send(code=code)
+            os._exit(code)
+        os._exit(0)
+    far.close()
+    os.waitpid(between, 0)
+    started, failed = near.receive(), near.receive()
+    if started is None or failed is not None:
+        return int(failed[0]["code"]) if failed else 126
+    print(started[1], flush=True)
+    return 0
 
 
 def _wait(child: int) -> int:
@@ -65,29 +80,25 @@ def _wait(child: int) -> int:
         return code if code >= 0 else 128 - code
 
 
-def _become(wish: dict[str, Any], told: int) -> None:
+def _become(wish: dict[str, Any]) -> int:
+    """Turn into the command; returns only when that fails, with the code a shell would give."""
     command = sys.argv[2:]
     try:
-        if wish["detach"]:
-            # Standard output is the caller's pipe, for the pid; the log is on standard error.
-            os.dup2(2, 1)
-            os.setsid()
         environment = _as_user(wish["user"]) | wish["environment"]
         if not wish["detach"]:
+            # Again: changing the user made the kernel forget it.
             kernel.die_with_parent(signal.SIGKILL)
         _change_directory(wish["cwd"], environment["HOME"])
         os.environ["PATH"] = environment["PATH"]
         os.execvpe(command[0], command, environment)  # noqa: S606 - no shell wanted
     except KeyError:
-        print(f"hostmesh lab: no user {wish['user']!r} on this host (its /etc/passwd)", file=sys.stderr, flush=True)
+        problem, code = f"no user {wish['user']!r} on this host (its /etc/passwd)", 126
     except FileNotFoundError:
-        print(f"hostmesh lab: {command[0]}: command not found on this host", file=sys.stderr, flush=True)
-        os.write(told, b"f")
-        os._exit(127)
+        problem, code = f"{command[0]}: command not found on this host", 127
     except OSError as error:
-        print(f"hostmesh lab: {command[0]}: {error.strerror}", file=sys.stderr, flush=True)
-    os.write(told, b"f")
-    os._exit(126)
+        problem, code = f"{command[0]}: {error.strerror}", 126
+    print(f"hostmesh lab: {problem}", file=sys.stderr, flush=True)
+    return code
 
 
 def _as_user(name: str) -> dict[str, str]:

@@ -78,9 +78,9 @@ def _type_message(kind: str, value: object) -> str:
 def _limit_message(kind: str, context: Mapping[str, Any], value: object) -> str | None:
     match kind:
         case "greater_than_equal":
-            return f"must be at least {context['ge']}, found {value}"
+            return f"must be at least {context['ge']:.10g}, found {value}"
         case "less_than_equal":
-            return f"must be at most {context['le']}, found {value}"
+            return f"must be at most {context['le']:.10g}, found {value}"
         case "too_short":
             return f"at least {context['min_length']} needed, found {context['actual_length']}"
         case "too_long":
@@ -177,5 +177,9 @@ def _fault(model: type[Spec], error: ErrorDetails) -> Fault:
 
 def faults_of(model: type[Spec], error: ValidationError) -> Iterator[Fault]:
     """Yield the faults of a spec; paths start below it."""
-    for details in error.errors(include_url=False):
-        yield _fault(model, details)
+    errors = error.errors(include_url=False)
+    parents = {details["loc"][:end] for details in errors for end in range(len(details["loc"]))}
+    for details in errors:
+        # A list whose items are wrong counts as empty, too: that is no second mistake.
+        if details["type"] != "too_short" or details["loc"] not in parents:
+            yield _fault(model, details)

@@ -37,7 +37,7 @@ class AdsServer:
         self._hub = hub
         self._identify = identify
 
-    def handler(self) -> grpc.GenericRpcHandler[DeltaDiscoveryRequest, bytes]:
+    def handler(self) -> "grpc.GenericRpcHandler[DeltaDiscoveryRequest, bytes]":
         """Return the handler to add to a grpc.aio server.
 
         Responses are bytes already: there is no serializer between the hub and the wire.

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import time
 from typing import Any, Final
 
@@ -9,13 +10,15 @@ from hostmesh_controller.lab import host as hosts
 from hostmesh_controller.lab import layout as disk
 from hostmesh_controller.lab.errors import LabError
 from hostmesh_controller.lab.layout import LabFacts, Layout
-from hostmesh_controller.lab.process import ProcessRecord, alive, command_line, end, in_pid_namespace_of
+from hostmesh_controller.lab.process import ProcessRecord, command_line, end, in_pid_namespace_of, opened
 from hostmesh_controller.lab.space import tail
 
 _JOIN_S: Final = 60.0
 _READY_S: Final = 45.0
 _STOP_S: Final = 30.0
-_POLL_S: Final = 0.2
+_POLL_S: Final = 0.05
+_ANSWER_S: Final = 10.0
+_SOCKET: Final = "/run/hostmesh/agent.sock"
 
 
 def join(layout: Layout, lab: LabFacts, name: str, join_string: str) -> None:
@@ -28,6 +31,11 @@ def join(layout: Layout, lab: LabFacts, name: str, join_string: str) -> None:
     done = space.run(["hostmesh-agent", "join", "-"], text_in=join_string + "\n", timeout_s=_JOIN_S)
     if done.returncode != 0:
         raise LabError(f"host {name} cannot join: {(done.stderr or done.stdout).strip()}")
+
+
+def joined(layout: Layout, name: str) -> bool:
+    """Whether the host has an identity, by its disk: what a unit's ConditionPathExists would look at."""
+    return (layout.host(name).disk("var-lib") / "upper/hostmesh/host.json").is_file()
 
 
 def processes(layout: Layout, name: str) -> list[ProcessRecord]:
@@ -52,36 +60,52 @@ def start(layout: Layout, lab: LabFacts, name: str) -> None:
     disk.write_process(place.agent, record)
 
 
-def wait_ready(layout: Layout, lab: LabFacts, name: str) -> None:
+def wait_ready(layout: Layout, name: str) -> None:
     """Return when the agent calls itself ready: connected or serving what it knew, with Envoy's listeners up.
 
     Raises:
         LabError: it ended, or is not ready in time; with what it says of itself and the end of its log.
     """
-    record = disk.read_process(layout.host(name).agent)
     deadline = time.monotonic() + _READY_S
     while True:
-        found = status(layout, lab, name)
+        found = status(layout, name)
         if found is not None and found.get("ready"):
             return
-        if not alive(record):
+        if not processes(layout, name):
             raise LabError(f"host {name}: its agent ended; the end of its log:\n{_log_end(layout, name)}")
         if time.monotonic() > deadline:
             raise LabError(
-                f"host {name}: its agent is not ready after {_READY_S:.0f} s; it says: {found}\n"
+                f"host {name}: its agent is not ready after {_READY_S:.0f} s; it says: {_problems(found)}\n"
                 f"the end of its log:\n{_log_end(layout, name)}"
             )
         time.sleep(_POLL_S)
 
 
-def status(layout: Layout, lab: LabFacts, name: str) -> dict[str, Any] | None:
-    """What `hostmesh-agent status` tells, None when the agent does not answer."""
-    done = hosts.space_of(layout, lab, name).run(["hostmesh-agent", "status", "-o", "json"])
-    try:
-        answer = json.loads(done.stdout)
-    except ValueError:
-        return None
+def status(layout: Layout, name: str) -> dict[str, Any] | None:
+    """What `hostmesh-agent status` tells, None when the agent does not answer.
+
+    Asked on the agent's socket, which is reached through the host's file system: a start of Python for every look
+    would take more time than the agent takes to become ready.
+    """
+    with opened(disk.read_process(layout.host(name).init)) as pidfd, socket.socket(socket.AF_UNIX) as client:
+        init = disk.read_process(layout.host(name).init)
+        if pidfd is None or init is None:
+            return None
+        client.settimeout(_ANSWER_S)
+        try:
+            client.connect(f"/proc/{init.pid}/root{_SOCKET}")
+            client.sendall(b'{"verb": "status"}\n')
+            with client.makefile("rb") as file:
+                answer = json.loads(file.readline())
+        except (OSError, ValueError):
+            return None
     return answer if isinstance(answer, dict) else None
+
+
+def _problems(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "nothing"
+    return "; ".join(found.get("problems", [])) or json.dumps(found)
 
 
 def stop(layout: Layout, name: str, number: signal.Signals) -> None:

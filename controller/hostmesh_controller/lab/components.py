@@ -73,12 +73,12 @@ def start(layout: Layout, lab: LabFacts, part: Component) -> None:
         case "agent":
             _needs_agent(layout, part)
             agent.start(layout, lab, part.host)
-            agent.wait_ready(layout, lab, part.host)
+            agent.wait_ready(layout, part.host)
         case _:
             _needs_agent(layout, part)
             envoy.release(layout, lab, part.host)
             envoy.wait_running(layout, part.host)
-            agent.wait_ready(layout, lab, part.host)
+            agent.wait_ready(layout, part.host)
 
 
 def restart(layout: Layout, lab: LabFacts, part: Component) -> None:
@@ -88,13 +88,12 @@ def restart(layout: Layout, lab: LabFacts, part: Component) -> None:
 
 def boot(layout: Layout, lab: LabFacts, name: str) -> None:
     """Start a host and what its boot starts: the agent, where the host has joined."""
-    facts = hosts.host_of(layout, name)
-    hosts.start(layout, lab, facts)
-    if facts.joined:
+    hosts.start(layout, lab, hosts.host_of(layout, name))
+    if agent.joined(layout, name):
         agent.start(layout, lab, name)
-        agent.wait_ready(layout, lab, name)
+        agent.wait_ready(layout, name)
 
 
 def _needs_agent(layout: Layout, part: Component) -> None:
-    if not hosts.host_of(layout, part.host).joined:
-        raise LabError(f"host {part.host} is outside the mesh (--no-join): there is no {part}")
+    if not agent.joined(layout, part.host):
+        raise LabError(f"host {part.host} has not joined the mesh: there is no {part}")

@@ -53,7 +53,6 @@ class HostFacts:
 
     name: str
     index: int
-    joined: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,7 @@ def status(layout: Layout, lab: LabFacts) -> dict[str, Any]:
 
 def _host(layout: Layout, lab: LabFacts, host: HostFacts) -> dict[str, Any]:
     place = layout.host(host.name)
+    in_mesh = agent.joined(layout, host.name)
     pid = _pid(disk.read_process(place.init))
     return {
         "name": host.name,
@@ -48,11 +49,11 @@ def _host(layout: Layout, lab: LabFacts, host: HostFacts) -> dict[str, Any]:
         "ip6": lab.net.address6(host.index) if lab.ipv6 else None,
         "mac": lab.net.mac(host.index),
         "link": hosts.link_name(host),
-        "joined": host.joined,
+        "joined": in_mesh,
         "netns": _namespace(pid, "net"),
         "mntns": _namespace(pid, "mnt"),
-        "agent": _first(agent.processes(layout, host.name)) if host.joined else None,
-        "envoy": _first(envoy.processes(layout, host.name)) if host.joined else None,
+        "agent": _first(agent.processes(layout, host.name)) if in_mesh else None,
+        "envoy": _first(envoy.processes(layout, host.name)) if in_mesh else None,
         "log": str(place.agent_log),
     }
 

@@ -55,9 +55,9 @@ def inbound(port: int, *, ipv6: bool) -> Cluster:
 
     Requests keep the HTTP version they came with.
     """
-    bind = BindConfig(source_address=SocketAddress(address=wire.INBOUND_SOURCE_V4))
+    bind = BindConfig(source_address=SocketAddress(address=wire.INBOUND_SOURCE_V4, port_value=0))
     if ipv6:
-        extra = ExtraSourceAddress(address=SocketAddress(address=wire.INBOUND_SOURCE_V6))
+        extra = ExtraSourceAddress(address=SocketAddress(address=wire.INBOUND_SOURCE_V6, port_value=0))
         bind.extra_source_addresses.append(extra)
     cluster = Cluster(
         name=inbound_cluster(port),

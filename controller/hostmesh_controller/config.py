@@ -61,6 +61,13 @@ class Config:
     log: Log = field(default_factory=Log)
 
 
+def called_at(listen: Endpoint, addresses: Sequence[str]) -> tuple[str, ...]:
+    """Return where agents call a port: each address with its number, less those of a family that is not listened on."""
+    family = ip_address(listen.host).version
+    heard = [each for each in addresses if family == 6 or not _is_ip(each) or ip_address(each).version == 4]
+    return tuple(str(Endpoint(each, listen.port)) for each in heard or addresses)
+
+
 class ConfigError(Exception):
     """The file cannot be used; `problems` says where and why, one sentence each."""
 

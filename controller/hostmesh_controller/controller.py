@@ -8,9 +8,9 @@ data plane does not notice.
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Final
@@ -31,7 +31,7 @@ from hostmesh_controller.api.principals import LocalSocket
 from hostmesh_controller.authority import Authority
 from hostmesh_controller.authority_server import ServerCertificate
 from hostmesh_controller.calls import CountCalls
-from hostmesh_controller.config import Config
+from hostmesh_controller.config import Config, called_at
 from hostmesh_controller.enrol import EnrolmentServicer, IdentityServicer, Issuing
 from hostmesh_controller.hub import Hub
 from hostmesh_controller.mesh.selection import identity_of
@@ -103,7 +103,7 @@ class Controller:
         # Whoever is on this machine calls by loopback; it is always this controller's.
         addresses = (*self.config.addresses, "localhost", "127.0.0.1", "::1")
         self.certificate = ServerCertificate(self.authority, addresses, utc_now)
-        self.metrics.read_from(partial(readings, self.hub, self.registrar))
+        self.metrics.read_from(partial(readings, self.hub, lambda: self.registrar.revision))
 
     async def run(self) -> None:
         """Listen and serve until told to stop."""
@@ -112,7 +112,7 @@ class Controller:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)
         with ExitStack() as held:
-            app = create_app(self._parts())
+            app = create_app(self.parts())
             sockets = [
                 held.enter_context(listen.open_tcp(self.config.listen.admin, "listen.admin")),
                 held.enter_context(listen.open_unix(self.config.listen.admin_socket)),
@@ -155,7 +155,8 @@ class Controller:
             revision=self.registrar.revision,
         )
 
-    def _parts(self) -> Parts:
+    def parts(self) -> Parts:
+        """Return what the API works with."""
         return Parts(
             config=self.config,
             store=self.store,
@@ -183,7 +184,7 @@ class Controller:
         listen.open_grpc(agents, self.config.listen.agents, "listen.agents", agents_credentials)
 
         join = listen.grpc_server(listen.JOIN_RECEIVE_BYTES, calls)
-        agents_endpoints = [str(replace(self.config.listen.agents, host=each)) for each in self.config.addresses]
+        agents_endpoints = called_at(self.config.listen.agents, self.config.addresses)
         add_EnrolmentServicer_to_server(EnrolmentServicer(issuing, agents_endpoints), join)
         join_credentials = self.certificate.credentials(client_certificates=False)
         listen.open_grpc(join, self.config.listen.join, "listen.join", join_credentials)
@@ -203,8 +204,8 @@ async def _endless(name: str, work: Awaitable[object], stopping: asyncio.Event) 
         raise PartEndedError(f"{name} ended by itself")
 
 
-def readings(hub: Hub, registrar: Registrar) -> Iterable[Reading]:
-    """What the hub and the registrar tell at a scrape."""
+def readings(hub: Hub, revision: Callable[[], int]) -> Iterable[Reading]:
+    """What the hub tells at a scrape, and the store's newest revision."""
     prefix = "hostmesh_controller"
     counts = hub.counts
     by_type = {
@@ -214,7 +215,7 @@ def readings(hub: Hub, registrar: Registrar) -> Iterable[Reading]:
         "nacks": ("Responses that proxies refused.", counts.nacks),
     }
     yield Reading(f"{prefix}_connected_proxies", "Hosts with an open stream.", (), {(): hub.connected()})
-    yield Reading(f"{prefix}_store_revision", "Newest revision of the store.", (), {(): registrar.revision})
+    yield Reading(f"{prefix}_store_revision", "Newest revision of the store.", (), {(): revision()})
     yield Reading(f"{prefix}_published_revision", "Revision that proxies are shown.", (), {(): hub.revision})
     for name, (text, values) in by_type.items():
         yield Reading(f"{prefix}_{name}", text, ("type",), _short(values), total=True)

@@ -134,7 +134,7 @@ class Registrar:
             StoreError: nothing was changed.
         """
         async with self._writing:
-            verdict = await asyncio.to_thread(review, documents, self._objects)
+            verdict = await asyncio.to_thread(review, documents, self._objects, self._settings.domain)
             changes = tuple(self._change(item) for item in documents.objects)
             if verdict.errors or dry_run:
                 return Outcome(verdict, changes, self._revision)

@@ -9,7 +9,7 @@ from typing import Any
 
 from hostmesh_controller.load import Problem, load_documents
 from hostmesh_controller.model import ApiObject, ObjectKey, path_text, read_document
-from hostmesh_controller.validate import validate
+from hostmesh_controller.validate import DEFAULT_DOMAIN, validate
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +72,17 @@ def read_stored(key: ObjectKey, document: Mapping[str, Any]) -> ApiObject:
     return made
 
 
-def review(documents: Documents, existing: Mapping[ObjectKey, ApiObject]) -> Review:
+def review(documents: Documents, existing: Mapping[ObjectKey, ApiObject], domain: str = DEFAULT_DOMAIN) -> Review:
     """Check documents against each other and against what is stored.
 
     Args:
         documents: what is to be applied.
         existing: what is stored; objects of the same key will be replaced.
+        domain: of full service names.
     """
     problems = list(documents.problems)
     problems += _twice(documents.objects)
-    problems += validate(documents.objects, existing)
+    problems += validate(documents.objects, existing, domain=domain)
     return Review(
         errors=tuple(each for each in problems if each.is_error),
         warnings=tuple(each for each in problems if not each.is_error),

@@ -82,7 +82,7 @@ def translate(
         UnknownHostError: no document describes the host.
     """
     documents = read(sources, namespace)
-    verdict = review(documents, {})
+    verdict = review(documents, {}, domain)
     if verdict.errors:
         return Translation(verdict)
     mesh = offline_mesh(documents.objects, trust_domain=trust_domain, domain=domain)

@@ -1,6 +1,7 @@
 """The API as one ASGI application."""
 
 from collections.abc import Iterator
+from typing import Final
 
 from fastapi import FastAPI, Request
 from fastapi.routing import APIRoute
@@ -12,6 +13,16 @@ from hostmesh_controller.api.bounds import BoundedBody
 from hostmesh_controller.api.parts import Parts
 from hostmesh_controller.api.principals import RequireRole, Role
 from hostmesh_controller.metrics import build_version
+
+ROUTERS: Final = (
+    documents.router,
+    objects.router,
+    tokens.router,
+    hosts.router,
+    proxies.router,
+    operations.router,
+    operations.open_router,
+)
 
 
 def create_app(parts: Parts) -> FastAPI:
@@ -25,15 +36,7 @@ def create_app(parts: Parts) -> FastAPI:
     )
     app.state.parts = parts
     errors.install(app)
-    for router in (
-        documents.router,
-        objects.router,
-        tokens.router,
-        hosts.router,
-        proxies.router,
-        operations.router,
-        operations.open_router,
-    ):
+    for router in ROUTERS:
         app.include_router(router)
 
     @app.middleware("http")
@@ -53,9 +56,9 @@ def create_app(parts: Parts) -> FastAPI:
     return app
 
 
-def roles(app: FastAPI) -> Iterator[tuple[str, str, Role | None]]:
+def roles() -> Iterator[tuple[str, str, Role | None]]:
     """Yield method, path and least role of every route; None: anybody may call it."""
-    for route in app.routes:
+    for route in (route for router in ROUTERS for route in router.routes):
         if isinstance(route, APIRoute):
             role = next((d.call.role for d in route.dependant.dependencies if isinstance(d.call, RequireRole)), None)
             for method in sorted(route.methods or ()):

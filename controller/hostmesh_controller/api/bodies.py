@@ -66,7 +66,7 @@ class NamedPort(Request):
 class RegisterRequest(Request):
     host: str
     addresses: Annotated[list[str], Field(min_length=1)]
-    namespace: str = "default"
+    namespace: str | None = None
     service_account: str = "default"
     labels: dict[str, str] = Field(default_factory=dict)
     ports: list[NamedPort] = Field(default_factory=list)

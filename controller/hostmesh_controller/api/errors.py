@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 
 from hostmesh_controller.load import Problem
 from hostmesh_controller.review import problem_body
+from hostmesh_controller.store import StoreError
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -62,7 +63,15 @@ def install(app: FastAPI) -> None:
             HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "the controller failed; its log has the reason"
         )
 
+    async def store(_request: Request, error: Exception) -> JSONResponse:
+        # The details name files of the controller: they are for its operator.
+        _log.error("the store failed", error=str(error))
+        return error_response(
+            HTTPStatus.SERVICE_UNAVAILABLE, "store", "the controller's store fails; its log has the reason"
+        )
+
     app.add_exception_handler(ApiError, refused)
+    app.add_exception_handler(StoreError, store)
     app.add_exception_handler(RequestValidationError, malformed)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(Exception, failed)

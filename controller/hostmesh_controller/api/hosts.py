@@ -52,7 +52,7 @@ async def register(request: RegisterRequest, parts: Using, who: Admin) -> dict[s
     """Make the Host, its WorkloadEntry if it has one, and a join string, which is in this answer and never again."""
     found = Documents()
     for document in registration(request):
-        one = read_one(document, "request", request.namespace)
+        one = read_one(document, "request", request.namespace or "default")
         found = Documents(found.objects + one.objects, found.problems + one.problems)
     body = outcome_body(await parts.registrar.apply(found, actor=who.name))
     return {**body, **await join_string(parts, who, request.host, request.ttl_s)}
@@ -67,12 +67,14 @@ def registration(request: RegisterRequest) -> list[dict[str, Any]]:
         "spec": {"addresses": request.addresses},
     }
     if not request.ports and request.workload is None:
-        host["spec"]["namespace"] = request.namespace
+        # Without a workload nothing else tells where its short names resolve.
+        if request.namespace is not None:
+            host["spec"]["namespace"] = request.namespace
         return [host]
     workload: dict[str, Any] = {
         "apiVersion": "networking.istio.io/v1",
         "kind": "WorkloadEntry",
-        "metadata": {"name": request.workload or request.host, "namespace": request.namespace},
+        "metadata": {"name": request.workload or request.host, "namespace": request.namespace or "default"},
         "spec": {
             "address": request.addresses[0],
             "ports": {each.name: each.number for each in request.ports},

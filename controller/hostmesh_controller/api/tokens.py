@@ -2,7 +2,6 @@
 
 import asyncio
 import secrets
-from dataclasses import replace
 from datetime import timedelta
 from http import HTTPStatus
 from typing import Any, Final
@@ -14,6 +13,7 @@ from hostmesh_controller.api.bodies import ApiTokenRequest, TokenRequest, api_to
 from hostmesh_controller.api.errors import ApiError
 from hostmesh_controller.api.parts import Parts, Using
 from hostmesh_controller.api.principals import Admin, Principal
+from hostmesh_controller.config import called_at
 from hostmesh_controller.store import ApiTokenRecord
 from hostmesh_controller.tokens import digest, new_token
 
@@ -82,6 +82,6 @@ async def join_string(parts: Parts, who: Principal, host: str, ttl_s: int) -> di
     """Make a token for a host and wrap it up with all that the host needs to join."""
     token, record = new_token(host, parts.now(), timedelta(seconds=ttl_s), who.name)
     await asyncio.to_thread(parts.store.add_token, record)
-    endpoints = tuple(str(replace(parts.config.listen.join, host=each)) for each in parts.config.addresses)
+    endpoints = called_at(parts.config.listen.join, parts.config.addresses)
     text = JoinString(endpoints=endpoints, root_der=parts.root_der, token=token).encode()
     return {**token_body(record, parts.now()), "join_string": text}

@@ -19,8 +19,8 @@ def register(
         list[str], typer.Option("--address", metavar="IP", help="IP address under which other hosts reach it.")
     ],
     namespace: Annotated[
-        str, typer.Option("--namespace", "-n", metavar="NAME", help="Namespace of its workloads.")
-    ] = "default",
+        str | None, typer.Option("--namespace", "-n", metavar="NAME", help="Namespace of its workloads.")
+    ] = None,
     service_account: Annotated[str, typer.Option(metavar="NAME", help="Identity of the workload.")] = "default",
     label: Annotated[list[str], typer.Option("--label", "-l", metavar="KEY=VALUE", help="Label of the workload.")] = [],  # noqa: B006 - typer copies it
     port: Annotated[

@@ -1,5 +1,6 @@
 """token (hosts join with them) and api-token (people and programs call the API with them)."""
 
+from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -36,7 +37,8 @@ def create_join(
 
 def print_join(result: dict[str, Any]) -> None:
     """Say how to join; the join string alone goes to standard output's last line."""
-    note(f"On {result['host']}, before {result['expires_at']}, as root:")
+    until = datetime.fromisoformat(result["expires_at"])
+    note(f"On {result['host']}, before {until:%Y-%m-%d %H:%M} UTC, as root:")
     typer.echo(f"hostmesh-agent join {result['join_string']}")
 
 

@@ -1,0 +1,102 @@
+"""controller.toml: what it may say, and what is said where it is wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from hostmesh_controller.config import ConfigError, Endpoint, called_at, load_config, parse_config
+
+
+def problems(text: str) -> tuple[str, ...]:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(text, "c.toml", ("here",))
+    return caught.value.problems
+
+
+def test_an_empty_file_takes_every_default() -> None:
+    config = parse_config("", "c.toml", ("here", "10.0.0.1"))
+    assert config.state_dir == Path("/var/lib/hostmesh-controller")
+    assert (config.trust_domain, config.domain) == ("cluster.local", "cluster.local")
+    assert config.addresses == ("here", "10.0.0.1")
+    assert str(config.listen.agents) == "0.0.0.0:15012"
+    assert str(config.listen.join) == "0.0.0.0:15013"
+    assert str(config.listen.admin) == "127.0.0.1:15014"
+    assert config.listen.admin_socket == Path("/var/lib/hostmesh-controller/admin.sock")
+    assert config.certificates.leaf_hours == 72
+    assert config.log.level == "info"
+
+
+def test_what_the_file_says_holds() -> None:
+    config = parse_config(
+        """
+        state_dir = "/srv/mesh"
+        trust_domain = "mesh.example.org"
+        addresses = ["2001:db8::1", "mesh.example.org"]
+        [listen]
+        agents = "[::]:1"
+        [certificates]
+        leaf_hours = 24
+        [log]
+        level = "debug"
+        """,
+        "c.toml",
+        (),
+    )
+    assert config.listen.admin_socket == Path("/srv/mesh/admin.sock")
+    assert config.listen.agents == Endpoint("::", 1)
+    assert str(config.listen.agents) == "[::]:1"
+    assert config.trust_domain == "mesh.example.org"
+    assert config.certificates.leaf_hours == 24
+
+
+def test_a_misspelt_setting_is_refused_with_its_line_and_the_nearest_name() -> None:
+    assert problems('\nstate_dri = "/x"') == (
+        "c.toml:2: state_dri: unknown setting 'state_dri'; did you mean 'state_dir'?",
+    )
+    assert problems('[listen]\nagent = "1.2.3.4:5"') == (
+        "c.toml:2: listen.agent: unknown setting 'agent'; did you mean 'agents'?",
+    )
+    assert problems("[lisen]\n") == ("c.toml:1: lisen: unknown setting 'lisen'; did you mean 'listen'?",)
+
+
+def test_all_problems_are_told_at_once() -> None:
+    found = problems('trust_domain = "UPPER"\naddresses = []\n[log]\nlevel = "loud"\n[certificates]\nleaf_hours = 0')
+    assert [each.split(": ")[1] for each in found] == [
+        "trust_domain",
+        "addresses",
+        "certificates.leaf_hours",
+        "log.level",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("state_dir = 5", "must be a string"),
+        ('state_dir = "relative"', "must be an absolute path"),
+        ("listen = 5", "must be a table: write [listen]"),
+        ('[listen]\nadmin = "localhost:1"', "is not IP:PORT"),
+        ('[listen]\nadmin = "127.0.0.1:0"', "is not IP:PORT"),
+        ('[listen]\nadmin = "127.0.0.1:70000"', "is not IP:PORT"),
+        ("[certificates]\nleaf_hours = true", "must be a whole number from 1 to 720"),
+        ("[certificates]\nleaf_hours = 1000", "must be from 1 to 720"),
+        ('addresses = ["0.0.0.0"]', "is not an address that agents can call"),
+        ('addresses = ["no spaces"]', "is neither an IP address nor a DNS name"),
+        ("addresses = [5]", "is neither an IP address nor a DNS name"),
+        (f'state_dir = "/{"x" * 120}"', "longer than the kernel's 107 bytes"),
+        ("state_dir = ", "not valid TOML"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_what_is_right(text: str, part: str) -> None:
+    assert any(part in each for each in problems(text))
+
+
+def test_a_missing_file_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        load_config(tmp_path / "none.toml", lambda: ())
+
+
+def test_agents_are_told_only_addresses_of_a_family_that_is_listened_on() -> None:
+    addresses = ("mesh.example.org", "10.0.0.1", "2001:db8::1")
+    assert called_at(Endpoint("0.0.0.0", 7), addresses) == ("mesh.example.org:7", "10.0.0.1:7")
+    assert called_at(Endpoint("::", 7), addresses) == ("mesh.example.org:7", "10.0.0.1:7", "[2001:db8::1]:7")

@@ -36,6 +36,9 @@ from hostmesh_controller.tokens import Refusal, TokenStore, redeem
 _log: Final = structlog.get_logger(__name__)
 _T = TypeVar("_T")
 
+_JOINS_AT_ONCE: Final = 2
+"""Anybody can call Join: strangers must not take the threads that the mesh's own calls need (6 on 2 cores)."""
+
 _NOT_ACCEPTED: Final = (
     "the join token is not accepted: it is wrong, expired, used or revoked; "
     "the operator must make a new one (hostmesh token create)"
@@ -97,9 +100,11 @@ class EnrolmentServicer(EnrolmentBase):
         """`agents_endpoints` is where joined agents call, `host:port`, best first."""
         self._issuing = issuing
         self._agents_endpoints = tuple(agents_endpoints)
+        self._turns = asyncio.Semaphore(_JOINS_AT_ONCE)
 
     async def Join(self, request: JoinRequest, context: Context) -> JoinResponse:  # noqa: N802 - gRPC's name
-        return await _answer(context, self._join(request, context.peer()))
+        async with self._turns:
+            return await _answer(context, self._join(request, context.peer()))
 
     async def _join(self, request: JoinRequest, peer: str) -> JoinResponse:
         # The request is checked first, so that a bad one does not use the token up.

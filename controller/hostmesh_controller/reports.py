@@ -66,12 +66,13 @@ class HostStates:
 
     async def joined(self, host: str) -> None:
         """Begin anew with a host: nothing that was said of it before counts."""
-        await self._replace(host, HostState(joined_at=self._now()))
+        now = self._now()
+        await self._replace(host, lambda _: HostState(joined_at=now))
 
     async def left(self, host: str) -> None:
         """Keep when the host left; its workloads are outside the mesh again."""
-        entry = await self._entry(host)
-        await self._replace(host, replace(entry.state, left_at=self._now(), ready=frozenset()))
+        now = self._now()
+        await self._replace(host, lambda before: replace(before, left_at=now, ready=frozenset()))
 
     async def reported(self, host: str, report: HostReport, ready: frozenset[Workload]) -> None:
         """Take a report that was bounded before (`bounded`)."""
@@ -99,9 +100,10 @@ class HostStates:
         if self._entries is not None:
             self._entries.pop(host, None)
 
-    async def _replace(self, host: str, state: HostState) -> None:
+    async def _replace(self, host: str, change: Callable[[HostState], HostState]) -> None:
         entry = await self._entry(host)
         async with entry.lock:
+            state = change(entry.state)
             await asyncio.to_thread(self._store.put_host_state, host, state)
             entry.state, entry.written_at = state, self._now()
         self._on_change(host)

@@ -1,0 +1,228 @@
+"""What agents report: kept within bounds, told on when it matters, and not written more often than needed."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from datetime import timedelta
+from pathlib import Path
+
+import grpc
+import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import given
+from hypothesis import strategies as st
+
+import pki
+from hostmesh_agent import enrol
+from hostmesh_agent.state import State
+from hostmesh_api.v1.hostmesh_pb2 import (
+    CaptureState,
+    EnvoyState,
+    HostFacts,
+    HostReport,
+    ListeningSocket,
+    WorkloadLease,
+)
+from hostmesh_api.v1.hostmesh_pb2_grpc import ReportingStub
+from hostmesh_controller import reports
+from hostmesh_controller.reports import HostStates, bounded, has_ipv6, ready_workloads
+from hostmesh_controller.store import HostState
+from hostmesh_controller.store.sqlite import open_store
+from identity_servers import Controller
+
+CART = ("shop", "cart-1")
+
+
+class World:
+    """States over a store that counts its writes."""
+
+    def __init__(self, directory: Path) -> None:
+        self.inner = open_store(directory / "store.sqlite")
+        self.at = pki.now()
+        self.writes: list[str] = []
+        self.changes: list[str] = []
+        self.states = HostStates(self, self.changes.append, lambda: self.at)
+
+    def put_host_state(self, host: str, state: HostState) -> None:
+        self.writes.append(host)
+        self.inner.put_host_state(host, state)
+
+    def host_states(self) -> Mapping[str, HostState]:
+        return self.inner.host_states()
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    made = World(tmp_path)
+    yield made
+    made.inner.close()
+
+
+def report(*addresses: str, load: float = 0.0) -> HostReport:
+    made = HostReport(facts=HostFacts(hostname="web-1", addresses=addresses))
+    made.load.load_1m = load
+    return made
+
+
+async def test_the_first_report_is_written_and_told(world: World) -> None:
+    await world.states.reported("web-1", report("10.0.0.1"), frozenset({CART}))
+    kept = world.host_states()["web-1"]
+    assert kept.ready == {CART}
+    assert kept.last_report_at == world.at
+    assert HostReport.FromString(kept.report).facts.hostname == "web-1"
+    assert world.changes == ["web-1"]
+
+
+async def test_unchanged_reports_are_written_every_30_seconds_and_told_never(world: World) -> None:
+    for tick in range(13):
+        await world.states.reported("web-1", report("10.0.0.1", load=float(tick)), frozenset({CART}))
+        world.at += timedelta(seconds=10)
+    assert len(world.writes) == 5
+    assert world.changes == ["web-1"]
+    # What is newer than the store is in memory.
+    assert (await world.states.state("web-1")).last_report_at == world.at - timedelta(seconds=10)
+
+
+async def test_a_change_of_readiness_or_address_is_written_and_told_at_once(world: World) -> None:
+    steps = [
+        (report("10.0.0.1"), frozenset({CART})),
+        (report("10.0.0.1"), frozenset[tuple[str, str]]()),
+        (report("10.0.0.1", "fd00::1"), frozenset[tuple[str, str]]()),
+        (report("fd00::1", "10.0.0.1"), frozenset[tuple[str, str]]()),
+    ]
+    for each, ready in steps:
+        await world.states.reported("web-1", bounded(each), ready)
+    assert len(world.writes) == len(world.changes) == 3
+
+
+async def test_the_store_knows_before_anybody_is_told(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "store.sqlite")
+    seen: list[frozenset[tuple[str, str]]] = []
+    states = HostStates(store, lambda host: seen.append(store.host_states()[host].ready), pki.now)
+    await states.reported("web-1", report(), frozenset({CART}))
+    assert seen == [{CART}]
+    store.close()
+
+
+async def test_a_restarted_controller_goes_on_from_the_store_and_tells_nothing_new(world: World) -> None:
+    await world.states.joined("web-1")
+    await world.states.reported("web-1", report("10.0.0.1"), frozenset({CART}))
+    joined_at = world.at
+    world.at += timedelta(seconds=10)
+    again = HostStates(world, world.changes.append, lambda: world.at)
+    world.changes.clear()
+    await again.reported("web-1", report("10.0.0.1"), frozenset({CART}))
+    assert world.changes == []
+    assert world.host_states()["web-1"].joined_at == joined_at
+
+
+async def test_leaving_ends_readiness_and_joining_begins_anew(world: World) -> None:
+    await world.states.joined("web-1")
+    await world.states.reported("web-1", report("10.0.0.1"), frozenset({CART}))
+    await world.states.left("web-1")
+    left = world.host_states()["web-1"]
+    assert left.ready == frozenset()
+    assert left.left_at == world.at
+    await world.states.joined("web-1")
+    assert world.host_states()["web-1"] == HostState(joined_at=world.at)
+    assert world.changes == ["web-1"] * 4
+
+
+async def test_a_forgotten_host_begins_anew(world: World) -> None:
+    await world.states.reported("web-1", report("10.0.0.1"), frozenset({CART}))
+    world.inner.drop_host_state("web-1")
+    world.states.forget("web-1")
+    await world.states.reported("web-1", report("10.0.0.1"), frozenset({CART}))
+    assert world.changes == ["web-1"] * 2
+
+
+async def test_many_hosts_at_once_do_not_wait_for_each_other_or_mix(world: World) -> None:
+    hosts = [f"web-{number}" for number in range(40)]
+    await asyncio.gather(
+        *(world.states.reported(host, report(f"10.0.0.{number}"), frozenset()) for number, host in enumerate(hosts))
+    )
+    kept = world.host_states()
+    assert {host: list(HostReport.FromString(kept[host].report).facts.addresses) for host in hosts} == {
+        host: [f"10.0.0.{number}"] for number, host in enumerate(hosts)
+    }
+
+
+def lease(name: str, *, ready: bool = True, not_after: int = 0) -> WorkloadLease:
+    return WorkloadLease(namespace="shop", name=name, ready=ready, certificate_not_after=not_after)
+
+
+def test_only_workloads_of_this_host_that_are_vouched_for_are_ready() -> None:
+    now = pki.now()
+    soon, past = int(now.timestamp()) + 60, int(now.timestamp()) - 60
+    said = HostReport(
+        leases=[
+            lease("cart-1"),
+            lease("cart-2", ready=False),
+            lease("cart-3", not_after=soon),
+            lease("cart-4", not_after=past),
+            lease("stolen"),
+        ]
+    )
+    placed = frozenset(("shop", f"cart-{number}") for number in range(1, 9))
+    assert ready_workloads(said, placed, now) == {("shop", "cart-1"), ("shop", "cart-3")}
+
+
+def test_a_report_is_cut_to_its_bounds_and_not_refused() -> None:
+    huge = HostReport(
+        facts=HostFacts(hostname="h" * 9999, addresses=[f"10.0.{n >> 8}.{n & 255}" for n in range(999)]),
+        listening=[ListeningSocket(program="p" * 9999, port=80)] * 9999,
+        leases=[WorkloadLease(name="n" * 9999, captured_ports=range(9999))] * 1500,
+        envoy=EnvoyState(last_exit="x" * 9999),
+        capture=CaptureState(error="e" * 9999),
+    )
+    cut = bounded(huge)
+    assert len(cut.facts.addresses) == reports.MAX_ADDRESSES
+    assert len(cut.listening) == reports.MAX_SOCKETS
+    assert len(cut.leases) == reports.MAX_LEASES
+    assert len(cut.leases[0].captured_ports) == reports.MAX_PORTS
+    texts = (cut.facts.hostname, cut.listening[0].program, cut.leases[0].name, cut.envoy.last_exit, cut.capture.error)
+    assert {len(each) for each in texts} == {reports.MAX_TEXT_CHARS}
+    assert len(huge.listening) == 9999
+
+
+@given(st.binary(max_size=300))
+def test_any_report_that_can_be_read_can_be_bounded(data: bytes) -> None:
+    try:
+        made = HostReport.FromString(data)
+    except DecodeError:
+        return
+    assert bounded(bounded(made)) == bounded(made)
+
+
+def test_addresses_are_compared_in_one_form_and_nonsense_is_dropped() -> None:
+    cut = bounded(report("FD00:0:0::1", "10.0.0.1", "not an address", "", "fe80::1%eth0"))
+    assert list(cut.facts.addresses) == ["10.0.0.1", "fd00::1", "fe80::1"]
+
+
+@pytest.mark.parametrize(
+    ("address", "reachable"),
+    [("fd00::1", True), ("2001:db8::1", True), ("fe80::1", False), ("::1", False), ("10.0.0.1", False)],
+)
+def test_a_host_has_ipv6_if_others_can_reach_it_there(address: str, reachable: bool) -> None:
+    assert has_ipv6(HostState(report=bounded(report(address)).SerializeToString())) is reachable
+
+
+async def test_an_agent_reports_over_its_own_certificate_for_its_own_workloads_alone(tmp_path: Path) -> None:
+    async with Controller(tmp_path / "controller").serving() as controller:
+        state = State(tmp_path / "agent")
+        await enrol.join(controller.join_string(), state, HostFacts(), pki.now)
+        said = report("10.0.0.1")
+        said.leases.extend([lease("cart-1"), lease("billing-1")])
+        async with enrol.channel(state) as channel:
+            answer = await ReportingStub(channel).Report(said, timeout=10)
+        assert answer.interval_s == 10
+        kept = controller.store.host_states()
+        assert set(kept) == {"web-1"}
+        assert kept["web-1"].ready == {("shop", "cart-1")}
+        stranger = pki.svid(controller.authority, pki.HOST)
+        credentials = grpc.ssl_channel_credentials(
+            controller.authority.bundle_pem, stranger.key_pem, stranger.chain_pem
+        )
+        async with grpc.aio.secure_channel(controller.agents_endpoint, credentials) as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await ReportingStub(channel).Report(said, timeout=10)
+        assert raised.value.code() is grpc.StatusCode.PERMISSION_DENIED

@@ -193,18 +193,18 @@ def test_an_expired_root_says_so(tmp_path: Path) -> None:
 def test_the_intermediate_is_renewed_at_half_of_its_life_under_the_same_root(tmp_path: Path) -> None:
     authority, at = pki.new_authority(tmp_path), pki.now()
 
-    def issuer(days: int) -> bytes:
-        return authority.issue(KEY.public_key(), pki.CART, at + timedelta(days=days)).chain_pem.partition(b"\n-----E")[
-            2
-        ]
+    def intermediate(days: int) -> x509.Certificate:
+        issued = authority.issue(KEY.public_key(), pki.CART, at + timedelta(days=days))
+        return x509.load_pem_x509_certificates(issued.chain_pem)[1]
 
-    before, root_der = issuer(0), authority.root_der
-    assert before.count(b"BEGIN") == 1
-    leaf = pki.leaf(authority.issue(KEY.public_key(), pki.CART, at + timedelta(days=200)).chain_pem)
-    assert leaf.not_valid_after_utc > at + timedelta(days=202)
-    old = pki.new_authority(tmp_path, at=at + timedelta(days=200))
-    assert old.root_der == root_der
-    assert issuer(0) != before
+    first, root_der = intermediate(0), authority.root_der
+    assert intermediate(182) == first
+    second = intermediate(183)
+    assert second.public_key() != first.public_key()
+    assert second.not_valid_after_utc > at + timedelta(days=540)
+    restarted = pki.new_authority(tmp_path, at=at + timedelta(days=183))
+    assert restarted.root_der == root_der == authority.root_der
+    assert intermediate(184) == second
 
 
 def test_a_full_disk_does_not_stop_signing_while_the_intermediate_is_good(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from hostmesh_controller.model import ApiObject, Fault, ObjectKey, Origin, Path,
 from hostmesh_controller.yaml_nodes import DEFAULT_LIMITS, Document, Limits, YamlProblem, read_yaml
 
 STDIN: Final = "<stdin>"
+_MAX_PROBLEMS: Final = 1000
 SUFFIXES: Final = (".yaml", ".yml", ".json")
 
 
@@ -62,6 +63,8 @@ def load_documents(
     objects: list[ApiObject] = []
     problems: list[Problem] = []
     for found in read_yaml(text, limits):
+        if len(problems) > _MAX_PROBLEMS:
+            break
         if isinstance(found, YamlProblem):
             problems.append(Problem(file, found.line, found.column, "", found.message, found.code))
             continue
@@ -71,7 +74,14 @@ def load_documents(
                 objects.append(replace(made, origin=Origin(file, places)))
             found_here = [_problem(file, prefix, places, fault) for fault in faults]
             problems += sorted(found_here, key=lambda problem: (problem.line, problem.column))
-    return objects, problems
+    return objects, _bounded(problems)
+
+
+def _bounded(problems: list[Problem]) -> list[Problem]:
+    if len(problems) <= _MAX_PROBLEMS:
+        return problems
+    message = f"more than {_MAX_PROBLEMS} problems: the rest is not told"
+    return [*problems[:_MAX_PROBLEMS], replace(problems[_MAX_PROBLEMS], path="", message=message)]
 
 
 def load_files(paths: list[FilePath], default_namespace: str = "default") -> tuple[list[ApiObject], list[Problem]]:
@@ -92,13 +102,17 @@ def _files(path: FilePath, problems: list[Problem]) -> list[FilePath]:
     if not path.is_dir():
         return [path]
     try:
-        found = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and not file.name.startswith("."))
+        found = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and _is_wanted(file))
     except OSError as error:
         problems.append(_unreadable(path, error))
         return []
     if not found:
         problems.append(Problem(str(path), 0, 0, "", "no *.yaml, *.yml or *.json file in this directory", "empty"))
     return found
+
+
+def _is_wanted(file: FilePath) -> bool:
+    return not file.name.startswith(".") and not file.is_dir()
 
 
 def _read(path: FilePath, problems: list[Problem]) -> bytes | None:

@@ -30,11 +30,15 @@ from hostmesh_controller.model.objects import Path, Place
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much one text may cost. `values` counts mappings, lists and scalars once aliases are expanded."""
+    """How much one text may cost. `values` counts mappings, lists and scalars once aliases are expanded.
 
-    text_bytes: int = 8 * 2**20
+    The parser takes about 10 s for a MiB of YAML in its worst form, and 1 s for one of JSON.
+    """
+
+    text_bytes: int = 4 * 2**20
     depth: int = 64
-    values: int = 1_000_000
+    values: int = 500_000
+    documents: int = 20_000
 
 
 DEFAULT_LIMITS: Final = Limits()
@@ -74,7 +78,10 @@ def read_yaml(text: str | bytes, limits: Limits = DEFAULT_LIMITS) -> Iterator[Do
         yield Document(*found)
         return
     budget = _Budget(limits.values)
-    for first_line, part in _parts(readable):
+    for count, (first_line, part) in enumerate(_parts(readable), 1):
+        if count > limits.documents:
+            yield YamlProblem(first_line, 1, f"more than {limits.documents} documents: divide the file", "too-big")
+            return
         yield from _Reader(part, first_line, limits, budget).documents()
 
 
@@ -101,7 +108,7 @@ def _readable(text: str | bytes, limits: Limits) -> str | YamlProblem:
 
 
 _DIVIDER = re.compile(r"^---(?=[ \t\r\n]|\Z)", re.MULTILINE)
-_NO_CONTENT = re.compile(r"(?:[ \t]*(?:[#%].*)?(?:\r?\n|\Z))*")
+_NO_CONTENT = re.compile(r"(?:---)?(?:[ \t]*(?:[#%].*)?(?:\r?\n|\Z))*")
 
 
 def _parts(text: str) -> Iterator[tuple[int, str]]:

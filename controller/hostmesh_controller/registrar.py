@@ -106,6 +106,10 @@ class Registrar:
         """Return the configured objects of a kind, by key."""
         return [self._objects[key] for key in sorted(self._objects) if key.kind == kind]
 
+    def get(self, key: ObjectKey) -> ApiObject | None:
+        """Return a configured object, None if there is none."""
+        return self._objects.get(key)
+
     def registered(self, host: str) -> bool:
         """Tell whether there is a Host object of that name."""
         return ObjectKey("Host", "", host) in self._objects
@@ -145,9 +149,11 @@ class Registrar:
     async def delete(self, keys: Sequence[ObjectKey], *, actor: str, ignore_missing: bool = False) -> Outcome:
         """Delete objects: all of them, or none if one is missing.
 
+        A host whose Host object goes is out of the mesh: its stream is cut, its certificates are forgotten.
+
         Raises:
             MissingError: an object is not there, and that is not to be ignored.
-            StoreError: nothing was changed.
+            StoreError: nothing was changed, or a deleted host was not forgotten; it cannot come back all the same.
         """
         async with self._writing:
             missing = [key for key in keys if key not in self._objects]
@@ -155,10 +161,12 @@ class Registrar:
                 raise MissingError(missing)
             changes = tuple(self._deletion(key) for key in dict.fromkeys(keys))
             await self._commit([Delete(key) for key in keys], (), actor)
+            for host in (each.key.name for each in changes if each.key.kind == "Host" and each.action == "deleted"):
+                await self._forget(host)
             return Outcome(Review(), changes, self._revision)
 
     async def remove_host(self, host: str, *, actor: str, workloads: bool) -> Outcome:
-        """Put a host out of the mesh: its objects are deleted, its certificates useless, its stream is cut.
+        """Put a host out of the mesh; see `delete`.
 
         Args:
             host: its name.
@@ -167,19 +175,13 @@ class Registrar:
 
         Raises:
             MissingError: it is not registered.
-            StoreError: the store failed; try again, what was done is kept.
+            StoreError: see `delete`.
         """
         keys = [ObjectKey("Host", "", host)]
         if workloads:
             placed = (ObjectKey("WorkloadEntry", *each.key) for each in self.mesh.workloads_of(host))
             keys += [key for key in placed if key in self._objects]
-        outcome = await self.delete(keys, actor=actor)
-        await asyncio.to_thread(self._store.forget_host, host)
-        await asyncio.to_thread(self._store.drop_host_state, host)
-        self._states.forget(host)
-        self._hub.close(host)
-        self.host_changed(host)
-        return outcome
+        return await self.delete(keys, actor=actor)
 
     def host_changed(self, host: str) -> None:
         """Take note that what a host reported has changed; called on the event loop."""
@@ -207,6 +209,9 @@ class Registrar:
             item = None if record is None or key not in by_key else with_facts(by_key[key], record)
             if item is None:
                 self._objects.pop(key, None)
+                if key.kind == "Host":
+                    # Before anything is published: the host must not be told to give up what it has.
+                    self._hub.close(key.name)
             else:
                 self._objects[key] = item
             self._pending.objects[key] = item
@@ -216,6 +221,12 @@ class Registrar:
         if commit.changed_keys:
             self._pending.revision = commit.revision
             self._wake.set()
+
+    async def _forget(self, host: str) -> None:
+        await asyncio.to_thread(self._store.forget_host, host)
+        await asyncio.to_thread(self._store.drop_host_state, host)
+        self._states.forget(host)
+        self.host_changed(host)
 
     async def _release(self, changed: Iterable[ObjectKey]) -> None:
         """Give back virtual addresses of names that nothing defines any more."""

@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from hostmesh_api.joinstring import JoinString
 from hostmesh_controller.api.app import roles
 from hostmesh_controller.api.bounds import MAX_BODY_BYTES, depth_of
+from hostmesh_controller.store import CertificateRecord
 from running_controller import running_app
 
 SERVICE = """
@@ -325,6 +327,21 @@ async def test_a_removed_host_is_forgotten(tmp_path: Path) -> None:
         assert (await app.root.get("/v1/hosts/h")).status_code == 404
         assert (await app.root.delete("/v1/hosts/h")).status_code == 404
         assert not app.controller.registrar.registered("h")
+
+
+async def test_deleting_the_host_object_puts_the_host_out_too(tmp_path: Path) -> None:
+    async with running_app(tmp_path) as app:
+        await app.apply(HOST)
+        store, now = app.controller.store, datetime.now(UTC)
+        store.add_certificate(CertificateRecord("01", "spiffe://cluster.local/host/h1", "h1", now, now))
+        await app.controller.registrar.states.joined("h1")
+        assert actions(await app.root.delete("/v1/objects/Host/-/h1")) == {"Host/h1": "deleted"}
+        await app.published()
+        assert store.certificates("h1") == []
+        assert store.host_states() == {}
+        assert not app.controller.hub.mesh.runtime_of("h1").joined
+        await app.apply(HOST)
+        assert (await app.root.get("/v1/hosts/h1")).json()["state"] == "registered"
 
 
 async def test_a_host_that_is_not_connected_is_in_the_status_as_such(tmp_path: Path) -> None:

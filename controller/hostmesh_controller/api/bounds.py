@@ -1,5 +1,6 @@
 """Limits on what a caller may send, enforced before anything is parsed."""
 
+import asyncio
 from http import HTTPStatus
 from typing import Final
 
@@ -8,6 +9,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from hostmesh_controller.api.errors import error_response
 
 MAX_BODY_BYTES: Final = 8 * 1024 * 1024
+BODY_S: Final = 30.0
+"""A caller that sends slower than 8 MiB in this time holds a connection for nothing."""
 MAX_DEPTH: Final = 64
 """Deepest nesting accepted. Istio's deepest object has about 15 levels."""
 
@@ -23,7 +26,13 @@ class BoundedBody:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        body = await self._read(scope, receive)
+        try:
+            async with asyncio.timeout(BODY_S):
+                body = await self._read(scope, receive)
+        except TimeoutError:
+            message = f"the request did not come whole within {BODY_S:.0f} s"
+            await error_response(HTTPStatus.REQUEST_TIMEOUT, "too_slow", message)(scope, receive, send)
+            return
         if body is None:
             response = error_response(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,

@@ -13,7 +13,7 @@ from hostmesh_controller.api.fleet import HostView, host_body, host_details
 from hostmesh_controller.api.parts import Parts, Using
 from hostmesh_controller.api.principals import Admin, Viewer
 from hostmesh_controller.api.tokens import join_string
-from hostmesh_controller.model import ApiObject
+from hostmesh_controller.model import ApiObject, ObjectKey
 from hostmesh_controller.registrar import MissingError
 from hostmesh_controller.review import Documents, read_one
 
@@ -98,11 +98,10 @@ async def view_of(parts: Parts, host: str) -> HostView:
     Raises:
         ApiError: it is not registered.
     """
-    proxies = {each.host: each for each in parts.hub.proxies()}
-    for item in parts.registrar.objects("Host"):
-        if item.key.name == host:
-            return await _view(parts, item, proxies)
-    raise ApiError(HTTPStatus.NOT_FOUND, "not_found", f"host {host!r} is not registered; see: hostmesh host list")
+    item = parts.registrar.get(ObjectKey("Host", "", host))
+    if item is None:
+        raise ApiError(HTTPStatus.NOT_FOUND, "not_found", f"host {host!r} is not registered; see: hostmesh host list")
+    return await _view(parts, item, {each.host: each for each in parts.hub.proxies()})
 
 
 async def _view(parts: Parts, item: ApiObject, proxies: dict[str, Any]) -> HostView:

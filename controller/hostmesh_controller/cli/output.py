@@ -40,12 +40,14 @@ def yaml_text(data: object, *, many: bool = False) -> str:
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # declared None, documented as bool
     yaml.width = 120
     out = StringIO()
-    if many and isinstance(data, list):
+    # Only what JSON has: an ordered mapping would be written with a tag.
+    plain = json.loads(json.dumps(data))
+    if many and isinstance(plain, list):
         yaml.explicit_start = True
-        for document in data:
+        for document in plain:
             yaml.dump(document, out)
     else:
-        yaml.dump(data, out)
+        yaml.dump(plain, out)
     return out.getvalue()
 
 

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Final
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError, StatementError
 
 from hostmesh_controller.model.objects import ObjectKey
 from hostmesh_controller.store import objects, runtime, secrets
@@ -69,6 +69,8 @@ class SqlStore:
         try:
             yield
         except SQLAlchemyError as error:
+            if isinstance(error, StatementError) and isinstance(error.orig, ValueError):
+                raise error.orig from None  # a value that cannot be stored: the caller's mistake, not the database's
             raise StoreError(f"{self._name}: {self._explain(error)}") from error
 
     def revision(self) -> int:

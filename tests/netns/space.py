@@ -10,7 +10,7 @@ import struct
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Final
@@ -22,10 +22,10 @@ WAIT_S: Final = 5.0
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def run(*command: str, check: bool = True) -> str:
+def run(*command: str, environment: dict[str, str] | None = None) -> str:
     """Run a command in the thread's namespace and return what it printed."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    assert not check or done.returncode == 0, f"{command}: {done.stderr}"
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, env=environment)
+    assert done.returncode == 0, f"{command}: {done.stderr}"
     return done.stdout
 
 
@@ -139,24 +139,13 @@ class Servers:
 
     def close(self) -> None:
         for server in self.sockets:
-            with_error = server.type == socket.SOCK_STREAM
-            if with_error:
+            with suppress(OSError):  # a UDP socket says "not connected", and wakes its reader all the same
                 server.shutdown(socket.SHUT_RDWR)
-            else:
-                wake(server)
         for thread in self.threads:
             thread.join(WAIT_S)
             assert not thread.is_alive()
         for server in self.sockets:
             server.close()
-
-
-def wake(server: socket.socket) -> None:
-    """End the loop of a UDP server: a closed port cannot be sent to, an unconnected socket can be shut down."""
-    try:
-        server.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass  # "not connected" is said after the waiting reader was woken
 
 
 def _answer_all(listener: socket.socket, name: str) -> None:

@@ -10,10 +10,27 @@ each map is the numbering of linux/netfilter/nf_tables.h.
 # (pyroute2 ships no types: its base classes are Any)
 
 from enum import IntEnum
-from typing import Any
+from typing import Any, Final
 
 from pyroute2.netlink import nla
 from pyroute2.netlink.nfnetlink import nfgen_msg
+
+Message = Any
+"""A pyroute2 message, which has no type of its own."""
+Attributes = dict[str, Any]
+
+INET: Final = 1  # NFPROTO_INET
+LIST_ELEMENT: Final = 1  # NFTA_LIST_ELEM
+REGISTER: Final = 1  # NFT_REG_1, the only one we use; 0 is the verdict
+RETURN_VERDICT: Final = -5  # NFT_RETURN
+PORT_GIVEN: Final = 2  # NF_NAT_RANGE_PROTO_SPECIFIED
+DESTINATION_NAT: Final = 1  # NFT_NAT_DNAT
+INTERNET_CHECKSUM: Final = 1  # NFT_PAYLOAD_CSUM_INET
+ADDRESS_TYPE: Final = 3  # NFT_FIB_RESULT_ADDRTYPE
+OF_DESTINATION: Final = 2  # NFTA_FIB_F_DADDR
+INTERVAL_SET: Final = 4  # NFT_SET_INTERVAL
+RANGE_END: Final = 1  # NFT_SET_ELEM_INTERVAL_END: this value is the first behind the range
+RULE_COMMENT: Final = 0  # NFTNL_UDATA_RULE_COMMENT
 
 
 class Kind(IntEnum):
@@ -24,12 +41,16 @@ class Kind(IntEnum):
     DELETE_TABLE = 2
     NEW_CHAIN = 3
     GET_CHAIN = 4
+    DELETE_CHAIN = 5
     NEW_RULE = 6
     GET_RULE = 7
+    DELETE_RULE = 8
     NEW_SET = 9
     GET_SET = 10
+    DELETE_SET = 11
     NEW_SET_ELEMENTS = 12
     GET_SET_ELEMENTS = 13
+    DELETE_SET_ELEMENTS = 14
     NEW_GENERATION = 15
     GET_GENERATION = 16
 
@@ -126,7 +147,7 @@ class UnknownAttributes(nla):
 class ExpressionMessage(nla):
     """One expression of a rule: its name says which attributes its data has."""
 
-    header_type = 1  # NFTA_LIST_ELEM
+    header_type = LIST_ELEMENT
     nla_map = (("UNSPEC", "none"), ("NAME", "asciiz"), ("DATA", "data_class"))
 
     @staticmethod
@@ -199,18 +220,9 @@ class SetMessage(nfgen_msg):
 
 
 class SetElementsMessage(nfgen_msg):
-    nla_map = (
-        ("UNSPEC", "none"),
-        ("TABLE", "asciiz"),
-        ("SET", "asciiz"),
-        ("ELEMENTS", "*Element"),
-        ("SET_ID", "be32"),
-    )
+    """Elements are raw bytes, a list of attributes: see `encode` and `decode`."""
 
-    class Element(nla):
-        header_type = 1  # NFTA_LIST_ELEM
-        nla_map = (("UNSPEC", "none"), ("KEY", "Data"), ("DATA", "Data"), ("FLAGS", "be32"))
-        Data = Data
+    nla_map = (("UNSPEC", "none"), ("TABLE", "asciiz"), ("SET", "asciiz"), ("ELEMENTS", "cdata"), ("SET_ID", "be32"))
 
 
 class GenerationMessage(nfgen_msg):

@@ -9,7 +9,7 @@ No state is kept and none is needed: what is in the table `inet hostmesh` is our
 import asyncio
 import errno
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final, TypeVar
 
 from pyroute2.netlink import NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST
@@ -17,12 +17,15 @@ from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_NFTABLES
 from pyroute2.netlink.nfnetlink.nftsocket import AsyncNFTSocket
 
-from hostmesh_agent.capture import attributes, codec
-from hostmesh_agent.capture.attributes import Kind
+from hostmesh_agent.capture import attributes, decode, encode
+from hostmesh_agent.capture.attributes import Attributes, Kind, Message
 from hostmesh_agent.capture.errors import CaptureError
 from hostmesh_agent.capture.rules import TABLE_NAME, Table
 
 _ANSWER_WITHIN_S: Final = 10.0  # the kernel answers in milliseconds; a lost answer must not hold the agent
+_TRIES: Final = 5
+_OF_ANOTHER_STATE: Final = {errno.ENOENT, errno.EEXIST, errno.EBUSY, errno.ENOTEMPTY}
+"""How a batch fails that was made for another state than there is (changed meanwhile, or not all of it is told)."""
 _READS: Final = 10  # a dump is several requests: read again where somebody changed any table between them
 
 T = TypeVar("T")
@@ -34,7 +37,7 @@ def write(table: Table) -> None:
     Raises:
         CaptureError: the kernel refused; its table is what it was.
     """
-    _run(lambda nft: _batch(nft, [*codec.removes(), *codec.writes(table)]), "write the capture rules")
+    _run(lambda nft: _write(nft, table), "write the capture rules")
 
 
 def remove() -> None:
@@ -57,7 +60,7 @@ def read() -> Table | None:
 
 def _run(act: Callable[[Any], Awaitable[T]], doing: str) -> T:
     async def bounded() -> T:
-        nft = AsyncNFTSocket(nfgen_family=codec.INET)
+        nft = AsyncNFTSocket(nfgen_family=attributes.INET)
         try:
             nft.register_policy({NFNL_SUBSYS_NFTABLES << 8 | kind: reply for kind, reply in attributes.REPLIES.items()})
             async with asyncio.timeout(_ANSWER_WITHIN_S):
@@ -75,7 +78,7 @@ def _run(act: Callable[[Any], Awaitable[T]], doing: str) -> T:
 
 
 def _explain(error: NetlinkError, doing: str) -> str:
-    if error.code in {errno.EOPNOTSUPP, errno.EINVAL, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT}:
+    if error.code in {errno.ENOENT, errno.EOPNOTSUPP, errno.EINVAL, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT}:
         return (
             f"could not {doing}: the kernel has no nf_tables, or lacks a part of it "
             f"(modules nf_tables, nft_chain_nat, nft_redir, nft_nat, nft_fib_inet): {os.strerror(error.code)}"
@@ -85,29 +88,46 @@ def _explain(error: NetlinkError, doing: str) -> str:
     return f"could not {doing}: {os.strerror(error.code)}"
 
 
-async def _batch(nft: Any, messages: Sequence[codec.Message]) -> None:
-    async for _ in nft.nlm_request_batch([codec.begin(), *messages, codec.end()]):
-        pass
+async def _batch(nft: Any, messages: Iterable[Message]) -> None:
+    batch = list(messages)
+    if batch:
+        async for _ in nft.nlm_request_batch([encode.begin(), *batch, encode.end()]):
+            pass
+
+
+async def _write(nft: Any, table: Table) -> None:
+    for _ in range(_TRIES):
+        now = await _read_steady(nft)
+        if now is not None and now.flags != table.flags:
+            break  # flags cannot be changed
+        try:
+            await _batch(nft, encode.change(now, table))
+        except NetlinkError as error:
+            if error.code not in _OF_ANOTHER_STATE:
+                raise
+        else:
+            return
+    await _batch(nft, encode.replacement(table))
 
 
 async def _remove_if_there(nft: Any) -> None:
     if await _table(nft) is not None:
-        await _batch(nft, list(codec.removes()))
+        await _batch(nft, encode.removal())
 
 
-async def _ask(nft: Any, message: codec.Message, kind: Kind, flags: int) -> list[codec.Attributes]:
+async def _ask(nft: Any, message: Message, kind: Kind, flags: int) -> list[Attributes]:
     answers = await nft.nlm_request(message, NFNL_SUBSYS_NFTABLES << 8 | kind, flags)
-    return [codec.flat(answer) async for answer in answers]
+    return [decode.flat(answer) async for answer in answers]
 
 
 async def _generation(nft: Any) -> int:
-    message = codec.get(attributes.GenerationMessage, {})
+    message = encode.request(attributes.GenerationMessage, {})
     answers = await _ask(nft, message, Kind.GET_GENERATION, NLM_F_REQUEST)
     return int(answers[0]["ID"])
 
 
-async def _table(nft: Any) -> codec.Attributes | None:
-    message = codec.get(attributes.TableMessage, {"NAME": TABLE_NAME})
+async def _table(nft: Any) -> Attributes | None:
+    message = encode.request(attributes.TableMessage, {"NAME": TABLE_NAME})
     try:
         answers = await _ask(nft, message, Kind.GET_TABLE, NLM_F_REQUEST | NLM_F_ACK)
     except NetlinkError as error:
@@ -117,8 +137,8 @@ async def _table(nft: Any) -> codec.Attributes | None:
     return answers[0]
 
 
-async def _dump(nft: Any, message_class: type[codec.Message], kind: Kind, **names: str) -> list[codec.Attributes]:
-    message = codec.get(message_class, {"TABLE": TABLE_NAME, **names})
+async def _dump(nft: Any, message_class: type[Message], kind: Kind, **names: str) -> list[Attributes]:
+    message = encode.request(message_class, {"TABLE": TABLE_NAME, **names})
     answers = await _ask(nft, message, kind, NLM_F_REQUEST | NLM_F_DUMP)
     # Older kernels do not filter a dump by table.
     return [answer for answer in answers if answer.get("TABLE") == TABLE_NAME]
@@ -144,11 +164,11 @@ async def _read_once(nft: Any) -> Table | None:
         return None
     rules = await _dump(nft, attributes.RuleMessage, Kind.GET_RULE)
     chains = [
-        codec.read_chain(chain, [codec.read_rule(rule) for rule in rules if rule["CHAIN"] == chain["NAME"]])
+        decode.read_chain(chain, [decode.read_rule(rule) for rule in rules if rule["CHAIN"] == chain["NAME"]])
         for chain in await _dump(nft, attributes.ChainMessage, Kind.GET_CHAIN)
     ]
     sets = []
     for found in await _dump(nft, attributes.SetMessage, Kind.GET_SET):
         lists = await _dump(nft, attributes.SetElementsMessage, Kind.GET_SET_ELEMENTS, SET=found["NAME"])
-        sets.append(codec.read_set(found, [each for part in lists for each in part.get("ELEMENTS", ())]))
-    return codec.read_table(table, sets, chains)
+        sets.append(decode.read_set(found, [part.get("ELEMENTS", b"") for part in lists]))
+    return decode.read_table(table, sets, chains)

@@ -169,17 +169,16 @@ def _by_family(texts: Iterable[str]) -> dict[int, tuple[Prefix, ...]]:
 
 
 def ranges(prefixes: Iterable[Prefix]) -> tuple[tuple[bytes, bytes], ...]:
-    """Return the fewest (first, last) ranges that hold what `prefixes` of one family hold, sorted.
+    """Return (first, last) ranges that hold what `prefixes` of one family hold, sorted.
 
-    The kernel refuses ranges that overlap, and equal sets must have equal data.
+    The kernel refuses ranges that overlap: a prefix inside another goes. Neighbours stay apart, so that one that
+    comes or goes does not touch the other, through which traffic flows.
     """
-    merged: list[tuple[Address, Address]] = []
-    for first, last in sorted((prefix[0], prefix[-1]) for prefix in prefixes):
-        if merged and int(first) <= int(merged[-1][1]) + 1:
-            merged[-1] = (merged[-1][0], max(merged[-1][1], last))
-        else:
-            merged.append((first, last))
-    return tuple((first.packed, last.packed) for first, last in merged)
+    outer: list[Prefix] = []
+    for prefix in sorted(prefixes, key=lambda each: (int(each[0]), each.prefixlen)):
+        if not outer or int(prefix[0]) > int(outer[-1][-1]):
+            outer.append(prefix)
+    return tuple((prefix[0].packed, prefix[-1].packed) for prefix in outer)
 
 
 def _sets(parts: _Parts) -> tuple[NamedSet, ...]:

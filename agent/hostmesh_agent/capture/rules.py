@@ -172,12 +172,16 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class NamedSet:
-    """A set of values or, with `intervals`, of ranges: both ends inside, sorted, neither overlapping nor adjacent."""
+    """A set of values or, with `intervals`, of ranges: both ends inside, sorted, not overlapping.
+
+    `other_flags` are those of a set that is not ours: a map, one with timeouts, and so on.
+    """
 
     name: str
     key: KeyType | int
     ranges: tuple[tuple[bytes, bytes], ...]
     intervals: bool
+    other_flags: int = 0
 
 
 @dataclass(frozen=True, slots=True)

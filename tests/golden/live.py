@@ -75,7 +75,7 @@ class Ads:
     nacks: list[Nack] = field(default_factory=list)
     log: list[tuple[str, str]] = field(default_factory=list)
     pushed: list[tuple[str, tuple[str, ...], int]] = field(default_factory=list)
-    _wakes: list["queue.SimpleQueue[DeltaDiscoveryRequest | None | str]"] = field(default_factory=list)
+    _wakes: list["queue.SimpleQueue[DeltaDiscoveryRequest | str | None]"] = field(default_factory=list)
 
     @contextmanager
     def serving(self) -> Iterator[None]:

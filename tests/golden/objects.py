@@ -1,13 +1,13 @@
 """Configuration objects for tests, written in Python or in YAML."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
 from hostmesh_api import wire
+from hostmesh_controller.load import load_documents
 from hostmesh_controller.mesh import HostRuntime, Mesh, Settings, build, virtual_hostnames
 from hostmesh_controller.model.kinds import KINDS
 from hostmesh_controller.model.objects import ApiObject, Metadata, ObjectKey
@@ -32,20 +32,12 @@ def obj(
 
 
 def read(path: Path) -> list[ApiObject]:
-    """Read the objects of a YAML file; they are as old as their place in the file says."""
-    documents = YAML(typ="safe", pure=True).load_all(path)
+    """Read the objects of a file; they are as old as their place in the file says."""
+    found, problems = load_documents(path.read_text(), path.name)
+    assert not problems, "\n".join(map(str, problems))
     return [
-        obj(
-            document["kind"],
-            document["metadata"]["name"],
-            document.get("spec"),
-            document["metadata"].get("namespace", "default"),
-            labels=document["metadata"].get("labels", {}),
-            annotations=document["metadata"].get("annotations", {}),
-            age=age,
-        )
-        for age, document in enumerate(documents)
-        if document
+        replace(item, metadata=replace(item.metadata, creation_timestamp=_EPOCH + timedelta(seconds=age)), origin=None)
+        for age, item in enumerate(found)
     ]
 
 

@@ -1,4 +1,4 @@
-"""The whole on-demand path with real Envoys: two hosts, the kernel's rules, mutual TLS, and programs that know nothing."""
+"""The on-demand path with real Envoys: two hosts, the kernel's rules, mutual TLS, programs that know nothing."""
 
 import http.client
 import http.server
@@ -57,7 +57,7 @@ class Program(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, *_: object) -> None:
         pass
 
 

@@ -22,7 +22,7 @@ from hostmesh_controller.xds.outbound import Plan, Weights, prefixes_of
 from hostmesh_controller.xds.sources import cidr, socket
 
 DETECTION_TIMEOUT_S: Final = 0.2
-"""How long to wait for the first bytes where no protocol is declared: where the server speaks first, it waits so long."""
+"""How long to wait for the first bytes where no protocol is declared: a server that speaks first waits as long."""
 PLAIN_HTTP: Final = ("http/1.0", "http/1.1", "h2c")
 """What Envoy's HTTP inspector finds."""
 

@@ -79,11 +79,11 @@ def dependencies(mesh: Mesh, host: str, type_url: str, name: str) -> tuple[str, 
     """Return the names whose change can change a resource, as `Touched.services` and `Touched.endpoints` hold them.
 
     Host names of services (existing or not), addresses, and the host's own view. They hold until one of them is
-    touched: ask again then. Resources that are a host's own (listeners, inbound clusters, HostConfig) have none:
-    `Touched.hosts` tells. For endpoints (EDS) both sets count, for all other types `Touched.services` alone.
+    touched: ask again then. Of resources that are a host's own (listeners, inbound clusters, HostConfig)
+    `Touched.hosts` tells too. For endpoints (EDS) both sets count, for all other types `Touched.services` alone.
     """
     found = _DEPENDENCIES.get(type_url)
-    return () if found is None else tuple(dict.fromkeys((host_dependency(host), *found(mesh, host, name))))
+    return tuple(dict.fromkeys((host_dependency(host), *(found(mesh, host, name) if found else ()))))
 
 
 def _host_config(mesh: Mesh, host: Host, name: str) -> Resource | None:

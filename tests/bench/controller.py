@@ -95,10 +95,13 @@ level = "warning"
             time.sleep(0.05)  # nothing tells when a socket appears
 
     def _ready(self) -> bool:
-        try:
-            return self._api.get("/readyz").is_success
-        except httpx.TransportError:
-            return False
+        # Asked first without httpx, which leaves a socket open when nobody listens.
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(str(self._folder / "admin.sock"))
+            except OSError:
+                return False
+        return self._api.get("/readyz").is_success
 
     def stop(self, signal_number: signal.Signals = signal.SIGTERM) -> None:
         """End the process and wait until it has ended."""

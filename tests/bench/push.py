@@ -8,7 +8,7 @@ from typing import Final
 
 from bench import mesh
 from bench.figure import Figure
-from bench.fleet import Wire
+from bench.fleet import FleetError, Wire
 from bench.stage import Stage
 
 ROUNDS: Final = 15
@@ -32,7 +32,11 @@ def _change(stage: Stage, service: str, number: int, concerned: int) -> Round:
     wire, messages, message_bytes = fleet.wire(), fleet.responses, fleet.response_bytes
     started_s = time.monotonic()
     applied = stage.start(lambda: stage.controller.apply([mesh.endpoint(service, number)]))
-    fleet.run(lambda: fleet.responses >= messages + concerned, within_s=_WITHIN_S)
+    try:
+        fleet.run(lambda: fleet.responses >= messages + concerned, within_s=_WITHIN_S)
+    except FleetError as error:
+        came = fleet.responses - messages
+        raise FleetError(f"change {number}: {came} of {concerned} proxies were told; {error}\n{stage.log()}") from error
     last_s = max(proxy.acked_at_s for proxy in fleet.proxies)
     applied()
     return Round(last_s - started_s, fleet.wire() - wire, fleet.response_bytes - message_bytes)

@@ -248,6 +248,21 @@ def down(directory: Dir = None) -> None:
             world.destroy(layout)
 
 
+@app.command("demo")
+def demo(
+    keep: Annotated[bool, typer.Option("--keep", envvar="KEEP", help="Leave it running.")] = False,
+    directory: Dir = None,
+) -> None:
+    """Show on five hosts what the mesh promises; fails when one promise does not hold."""
+    from hostmesh_controller.lab.demo.run import play
+    from hostmesh_controller.lab.demo.stage import default_dir
+
+    with _problems():
+        layout = disk.checked(directory or default_dir(dict(os.environ)))
+        if not play(layout, typer.echo, keep=keep):
+            raise typer.Exit(1)
+
+
 def main() -> None:
     app()
 

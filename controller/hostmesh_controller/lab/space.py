@@ -61,14 +61,14 @@ class Space:
                 raise LabError(f"{self.name}: {' '.join(command)}: no end within {timeout_s:.0f} s") from None
 
     def popen(
-        self, command: Sequence[str], *, stdout: int | IO[Any], stderr: int | IO[Any], user: str = "root"
+        self, command: Sequence[str], *, stdin: int, stdout: int | IO[Any], stderr: int | IO[Any], user: str = "root"
     ) -> subprocess.Popen[str]:
         """Start with the caller as parent: it ends when the caller ends."""
         with opened(self.init) as found:
             pidfd = self._pidfd(found)
             return subprocess.Popen(
                 self._words(pidfd, command, user, "/"),
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=stdout,
                 stderr=stderr,
                 text=True,

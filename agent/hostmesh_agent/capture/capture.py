@@ -9,7 +9,7 @@ from typing import Final, Literal
 from hostmesh_agent.capture import nft, routes
 from hostmesh_agent.capture.errors import CaptureError
 from hostmesh_agent.capture.plan import CaptureRequest, HostFloor, PlanError, plan
-from hostmesh_agent.capture.rules import Refusal, Ruleset
+from hostmesh_agent.capture.rules import Refusal, Ruleset, Table
 from hostmesh_agent.capture.text import table_text
 
 BACKEND: Final = "nftables"
@@ -53,7 +53,7 @@ class Capture:
         """Return what the kernel has; an error where it is not what this process applied last."""
         try:
             table = nft.read()
-            problem = verify(self._applied) if self._applied else ""
+            problem = _problem(table, self._applied) if self._applied else _left_over(table)
         except CaptureError as error:
             return CaptureState("error", error=str(error))
         refused = self._applied.refused if self._applied else ()
@@ -94,7 +94,10 @@ def verify(ruleset: Ruleset) -> str:
     Raises:
         CaptureError: the kernel does not tell.
     """
-    table = nft.read()
+    return _problem(nft.read(), ruleset)
+
+
+def _problem(table: Table | None, ruleset: Ruleset) -> str:
     if table is None:
         return "the table inet hostmesh is gone: another program removed it"
     if table != ruleset.table:
@@ -102,9 +105,15 @@ def verify(ruleset: Ruleset) -> str:
     missing = [prefix for prefix in ruleset.virtual_prefixes if not routes.routable(prefix)]
     if missing:
         return f"there is no route to {', '.join(missing)}"
-    absent = set(ruleset.loopback_addresses) - routes.read().addresses
+    absent = set(ruleset.loopback_addresses) - routes.addresses()
     if absent:
         return f"the loopback interface has lost {', '.join(sorted(absent))}"
+    return ""
+
+
+def _left_over(table: Table | None) -> str:
+    if table is None and routes.read():
+        return "routes of capture are there without its rules: it was cleared half-way, clear it again"
     return ""
 
 

@@ -110,6 +110,19 @@ def remove() -> None:
     _run(act, "remove the routes of virtual addresses")
 
 
+def addresses() -> frozenset[str]:
+    """Return the IPv6 addresses of the loopback interface, whoever added them.
+
+    Raises:
+        CaptureError: the kernel refused.
+    """
+
+    async def act(ipr: Any) -> frozenset[str]:
+        return frozenset(each.get_attr("IFA_ADDRESS") for each in await _loopback_addresses(ipr))
+
+    return _run(act, "read the loopback interface's addresses")
+
+
 def routable(prefix: str) -> bool:
     """Return whether a packet to the first address of `prefix` would be sent at all."""
     return _run(lambda ipr: _routable(ipr, prefix), "look up a route")
@@ -141,12 +154,15 @@ async def _read(ipr: Any) -> Additions:
         prefixes += [
             f"{route.get_attr('RTA_DST')}/{route['dst_len']}" for route in found if route["proto"] == ROUTE_PROTOCOL
         ]
+    ours = [each.get_attr("IFA_ADDRESS") for each in await _loopback_addresses(ipr) if _is_ours(each)]
+    return Additions(frozenset(prefixes), frozenset(ours))
+
+
+async def _loopback_addresses(ipr: Any) -> list[Any]:
     message = ifaddrmsg()
     message["family"] = socket.AF_INET6
     message["index"] = _LOOPBACK
-    found = await _request(ipr, message, RTM_GETADDR, NLM_F_DUMP)
-    addresses = [each.get_attr("IFA_ADDRESS") for each in found if each["index"] == _LOOPBACK and _is_ours(each)]
-    return Additions(frozenset(prefixes), frozenset(addresses))
+    return [each for each in await _request(ipr, message, RTM_GETADDR, NLM_F_DUMP) if each["index"] == _LOOPBACK]
 
 
 def _is_ours(address: Any) -> bool:

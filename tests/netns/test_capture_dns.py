@@ -1,0 +1,166 @@
+"""Name resolution on a captured host, down to glibc: mesh names are Envoy's, and no other name depends on us."""
+
+import os
+import struct
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hostmesh_agent import capture
+from hostmesh_agent.capture import CaptureRequest, HostFloor, plan
+from hostmesh_agent.dns import Resolver
+from netns.conftest import PEER
+from netns.space import Servers, Space, ask_udp, run
+
+ENVOY = 900
+NXDOMAIN, REFUSED = 3, 5
+ASK = """
+import socket, sys, time
+for name in sys.argv[1:]:
+    began = time.monotonic()
+    try:
+        print(name, socket.gethostbyname(name), end=" ")
+    except socket.gaierror as error:
+        print(name, {socket.EAI_NONAME: "no such name"}.get(error.errno, error), end=" ")
+    print("quickly" if time.monotonic() - began < 2 else "slowly")
+"""
+
+
+def labels(query: bytes) -> tuple[str, int]:
+    """Return the name that is asked for and where its question ends."""
+    found, offset = [], 12
+    while query[offset]:
+        found.append(query[offset + 1 : offset + 1 + query[offset]].decode())
+        offset += 1 + query[offset]
+    return ".".join(found), offset + 5
+
+
+def resolver_of(names: dict[str, str]) -> Callable[[bytes], bytes]:
+    """A DNS server that knows addresses of a few names; all others do not exist."""
+
+    def answer(query: bytes) -> bytes:
+        name, end = labels(query)
+        address = names.get(name)
+        code = 0 if address else NXDOMAIN
+        header = query[:2] + struct.pack(">HHHHH", 0x8180 | code, 1, int(bool(address)), 0, 0)
+        if not address:
+            return header + query[12:end]
+        record = struct.pack(">HHHIH", 0xC00C, 1, 1, 5, 4) + bytes(map(int, address.split(".")))
+        return header + query[12:end] + record
+
+    return answer
+
+
+@pytest.fixture
+def captured(host: Space) -> None:
+    capture.apply(plan(CaptureRequest(), HostFloor(envoy_uid=ENVOY)))
+
+
+@pytest.mark.parametrize(
+    ("envoy_says", "caller_hears"),
+    [
+        (0x8183, 0x8180 | REFUSED),
+        (0x85B3, 0x85B0 | REFUSED),
+        (0x8503, 0x8500 | REFUSED),
+        (0x8180, 0x8180),
+        (0x8182, 0x8182),
+        (0x818B, 0x818B),
+        (0x8187, 0x8187),
+    ],
+)
+def test_only_no_such_name_becomes_refused_and_every_other_flag_is_kept(
+    captured: None, servers: Servers, envoy_says: int, caller_hears: int
+) -> None:
+    servers.udp("127.0.0.1", 15053, lambda query: query[:2] + envoy_says.to_bytes(2, "big") + query[4:])
+    query = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x04mesh\x00\x00\x01\x00\x01"
+    assert ask_udp("127.240.240.53", 53, query) == query[:2] + caller_hears.to_bytes(2, "big") + query[4:]
+
+
+def test_an_answer_in_fragments_keeps_a_true_checksum(captured: None, servers: Servers) -> None:
+    """Its checksum is made by the sender, and there is one to keep true."""
+    run("ip", "link", "set", "lo", "mtu", "1280")
+    servers.udp("127.0.0.1", 15053, lambda query: query[:2] + b"\x81\x83" + bytes(4001))
+    assert ask_udp("127.240.240.53", 53, b"\x12\x34" + bytes(20)) == b"\x12\x34\x81\x85" + bytes(4001)
+
+
+def test_the_answers_of_other_servers_stay_as_they_are(captured: None, servers: Servers) -> None:
+    for port in (53, 15054):
+        servers.udp("127.0.0.1", port, lambda query: query[:2] + b"\x81\x83" + query[4:])
+        assert ask_udp("127.0.0.1", port, bytes(12)) == b"\x00\x00\x81\x83" + bytes(8)
+
+
+def test_with_envoy_dead_the_caller_hears_it_at_once(captured: None) -> None:
+    with pytest.raises(ConnectionRefusedError):
+        ask_udp("127.240.240.53", 53, bytes(12))
+
+
+@pytest.fixture
+def resolv_conf(tmp_path: Path, peer: Space, servers: Servers) -> Path:
+    """A resolv.conf that names the peer, where a resolver knows the world and nothing of the mesh."""
+    with peer():
+        servers.udp(PEER[0], 53, resolver_of({"outside.example": "192.0.2.7"}))
+    path = tmp_path / "resolv.conf"
+    path.write_text(f"nameserver {PEER[0]}\noptions rotate timeout:1\n")
+    return path
+
+
+def resolve(path: Path, *names: str) -> list[str]:
+    """Let glibc resolve names with the file at `path` as /etc/resolv.conf, in a mount namespace of its own."""
+    script = 'mount --bind "$0" /etc/resolv.conf && exec "$@"'
+    command = ["unshare", "--mount", "sh", "-c", script, str(path), sys.executable, "-c", ASK, *names]
+    return run(*command).splitlines()
+
+
+NAMES = ("shop.mesh.example", "outside.example", "nobody.example")
+
+
+def test_mesh_names_are_answered_by_envoy_and_all_others_by_those_behind_it(
+    captured: None, resolv_conf: Path, servers: Servers, tmp_path: Path
+) -> None:
+    servers.udp("127.0.0.1", 15053, resolver_of({"shop.mesh.example": "240.240.0.9"}))
+    resolver = Resolver(resolv_conf, tmp_path / "state")
+    assert resolve(resolv_conf, *NAMES)[0] == "shop.mesh.example no such name quickly"
+    assert resolver.apply().in_place
+    # Each name three times: with `rotate` in force one of them would ask another resolver first.
+    assert (
+        resolve(resolv_conf, *NAMES * 3)
+        == [
+            "shop.mesh.example 240.240.0.9 quickly",
+            "outside.example 192.0.2.7 quickly",
+            "nobody.example no such name quickly",
+        ]
+        * 3
+    )
+    resolver.restore()
+    assert resolve(resolv_conf, *NAMES)[0] == "shop.mesh.example no such name quickly"
+
+
+@pytest.mark.parametrize("rules", [True, False], ids=["rules", "no rules"])
+def test_names_outside_the_mesh_need_neither_envoy_nor_the_rules(
+    resolv_conf: Path, tmp_path: Path, rules: bool
+) -> None:
+    if rules:
+        capture.apply(plan(CaptureRequest(), HostFloor(envoy_uid=ENVOY)))
+    Resolver(resolv_conf, tmp_path / "state").apply()
+    assert resolve(resolv_conf, *NAMES[1:]) == [
+        "outside.example 192.0.2.7 quickly",
+        "nobody.example no such name quickly",
+    ]
+
+
+def test_a_file_that_is_mounted_is_written_in_place_and_comes_back(resolv_conf: Path, tmp_path: Path) -> None:
+    before = resolv_conf.read_bytes()
+    code = (
+        "import sys; from pathlib import Path; from hostmesh_agent.dns import Resolver;"
+        "r = Resolver(Path('/etc/resolv.conf'), Path(sys.argv[1])); r.apply(); assert r.check().in_place;"
+        "print(Path('/etc/resolv.conf').read_text()); r.restore()"
+    )
+    script = 'mount --bind "$0" /etc/resolv.conf && exec "$@"'
+    shown = run(
+        *("unshare", "--mount", "sh", "-c", script, str(resolv_conf), sys.executable, "-c", code, str(tmp_path / "s")),
+        environment={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert "nameserver 127.240.240.53" in shown
+    assert resolv_conf.read_bytes() == before

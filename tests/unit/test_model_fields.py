@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hostmesh_controller.model import Duration, Protocol, entry_protocol, service_protocol
+from hostmesh_controller.model.patterns import check_regex
 from hostmesh_controller.model.schema import (
     check_host,
     check_label,
@@ -139,3 +140,55 @@ def test_a_service_entry_declares_its_protocol_or_names_it() -> None:
     assert entry_protocol("grpc") is Protocol.GRPC
     assert entry_protocol("", "http-x") is Protocol.HTTP
     assert entry_protocol("", "x") is Protocol.UNSUPPORTED
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "/a/.*",
+        "^(a|b)+$",
+        "[]a]",
+        "[^]a]",
+        "[[:alpha:]]+",
+        r"\(",
+        r"[\]]",
+        r"\Q(*\E",
+        "(?P<n>x)",
+        "(?i)a",
+        "a{2,3}",
+        "{",
+        r"\d{1000}",
+    ],
+)
+def test_regular_expressions_of_re2_pass(pattern: str) -> None:
+    assert check_regex(pattern) == pattern
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "",
+        "(",
+        ")",
+        "a)(",
+        "[",
+        "[a",
+        "[]",
+        "[^]",
+        "*",
+        "+a",
+        "a|*",
+        "(*)",
+        "\\",
+        r"(a)\1",
+        "(?=a)",
+        "(?<!a)",
+        "(?>a)",
+        "a{1001}",
+        "a{1,1001}",
+        "x" * 1025,
+    ],
+)
+def test_what_re2_would_refuse_is_refused(pattern: str) -> None:
+    with pytest.raises(ValueError, match=r"regular expression|RE2|without|repeat|backslash"):
+        check_regex(pattern)

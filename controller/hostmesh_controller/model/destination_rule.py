@@ -113,7 +113,7 @@ class ClientTls(Spec):
 class PortSelector(Spec):
     """A port of the service by its number."""
 
-    number: Port | None = None
+    number: Port
 
 
 class PortPolicy(Spec):

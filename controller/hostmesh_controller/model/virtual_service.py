@@ -3,8 +3,21 @@
 from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
+from hostmesh_controller.model.route_fields import (
+    Base64Body,
+    Gateway,
+    GrpcStatus,
+    HeaderName,
+    Line,
+    MatchRegex,
+    Regex,
+    RetryOn,
+    RouteHost,
+    TextBody,
+    VirtualHost,
+)
 from hostmesh_controller.model.schema import (
     Count,
     ExportTo,
@@ -15,58 +28,17 @@ from hostmesh_controller.model.schema import (
     PositiveDuration,
     Spec,
     at_most_one,
-    check_host,
-    check_ip,
     fault,
     given,
 )
 
 
-def _route_host(value: str) -> str:
-    # An IP address is allowed as the host of a TCP route (and of any request made to a bare address).
-    try:
-        return check_ip(value)
-    except ValueError:
-        pass
-    try:
-        return check_host(value)
-    except ValueError as error:
-        raise fault("host-name", str(error)) from error
-
-
-def _no_bare_wildcard(value: str) -> str:
-    if value == "*":
-        raise fault("host-name", "'*' would take every host of the mesh; name the hosts")
-    return _route_host(value)
-
-
-def _only_mesh(value: str) -> str:
-    if value != "mesh":
-        raise fault("not-supported", f"gateway {value!r}: gateways are not supported yet, only 'mesh'")
-    return value
-
-
-Gateway = Annotated[str, AfterValidator(_only_mesh)]
-_REGEX_MAX = 1024
-
-
-def _regex(value: str) -> str:
-    if len(value) > _REGEX_MAX:
-        raise fault("regex", f"a regular expression may have {_REGEX_MAX} characters at most")
-    for part in ("(?=", "(?!", "(?<=", "(?<!"):
-        if part in value:
-            raise fault(
-                "regex", f"{part!r} (look-around) is not part of RE2, the syntax of Envoy's regular expressions"
-            )
-    return value
-
-
 class StringMatch(Spec):
     """One of the three ways, or none: then the thing has only to be there."""
 
-    exact: str | None = None
-    prefix: str | None = None
-    regex: Annotated[str, AfterValidator(_regex)] | None = None
+    exact: Line | None = None
+    prefix: Line | None = None
+    regex: MatchRegex | None = None
 
     @model_validator(mode="after")
     def _one_way(self) -> "StringMatch":
@@ -83,7 +55,7 @@ class PortSelector(Spec):
 class Destination(Spec):
     """A service (short names resolve in the VirtualService's namespace), maybe one of its subsets or ports."""
 
-    host: Annotated[str, AfterValidator(_route_host)]
+    host: RouteHost
     subset: str | None = None
     port: PortSelector | None = None
 
@@ -91,9 +63,9 @@ class Destination(Spec):
 class HeaderOperations(Spec):
     """Headers to overwrite, append and drop, in this order."""
 
-    set: Mapping[str, str] = Field(default_factory=dict)
-    add: Mapping[str, str] = Field(default_factory=dict)
-    remove: tuple[str, ...] = ()
+    set: Mapping[HeaderName, Line] = Field(default_factory=dict)
+    add: Mapping[HeaderName, Line] = Field(default_factory=dict)
+    remove: tuple[HeaderName, ...] = ()
 
 
 class Headers(Spec):
@@ -113,12 +85,18 @@ class HttpMatch(Spec):
     scheme: StringMatch | None = None
     method: StringMatch | None = None
     authority: StringMatch | None = None
-    headers: Mapping[str, StringMatch] = Field(default_factory=dict)
-    without_headers: Mapping[str, StringMatch] = Field(default_factory=dict)
+    headers: Mapping[HeaderName, StringMatch] = Field(default_factory=dict)
+    without_headers: Mapping[HeaderName, StringMatch] = Field(default_factory=dict)
     query_params: Mapping[str, StringMatch] = Field(default_factory=dict)
     port: Port | None = None
     ignore_uri_case: Flag = False
     gateways: tuple[Gateway, ...] = ()
+
+    @model_validator(mode="after")
+    def _uri_is_a_path(self) -> "HttpMatch":
+        if self.uri is not None and self.uri.regex == "*":
+            raise fault("regex", "'*' has nothing before it to repeat in '*'", "uri", "regex")
+        return self
 
 
 class HttpRouteDestination(Spec):
@@ -134,8 +112,8 @@ class HttpRedirect(Spec):
 
     not_yet: ClassVar[frozenset[str]] = frozenset({"prefixRewrite"})
 
-    uri: str | None = None
-    authority: str | None = None
+    uri: Line | None = None
+    authority: Line | None = None
     scheme: Literal["http", "https"] | None = None
     port: Port | None = None
     derive_port: Literal["FROM_PROTOCOL_DEFAULT", "FROM_REQUEST_PORT"] | None = None
@@ -150,15 +128,15 @@ class HttpRedirect(Spec):
 class RegexRewrite(Spec):
     """Replace what matches (RE2) by the text, in which a backslash and 1 is the first group."""
 
-    match: Annotated[str, AfterValidator(_regex)]
-    rewrite: str
+    match: Regex
+    rewrite: Line
 
 
 class HttpRewrite(Spec):
     """Change the path (`uri` replaces the matched prefix, or all of an exact match) or the authority."""
 
-    uri: str | None = None
-    authority: str | None = None
+    uri: Line | None = None
+    authority: Line | None = None
     uri_regex_rewrite: RegexRewrite | None = None
 
     @model_validator(mode="after")
@@ -172,8 +150,8 @@ class HttpRewrite(Spec):
 class DirectBody(Spec):
     """The body as text, or as bytes in base64."""
 
-    string: str | None = None
-    bytes: str | None = None
+    string: TextBody | None = None
+    bytes: Base64Body | None = None
 
     @model_validator(mode="after")
     def _one_form(self) -> "DirectBody":
@@ -209,7 +187,7 @@ class FaultAbort(Spec):
     not_yet: ClassVar[frozenset[str]] = frozenset({"http2Error"})
 
     http_status: Annotated[Integer, Field(ge=200, le=599)] | None = None
-    grpc_status: str | None = None
+    grpc_status: GrpcStatus | None = None
     percentage: Percentage | None = None
 
     @model_validator(mode="after")
@@ -240,12 +218,18 @@ class Retries(Spec):
 
     attempts: Count | None = None
     per_try_timeout: PositiveDuration | None = None
-    retry_on: str | None = None
+    retry_on: RetryOn | None = None
+
+
+_WEIGHTS_MAX = 2**32 - 1
+"""Envoy's limit of their sum."""
 
 
 def _check_weights(weights: Sequence[int | None]) -> None:
     if len(weights) > 1 and not any(weights):
         raise fault("weights", "the weights of the destinations sum to 0", "route")
+    if sum(weight or 0 for weight in weights) > _WEIGHTS_MAX:
+        raise fault("weights", f"the weights of the destinations sum to more than {_WEIGHTS_MAX}", "route")
 
 
 class HttpRoute(Spec):
@@ -316,7 +300,7 @@ class VirtualServiceSpec(Spec):
 
     not_yet: ClassVar[frozenset[str]] = frozenset({"tls"})
 
-    hosts: Annotated[tuple[Annotated[str, AfterValidator(_no_bare_wildcard)], ...], Field(min_length=1)]
+    hosts: Annotated[tuple[VirtualHost, ...], Field(min_length=1)]
     gateways: tuple[Gateway, ...] = ()
     http: tuple[HttpRoute, ...] = ()
     tcp: tuple[TcpRoute, ...] = ()

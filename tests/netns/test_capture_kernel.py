@@ -163,6 +163,25 @@ def test_a_change_by_another_program_is_noticed_and_mended(host: Space, change: 
     assert everything.apply(MESH, FLOOR).state == "on"
 
 
+def test_what_a_half_way_clear_has_left_is_noticed_and_cleared(host: Space) -> None:
+    before = snapshot()
+    capture.apply(ruleset("mesh"))
+    nft.remove()
+    assert "cleared half-way" in Capture().state().error
+    assert Capture().clear().state == "off"
+    assert Capture().state().state == "off"
+    assert snapshot() == before
+
+
+def test_rules_that_cannot_be_written_leave_no_routes_behind(host: Space) -> None:
+    before = snapshot()
+    whole = ruleset("mesh")
+    broken = replace(whole, table=replace(whole.table, sets=()))
+    with pytest.raises(CaptureError, match="could not write the capture rules"):
+        capture.apply(broken)
+    assert snapshot() == before
+
+
 def test_a_request_that_cannot_be_planned_changes_nothing(host: Space) -> None:
     everything = Capture()
     before = everything.apply(MESH, FLOOR)

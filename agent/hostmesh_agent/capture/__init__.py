@@ -5,8 +5,9 @@ In the order of the data:
     plan         a request and the host's floor in, the whole ruleset out: sets, chains, rules, refusals (pure)
     expressions  the words that rules are made of (pure)
     rules        the rules as data, equal for equal rules, with a hash
-    codec        the rules as netlink messages and back (pure); attributes: their classes
-    nft          the edge: one batch replaces the table, dumps read it back
+    encode       from the kernel's table to the wanted one, as messages of one batch (pure)
+    decode       the kernel's table as the same data (pure); attributes: the classes of messages, for both
+    nft          the edge: one batch changes the table, dumps read it back
     routes       the edge: routes and addresses without which rules have no effect
     capture      all of it together: apply, state, clear
     text         the rules for human eyes

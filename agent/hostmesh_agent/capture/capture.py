@@ -82,7 +82,12 @@ def apply(ruleset: Ruleset) -> None:
         CaptureError: the kernel refused, or holds something else than what was written.
     """
     routes.write(ruleset.virtual_prefixes, ruleset.loopback_addresses)
-    nft.write(ruleset.table)
+    try:
+        nft.write(ruleset.table)
+    except CaptureError:
+        if nft.read() is None:
+            routes.remove()
+        raise
     problem = verify(ruleset)
     if problem:
         raise CaptureError(problem)
@@ -102,12 +107,11 @@ def _problem(table: Table | None, ruleset: Ruleset) -> str:
         return "the table inet hostmesh is gone: another program removed it"
     if table != ruleset.table:
         return "the table inet hostmesh is not what was written: another program changed it"
-    missing = [prefix for prefix in ruleset.virtual_prefixes if not routes.routable(prefix)]
-    if missing:
-        return f"there is no route to {', '.join(missing)}"
-    absent = set(ruleset.loopback_addresses) - routes.addresses()
-    if absent:
-        return f"the loopback interface has lost {', '.join(sorted(absent))}"
+    lacking = routes.lacking(ruleset.virtual_prefixes, ruleset.loopback_addresses)
+    if lacking.prefixes:
+        return f"there is no route to {', '.join(sorted(lacking.prefixes))}"
+    if lacking.addresses:
+        return f"the loopback interface has lost {', '.join(sorted(lacking.addresses))}"
     return ""
 
 

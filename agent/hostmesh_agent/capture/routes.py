@@ -110,22 +110,21 @@ def remove() -> None:
     _run(act, "remove the routes of virtual addresses")
 
 
-def addresses() -> frozenset[str]:
-    """Return the IPv6 addresses of the loopback interface, whoever added them.
+def lacking(virtual_prefixes: Iterable[str], addresses: Iterable[str]) -> Additions:
+    """Return the prefixes to which a packet would not be sent at all, and the addresses that lo does not have.
 
     Raises:
         CaptureError: the kernel refused.
     """
 
-    async def act(ipr: Any) -> frozenset[str]:
-        return frozenset(each.get_attr("IFA_ADDRESS") for each in await _loopback_addresses(ipr))
+    async def act(ipr: Any) -> Additions:
+        present = {each.get_attr("IFA_ADDRESS") for each in await _loopback_addresses(ipr)}
+        return Additions(
+            frozenset([each for each in virtual_prefixes if not await _routable(ipr, each)]),
+            frozenset(addresses) - present,
+        )
 
-    return _run(act, "read the loopback interface's addresses")
-
-
-def routable(prefix: str) -> bool:
-    """Return whether a packet to the first address of `prefix` would be sent at all."""
-    return _run(lambda ipr: _routable(ipr, prefix), "look up a route")
+    return _run(act, "look up the routes of virtual addresses")
 
 
 def _run(act: Callable[[Any], Awaitable[T]], doing: str) -> T:

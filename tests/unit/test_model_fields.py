@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hostmesh_controller.model import Duration, Protocol, entry_protocol, service_protocol
-from hostmesh_controller.model.patterns import check_regex
+from hostmesh_controller.model.patterns import check_header_value, check_regex
 from hostmesh_controller.model.schema import (
     check_host,
     check_label,
@@ -157,6 +157,10 @@ def test_a_service_entry_declares_its_protocol_or_names_it() -> None:
         "(?i)a",
         "a{2,3}",
         "{",
+        "^*",
+        "a*?b+?c??",
+        "(?:a)*",
+        "a||b",
         r"\d{1000}",
     ],
 )
@@ -186,9 +190,26 @@ def test_regular_expressions_of_re2_pass(pattern: str) -> None:
         "(?>a)",
         "a{1001}",
         "a{1,1001}",
+        "a{2,1}",
+        "a**",
+        "a*+",
+        "(?P=n)",
+        "(?#c)",
+        r"\Z",
         "x" * 1025,
     ],
 )
 def test_what_re2_would_refuse_is_refused(pattern: str) -> None:
     with pytest.raises(ValueError, match=r"regular expression|RE2|without|repeat|backslash"):
         check_regex(pattern)
+
+
+@pytest.mark.parametrize("value", ["", "a", "%%", "100%%", "%REQ(x-id)%", "%START_TIME(%s)%", "%REQ(A?B):3% é\t"])
+def test_header_values_may_have_envoy_s_commands(value: str) -> None:
+    assert check_header_value(value) == value
+
+
+@pytest.mark.parametrize("value", ["%", "100%", "%REQ(x", "%foo%", "a\nb", "a\x00", "x" * 20_000])
+def test_header_values_that_envoy_refuses_are_refused(value: str) -> None:
+    with pytest.raises(ValueError, match=r"'%%'|line break|at most"):
+        check_header_value(value)

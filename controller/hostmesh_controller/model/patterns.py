@@ -7,7 +7,15 @@ import re
 from typing import Final
 
 _REGEX_MAX: Final = 1024
-_LOOK_AROUND: Final = ("(?=", "(?!", "(?<=", "(?<!", "(?>")
+_FOREIGN_GROUPS: Final = {
+    "(?=": "look-around",
+    "(?!": "look-around",
+    "(?<=": "look-around",
+    "(?<!": "look-around",
+    "(?>": "an atomic group",
+    "(?P=": "a back-reference",
+    "(?#": "a comment",
+}
 _REPEAT: Final = re.compile(r"\{(\d{1,9})(?:,(\d{0,9}))?\}")
 _REPEAT_MAX: Final = 1000
 """RE2's limit."""
@@ -25,30 +33,31 @@ def check_regex(value: str) -> str:
         raise ValueError(f"a regular expression may have {_REGEX_MAX} characters at most")
     _check_brackets(value)
     for repeat in _REPEAT.finditer(value):
-        if max(int(number) for number in repeat.groups("0") if number) > _REPEAT_MAX:
-            raise ValueError(f"{repeat[0]!r} repeats more than {_REPEAT_MAX} times, which RE2 does not do")
+        least, most = int(repeat[1]), int(repeat[2] or repeat[1])
+        if max(least, most) > _REPEAT_MAX or least > most:
+            raise ValueError(f"{repeat[0]!r} is no repetition of RE2: 0 to {_REPEAT_MAX} times, the smaller first")
     return value
 
 
 def _check_brackets(value: str) -> None:
+    """Walk over the pattern; `operand` tells whether what came last can be repeated."""
     depth, index, operand = 0, 0, False
     while index < len(value):
         char = value[index]
         if char == "\\":
-            index = _escape(value, index)
-            operand = True
+            index, operand = _escape(value, index), True
         elif char == "[":
-            index = _class_end(value, index)
-            operand = True
+            index, operand = _class_end(value, index), True
         elif char == "(":
             depth, operand = depth + 1, False
             index += _group_start(value, index)
-        elif char in "*+?" and not operand:
-            raise ValueError(f"{char!r} has nothing before it to repeat in {value!r}")
-        elif char == ")":
-            depth, operand = depth - 1, True
+        elif char in "*+?":
+            if not operand:
+                raise ValueError(f"{char!r} has nothing before it to repeat in {value!r}")
+            # `*?` is one operator, and nothing repeats a repetition.
+            index, operand = index + value.startswith("?", index + 1), False
         else:
-            operand = char != "|"
+            depth, operand = depth - (char == ")"), char != "|"
         if depth < 0:
             raise ValueError(f"')' without '(' in {value!r}")
         index += 1
@@ -62,6 +71,8 @@ def _escape(value: str, index: int) -> int:
         raise ValueError(f"a backslash at the end of {value!r}")
     if following in "123456789":
         raise ValueError(f"'\\{following}' (a back-reference) is not part of RE2, Envoy's regular expressions")
+    if following == "Z":
+        raise ValueError("'\\Z' is not part of RE2, Envoy's regular expressions; write '\\z'")
     if following == "Q":
         end = value.find("\\E", index)
         return len(value) if end < 0 else end + 1
@@ -85,9 +96,9 @@ def _class_end(value: str, index: int) -> int:
 
 def _group_start(value: str, index: int) -> int:
     """Return how many more characters belong to what opens a group."""
-    for form in _LOOK_AROUND:
+    for form, name in _FOREIGN_GROUPS.items():
         if value.startswith(form, index):
-            raise ValueError(f"{form!r} (look-around) is not part of RE2, Envoy's regular expressions")
+            raise ValueError(f"{form!r} ({name}) is not part of RE2, Envoy's regular expressions")
     return 1 if value.startswith("?", index + 1) else 0
 
 
@@ -116,6 +127,24 @@ def check_one_line(value: str) -> str:
     if any(char in value for char in "\r\n\0"):
         raise ValueError("a line break is not allowed here")
     return value
+
+
+_COMMAND: Final = re.compile(r"%%|%[A-Z0-9_]+(?:\([^)]*\))?(?::[0-9]+)?%")
+_VALUE_MAX: Final = 16384
+"""Envoy's limit."""
+
+
+def check_header_value(value: str) -> str:
+    """Return `value` if Envoy takes it for a header to set: text in which %COMMAND% stands for something.
+
+    Raises:
+        ValueError: it has a line break, is too long, or has a '%' that starts no command.
+    """
+    if len(value.encode()) > _VALUE_MAX:
+        raise ValueError(f"a header may have {_VALUE_MAX} bytes at most")
+    if "%" in _COMMAND.sub("", value):
+        raise ValueError("a '%' starts one of Envoy's commands, such as %REQ(x-id)%; write '%%' for the sign itself")
+    return check_one_line(value)
 
 
 RETRY_CONDITIONS: Final = frozenset(

@@ -8,6 +8,7 @@ from pydantic import AfterValidator
 from hostmesh_controller.model.patterns import (
     RETRY_CONDITIONS,
     check_header_name,
+    check_header_value,
     check_one_line,
     check_regex,
     unknown_conditions,
@@ -58,6 +59,11 @@ def _header_name(value: str) -> str:
         return check_header_name(value)
 
 
+def _header_value(value: str) -> str:
+    with as_fault("header-value"):
+        return check_header_value(value)
+
+
 def _line(value: str) -> str:
     with as_fault("text"):
         return check_one_line(value)
@@ -95,6 +101,7 @@ Gateway = Annotated[str, AfterValidator(_only_mesh)]
 Regex = Annotated[str, AfterValidator(_regex)]
 MatchRegex = Annotated[str, AfterValidator(_match_regex)]
 HeaderName = Annotated[str, AfterValidator(_header_name)]
+HeaderValue = Annotated[str, AfterValidator(_header_value)]
 Line = Annotated[str, AfterValidator(_line)]
 TextBody = Annotated[str, AfterValidator(_text_body)]
 Base64Body = Annotated[str, AfterValidator(_base64)]

@@ -10,6 +10,7 @@ from hostmesh_controller.model.route_fields import (
     Gateway,
     GrpcStatus,
     HeaderName,
+    HeaderValue,
     Line,
     MatchRegex,
     Regex,
@@ -63,8 +64,8 @@ class Destination(Spec):
 class HeaderOperations(Spec):
     """Headers to overwrite, append and drop, in this order."""
 
-    set: Mapping[HeaderName, Line] = Field(default_factory=dict)
-    add: Mapping[HeaderName, Line] = Field(default_factory=dict)
+    set: Mapping[HeaderName, HeaderValue] = Field(default_factory=dict)
+    add: Mapping[HeaderName, HeaderValue] = Field(default_factory=dict)
     remove: tuple[HeaderName, ...] = ()
 
 

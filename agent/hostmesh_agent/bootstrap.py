@@ -16,19 +16,19 @@ ADMIN_SOCKET: Final = "admin.sock"
 """Relative to Envoy's working directory."""
 
 ADMIN_PATHS: Final = (
-    "/ready",
-    "/server_info",
-    "/memory",
-    "/listeners",
-    "/clusters",
-    "/certs",
-    "/init_dump",
-    "/stats",
-    "/stats/prometheus",
-    "/drain_listeners",
-    "/logging",
+    "ready",
+    "server_info",
+    "memory",
+    "listeners",
+    "clusters",
+    "certs",
+    "init_dump",
+    "stats",
+    "stats/prometheus",
+    "drain_listeners",
+    "logging",
 )
-"""What the admin socket answers. Not /config_dump, /quitquitquit, /runtime_modify: nothing on the host needs them."""
+"""What the admin socket answers. Not config_dump, quitquitquit, runtime_modify: nothing on the host needs them."""
 
 _FILES_PER_CONNECTION: Final = 2
 _FILES_RESERVED: Final = 512
@@ -67,7 +67,8 @@ def build(wanted: BootstrapInput) -> bytes:
 def _admin() -> dict[str, Any]:
     return {
         "address": {"pipe": {"path": ADMIN_SOCKET, "mode": _ADMIN_SOCKET_MODE}},
-        "allow_paths": [{"exact": path} for path in ADMIN_PATHS],
+        # The query string is part of what Envoy compares.
+        "allow_paths": [{"safe_regex": {"regex": f"/({'|'.join(ADMIN_PATHS)})([?].*)?"}}],
         # An Envoy at its connection limit must still tell that it is.
         "ignore_global_conn_limit": True,
     }

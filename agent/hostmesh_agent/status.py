@@ -16,6 +16,7 @@ from hostmesh_agent.enforce import Enforced
 from hostmesh_agent.envoy import EnvoyStatus
 from hostmesh_agent.identities import AGENT
 from hostmesh_agent.keys import SvidError, validity
+from hostmesh_agent.lifecycle import Phase
 from hostmesh_agent.relay import RelayState
 from hostmesh_agent.rotation import Validity
 from hostmesh_agent.state import HostRecord, NotJoinedError, State, StateError
@@ -55,11 +56,16 @@ def capture_wanted(config: AgentConfig) -> str:
 
 
 def document(facts: Facts, now: datetime) -> dict[str, Any]:
-    """Return the whole state; `problems` is empty if and only if `healthy`."""
+    """Return the whole state.
+
+    `healthy` if and only if `problems` is empty; `ready` if the host serves what its configuration says, be it from
+    disk with the controller away.
+    """
     problems = list(_problems(facts, now))
     relay, envoy, enforced = facts.relay, facts.envoy, facts.enforced
     return {
         "healthy": not problems,
+        "ready": _ready(facts),
         "problems": problems,
         "agent": {"running": True, "version": facts.agent_version},
         "host": _host(facts.record),
@@ -115,6 +121,12 @@ def document(facts: Facts, now: datetime) -> dict[str, Any]:
     }
 
 
+def _ready(facts: Facts) -> bool:
+    served = bool(facts.listeners_wanted) and facts.listeners.issuperset(facts.listeners_wanted)
+    live = facts.envoy.view.phase is Phase.LIVE
+    return served and live and not facts.lacking and facts.enforced.capture.state != "error"
+
+
 def _problems(facts: Facts, now: datetime) -> Iterator[str]:
     relay, envoy = facts.relay, facts.envoy
     if not relay.connected:
@@ -128,7 +140,7 @@ def _problems(facts: Facts, now: datetime) -> Iterator[str]:
             yield f"the certificate of {_owner(name)} ended at {_time(each.not_after)}"
     for name, why in sorted(facts.missing.items()):
         yield f"{name} has no certificate: {why}"
-    if envoy.view.phase.value != "live":
+    if envoy.view.phase is not Phase.LIVE:
         why = f" ({envoy.view.last_exit})" if envoy.view.last_exit else ""
         yield f"Envoy is {envoy.view.phase.value}{why}"
     if envoy.restart_needed:
@@ -163,6 +175,7 @@ def offline(config: AgentConfig, why: str, now: datetime) -> dict[str, Any]:
         problems.append(f"capture: {capture.error}")
     return {
         "healthy": False,
+        "ready": False,
         "problems": problems,
         "agent": {"running": False},
         "host": None if record is None else _host(record),

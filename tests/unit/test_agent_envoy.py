@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from hostmesh_agent import artifact, launch, process, workdir
+from hostmesh_agent import artifact, bootstrap, launch, process, workdir
 from hostmesh_agent.admin import Admin, AdminError
 from hostmesh_agent.artifact import Installed
 from hostmesh_agent.envoy import BuiltinSupervisor, EnvoyCommand, files_limit
@@ -31,7 +32,7 @@ exit "$(cat exit)"
 """
 
 BOOTSTRAP = {
-    "admin": {"address": {"pipe": {"path": "admin.sock", "mode": 0o600}}},
+    "admin": json.loads(bootstrap.build(bootstrap.BootstrapInput("h", Path("/x"), 1024)))["admin"],
     "static_resources": {
         "listeners": [
             {
@@ -166,6 +167,8 @@ async def test_the_admin_client_reads_listeners_by_name(envoy: EnvoyCommand) -> 
         assert await admin.listeners() == {"here"}
         assert (await admin.server_info()).state == "LIVE"
         assert "1.40.0" in (await admin.server_info()).version
+        assert (await admin.request("GET", "/config_dump"))[0] == 403
+        assert (await admin.request("POST", "/quitquitquit"))[0] == 403
         assert (await admin.stats("^listener_manager.total_listeners_active$")) == {
             "listener_manager.total_listeners_active": 1
         }
@@ -233,11 +236,14 @@ asyncio.run(main())
 """
     environment = {**os.environ, "PYTHONPATH": ":".join(each for each in sys.path if each)}
     agent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment)
+    bound = threading.Timer(BOUND_S, agent.kill)
+    bound.start()
     with agent:
         assert agent.stdout is not None
         pid = next(int(line.split()[1]) for line in agent.stdout if line.startswith("live"))
         agent.kill()
         agent.wait(BOUND_S)
+    bound.cancel()
     assert status_of(pid)["State"].startswith(("S", "R"))
     assert process.stop_recorded(envoy.directory, 5)
     assert not process.stop_recorded(envoy.directory, 5)

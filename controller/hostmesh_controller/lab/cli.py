@@ -229,9 +229,8 @@ def logs(
         sys.stdout.flush()
         if part.kind == "envoy":
             hosts.space_of(layout, lab, part.host).replace_us([*tail, LOG], user="root")
-        path = layout.host(part.host).agent_log if part.kind == "agent" else layout.controller_log
-        if part.kind == "host":
-            raise LabError(f"a host has no log of its own; its programs' are in {layout.host(part.host).logs}")
+        place = layout.host(part.host)
+        path = {"agent": place.agent_log, "host": place.init_log}.get(part.kind, layout.controller_log)
         if not path.exists():
             raise LabError(f"{part} has written no log yet")
         os.execvp("tail", [*tail, str(path)])  # noqa: S606 - no shell wanted

@@ -102,13 +102,8 @@ def start(layout: Layout, lab: LabFacts, host: HostFacts) -> None:
         if pidfd is None:
             raise LabError(f"the lab in {layout.root} has ended without `down`; clear it: hostmesh lab down")
         try:
-            started = start_init(
-                "host",
-                {**_wish(layout, lab, host), "world": pidfd},
-                f"host={host.name}",
-                pass_fds=(pidfd,),
-                what=f"host {host.name}",
-            )
+            wish = {**_wish(layout, lab, host), "world": pidfd}
+            started = start_init("host", wish, f"host {host.name}", place.init_log, pass_fds=(pidfd,))
         except LabError as error:
             raise _explained(error, layout) from None
     disk.write_process(place.init, started.record)

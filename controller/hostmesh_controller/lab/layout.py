@@ -1,7 +1,7 @@
 """What a lab keeps on disk, all of it in one directory, and who may own that.
 
-DIR/lab.json  world.json  lock  controller/{controller.toml,state/,admin.sock,controller.log,process.json}
-DIR/hosts/NAME/{host.json,init.json,agent.json,agent.log,log/,disk/{etc,var-lib}/{upper,work}}
+DIR/lab.json  world.json  world.log  lock  controller/{controller.toml,state/,admin.sock,controller.log,process.json}
+DIR/hosts/NAME/{host.json,init.json,init.log,agent.json,agent.log,log/,disk/{etc,var-lib}/{upper,work}}
 """
 
 import fcntl
@@ -68,6 +68,11 @@ class HostLayout:
         return self.root / "init.json"
 
     @property
+    def init_log(self) -> Path:
+        """What the host's process 1 had to say, which is nothing as long as all is well."""
+        return self.root / "init.log"
+
+    @property
     def agent(self) -> Path:
         return self.root / "agent.json"
 
@@ -96,6 +101,10 @@ class Layout:
     @property
     def world(self) -> Path:
         return self.root / "world.json"
+
+    @property
+    def world_log(self) -> Path:
+        return self.root / "world.log"
 
     @property
     def lock(self) -> Path:

@@ -39,25 +39,27 @@ class Started:
         self.channel.close()
 
 
-def start_init(program: str, wish: dict[str, Any], label: str, *, pass_fds: tuple[int, ...] = (), what: str) -> Started:
+def start_init(program: str, wish: dict[str, Any], what: str, log: Path, *, pass_fds: tuple[int, ...]) -> Started:
     """Start world or host, hand it its `wish`, and wait until its process 1 reports that it is ready.
 
-    `label` is for those who read the process list.
-
-    `user namespace` asks for the user's id ranges to be mapped; the process goes on when that is done.
+    `what` names it for those who read the process list; its own last words, if any, go to `log`.
 
     Raises:
         LabError: in the words of the step that failed.
     """
     near, far = pair()
-    starter = subprocess.Popen(
-        inside_command(program, str(far.fileno()), label),
-        stdin=subprocess.DEVNULL,
-        pass_fds=(far.fileno(), *pass_fds),
-        start_new_session=True,
-        env={"PATH": PATH, "LC_ALL": "C.UTF-8"},
-        cwd="/",
-    )
+    with log.open("ab") as output:
+        starter = subprocess.Popen(
+            inside_command(program, str(far.fileno()), what),
+            # Nothing of the caller's: who waits for the end of our output must not wait for the end of the lab.
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            pass_fds=(far.fileno(), *pass_fds),
+            start_new_session=True,
+            env={"PATH": PATH, "LC_ALL": "C.UTF-8"},
+            cwd="/",
+        )
     far.close()
     near.set_timeout(_START_S)
     near.send(**wish)
@@ -65,7 +67,7 @@ def start_init(program: str, wish: dict[str, Any], label: str, *, pass_fds: tupl
         while True:
             received = near.receive()
             if received is None:
-                raise LabError(f"{what}: its first process ended without a word")
+                raise LabError(f"{what}: its first process ended without a word; see {log}")
             words, pid = received
             if "error" in words:
                 raise LabError(f"{what}: {words['error']}")

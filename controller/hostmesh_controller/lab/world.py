@@ -81,7 +81,7 @@ def _start(layout: Layout, facts: LabFacts, claim: socket.socket) -> None:
     wish = {"user": facts.user, "sysctls": SYSCTLS, "bridge": _bridge(facts)}
     try:
         # The world inherits the claim and keeps it as long as it lives.
-        started = start_init("world", wish, f"lab={layout.root}", pass_fds=(claim.fileno(),), what="the lab's world")
+        started = start_init("world", wish, f"lab {layout.root}", layout.world_log, pass_fds=(claim.fileno(),))
     except LabError as error:
         if facts.user and "unshare(0x10000000)" in str(error):
             raise LabError(_NO_USER_NAMESPACE.format(error)) from None

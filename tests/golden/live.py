@@ -3,6 +3,7 @@
 import json
 import os
 import queue
+import re
 import shutil
 import socket
 import subprocess
@@ -10,14 +11,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import files
 from pathlib import Path
-from typing import Any, Final
+from tempfile import TemporaryDirectory
+from typing import Final
 
 import grpc
-from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest
+from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, Resource
 
 import pki
 from hostmesh_agent import bootstrap, capture
@@ -142,7 +144,7 @@ class LiveHost:
     ads: Ads
     process: subprocess.Popen[bytes]
 
-    def __call__(self) -> Any:
+    def __call__(self) -> AbstractContextManager[None]:
         return self.space()
 
     def admin(self, path: str) -> str:
@@ -161,11 +163,10 @@ class LiveHost:
         except OSError:
             return False
 
-    def stat(self, name: str) -> int:
-        for line in self.admin(f"/stats?filter=^{name}$".replace("|", "%7C")).splitlines():
-            if line.startswith(f"{name}: "):
-                return int(line.rpartition(" ")[2])
-        return 0
+    def stat(self, pattern: str) -> int:
+        """Return the sum of the counters and gauges whose names match."""
+        found = (re.fullmatch(f"({pattern}): ([0-9]+)", line) for line in self.admin("/stats").splitlines())
+        return sum(int(match.group(2)) for match in found if match)
 
     def listeners(self) -> set[str]:
         return {line.partition("::")[0] for line in self.admin("/listeners").splitlines()}
@@ -174,31 +175,46 @@ class LiveHost:
         self.ads.take(mesh)
 
 
+@dataclass
+class Network:
+    """Hosts on one wire, and a machine outside the mesh. An authority that certifies anybody."""
+
+    hosts: dict[str, LiveHost]
+    outsider: Space
+    authority: Authority
+
+
 @contextmanager
-def hosts(mesh: Mesh, directory: Path) -> Iterator[dict[str, LiveHost]]:
-    """Run every host of a mesh, on one wire; each has its own Envoy and rules."""
+def network(mesh: Mesh, outsider_address: str) -> Iterator[Network]:
+    """Run every host of a mesh, each with its own Envoy and rules.
+
+    What Envoy refuses fails the test, when it is over.
+    """
     with ExitStack() as stack:
+        # Not pytest's own directory: Envoy runs as another user, who must be able to enter.
+        directory = Path(stack.enter_context(TemporaryDirectory(prefix="hostmesh-live-")))
+        directory.chmod(0o755)
         authority = pki.new_authority(directory / "authority", mesh.settings.trust_domain)
-        wire_space = stack.enter_context(new_space())
-        with wire_space():
+        cable = stack.enter_context(new_space())
+        with cable():
             run("ip", "link", "add", "br0", "type", "bridge")
             run("ip", "link", "set", "br0", "up")
+        outsider = stack.enter_context(new_space())
+        _plug(cable, outsider, "outside", (outsider_address,))
         result: dict[str, LiveHost] = {}
         for index, name in enumerate(sorted(mesh.hosts)):
             space = stack.enter_context(new_space())
-            _plug(wire_space, space, index, mesh.hosts[name].addresses)
+            _plug(cable, space, f"port{index}", mesh.hosts[name].addresses)
             result[name] = stack.enter_context(_host(mesh, name, directory / name, space, authority))
-        try:
-            yield result
-        finally:
-            refused = {name: host.ads.nacks for name, host in result.items() if host.ads.nacks}
-            assert not refused, f"Envoy refused: {refused}"
+        yield Network(result, outsider, authority)
+        refused = {name: host.ads.nacks for name, host in result.items() if host.ads.nacks}
+        assert not refused, f"Envoy refused: {refused}"
 
 
-def _plug(wire_space: Space, space: Space, index: int, addresses: tuple[str, ...]) -> None:
-    with wire_space():
-        run("ip", "link", "add", f"port{index}", "type", "veth", "peer", "name", "eth0")
-        run("ip", "link", "set", f"port{index}", "master", "br0", "up")
+def _plug(cable: Space, space: Space, port: str, addresses: tuple[str, ...]) -> None:
+    with cable():
+        run("ip", "link", "add", port, "type", "veth", "peer", "name", "eth0")
+        run("ip", "link", "set", port, "master", "br0", "up")
         run("ip", "link", "set", "eth0", "netns", f"/proc/{os.getpid()}/fd/{space.descriptor}")
     with space():
         for address in addresses:
@@ -214,12 +230,15 @@ def _host(mesh: Mesh, name: str, directory: Path, space: Space, authority: Autho
     _certificates(directory, config, authority)
     ads = Ads(Source(mesh, name), directory / "xds.sock")
     document = json.loads(bootstrap.build(bootstrap.BootstrapInput(name, ads.path, 4096)))
+    document["admin"].pop("allow_paths")  # tests look at everything
     (directory / "bootstrap.json").write_text(json.dumps(document))
     for path in [directory, *directory.rglob("*")]:
         shutil.chown(path, ENVOY_UID, ENVOY_UID)
     with ads.serving(), space(), (directory / "envoy.log").open("wb") as log:
         process = subprocess.Popen(
             [
+                # Not Popen(user=…): that forks, and a fork of a process that runs gRPC's threads may crash.
+                *("setpriv", f"--reuid={ENVOY_UID}", f"--regid={ENVOY_UID}", "--clear-groups"),
                 envoy_binary(),
                 *("--config-path", "bootstrap.json", "--disable-hot-restart", "--concurrency", "1"),
                 *("--log-level", os.environ.get("ENVOY_LOG_LEVEL", "warning")),
@@ -227,9 +246,6 @@ def _host(mesh: Mesh, name: str, directory: Path, space: Space, authority: Autho
             cwd=directory,
             stdout=log,
             stderr=log,
-            user=ENVOY_UID,
-            group=ENVOY_UID,
-            extra_groups=[],
         )
         try:
             host = LiveHost(name, space, directory, ads, process)
@@ -238,7 +254,7 @@ def _host(mesh: Mesh, name: str, directory: Path, space: Space, authority: Autho
             # Listeners are named before they accept: "LIVE" says that all have started.
             wait_until(
                 f"{name}'s listeners {expected}",
-                lambda: ads.nacks or (expected <= host.listeners() and "LIVE" in host.admin("/ready")),
+                lambda: bool(ads.nacks) or (expected <= host.listeners() and "LIVE" in host.admin("/ready")),
             )
             assert not ads.nacks
             capture.apply(capture.plan(_request(config), HostFloor(envoy_uid=ENVOY_UID)))
@@ -251,8 +267,6 @@ def _host(mesh: Mesh, name: str, directory: Path, space: Space, authority: Autho
 def _host_config(mesh: Mesh, name: str) -> HostConfig:
     found = xds.resource(mesh, name, wire.HOST_CONFIG_TYPE, wire.HOST_CONFIG_NAME)
     assert found is not None
-    from envoy.service.discovery.v3.discovery_pb2 import Resource
-
     return HostConfig.FromString(Resource.FromString(found.body).resource.value)
 
 

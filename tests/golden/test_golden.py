@@ -61,7 +61,7 @@ def text_of(value: Any, indent: int = 0) -> str:
 @pytest.mark.parametrize("case", CASES)
 def test_a_configuration_becomes_what_is_written_beside_it(case: str, update_golden: bool) -> None:
     mesh = mesh_of_case(case)
-    texts = {f"{host}.json": json.dumps(translated(mesh, host), indent=1, sort_keys=True) + "\n" for host in mesh.hosts}
+    texts = {f"{host}.json": text_of(translated(mesh, host)) + "\n" for host in mesh.hosts}
     expect = HERE / case / "expect"
     if update_golden:
         expect.mkdir(exist_ok=True)

@@ -1,160 +1,303 @@
 """The on-demand path with real Envoys: two hosts, the kernel's rules, mutual TLS, programs that know nothing."""
 
-import http.client
-import http.server
 import os
 import shutil
-import socket
-import threading
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from golden.live import WAIT_S, LiveHost, hosts
+import pki
+from golden.live import LiveHost, Network, network, wait_until
 from golden.objects import mesh_of, obj
+from golden.programs import Programs, get, hello_tls, look_up, server_tls, talk
 from hostmesh_api import wire
-from hostmesh_controller.mesh import Mesh
+from hostmesh_api.identity import WorkloadIdentity
+from hostmesh_controller.mesh import Mesh, update
 from hostmesh_controller.model.objects import ApiObject
 
-WEB, DB = "10.9.0.1", "10.9.0.2"
+WEB, DB, OUTSIDER = "10.9.0.1", "10.9.0.2", "10.9.0.9"
 WEB6, DB6 = "2001:db8:9::1", "2001:db8:9::2"
+REFUSED = 5
+"""What the agent's rules make of NXDOMAIN: a resolver goes on to its next server."""
+FIRST_REQUEST_S = 1.0
+"""Far above what it takes (10 ms), far below any timeout on the way."""
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or not all(map(shutil.which, ("nft", "ip"))), reason="needs root, nft and ip"
 )
 
 
-def objects() -> list[ApiObject]:
-    ports = [
-        {"name": "http", "port": 80, "targetPort": 8080},
-        {"name": "tcp-echo", "port": 3306},
-        {"name": "any", "port": 7000},
-        {"name": "any-first", "port": 7001},
-        {"name": "grpc", "port": 5000},
-    ]
-    return [
-        obj("Host", "web", {"addresses": [WEB, WEB6]}),
-        obj("Host", "db", {"addresses": [DB, DB6]}),
-        obj("WorkloadEntry", "web-1", {"address": WEB, "labels": {"app": "web"}, "serviceAccount": "web"}),
-        obj("WorkloadEntry", "db-1", {"address": DB, "labels": {"app": "db"}, "serviceAccount": "db"}),
-        obj("Service", "db", {"selector": {"app": "db"}, "ports": ports}),
-    ]
+def service(name: str, ports: list[dict[str, Any]], app: str = "db") -> ApiObject:
+    return obj("Service", name, {"selector": {"app": app}, "ports": ports})
 
 
-class Program(http.server.BaseHTTPRequestHandler):
-    """Answers with the headers it got."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        body = "".join(f"{name.lower()}: {value}\n" for name, value in self.headers.items()).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("X-Path", self.path)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        pass
+def workload(name: str, address: str, account: str) -> ApiObject:
+    return obj("WorkloadEntry", name, {"address": address, "labels": {"app": name}, "serviceAccount": account})
 
 
-class HttpServer(http.server.ThreadingHTTPServer):
-    daemon_threads = True
-
-
-def echo(listener: socket.socket, greeting: bytes) -> None:
-    def talk(connection: socket.socket) -> None:
-        with connection:
-            connection.sendall(greeting)
-            while data := connection.recv(65536):
-                connection.sendall(data)
-
-    while True:
-        try:
-            connection, _ = listener.accept()
-        except OSError:
-            return
-        threading.Thread(target=talk, args=(connection,), daemon=True).start()
+OBJECTS = [
+    obj("Host", "web", {"addresses": [WEB, WEB6]}),
+    obj("Host", "db", {"addresses": [DB, DB6]}),
+    workload("web", WEB, "web"),
+    workload("db", DB, "db"),
+    workload("db6", DB6, "db6"),
+    workload("safe", DB, "safe"),
+    workload("old", OUTSIDER, ""),
+    service(
+        "db",
+        [
+            {"name": "http", "port": 80, "targetPort": 8080},
+            {"name": "tcp-echo", "port": 3306},
+            {"name": "any", "port": 7000},
+            {"name": "any-first", "port": 7001},
+            {"name": "https", "port": 443, "targetPort": 8443},
+        ],
+    ),
+    service("db6", [{"name": "http", "port": 80, "targetPort": 8086}], "db6"),
+    service("safe", [{"name": "http", "port": 80, "targetPort": 8090}, {"name": "tcp", "port": 3390}], "safe"),
+    service("old", [{"name": "http", "port": 80, "targetPort": 8000}, {"name": "tcp", "port": 8001}], "old"),
+    service("shop", [{"name": "http", "port": 80, "targetPort": 8080}, {"name": "tcp", "port": 9000}]),
+    obj("PeerAuthentication", "safe", {"selector": {"matchLabels": {"app": "safe"}}, "mtls": {"mode": "STRICT"}}),
+    obj(
+        "ServiceEntry",
+        "literal",
+        {
+            "hosts": ["literal.example.com"],
+            "addresses": [OUTSIDER],
+            "ports": [{"number": 8000, "name": "http", "protocol": "HTTP"}],
+            "resolution": "STATIC",
+            "endpoints": [{"address": OUTSIDER}],
+        },
+    ),
+    obj(
+        "VirtualService",
+        "shop",
+        {
+            "hosts": ["shop"],
+            "http": [
+                {"match": [{"uri": {"prefix": "/old"}}], "route": [{"destination": {"host": "old"}}]},
+                {"match": [{"uri": {"prefix": "/gone"}}], "route": [{"destination": {"host": "gone"}}]},
+                {
+                    "match": [{"uri": {"prefix": "/subset"}}],
+                    "route": [{"destination": {"host": "shop", "subset": "none"}}],
+                },
+                {"match": [{"uri": {"prefix": "/shop"}}], "route": [{"destination": {"host": "shop"}}]},
+            ],
+            "tcp": [
+                {
+                    "route": [
+                        {"destination": {"host": "old", "port": {"number": 8001}}, "weight": 50},
+                        {"destination": {"host": "db", "port": {"number": 3306}}, "weight": 50},
+                    ]
+                }
+            ],
+        },
+    ),
+]
 
 
 @pytest.fixture(scope="module")
 def mesh() -> Mesh:
-    return mesh_of(objects())
+    first = mesh_of(OBJECTS)
+    runtime = {name: replace(facts, ipv6=True) for name, facts in first.runtime.items()}
+    return update(first, {}, first.vips, runtime)[0]
 
 
 @pytest.fixture(scope="module")
-def live(mesh: Mesh) -> Iterator[dict[str, LiveHost]]:
-    with ExitStack() as stack:
-        # Not pytest's own directory: Envoy runs as another user, who must be able to enter.
-        directory = Path(stack.enter_context(TemporaryDirectory(prefix="hostmesh-live-")))
-        directory.chmod(0o755)
-        running = stack.enter_context(hosts(mesh, directory))
-        programs: list[HttpServer] = []
-        listeners: list[socket.socket] = []
-        with running["db"]():
-            programs += [HttpServer(("0.0.0.0", port), Program) for port in (8080, 7000)]
-            for port, greeting in ((3306, b""), (7001, b"welcome\n")):
-                listeners.append(socket.create_server(("0.0.0.0", port)))
-                threading.Thread(target=echo, args=(listeners[-1], greeting), daemon=True).start()
-        for program in programs:
-            threading.Thread(target=program.serve_forever, daemon=True).start()
+def net(mesh: Mesh, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
+    programs = Programs()
+    with network(mesh, OUTSIDER) as running:
+        certificate = tmp_path_factory.mktemp("own") / "own.pem"
+        own = pki.svid(running.authority, WorkloadIdentity("cluster.local", "default", "own"))
+        certificate.write_bytes(own.one_file)
+        with running.hosts["db"]():
+            programs.http(8080, "db")
+            programs.http(7000, "any")
+            programs.http(8090, "safe")
+            programs.http(8086, "db6", address="::")
+            programs.http(8443, "own tls", tls=server_tls(certificate))
+            programs.echo(3306)
+            programs.echo(3390)
+            programs.echo(7001, b"welcome\n")
+        with running.outsider():
+            programs.http(8000, "old")
+            programs.echo(8001)
         yield running
-        for program in programs:
-            program.shutdown()
-            program.server_close()
-        for listener in listeners:
-            listener.shutdown(socket.SHUT_RDWR)
-            listener.close()
+    programs.close()
 
 
-def vip(mesh: Mesh, name: str = "db") -> str:
-    return str(wire.VIP4[mesh.vips[f"{name}.default.svc.cluster.local"]])
+@pytest.fixture
+def web(net: Network) -> Iterator[LiveHost]:
+    """The calling host; the test's thread is on it."""
+    with net.hosts["web"]():
+        yield net.hosts["web"]
 
 
-def get(
-    host: LiveHost, address: str, port: int, authority: str, path: str = "/", headers: dict[str, str] | None = None
-):
-    with host():
-        client = http.client.HTTPConnection(address, port, timeout=WAIT_S)
-        client.connect()
-    try:
-        client.request("GET", path, headers={"Host": authority, **(headers or {})})
-        answer = client.getresponse()
-        return answer.status, answer.read().decode(), dict(answer.getheaders())
-    finally:
-        client.close()
+@pytest.fixture
+def outside(net: Network) -> Iterator[None]:
+    with net.outsider():
+        yield
 
 
-def talk(host: LiveHost, address: str, port: int, data: bytes, *, greeting: bytes = b"") -> bytes:
-    with host():
-        client = socket.create_connection((address, port), WAIT_S)
-    with client:
-        found = b""
-        while len(found) < len(greeting):
-            found += client.recv(100)
-        assert found == greeting
-        client.sendall(data)
-        answer = b""
-        while len(answer) < len(data):
-            chunk = client.recv(65536)
-            if not chunk:
-                break
-            answer += chunk
-        return answer
+def vip(mesh: Mesh, name: str, network: Any = wire.VIP4) -> str:
+    return str(network[mesh.vips[f"{name}.default.svc.cluster.local"]])
 
 
-def test_a_request_reaches_a_service_on_demand_with_mutual_tls(live: dict[str, LiveHost], mesh: Mesh) -> None:
-    status, body, headers = get(live["web"], vip(mesh), 80, "db")
-    assert status == 200
-    assert "spiffe://cluster.local/ns/default/sa/web" in body
-    assert "By=spiffe://cluster.local/ns/default/sa/db" in body
-    assert "x-envoy" not in body
-    print(body, headers)
+def test_a_request_finds_its_service_at_first_use_with_mutual_tls(web: LiveHost, mesh: Mesh) -> None:
+    start = time.monotonic()
+    answer = get(vip(mesh, "db"), 80, "db", headers={"X-Forwarded-Client-Cert": "By=nobody;URI=spiffe://liar"})
+    assert time.monotonic() - start < FIRST_REQUEST_S
+    assert answer.status == 200
+    caller = answer.got["x-forwarded-client-cert"]
+    assert caller.startswith("By=spiffe://cluster.local/ns/default/sa/db;Hash=")
+    assert "URI=spiffe://cluster.local/ns/default/sa/web" in caller
+    assert "liar" not in caller
+    assert not [name for name in answer.got if name.startswith("x-envoy")]
+    assert answer.headers["server"].startswith("BaseHTTP")
 
 
-def test_a_tcp_stream_reaches_a_service_on_demand(live: dict[str, LiveHost], mesh: Mesh) -> None:
-    data = b"x" * 3_000_000
-    assert talk(live["web"], vip(mesh), 3306, data) == data
+@pytest.mark.parametrize("host", ["db", "db:80", "db.default", "db.default.svc:80", "DB.default.svc.cluster.local"])
+def test_a_service_has_all_its_names(web: LiveHost, mesh: Mesh, host: str) -> None:
+    assert get(vip(mesh, "db"), 80, host).got["program"] == "db"
+
+
+@pytest.mark.parametrize("network", [wire.VIP4, wire.VIP6], ids=["v4", "v6"])
+def test_a_service_is_called_by_its_virtual_address(web: LiveHost, mesh: Mesh, network: Any) -> None:
+    address = vip(mesh, "db", network)
+    assert get(address, 80, f"[{address}]" if ":" in address else address).got["program"] == "db"
+
+
+def test_a_large_body_survives_the_first_request(web: LiveHost, mesh: Mesh) -> None:
+    body = "x" * 3_000_000
+    assert get(vip(mesh, "db6"), 80, "db6.default.svc", body=body.encode()).body == body
+
+
+def test_a_service_that_does_not_exist_is_404_at_once(web: LiveHost, mesh: Mesh) -> None:
+    start = time.monotonic()
+    assert get(vip(mesh, "db"), 80, "nobody").status == 404
+    assert time.monotonic() - start < FIRST_REQUEST_S
+
+
+@pytest.mark.parametrize("network", [wire.VIP4, wire.VIP6], ids=["v4", "v6"])
+def test_a_tcp_stream_finds_its_service_at_first_use(web: LiveHost, mesh: Mesh, network: Any) -> None:
+    data = os.urandom(3_000_000)
+    assert talk(vip(mesh, "db", network), 3306, data) == data
+    assert web.stat(r"cluster.outbound.3306..db.default.svc.cluster.local.ssl.handshake") > 0
+
+
+def test_an_address_that_nobody_has_is_closed(web: LiveHost) -> None:
+    assert talk("240.240.77.77", 3306, b"hello") == b""
+
+
+def test_ipv6_endpoints_are_reached_from_an_address_of_their_own(web: LiveHost, mesh: Mesh) -> None:
+    answer = get(vip(mesh, "db6", wire.VIP6), 80, "db6")
+    assert answer.got["program"] == "db6"
+    assert "By=spiffe://cluster.local/ns/default/sa/db6;" in answer.got["x-forwarded-client-cert"]
+
+
+def test_an_undeclared_protocol_is_found_out(web: LiveHost, mesh: Mesh) -> None:
+    answer = get(vip(mesh, "db"), 7000, "db:7000")
+    assert answer.got["program"] == "any"
+    assert "sa/web" in answer.got["x-forwarded-client-cert"]
+    assert talk(vip(mesh, "db"), 7001, b"hello", greeting=b"welcome\n") == b"hello"
+
+
+def test_a_strict_workload_is_called_with_mutual_tls_and_not_without(web: LiveHost, net: Network, mesh: Mesh) -> None:
+    assert get(vip(mesh, "safe"), 80, "safe").got["program"] == "safe"
+    assert talk(vip(mesh, "safe"), 3390, b"hello") == b"hello"
+    with net.outsider():
+        with pytest.raises(ConnectionResetError):
+            get(DB, 8090, "safe")
+        assert talk(DB, 3390, b"hello") == b""
+        assert hello_tls(DB, 8090, ["istio", "http/1.1"]).startswith("failed")
+
+
+def test_a_permissive_workload_is_called_by_anybody(outside: None) -> None:
+    answer = get(DB, 8080, "db", headers={"X-Forwarded-Client-Cert": "By=nobody;URI=spiffe://liar"})
+    assert answer.got["program"] == "db"
+    assert "x-forwarded-client-cert" not in answer.got
+    assert talk(DB, 3306, b"hello") == b"hello"
+    assert get(DB, 7000, "db").got["program"] == "any"
+    assert talk(DB, 7001, b"hello", greeting=b"welcome\n") == b"hello"
+
+
+@pytest.mark.parametrize("protocols", [[], ["http/1.1"], ["h2", "http/1.1"]])
+def test_a_programs_own_tls_is_passed_on(outside: None, protocols: list[str]) -> None:
+    assert hello_tls(DB, 8443, protocols) == "HTTP/1.1 200 OK"
+
+
+def test_who_claims_to_be_of_the_mesh_must_prove_it(outside: None) -> None:
+    assert hello_tls(DB, 8080, ["istio-http/1.1", "istio", "http/1.1"]).startswith("failed")
+
+
+def test_a_workload_outside_the_mesh_is_called_in_plaintext(web: LiveHost, mesh: Mesh) -> None:
+    answer = get(vip(mesh, "old"), 80, "old", headers={"X-Forwarded-Client-Cert": "By=nobody;URI=spiffe://liar"})
+    assert answer.got["program"] == "old"
+    assert "x-forwarded-client-cert" not in answer.got
+    assert talk(vip(mesh, "old"), 8001, b"hello") == b"hello"
+
+
+@pytest.mark.parametrize("host", [OUTSIDER, f"{OUTSIDER}:8000", "literal.example.com"])
+def test_an_explicit_address_is_a_service_too(web: LiveHost, host: str) -> None:
+    assert get(OUTSIDER, 8000, host).got["program"] == "old"
+    assert web.stat(r"http.outbound_0.0.0.0_8000.downstream_rq_total") > 0
+
+
+def test_routes_go_where_the_virtual_service_says(web: LiveHost, mesh: Mesh) -> None:
+    def shop(path: str) -> int:
+        return get(vip(mesh, "shop"), 80, "shop", path).status
+
+    assert get(vip(mesh, "shop"), 80, "shop", "/old/1").got["program"] == "old"
+    assert get(vip(mesh, "shop"), 80, "shop", "/shop").got["program"] == "db"
+    assert [shop(path) for path in ("/gone", "/subset", "/none")] == [503, 503, 404]
+
+
+def test_connections_are_spread_by_weight(web: LiveHost, mesh: Mesh) -> None:
+    for _ in range(20):
+        assert talk(vip(mesh, "shop"), 9000, b"hello") == b"hello"
+    assert web.stat(r"cluster.outbound.8001..old.default.svc.cluster.local.upstream_cx_total") > 0
+    assert web.stat(r"cluster.outbound.3306..db.default.svc.cluster.local.upstream_cx_total") > 0
+
+
+def test_names_are_answered_in_both_families_and_unknown_ones_are_not(web: LiveHost, mesh: Mesh) -> None:
+    for name in ("db", "db.default", "db.default.svc", "db.default.svc.cluster.local"):
+        assert look_up(name, 1) == (0, [vip(mesh, "db")])
+        assert look_up(name, 28) == (0, [vip(mesh, "db", wire.VIP6)])
+    assert look_up("literal.example.com", 1) == (0, [OUTSIDER])
+    assert look_up("literal.example.com", 28)[0] == 0
+    assert look_up("nobody.example.com", 1) == (REFUSED, [])
+
+
+def test_a_service_is_not_who_it_must_be(web: LiveHost, mesh: Mesh) -> None:
+    elsewhere = workload("db", DB, "somebody-else")
+    web.take(update(mesh, {elsewhere.key: elsewhere}, mesh.vips, mesh.runtime)[0])
+    wait_until("refused", lambda: get(vip(mesh, "db"), 80, "db").status == 503)
+    web.take(mesh)
+    wait_until("as before", lambda: get(vip(mesh, "db"), 80, "db").status == 200)
+
+
+def test_an_endpoint_moves_by_one_small_push(web: LiveHost, mesh: Mesh) -> None:
+    assert get(vip(mesh, "db"), 80, "db").status == 200
+    web.ads.pushed.clear()
+    runtime = {**mesh.runtime, "db": replace(mesh.runtime["db"], ready=frozenset())}
+    web.take(update(mesh, {}, mesh.vips, runtime)[0])
+
+    def in_plaintext() -> bool:
+        return "x-forwarded-client-cert" not in get(vip(mesh, "db"), 80, "db", headers={"Connection": "close"}).got
+
+    wait_until("plaintext", in_plaintext)
+    assert {type_url for type_url, _, _ in web.ads.pushed} == {wire.ENDPOINT_TYPE}
+    web.take(mesh)
+    wait_until("mutual TLS", lambda: not in_plaintext())
+
+
+def test_a_route_changes_under_a_client(web: LiveHost, mesh: Mesh) -> None:
+    assert get(vip(mesh, "old"), 80, "old").got["program"] == "old"
+    to_db = obj("VirtualService", "old", {"hosts": ["old"], "http": [{"route": [{"destination": {"host": "db"}}]}]})
+    web.take(update(mesh, {to_db.key: to_db}, mesh.vips, mesh.runtime)[0])
+    wait_until("routed to db", lambda: get(vip(mesh, "old"), 80, "old").got["program"] == "db")
+    web.take(mesh)
+    wait_until("routed to old", lambda: get(vip(mesh, "old"), 80, "old").got["program"] == "old")

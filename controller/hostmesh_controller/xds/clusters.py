@@ -26,6 +26,11 @@ from hostmesh_controller.xds.sources import ads, socket
 
 CONNECT_TIMEOUT_S: Final = 10.0
 """Istio's default."""
+FIRST_ENDPOINTS_TIMEOUT_S: Final = 2.0
+"""How long a new version of a cluster waits for endpoints before it takes those of the old one.
+
+Envoy does not ask for endpoints that it has. A server that sends them again with the cluster ends the wait at once.
+"""
 PROTOCOL_OPTIONS: Final = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _POLICIES: Final = {
     "ROUND_ROBIN": Cluster.ROUND_ROBIN,
@@ -110,14 +115,12 @@ def outbound(target: Outbound, endpoints: Sequence[Endpoint]) -> Cluster:
 def tcp(address_name: str, target: Outbound, endpoints: Sequence[Endpoint]) -> Cluster:
     """Return the on-demand cluster of a destination that was dialled: the service's, under another name.
 
-    It shares the service's endpoints and statistics.
+    It shares the service's statistics.
     """
     cluster = outbound(target, endpoints)
     cluster.name = address_name
     cluster.alt_stat_name = str(target.name)
-    if cluster.type == Cluster.EDS:
-        cluster.eds_cluster_config.service_name = str(target.name)
-    elif cluster.HasField("load_assignment"):
+    if cluster.HasField("load_assignment"):
         cluster.load_assignment.cluster_name = address_name
     return cluster
 
@@ -133,7 +136,7 @@ def _set_discovery(cluster: Cluster, target: Outbound, endpoints: Sequence[Endpo
     cluster.lb_policy = _POLICIES.get(simple or "", Cluster.LEAST_REQUEST)
     if resolution is Resolution.STATIC:
         cluster.type = Cluster.EDS
-        cluster.eds_cluster_config.eds_config.CopyFrom(ads())
+        cluster.eds_cluster_config.eds_config.CopyFrom(ads(FIRST_ENDPOINTS_TIMEOUT_S))
         return
     cluster.type = Cluster.STRICT_DNS if resolution is Resolution.DNS else Cluster.LOGICAL_DNS
     cluster.dns_lookup_family = Cluster.V4_PREFERRED

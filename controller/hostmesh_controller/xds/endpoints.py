@@ -12,13 +12,13 @@ from google.protobuf.wrappers_pb2 import UInt32Value
 from hostmesh_api import wire
 from hostmesh_controller.mesh.peers import selects
 from hostmesh_controller.mesh.records import Endpoint, Endpoints
-from hostmesh_controller.names import OutboundName
 from hostmesh_controller.xds.encoding import Resource, length_delimited, resource_of_bytes
 from hostmesh_controller.xds.sources import socket
 
 MATCH_KEY: Final = "envoy.transport_socket_match"
 TLS_MODE: Final = "tlsMode"
 DISABLED: Final = "disabled"
+PLAINTEXT_HOSTNAME: Final = "plaintext"
 
 _CLUSTER_NAME: Final = ClusterLoadAssignment.CLUSTER_NAME_FIELD_NUMBER
 _LOCALITIES: Final = ClusterLoadAssignment.ENDPOINTS_FIELD_NUMBER
@@ -34,17 +34,17 @@ def endpoints_of(endpoints: Endpoints, port: int, labels: Mapping[str, str]) -> 
     return sorted(chosen, key=lambda endpoint: (endpoint.locality, endpoint.address, endpoint.port))
 
 
-def assignment(name: OutboundName, endpoints: Iterable[Endpoint]) -> Resource:
+def assignment(name: str, endpoints: Iterable[Endpoint]) -> Resource:
     """Return the ClusterLoadAssignment of a cluster. One in the mesh carries no metadata, so that it stays small."""
     localities: dict[str, list[bytes]] = {}
     for item in endpoints:
         encoded = lb_endpoint(item.address, item.port, item.weight, item.tls)
         localities.setdefault(item.locality, []).append(encoded)
-    parts = [length_delimited(_CLUSTER_NAME, str(name).encode())]
+    parts = [length_delimited(_CLUSTER_NAME, name.encode())]
     for locality, encoded_endpoints in localities.items():
         payload = _locality(locality) + b"".join(encoded_endpoints)
         parts.append(length_delimited(_LOCALITIES, payload))
-    return resource_of_bytes(str(name), wire.ENDPOINT_TYPE, b"".join(parts))
+    return resource_of_bytes(name, wire.ENDPOINT_TYPE, b"".join(parts))
 
 
 @lru_cache(_CACHED)
@@ -54,6 +54,9 @@ def lb_endpoint(address: str, port: int, weight: int, tls: bool) -> bytes:
     message.endpoint.address.CopyFrom(socket(address, port))
     if not tls:
         message.metadata.CopyFrom(plaintext_metadata())
+        # With other metadata alone it would be the same host to Envoy, whose open connections stay as they are. With
+        # another hostname it is another host: what was opened in plaintext is not used once mutual TLS is possible.
+        message.endpoint.hostname = PLAINTEXT_HOSTNAME
     return length_delimited(_LB_ENDPOINTS, message.SerializeToString(deterministic=True))
 
 

@@ -84,8 +84,10 @@ def _mutual_tls(port: InboundPort, trust_domain: str) -> list[FilterChain]:
     as_tcp = tls.downstream(slug, trust_domain, tls.SERVE_TCP)
     http = [filters.inbound_http(port.number, _route(port.number), mutual_tls=True)]
     if port.protocol.is_detected:
+        # The caller passes on whatever version its program speaks: it is found out again, and nothing is negotiated.
+        as_any_http = tls.downstream(slug, trust_domain, ())
         return [
-            _chain(port, "mtls-http", http, transport=_TLS, protocols=tls.MESH_HTTP, socket_=as_http),
+            _chain(port, "mtls-http", http, transport=_TLS, protocols=tls.MESH_HTTP, socket_=as_any_http),
             _chain(port, "mtls", _tcp(port), transport=_TLS, protocols=tls.SERVE_TCP, socket_=as_tcp),
         ]
     if port.protocol.is_http:

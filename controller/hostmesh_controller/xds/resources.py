@@ -131,13 +131,19 @@ def _cluster(mesh: Mesh, host: Host, name: str) -> Resource | None:
 
 
 def _tcp_cluster(mesh: Mesh, namespace: str, dialled: TcpName) -> Resource | None:
+    target = _tcp_target(mesh, namespace, dialled)
+    return None if target is None else _outbound_cluster(mesh, namespace, target, dialled)
+
+
+def _tcp_target(mesh: Mesh, namespace: str, dialled: TcpName) -> OutboundName | None:
+    """Return what a destination that was dialled stands for, or None if it is not of the mesh."""
     service = service_at(mesh, dialled.address, dialled.port, namespace)
     port = service.port(dialled.port) if service else None
     if service is None or port is None:
         return None
     weights = tcp_weights(mesh, service, port, namespace)
-    target = parse_outbound(weights[0][0]) if len(weights) == 1 else OutboundName(port.number, "", service.id.hostname)
-    return None if target is None else _outbound_cluster(mesh, namespace, target, dialled)
+    # Several destinations have a filter chain of their own; the address itself then stands for the service.
+    return parse_outbound(weights[0][0]) if len(weights) == 1 else OutboundName(port.number, "", service.id.hostname)
 
 
 def _outbound_cluster(mesh: Mesh, namespace: str, name: OutboundName, dialled: TcpName | None) -> Resource | None:
@@ -172,8 +178,14 @@ def _service_port(mesh: Mesh, namespace: str, name: OutboundName) -> tuple[Servi
 
 
 def _endpoints(mesh: Mesh, host: Host, name: str) -> Resource | None:
+    """Return the endpoints of an outbound or of an on-demand TCP cluster.
+
+    Each cluster has endpoints of its own name, though they may be the same ones: Envoy does not ask again for a name
+    that it knows, and a second cluster would wait in vain for the first answer.
+    """
     namespace = mesh.namespace_of(host.name)
-    outbound = parse_outbound(name)
+    dialled = parse_tcp(name)
+    outbound = parse_outbound(name) if dialled is None else _tcp_target(mesh, namespace, dialled)
     found = _service_port(mesh, namespace, outbound) if outbound else None
     if outbound is None or found is None or found[0].resolution is not Resolution.STATIC:
         return None
@@ -185,9 +197,9 @@ def _endpoints(mesh: Mesh, host: Host, name: str) -> Resource | None:
     of_service = mesh.endpoints_of(service)
 
     def make() -> Resource:
-        return endpoints.assignment(outbound, endpoints.endpoints_of(of_service, outbound.port, labels))
+        return endpoints.assignment(name, endpoints.endpoints_of(of_service, outbound.port, labels))
 
-    key = (wire.ENDPOINT_TYPE, outbound, service.id, tuple(rule.key for rule in rules))
+    key = (wire.ENDPOINT_TYPE, name, outbound, service.id, tuple(rule.key for rule in rules))
     return mesh.memo.get(key, (of_service, *rules), make)
 
 

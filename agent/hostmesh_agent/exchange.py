@@ -15,7 +15,7 @@ from envoy.service.discovery.v3.discovery_pb2 import Resource as ResourceMessage
 
 from hostmesh_agent.cache import Change, Entry
 from hostmesh_api.delta import WILDCARD, WILDCARD_TYPES, Answer, ClientStream, Push, Resource, ServerStream, Update
-from hostmesh_api.wire import HOST_CONFIG_NAME, HOST_CONFIG_TYPE, VIRTUAL_HOST_TYPE
+from hostmesh_api.wire import HOST_CONFIG_NAME, HOST_CONFIG_TYPE, LISTENER_TYPE, VIRTUAL_HOST_TYPE
 
 _KEPT_REFUSALS: Final = 20
 _AWAY: Final = "away"
@@ -184,7 +184,11 @@ class Exchange:
 
     def pushes(self) -> list[Push]:
         """Return the responses that are due to Envoy now."""
-        return [] if self._down is None else list(self._down.pushes(self))
+        if self._down is None:
+            return []
+        # A listener names certificates that the agent puts in place while it applies its own configuration.
+        held_back = {LISTENER_TYPE} if self._shelf(HOST_CONFIG_TYPE).owed else frozenset[str]()
+        return list(self._down.pushes(self, held_back))
 
     def settle(self, now: datetime) -> list[DeltaDiscoveryRequest]:
         """Return what to tell the controller, now that Envoy has nothing more to say about some of its responses."""
@@ -245,6 +249,11 @@ class Exchange:
         """Take back what could not be written, unless it has changed again meanwhile."""
         for change in changes:
             self._changes.setdefault((change.type_url, change.name), change)
+
+    def accepted_version(self, type_url: str, name: str) -> str | None:
+        """Return the version of a resource that Envoy has accepted; None if it has none."""
+        resource = self._shelf(type_url).good.get(name)
+        return None if resource is None else resource.version
 
     def accepted(self) -> Mapping[str, int]:
         """Return how many resources of each type are accepted."""

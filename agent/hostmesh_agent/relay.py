@@ -110,6 +110,10 @@ class Relay:
         resource = self._exchange.host_config()
         return None if resource is None else _host_config(resource.body)
 
+    def accepted_version(self, type_url: str, name: str) -> str | None:
+        """Return the version of a resource that Envoy has accepted, now or in an earlier life; None if none."""
+        return self._exchange.accepted_version(type_url, name)
+
     def reconnect(self) -> None:
         """End the present stream to the controller; a new one is opened with what `connect` gives then."""
         if self._call is not None:
@@ -285,6 +289,7 @@ class Relay:
                     _log.error("host configuration refused", reason=error, exc_info=refused)
             self._tell(self._exchange.own_settled(error, datetime.now(UTC)))
             self._disk.set()
+            self._wake_envoy()
 
     # The disk
 

@@ -56,7 +56,7 @@ def lease(workload: Workload, vouched: Vouched, now: datetime) -> WorkloadLease:
     return WorkloadLease(
         namespace=workload.namespace,
         name=workload.name,
-        ready=not_after is not None and now < not_after and bool(ports) and ports <= vouched.captured_ports,
+        ready=not_after is not None and now < not_after and ports <= vouched.captured_ports,
         captured_ports=sorted(ports & vouched.captured_ports),
         certificate_not_after=0 if not_after is None else int(not_after.timestamp()),
     )

@@ -10,6 +10,7 @@ The end of the agent, however it comes, leaves Envoy, the rules and the files as
 import asyncio
 import signal
 import socket
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -32,6 +33,7 @@ from hostmesh_agent.services import Services
 from hostmesh_agent.state import State, StateError
 from hostmesh_agent.uplink import Uplink
 from hostmesh_api.v1.hostmesh_pb2 import CaptureState, HostConfig, HostReport, ListeningSocket
+from hostmesh_api.wire import LISTENER_TYPE
 
 PULSE_S: Final = 10.0
 """How often what is in force is compared with what should be, when nothing happens."""
@@ -90,6 +92,7 @@ class Agent:
         self._state = state
         self._record = state.host()
         self._wake = asyncio.Event()
+        self._stepping = asyncio.Lock()
         self._stopping = asyncio.Event()
         self._configured = asyncio.Event()
         self._online = False
@@ -186,6 +189,8 @@ class Agent:
         self._floor = floor
         self._host_config = config
         self._configured.set()
+        # Capture narrows before Envoy is given listeners that no longer serve what was captured.
+        await self._step()
         self._something_changed()
         self._sweep_later(want)
 
@@ -235,9 +240,12 @@ class Agent:
                 pause_s = min(pause_s * 2, _LAST_PAUSE_S)
 
     async def _step(self) -> None:
-        config, floor = self._host_config, self._floor
-        if config is None or floor is None:
-            return
+        async with self._stepping:
+            config, floor = self._host_config, self._floor
+            if config is not None and floor is not None:
+                await self._enforce(config, floor)
+
+    async def _enforce(self, config: HostConfig, floor: HostFloor) -> None:
         decision = await self._decide(config)
         enforced = await asyncio.to_thread(self._enforcement.put, decision.request, floor)
         if (enforced, decision.lacking) != (self._enforced, self._lacking):
@@ -263,14 +271,20 @@ class Agent:
         decision = converge.decide(config, evidence)
         if not decision.lacking:
             return decision
-        listeners = await self._listeners()
+        listeners = await self._listeners(config.listeners)
         return converge.decide(config, converge.Evidence(certificates, listeners, in_force))
 
-    async def _listeners(self) -> frozenset[str]:
+    async def _listeners(self, wanted: Mapping[str, str]) -> frozenset[str]:
+        """Return the names of Envoy's active listeners, without those that are not at the version wanted."""
         try:
-            return await self._admin.listeners()
+            active = await self._admin.listeners()
         except AdminError:
             return frozenset()
+        return frozenset(
+            name
+            for name in active
+            if not wanted.get(name) or self._relay.accepted_version(LISTENER_TYPE, name) == wanted[name]
+        )
 
     def _tell(self, enforced: Enforced) -> None:
         log.info(
@@ -335,7 +349,7 @@ class Agent:
     # The control socket
 
     async def _status(self) -> dict[str, Any]:
-        wanted = () if self._host_config is None else self._host_config.listeners
+        wanted: Mapping[str, str] = {} if self._host_config is None else self._host_config.listeners
         return status.document(
             status.Facts(
                 record=self._record,
@@ -349,7 +363,7 @@ class Agent:
                 missing=self._identities.missing(),
                 leases=report.leases(self._workloads(), self._vouched(), now()),
                 listeners_wanted=tuple(wanted),
-                listeners=await self._listeners(),
+                listeners=await self._listeners(wanted),
                 capture_wanted=status.capture_wanted(self._config),
             ),
             now(),

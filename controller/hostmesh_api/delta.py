@@ -7,7 +7,7 @@ a resource means: resources are names, versions and bytes.
 Source: https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol#incremental-xds
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Protocol
 
@@ -240,10 +240,13 @@ class ServerStream:
         """Tell whether the client has acknowledged (or refused) all that it is due."""
         return all(self.settled(type_url) for type_url in self._types)
 
-    def pushes(self, source: Source) -> Iterator[Push]:
-        """Yield the responses that are due now, in make-before-break order; the caller writes each."""
+    def pushes(self, source: Source, held_back: Container[str] = ()) -> Iterator[Push]:
+        """Yield the responses that are due now, in make-before-break order; the caller writes each.
+
+        Types in `held_back` stay due.
+        """
         for type_url in (*PUSH_ORDER, *(each for each in self._types if each not in PUSH_ORDER)):
-            state = self._types.get(type_url)
+            state = None if type_url in held_back else self._types.get(type_url)
             while state is not None and not state.nonce and (state.dirty or state.dirty_all or state.must_answer):
                 push = self._push(type_url, state, source)
                 if push is None:

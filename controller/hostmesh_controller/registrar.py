@@ -20,7 +20,7 @@ from hostmesh_controller.hub import Hub
 from hostmesh_controller.mesh import HostRuntime, Mesh, Settings, Touched
 from hostmesh_controller.mesh.compiled import virtual_hostnames
 from hostmesh_controller.model.objects import ApiObject, ObjectKey
-from hostmesh_controller.reports import HostStates, has_ipv6
+from hostmesh_controller.reports import HostStates, captured_ports, has_ipv6
 from hostmesh_controller.review import Documents, Review, read_stored, review
 from hostmesh_controller.store import Delete, HostState, Put, Store, StoredObject
 
@@ -290,7 +290,12 @@ def with_facts(item: ApiObject, record: StoredObject) -> ApiObject:
 def runtime_of(state: HostState) -> HostRuntime:
     """Return what the mesh needs to know of a host's state."""
     joined = state.joined_at is not None and (state.left_at is None or state.left_at < state.joined_at)
-    return HostRuntime(joined=joined, ready=state.ready if joined else frozenset(), ipv6=has_ipv6(state))
+    return HostRuntime(
+        joined=joined,
+        ready=state.ready if joined else frozenset(),
+        ipv6=has_ipv6(state),
+        captured=captured_ports(state) if joined else frozenset(),
+    )
 
 
 def _read_all(stored: Sequence[StoredObject]) -> dict[ObjectKey, ApiObject]:

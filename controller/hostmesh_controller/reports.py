@@ -53,8 +53,8 @@ class _Entry:
 class HostStates:
     """Run-time state of hosts, in memory and, less often, in the store. For one event loop.
 
-    `on_change(host)` is called after the store knows, when a host joined or left, or its ready workloads or addresses
-    changed.
+    `on_change(host)` is called after the store knows, when a host joined or left, or its ready workloads, captured
+    ports or addresses changed.
     """
 
     def __init__(self, store: StateStore, on_change: Callable[[str], None], now: Callable[[], datetime]) -> None:
@@ -82,7 +82,7 @@ class HostStates:
             state = replace(
                 entry.state, last_report_at=now, report=report.SerializeToString(deterministic=True), ready=ready
             )
-            changed = ready != entry.state.ready or addresses_of(state) != addresses_of(entry.state)
+            changed = _what_matters(state) != _what_matters(entry.state)
             due = entry.written_at is None or now - entry.written_at >= WRITE_INTERVAL
             if changed or due:
                 await asyncio.to_thread(self._store.put_host_state, host, state)
@@ -144,6 +144,16 @@ class ReportingServicer(ReportingBase):
                 grpc.StatusCode.UNAVAILABLE, "the controller's store fails: its operator must see its log"
             )
         return ReportResponse(interval_s=INTERVAL_S)
+
+
+def _what_matters(state: HostState) -> tuple[object, ...]:
+    return state.ready, captured_ports(state), addresses_of(state)
+
+
+def captured_ports(state: HostState) -> frozenset[int]:
+    """Return the ports that the agent last said it captures."""
+    report = HostReport.FromString(state.report)
+    return frozenset(port for lease in report.leases for port in lease.captured_ports)
 
 
 def ready_workloads(report: HostReport, placed: frozenset[Workload], now: datetime) -> frozenset[Workload]:

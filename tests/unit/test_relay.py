@@ -121,11 +121,12 @@ class Envoy:
 @asynccontextmanager
 async def envoy(socket: Path) -> AsyncIterator[Envoy]:
     async with grpc.aio.insecure_channel(f"unix:{socket}") as channel:
-        call = channel.stream_stream(
+        method = channel.stream_stream(
             f"/{SERVICE}/{METHOD}",
             request_serializer=DeltaDiscoveryRequest.SerializeToString,
             response_deserializer=DeltaDiscoveryResponse.FromString,
-        )()
+        )
+        call = method()  # type: ignore[call-arg] # the stubs miss that a call can be written to
         await call.wait_for_connection()
         yield Envoy(call)
         call.cancel()

@@ -24,13 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ehostmesh_api/v1/hostmesh.proto\x12\x0bhostmesh.v1\"T\n\x0bJoinRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0f\n\x07\x63sr_der\x18\x02 \x01(\x0c\x12%\n\x05\x66\x61\x63ts\x18\x03 \x01(\x0b\x32\x16.hostmesh.v1.HostFacts\"s\n\x0cJoinResponse\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x14\n\x0ctrust_domain\x18\x02 \x01(\t\x12\x11\n\tchain_pem\x18\x03 \x01(\x0c\x12\x12\n\nbundle_pem\x18\x04 \x01(\x0c\x12\x18\n\x10\x61gents_endpoints\x18\x05 \x03(\t\"#\n\x10RenewHostRequest\x12\x0f\n\x07\x63sr_der\x18\x01 \x01(\x0c\":\n\x14IssueWorkloadRequest\x12\x0f\n\x07\x63sr_der\x18\x01 \x01(\x0c\x12\x11\n\tspiffe_id\x18\x02 \x01(\t\"<\n\x13\x43\x65rtificateResponse\x12\x11\n\tchain_pem\x18\x01 \x01(\x0c\x12\x12\n\nbundle_pem\x18\x02 \x01(\x0c\"\x0e\n\x0cLeaveRequest\"\x0f\n\rLeaveResponse\"\xc4\x01\n\nHostConfig\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x14\n\x0ctrust_domain\x18\x02 \x01(\t\x12(\n\tworkloads\x18\x03 \x03(\x0b\x32\x15.hostmesh.v1.Workload\x12\x1a\n\x12outbound_spiffe_id\x18\x04 \x01(\t\x12%\n\x07\x63\x61pture\x18\x05 \x01(\x0b\x32\x14.hostmesh.v1.Capture\x12\x12\n\nbundle_pem\x18\x06 \x01(\x0c\x12\x11\n\tlisteners\x18\x07 \x03(\t\"f\n\x08Workload\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x17\n\x0fservice_account\x18\x03 \x01(\t\x12\x11\n\tspiffe_id\x18\x04 \x01(\t\x12\r\n\x05ports\x18\x05 \x03(\r\"\xa9\x01\n\x07\x43\x61pture\x12)\n\x05scope\x18\x01 \x01(\x0e\x32\x1a.hostmesh.v1.Capture.Scope\x12\x15\n\rinbound_ports\x18\x02 \x03(\r\x12\x19\n\x11outbound_prefixes\x18\x03 \x03(\t\x12\x18\n\x10virtual_prefixes\x18\x04 \x03(\t\x12\x0b\n\x03\x64ns\x18\x05 \x01(\x08\"\x1a\n\x05Scope\x12\x08\n\x04MESH\x10\x00\x12\x07\n\x03\x41LL\x10\x01\"\xc0\x01\n\tHostFacts\x12\x10\n\x08hostname\x18\x01 \x01(\t\x12\n\n\x02os\x18\x02 \x01(\t\x12\x0e\n\x06kernel\x18\x03 \x01(\t\x12\x0f\n\x07machine\x18\x04 \x01(\t\x12\x0c\n\x04\x63pus\x18\x05 \x01(\r\x12\x14\n\x0cmemory_bytes\x18\x06 \x01(\x04\x12\x11\n\taddresses\x18\x07 \x03(\t\x12\x15\n\ragent_version\x18\x08 \x01(\t\x12\x15\n\renvoy_version\x18\t \x01(\t\x12\x0f\n\x07\x62oot_id\x18\n \x01(\t\"P\n\x08HostLoad\x12\x0f\n\x07load_1m\x18\x01 \x01(\x01\x12\x13\n\x0b\x63pu_percent\x18\x02 \x01(\x01\x12\x1e\n\x16memory_available_bytes\x18\x03 \x01(\x04\"m\n\x0fListeningSocket\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\r\x12\x10\n\x08protocol\x18\x03 \x01(\t\x12\x0b\n\x03pid\x18\x04 \x01(\r\x12\x0f\n\x07program\x18\x05 \x01(\t\x12\x0b\n\x03uid\x18\x06 \x01(\r\"\xad\x02\n\nHostReport\x12%\n\x05\x66\x61\x63ts\x18\x01 \x01(\x0b\x32\x16.hostmesh.v1.HostFacts\x12#\n\x04load\x18\x02 \x01(\x0b\x32\x15.hostmesh.v1.HostLoad\x12/\n\tlistening\x18\x03 \x03(\x0b\x32\x1c.hostmesh.v1.ListeningSocket\x12&\n\x05\x65nvoy\x18\x04 \x01(\x0b\x32\x17.hostmesh.v1.EnvoyState\x12*\n\x07\x63\x61pture\x18\x05 \x01(\x0b\x32\x19.hostmesh.v1.CaptureState\x12*\n\x06leases\x18\x06 \x03(\x0b\x32\x1a.hostmesh.v1.WorkloadLease\x12\"\n\x1ahost_certificate_not_after\x18\x07 \x01(\x03\"v\n\rWorkloadLease\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05ready\x18\x03 \x01(\x08\x12\x16\n\x0e\x63\x61ptured_ports\x18\x04 \x03(\r\x12\x1d\n\x15\x63\x65rtificate_not_after\x18\x05 \x01(\x03\"^\n\nEnvoyState\x12\r\n\x05state\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\r\x12\x10\n\x08restarts\x18\x04 \x01(\r\x12\x11\n\tlast_exit\x18\x05 \x01(\t\"Q\n\x0c\x43\x61ptureState\x12\r\n\x05state\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\x12\x12\n\nrules_hash\x18\x03 \x01(\t\x12\r\n\x05\x65rror\x18\x04 \x01(\t\"$\n\x0eReportResponse\x12\x12\n\ninterval_s\x18\x01 \x01(\r2H\n\tEnrolment\x12;\n\x04Join\x12\x18.hostmesh.v1.JoinRequest\x1a\x19.hostmesh.v1.JoinResponse2\xee\x01\n\x08Identity\x12L\n\tRenewHost\x12\x1d.hostmesh.v1.RenewHostRequest\x1a .hostmesh.v1.CertificateResponse\x12T\n\rIssueWorkload\x12!.hostmesh.v1.IssueWorkloadRequest\x1a .hostmesh.v1.CertificateResponse\x12>\n\x05Leave\x12\x19.hostmesh.v1.LeaveRequest\x1a\x1a.hostmesh.v1.LeaveResponse2K\n\tReporting\x12>\n\x06Report\x12\x17.hostmesh.v1.HostReport\x1a\x1b.hostmesh.v1.ReportResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ehostmesh_api/v1/hostmesh.proto\x12\x0bhostmesh.v1\"T\n\x0bJoinRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0f\n\x07\x63sr_der\x18\x02 \x01(\x0c\x12%\n\x05\x66\x61\x63ts\x18\x03 \x01(\x0b\x32\x16.hostmesh.v1.HostFacts\"s\n\x0cJoinResponse\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x14\n\x0ctrust_domain\x18\x02 \x01(\t\x12\x11\n\tchain_pem\x18\x03 \x01(\x0c\x12\x12\n\nbundle_pem\x18\x04 \x01(\x0c\x12\x18\n\x10\x61gents_endpoints\x18\x05 \x03(\t\"#\n\x10RenewHostRequest\x12\x0f\n\x07\x63sr_der\x18\x01 \x01(\x0c\":\n\x14IssueWorkloadRequest\x12\x0f\n\x07\x63sr_der\x18\x01 \x01(\x0c\x12\x11\n\tspiffe_id\x18\x02 \x01(\t\"<\n\x13\x43\x65rtificateResponse\x12\x11\n\tchain_pem\x18\x01 \x01(\x0c\x12\x12\n\nbundle_pem\x18\x02 \x01(\x0c\"\x0e\n\x0cLeaveRequest\"\x0f\n\rLeaveResponse\"\x9e\x02\n\nHostConfig\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x14\n\x0ctrust_domain\x18\x02 \x01(\t\x12(\n\tworkloads\x18\x03 \x03(\x0b\x32\x15.hostmesh.v1.Workload\x12\x1a\n\x12outbound_spiffe_id\x18\x04 \x01(\t\x12%\n\x07\x63\x61pture\x18\x05 \x01(\x0b\x32\x14.hostmesh.v1.Capture\x12\x12\n\nbundle_pem\x18\x06 \x01(\x0c\x12\x39\n\tlisteners\x18\x07 \x03(\x0b\x32&.hostmesh.v1.HostConfig.ListenersEntry\x1a\x30\n\x0eListenersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"f\n\x08Workload\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x17\n\x0fservice_account\x18\x03 \x01(\t\x12\x11\n\tspiffe_id\x18\x04 \x01(\t\x12\r\n\x05ports\x18\x05 \x03(\r\"\xa9\x01\n\x07\x43\x61pture\x12)\n\x05scope\x18\x01 \x01(\x0e\x32\x1a.hostmesh.v1.Capture.Scope\x12\x15\n\rinbound_ports\x18\x02 \x03(\r\x12\x19\n\x11outbound_prefixes\x18\x03 \x03(\t\x12\x18\n\x10virtual_prefixes\x18\x04 \x03(\t\x12\x0b\n\x03\x64ns\x18\x05 \x01(\x08\"\x1a\n\x05Scope\x12\x08\n\x04MESH\x10\x00\x12\x07\n\x03\x41LL\x10\x01\"\xc0\x01\n\tHostFacts\x12\x10\n\x08hostname\x18\x01 \x01(\t\x12\n\n\x02os\x18\x02 \x01(\t\x12\x0e\n\x06kernel\x18\x03 \x01(\t\x12\x0f\n\x07machine\x18\x04 \x01(\t\x12\x0c\n\x04\x63pus\x18\x05 \x01(\r\x12\x14\n\x0cmemory_bytes\x18\x06 \x01(\x04\x12\x11\n\taddresses\x18\x07 \x03(\t\x12\x15\n\ragent_version\x18\x08 \x01(\t\x12\x15\n\renvoy_version\x18\t \x01(\t\x12\x0f\n\x07\x62oot_id\x18\n \x01(\t\"P\n\x08HostLoad\x12\x0f\n\x07load_1m\x18\x01 \x01(\x01\x12\x13\n\x0b\x63pu_percent\x18\x02 \x01(\x01\x12\x1e\n\x16memory_available_bytes\x18\x03 \x01(\x04\"m\n\x0fListeningSocket\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\r\x12\x10\n\x08protocol\x18\x03 \x01(\t\x12\x0b\n\x03pid\x18\x04 \x01(\r\x12\x0f\n\x07program\x18\x05 \x01(\t\x12\x0b\n\x03uid\x18\x06 \x01(\r\"\xad\x02\n\nHostReport\x12%\n\x05\x66\x61\x63ts\x18\x01 \x01(\x0b\x32\x16.hostmesh.v1.HostFacts\x12#\n\x04load\x18\x02 \x01(\x0b\x32\x15.hostmesh.v1.HostLoad\x12/\n\tlistening\x18\x03 \x03(\x0b\x32\x1c.hostmesh.v1.ListeningSocket\x12&\n\x05\x65nvoy\x18\x04 \x01(\x0b\x32\x17.hostmesh.v1.EnvoyState\x12*\n\x07\x63\x61pture\x18\x05 \x01(\x0b\x32\x19.hostmesh.v1.CaptureState\x12*\n\x06leases\x18\x06 \x03(\x0b\x32\x1a.hostmesh.v1.WorkloadLease\x12\"\n\x1ahost_certificate_not_after\x18\x07 \x01(\x03\"v\n\rWorkloadLease\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05ready\x18\x03 \x01(\x08\x12\x16\n\x0e\x63\x61ptured_ports\x18\x04 \x03(\r\x12\x1d\n\x15\x63\x65rtificate_not_after\x18\x05 \x01(\x03\"^\n\nEnvoyState\x12\r\n\x05state\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\r\x12\x10\n\x08restarts\x18\x04 \x01(\r\x12\x11\n\tlast_exit\x18\x05 \x01(\t\"Q\n\x0c\x43\x61ptureState\x12\r\n\x05state\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\x12\x12\n\nrules_hash\x18\x03 \x01(\t\x12\r\n\x05\x65rror\x18\x04 \x01(\t\"$\n\x0eReportResponse\x12\x12\n\ninterval_s\x18\x01 \x01(\r2H\n\tEnrolment\x12;\n\x04Join\x12\x18.hostmesh.v1.JoinRequest\x1a\x19.hostmesh.v1.JoinResponse2\xee\x01\n\x08Identity\x12L\n\tRenewHost\x12\x1d.hostmesh.v1.RenewHostRequest\x1a .hostmesh.v1.CertificateResponse\x12T\n\rIssueWorkload\x12!.hostmesh.v1.IssueWorkloadRequest\x1a .hostmesh.v1.CertificateResponse\x12>\n\x05Leave\x12\x19.hostmesh.v1.LeaveRequest\x1a\x1a.hostmesh.v1.LeaveResponse2K\n\tReporting\x12>\n\x06Report\x12\x17.hostmesh.v1.HostReport\x1a\x1b.hostmesh.v1.ReportResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hostmesh_api.v1.hostmesh_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_HOSTCONFIG_LISTENERSENTRY']._loaded_options = None
+  _globals['_HOSTCONFIG_LISTENERSENTRY']._serialized_options = b'8\001'
   _globals['_JOINREQUEST']._serialized_start=47
   _globals['_JOINREQUEST']._serialized_end=131
   _globals['_JOINRESPONSE']._serialized_start=133
@@ -46,33 +48,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LEAVERESPONSE']._serialized_start=425
   _globals['_LEAVERESPONSE']._serialized_end=440
   _globals['_HOSTCONFIG']._serialized_start=443
-  _globals['_HOSTCONFIG']._serialized_end=639
-  _globals['_WORKLOAD']._serialized_start=641
-  _globals['_WORKLOAD']._serialized_end=743
-  _globals['_CAPTURE']._serialized_start=746
-  _globals['_CAPTURE']._serialized_end=915
-  _globals['_CAPTURE_SCOPE']._serialized_start=889
-  _globals['_CAPTURE_SCOPE']._serialized_end=915
-  _globals['_HOSTFACTS']._serialized_start=918
-  _globals['_HOSTFACTS']._serialized_end=1110
-  _globals['_HOSTLOAD']._serialized_start=1112
-  _globals['_HOSTLOAD']._serialized_end=1192
-  _globals['_LISTENINGSOCKET']._serialized_start=1194
-  _globals['_LISTENINGSOCKET']._serialized_end=1303
-  _globals['_HOSTREPORT']._serialized_start=1306
-  _globals['_HOSTREPORT']._serialized_end=1607
-  _globals['_WORKLOADLEASE']._serialized_start=1609
-  _globals['_WORKLOADLEASE']._serialized_end=1727
-  _globals['_ENVOYSTATE']._serialized_start=1729
-  _globals['_ENVOYSTATE']._serialized_end=1823
-  _globals['_CAPTURESTATE']._serialized_start=1825
-  _globals['_CAPTURESTATE']._serialized_end=1906
-  _globals['_REPORTRESPONSE']._serialized_start=1908
-  _globals['_REPORTRESPONSE']._serialized_end=1944
-  _globals['_ENROLMENT']._serialized_start=1946
-  _globals['_ENROLMENT']._serialized_end=2018
-  _globals['_IDENTITY']._serialized_start=2021
-  _globals['_IDENTITY']._serialized_end=2259
-  _globals['_REPORTING']._serialized_start=2261
-  _globals['_REPORTING']._serialized_end=2336
+  _globals['_HOSTCONFIG']._serialized_end=729
+  _globals['_HOSTCONFIG_LISTENERSENTRY']._serialized_start=681
+  _globals['_HOSTCONFIG_LISTENERSENTRY']._serialized_end=729
+  _globals['_WORKLOAD']._serialized_start=731
+  _globals['_WORKLOAD']._serialized_end=833
+  _globals['_CAPTURE']._serialized_start=836
+  _globals['_CAPTURE']._serialized_end=1005
+  _globals['_CAPTURE_SCOPE']._serialized_start=979
+  _globals['_CAPTURE_SCOPE']._serialized_end=1005
+  _globals['_HOSTFACTS']._serialized_start=1008
+  _globals['_HOSTFACTS']._serialized_end=1200
+  _globals['_HOSTLOAD']._serialized_start=1202
+  _globals['_HOSTLOAD']._serialized_end=1282
+  _globals['_LISTENINGSOCKET']._serialized_start=1284
+  _globals['_LISTENINGSOCKET']._serialized_end=1393
+  _globals['_HOSTREPORT']._serialized_start=1396
+  _globals['_HOSTREPORT']._serialized_end=1697
+  _globals['_WORKLOADLEASE']._serialized_start=1699
+  _globals['_WORKLOADLEASE']._serialized_end=1817
+  _globals['_ENVOYSTATE']._serialized_start=1819
+  _globals['_ENVOYSTATE']._serialized_end=1913
+  _globals['_CAPTURESTATE']._serialized_start=1915
+  _globals['_CAPTURESTATE']._serialized_end=1996
+  _globals['_REPORTRESPONSE']._serialized_start=1998
+  _globals['_REPORTRESPONSE']._serialized_end=2034
+  _globals['_ENROLMENT']._serialized_start=2036
+  _globals['_ENROLMENT']._serialized_end=2108
+  _globals['_IDENTITY']._serialized_start=2111
+  _globals['_IDENTITY']._serialized_end=2349
+  _globals['_REPORTING']._serialized_start=2351
+  _globals['_REPORTING']._serialized_end=2426
 # @@protoc_insertion_point(module_scope)

@@ -185,6 +185,26 @@ class HostConfig(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class ListenersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     HOST_FIELD_NUMBER: _builtins.int
     TRUST_DOMAIN_FIELD_NUMBER: _builtins.int
     WORKLOADS_FIELD_NUMBER: _builtins.int
@@ -205,8 +225,10 @@ class HostConfig(_message.Message):
     @_builtins.property
     def capture(self) -> Global___Capture: ...
     @_builtins.property
-    def listeners(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Names of the listeners Envoy must have active before traffic is captured."""
+    def listeners(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Listeners that Envoy must have active before traffic is captured, each with the version that it must have
+        acknowledged; "" where any version will do. A port is not captured before Envoy has the chains that serve it.
+        """
 
     def __init__(
         self,
@@ -217,7 +239,7 @@ class HostConfig(_message.Message):
         outbound_spiffe_id: _builtins.str = ...,
         capture: Global___Capture | None = ...,
         bundle_pem: _builtins.bytes = ...,
-        listeners: _abc.Iterable[_builtins.str] | None = ...,
+        listeners: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capture", b"capture"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...

@@ -11,6 +11,7 @@ from hostmesh_controller.api.fleet import proxy_body
 from hostmesh_controller.api.hosts import view_of, views
 from hostmesh_controller.api.parts import Parts, Using
 from hostmesh_controller.api.principals import Viewer
+from hostmesh_controller.mesh.inbound import ports_of
 
 router = APIRouter(prefix="/v1", tags=["proxies"])
 
@@ -57,8 +58,12 @@ def _settled(parts: Parts, revision: int) -> dict[str, Any]:
     mesh = parts.hub.mesh
     hosts = []
     for host, acked in sorted(parts.hub.converged(revision).items()):
-        ready = mesh.runtime_of(host).ready
-        waiting = [each.key for each in mesh.workloads_of(host) if each.key not in ready]
+        runtime = mesh.runtime_of(host)
+        waiting = [
+            each.key
+            for each in mesh.workloads_of(host)
+            if not all(runtime.serves(each.key, port) for port in ports_of(mesh, each))
+        ]
         hosts.append({"host": host, "acked": acked, "waiting_workloads": [f"{ns}/{name}" for ns, name in waiting]})
     done = parts.hub.revision >= revision and all(each["acked"] and not each["waiting_workloads"] for each in hosts)
     return {"revision": revision, "converged": done, "hosts": hosts}

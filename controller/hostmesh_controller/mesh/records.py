@@ -31,11 +31,20 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class HostRuntime:
-    """What is true of a host now: it joined, these workloads (namespace, name) can be called with mutual TLS."""
+    """What is true of a host now: it joined, these workloads (namespace, name) can be called with mutual TLS.
+
+    `captured` are the ports on which that holds: a port that was declared a moment ago is not among them yet. None:
+    every port.
+    """
 
     joined: bool = False
     ready: frozenset[tuple[str, str]] = frozenset()
     ipv6: bool = False
+    captured: frozenset[int] | None = None
+
+    def serves(self, workload: tuple[str, str], port: int) -> bool:
+        """Tell whether mutual TLS is served on a workload's own port."""
+        return self.joined and workload in self.ready and (self.captured is None or port in self.captured)
 
 
 @dataclass(frozen=True, slots=True)

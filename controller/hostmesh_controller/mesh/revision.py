@@ -187,7 +187,7 @@ class _Revision:
             if old.ipv6 != new.ipv6:
                 self.touched_hosts.add(host)
             here = self.old.workloads_by_host.get(host, frozenset())
-            if old.joined != new.joined:
+            if (old.joined, old.captured) != (new.joined, new.captured):
                 self.recheck.update(here)
             else:
                 self.recheck.update(key for key in here if key in old.ready ^ new.ready)

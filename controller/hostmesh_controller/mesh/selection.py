@@ -72,11 +72,10 @@ def member(mesh: Mesh, service: Service, workload: Workload) -> Member:
     if workload.host is None or service.external:
         return Member(dict(_plain(service, workload)), None)
     runtime = mesh.runtime_of(workload.host)
-    ready = runtime.joined and workload.key in runtime.ready
     endpoints: dict[int, Endpoint] = {}
     for number, endpoint in _plain(service, workload):
         mode = mesh.mode_of(workload, endpoint.port)
-        tls = ready and mode is not Mode.DISABLE
+        tls = mode is not Mode.DISABLE and runtime.serves(workload.key, endpoint.port)
         if tls or mode is not Mode.STRICT:
             endpoints[number] = Endpoint(
                 endpoint.address, endpoint.port, endpoint.labels, endpoint.weight, endpoint.locality, tls

@@ -18,7 +18,7 @@ Every resource is asked for by a host, since what a host sees depends on its nam
 many hosts are made once (see `mesh.memo`).
 """
 
-from hostmesh_controller.xds.encoding import Resource
+from hostmesh_api.delta import Resource
 from hostmesh_controller.xds.resources import dependencies, knows_host, resource, wildcard
 
 __all__ = ["Resource", "dependencies", "knows_host", "resource", "wildcard"]

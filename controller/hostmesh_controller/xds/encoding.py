@@ -2,7 +2,6 @@
 
 from base64 import urlsafe_b64encode
 from collections.abc import Iterable
-from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final
 
@@ -11,18 +10,11 @@ from google.protobuf.any_pb2 import Any
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
+from hostmesh_api.delta import Resource
+
 _TYPE_PREFIX: Final = "type.googleapis.com/"
 _VERSION_BYTES: Final = 6
 """48 bits, 8 characters: versions are compared within one name only, and endpoint pushes must stay small."""
-
-
-@dataclass(frozen=True, slots=True)
-class Resource:
-    """One xDS resource: `body` is a serialized envoy.service.discovery.v3.Resource with name and version in it."""
-
-    name: str
-    version: str
-    body: bytes
 
 
 def resource(name: str, message: Message, aliases: Iterable[str] = ()) -> Resource:

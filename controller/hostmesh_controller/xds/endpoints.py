@@ -10,9 +10,10 @@ from envoy.config.endpoint.v3.endpoint_pb2 import ClusterLoadAssignment
 from google.protobuf.wrappers_pb2 import UInt32Value
 
 from hostmesh_api import wire
+from hostmesh_api.delta import Resource
 from hostmesh_controller.mesh.peers import selects
 from hostmesh_controller.mesh.records import Endpoint, Endpoints
-from hostmesh_controller.xds.encoding import Resource, length_delimited, resource_of_bytes
+from hostmesh_controller.xds.encoding import length_delimited, resource_of_bytes
 from hostmesh_controller.xds.sources import socket
 
 MATCH_KEY: Final = "envoy.transport_socket_match"

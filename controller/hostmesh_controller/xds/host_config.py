@@ -10,8 +10,11 @@ from hostmesh_controller.names import DNS_LISTENER, VIRTUAL_INBOUND, VIRTUAL_OUT
 from hostmesh_controller.xds.outbound import Plan, explicit_prefixes
 
 
-def host_config(mesh: Mesh, host: Host, plan: Plan) -> pb.HostConfig:
-    """Return what the agent of a host has to do."""
+def host_config(mesh: Mesh, host: Host, plan: Plan, inbound_version: str) -> pb.HostConfig:
+    """Return what the agent of a host has to do.
+
+    `inbound_version` is the version of the host's inbound listener that serves the ports to capture.
+    """
     settings = mesh.settings
     workloads = mesh.workloads_of(host.name)
     virtual = [str(settings.vip4), str(settings.vip6)]
@@ -28,7 +31,7 @@ def host_config(mesh: Mesh, host: Host, plan: Plan) -> pb.HostConfig:
             dns=True,
         ),
         bundle_pem=settings.bundle_pem,
-        listeners=[DNS_LISTENER, VIRTUAL_INBOUND, VIRTUAL_OUTBOUND],
+        listeners={DNS_LISTENER: "", VIRTUAL_INBOUND: inbound_version, VIRTUAL_OUTBOUND: ""},
     )
 
 

@@ -9,12 +9,14 @@ from typing import Final
 from google.protobuf.message import Message
 
 from hostmesh_api import wire
+from hostmesh_api.delta import Resource
 from hostmesh_controller.mesh.inbound import inbound_ports
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.records import Host, Resolution, Service, ServicePort
 from hostmesh_controller.mesh.revision import host_dependency
 from hostmesh_controller.mesh.rules import destination_rules_for, virtual_service_for, virtual_service_spec
 from hostmesh_controller.mesh.visibility import service_at, service_for_header, service_named, view
+from hostmesh_controller.model.objects import ApiObject
 from hostmesh_controller.names import (
     BLACK_HOLE,
     DNS_LISTENER,
@@ -37,7 +39,7 @@ from hostmesh_controller.names import (
     split_header,
 )
 from hostmesh_controller.xds import clusters, dns, endpoints, listeners_inbound, listeners_outbound, routes
-from hostmesh_controller.xds.encoding import Resource, absent
+from hostmesh_controller.xds.encoding import absent
 from hostmesh_controller.xds.encoding import resource as encoded
 from hostmesh_controller.xds.host_config import host_config
 from hostmesh_controller.xds.outbound import destination_hostname, plan, tcp_weights
@@ -89,7 +91,9 @@ def dependencies(mesh: Mesh, host: str, type_url: str, name: str) -> tuple[str, 
 def _host_config(mesh: Mesh, host: Host, name: str) -> Resource | None:
     if name != wire.HOST_CONFIG_NAME:
         return None
-    return encoded(name, host_config(mesh, host, plan(mesh, mesh.namespace_of(host.name))))
+    inbound = _listener(mesh, host, VIRTUAL_INBOUND)
+    version = inbound.version if inbound else ""
+    return encoded(name, host_config(mesh, host, plan(mesh, mesh.namespace_of(host.name)), version))
 
 
 def _listener(mesh: Mesh, host: Host, name: str) -> Resource | None:
@@ -214,7 +218,21 @@ def _virtual_host(mesh: Mesh, host: Host, name: str) -> Resource | None:
     service = _service_of_header(mesh, namespace, parsed) if parsed else None
     if parsed is None or service is None:
         return absent(name)
-    return encoded(name, routes.virtual_host(mesh, namespace, parsed, service), aliases=(name,))
+    item = virtual_service_for(mesh, service, namespace, tcp=False)
+    # A destination without a port has the port of its service.
+    named = (service_named(mesh, hostname, namespace) for hostname in _destinations(mesh, item))
+
+    def make() -> Resource:
+        return encoded(name, routes.virtual_host(mesh, namespace, parsed, service, item), aliases=(name,))
+
+    key = (wire.VIRTUAL_HOST_TYPE, name, namespace, service.id, item.key if item else None)
+    return mesh.memo.get(key, (service, item, *named), make)
+
+
+def _destinations(mesh: Mesh, item: ApiObject | None) -> tuple[str, ...]:
+    """Return the host names to which a VirtualService's HTTP routes send requests."""
+    https = virtual_service_spec(item).http if item else ()
+    return tuple(destination_hostname(mesh, item, each.destination) for http in https for each in http.route if item)
 
 
 def _service_of_header(mesh: Mesh, namespace: str, name: VirtualHostName) -> Service | None:
@@ -260,10 +278,7 @@ def _virtual_host_dependencies(mesh: Mesh, host: str, name: str) -> tuple[str, .
     if service is None:
         return meanings
     item = virtual_service_for(mesh, service, namespace, tcp=False)
-    if item is None:
-        return (*meanings, service.id.hostname)
-    destinations = (entry.destination for http in virtual_service_spec(item).http for entry in http.route)
-    return (*meanings, service.id.hostname, *(destination_hostname(mesh, item, each) for each in destinations))
+    return (*meanings, service.id.hostname, *_destinations(mesh, item))
 
 
 _MAKERS: Final[dict[str, Callable[[Mesh, Host, str], Resource | None]]] = {

@@ -140,8 +140,9 @@ objects = st.one_of(
 ready = st.frozensets(
     st.tuples(namespaces, st.sampled_from(("w1", "w2", "w3", "e1@10.0.0.1", "e1@10.0.0.2"))), max_size=6
 )
+captured = st.none() | st.frozensets(st.sampled_from((80, 8080, 90)))
 runtimes = st.dictionaries(
-    st.sampled_from(HOSTS), st.builds(HostRuntime, st.booleans(), ready, st.booleans()), max_size=3
+    st.sampled_from(HOSTS), st.builds(HostRuntime, st.booleans(), ready, st.booleans(), captured), max_size=3
 )
 vips = st.dictionaries(st.sampled_from(HOSTNAMES), st.integers(1, 3), max_size=6)
 

@@ -42,6 +42,8 @@ def virtual_service_for(mesh: Mesh, service: Service, namespace: str, *, tcp: bo
 
     One that names the service or one of its addresses, or else one of the nearest wildcard; of several the oldest.
     """
+    if not mesh.virtual_services:
+        return None
     hosts = (service.id.hostname, *single_addresses(service), *wildcards(service.id.hostname))
     for item in _nearest(mesh, mesh.virtual_services, hosts, namespace, lambda item: _has_routes(item, tcp=tcp)):
         return item
@@ -58,6 +60,8 @@ def destination_rules_for(mesh: Mesh, service: Service, namespace: str) -> tuple
 
     Istio's order: the caller's namespace, the service's, the root namespace; in each the nearest host wins.
     """
+    if not mesh.destination_rules:
+        return ()
     for owner in dict.fromkeys((namespace, service.id.namespace, mesh.settings.root_namespace)):
         hosts = (service.id.hostname, *wildcards(service.id.hostname))
         found = _nearest(mesh, mesh.destination_rules, hosts, namespace, partial(_is_in, owner))

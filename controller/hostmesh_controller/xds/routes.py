@@ -9,7 +9,7 @@ from google.protobuf.wrappers_pb2 import BoolValue
 
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.records import Service
-from hostmesh_controller.mesh.rules import virtual_service_for, virtual_service_spec
+from hostmesh_controller.mesh.rules import virtual_service_spec
 from hostmesh_controller.model.objects import ApiObject
 from hostmesh_controller.model.virtual_service import HttpMatch, HttpRoute
 from hostmesh_controller.names import OutboundName, VirtualHostName
@@ -32,12 +32,13 @@ def table(port: int) -> RouteConfiguration:
     )
 
 
-def virtual_host(mesh: Mesh, namespace: str, name: VirtualHostName, service: Service) -> VirtualHost:
+def virtual_host(
+    mesh: Mesh, namespace: str, name: VirtualHostName, service: Service, item: ApiObject | None
+) -> VirtualHost:
     """Return the virtual host of one host header: the routes of the service's VirtualService, or else all to itself.
 
     As in Istio a VirtualService replaces the default: what none of its routes matches is answered 404.
     """
-    item = virtual_service_for(mesh, service, namespace, tcp=False)
     if item is None:
         routes = [_default(name.port, service)]
     else:

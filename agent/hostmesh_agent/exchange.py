@@ -7,7 +7,7 @@ acknowledged when Envoy has settled all of it.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest
@@ -18,6 +18,8 @@ from hostmesh_api.delta import WILDCARD, WILDCARD_TYPES, Answer, ClientStream, P
 from hostmesh_api.wire import HOST_CONFIG_NAME, HOST_CONFIG_TYPE, LISTENER_TYPE, VIRTUAL_HOST_TYPE
 
 _KEPT_REFUSALS: Final = 20
+GIVEN_UP_AFTER: Final = timedelta(seconds=30)
+"""An Envoy that ends gives up all its names on the way out: only what a living one gives up is forgotten."""
 _AWAY: Final = "away"
 """Version of the answer "no such virtual host" that stands while the controller cannot be asked."""
 
@@ -60,6 +62,7 @@ class Exchange:
         self._down: ServerStream | None = None
         self._up = ClientStream()
         self._cut_off = False
+        self._given_up: dict[tuple[str, str], datetime] = {}
         self._changes: dict[tuple[str, str], Change] = {}
         self.refusals: list[Refusal] = []
         for entry in entries:
@@ -145,10 +148,12 @@ class Exchange:
     def envoy_connected(self) -> None:
         """Begin a stream with Envoy; an earlier one is forgotten."""
         self._down = ServerStream()
+        self._given_up.clear()
 
     def envoy_disconnected(self) -> None:
         """End the stream with Envoy."""
         self._down = None
+        self._given_up.clear()
 
     def receive(self, request: DeltaDiscoveryRequest, now: datetime) -> list[DeltaDiscoveryRequest]:
         """Take a request of Envoy; return what to ask of the controller because of it."""
@@ -162,17 +167,23 @@ class Exchange:
             shelf.failures[name] = received.nacked.message
             shelf.fresh.add(name)
             self._keep_refusal(Refusal(now, type_url, name, received.nacked.message))
-        return self._ask(type_url, shelf, received.subscribed, received.unsubscribed)
+        for name in received.subscribed:
+            self._given_up.pop((type_url, name), None)
+        for name in received.unsubscribed:
+            if name != WILDCARD:
+                self._given_up[type_url, name] = now
+        requests = [
+            self._up.want(type_url, received.subscribed),
+            self._up.open_type(type_url, _versions(shelf.good)),
+        ]
+        return [request for request in requests if request is not None]
 
-    def _ask(
-        self, type_url: str, shelf: _Shelf, subscribed: Iterable[str], unsubscribed: Iterable[str]
-    ) -> list[DeltaDiscoveryRequest]:
-        requests = [self._up.want(type_url, subscribed)]
-        gone = [name for name in unsubscribed if name != WILDCARD]
-        requests.append(self._up.drop(type_url, gone))
-        for name in gone:
-            self._forget(type_url, shelf, name)
-        requests.append(self._up.open_type(type_url, _versions(shelf.good)))
+    def _forget_given_up(self, now: datetime) -> list[DeltaDiscoveryRequest]:
+        due = [key for key, since in self._given_up.items() if now - since >= GIVEN_UP_AFTER]
+        requests = [self._up.drop(type_url, [name]) for type_url, name in due]
+        for type_url, name in due:
+            del self._given_up[type_url, name]
+            self._forget(type_url, self._shelf(type_url), name)
         return [request for request in requests if request is not None]
 
     def _forget(self, type_url: str, shelf: _Shelf, name: str) -> None:
@@ -194,7 +205,7 @@ class Exchange:
         """Return what to tell the controller, now that Envoy has nothing more to say about some of its responses."""
         if self._down is None:
             return []
-        requests: list[DeltaDiscoveryRequest] = []
+        requests = self._forget_given_up(now)
         for type_url, shelf in self._shelves.items():
             if type_url != HOST_CONFIG_TYPE and (shelf.owed or shelf.fresh) and self._down.settled(type_url):
                 requests += self._conclude(type_url, shelf, now)

@@ -6,7 +6,7 @@ from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, Delt
 from envoy.service.discovery.v3.discovery_pb2 import Resource as ResourceMessage
 
 from hostmesh_agent.cache import Entry
-from hostmesh_agent.exchange import Exchange
+from hostmesh_agent.exchange import GIVEN_UP_AFTER, Exchange
 from hostmesh_api.delta import ClientStream, Push, Resource, Update
 from hostmesh_api.wire import CLUSTER_TYPE, ENDPOINT_TYPE, HOST_CONFIG_TYPE, LISTENER_TYPE, VIRTUAL_HOST_TYPE
 
@@ -165,13 +165,28 @@ def test_an_unknown_name_waits_for_the_controller_and_fails_at_once_when_it_stay
     assert sent(only(exchange.pushes())) == {"80/nobody": "3"}
 
 
-def test_a_name_that_envoy_gives_up_is_given_up_everywhere() -> None:
+def give_up(type_url: str, *names: str) -> DeltaDiscoveryRequest:
+    return DeltaDiscoveryRequest(type_url=type_url, resource_names_unsubscribe=names)
+
+
+def test_a_name_that_a_living_envoy_gives_up_is_given_up_everywhere() -> None:
     exchange = connected(Entry(ENDPOINT_TYPE, False, resource("a", "1")))
     exchange.receive(ask(ENDPOINT_TYPE, "a"), NOW)
-    told = exchange.receive(DeltaDiscoveryRequest(type_url=ENDPOINT_TYPE, resource_names_unsubscribe=["a"]), NOW)
-    assert describe(told) == ["want ClusterLoadAssignment -a {}"]
+    assert exchange.receive(give_up(ENDPOINT_TYPE, "a"), NOW) == []
+    assert describe(exchange.settle(NOW + GIVEN_UP_AFTER)) == ["want ClusterLoadAssignment -a {}"]
     (change,) = exchange.take_changes()
     assert change.entry is None
+
+
+def test_what_envoy_gives_up_on_its_way_out_is_kept_for_the_next_one() -> None:
+    exchange = connected(Entry(ENDPOINT_TYPE, False, resource("a", "1")))
+    exchange.receive(ask(ENDPOINT_TYPE, "a"), NOW)
+    exchange.receive(give_up(ENDPOINT_TYPE, "a"), NOW)
+    exchange.envoy_disconnected()
+    exchange.envoy_connected()
+    assert exchange.settle(NOW + GIVEN_UP_AFTER) == []
+    exchange.receive(ask(ENDPOINT_TYPE, "a"), NOW)
+    assert sent(only(exchange.pushes())) == {"a": "1"}
 
 
 def test_the_agents_own_configuration_is_acknowledged_when_applied_and_undone_when_refused() -> None:

@@ -1,6 +1,7 @@
 """The one connection to the controller: the relay opens it and keeps it, the reports go along."""
 
-from typing import Final
+import asyncio
+from typing import TYPE_CHECKING, Final
 
 import grpc
 
@@ -9,11 +10,14 @@ from hostmesh_agent.state import State
 from hostmesh_api.v1.hostmesh_pb2 import HostReport, ReportResponse
 from hostmesh_api.v1.hostmesh_pb2_grpc import ReportingStub
 
+if TYPE_CHECKING:
+    from hostmesh_api.v1.hostmesh_pb2_grpc import ReportingAsyncStub  # exists in the stubs only
+
 REPORT_TIMEOUT_S: Final = 10.0
 
 
 class NotConnectedError(Exception):
-    """The controller has not been reached yet."""
+    """The controller is not reached at the moment."""
 
 
 class Uplink:
@@ -22,7 +26,7 @@ class Uplink:
     def __init__(self, state: State) -> None:
         self._state = state
         self._attempts = 0
-        self._channel: grpc.aio.Channel | None = None
+        self._stub: ReportingAsyncStub | None = None
 
     def connect(self) -> grpc.aio.Channel:
         """Return a new channel with the identity that is on disk now; the relay closes it.
@@ -30,17 +34,29 @@ class Uplink:
         Raises:
             StateError: the host has not joined, or its files cannot be used.
         """
-        self._channel = enrol.channel(self._state, self._attempts)
+        channel = enrol.channel(self._state, self._attempts)
         self._attempts += 1
-        return self._channel
+        # Made now and not when it is needed: making a stub of a channel that was closed meanwhile is a segmentation
+        # fault in grpcio 1.85 (it registers the method without a look at the channel's state).
+        self._stub = ReportingStub(channel)
+        return channel
 
     async def report(self, report: HostReport) -> ReportResponse:
         """Send the report.
 
         Raises:
-            NotConnectedError: there is no channel yet.
+            NotConnectedError: there is no connection, or it was closed meanwhile.
             grpc.aio.AioRpcError: it was not delivered, or refused.
         """
-        if self._channel is None:
+        if self._stub is None:
             raise NotConnectedError("the controller has not been reached yet")
-        return await ReportingStub(self._channel).Report(report, timeout=REPORT_TIMEOUT_S, wait_for_ready=True)
+        try:
+            return await self._stub.Report(report, timeout=REPORT_TIMEOUT_S, wait_for_ready=True)
+        except grpc.aio.UsageError as error:
+            raise NotConnectedError("the controller is not connected") from error
+        except asyncio.CancelledError:
+            # The relay closes the channel: that looks like a cancellation of ours, and is none.
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise NotConnectedError("the connection to the controller was closed") from None

@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from hostmesh_controller.api.bodies import ApplyRequest, DeleteRequest, Documents, change_body
 from hostmesh_controller.api.bounds import MAX_DEPTH, depth_of
 from hostmesh_controller.api.errors import ApiError
-from hostmesh_controller.api.parts import Using
+from hostmesh_controller.api.parts import Parts, Using
 from hostmesh_controller.api.principals import Editor, Principal, Role, Viewer
 from hostmesh_controller.load import Problem
 from hostmesh_controller.model import KINDS, ObjectKey
@@ -27,7 +27,7 @@ GUARDED_KINDS = frozenset({"Host"})
 @router.post("/apply")
 async def apply(request: ApplyRequest, parts: Using, who: Editor) -> dict[str, Any]:
     """Create or change objects, all of them or none."""
-    documents = await _read(request)
+    documents = await _read(parts, request)
     guard(who, (each.key for each in documents.objects))
     outcome = await parts.registrar.apply(documents, actor=who.name, dry_run=request.dry_run)
     return outcome_body(outcome)
@@ -36,7 +36,7 @@ async def apply(request: ApplyRequest, parts: Using, who: Editor) -> dict[str, A
 @router.post("/validate")
 async def validate(request: Documents, parts: Using, _who: Viewer) -> dict[str, Any]:
     """Check objects against each other and against what is stored; nothing is changed."""
-    outcome = await parts.registrar.apply(await _read(request), actor="", dry_run=True)
+    outcome = await parts.registrar.apply(await _read(parts, request), actor="", dry_run=True)
     return {
         "valid": not outcome.review.errors,
         "problems": [problem_body(each) for each in outcome.review.errors],
@@ -47,7 +47,7 @@ async def validate(request: Documents, parts: Using, _who: Viewer) -> dict[str, 
 @router.post("/diff")
 async def diff(request: Documents, parts: Using, _who: Viewer) -> dict[str, Any]:
     """Tell what apply would change, with each object before and after."""
-    outcome = await parts.registrar.apply(await _read(request), actor="", dry_run=True)
+    outcome = await parts.registrar.apply(await _read(parts, request), actor="", dry_run=True)
     body = outcome_body(outcome)
     body["objects"] = [{**change_body(each), "before": each.before, "after": each.after} for each in outcome.changes]
     return body
@@ -58,7 +58,7 @@ async def delete(request: DeleteRequest, parts: Using, who: Editor) -> dict[str,
     """Delete objects, by key or by the documents that describe them; all of them or none."""
     keys = [key_of(each.kind, each.namespace, each.name) for each in request.keys]
     if request.sources or request.documents:
-        documents = await _read(request)
+        documents = await _read(parts, request)
         refuse(documents.problems)
         keys += [each.key for each in documents.objects]
     return await delete_keys(parts, who, keys, ignore_missing=request.ignore_missing)
@@ -122,12 +122,12 @@ def key_of(kind: str, namespace: str, name: str) -> ObjectKey:
     return ObjectKey(kind, place, name)
 
 
-async def _read(request: Documents) -> Read:
+async def _read(parts: Parts, request: Documents) -> Read:
     for document in request.documents:
         if depth_of(document) > MAX_DEPTH:
             message = f"a document is nested deeper than {MAX_DEPTH} levels"
             raise ApiError(HTTPStatus.UNPROCESSABLE_ENTITY, "too_deep", message)
-    return await asyncio.to_thread(_parse, request)
+    return await asyncio.get_running_loop().run_in_executor(parts.reading, _parse, request)
 
 
 def _parse(request: Documents) -> Read:

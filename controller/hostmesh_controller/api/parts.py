@@ -1,7 +1,8 @@
 """What the API's routes work with."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated, cast
 
@@ -26,6 +27,9 @@ class Parts:
     ready: Callable[[], bool]
     """True when every port is open."""
     now: Callable[[], datetime]
+    reading: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, "documents"))
+    """Where documents are read: one at a time, and not among the threads that agents' calls need. YAML can take 10 s
+    for each MiB."""
 
 
 def parts_of(request: Request) -> Parts:

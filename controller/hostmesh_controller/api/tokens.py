@@ -6,6 +6,7 @@ from datetime import timedelta
 from http import HTTPStatus
 from typing import Any, Final
 
+import structlog
 from fastapi import APIRouter
 
 from hostmesh_api.joinstring import JoinString
@@ -20,6 +21,8 @@ from hostmesh_controller.tokens import digest, new_token
 router = APIRouter(prefix="/v1", tags=["tokens"])
 
 _API_TOKEN_BYTES: Final = 32
+
+_log = structlog.stdlib.get_logger(__name__)
 
 
 @router.post("/tokens")
@@ -39,15 +42,16 @@ async def list_tokens(parts: Using, _who: Admin) -> dict[str, Any]:
 
 
 @router.delete("/tokens/{token_id}")
-async def revoke_token(token_id: str, parts: Using, _who: Admin) -> dict[str, Any]:
+async def revoke_token(token_id: str, parts: Using, who: Admin) -> dict[str, Any]:
     """Make a join token useless."""
     if not await asyncio.to_thread(parts.store.revoke_token, token_id, parts.now()):
         raise ApiError(HTTPStatus.NOT_FOUND, "not_found", f"no join token {token_id!r} that could still be used")
+    _log.info("join token revoked", actor=who.name, token_id=token_id)
     return {"id": token_id, "revoked": True}
 
 
 @router.post("/api-tokens")
-async def create_api_token(request: ApiTokenRequest, parts: Using, _who: Admin) -> dict[str, Any]:
+async def create_api_token(request: ApiTokenRequest, parts: Using, who: Admin) -> dict[str, Any]:
     """Make an API token; it is in this answer and never again."""
     now = parts.now()
     token = secrets.token_urlsafe(_API_TOKEN_BYTES)
@@ -60,6 +64,7 @@ async def create_api_token(request: ApiTokenRequest, parts: Using, _who: Admin) 
         expires_at=now + timedelta(seconds=request.ttl_s) if request.ttl_s is not None else None,
     )
     await asyncio.to_thread(parts.store.add_api_token, record)
+    _log.info("API token made", actor=who.name, token_id=record.id, name=record.name, role=record.role)
     return {**api_token_body(record, now), "token": token}
 
 
@@ -71,10 +76,11 @@ async def list_api_tokens(parts: Using, _who: Admin) -> dict[str, Any]:
 
 
 @router.delete("/api-tokens/{token_id}")
-async def revoke_api_token(token_id: str, parts: Using, _who: Admin) -> dict[str, Any]:
+async def revoke_api_token(token_id: str, parts: Using, who: Admin) -> dict[str, Any]:
     """Make an API token useless, at once."""
     if not await asyncio.to_thread(parts.store.revoke_api_token, token_id, parts.now()):
         raise ApiError(HTTPStatus.NOT_FOUND, "not_found", f"no API token {token_id!r} that could still be used")
+    _log.info("API token revoked", actor=who.name, token_id=token_id)
     return {"id": token_id, "revoked": True}
 
 

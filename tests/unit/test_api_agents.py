@@ -123,7 +123,7 @@ async def test_a_host_joins_is_configured_becomes_ready_and_is_removed(controlle
             assert not waiting["converged"]
             assert waiting["hosts"][0]["waiting_workloads"] == ["default/web"]
 
-            lease = WorkloadLease(namespace="default", name="web", ready=True)
+            lease = WorkloadLease(namespace="default", name="web", ready=True, captured_ports=[8080])
             async with agent.channel() as channel:
                 reporting: Any = ReportingStub(channel)
                 await reporting.Report(HostReport(leases=[lease]), timeout=START_S)
@@ -157,7 +157,7 @@ async def test_a_change_reaches_a_connected_host_before_the_cli_returns(controll
         async with configured(agent) as held:
             async with agent.channel() as channel:
                 reporting: Any = ReportingStub(channel)
-                lease = WorkloadLease(namespace="default", name="cli", ready=True)
+                lease = WorkloadLease(namespace="default", name="cli", ready=True, captured_ports=[8080, 8081])
                 await reporting.Report(HostReport(leases=[lease]), timeout=START_S)
             path = tmp_path / "service.yaml"
             path.write_text(

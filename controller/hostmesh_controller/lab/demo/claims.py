@@ -142,6 +142,8 @@ def killed_agent(stage: Stage, _: Snapshot) -> str:
 
 
 def controller_stopped(stage: Stage, _: Snapshot) -> str:
+    # What a host has called before it can call after a restart without the controller: the next claim does.
+    eventually(lambda: _succeeds(stage, "catalog", _RATINGS), _PROPAGATION_S)
     with stage.steady_load("shop", _CATALOG) as found:
         _pause(stage, 0.5)
         controller.stop(stage.layout, signal.SIGTERM)

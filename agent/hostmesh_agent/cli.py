@@ -36,7 +36,13 @@ def call(arguments: Sequence[str] | None = None) -> int:
         return _say(str(error), WRONG_CALL)
     try:
         verb: Verb = options.verb
-        return verb(options, config)
+        code = verb(options, config)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # Who read our output has gone; Python's own flush at exit must not complain about it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     except KeyboardInterrupt:
         return _say("interrupted", FAILED)
     except PermissionError as error:
@@ -89,6 +95,8 @@ class _Version(argparse.Action):
 
 
 def _run(_: argparse.Namespace, config: AgentConfig) -> int:
+    import structlog
+
     from hostmesh_agent import log
     from hostmesh_agent.artifact import ArtifactError
     from hostmesh_agent.lock import LockedError
@@ -101,6 +109,10 @@ def _run(_: argparse.Namespace, config: AgentConfig) -> int:
         asyncio.run(run(config))
     except (StateError, WorkdirError, ArtifactError, LockedError) as error:
         return _say(str(error), FAILED)
+    except BaseExceptionGroup as group:
+        for failure in group.exceptions:
+            structlog.get_logger(__name__).critical("a part of the agent failed", exc_info=failure)
+        return FAILED
     return DONE
 
 

@@ -4,6 +4,7 @@ Widening: the rules, then the resolver, whose questions the rules carry. Narrowi
 kernel and the disk for milliseconds: to be called from a thread.
 """
 
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -11,7 +12,9 @@ from typing import Final
 from hostmesh_agent.capture import Capture, CaptureError, CaptureRequest, CaptureState, HostFloor, nft
 from hostmesh_agent.converge import InForce, in_force
 from hostmesh_agent.dns import Resolver, ResolverError
+from hostmesh_agent.generation import generation
 
+FULL_CHECK_S: Final = 60.0
 _UNKNOWN: Final = CaptureState("off")
 
 
@@ -25,6 +28,19 @@ class Enforced:
     dns_detail: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    """What was true when nftables was at `generation`."""
+
+    enforced: Enforced
+    generation: int
+    at: float
+
+    def still_true(self) -> bool:
+        """Routes and addresses have no such number: they are looked at now and then."""
+        return time.monotonic() - self.at < FULL_CHECK_S and generation() == self.generation
+
+
 class Enforcement:
     """What this agent does to the kernel and to resolv.conf. `dns` False: the host does not want the latter."""
 
@@ -33,14 +49,22 @@ class Enforcement:
         self._capture = Capture()
         self._resolver = Resolver(resolv_conf, state_dir)
         self._wanted: tuple[CaptureRequest, HostFloor] | None = None
+        self._ours = InForce()
+        self._checked: _Checked | None = None
 
     def look(self) -> InForce:
-        """Return what the kernel captures now, whoever applied it.
+        """Return what is captured: what the kernel holds, whoever applied it, and what another tool took from it.
+
+        Rules that we put into force and somebody flushed are still in force in this sense: they come back without
+        waiting for Envoy, or the host's traffic would go out in plain text until Envoy is there.
 
         Raises:
             CaptureError: the kernel does not tell.
         """
-        return in_force(nft.read())
+        if self._checked is not None and self._checked.still_true():
+            return self._checked.enforced.in_force
+        kernel = in_force(nft.read())
+        return InForce(kernel.inbound_ports | self._ours.inbound_ports, kernel.outbound or self._ours.outbound)
 
     def put(self, request: CaptureRequest | None, floor: HostFloor) -> Enforced:
         """Put the request into force (None: nothing), if it is not already; errors are in what is returned."""
@@ -48,11 +72,24 @@ class Enforcement:
             request = replace(request, dns=False)
         dns = request is not None and request.dns
         detail = "" if dns else self._restore_dns()
-        capture = self._clear() if request is None else self._apply(request, floor)
+        enforced = self._put_capture(request, floor)
         in_place = False
-        if dns and capture.state == "on":
+        if dns and enforced.capture.state == "on":
             in_place, detail = self._apply_dns()
-        return Enforced(capture, self._in_force(), in_place, detail)
+        return replace(enforced, dns_in_place=in_place, dns_detail=detail)
+
+    def _put_capture(self, request: CaptureRequest | None, floor: HostFloor) -> Enforced:
+        wanted = None if request is None else (request, floor)
+        if self._checked is not None and self._wanted == wanted and self._checked.still_true():
+            return self._checked.enforced
+        # Asked before the rules are read: what is changed meanwhile shows in the number the next time.
+        number = generation()
+        capture = self._clear() if request is None else self._apply(request, floor)
+        enforced = Enforced(capture, self._in_force())
+        self._ours = enforced.in_force if capture.state == "on" else self._ours if request else InForce()
+        good = number is not None and capture.state != "error"
+        self._checked = _Checked(enforced, number or 0, time.monotonic()) if good else None
+        return enforced
 
     def _apply(self, request: CaptureRequest, floor: HostFloor) -> CaptureState:
         if self._wanted == (request, floor):

@@ -45,6 +45,8 @@ from hostmesh_agent.workdir import Account
 MAX_FILES: Final = 1 << 20
 """Wanted limit of open files: Envoy needs two per proxied connection. Also the kernel's default for fs.nr_open."""
 _CAP_SYS_RESOURCE: Final = 24
+_SAYS_ALL: Final = ("exit code 0", "killed by SIGTERM", "killed by SIGKILL")
+"""Ends that somebody wanted: what Envoy said before has nothing to do with them."""
 _HOUSEKEEPING_S: Final = 60.0
 _FIRST_PROBE_S: Final = 0.02
 _MAX_PROBE_S: Final = 1.0
@@ -264,10 +266,10 @@ class BuiltinSupervisor:
     def _ended(self, ended: process.Process) -> None:
         asyncio.get_running_loop().remove_reader(ended.fileno())
         status = ended.exit_status()
-        words = workdir.last_words(self._directory)
+        words = "" if status in _SAYS_ALL else workdir.last_words(self._directory)
         ended.close()
         self._process = None
-        self._events.put_nowait(Exited(f"{status}: {words}" if words and status != "exit code 0" else status))
+        self._events.put_nowait(Exited(f"{status}: {words}" if words else status))
 
     def _let_go(self) -> None:
         if self._process is not None:

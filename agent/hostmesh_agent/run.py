@@ -17,7 +17,20 @@ from typing import Any, Final
 
 import structlog
 
-from hostmesh_agent import artifact, bootstrap, control, converge, enrol, host, lock, process, report, status, workdir
+from hostmesh_agent import (
+    artifact,
+    bootstrap,
+    control,
+    converge,
+    enrol,
+    generation,
+    host,
+    lock,
+    process,
+    report,
+    status,
+    workdir,
+)
 from hostmesh_agent.admin import Admin, AdminError
 from hostmesh_agent.cache import Cache
 from hostmesh_agent.capture import CaptureError, HostFloor
@@ -154,6 +167,7 @@ class Agent:
                     "certificates": self._identities.run(),
                     "envoy": self._supervise(),
                     "converge": self._converge(),
+                    "rules": generation.watch(self._wake.set),
                     "report": self._report_when_settled(),
                 }.items()
             ]

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -59,13 +59,22 @@ class Source:
 
     mesh: Mesh
     host: str
+    held: Callable[[str], Mapping[str, str]] = lambda _: {}
 
     def names(self, type_url: str) -> tuple[str, ...]:
         return xds.wildcard(self.mesh, self.host, type_url)
 
     def answer(self, type_url: str, name: str) -> Answer:
         found = xds.resource(self.mesh, self.host, type_url, name)
-        return Answer(None if found is None else DeltaResource(found.name, found.version, found.body))
+        # Envoy keeps a virtual host that it has when it is told that there is none: it must be told to remove it.
+        gone = found is not None and self.held(type_url).get(name, found.version) != found.version
+        if gone and type_url == wire.VIRTUAL_HOST_TYPE and not _has_body(found):
+            return Answer(None)
+        return Answer(found)
+
+
+def _has_body(resource: DeltaResource | None) -> bool:
+    return resource is not None and Resource.FromString(resource.body).HasField("resource")
 
 
 @dataclass
@@ -129,6 +138,7 @@ class Ads:
                 self.log += [(received.type_url, name) for name in received.subscribed]
                 if received.nacked:
                     self.nacks.append(received.nacked)
+            self.source.held = stream.held
             for push in stream.pushes(self.source):
                 self.pushed.append((push.type_url, push.names, len(push.data)))
                 yield push.data
@@ -165,8 +175,8 @@ class LiveHost:
 
     def stat(self, pattern: str) -> int:
         """Return the sum of the counters and gauges whose names match."""
-        found = (re.fullmatch(f"({pattern}): ([0-9]+)", line) for line in self.admin("/stats").splitlines())
-        return sum(int(match.group(2)) for match in found if match)
+        lines = (line.rpartition(": ") for line in self.admin("/stats").splitlines())
+        return sum(int(value) for name, _, value in lines if re.fullmatch(pattern, name))
 
     def listeners(self) -> set[str]:
         return {line.partition("::")[0] for line in self.admin("/listeners").splitlines()}
@@ -241,6 +251,8 @@ def _host(mesh: Mesh, name: str, directory: Path, space: Space, authority: Autho
                 *("setpriv", f"--reuid={ENVOY_UID}", f"--regid={ENVOY_UID}", "--clear-groups"),
                 envoy_binary(),
                 *("--config-path", "bootstrap.json", "--disable-hot-restart", "--concurrency", "1"),
+                # What a change drains it cuts soon, so that a test sees it.
+                *("--drain-time-s", "1"),
                 *("--log-level", os.environ.get("ENVOY_LOG_LEVEL", "warning")),
             ],
             cwd=directory,

@@ -76,24 +76,33 @@ class Programs:
         threading.Thread(target=_accept, args=(listener, greeting), daemon=True).start()
         self._closers += [lambda: listener.shutdown(socket.SHUT_RDWR), listener.close]
 
+    def upgrades(self, port: int) -> None:
+        """Switch protocols when asked to, then say again whatever is said."""
+        listener = socket.create_server(("0.0.0.0", port))
+        threading.Thread(target=_accept, args=(listener, b""), kwargs={"upgrade": True}, daemon=True).start()
+        self._closers += [lambda: listener.shutdown(socket.SHUT_RDWR), listener.close]
+
     def close(self) -> None:
         for close in self._closers:
             with suppress(OSError):
                 close()
 
 
-def _accept(listener: socket.socket, greeting: bytes) -> None:
+def _accept(listener: socket.socket, greeting: bytes, *, upgrade: bool = False) -> None:
     while True:
         try:
             connection, _ = listener.accept()
         except OSError:
             return
-        threading.Thread(target=_echo, args=(connection, greeting), daemon=True).start()
+        threading.Thread(target=_echo, args=(connection, greeting, upgrade), daemon=True).start()
 
 
-def _echo(connection: socket.socket, greeting: bytes) -> None:
+def _echo(connection: socket.socket, greeting: bytes, upgrade: bool) -> None:
     with connection, suppress(OSError):
         connection.sendall(greeting)
+        if upgrade:
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
         while data := connection.recv(65536):
             connection.sendall(data)
 

@@ -52,7 +52,16 @@ def passthrough() -> Cluster:
 
 def black_hole() -> Cluster:
     """Return the cluster that has no endpoint: what is sent there is closed."""
-    return Cluster(name=BLACK_HOLE, type=Cluster.STATIC, connect_timeout=duration(CONNECT_TIMEOUT_S))
+    return missing(BLACK_HOLE)
+
+
+def missing(name: str) -> Cluster:
+    """Return the cluster of a destination that a route names and that does not exist: every request is answered 503.
+
+    Told that there is no such cluster, Envoy would do the same, but from the second request on only after it has waited
+    for one in vain. Such names come from the configuration, so that there are not many.
+    """
+    return Cluster(name=name, type=Cluster.STATIC, connect_timeout=duration(CONNECT_TIMEOUT_S))
 
 
 def inbound(port: int, *, ipv6: bool) -> Cluster:

@@ -70,7 +70,9 @@ def resource(mesh: Mesh, host: str, type_url: str, name: str) -> Resource | None
     """Return what a host gets for a name, or None if there is no such thing for it.
 
     A virtual host that does not exist is a resource all the same: one that holds its alias alone, because Envoy answers
-    404 on it at once, and waits where it is told that the resource was removed.
+    404 on it at once, and waits where it is told that the resource was removed. But where Envoy has a virtual host of
+    that name, it keeps that: then the name must be removed first. A cluster that a route names and that does not exist
+    has no endpoints.
     """
     found = mesh.hosts.get(host)
     maker = _MAKERS.get(type_url)
@@ -129,7 +131,8 @@ def _cluster(mesh: Mesh, host: Host, name: str) -> Resource | None:
     namespace = mesh.namespace_of(host.name)
     outbound = parse_outbound(name)
     if outbound is not None:
-        return _outbound_cluster(mesh, namespace, outbound, None)
+        found = _outbound_cluster(mesh, namespace, outbound, None)
+        return found or _kept(mesh, ("missing", name), (), name, lambda: clusters.missing(name))
     dialled = parse_tcp(name)
     return None if dialled is None else _tcp_cluster(mesh, namespace, dialled)
 

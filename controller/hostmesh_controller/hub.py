@@ -28,7 +28,7 @@ Key = tuple[str, str]
 
 
 class TooManyNamesError(Exception):
-    """The peer asked for more names than `MAX_NAMES`."""
+    """The peer asked for more names than a host may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,24 +94,29 @@ class Connection:
 
 @dataclass(frozen=True, slots=True)
 class _HostView:
-    """The mesh as one host may see it: the source of its stream."""
+    """The mesh as one host may see it: the source of its stream.
 
-    mesh: Mesh
+    It looks at the mesh that is shown at the moment of each answer: a transport waits between two pushes, and one
+    made from the mesh before would take the mark off a change that came meanwhile.
+    """
+
+    hub: "Hub"
     host: str
 
     def names(self, type_url: str) -> Iterable[str]:
-        return xds.wildcard(self.mesh, self.host, type_url)
+        return xds.wildcard(self.hub.mesh, self.host, type_url)
 
     def answer(self, type_url: str, name: str) -> Answer:
-        return Answer(xds.resource(self.mesh, self.host, type_url, name))
+        return Answer(xds.resource(self.hub.mesh, self.host, type_url, name))
 
 
 class Hub:
     """The connected hosts and the mesh they are shown."""
 
-    def __init__(self, mesh: Mesh, revision: int) -> None:
+    def __init__(self, mesh: Mesh, revision: int, *, max_names: int = MAX_NAMES) -> None:
         self._mesh = mesh
         self._revision = revision
+        self._max_names = max_names
         self._connections: dict[str, Connection] = {}
         self._watchers: dict[str, dict[Connection, set[Key]]] = {}
         self.counts = Counts()
@@ -154,7 +159,7 @@ class Hub:
         """Take a request from a host.
 
         Raises:
-            TooManyNamesError: the host asks for more than `MAX_NAMES`.
+            TooManyNamesError: the host asks for more than `max_names`.
         """
         received = connection.stream.receive(request)
         type_url = received.type_url
@@ -163,8 +168,8 @@ class Hub:
             connection.last_ack_at[type_url] = now
         if received.nacked is not None:
             self._refused(connection, received.nacked, now)
-        if len(connection.watched) + len(received.subscribed) > MAX_NAMES:
-            raise TooManyNamesError(f"host {connection.host!r} asks for more than {MAX_NAMES} resources")
+        if len(connection.watched) + len(received.subscribed) > self._max_names:
+            raise TooManyNamesError(f"host {connection.host!r} asks for more than {self._max_names} resources")
         for name in received.subscribed:
             if name != WILDCARD:
                 self._watch(connection, (type_url, name))
@@ -177,7 +182,7 @@ class Hub:
 
     def pushes(self, connection: Connection) -> Iterator[Push]:
         """Yield what is due to a host now; the transport writes each."""
-        for push in connection.stream.pushes(_HostView(self._mesh, connection.host)):
+        for push in connection.stream.pushes(_HostView(self, connection.host)):
             self.counts.pushes[push.type_url] += 1
             self.counts.push_bytes[push.type_url] += len(push.data)
             yield push

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from ipaddress import ip_address
 from typing import Final
 
@@ -123,7 +124,7 @@ class Servers:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((address, port))
             listener.listen(128)
-            self._serve(listener, lambda listener=listener: _answer_all(listener, name))
+            self._serve(listener, partial(_answer_all, listener, name))
 
     def udp(self, address: str, port: int, answer: Callable[[bytes], bytes]) -> socket.socket:
         server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

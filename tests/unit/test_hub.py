@@ -1,0 +1,171 @@
+"""The hub with a real mesh: who is woken by a change, and what each is sent."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+import pytest
+from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
+
+from golden.objects import mesh_of, obj
+from hostmesh_api.delta import ClientStream, Push
+from hostmesh_api.wire import CLUSTER_TYPE, ENDPOINT_TYPE, HOST_CONFIG_TYPE, LISTENER_TYPE
+from hostmesh_controller.hub import Connection, Hub, TooManyNamesError
+from hostmesh_controller.mesh import Mesh, update
+from hostmesh_controller.model.objects import ApiObject
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+A, B = "outbound|80||a.default.svc.cluster.local", "outbound|80||b.default.svc.cluster.local"
+
+
+def service(name: str) -> ApiObject:
+    return obj("Service", name, {"selector": {"app": name}, "ports": [{"name": "http", "port": 80}]})
+
+
+def workload(name: str, address: str) -> ApiObject:
+    return obj("WorkloadEntry", f"{name}-1", {"address": address, "labels": {"app": name}})
+
+
+def the_mesh() -> Mesh:
+    hosts = [obj("Host", name, {"addresses": [f"10.0.0.{number}"]}) for number, name in enumerate(["one", "two"], 1)]
+    return mesh_of([*hosts, service("a"), service("b"), workload("a", "10.0.9.1"), workload("b", "10.0.9.2")])
+
+
+class Fleet:
+    """Hosts connected to one hub; remembers who was woken."""
+
+    def __init__(self, max_names: int = 100) -> None:
+        self.hub = Hub(the_mesh(), 1, max_names=max_names)
+        self.woken: list[str] = []
+
+    def connect(self, host: str) -> Connection:
+        return self.hub.connect(host, "peer", NOW, lambda: self.woken.append(host))
+
+    def ask(self, connection: Connection, type_url: str, *names: str, held: Mapping[str, str] | None = None) -> None:
+        request = DeltaDiscoveryRequest(
+            type_url=type_url, resource_names_subscribe=names, initial_resource_versions=held or {}
+        )
+        self.hub.receive(connection, request, NOW)
+
+    def take(self, connection: Connection) -> list[Push]:
+        """Return what is due, acknowledged."""
+        pushes = list(self.hub.pushes(connection))
+        for push in pushes:
+            self.hub.receive(connection, ClientStream.ack(push.type_url, push.nonce), NOW)
+        return pushes
+
+    def publish(self, *objects: ApiObject) -> None:
+        self.woken.clear()
+        mesh, touched = update(self.hub.mesh, {each.key: each for each in objects}, self.hub.mesh.vips, {})
+        self.hub.publish(mesh, touched, self.hub.revision + 1)
+
+
+@pytest.fixture
+def fleet() -> Fleet:
+    return Fleet()
+
+
+def names(pushes: list[Push]) -> list[str]:
+    return [name for push in pushes for name in push.names]
+
+
+def test_a_change_of_an_endpoint_wakes_those_who_asked_for_it_and_sends_them_that_alone(fleet: Fleet) -> None:
+    one, two = fleet.connect("one"), fleet.connect("two")
+    fleet.ask(one, ENDPOINT_TYPE, A)
+    fleet.ask(two, ENDPOINT_TYPE, B)
+    fleet.take(one)
+    fleet.take(two)
+    fleet.publish(workload("a", "10.0.9.77"))
+    assert fleet.woken == ["one"]
+    assert names(fleet.take(one)) == [A]
+    assert fleet.take(two) == []
+
+
+def test_a_change_during_a_write_is_not_lost(fleet: Fleet) -> None:
+    one = fleet.connect("one")
+    fleet.ask(one, ENDPOINT_TYPE, A)
+    writing = fleet.hub.pushes(one)
+    first = next(writing)
+    fleet.hub.receive(one, ClientStream.ack(first.type_url, first.nonce), NOW)
+    fleet.publish(workload("a", "10.0.9.77"))
+    rest = [*writing, *fleet.hub.pushes(one)]
+    assert names(rest) == [A]
+    assert b"10.0.9.77" in rest[0].data
+
+
+def test_an_endpoint_push_of_one_service_is_small(fleet: Fleet) -> None:
+    one = fleet.connect("one")
+    fleet.ask(one, ENDPOINT_TYPE, A)
+    (push,) = fleet.take(one)
+    # 450 bytes on the wire are promised; frames, TLS and TCP take about 80 of them.
+    assert len(push.data) < 350
+
+
+def test_a_host_that_comes_back_with_the_same_versions_is_sent_nothing(fleet: Fleet) -> None:
+    one = fleet.connect("one")
+    held: dict[str, dict[str, str]] = {}
+    for type_url, wanted in ((LISTENER_TYPE, ()), (CLUSTER_TYPE, ("*", A)), (ENDPOINT_TYPE, (A,))):
+        fleet.ask(one, type_url, *wanted)
+        for push in fleet.take(one):
+            message = DeltaDiscoveryResponse.FromString(push.data)
+            held.setdefault(type_url, {}).update({each.name: each.version for each in message.resources})
+    again = fleet.connect("one")
+    fleet.ask(again, LISTENER_TYPE, "*", held=held[LISTENER_TYPE])
+    fleet.ask(again, CLUSTER_TYPE, "*", A, held=held[CLUSTER_TYPE])
+    fleet.ask(again, ENDPOINT_TYPE, A, held=held[ENDPOINT_TYPE])
+    assert fleet.take(again) == []
+
+
+def test_a_second_stream_of_a_host_takes_over_and_the_first_is_told_to_end(fleet: Fleet) -> None:
+    first = fleet.connect("one")
+    second = fleet.connect("one")
+    assert (first.closed, second.closed) == (True, False)
+    assert fleet.woken == ["one"]
+    fleet.hub.disconnect(first)
+    assert fleet.hub.connected() == 1
+
+
+def test_a_service_that_appears_reaches_the_host_that_asked_for_it_before_it_existed(fleet: Fleet) -> None:
+    one = fleet.connect("one")
+    later = "outbound|80||later.default.svc.cluster.local"
+    fleet.ask(one, CLUSTER_TYPE, "*", later)
+    assert later in names(fleet.take(one))
+    assert fleet.take(one) == []
+    fleet.publish(service("later"))
+    assert later in names(fleet.take(one))
+
+
+def test_convergence_waits_for_the_acknowledgement(fleet: Fleet) -> None:
+    one = fleet.connect("one")
+    fleet.ask(one, ENDPOINT_TYPE, A)
+    fleet.take(one)
+    fleet.publish(workload("a", "10.0.9.77"))
+    assert fleet.hub.converged(2) == {"one": False}
+    pushes = list(fleet.hub.pushes(one))
+    assert fleet.hub.converged(2) == {"one": False}
+    fleet.hub.receive(one, ClientStream.ack(pushes[0].type_url, pushes[0].nonce), NOW)
+    assert fleet.hub.converged(2) == {"one": True}
+    assert fleet.hub.converged(3) == {"one": False}
+
+
+def test_a_refusal_is_kept_by_name_with_its_message(fleet: Fleet) -> None:
+    one = fleet.connect("one")
+    fleet.ask(one, ENDPOINT_TYPE, A)
+    (push,) = fleet.hub.pushes(one)
+    fleet.hub.receive(one, ClientStream.nack(push.type_url, push.nonce, "no such thing"), NOW)
+    (state,) = fleet.hub.proxies()
+    assert [(each.names, each.message) for each in state.nacks] == [((A,), "no such thing")]
+    assert fleet.hub.counts.nacks[ENDPOINT_TYPE] == 1
+
+
+def test_a_host_has_no_other_hosts_configuration(fleet: Fleet) -> None:
+    one = fleet.connect("one")
+    fleet.ask(one, HOST_CONFIG_TYPE, "self", "two")
+    (push,) = fleet.take(one)
+    assert (push.names, push.removed) == (("self",), ("two",))
+
+
+def test_names_are_bounded() -> None:
+    fleet = Fleet(max_names=3)
+    one = fleet.connect("one")
+    with pytest.raises(TooManyNamesError, match="more than 3"):
+        fleet.ask(one, ENDPOINT_TYPE, *"abcd")

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 HOSTMESH: Final = str(Path(sys.executable).with_name("hostmesh"))
-PYTHON: Final = "/run/hostmesh-lab/bin/python3"
-"""In a host: the Python with our dependencies."""
+PYTHON: Final = sys.executable
+"""In a host, for root: the Python with our dependencies; files are shared with the machine."""
 PROGRAMS: Final = Path(__file__).parent / "programs"
 _VERB_S: Final = 120
 T = TypeVar("T")

@@ -63,13 +63,15 @@ def start(layout: Layout, lab: LabFacts, name: str) -> None:
 def wait_ready(layout: Layout, name: str) -> None:
     """Return when the agent calls itself ready: connected or serving what it knew, with Envoy's listeners up.
 
+    While its Envoy is held down (`stop envoy/HOST`) it cannot be, and is ready when it holds it.
+
     Raises:
         LabError: it ended, or is not ready in time; with what it says of itself and the end of its log.
     """
     deadline = time.monotonic() + _READY_S
     while True:
         found = status(layout, name)
-        if found is not None and found.get("ready"):
+        if found is not None and (found.get("ready") or found.get("envoy", {}).get("state") == "held"):
             return
         if not processes(layout, name):
             raise LabError(f"host {name}: its agent ended; the end of its log:\n{_log_end(layout, name)}")

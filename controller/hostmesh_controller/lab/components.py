@@ -77,6 +77,11 @@ def start(layout: Layout, lab: LabFacts, part: Component) -> None:
         case _:
             _needs_agent(layout, part)
             envoy.release(layout, lab, part.host)
+            if not agent.processes(layout, part.host):
+                raise LabError(
+                    f"{part} is not held down any more, but no agent runs that would start it: "
+                    f"hostmesh lab start agent/{part.host}"
+                )
             envoy.wait_running(layout, part.host)
             agent.wait_ready(layout, part.host)
 

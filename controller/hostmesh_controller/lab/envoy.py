@@ -46,17 +46,14 @@ def release(layout: Layout, lab: LabFacts, name: str) -> None:
     hosts.space_of(layout, lab, name).run(["rm", "-f", HOLD])
 
 
-def wait_running(layout: Layout, name: str, *, other_than: frozenset[int] = frozenset()) -> None:
-    """Return when an Envoy runs whose pid is none of `other_than`.
+def wait_running(layout: Layout, name: str) -> None:
+    """Return when an Envoy runs.
 
     Raises:
-        LabError: none came up; most likely no agent runs.
+        LabError: none came up.
     """
     deadline = time.monotonic() + _START_S
-    while not [record for record in processes(layout, name) if record.pid not in other_than]:
+    while not processes(layout, name):
         if time.monotonic() > deadline:
-            raise LabError(
-                f"host {name}: no Envoy came up within {_START_S:.0f} s; its agent starts it: "
-                f"hostmesh lab status, hostmesh lab logs agent/{name}"
-            )
+            raise LabError(f"host {name}: no Envoy came up within {_START_S:.0f} s: hostmesh lab logs agent/{name}")
         time.sleep(_POLL_S)

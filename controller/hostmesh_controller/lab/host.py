@@ -62,7 +62,8 @@ def create(layout: Layout, lab: LabFacts, host: HostFacts) -> None:
 
 
 def _hide(upper: Path, lower: Path, *, user: bool) -> None:
-    upper.mkdir(mode=0o755)
+    upper.mkdir()
+    upper.chmod(0o755)
     try:
         os.setxattr(upper, "user.overlay.opaque" if user else "trusted.overlay.opaque", b"y")
     except OSError as error:

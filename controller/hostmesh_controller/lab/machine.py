@@ -12,15 +12,20 @@ _NEEDED: Final = {
     "ip": "iproute2",
     "nft": "nftables",
     "curl": "curl",
-    "rm": "coreutils",
 }
 _OWN: Final = ("hostmesh-agent", "hostmesh", "hostmesh-controller")
 
 
-def check_programs() -> None:
-    """Raise `LabError` naming every missing program and the packages that hold them."""
+def check_programs(**also: str) -> None:
+    """Look for what every lab needs, and for `also` (program=package).
+
+    Raises:
+        LabError: naming every missing program and the packages that hold them.
+    """
     path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-    missing = {program: package for program, package in _NEEDED.items() if shutil.which(program, path=path) is None}
+    missing = {
+        program: package for program, package in {**_NEEDED, **also}.items() if shutil.which(program, path=path) is None
+    }
     if missing:
         names, packages = ", ".join(missing), " ".join(sorted(set(missing.values())))
         raise LabError(f"the lab needs {names}; cure, as root: apt-get install {packages}")

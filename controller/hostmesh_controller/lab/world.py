@@ -83,7 +83,8 @@ def _start(layout: Layout, facts: LabFacts, claim: socket.socket) -> None:
         # The world inherits the claim and keeps it as long as it lives.
         started = start_init("world", wish, f"lab {layout.root}", layout.world_log, pass_fds=(claim.fileno(),))
     except LabError as error:
-        if facts.user and "unshare(0x10000000)" in str(error):
+        # Where only their use is restricted (AppArmor), the namespace is made and the first mount refused.
+        if facts.user and ("unshare(" in str(error) or "mount" in str(error)):
             raise LabError(_NO_USER_NAMESPACE.format(error)) from None
         raise
     disk.write_process(layout.world, started.record)

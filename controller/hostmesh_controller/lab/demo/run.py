@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from hostmesh_controller.lab import layout as disk
-from hostmesh_controller.lab import up, world
+from hostmesh_controller.lab import machine, up, world
 from hostmesh_controller.lab.demo.claims import CLAIMS, Claim, ClaimError
 from hostmesh_controller.lab.demo.snapshot import Snapshot
 from hostmesh_controller.lab.demo.stage import MESH, OUTSIDE, Stage
@@ -27,9 +27,10 @@ def play(layout: Layout, say: Callable[[str], None], *, keep: bool) -> bool:
         LabError: the stage could not be set.
     """
     began = time.monotonic()
+    machine.check_programs(tcpdump="tcpdump")
     if disk.read_lab(layout) is not None:
         raise LabError(f"there is a lab in {layout.root}; end it: hostmesh lab down --dir {layout.root}")
-    say(f"Five hosts on one machine, each with its own network, disk and programs ({layout.root}).\n")
+    say(f"Five hosts on this machine, each with its own network, disk and programs, in {layout.root}\n")
     try:
         stage, before = _set(layout, say)
         held = [_make(stage, before, claim, say) for claim in CLAIMS]

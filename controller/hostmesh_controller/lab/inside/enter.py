@@ -83,6 +83,7 @@ def _wait(child: int) -> int:
 def _become(wish: dict[str, Any]) -> int:
     """Turn into the command; returns only when that fails, with the code a shell would give."""
     command = sys.argv[2:]
+    _as_after_login(detached=wish["detach"])
     try:
         if wish["user_namespace"]:
             # Of no effect below a user namespace: whoever sees it and counts on it (to raise a limit) would fail.
@@ -102,6 +103,14 @@ def _become(wish: dict[str, Any]) -> int:
         problem, code = f"{command[0]}: {error.strerror}", 126
     print(f"hostmesh lab: {problem}", file=sys.stderr, flush=True)
     return code
+
+
+def _as_after_login(*, detached: bool) -> None:
+    """Put right what the command would inherit from Python and from whatever called us."""
+    os.umask(0o022)
+    lost = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP) if detached else ()
+    for number in (signal.SIGPIPE, signal.SIGXFSZ, *lost):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _as_user(name: str) -> dict[str, str]:

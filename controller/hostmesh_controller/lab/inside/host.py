@@ -61,7 +61,7 @@ def _make(channel: Channel, wish: dict[str, Any]) -> int:
 
 def _boot(channel: Channel, maker: socket.socket, wish: dict[str, Any]) -> None:
     try:
-        init.block_signals()
+        init.begin()
         kernel.unshare(_OWN)
         socket.sethostname(wish["name"])
         _file_systems(wish)

@@ -24,8 +24,9 @@ def set_sysctl(name: str, value: str) -> None:
         path.write_text(value)
 
 
-def block_signals() -> None:
-    """Keep signals pending until `serve` takes them: process 1 has no default actions."""
+def begin() -> None:
+    """Keep signals pending until `serve` takes them: process 1 has no default actions. The caller's umask ends here."""
+    os.umask(0o022)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT})
 
 

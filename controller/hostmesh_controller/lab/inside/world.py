@@ -34,7 +34,7 @@ def main() -> None:
 
 def _hold(channel: Channel, wish: dict[str, Any]) -> None:
     try:
-        init.block_signals()
+        init.begin()
         kernel.mount("none", "/", flags=kernel.MS_REC | kernel.MS_SLAVE)
         kernel.mount("proc", "/proc", "proc", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC)
         for name, value in wish["sysctls"].items():

@@ -311,9 +311,10 @@ class _Revision:
 
     def _all_endpoints(self, service: Service) -> Endpoints:
         keys = sorted(workloads_behind(self.mesh, service))
-        new = self._endpoints({key: member(self.mesh, service, self.mesh.workloads[key]) for key in keys})
-        old = self.old.endpoints.get(service.id)
-        return old if old is not None and new == old else new
+        return _kept(
+            self.old.endpoints.get(service.id, NO_ENDPOINTS),
+            {key: member(self.mesh, service, self.mesh.workloads[key]) for key in keys},
+        )
 
     def _changed_endpoints(self, service: Service, keys: set[WorkloadKey]) -> Endpoints:
         old = self.old.endpoints.get(service.id, NO_ENDPOINTS)
@@ -326,11 +327,7 @@ class _Revision:
                     members[key] = new
             else:
                 members.pop(key, None)
-        return old if members == old.members else self._endpoints(members)
-
-    def _endpoints(self, members: Mapping[WorkloadKey, Member]) -> Endpoints:
-        identities = {item.identity for item in members.values() if item.identity is not None}
-        return Endpoints({key: members[key] for key in sorted(members)}, tuple(sorted(identities)))
+        return _kept(old, members)
 
     def _touch_endpoints(self, item: ServiceId, new: Endpoints | None) -> None:
         before, after = self.old.endpoints.get(item) or NO_ENDPOINTS, new or NO_ENDPOINTS
@@ -410,3 +407,13 @@ class _Revision:
             for hostname in self.mesh.services_by_hostname:
                 if host_matches(pattern, hostname):
                     self.touched_services.add(hostname)
+
+
+def _kept(old: Endpoints, members: Mapping[WorkloadKey, Member]) -> Endpoints:
+    """Return the endpoints of these members; what is equal to the old ones is the same object."""
+    if members == old.members:
+        return old
+    if members.keys() != old.members.keys():
+        members = {key: members[key] for key in sorted(members)}
+    identities = tuple(sorted({item.identity for item in members.values() if item.identity is not None}))
+    return Endpoints(members, old.identities if identities == old.identities else identities)

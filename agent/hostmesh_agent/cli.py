@@ -24,6 +24,8 @@ Verb = Callable[[argparse.Namespace, AgentConfig], int]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    # gRPC's core writes lines of its own between ours; what fails reaches us as a status.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     sys.exit(call(arguments))
 
 

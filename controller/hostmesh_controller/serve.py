@@ -31,6 +31,9 @@ ConfigPath = Annotated[
 @app.command("run")
 def run(config: ConfigPath = None) -> None:
     """Run the controller in the foreground until SIGTERM."""
+    # gRPC's core writes lines of its own between ours; what fails reaches us as a status.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    _allow_many_connections()
     import asyncio
 
     import structlog
@@ -55,6 +58,14 @@ def run(config: ConfigPath = None) -> None:
         for failure in group.exceptions:
             structlog.stdlib.get_logger(__name__).critical("a part of the controller failed", exc_info=failure)
         sys.exit(1)
+
+
+def _allow_many_connections() -> None:
+    """Raise the limit of open files to what the system allows: each host is a connection."""
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 @config_app.command("check")

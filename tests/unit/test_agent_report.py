@@ -1,0 +1,105 @@
+import asyncio
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from hostmesh_agent.envoy import EnvoyStatus
+from hostmesh_agent.lifecycle import Phase, View
+from hostmesh_agent.report import Reporter, Vouched, envoy_state, lease
+from hostmesh_api.v1.hostmesh_pb2 import HostReport, ReportResponse, Workload
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+LATER = NOW + timedelta(hours=1)
+WEB = Workload(namespace="default", name="web", spiffe_id="spiffe://t/ns/default/sa/web", ports=[8080, 8081])
+BOUND_S = 10
+
+
+@pytest.mark.parametrize(
+    ("not_after", "captured", "ready"),
+    [
+        (LATER, {8080, 8081, 22}, True),
+        (LATER, {8080}, False),
+        (LATER, set(), False),
+        (NOW, {8080, 8081}, False),
+        (None, {8080, 8081}, False),
+    ],
+)
+def test_a_workload_is_ready_with_a_valid_certificate_and_all_its_ports_captured(
+    not_after: datetime | None, captured: set[int], ready: bool
+) -> None:
+    certificates = {} if not_after is None else {WEB.spiffe_id: not_after}
+    found = lease(WEB, Vouched(certificates, frozenset(captured)), NOW)
+    assert found.ready is ready
+    assert set(found.captured_ports) == captured & {8080, 8081}
+    assert found.certificate_not_after == (0 if not_after is None else int(not_after.timestamp()))
+
+
+def test_a_crash_loop_is_told_with_the_last_exit() -> None:
+    view = View(Phase.DOWN, None, adopted=False, restarts=4, crash_looping=True, last_exit="exit code 1", since=0)
+    state = envoy_state(EnvoyStatus(view, "1.40.0", ""))
+    assert (state.state, state.pid, state.restarts, state.last_exit) == ("down", 0, 4, "crash loop: exit code 1")
+
+
+class Controller:
+    """Takes reports, and fails while told to."""
+
+    def __init__(self, interval_s: int = 0) -> None:
+        self.failing = False
+        self.interval_s = interval_s
+        self.got: asyncio.Queue[HostReport] = asyncio.Queue()
+
+    async def send(self, report: HostReport) -> ReportResponse:
+        self.got.put_nowait(report)
+        if self.failing:
+            raise ConnectionError("controller away")
+        return ReportResponse(interval_s=self.interval_s)
+
+
+async def build() -> HostReport:
+    return HostReport()
+
+
+async def reporting(reporter: Reporter, controller: Controller, reports: int) -> None:
+    task = asyncio.create_task(reporter.run())
+    try:
+        async with asyncio.timeout(BOUND_S):
+            for _ in range(reports):
+                await controller.got.get()
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def test_a_change_is_reported_at_once_and_a_burst_of_changes_once() -> None:
+    controller = Controller()
+    reporter = Reporter(build, controller.send, interval_s=1000)
+    task = asyncio.create_task(reporter.run())
+    async with asyncio.timeout(BOUND_S):
+        await controller.got.get()
+        for _ in range(20):
+            reporter.changed()
+        await controller.got.get()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert controller.got.empty()
+
+
+async def test_without_changes_reports_come_at_the_interval_the_controller_names() -> None:
+    controller = Controller(interval_s=1)
+    began = asyncio.get_running_loop().time()
+    reporter = Reporter(build, controller.send, interval_s=0.01)
+    await reporting(reporter, controller, 2)
+    assert asyncio.get_running_loop().time() - began >= 0.8
+
+
+async def test_a_report_that_is_not_delivered_is_sent_again_and_the_failure_is_known() -> None:
+    controller = Controller()
+    controller.failing = True
+    reporter = Reporter(build, controller.send, interval_s=0.01)
+    await reporting(reporter, controller, 2)
+    assert reporter.failing == "ConnectionError: controller away"
+    controller.failing = False
+    await reporting(reporter, controller, 2)
+    assert reporter.failing == ""

@@ -107,7 +107,7 @@ class Enforcement:
 
     def _in_force(self) -> InForce:
         try:
-            return self.look()
+            return in_force(nft.read())
         except CaptureError:
             return InForce()
 

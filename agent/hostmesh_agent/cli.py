@@ -119,7 +119,7 @@ def _run(_: argparse.Namespace, config: AgentConfig) -> int:
 
 
 def _join(options: argparse.Namespace, config: AgentConfig) -> int:
-    from hostmesh_agent import enrol, host, log
+    from hostmesh_agent import enrol, host, lock, log
     from hostmesh_agent.state import State, StateError
     from hostmesh_api.joinstring import JoinString
 
@@ -130,10 +130,13 @@ def _join(options: argparse.Namespace, config: AgentConfig) -> int:
     except ValueError as error:
         return _say(str(error), WRONG_CALL)
     facts = host.facts(host.fixed_facts(), envoy_version="")
+    state = State(config.state_dir)
     try:
-        record = asyncio.run(
-            enrol.join(join_string, State(config.state_dir), facts, lambda: datetime.now(UTC), force=options.force)
-        )
+        # A running agent would go on as the host it was.
+        with lock.held(config.state_dir):
+            record = asyncio.run(enrol.join(join_string, state, facts, lambda: datetime.now(UTC), force=options.force))
+    except lock.LockedError as error:
+        return _say(f"{error}: stop it first", FAILED)
     except (enrol.EnrolError, StateError) as error:
         return _say(str(error), FAILED)
     print(f"joined as {record.identity.uri}")

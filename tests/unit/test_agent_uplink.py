@@ -1,0 +1,51 @@
+"""The shared connection, while the relay closes it under the reports."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+import pki
+from hostmesh_agent.uplink import NotConnectedError, Uplink
+from hostmesh_api.v1.hostmesh_pb2 import HostReport
+
+BOUND_S = 10
+
+
+@pytest.fixture
+def uplink(tmp_path: Path) -> Uplink:
+    authority = pki.new_authority(tmp_path / "authority")
+    # A port on which nobody listens.
+    return Uplink(pki.joined(tmp_path / "state", authority, endpoint="127.0.0.1:1"))
+
+
+async def test_before_the_first_connection_there_is_none(uplink: Uplink) -> None:
+    with pytest.raises(NotConnectedError):
+        await uplink.report(HostReport())
+
+
+async def test_a_report_on_a_closed_connection_is_an_error_and_no_crash(uplink: Uplink) -> None:
+    async with uplink.connect():
+        pass
+    for _ in range(20):
+        with pytest.raises(NotConnectedError):
+            await uplink.report(HostReport())
+
+
+async def test_closing_the_connection_ends_a_report_without_cancelling_the_reporter(uplink: Uplink) -> None:
+    channel = uplink.connect()
+    reporting = asyncio.create_task(uplink.report(HostReport()))
+    await asyncio.sleep(0)  # the call has begun
+    await channel.close()
+    async with asyncio.timeout(BOUND_S):
+        with pytest.raises(NotConnectedError):
+            await reporting
+
+
+async def test_a_report_that_is_cancelled_is_cancelled(uplink: Uplink) -> None:
+    async with uplink.connect():
+        reporting = asyncio.create_task(uplink.report(HostReport()))
+        await asyncio.sleep(0)
+        reporting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reporting

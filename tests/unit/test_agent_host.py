@@ -58,3 +58,14 @@ def test_secrets_are_hidden_in_logs_that_are_json_lines_on_stderr() -> None:
     (line,) = done.stderr.splitlines()
     assert '"join_string": "***"' in line
     assert '"host": "h1"' in line
+
+
+def test_a_log_that_nobody_reads_ends_nothing() -> None:
+    code = (
+        "import os, sys; from hostmesh_agent import log; import structlog; log.configure('info'); "
+        "structlog.get_logger().info('one'); os.close(2); structlog.get_logger().error('two'); "
+        "sys.stderr = None; structlog.get_logger().error('three'); print('goes on')"
+    )
+    environment = {**os.environ, "PYTHONPATH": ":".join(each for each in sys.path if each)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, env=environment)
+    assert (done.returncode, done.stdout) == (0, "goes on\n")

@@ -4,7 +4,6 @@ Exit codes: 0 done (or healthy), 1 it could not be done (or not healthy), 2 the 
 """
 
 import argparse
-import asyncio
 import json
 import os
 import sys
@@ -97,6 +96,12 @@ class _Version(argparse.Action):
 
 
 def _run(_: argparse.Namespace, config: AgentConfig) -> int:
+    from hostmesh_agent import slim
+
+    slim.leave_out()
+
+    import asyncio
+
     import structlog
 
     from hostmesh_agent import log
@@ -119,6 +124,8 @@ def _run(_: argparse.Namespace, config: AgentConfig) -> int:
 
 
 def _join(options: argparse.Namespace, config: AgentConfig) -> int:
+    import asyncio
+
     from hostmesh_agent import enrol, host, lock, log
     from hostmesh_agent.state import State, StateError
     from hostmesh_api.joinstring import JoinString

@@ -1,0 +1,77 @@
+"""Keeps out of the agent's memory what libraries bring along and the agent never uses: a quarter of it.
+
+An agent is on every host, for years, beside programs that were there first. What is left out here is left out in ways
+that Python and the libraries foresee, and only in the process of `hostmesh-agent run`. Measured, resident:
+
+    4.6 MB  ssl and OpenSSL's hashes: gRPC and cryptography bring their own TLS; asyncio and hashlib do without
+    4.5 MB  rich: structlog loads it for a console, where it is installed; we write JSON lines
+    8.0 MB  what `import pyroute2` loads beside netlink sockets: a database, wireless, ethtool, 9p, all of rtnetlink
+"""
+
+import importlib.util
+import sys
+from types import ModuleType
+from typing import Any, Final
+
+UNUSED: Final = ("ssl", "_ssl", "_hashlib", "rich", "twisted", "colorama", "better_exceptions")
+"""Modules whose absence every importer of ours expects (it catches ImportError)."""
+
+_NETLINK: Final = "pyroute2"
+_ROUTES: Final = "AsyncIPRoute"
+
+
+def leave_out() -> None:
+    """Call this before asyncio, structlog or pyroute2 is imported; what is loaded already stays."""
+    for name in UNUSED:
+        # The language's own word for "cannot be imported": see "The module cache" in its reference.
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # typeshed does not know of None here
+    if _NETLINK not in sys.modules:
+        _without_its_init(_NETLINK)
+
+
+def _without_its_init(name: str) -> None:
+    """Make the package known without running its __init__: its modules are then loaded one by one, as imported."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.submodule_search_locations is None:
+        return
+    package = _Netlink(name)
+    package.__spec__ = spec
+    package.__path__ = list(spec.submodule_search_locations)
+    sys.modules[name] = package
+
+
+class _Netlink(ModuleType):
+    """pyroute2 without its __init__."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name != _ROUTES:
+            raise AttributeError(f"module {self.__name__!r} is loaded without {name!r}: import it from its own module")
+        return _route_socket()
+
+
+def _route_socket() -> type:
+    """Return AsyncIPRoute as far as it sends messages: its own module loads every kind of link, queue and filter."""
+    from pyroute2.netlink import NETLINK_ROUTE, rtnl  # type: ignore[import-untyped]  # ships no types
+    from pyroute2.netlink.nlsocket import AsyncNetlinkSocket  # type: ignore[import-untyped]
+    from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg  # type: ignore[import-untyped]
+    from pyroute2.netlink.rtnl.rtmsg import rtmsg  # type: ignore[import-untyped]
+
+    class RouteSocket(AsyncNetlinkSocket):  # type: ignore[misc]  # of no type
+        def __init__(self, *, strict_check: bool) -> None:
+            super().__init__(family=NETLINK_ROUTE, strict_check=strict_check)
+            self.register_policy(
+                {
+                    rtnl.RTM_NEWADDR: ifaddrmsg,
+                    rtnl.RTM_DELADDR: ifaddrmsg,
+                    rtnl.RTM_NEWROUTE: rtmsg,
+                    rtnl.RTM_DELROUTE: rtmsg,
+                }
+            )
+
+        async def __aenter__(self) -> "RouteSocket":
+            return self
+
+        async def __aexit__(self, *_: object) -> None:
+            self.close()
+
+    return RouteSocket

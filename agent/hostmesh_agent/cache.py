@@ -6,6 +6,7 @@ can be fetched again, a host that does not start cannot.
 """
 
 import sqlite3
+import threading
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -64,6 +65,7 @@ class Cache:
     def __init__(self, directory: Path) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._path = directory / _FILE
+        self._in_use = threading.Lock()
         self._entries: tuple[Entry, ...] = ()
         self.lost = ""
         """Why earlier content could not be used; empty when nothing was lost."""
@@ -109,9 +111,9 @@ class Cache:
         """Make a batch durable: all of it or none.
 
         Raises:
-            sqlite3.Error: the disk is full or fails; what was there before is unharmed.
+            sqlite3.Error: the disk is full or fails, or the cache was closed; what was there before is unharmed.
         """
-        with closing(self._connection.cursor()) as cursor:
+        with self._in_use, closing(self._connection.cursor()) as cursor:
             cursor.execute("BEGIN IMMEDIATE")
             try:
                 cursor.executemany(
@@ -128,8 +130,9 @@ class Cache:
             cursor.execute("COMMIT")
 
     def close(self) -> None:
-        """Close the file; a write afterwards is a mistake."""
-        self._connection.close()
+        """Close the file, after a write that is under way: its thread outlives the task that waited for it."""
+        with self._in_use:
+            self._connection.close()
 
 
 class _UnreadableError(Exception):

@@ -1,6 +1,7 @@
 """The last-known-good store survives what disks do."""
 
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,19 @@ def test_a_batch_is_all_or_nothing(tmp_path: Path) -> None:
     cache.close()
     cache = Cache(tmp_path)
     assert cache.entries() == ()
+    cache.close()
+
+
+def test_closing_waits_for_a_write_in_another_thread_and_refuses_later_ones(tmp_path: Path) -> None:
+    many = [put(Entry("type", True, Resource(f"name-{number}", "1", b"body" * 1000))) for number in range(5000)]
+    cache = Cache(tmp_path)
+    with ThreadPoolExecutor(4) as threads:
+        writes = [threads.submit(cache.write, many) for _ in range(8)]
+        wait(writes[:1])
+        cache.close()
+    assert {type(each.exception()) for each in writes} <= {type(None), sqlite3.ProgrammingError}
+    cache = Cache(tmp_path)
+    assert len(cache.entries()) == 5000
     cache.close()
 
 

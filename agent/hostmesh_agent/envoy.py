@@ -44,7 +44,6 @@ from hostmesh_agent.workdir import Account
 
 MAX_FILES: Final = 1 << 20
 """Wanted limit of open files: Envoy needs two per proxied connection. Also the kernel's default for fs.nr_open."""
-_CAP_SYS_RESOURCE: Final = 24
 _SAYS_ALL: Final = ("exit code 0", "killed by SIGTERM", "killed by SIGKILL")
 """Ends that somebody wanted: what Envoy said before has nothing to do with them."""
 _HOUSEKEEPING_S: Final = 60.0
@@ -139,18 +138,19 @@ class EnvoyCommand:
 
 
 def files_limit(wanted: int = MAX_FILES) -> int:
-    """Return how many open files Envoy can be given: as wanted if the agent may raise the limit, else what it has."""
-    if _may_raise_limits():
-        return min(wanted, int(Path("/proc/sys/fs/nr_open").read_text(encoding="ascii")))
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    return wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    """Return how many open files Envoy can be given: as wanted if the agent may raise its limit, else what it has.
 
-
-def _may_raise_limits() -> bool:
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("CapEff:"):
-            return bool(int(line.split()[1], 16) >> _CAP_SYS_RESOURCE & 1)
-    return False
+    The agent raises its own hard limit to find out: CAP_SYS_RESOURCE is no proof, in a user namespace it has no power.
+    """
+    wanted = min(wanted, int(Path("/proc/sys/fs/nr_open").read_text(encoding="ascii")))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY or hard >= wanted:
+        return wanted
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, wanted))
+    except ValueError:
+        return hard
+    return wanted
 
 
 class BuiltinSupervisor:

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -87,11 +88,15 @@ def test_a_name_that_nobody_knows_is_refused_at_once(lab: Lab) -> None:
     assert int(last) - int(first) < 2_000_000_000
 
 
+def _answers(lab: Lab, url: str) -> bool:
+    return lab.curl("web", url, "-g").status == 200
+
+
 def test_hosts_and_roots_shell_reach_each_other_by_both_families(lab: Lab) -> None:
     lab.detach("db", "python3", "-m", "http.server", "--bind", "::", "8000", user="app")
     v4, v6 = lab.ip("db"), lab.verb("ip", "db", "--v6").stdout.strip()
     for url in (f"http://{v4}:8000/", f"http://[{v6}]:8000/"):
-        eventually(lambda url=url: lab.curl("web", url, "-g").status == 200, f"web reaches {url}")
+        eventually(partial(_answers, lab, url), f"web reaches {url}")
         subprocess.run(["curl", "-sSf", "-g", "-m", "5", "-o", "/dev/null", url], check=True)
 
 

@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import pytest
 
@@ -88,14 +90,14 @@ def test_two_workloads_of_one_host_are_served_under_their_own_identities(shop: L
         ("http://orders/", "orders", "spiffe://cluster.local/ns/default/sa/orders"),
         ("http://billing.money/", "billing", "spiffe://cluster.local/ns/money/sa/billing"),
     ):
-        answer = eventually(lambda url=url: _ok(shop, url), f"client calls {url}")
+        answer = eventually(partial(_ok, shop, url), f"client calls {url}")
         assert answer["name"] == name
         assert f"By={owner};" in answer["headers"]["x-forwarded-client-cert"] + ";"
 
 
-def _ok(shop: Lab, url: str) -> dict | None:
+def _ok(shop: Lab, url: str) -> dict[str, Any]:
     answer = shop.curl("client", url)
-    return answer.json if answer.status == 200 else None
+    return answer.json if answer.status == 200 else {}
 
 
 def test_a_protocol_in_which_the_server_speaks_first_passes(shop: Lab) -> None:

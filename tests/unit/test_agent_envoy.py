@@ -310,7 +310,12 @@ def test_a_record_of_another_owner_boot_or_start_is_not_believed(program: EnvoyC
         found = process.open_recorded(program.directory)
         assert found is not None
         found[1].close()
-        for lie in ({"start_ticks": honest["start_ticks"] + 1}, {"boot_id": "other"}, {"pid": 1}, {"pid": "x"}):
+        for lie in (
+            {"start_ticks": launch.start_ticks(sleeper.pid) + 1},
+            {"boot_id": "other"},
+            {"pid": 1},
+            {"pid": "x"},
+        ):
             path.write_text(json.dumps({**honest, **lie}))
             assert process.open_recorded(program.directory) is None
         path.write_text(json.dumps(honest))

@@ -36,7 +36,7 @@ async def test_closing_the_connection_ends_a_report_without_cancelling_the_repor
     channel = uplink.connect()
     reporting = asyncio.create_task(uplink.report(HostReport()))
     await asyncio.sleep(0)  # the call has begun
-    await channel.close()
+    await channel.close(None)
     async with asyncio.timeout(BOUND_S):
         with pytest.raises(NotConnectedError):
             await reporting

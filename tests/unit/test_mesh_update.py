@@ -13,138 +13,192 @@ from hostmesh_controller.mesh import HostRuntime, Mesh, Touched, build, update
 from hostmesh_controller.model.objects import ApiObject, ObjectKey
 
 NAMESPACES = ("a", "b")
-ADDRESSES = ("10.0.0.1", "10.0.0.2", "10.0.0.3", "2001:db8::1")
 OUTSIDE = "192.0.2.9"
 HOSTS = ("h1", "h2", "h3")
 SERVICES = ("s1", "s2")
 EXTERNAL = ("api.example.com", "db.example.com")
 HOSTNAMES = tuple(f"{name}.{namespace}.svc.cluster.local" for name in SERVICES for namespace in NAMESPACES) + EXTERNAL
 
-namespaces = st.sampled_from(NAMESPACES)
-labels = st.fixed_dictionaries({"app": st.sampled_from(SERVICES)}, optional={"version": st.sampled_from(("v1", "v2"))})
-ages = st.integers(0, 3)
-exports = st.sampled_from(((), (), ("*",), (".",), ("b",)))
+Spec = dict[str, Any]
+Variant = tuple[Spec, dict[str, Any]]
+"""A spec, and what else `obj` takes."""
 
 
-def port(number: int, name: str, target: int | None = None) -> dict[str, Any]:
+def variants(*specs: Spec, exports: bool = False, age: bool = False) -> list[Variant]:
+    """Return each spec; with `exports` also one that is not exported, with `age` also a younger one."""
+    result: list[Variant] = [(spec, {}) for spec in specs]
+    if exports:
+        result += [(specs[0] | {"exportTo": ["."]}, {}), (specs[0] | {"exportTo": ["b"]}, {})]
+    if age:
+        result += [(specs[0], {"age": 9})]
+    return result
+
+
+def port(number: int, name: str, target: int | None = None) -> Spec:
     return {"port": number, "name": name, **({"targetPort": target} if target else {})}
 
 
-ports = st.lists(
-    st.sampled_from((port(80, "http"), port(80, "tcp"), port(80, "any", 8080), port(90, "tcp-x"), port(91, "grpc"))),
-    min_size=1,
-    max_size=3,
-    unique_by=(lambda item: item["port"], lambda item: item["name"]),
-)
-
-
-@st.composite
-def host(draw: st.DrawFn) -> ApiObject:
-    spec: dict[str, Any] = {"addresses": draw(st.lists(st.sampled_from(ADDRESSES), max_size=2, unique=True))}
-    if draw(st.booleans()):
-        spec["namespace"] = draw(namespaces)
-    if draw(st.booleans()):
-        spec["outboundIdentity"] = draw(st.sampled_from(("w1", "a/w1", "sa1")))
-    return obj("Host", draw(st.sampled_from(HOSTS)), spec)
-
-
-@st.composite
-def workload(draw: st.DrawFn) -> ApiObject:
-    spec: dict[str, Any] = {
-        "address": draw(st.sampled_from((*ADDRESSES, OUTSIDE))),
-        "labels": draw(labels),
-        "serviceAccount": draw(st.sampled_from(("", "sa1", "sa2"))),
-        "ports": draw(st.sampled_from(({}, {"http": 8088}, {"http-admin": 9901}))),
+def workload(address: str, app: str, version: str = "v1", account: str = "", **ports: int) -> Spec:
+    return {
+        "address": address,
+        "labels": {"app": app, "version": version},
+        "serviceAccount": account,
+        "ports": ports,
     }
-    return obj("WorkloadEntry", draw(st.sampled_from(("w1", "w2", "w3"))), spec, draw(namespaces))
 
 
-@st.composite
-def service(draw: st.DrawFn) -> ApiObject:
-    spec: dict[str, Any] = {"ports": draw(ports), "selector": draw(labels)}
-    if draw(st.booleans()):
-        spec["clusterIP"] = draw(st.sampled_from(("10.96.0.1", "10.96.0.2")))
-    annotations = {"networking.istio.io/exportTo": ",".join(draw(exports))}
-    name = draw(st.sampled_from(SERVICES))
-    return obj("Service", name, spec, draw(namespaces), annotations=annotations, age=draw(ages))
+def service(app: str, *ports: Spec, **more: Any) -> Spec:
+    return {"selector": {"app": app}, "ports": list(ports) or [port(80, "http")], **more}
 
 
-@st.composite
-def service_entry(draw: st.DrawFn) -> ApiObject:
-    resolution = draw(st.sampled_from(("STATIC", "STATIC", "DNS", "NONE")))
-    spec: dict[str, Any] = {
-        "hosts": draw(st.lists(st.sampled_from((*EXTERNAL, HOSTNAMES[0])), min_size=1, max_size=2, unique=True)),
-        "ports": [{"number": 80, "name": "http", "protocol": draw(st.sampled_from(("HTTP", "TCP", "HTTPS")))}],
-        "resolution": resolution,
-        "location": draw(st.sampled_from(("MESH_INTERNAL", "MESH_EXTERNAL"))),
-        "addresses": draw(st.sampled_from(((), ("10.96.0.1",), ("10.97.0.0/24",)))) if resolution != "DNS" else (),
-        "exportTo": draw(exports),
-    }
-    if resolution != "NONE" and draw(st.booleans()):
-        addresses = draw(st.lists(st.sampled_from((*ADDRESSES, OUTSIDE)), min_size=1, max_size=2))
-        spec["endpoints"] = [{"address": address, "labels": draw(labels)} for address in addresses]
-    elif resolution != "NONE":
-        spec["workloadSelector"] = {"labels": draw(labels)}
-    return obj("ServiceEntry", draw(st.sampled_from(("e1", "e2"))), spec, draw(namespaces), age=draw(ages))
+def entry(*hosts: str, resolution: str = "STATIC", location: str = "MESH_INTERNAL", **more: Any) -> Spec:
+    ports = [{"number": 80, "name": more.pop("protocol", "http")}]
+    return {"hosts": list(hosts), "ports": ports, "resolution": resolution, "location": location, **more}
 
 
-rule_hosts = st.sampled_from(("s1", "s2", *HOSTNAMES, "*.svc.cluster.local", "*.example.com"))
-destinations = st.fixed_dictionaries(
-    {"host": st.sampled_from(("s1", "s2", *HOSTNAMES))}, optional={"subset": st.sampled_from(("v1", "v2"))}
+def to(*hosts: str, subset: str = "") -> list[Spec]:
+    more = {"subset": subset} if subset else {}
+    return [{"route": [{"destination": {"host": each, **more}, "weight": 1} for each in hosts]}]
+
+
+def mtls(mode: str, app: str = "", ports: str = "") -> Spec:
+    own = {"selector": {"matchLabels": {"app": app}}} if app else {}
+    return {"mtls": {"mode": mode}, **own, **({"portLevelMtls": {80: {"mode": ports}}} if ports else {})}
+
+
+A1, B1, API, DB = HOSTNAMES[0], HOSTNAMES[1], *EXTERNAL
+SUBSETS = [{"name": "v1", "labels": {"version": "v1"}}]
+
+# Everything that may be there, and in which forms: few enough that what is drawn belongs together.
+SLOTS: dict[tuple[str, str, str], list[Variant]] = {
+    ("Host", "", "h1"): variants(
+        {"addresses": ["10.0.0.1"]},
+        {"addresses": ["10.0.0.1", "10.0.0.3"]},
+        {"addresses": ["10.0.0.3"]},
+        {"addresses": ["10.0.0.1"], "namespace": "b"},
+        {"addresses": ["10.0.0.1"], "outboundIdentity": "a/w1", "capture": {"scope": "all"}},
+    ),
+    ("Host", "", "h2"): variants({"addresses": ["10.0.0.2"]}, {"addresses": ["10.0.0.1", "10.0.0.2"]}),
+    ("Host", "", "h3"): variants({"namespace": "a"}, {"namespace": "b"}, {}),
+    ("WorkloadEntry", "a", "w1"): variants(
+        workload("10.0.0.1", "s1"),
+        workload("10.0.0.1", "s1", "v2"),
+        workload("10.0.0.1", "s1", account="sa1"),
+        workload("10.0.0.1", "s2"),
+        workload("10.0.0.2", "s1"),
+        workload(OUTSIDE, "s1"),
+        workload("10.0.0.1", "s1", http=8088),
+        workload("10.0.0.1", "s1", other=9901),
+    ),
+    ("WorkloadEntry", "a", "w2"): variants(
+        workload("10.0.0.2", "s1", "v2"), workload("10.0.0.3", "s2"), workload("10.0.0.1", "s1", account="sa2")
+    ),
+    ("WorkloadEntry", "b", "w1"): variants(workload("10.0.0.2", "s1"), workload("10.0.0.1", "s2", account="sa1")),
+    ("Service", "a", "s1"): variants(
+        service("s1"),
+        service("s1", port(80, "tcp")),
+        service("s1", port(80, "any")),
+        service("s1", port(80, "http", 8080)),
+        service("s1", port(80, "http"), port(90, "tcp")),
+        service("s1", port(91, "grpc")),
+        service("s2"),
+        service("s1", clusterIP="10.96.0.1"),
+    )
+    + [(service("s1"), {"annotations": {"networking.istio.io/exportTo": each}}) for each in (".", "b")],
+    ("Service", "a", "s2"): variants(
+        service("s2", port(90, "tcp")), service("s1", port(80, "tcp"), clusterIP="10.96.0.2")
+    ),
+    ("Service", "b", "s1"): variants(service("s1"), service("s1", port(90, "http"))),
+    ("ServiceEntry", "a", "e1"): variants(
+        entry(API, endpoints=[{"address": "10.0.0.1"}]),
+        entry(API, endpoints=[{"address": "10.0.0.2"}, {"address": OUTSIDE}]),
+        entry(API, endpoints=[{"address": "10.0.0.1"}], location="MESH_EXTERNAL"),
+        entry(API, DB, workloadSelector={"labels": {"app": "s1"}}, protocol="tcp"),
+        entry(API, resolution="DNS", location="MESH_EXTERNAL"),
+        entry(API, resolution="DNS", workloadSelector={"labels": {"app": "s1"}}),
+        entry(API, resolution="NONE", addresses=["10.97.0.0/24"]),
+        entry(A1, endpoints=[{"address": "10.0.0.1"}]),
+        exports=True,
+        age=True,
+    ),
+    ("ServiceEntry", "b", "e1"): variants(
+        entry(API, endpoints=[{"address": "10.0.0.2"}]),
+        entry(DB, resolution="NONE", addresses=["10.97.0.0/16", "10.96.0.1"], protocol="tcp"),
+        exports=True,
+    ),
+    ("VirtualService", "a", "v1"): variants(
+        {"hosts": ["s1"], "http": to("s2")},
+        {"hosts": ["s1"], "http": to("s1", "s2")},
+        {"hosts": ["s1"], "http": to(API, subset="v1")},
+        {"hosts": ["s1", API], "tcp": to("s1", "s2")},
+        {"hosts": ["s1"], "tcp": to("s2")},
+        {"hosts": ["*.svc.cluster.local"], "http": to("s2"), "tcp": to("s2", "s1")},
+        {"hosts": ["240.240.0.1"], "http": to("s2")},
+        exports=True,
+        age=True,
+    ),
+    ("VirtualService", "b", "v2"): variants({"hosts": [A1], "http": to(B1)}, {"hosts": [A1], "tcp": to(A1, DB)}),
+    ("DestinationRule", "a", "d1"): variants(
+        {"host": "s1", "subsets": SUBSETS},
+        {"host": "s1", "subsets": [SUBSETS[0] | {"labels": {"version": "v2"}}]},
+        {"host": "*.a.svc.cluster.local", "subsets": SUBSETS},
+        {"host": "s1", "trafficPolicy": {"tls": {"mode": "DISABLE"}}},
+        {"host": API, "subsets": SUBSETS},
+        exports=True,
+        age=True,
+    ),
+    ("DestinationRule", "istio-system", "d2"): variants(
+        {"host": "*.svc.cluster.local", "trafficPolicy": {"loadBalancer": {"simple": "RANDOM"}}},
+        {"host": A1, "subsets": SUBSETS},
+    ),
+    ("PeerAuthentication", "a", "p1"): variants(
+        mtls("STRICT"), mtls("DISABLE"), mtls("STRICT", "s1"), mtls("UNSET", "s1", "STRICT"), mtls("DISABLE", "s2")
+    ),
+    ("PeerAuthentication", "a", "p2"): variants(mtls("PERMISSIVE", "s1"), mtls("STRICT", "s1"), mtls("UNSET")),
+    ("PeerAuthentication", "istio-system", "p1"): variants(mtls("STRICT"), mtls("DISABLE")),
+}
+Slot = tuple[str, str, str]
+KEYS = st.sampled_from(sorted(SLOTS))
+
+
+def made(slot: Slot, variant: Variant) -> ApiObject:
+    kind, namespace, name = slot
+    return obj(kind, name, variant[0], namespace, **variant[1])
+
+
+# The first variant is the likeliest by far: the others and absence are what a few slots have.
+usual = st.fixed_dictionaries({slot: st.just(0) for slot in SLOTS if slot[0] in {"Host", "WorkloadEntry", "Service"}})
+unusual = st.dictionaries(KEYS, st.integers(-1, 9), max_size=8)
+changes = st.dictionaries(KEYS, st.integers(-1, 9), max_size=3)
+
+ALL_READY = frozenset(
+    [
+        *((namespace, name) for namespace in NAMESPACES for name in ("w1", "w2", "w3")),
+        *(("a", "e1@10.0.0.1"), ("a", "e1@10.0.0.2"), ("b", "e1@10.0.0.2")),
+    ]
 )
-
-
-@st.composite
-def virtual_service(draw: st.DrawFn) -> ApiObject:
-    routes = [{"destination": each, "weight": 50} for each in draw(st.lists(destinations, min_size=1, max_size=2))]
-    spec: dict[str, Any] = {"hosts": [draw(rule_hosts)], "exportTo": draw(exports)}
-    for kind in draw(st.sampled_from((("http",), ("tcp",), ("http", "tcp")))):
-        spec[kind] = [{"route": routes}]
-    return obj("VirtualService", draw(st.sampled_from(("v1", "v2"))), spec, draw(namespaces), age=draw(ages))
-
-
-@st.composite
-def destination_rule(draw: st.DrawFn) -> ApiObject:
-    spec: dict[str, Any] = {
-        "host": draw(rule_hosts),
-        "exportTo": draw(exports),
-        "subsets": [{"name": name, "labels": {"version": name}} for name in draw(st.sampled_from(((), ("v1",))))],
-        "trafficPolicy": draw(st.sampled_from(({}, {"tls": {"mode": "DISABLE"}}))),
-    }
-    namespace = draw(st.sampled_from((*NAMESPACES, "istio-system")))
-    return obj("DestinationRule", draw(st.sampled_from(("d1", "d2"))), spec, namespace, age=draw(ages))
-
-
-@st.composite
-def peer_authentication(draw: st.DrawFn) -> ApiObject:
-    modes = st.sampled_from(("STRICT", "PERMISSIVE", "DISABLE", "UNSET"))
-    spec: dict[str, Any] = {"mtls": {"mode": draw(modes)}}
-    if draw(st.booleans()):
-        spec["selector"] = {"matchLabels": draw(labels)}
-        spec["portLevelMtls"] = {"80": {"mode": draw(modes)}}
-    namespace = draw(st.sampled_from((*NAMESPACES, "istio-system")))
-    return obj("PeerAuthentication", draw(st.sampled_from(("p1", "p2"))), spec, namespace, age=draw(ages))
-
-
-objects = st.one_of(
-    host(),
-    workload(),
-    workload(),
-    service(),
-    service(),
-    service_entry(),
-    virtual_service(),
-    destination_rule(),
-    peer_authentication(),
+facts = st.sampled_from(
+    [
+        HostRuntime(True, ALL_READY),
+        HostRuntime(True, ALL_READY - {("a", "w1")}),
+        HostRuntime(True, ALL_READY, captured=frozenset({80})),
+        HostRuntime(False, ALL_READY),
+        HostRuntime(True, ALL_READY, ipv6=True),
+    ]
 )
-ready = st.frozensets(
-    st.tuples(namespaces, st.sampled_from(("w1", "w2", "w3", "e1@10.0.0.1", "e1@10.0.0.2"))), max_size=6
-)
-captured = st.none() | st.frozensets(st.sampled_from((80, 8080, 90)))
-runtimes = st.dictionaries(
-    st.sampled_from(HOSTS), st.builds(HostRuntime, st.booleans(), ready, st.booleans(), captured), max_size=3
-)
-vips = st.dictionaries(st.sampled_from(HOSTNAMES), st.integers(1, 3), max_size=6)
+new_facts = st.dictionaries(st.sampled_from(HOSTS), facts, max_size=1)
+VIPS = {name: index for index, name in enumerate(HOSTNAMES, start=1)}
+new_vips = st.dictionaries(st.sampled_from(HOSTNAMES), st.sampled_from((7, 8)), max_size=1)
+
+
+def objects_of(chosen: Mapping[Slot, int]) -> dict[ObjectKey, ApiObject | None]:
+    """Return the object of each slot: the numbered variant, or None for -1 (and for none of that number)."""
+    result: dict[ObjectKey, ApiObject | None] = {}
+    for slot, number in chosen.items():
+        forms = SLOTS[slot]
+        result[ObjectKey(*slot)] = None if number < 0 else made(slot, forms[number % len(forms)])
+    return result
+
 
 Names = list[tuple[str, str, str]]
 
@@ -154,7 +208,7 @@ def all_names(meshes: Iterable[Mesh]) -> Names:
     clusters = [
         f"outbound|{number}|{subset}|{name}" for number in (80, 90, 91) for subset in ("", "v1") for name in HOSTNAMES
     ]
-    addresses = ("240.240.0.1", "240.240.0.2", "[fd00:f0f0::1]", "10.96.0.1", "10.97.0.7")
+    addresses = ("240.240.0.1", "240.240.0.7", "[fd00:f0f0::1]", "10.96.0.1", "10.96.0.2", "10.97.0.7")
     headers = ("s1", "s2", "s1.a", "s2.b.svc", *EXTERNAL, "10.96.0.1", "240.240.0.1:80", "[fd00:f0f0::2]", "nobody")
     names = [(wire.CLUSTER_TYPE, name) for name in clusters]
     names += [(wire.ENDPOINT_TYPE, name) for name in clusters]
@@ -180,25 +234,21 @@ def covered(touched: Touched, before: Mesh, name: tuple[str, str, str]) -> bool:
     return touched.everything or own or bool(found & changed)
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
-@given(
-    st.lists(objects, max_size=14),
-    st.lists(st.tuples(objects, st.booleans()), max_size=3),
-    vips,
-    vips,
-    runtimes,
-    runtimes,
-)
+@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@given(usual, unusual, changes, new_vips, new_facts, new_facts)
 def test_an_update_is_a_build_and_what_it_does_not_touch_stays_the_same_bytes(
-    first: list[ApiObject],
-    changes: list[tuple[ApiObject, bool]],
-    vips_before: Mapping[str, int],
-    vips_after: Mapping[str, int],
-    runtime_before: Mapping[str, HostRuntime],
-    runtime_after: Mapping[str, HostRuntime],
+    base: dict[Slot, int],
+    first: dict[Slot, int],
+    then: dict[Slot, int],
+    other_vips: Mapping[str, int],
+    facts_before: Mapping[str, HostRuntime],
+    facts_after: Mapping[str, HostRuntime],
 ) -> None:
-    start = {item.key: item for item in first}
-    changed: dict[ObjectKey, ApiObject | None] = {item.key: item if kept else None for item, kept in changes}
+    start = {key: item for key, item in objects_of(base | first).items() if item is not None}
+    changed = objects_of(then)
+    vips_before, vips_after = VIPS, {**VIPS, **other_vips}
+    everywhere = {name: HostRuntime(True, ALL_READY) for name in HOSTS}
+    runtime_before, runtime_after = {**everywhere, **facts_before}, {**everywhere, **facts_after}
     before = build(SETTINGS, start.values(), vips_before, runtime_before)
     names = all_names([before])
     old = everything(before, names)

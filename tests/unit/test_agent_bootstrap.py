@@ -32,7 +32,14 @@ def test_the_admin_interface_is_private_and_does_not_give_its_configuration_away
 
 def test_envoy_accepts_it(tmp_path: Path) -> None:
     (tmp_path / "bootstrap.json").write_bytes(build(WANTED))
-    command = [str(artifact.find(None)), "--mode", "validate", "--disable-hot-restart", "--config-path", "bootstrap.json"]
+    command = [
+        str(artifact.find(None)),
+        "--mode",
+        "validate",
+        "--disable-hot-restart",
+        "--config-path",
+        "bootstrap.json",
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=20)
     assert done.returncode == 0, done.stderr
     assert "deprecated" not in done.stderr.lower()

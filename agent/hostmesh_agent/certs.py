@@ -19,8 +19,9 @@ from typing import Any, Final
 import structlog
 
 from hostmesh_agent.enrol import EnrolError
-from hostmesh_agent.keys import Svid, SvidError, checked, read_one_file
+from hostmesh_agent.keyroom import checked, read_one_file
 from hostmesh_agent.state import State, StateError
+from hostmesh_agent.svid import Svid, SvidError
 from hostmesh_agent.tree import Tree
 from hostmesh_api.identity import HostIdentity, WorkloadIdentity, parse_identity
 from hostmesh_api.v1.hostmesh_pb2 import HostConfig

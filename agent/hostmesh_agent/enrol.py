@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import grpc
 import structlog
 
-from hostmesh_agent.keys import Svid, SvidError, checked, csr_der, key_pem, new_key, root_pem, validity
+from hostmesh_agent import keyroom
 from hostmesh_agent.state import HostFiles, HostRecord, State, StateError
+from hostmesh_agent.svid import Svid, SvidError
 from hostmesh_api.identity import HostIdentity, WorkloadIdentity, parse_identity
 from hostmesh_api.joinstring import JoinString
 from hostmesh_api.v1.hostmesh_pb2 import (
@@ -76,18 +77,18 @@ async def join(
         msg = f"{state.directory}: this host has joined already: leave first, or replace its identity with --force"
         raise StateError(msg)
     try:
-        pinned_pem = root_pem(join_string.root_der)
+        pinned_pem = await asyncio.to_thread(keyroom.root_pem, join_string.root_der)
     except SvidError as error:
         raise EnrolError(str(error)) from error
-    key = new_key()
-    request = JoinRequest(token=join_string.token, csr_der=csr_der(key), facts=facts)
+    key, csr_der = await asyncio.to_thread(keyroom.request)
+    request = JoinRequest(token=join_string.token, csr_der=csr_der, facts=facts)
     credentials = grpc.ssl_channel_credentials(root_certificates=pinned_pem)
 
     async def ask(channel: grpc.aio.Channel) -> JoinResponse:
         return await EnrolmentStub(channel).Join(request, timeout=CALL_TIMEOUT_S)
 
     answer = await _first(join_string.endpoints, credentials, ask, JOIN_ROUNDS, pause_s)
-    record, files = _accept(answer, key_pem(key), pinned_pem, now())
+    record, files = await asyncio.to_thread(_accept, answer, key, pinned_pem, now())
     await asyncio.to_thread(state.save_joined, record, files)
     _log.info("joined", host=record.host, trust_domain=record.trust_domain)
     return record
@@ -101,10 +102,10 @@ async def renew_host(state: State, now: Callable[[], datetime]) -> Svid:
         StateError: the state cannot be read or written.
     """
     identity = state.host().identity
-    key = new_key()
-    request = RenewHostRequest(csr_der=csr_der(key))
+    key, csr_der = await asyncio.to_thread(keyroom.request)
+    request = RenewHostRequest(csr_der=csr_der)
     answer = await _call(state, lambda stub: stub.RenewHost(request, timeout=CALL_TIMEOUT_S), now())
-    svid = _checked(key_pem(key), answer.chain_pem, answer.bundle_pem, identity, now())
+    svid = await asyncio.to_thread(_checked, key, answer.chain_pem, answer.bundle_pem, identity, now())
     await asyncio.to_thread(state.save_renewed, HostFiles(svid.key_pem, svid.chain_pem, answer.bundle_pem))
     _log.info("host_certificate_renewed", serial=svid.serial, not_after=svid.not_after.isoformat())
     return svid
@@ -118,10 +119,10 @@ async def issue_workload(state: State, spiffe_id: str, now: Callable[[], datetim
         StateError: the state cannot be read.
     """
     identity = parse_identity(spiffe_id)
-    key = new_key()
-    request = IssueWorkloadRequest(csr_der=csr_der(key), spiffe_id=spiffe_id)
+    key, csr_der = await asyncio.to_thread(keyroom.request)
+    request = IssueWorkloadRequest(csr_der=csr_der, spiffe_id=spiffe_id)
     answer = await _call(state, lambda stub: stub.IssueWorkload(request, timeout=CALL_TIMEOUT_S), now())
-    return _checked(key_pem(key), answer.chain_pem, answer.bundle_pem, identity, now())
+    return await asyncio.to_thread(_checked, key, answer.chain_pem, answer.bundle_pem, identity, now())
 
 
 async def leave(state: State, now: Callable[[], datetime]) -> None:
@@ -164,7 +165,7 @@ async def _call(state: State, ask: "Callable[[IdentityAsyncStub], Awaitable[_T]]
             state.host().agents_endpoints, _credentials(state), lambda at: ask(IdentityStub(at)), 1, 0.0
         )
     except EnrolError as error:
-        _, _, not_after = validity(state.files().chain_pem)
+        _, _, not_after = keyroom.validity(state.files().chain_pem)
         if not_after > now:
             raise
         msg = f"this host's certificate ended at {not_after:%Y-%m-%d %H:%M} UTC: join again with --force ({error})"
@@ -217,6 +218,6 @@ def _accept(answer: JoinResponse, key: bytes, pinned_pem: bytes, now: datetime) 
 
 def _checked(key: bytes, chain: bytes, bundle: bytes, identity: WorkloadIdentity | HostIdentity, now: datetime) -> Svid:
     try:
-        return checked(key, chain, bundle, identity, now)
+        return keyroom.checked(key, chain, bundle, identity, now)
     except SvidError as error:
         raise EnrolError(str(error)) from error

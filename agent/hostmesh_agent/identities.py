@@ -10,9 +10,10 @@ import structlog
 
 from hostmesh_agent import enrol
 from hostmesh_agent.certs import Certificates, Held, Identity, Wanted
-from hostmesh_agent.keys import Svid, validity
+from hostmesh_agent.keyroom import validity
 from hostmesh_agent.rotation import Renewal, Rotation, Validity
 from hostmesh_agent.state import State
+from hostmesh_agent.svid import Svid
 
 AGENT: Final = "agent"
 """Name of the agent's own certificate among the renewals; the others are named by their SPIFFE ID."""
@@ -72,7 +73,7 @@ class Identities:
         except TimeoutError:
             log.error("certificates took too long", within_s=APPLY_WITHIN_S)
         self._missing = dict(held.missing)
-        serial, not_before, not_after = validity(self._state.files().chain_pem)
+        serial, not_before, not_after = await asyncio.to_thread(self._own)
         renewals = {AGENT: Renewal(Validity(serial, not_before, not_after), self._renew_host)}
         for identity in want.identities:
             svid = held.svids.get(identity.uri)
@@ -81,6 +82,9 @@ class Identities:
             )
         self._rotation.keep(renewals)
         self._changed()
+
+    def _own(self) -> tuple[str, datetime, datetime]:
+        return validity(self._state.files().chain_pem)
 
     async def sweep(self, want: Wanted) -> None:
         """Remove the certificates that nobody uses any more; call it when Envoy has let go of them."""

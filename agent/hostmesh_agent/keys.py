@@ -1,9 +1,11 @@
-"""Keys and certificates in memory: made here on the host, and believed only after they were checked. Pure."""
+"""Keys and certificates in memory: made here on the host, and believed only after they were checked. Pure.
 
-from dataclasses import dataclass, field
+The agent calls these through `keyroom`, which keeps them out of its memory.
+"""
+
 from datetime import datetime, timedelta
 from itertools import pairwise
-from typing import Final, final
+from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -17,34 +19,27 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from hostmesh_agent.svid import Svid, SvidError
 from hostmesh_api.identity import HostIdentity, WorkloadIdentity
+
+__all__ = [
+    "Svid",
+    "SvidError",
+    "belongs_together",
+    "checked",
+    "csr_der",
+    "key_pem",
+    "new_key",
+    "read_one_file",
+    "request",
+    "root_pem",
+    "validity",
+]
 
 MAX_CHAIN: Final = 4
 """A leaf and its intermediates; ours have one."""
 
 _CLOCK: Final = "set this host's clock (timedatectl), then try again"
-
-
-class SvidError(Exception):
-    """A certificate is not what it must be; the message says why and who must act."""
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Svid:
-    """A key with its certificate chain, checked. `serial` is in hexadecimal, 32 digits."""
-
-    identity: WorkloadIdentity | HostIdentity
-    serial: str
-    not_before: datetime
-    not_after: datetime
-    key_pem: bytes = field(repr=False)
-    chain_pem: bytes = field(repr=False)
-
-    @property
-    def one_file(self) -> bytes:
-        """Key and chain in one PEM file, so that replacing both is one rename."""
-        return self.key_pem + self.chain_pem
 
 
 def new_key() -> ec.EllipticCurvePrivateKey:
@@ -59,6 +54,12 @@ def csr_der(key: ec.EllipticCurvePrivateKey) -> bytes:
     """Return a request that proves that we hold the key, and asks for nothing: the controller knows who we are."""
     request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
     return request.sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
+
+
+def request() -> tuple[bytes, bytes]:
+    """Return a new key as PEM, and the request for its certificate."""
+    key = new_key()
+    return key_pem(key), csr_der(key)
 
 
 def root_pem(root_der: bytes) -> bytes:

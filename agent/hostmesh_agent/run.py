@@ -40,10 +40,10 @@ from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.enforce import Enforced, Enforcement
 from hostmesh_agent.envoy import BuiltinSupervisor, EnvoyCommand, files_limit
 from hostmesh_agent.identities import AGENT, Identities
-from hostmesh_agent.keys import Svid
 from hostmesh_agent.relay import Relay
 from hostmesh_agent.services import Services
 from hostmesh_agent.state import State, StateError
+from hostmesh_agent.svid import Svid
 from hostmesh_agent.uplink import Uplink
 from hostmesh_api.v1.hostmesh_pb2 import CaptureState, HostConfig, HostReport, ListeningSocket
 from hostmesh_api.wire import LISTENER_TYPE

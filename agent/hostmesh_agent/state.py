@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from hostmesh_agent.keys import SvidError, belongs_together
+from hostmesh_agent.keyroom import belongs_together
+from hostmesh_agent.svid import SvidError
 from hostmesh_api.identity import HostIdentity
 
 MAX_FILE_BYTES: Final = 1 << 20

@@ -15,11 +15,12 @@ from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.enforce import Enforced
 from hostmesh_agent.envoy import EnvoyStatus
 from hostmesh_agent.identities import AGENT
-from hostmesh_agent.keys import SvidError, validity
+from hostmesh_agent.keyroom import validity
 from hostmesh_agent.lifecycle import Phase
 from hostmesh_agent.relay import RelayState
 from hostmesh_agent.rotation import Validity
 from hostmesh_agent.state import HostRecord, NotJoinedError, State, StateError
+from hostmesh_agent.svid import SvidError
 from hostmesh_api.v1.hostmesh_pb2 import WorkloadLease
 
 CAPTURE_OFF: Final = "capture.off"

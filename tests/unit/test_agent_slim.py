@@ -33,6 +33,7 @@ def loaded() -> frozenset[str]:
     [
         "ssl",
         "_hashlib",
+        "cryptography",
         "http.client",
         "rich",
         "pygments",

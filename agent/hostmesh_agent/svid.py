@@ -1,0 +1,29 @@
+"""A key with its certificate chain, checked: what `keys` makes and everybody else passes on."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import final
+
+from hostmesh_api.identity import HostIdentity, WorkloadIdentity
+
+
+class SvidError(Exception):
+    """A certificate is not what it must be; the message says why and who must act."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Svid:
+    """A key with its certificate chain, checked. `serial` is in hexadecimal, 32 digits."""
+
+    identity: WorkloadIdentity | HostIdentity
+    serial: str
+    not_before: datetime
+    not_after: datetime
+    key_pem: bytes = field(repr=False)
+    chain_pem: bytes = field(repr=False)
+
+    @property
+    def one_file(self) -> bytes:
+        """Key and chain in one PEM file, so that replacing both is one rename."""
+        return self.key_pem + self.chain_pem

@@ -5,19 +5,12 @@ from collections import defaultdict
 import pytest
 
 from hostmesh_agent.capture import CaptureRequest, HostFloor, decode, encode, plan
-from hostmesh_agent.capture.attributes import (
-    Attributes,
-    ChainMessage,
-    Kind,
-    RuleMessage,
-    SetElementsMessage,
-    SetMessage,
-    TableMessage,
-)
+from hostmesh_agent.capture.attributes import CHAIN, RULE, SET, SET_ELEMENTS, TABLE, Kind
+from hostmesh_agent.capture.codec import Attributes, Layout
 from hostmesh_agent.capture.rules import Chain, Hook, KeyType, NamedSet, Return, Rule, Table, Unknown
 from hostmesh_agent.capture.text import rule_text
 
-TABLE = plan(
+WHOLE = plan(
     CaptureRequest(
         inbound_ports=frozenset({80, 8080}),
         mesh_prefixes=frozenset({"10.1.0.0/16", "240.0.0.0/4", "ff00::/8", "2001:db8::/32"}),
@@ -27,42 +20,52 @@ TABLE = plan(
 ).table
 
 
+LAYOUTS: dict[Kind, Layout] = {
+    Kind.NEW_TABLE: TABLE,
+    Kind.NEW_CHAIN: CHAIN,
+    Kind.DELETE_CHAIN: CHAIN,
+    Kind.NEW_RULE: RULE,
+    Kind.DELETE_RULE: RULE,
+    Kind.NEW_SET: SET,
+    Kind.DELETE_SET: SET,
+    Kind.NEW_SET_ELEMENTS: SET_ELEMENTS,
+    Kind.DELETE_SET_ELEMENTS: SET_ELEMENTS,
+}
+
+
+def told(now: Table | None, table: Table) -> list[tuple[Kind, Attributes]]:
+    """What the messages say, read from their bytes."""
+    kinds = [(Kind(message.kind & 0xFF), message.attributes) for message in encode.change(now, table)]
+    return [(kind, LAYOUTS[kind].unpack(packed)) for kind, packed in kinds]
+
+
 def test_a_table_survives_the_way_through_bytes() -> None:
-    told: dict[type, list[Attributes]] = defaultdict(list)
-    for message in encode.change(None, TABLE):
-        message.encode()
-        read = type(message)(message.data)
-        read.decode()
-        told[type(message)].append(decode.flat(read))
+    found: dict[Kind, list[Attributes]] = defaultdict(list)
+    for kind, attributes in told(None, WHOLE):
+        found[kind].append(attributes)
+    elements = found[Kind.NEW_SET_ELEMENTS]
     sets = [
-        decode.read_set(each, [part["ELEMENTS"] for part in told[SetElementsMessage] if part["SET"] == each["NAME"]])
-        for each in told[SetMessage]
+        decode.read_set(each, [part["ELEMENTS"] for part in elements if part["SET"] == each["NAME"]])
+        for each in found[Kind.NEW_SET]
     ]
+    rules = found[Kind.NEW_RULE]
     chains = [
-        decode.read_chain(each, [decode.read_rule(rule) for rule in told[RuleMessage] if rule["CHAIN"] == each["NAME"]])
-        for each in told[ChainMessage]
+        decode.read_chain(each, [decode.read_rule(rule) for rule in rules if rule["CHAIN"] == each["NAME"]])
+        for each in found[Kind.NEW_CHAIN]
     ]
-    assert decode.read_table(told[TableMessage][0], sets, chains) == TABLE
+    assert decode.read_table(found[Kind.NEW_TABLE][0], sets, chains) == WHOLE
 
 
 def test_a_long_set_is_written_in_messages_that_netlink_can_hold() -> None:
     ranges = tuple((n.to_bytes(16, "big"), n.to_bytes(16, "big")) for n in range(0, 6000, 2))
     table = Table(sets=(NamedSet("mesh6", KeyType.IPV6, ranges, intervals=True),), chains=())
-    sizes = []
-    for message in encode.change(None, table):
-        message.encode()
-        sizes.append(len(message.data))
+    sizes = [len(message.pack(0)) for message in encode.change(None, table)]
     assert len(sizes) == 8  # the table, the set, and 3,000 ranges by 500
     assert max(sizes) < 65536
 
 
 def kinds(now: Table | None, table: Table) -> list[tuple[Kind, str]]:
-    found = []
-    for message in encode.change(now, table):
-        attributes = dict(message["attrs"])
-        kind = Kind(message["header"]["type"] & 0xFF)
-        found.append((kind, attributes.get("CHAIN") or attributes.get("SET") or attributes["NAME"]))
-    return found
+    return [(kind, says.get("CHAIN") or says.get("SET") or says["NAME"]) for kind, says in told(now, table)]
 
 
 def chain(name: str, priority: int = 0, *rules: Rule) -> Chain:

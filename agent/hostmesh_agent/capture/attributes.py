@@ -1,23 +1,15 @@
-"""nf_tables' netlink messages and their attributes.
+"""nf_tables' attributes: the layout of each message and of each kind of expression. Pure.
 
-The classes are our own, on pyroute2's base: the nftables classes of pyroute2 0.9 do not survive a round trip (`fib`
-encodes an enumeration as a set of flags, a set element's flags and a rule's comment do not decode to what was
-encoded, numbers go in and names come out). Here numbers and bytes go in and the same come out. The order of names in
-each map is the numbering of linux/netfilter/nf_tables.h.
+The layouts are our own: the nftables classes of pyroute2 0.9 do not survive a round trip (`fib` encodes an
+enumeration as a set of flags, a set element's flags and a rule's comment do not decode to what was encoded, numbers
+go in and names come out). Here numbers and bytes go in and the same come out. Numbers are those of
+linux/netfilter/nf_tables.h.
 """
 
-# mypy: disable-error-code="misc,import-untyped"
-# (pyroute2 ships no types: its base classes are Any)
-
 from enum import IntEnum
-from typing import Any, Final
+from typing import Final
 
-from pyroute2.netlink import nla
-from pyroute2.netlink.nfnetlink import nfgen_msg
-
-Message = Any
-"""A pyroute2 message, which has no type of its own."""
-Attributes = dict[str, Any]
+from hostmesh_agent.capture.codec import NESTED, Layout, Number, Raw, Text
 
 INET: Final = 1  # NFPROTO_INET
 LIST_ELEMENT: Final = 1  # NFTA_LIST_ELEM
@@ -55,186 +47,90 @@ class Kind(IntEnum):
     GET_GENERATION = 16
 
 
-class Data(nla):
-    """A value or a verdict."""
+_NUMBER: Final = Number()
+_SIGNED: Final = Number(signed=True)
+_LONG: Final = Number(length_bytes=8)
+_TEXT: Final = Text()
+_RAW: Final = Raw()
 
-    nla_map = (("UNSPEC", "none"), ("VALUE", "cdata"), ("VERDICT", "Verdict"))
+_VERDICT: Final = Layout(CODE=(1, _SIGNED), CHAIN=(2, _TEXT))
+DATA: Final = Layout(VALUE=(1, _RAW), VERDICT=(2, _VERDICT))
+"""A value or a verdict."""
 
-    class Verdict(nla):
-        nla_map = (("UNSPEC", "none"), ("CODE", "sbe32"), ("CHAIN", "asciiz"))
+EXPRESSION: Final = Layout(NAME=(1, _TEXT), DATA=(2, Raw(NESTED)))
+"""One expression of a rule: its name says which layout its data has."""
 
-
-class MetaAttributes(nla):
-    nla_map = (("UNSPEC", "none"), ("DREG", "be32"), ("KEY", "be32"), ("SREG", "be32"))
-
-
-class CompareAttributes(nla):
-    nla_map = (("UNSPEC", "none"), ("SREG", "be32"), ("OP", "be32"), ("DATA", "Data"))
-    Data = Data
-
-
-class PayloadAttributes(nla):
-    nla_map = (
-        ("UNSPEC", "none"),
-        ("DREG", "be32"),
-        ("BASE", "be32"),
-        ("OFFSET", "be32"),
-        ("LEN", "be32"),
-        ("SREG", "be32"),
-        ("CSUM_TYPE", "be32"),
-        ("CSUM_OFFSET", "be32"),
-        ("CSUM_FLAGS", "be32"),
-    )
-
-
-class BitwiseAttributes(nla):
-    nla_map = (
-        ("UNSPEC", "none"),
-        ("SREG", "be32"),
-        ("DREG", "be32"),
-        ("LEN", "be32"),
-        ("MASK", "Data"),
-        ("XOR", "Data"),
-        ("OP", "be32"),
-        ("DATA", "Data"),
-    )
-    Data = Data
-
-
-class LookupAttributes(nla):
-    nla_map = (
-        ("UNSPEC", "none"),
-        ("SET", "asciiz"),
-        ("SREG", "be32"),
-        ("DREG", "be32"),
-        ("SET_ID", "be32"),
-        ("FLAGS", "be32"),
-    )
-
-
-class ImmediateAttributes(nla):
-    nla_map = (("UNSPEC", "none"), ("DREG", "be32"), ("DATA", "Data"))
-    Data = Data
-
-
-class FibAttributes(nla):
-    nla_map = (("UNSPEC", "none"), ("DREG", "be32"), ("RESULT", "be32"), ("FLAGS", "be32"))
-
-
-class RedirectAttributes(nla):
-    nla_map = (("UNSPEC", "none"), ("PROTO_MIN", "be32"), ("PROTO_MAX", "be32"), ("FLAGS", "be32"))
-
-
-class NatAttributes(nla):
-    nla_map = (
-        ("UNSPEC", "none"),
-        ("TYPE", "be32"),
-        ("FAMILY", "be32"),
-        ("ADDR_MIN", "be32"),
-        ("ADDR_MAX", "be32"),
-        ("PROTO_MIN", "be32"),
-        ("PROTO_MAX", "be32"),
-        ("FLAGS", "be32"),
-    )
-
-
-class UnknownAttributes(nla):
-    """Of an expression that we never write: raw bytes, whatever they are."""
-
-    fields = (("value", "s"),)
-
-
-class ExpressionMessage(nla):
-    """One expression of a rule: its name says which attributes its data has."""
-
-    header_type = LIST_ELEMENT
-    nla_map = (("UNSPEC", "none"), ("NAME", "asciiz"), ("DATA", "data_class"))
-
-    @staticmethod
-    def data_class(self: Any, *_: Any, **__: Any) -> type[nla]:  # noqa: PLW0211 - pyroute2 calls it so
-        known = DATA_CLASSES.get(self.get_attr("NAME"))
-        return known or UnknownAttributes
-
-
-DATA_CLASSES: dict[str, type[nla]] = {
-    "meta": MetaAttributes,
-    "cmp": CompareAttributes,
-    "payload": PayloadAttributes,
-    "bitwise": BitwiseAttributes,
-    "lookup": LookupAttributes,
-    "immediate": ImmediateAttributes,
-    "fib": FibAttributes,
-    "redir": RedirectAttributes,
-    "nat": NatAttributes,
+DATA_LAYOUTS: Final = {
+    "meta": Layout(DREG=(1, _NUMBER), KEY=(2, _NUMBER), SREG=(3, _NUMBER)),
+    "cmp": Layout(SREG=(1, _NUMBER), OP=(2, _NUMBER), DATA=(3, DATA)),
+    "payload": Layout(
+        DREG=(1, _NUMBER),
+        BASE=(2, _NUMBER),
+        OFFSET=(3, _NUMBER),
+        LEN=(4, _NUMBER),
+        SREG=(5, _NUMBER),
+        CSUM_TYPE=(6, _NUMBER),
+        CSUM_OFFSET=(7, _NUMBER),
+        CSUM_FLAGS=(8, _NUMBER),
+    ),
+    "bitwise": Layout(
+        SREG=(1, _NUMBER),
+        DREG=(2, _NUMBER),
+        LEN=(3, _NUMBER),
+        MASK=(4, DATA),
+        XOR=(5, DATA),
+        OP=(6, _NUMBER),
+        DATA=(7, DATA),
+    ),
+    "lookup": Layout(SET=(1, _TEXT), SREG=(2, _NUMBER), DREG=(3, _NUMBER), SET_ID=(4, _NUMBER), FLAGS=(5, _NUMBER)),
+    "immediate": Layout(DREG=(1, _NUMBER), DATA=(2, DATA)),
+    "fib": Layout(DREG=(1, _NUMBER), RESULT=(2, _NUMBER), FLAGS=(3, _NUMBER)),
+    "redir": Layout(PROTO_MIN=(1, _NUMBER), PROTO_MAX=(2, _NUMBER), FLAGS=(3, _NUMBER)),
+    "nat": Layout(
+        TYPE=(1, _NUMBER),
+        FAMILY=(2, _NUMBER),
+        ADDR_MIN=(3, _NUMBER),
+        ADDR_MAX=(4, _NUMBER),
+        PROTO_MIN=(5, _NUMBER),
+        PROTO_MAX=(6, _NUMBER),
+        FLAGS=(7, _NUMBER),
+    ),
 }
+"""Of the expressions that we write."""
 
-
-class TableMessage(nfgen_msg):
-    nla_map = (("UNSPEC", "none"), ("NAME", "asciiz"), ("FLAGS", "be32"), ("USE", "be32"), ("HANDLE", "be64"))
-
-
-class ChainMessage(nfgen_msg):
-    nla_map = (
-        ("UNSPEC", "none"),
-        ("TABLE", "asciiz"),
-        ("HANDLE", "be64"),
-        ("NAME", "asciiz"),
-        ("HOOK", "HookAttributes"),
-        ("POLICY", "be32"),
-        ("USE", "be32"),
-        ("TYPE", "asciiz"),
-    )
-
-    class HookAttributes(nla):
-        nla_map = (("UNSPEC", "none"), ("NUMBER", "be32"), ("PRIORITY", "sbe32"))
-
-
-class RuleMessage(nfgen_msg):
-    nla_map = (
-        ("UNSPEC", "none"),
-        ("TABLE", "asciiz"),
-        ("CHAIN", "asciiz"),
-        ("HANDLE", "be64"),
-        ("EXPRESSIONS", "*ExpressionMessage"),
-        ("COMPAT", "hex"),
-        ("POSITION", "be64"),
-        ("USERDATA", "cdata"),
-    )
-    ExpressionMessage = ExpressionMessage
-
-
-class SetMessage(nfgen_msg):
-    nla_map = (
-        ("UNSPEC", "none"),
-        ("TABLE", "asciiz"),
-        ("NAME", "asciiz"),
-        ("FLAGS", "be32"),
-        ("KEY_TYPE", "be32"),
-        ("KEY_LEN", "be32"),
-        ("DATA_TYPE", "be32"),
-        ("DATA_LEN", "be32"),
-        ("POLICY", "be32"),
-        ("DESC", "hex"),
-        ("ID", "be32"),
-    )
-
-
-class SetElementsMessage(nfgen_msg):
-    """Elements are raw bytes, a list of attributes: see `encode` and `decode`."""
-
-    nla_map = (("UNSPEC", "none"), ("TABLE", "asciiz"), ("SET", "asciiz"), ("ELEMENTS", "cdata"), ("SET_ID", "be32"))
-
-
-class GenerationMessage(nfgen_msg):
-    nla_map = (("UNSPEC", "none"), ("ID", "be32"))
-
-
-REPLIES: dict[int, type[nfgen_msg]] = {
-    Kind.NEW_TABLE: TableMessage,
-    Kind.NEW_CHAIN: ChainMessage,
-    Kind.NEW_RULE: RuleMessage,
-    Kind.NEW_SET: SetMessage,
-    Kind.NEW_SET_ELEMENTS: SetElementsMessage,
-    Kind.NEW_GENERATION: GenerationMessage,
-}
-"""How to read what the kernel sends."""
+TABLE: Final = Layout(NAME=(1, _TEXT), FLAGS=(2, _NUMBER), USE=(3, _NUMBER), HANDLE=(4, _LONG))
+CHAIN: Final = Layout(
+    TABLE=(1, _TEXT),
+    HANDLE=(2, _LONG),
+    NAME=(3, _TEXT),
+    HOOK=(4, Layout(NUMBER=(1, _NUMBER), PRIORITY=(2, _SIGNED))),
+    POLICY=(5, _NUMBER),
+    USE=(6, _NUMBER),
+    TYPE=(7, _TEXT),
+)
+RULE: Final = Layout(
+    TABLE=(1, _TEXT),
+    CHAIN=(2, _TEXT),
+    HANDLE=(3, _LONG),
+    EXPRESSIONS=(4, Raw(NESTED)),
+    COMPAT=(5, _RAW),
+    POSITION=(6, _LONG),
+    USERDATA=(7, _RAW),
+)
+"""Expressions are raw bytes, a list of attributes: see `encode` and `decode`."""
+SET: Final = Layout(
+    TABLE=(1, _TEXT),
+    NAME=(2, _TEXT),
+    FLAGS=(3, _NUMBER),
+    KEY_TYPE=(4, _NUMBER),
+    KEY_LEN=(5, _NUMBER),
+    DATA_TYPE=(6, _NUMBER),
+    DATA_LEN=(7, _NUMBER),
+    POLICY=(8, _NUMBER),
+    DESC=(9, _RAW),
+    ID=(10, _NUMBER),
+)
+SET_ELEMENTS: Final = Layout(TABLE=(1, _TEXT), SET=(2, _TEXT), ELEMENTS=(3, Raw(NESTED)), SET_ID=(4, _NUMBER))
+"""Elements are raw bytes, a list of attributes: see `encode` and `decode`."""
+ELEMENT: Final = Layout(KEY=(1, DATA), FLAGS=(3, _NUMBER))
+GENERATION: Final = Layout(ID=(1, _NUMBER))

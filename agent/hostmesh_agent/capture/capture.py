@@ -1,6 +1,10 @@
 """Capture as one thing: put a request into force, tell what is in force, take everything back.
 
-No state is kept: `state` reads the kernel, `clear` works for a process that has never applied anything.
+No state is needed: `state` looks into the kernel, `clear` works for a process that has never applied anything. What is
+remembered is that all was well in one generation of nf_tables' rules: while the kernel tells the same generation,
+nobody has changed any table, and reading ours would find the same. (A set that changes by itself would be an
+exception; ours have no timeouts, and a rule that adds to them is a change.) Routes have no such number and are tried
+each time.
 """
 
 from dataclasses import dataclass
@@ -11,6 +15,7 @@ from hostmesh_agent.capture.errors import CaptureError
 from hostmesh_agent.capture.plan import CaptureRequest, HostFloor, PlanError, plan
 from hostmesh_agent.capture.rules import Refusal, Ruleset, Table
 from hostmesh_agent.capture.text import table_text
+from hostmesh_agent.generation import generation
 
 BACKEND: Final = "nftables"
 
@@ -33,39 +38,62 @@ class CaptureState:
     backend: str = BACKEND
 
 
+@dataclass(frozen=True, slots=True)
+class _Well:
+    """A state without a problem, and the generation of nf_tables' rules in which it was found."""
+
+    state: CaptureState
+    generation: int
+
+
 class Capture:
     """The host's capture. Methods block for milliseconds on the kernel: call them from a thread, not from a loop."""
 
     def __init__(self) -> None:
         self._applied: Ruleset | None = None
+        self._well: _Well | None = None
 
     def apply(self, request: CaptureRequest, floor: HostFloor) -> CaptureState:
         """Put `request` into force, from whatever is in force. On an error what was in force stays so."""
         try:
             ruleset = plan(request, floor)
-            apply(ruleset)
+            reading = apply(ruleset)
         except (CaptureError, PlanError) as error:
             return CaptureState("error", rules_hash=_hash_now(), error=str(error))
         self._applied = ruleset
-        return self.state()
+        return self._judged(reading, "")
 
     def state(self) -> CaptureState:
         """Return what the kernel has; an error where it is not what this process applied last."""
+        if self._well is not None and self._unchanged(self._well):
+            return self._well.state
         try:
-            table = nft.read()
-            problem = _problem(table, self._applied) if self._applied else _left_over(table)
+            reading = nft.look()
+            problem = _problem(reading.table, self._applied) if self._applied else _left_over(reading.table)
         except CaptureError as error:
+            self._well = None
             return CaptureState("error", error=str(error))
+        return self._judged(reading, problem)
+
+    def _unchanged(self, well: _Well) -> bool:
+        applied = self._applied
+        return generation() == well.generation and (
+            applied is None or routes.in_place(applied.virtual_prefixes, applied.loopback_addresses)
+        )
+
+    def _judged(self, reading: nft.Reading, problem: str) -> CaptureState:
+        digest = reading.table.digest if reading.table is not None else ""
         refused = self._applied.refused if self._applied else ()
         if problem:
-            return CaptureState("error", table.digest if table else "", problem, refused)
-        if table is None:
-            return CaptureState("off")
-        return CaptureState("on", table.digest, refused=refused)
+            self._well = None
+            return CaptureState("error", digest, problem, refused)
+        state = CaptureState("on", digest, refused=refused) if digest else CaptureState("off")
+        self._well = _Well(state, reading.generation)
+        return state
 
     def clear(self) -> CaptureState:
         """Take everything back, whoever applied it."""
-        self._applied = None
+        self._applied = self._well = None
         try:
             clear()
         except CaptureError as error:
@@ -73,8 +101,8 @@ class Capture:
         return CaptureState("off")
 
 
-def apply(ruleset: Ruleset) -> None:
-    """Make the kernel hold `ruleset`, and check that it does.
+def apply(ruleset: Ruleset) -> nft.Reading:
+    """Make the kernel hold `ruleset`, check that it does, and return the table as it was read back.
 
     Routes go first: a rule without its route captures nothing, a route without its rules harms nothing.
 
@@ -83,14 +111,15 @@ def apply(ruleset: Ruleset) -> None:
     """
     routes.write(ruleset.virtual_prefixes, ruleset.loopback_addresses)
     try:
-        nft.write(ruleset.table)
+        reading = nft.write(ruleset.table)
     except CaptureError:
         if nft.read() is None:
             routes.remove()
         raise
-    problem = verify(ruleset)
+    problem = _problem(reading.table, ruleset)
     if problem:
         raise CaptureError(problem)
+    return reading
 
 
 def verify(ruleset: Ruleset) -> str:

@@ -3,17 +3,12 @@
 What we never write comes back as `Unknown`, so that a table somebody else changed never equals a planned one.
 """
 
-import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import Any, Final
 
-from hostmesh_agent.capture.attributes import (
-    INTERVAL_SET,
-    RANGE_END,
-    RULE_COMMENT,
-    Attributes,
-    Message,
-)
+from hostmesh_agent.capture.attributes import DATA_LAYOUTS, ELEMENT, EXPRESSION, INTERVAL_SET, RANGE_END, RULE_COMMENT
+from hostmesh_agent.capture.codec import Attributes, split
 from hostmesh_agent.capture.encode import encode
 from hostmesh_agent.capture.rules import (
     Chain,
@@ -39,37 +34,25 @@ from hostmesh_agent.capture.rules import (
     Unknown,
 )
 
-_TYPE_BITS: Final = 0x3FFF  # NLA_TYPE_MASK
-_ELEMENT_KEY, _ELEMENT_FLAGS, _DATA_VALUE = 1, 3, 1
 
-
-def flat(message: Message) -> Attributes:
-    """Return a message's attributes as plain data, nested ones as nested dictionaries."""
-    return {name: _flat_value(value) for name, value in message["attrs"]}
-
-
-def _flat_value(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_flat_value(each) for each in value]
-    if isinstance(value, Mapping) and "attrs" in value:
-        return flat(value)
-    return value
+@lru_cache(maxsize=256)
+def expression(packed: bytes) -> Expression:
+    """Return the expression that is packed in one element of a rule's list."""
+    parts = EXPRESSION.unpack(packed)
+    name, data = parts.get("NAME", ""), parts.get("DATA")
+    layout = DATA_LAYOUTS.get(name)
+    return decode(name, data if data is None or layout is None else layout.unpack(data))
 
 
 def decode(name: str, attributes: Any) -> Expression:
     """Return the expression that `encode` makes these attributes from, else `Unknown`."""
     try:
         found = _guess(name, attributes) if isinstance(attributes, dict) else None
-        if found is not None and _without_defaults(attributes) == _without_defaults(_flat_of(found)):
+        if found is not None and _without_defaults(attributes) == _without_defaults(encode(found)[1]):
             return found
     except (KeyError, TypeError, ValueError):
         pass  # attributes that we never write, told below as what they are
     return Unknown(name, repr(attributes))
-
-
-def _flat_of(expression: Expression) -> Attributes:
-    _, attributes = encode(expression)
-    return {name: _flat_value(value) for name, value in attributes.items()}
 
 
 _DEFAULTS: Final[Attributes] = {"OP": 0, "FLAGS": 0, "CSUM_FLAGS": 0}
@@ -114,7 +97,7 @@ def _guess(name: str, attributes: Attributes) -> Expression | None:
 
 
 def read_rule(attributes: Attributes) -> Rule:
-    expressions = tuple(decode(each["NAME"], each.get("DATA")) for each in attributes.get("EXPRESSIONS", ()))
+    expressions = tuple(expression(packed) for _, packed in split(attributes.get("EXPRESSIONS", b"")))
     return Rule(expressions, _read_comment(attributes.get("USERDATA", b"")))
 
 
@@ -154,19 +137,9 @@ def read_set(attributes: Attributes, element_lists: Iterable[bytes]) -> NamedSet
 
 def _elements(packed: bytes) -> Iterator[tuple[bytes, bool]]:
     """Yield each element's value and whether a range ends before it."""
-    for _, element in _attributes(packed):
-        parts = dict(_attributes(element))
-        value = dict(_attributes(parts.get(_ELEMENT_KEY, b""))).get(_DATA_VALUE, b"")
-        (flags,) = struct.unpack(">I", parts.get(_ELEMENT_FLAGS, bytes(4)))
-        yield value, bool(flags & RANGE_END)
-
-
-def _attributes(packed: bytes) -> Iterator[tuple[int, bytes]]:
-    offset = 0
-    while offset + 4 <= len(packed):
-        length, kind = struct.unpack_from("=HH", packed, offset)
-        yield kind & _TYPE_BITS, packed[offset + 4 : offset + length]
-        offset += max(4, length + 3 & ~3)
+    for _, element in split(packed):
+        parts = ELEMENT.unpack(element)
+        yield parts.get("KEY", {}).get("VALUE", b""), bool(parts.get("FLAGS", 0) & RANGE_END)
 
 
 def _read_ranges(elements: list[tuple[bytes, bool]]) -> tuple[tuple[bytes, bytes], ...]:

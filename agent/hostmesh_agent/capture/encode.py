@@ -11,13 +11,15 @@ Hence a chain is emptied and filled, not replaced, and a set gets and loses what
 # (pyroute2 ships no types)
 
 import struct
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
-from typing import Any, Final, TypeVar
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Final, TypeVar
 
 from pyroute2.netlink import NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REQUEST
-from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_NFTABLES, nfgen_msg
+from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_NFTABLES
 
+from hostmesh_agent.capture import attributes as nf
 from hostmesh_agent.capture.attributes import (
     ADDRESS_TYPE,
     DESTINATION_NAT,
@@ -31,15 +33,9 @@ from hostmesh_agent.capture.attributes import (
     REGISTER,
     RETURN_VERDICT,
     RULE_COMMENT,
-    Attributes,
-    ChainMessage,
     Kind,
-    Message,
-    RuleMessage,
-    SetElementsMessage,
-    SetMessage,
-    TableMessage,
 )
+from hostmesh_agent.capture.codec import NESTED, Attributes, Layout, attribute
 from hostmesh_agent.capture.rules import (
     TABLE_NAME,
     Chain,
@@ -63,16 +59,39 @@ from hostmesh_agent.capture.rules import (
 )
 
 _RANGES_IN_MESSAGE: Final = 500  # a list's length is 16 bits; an IPv6 range takes 64 bytes
-_KEY, _FLAGS, _VALUE = 1, 3, 1  # NFTA_SET_ELEM_KEY, NFTA_SET_ELEM_FLAGS, NFTA_DATA_VALUE
-_NESTED: Final = 0x8000  # NLA_F_NESTED
+_BATCH_BEGIN, _BATCH_END = 0x10, 0x11  # NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END
+HEADER: Final = struct.Struct("=IHHIIBB2s")  # struct nlmsghdr, struct nfgenmsg
+_RESOURCE: Final = struct.pack(">H", NFNL_SUBSYS_NFTABLES)  # a batch says whose it is, other messages need not
 
 
-def begin() -> Message:
-    return _batch_edge(0x10)  # NFNL_MSG_BATCH_BEGIN
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message to nf_tables. `kind` is the whole message type; `attributes` are packed."""
+
+    kind: int
+    flags: int
+    attributes: bytes = b""
+    family: int = INET
+
+    def pack(self, sequence_number: int) -> bytes:
+        length_bytes = HEADER.size + len(self.attributes)
+        header = HEADER.pack(length_bytes, self.kind, self.flags, sequence_number, 0, self.family, 0, _RESOURCE)
+        return header + self.attributes
 
 
-def end() -> Message:
-    return _batch_edge(0x11)  # NFNL_MSG_BATCH_END
+def request(kind: Kind, flags: int, layout: Layout, attributes: Attributes) -> Message:
+    return Message(NFNL_SUBSYS_NFTABLES << 8 | kind, NLM_F_REQUEST | flags, layout.pack(attributes))
+
+
+def batch(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """Return the messages (at least one) as one transaction.
+
+    The last one asks for an answer, which comes when all of it is in force. An error comes unasked.
+    """
+    *others, last = messages
+    last = replace(last, flags=last.flags | NLM_F_ACK)
+    begin, end = (Message(kind, NLM_F_REQUEST, family=0) for kind in (_BATCH_BEGIN, _BATCH_END))
+    return begin, *others, last, end
 
 
 def removal() -> Iterator[Message]:
@@ -80,8 +99,8 @@ def removal() -> Iterator[Message]:
 
     To delete what is not there is an error and to add what is there is none, so it is added first.
     """
-    yield _create(TableMessage, Kind.NEW_TABLE, {"NAME": TABLE_NAME})
-    yield _delete(TableMessage, Kind.DELETE_TABLE, {"NAME": TABLE_NAME})
+    yield _create(Kind.NEW_TABLE, nf.TABLE, {"NAME": TABLE_NAME})
+    yield _delete(Kind.DELETE_TABLE, nf.TABLE, {"NAME": TABLE_NAME})
 
 
 def replacement(table: Table) -> Iterator[Message]:
@@ -96,7 +115,7 @@ def change(now: Table | None, table: Table) -> Iterator[Message]:
     The flags of a table cannot be changed: both must have the same.
     """
     if now is None:
-        yield _create(TableMessage, Kind.NEW_TABLE, {"NAME": TABLE_NAME, "FLAGS": table.flags})
+        yield _create(Kind.NEW_TABLE, nf.TABLE, {"NAME": TABLE_NAME, "FLAGS": table.flags})
         now = Table(sets=(), chains=())
     chains = [chain for chain in table.chains if chain not in now.chains]
     sets_now = {_shape(each): each for each in now.sets}
@@ -105,9 +124,9 @@ def change(now: Table | None, table: Table) -> Iterator[Message]:
         yield from _set_change(sets_now.get(_shape(named_set)), named_set, number)
     for chain in chains:
         if _shape(chain) not in {_shape(each) for each in now.chains}:
-            yield _create(ChainMessage, Kind.NEW_CHAIN, _chain_attributes(chain))
+            yield _create(Kind.NEW_CHAIN, nf.CHAIN, _chain_attributes(chain))
         for rule in chain.rules:
-            yield _create(RuleMessage, Kind.NEW_RULE, _rule_attributes(chain.name, rule), NLM_F_APPEND)
+            yield _create(Kind.NEW_RULE, nf.RULE, _rule_attributes(chain.name, rule), NLM_F_APPEND)
 
 
 def _removed(now: Table, table: Table) -> Iterator[Message]:
@@ -115,13 +134,13 @@ def _removed(now: Table, table: Table) -> Iterator[Message]:
     shapes: set[Chain | NamedSet] = {_shape(each) for each in table.chains} | {_shape(each) for each in table.sets}
     for chain in now.chains:
         if chain not in table.chains:
-            yield _delete(RuleMessage, Kind.DELETE_RULE, {"TABLE": TABLE_NAME, "CHAIN": chain.name})
+            yield _delete(Kind.DELETE_RULE, nf.RULE, {"TABLE": TABLE_NAME, "CHAIN": chain.name})
     for named_set in now.sets:
         if _shape(named_set) not in shapes:
-            yield _delete(SetMessage, Kind.DELETE_SET, {"TABLE": TABLE_NAME, "NAME": named_set.name})
+            yield _delete(Kind.DELETE_SET, nf.SET, {"TABLE": TABLE_NAME, "NAME": named_set.name})
     for chain in now.chains:
         if _shape(chain) not in shapes:
-            yield _delete(ChainMessage, Kind.DELETE_CHAIN, {"TABLE": TABLE_NAME, "NAME": chain.name})
+            yield _delete(Kind.DELETE_CHAIN, nf.CHAIN, {"TABLE": TABLE_NAME, "NAME": chain.name})
 
 
 _Part = TypeVar("_Part", Chain, NamedSet)
@@ -134,42 +153,12 @@ def _shape(part: _Part) -> _Part:
     return replace(part, ranges=())
 
 
-def request(message_class: type[Message], attributes: Attributes) -> Message:
-    message = message_class()
-    message["nfgen_family"] = INET
-    message["attrs"] = list(attributes.items())
-    return message
+def _create(kind: Kind, layout: Layout, attributes: Attributes, flags: int = 0) -> Message:
+    return request(kind, NLM_F_CREATE | flags, layout, attributes)
 
 
-def _batch_edge(kind: int) -> Message:
-    message = nfgen_msg()
-    message["res_id"] = NFNL_SUBSYS_NFTABLES
-    message["header"]["type"] = kind
-    message["header"]["flags"] = NLM_F_REQUEST
-    return message
-
-
-def _create(message_class: type[Message], kind: Kind, attributes: Attributes, flags: int = 0) -> Message:
-    return _change(message_class, kind, attributes, NLM_F_CREATE | flags)
-
-
-def _delete(message_class: type[Message], kind: Kind, attributes: Attributes) -> Message:
-    return _change(message_class, kind, attributes, 0)
-
-
-def _change(message_class: type[Message], kind: Kind, attributes: Attributes, flags: int) -> Message:
-    message = request(message_class, attributes)
-    message["header"]["type"] = NFNL_SUBSYS_NFTABLES << 8 | kind
-    message["header"]["flags"] = NLM_F_REQUEST | NLM_F_ACK | flags
-    return message
-
-
-def _nested(attributes: Attributes) -> dict[str, Any]:
-    return {"attrs": list(attributes.items())}
-
-
-def _value(data: bytes) -> dict[str, Any]:
-    return _nested({"VALUE": data})
+def _delete(kind: Kind, layout: Layout, attributes: Attributes) -> Message:
+    return request(kind, 0, layout, attributes)
 
 
 def _set_change(now: NamedSet | None, named_set: NamedSet, number: int) -> Iterator[Message]:
@@ -177,13 +166,13 @@ def _set_change(now: NamedSet | None, named_set: NamedSet, number: int) -> Itera
     if now is None:
         names = {"TABLE": TABLE_NAME, "NAME": named_set.name, "FLAGS": INTERVAL_SET if named_set.intervals else 0}
         shape = {"KEY_TYPE": int(key), "KEY_LEN": key.length_bytes, "ID": number}
-        yield _create(SetMessage, Kind.NEW_SET, names | shape)
+        yield _create(Kind.NEW_SET, nf.SET, names | shape)
         now = replace(named_set, ranges=())
     before, after = set(now.ranges), set(named_set.ranges)
     for part in _element_lists(named_set, sorted(before - after)):
-        yield _delete(SetElementsMessage, Kind.DELETE_SET_ELEMENTS, part)
+        yield _delete(Kind.DELETE_SET_ELEMENTS, nf.SET_ELEMENTS, part)
     for part in _element_lists(named_set, sorted(after - before)):
-        yield _create(SetElementsMessage, Kind.NEW_SET_ELEMENTS, part)
+        yield _create(Kind.NEW_SET_ELEMENTS, nf.SET_ELEMENTS, part)
 
 
 def _element_lists(named_set: NamedSet, ranges: list[tuple[bytes, bytes]]) -> Iterator[Attributes]:
@@ -201,36 +190,37 @@ def _elements(first: bytes, last: bytes, *, intervals: bool) -> Iterator[bytes]:
 
 
 def _element(value: bytes, flags: int = 0) -> bytes:
-    """Return one element, packed by hand: there are thousands, and pyroute2 takes a third of a millisecond for each."""
-    key = _attribute(_KEY | _NESTED, _attribute(_VALUE, value))
-    return _attribute(LIST_ELEMENT | _NESTED, key + (_attribute(_FLAGS, struct.pack(">I", flags)) if flags else b""))
-
-
-def _attribute(kind: int, payload: bytes) -> bytes:
-    return struct.pack("=HH", 4 + len(payload), kind) + payload + bytes(-len(payload) % 4)
+    parts: Attributes = {"KEY": {"VALUE": value}}
+    if flags:
+        parts["FLAGS"] = flags
+    return attribute(LIST_ELEMENT | NESTED, nf.ELEMENT.pack(parts))
 
 
 def _chain_attributes(chain: Chain) -> Attributes:
     return {
         "TABLE": TABLE_NAME,
         "NAME": chain.name,
-        "HOOK": _nested({"NUMBER": int(chain.hook), "PRIORITY": chain.priority}),
+        "HOOK": {"NUMBER": int(chain.hook), "PRIORITY": chain.priority},
         "POLICY": chain.policy,
         "TYPE": chain.kind,
     }
 
 
 def _rule_attributes(chain: str, rule: Rule) -> Attributes:
-    attributes: Attributes = {"TABLE": TABLE_NAME, "CHAIN": chain, "EXPRESSIONS": _expressions(rule.expressions)}
+    expressions = b"".join(map(packed, rule.expressions))
+    attributes: Attributes = {"TABLE": TABLE_NAME, "CHAIN": chain, "EXPRESSIONS": expressions}
     if rule.comment:
         text = rule.comment.encode() + b"\0"
         attributes["USERDATA"] = bytes([RULE_COMMENT, len(text)]) + text
     return attributes
 
 
-def _expressions(expressions: Iterable[Expression]) -> list[dict[str, Any]]:
-    encoded = map(encode, expressions)
-    return [_nested({"NAME": name, "DATA": _nested(attributes)}) for name, attributes in encoded]
+@lru_cache(maxsize=256)
+def packed(expression: Expression) -> bytes:
+    """Return one expression as an attribute of the list in a rule. Few are different: a host's 200 are 30."""
+    name, attributes = encode(expression)
+    parts: Attributes = {"NAME": name, "DATA": nf.DATA_LAYOUTS[name].pack(attributes)}
+    return attribute(LIST_ELEMENT | NESTED, nf.EXPRESSION.pack(parts))
 
 
 def encode(expression: Expression) -> tuple[str, Attributes]:  # noqa: C901 - one line for each kind
@@ -252,20 +242,20 @@ def encode(expression: Expression) -> tuple[str, Attributes]:  # noqa: C901 - on
             }
         case Mask(mask, xor):
             both = {"SREG": REGISTER, "DREG": REGISTER}
-            return "bitwise", both | {"LEN": len(mask), "MASK": _value(mask), "XOR": _value(xor)}
+            return "bitwise", both | {"LEN": len(mask), "MASK": {"VALUE": mask}, "XOR": {"VALUE": xor}}
         case DestinationType():
             return "fib", {"DREG": REGISTER, "RESULT": ADDRESS_TYPE, "FLAGS": OF_DESTINATION}
         case Compare(value, inverted):
-            return "cmp", {"SREG": REGISTER, "OP": int(inverted), "DATA": _value(value)}
+            return "cmp", {"SREG": REGISTER, "OP": int(inverted), "DATA": {"VALUE": value}}
         case Lookup(set_name):
             return "lookup", {"SET": set_name, "SREG": REGISTER}
         case Load(value):
-            return "immediate", {"DREG": REGISTER, "DATA": _value(value)}
+            return "immediate", {"DREG": REGISTER, "DATA": {"VALUE": value}}
         case Redirect():
             return "redir", {"PROTO_MIN": REGISTER, "FLAGS": PORT_GIVEN}
         case ChangePort():
             return "nat", {"TYPE": DESTINATION_NAT, "FAMILY": INET, "PROTO_MIN": REGISTER, "FLAGS": PORT_GIVEN}
         case Return():
-            return "immediate", {"DREG": 0, "DATA": _nested({"VERDICT": _nested({"CODE": RETURN_VERDICT})})}
+            return "immediate", {"DREG": 0, "DATA": {"VERDICT": {"CODE": RETURN_VERDICT}}}
         case Unknown(name):
             raise ValueError(f"cannot write an expression that was not understood: {name}")

@@ -3,24 +3,28 @@
 No state is kept and none is needed: what is in the table `inet hostmesh` is ours.
 """
 
-# mypy: disable-error-code="import-untyped"
-# (pyroute2 ships no types)
+# mypy: disable-error-code="misc,import-untyped"
+# (pyroute2 ships no types: its base classes are Any)
 
 import asyncio
 import errno
 import os
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from pyroute2.netlink import NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST
+from pyroute2.netlink import NETLINK_NETFILTER, NLM_F_DUMP, NLMSG_DONE, NLMSG_ERROR, nlmsg
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_NFTABLES
-from pyroute2.netlink.nfnetlink.nftsocket import AsyncNFTSocket
+from pyroute2.netlink.nlsocket import AsyncNetlinkSocket
 
 from hostmesh_agent.capture import attributes, decode, encode
-from hostmesh_agent.capture.attributes import Attributes, Kind, Message
+from hostmesh_agent.capture.attributes import Kind
+from hostmesh_agent.capture.codec import Attributes, Layout
+from hostmesh_agent.capture.encode import Message
 from hostmesh_agent.capture.errors import CaptureError
-from hostmesh_agent.capture.rules import TABLE_NAME, Table
+from hostmesh_agent.capture.rules import TABLE_NAME, Rule, Table
 
 _ANSWER_WITHIN_S: Final = 10.0  # the kernel answers in milliseconds; a lost answer must not hold the agent
 _TRIES: Final = 5
@@ -28,16 +32,51 @@ _OF_ANOTHER_STATE: Final = {errno.ENOENT, errno.EEXIST, errno.EBUSY, errno.ENOTE
 """How a batch fails that was made for another state than there is (changed meanwhile, or not all of it is told)."""
 _READS: Final = 10  # a dump is several requests: read again where somebody changed any table between them
 
+_REPLIES: Final = (
+    Kind.NEW_TABLE,
+    Kind.NEW_CHAIN,
+    Kind.NEW_RULE,
+    Kind.NEW_SET,
+    Kind.NEW_SET_ELEMENTS,
+    Kind.NEW_GENERATION,
+)
+
 T = TypeVar("T")
 
 
-def write(table: Table) -> None:
-    """Make the kernel's table equal to `table`, from whatever it is, in one step or not at all.
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the kernel has in our table (None: there is no such table), and nf_tables' generation that it was read in.
+
+    Every change of any table gives the generation another number: while it is the same, so is the table.
+    """
+
+    table: Table | None
+    generation: int
+
+
+class Packed(nlmsg):
+    """What goes through pyroute2's socket, as bytes: several messages of a batch one way, one answer the other way."""
+
+    messages: tuple[Message, ...] = ()
+    attributes: bytes = b""
+
+    def encode(self) -> None:
+        number = self["header"]["sequence_number"]
+        self.data = b"".join([message.pack(number) for message in self.messages])
+
+    def decode(self) -> None:
+        super().decode()
+        self.attributes = bytes(self.data[self.offset + encode.HEADER.size : self.offset + self.length])
+
+
+def write(table: Table) -> Reading:
+    """Make the kernel's table equal to `table`, from whatever it is, in one step or not at all; return it as read back.
 
     Raises:
         CaptureError: the kernel refused; its table is what it was.
     """
-    _run(lambda nft: _write(nft, table), "write the capture rules")
+    return _run(lambda nft: _write(nft, table), "write the capture rules")
 
 
 def remove() -> None:
@@ -55,26 +94,38 @@ def read() -> Table | None:
     Raises:
         CaptureError: the kernel refused, or others change its tables faster than they can be read.
     """
+    return look().table
+
+
+def look() -> Reading:
+    """Like `read`, with the generation.
+
+    Raises:
+        CaptureError: as with `read`.
+    """
     return _run(_read_steady, "read the capture rules")
 
 
 def _run(act: Callable[[Any], Awaitable[T]], doing: str) -> T:
-    async def bounded() -> T:
-        nft = AsyncNFTSocket(nfgen_family=attributes.INET)
+    found: list[T] = []
+
+    async def bounded() -> None:
+        nft = AsyncNetlinkSocket(family=NETLINK_NETFILTER)
         try:
-            nft.register_policy({NFNL_SUBSYS_NFTABLES << 8 | kind: reply for kind, reply in attributes.REPLIES.items()})
+            nft.register_policy({NFNL_SUBSYS_NFTABLES << 8 | kind: Packed for kind in _REPLIES})
             async with asyncio.timeout(_ANSWER_WITHIN_S):
-                await _generation(nft)  # tells no nf_tables or no right by a plain error, which a batch does not
-                return await act(nft)
+                # Not returned: in the main thread asyncio.run makes a text of the finished task, with all it returns.
+                found.append(await act(nft))
         finally:
             nft.close()
 
     try:
-        return asyncio.run(bounded())
+        asyncio.run(bounded())
     except NetlinkError as error:
         raise CaptureError(_explain(error, doing)) from error
     except (OSError, TimeoutError) as error:
         raise CaptureError(f"could not {doing}: {error or 'the kernel gave no answer'}") from error
+    return found[0]
 
 
 def _explain(error: NetlinkError, doing: str) -> str:
@@ -89,25 +140,27 @@ def _explain(error: NetlinkError, doing: str) -> str:
 
 
 async def _batch(nft: Any, messages: Iterable[Message]) -> None:
-    batch = list(messages)
+    batch = tuple(messages)
     if batch:
-        async for _ in nft.nlm_request_batch([encode.begin(), *batch, encode.end()]):
-            pass
+        await _ask(nft, *encode.batch(batch))
 
 
-async def _write(nft: Any, table: Table) -> None:
+async def _write(nft: Any, table: Table) -> Reading:
     for _ in range(_TRIES):
         now = await _read_steady(nft)
-        if now is not None and now.flags != table.flags:
+        if now.table == table:
+            return now
+        if now.table is not None and now.table.flags != table.flags:
             break  # flags cannot be changed
         try:
-            await _batch(nft, encode.change(now, table))
+            await _batch(nft, encode.change(now.table, table))
         except NetlinkError as error:
             if error.code not in _OF_ANOTHER_STATE:
                 raise
         else:
-            return
+            return await _read_steady(nft)
     await _batch(nft, encode.replacement(table))
+    return await _read_steady(nft)
 
 
 async def _remove_if_there(nft: Any) -> None:
@@ -115,46 +168,50 @@ async def _remove_if_there(nft: Any) -> None:
         await _batch(nft, encode.removal())
 
 
-async def _ask(nft: Any, message: Message, kind: Kind, flags: int) -> list[Attributes]:
-    answers = await nft.nlm_request(message, NFNL_SUBSYS_NFTABLES << 8 | kind, flags)
-    return [decode.flat(answer) async for answer in answers]
+async def _ask(nft: Any, *messages: Message) -> list[bytes]:
+    """Return the attributes of each answer; acknowledgements have none and are left out."""
+    packed = Packed()
+    packed.messages = messages
+    answers = await nft.nlm_request(packed, messages[0].kind, messages[0].flags)
+    return [each.attributes async for each in answers if each["header"]["type"] not in {NLMSG_DONE, NLMSG_ERROR}]
 
 
 async def _generation(nft: Any) -> int:
-    message = encode.request(attributes.GenerationMessage, {})
-    answers = await _ask(nft, message, Kind.GET_GENERATION, NLM_F_REQUEST)
-    return int(answers[0]["ID"])
+    (answer,) = await _ask(nft, encode.request(Kind.GET_GENERATION, 0, attributes.GENERATION, {}))
+    return int(attributes.GENERATION.unpack(answer)["ID"])
 
 
 async def _table(nft: Any) -> Attributes | None:
-    message = encode.request(attributes.TableMessage, {"NAME": TABLE_NAME})
     try:
-        answers = await _ask(nft, message, Kind.GET_TABLE, NLM_F_REQUEST | NLM_F_ACK)
+        (answer,) = await _ask(nft, encode.request(Kind.GET_TABLE, 0, attributes.TABLE, {"NAME": TABLE_NAME}))
     except NetlinkError as error:
         if error.code == errno.ENOENT:
             return None
         raise
-    return answers[0]
+    return attributes.TABLE.unpack(answer)
 
 
-async def _dump(nft: Any, message_class: type[Message], kind: Kind, **names: str) -> list[Attributes]:
-    message = encode.request(message_class, {"TABLE": TABLE_NAME, **names})
-    answers = await _ask(nft, message, kind, NLM_F_REQUEST | NLM_F_DUMP)
+async def _dump(nft: Any, kind: Kind, layout: Layout, **names: str) -> list[Attributes]:
+    answers = await _ask(nft, encode.request(kind, NLM_F_DUMP, layout, {"TABLE": TABLE_NAME, **names}))
     # Older kernels do not filter a dump by table.
-    return [answer for answer in answers if answer.get("TABLE") == TABLE_NAME]
+    return [each for each in map(layout.unpack, answers) if each.get("TABLE") == TABLE_NAME]
 
 
-async def _read_steady(nft: Any) -> Table | None:
+async def _read_steady(nft: Any) -> Reading:
+    # Asked first, this also tells no nf_tables or no right by a plain error.
+    before = await _generation(nft)
     for _ in range(_READS):
-        before = await _generation(nft)
         try:
             table = await _read_once(nft)
         except NetlinkError as error:
             if error.code not in {errno.ENOENT, errno.EINTR}:  # gone or changed while it was read
                 raise
+            before = await _generation(nft)
             continue
-        if before == await _generation(nft):
-            return table
+        after = await _generation(nft)
+        if before == after:
+            return Reading(table, after)
+        before = after
     raise CaptureError("could not read the capture rules: another program keeps changing nftables")
 
 
@@ -162,13 +219,14 @@ async def _read_once(nft: Any) -> Table | None:
     table = await _table(nft)
     if table is None:
         return None
-    rules = await _dump(nft, attributes.RuleMessage, Kind.GET_RULE)
+    rules: defaultdict[str, list[Rule]] = defaultdict(list)
+    for rule in await _dump(nft, Kind.GET_RULE, attributes.RULE):
+        rules[rule["CHAIN"]].append(decode.read_rule(rule))
     chains = [
-        decode.read_chain(chain, [decode.read_rule(rule) for rule in rules if rule["CHAIN"] == chain["NAME"]])
-        for chain in await _dump(nft, attributes.ChainMessage, Kind.GET_CHAIN)
+        decode.read_chain(chain, rules[chain["NAME"]]) for chain in await _dump(nft, Kind.GET_CHAIN, attributes.CHAIN)
     ]
     sets = []
-    for found in await _dump(nft, attributes.SetMessage, Kind.GET_SET):
-        lists = await _dump(nft, attributes.SetElementsMessage, Kind.GET_SET_ELEMENTS, SET=found["NAME"])
+    for found in await _dump(nft, Kind.GET_SET, attributes.SET):
+        lists = await _dump(nft, Kind.GET_SET_ELEMENTS, attributes.SET_ELEMENTS, SET=found["NAME"])
         sets.append(decode.read_set(found, [part.get("ELEMENTS", b"") for part in lists]))
     return decode.read_table(table, sets, chains)

@@ -7,8 +7,9 @@ a resource means: resources are names, versions and bytes.
 Source: https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol#incremental-xds
 """
 
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final, NamedTuple, Protocol
 
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
@@ -32,6 +33,11 @@ WILDCARD_TYPES: Final = frozenset({CLUSTER_TYPE, LISTENER_TYPE})
 
 _RESOURCE_TAG: Final = b"\x12"
 """Field 2 (`resources`), length-delimited, of DeltaDiscoveryResponse."""
+_NONCE_TAG: Final = b"\x2a"
+"""Field 5 (`nonce`)."""
+
+
+_ONE_BYTE: Final = tuple(bytes((size,)) for size in range(0x80))
 
 
 class Resource(NamedTuple):
@@ -93,6 +99,8 @@ class Push(NamedTuple):
 
 def _length(size: int) -> bytes:
     """Return `size` as a protobuf varint."""
+    if size <= 0x7F:
+        return _ONE_BYTE[size]
     out = bytearray()
     while size > 0x7F:
         out.append(size & 0x7F | 0x80)
@@ -101,17 +109,24 @@ def _length(size: int) -> bytes:
     return bytes(out)
 
 
-def encode_response(type_url: str, nonce: str, bodies: Iterable[bytes], removed: Iterable[str] = ()) -> bytes:
+def encode_response(type_url: str, nonce: str, bodies: Iterable[bytes], removed: Collection[str] = ()) -> bytes:
     """Return a serialized DeltaDiscoveryResponse around resources that are bytes already.
 
     Joining is a hundred times cheaper than building messages again (1,000 endpoints: 18 µs against 1.7 ms), and legal:
     a protobuf message is the concatenation of its fields.
     """
-    head = DeltaDiscoveryResponse(type_url=type_url, nonce=nonce, removed_resources=removed).SerializeToString()
-    parts = [head]
+    number = nonce.encode()
+    parts = [_type_field(type_url), _NONCE_TAG, _length(len(number)), number]
     for body in bodies:
         parts += (_RESOURCE_TAG, _length(len(body)), body)
+    if removed:
+        parts.append(DeltaDiscoveryResponse(removed_resources=removed).SerializeToString())
     return b"".join(parts)
+
+
+@lru_cache(64)
+def _type_field(type_url: str) -> bytes:
+    return DeltaDiscoveryResponse(type_url=type_url).SerializeToString()
 
 
 @dataclass(slots=True)
@@ -133,6 +148,14 @@ class _Subscription:
     nonce: str = ""
     in_flight: tuple[str, ...] = ()
 
+    def due(self) -> bool:
+        """Tell whether something may have to be sent, now or once what is in flight has been answered."""
+        return bool(self.dirty or self.dirty_all or self.must_answer)
+
+
+def _place(type_url: str) -> int:
+    return PUSH_ORDER.index(type_url) if type_url in PUSH_ORDER else len(PUSH_ORDER)
+
 
 class ServerStream:
     """The serving side of one delta ADS stream.
@@ -143,15 +166,20 @@ class ServerStream:
 
     def __init__(self) -> None:
         self._types: dict[str, _Subscription] = {}
+        """In the order in which they are pushed."""
         self._count = 0
 
     def receive(self, request: DeltaDiscoveryRequest) -> Received:
         """Take a request: an acknowledgement, a change of subscription, or both."""
         type_url = request.type_url
-        first = type_url not in self._types
-        state = self._types.setdefault(type_url, _Subscription())
+        known = self._types.get(type_url)
+        first = known is None
+        state = self._open(type_url) if known is None else known
         acked, nacked = self._settle(type_url, state, request)
-        subscribe = tuple(request.resource_names_subscribe)
+        subscribe: tuple[str, ...] = tuple(request.resource_names_subscribe)
+        if not (first or subscribe or request.resource_names_unsubscribe):
+            # An acknowledgement alone is what nearly all requests are: the rest of this took half of its time.
+            return Received(type_url, (), (), acked, nacked)
         if first:
             state.held.update(request.initial_resource_versions)
             state.must_answer = not state.held
@@ -160,6 +188,12 @@ class ServerStream:
         new = self._subscribe(state, subscribe, first=first)
         gone = self._unsubscribe(state, request.resource_names_unsubscribe)
         return Received(type_url, new, gone, acked, nacked)
+
+    def _open(self, type_url: str) -> _Subscription:
+        state = _Subscription()
+        types = {**self._types, type_url: state}
+        self._types = {each: types[each] for each in sorted(types, key=_place)}
+        return state
 
     def _settle(
         self, type_url: str, state: _Subscription, request: DeltaDiscoveryRequest
@@ -234,20 +268,23 @@ class ServerStream:
     def settled(self, type_url: str) -> bool:
         """Tell whether the client has acknowledged (or refused) all that it is due of a type."""
         state = self._types.get(type_url)
-        return state is None or not (state.nonce or state.dirty or state.dirty_all or state.must_answer)
+        return state is None or not (state.nonce or state.due())
 
     def idle(self) -> bool:
         """Tell whether the client has acknowledged (or refused) all that it is due."""
         return all(self.settled(type_url) for type_url in self._types)
+
+    def due(self) -> bool:
+        """Tell whether `pushes` may have something: an acknowledgement mostly leaves nothing to do."""
+        return any(not state.nonce and state.due() for state in self._types.values())
 
     def pushes(self, source: Source, held_back: Container[str] = ()) -> Iterator[Push]:
         """Yield the responses that are due now, in make-before-break order; the caller writes each.
 
         Types in `held_back` stay due.
         """
-        for type_url in (*PUSH_ORDER, *(each for each in self._types if each not in PUSH_ORDER)):
-            state = None if type_url in held_back else self._types.get(type_url)
-            while state is not None and not state.nonce and (state.dirty or state.dirty_all or state.must_answer):
+        for type_url, state in list(self._types.items()):
+            while not state.nonce and state.due() and type_url not in held_back:
                 push = self._push(type_url, state, source)
                 if push is None:
                     break
@@ -257,9 +294,7 @@ class ServerStream:
         due = self._due(type_url, state, source)
         if due is None:
             return None
-        alone = next((name for name in due if name in state.alone), None)
-        now = due if alone is None else [alone]
-        state.alone.discard(alone or "")
+        now = self._at_once(state, due)
         bodies: list[bytes] = []
         sent: list[str] = []
         removed: list[str] = []
@@ -275,7 +310,7 @@ class ServerStream:
                 sent.append(name)
                 state.held[name] = answer.resource.version
                 state.forced.discard(name)
-        state.dirty = set(due).difference(now) | waiting
+        state.dirty = waiting if now is due else set(due).difference(now) | waiting
         nothing = not bodies and not removed
         if nothing and (waiting or not state.must_answer):
             return None
@@ -285,6 +320,15 @@ class ServerStream:
         state.in_flight = (*sent, *removed)
         data = encode_response(type_url, state.nonce, bodies, removed)
         return Push(type_url, state.nonce, tuple(sent), tuple(removed), data)
+
+    @staticmethod
+    def _at_once(state: _Subscription, due: list[str]) -> list[str]:
+        """Return those of the due names that go into one response: all, or one that must be alone."""
+        alone = next((name for name in due if name in state.alone), None) if state.alone else None
+        if alone is None:
+            return due
+        state.alone.discard(alone)
+        return [alone]
 
     @staticmethod
     def _due(type_url: str, state: _Subscription, source: Source) -> list[str] | None:

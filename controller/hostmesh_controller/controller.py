@@ -7,6 +7,7 @@ data plane does not notice.
 """
 
 import asyncio
+import gc
 import signal
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -74,6 +75,7 @@ async def serve(config: Config) -> None:
         authority = await asyncio.to_thread(Authority.load_or_create, config.state_dir, config.trust_domain, utc_now())
         controller = Controller(config, store, authority)
         await controller.registrar.open()
+        _spare_the_collector()
         await controller.run()
 
 
@@ -196,6 +198,16 @@ class Controller:
 
     def _workloads_on(self, host: str) -> frozenset[tuple[str, str]]:
         return frozenset((each.key.namespace, each.key.name) for each in self.hub.mesh.workloads_of(host))
+
+
+def _spare_the_collector() -> None:
+    """Keep the garbage collector from what lives as long as the process, and from running at every push.
+
+    It took a quarter of the time of a change to 1,000 proxies: all of the mesh was looked through again and again.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 async def _endless(name: str, work: Awaitable[object], stopping: asyncio.Event) -> None:

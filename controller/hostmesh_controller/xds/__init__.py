@@ -19,6 +19,6 @@ many hosts are made once (see `mesh.memo`).
 """
 
 from hostmesh_api.delta import Resource
-from hostmesh_controller.xds.resources import dependencies, knows_host, resource, wildcard
+from hostmesh_controller.xds.resources import audience, dependencies, knows_host, resource, wildcard
 
-__all__ = ["Resource", "dependencies", "knows_host", "resource", "wildcard"]
+__all__ = ["Resource", "audience", "dependencies", "knows_host", "resource", "wildcard"]

@@ -79,6 +79,11 @@ def resource(mesh: Mesh, host: str, type_url: str, name: str) -> Resource | None
     return None if found is None or maker is None else maker(mesh, found, name)
 
 
+def audience(mesh: Mesh, host: str, type_url: str) -> str | None:
+    """Return what hosts have in common that get the same resources of a type; None where each has its own."""
+    return mesh.namespace_of(host) if type_url in _OF_NAMESPACE and knows_host(mesh, host) else None
+
+
 def dependencies(mesh: Mesh, host: str, type_url: str, name: str) -> tuple[str, ...]:
     """Return the names whose change can change a resource, as `Touched.services` and `Touched.endpoints` hold them.
 
@@ -292,6 +297,8 @@ _MAKERS: Final[dict[str, Callable[[Mesh, Host, str], Resource | None]]] = {
     wire.ROUTE_TYPE: _route,
     wire.VIRTUAL_HOST_TYPE: _virtual_host,
 }
+_OF_NAMESPACE: Final = frozenset({wire.ENDPOINT_TYPE, wire.VIRTUAL_HOST_TYPE})
+"""Types whose resources depend on the host's namespace alone."""
 _DEPENDENCIES: Final[dict[str, Callable[[Mesh, str, str], tuple[str, ...]]]] = {
     wire.CLUSTER_TYPE: _cluster_dependencies,
     wire.ENDPOINT_TYPE: _cluster_dependencies,

@@ -6,7 +6,8 @@ In the order of the data:
     expressions  the words that rules are made of (pure)
     rules        the rules as data, equal for equal rules, with a hash
     encode       from the kernel's table to the wanted one, as messages of one batch (pure)
-    decode       the kernel's table as the same data (pure); attributes: the classes of messages, for both
+    decode       the kernel's table as the same data (pure)
+    attributes   what messages and expressions are made of, for both (pure); codec: such layouts as bytes (pure)
     nft          the edge: one batch changes the table, dumps read it back
     routes       the edge: routes and addresses without which rules have no effect
     capture      all of it together: apply, state, clear

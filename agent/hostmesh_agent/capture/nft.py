@@ -9,8 +9,10 @@ No state is kept and none is needed: what is in the table `inet hostmesh` is our
 import asyncio
 import errno
 import os
+import socket
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -27,6 +29,9 @@ from hostmesh_agent.capture.errors import CaptureError
 from hostmesh_agent.capture.rules import TABLE_NAME, Rule, Table
 
 _ANSWER_WITHIN_S: Final = 10.0  # the kernel answers in milliseconds; a lost answer must not hold the agent
+_SO_SNDBUFFORCE: Final = 32  # asm-generic/socket.h; Python does not name it
+_BATCH_BYTES: Final = 64 << 20
+"""A batch cannot be sent in parts; what hosts allow by default (net.core.wmem_max) holds 4,000 prefixes per family."""
 _TRIES: Final = 5
 _OF_ANOTHER_STATE: Final = {errno.ENOENT, errno.EEXIST, errno.EBUSY, errno.ENOTEMPTY}
 """How a batch fails that was made for another state than there is (changed meanwhile, or not all of it is told)."""
@@ -142,6 +147,8 @@ def _explain(error: NetlinkError, doing: str) -> str:
 async def _batch(nft: Any, messages: Iterable[Message]) -> None:
     batch = tuple(messages)
     if batch:
+        with suppress(PermissionError):  # an older kernel, to root of a user namespace only
+            nft.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _BATCH_BYTES)
         await _ask(nft, *encode.batch(batch))
 
 

@@ -98,6 +98,7 @@ class _Version(argparse.Action):
 def _run(_: argparse.Namespace, config: AgentConfig) -> int:
     from hostmesh_agent import slim
 
+    slim.give_back()
     slim.leave_out()
 
     import asyncio

@@ -28,6 +28,7 @@ from hostmesh_agent import (
     lock,
     process,
     report,
+    slim,
     status,
     workdir,
 )
@@ -157,6 +158,7 @@ class Agent:
         verbs = {control.STATUS: self._status, control.RELEASE: self._release, control.REFRESH: self._refresh}
         await self._restore()
         self._online = True
+        slim.settle()
         log.info("agent started", host=self._record.host, version=self._facts.agent_version)
         async with asyncio.TaskGroup() as group:
             parts = [

@@ -8,13 +8,21 @@ that Python and the libraries foresee, and only in the process of `hostmesh-agen
     8.0 MB  what `import pyroute2` loads beside netlink sockets: a database, wireless, ethtool, 9p, all of rtnetlink
 """
 
+import ctypes
+import gc
 import importlib.util
 import sys
+from contextlib import suppress
 from types import ModuleType
 from typing import Any, Final
 
 UNUSED: Final = ("ssl", "_ssl", "_hashlib", "rich", "twisted", "colorama", "better_exceptions")
 """Modules whose absence every importer of ours expects (it catches ImportError)."""
+
+# glibc's malloc.h
+_M_MMAP_THRESHOLD: Final = -3
+_M_ARENA_MAX: Final = -8
+_MMAP_BYTES: Final = 128 << 10
 
 _NETLINK: Final = "pyroute2"
 _ROUTES: Final = "AsyncIPRoute"
@@ -27,6 +35,28 @@ def leave_out() -> None:
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # typeshed does not know of None here
     if _NETLINK not in sys.modules:
         _without_its_init(_NETLINK)
+
+
+def give_back() -> None:
+    """Have glibc return what is freed to the kernel. Call it before threads are started; elsewhere it does nothing.
+
+    Left alone, it keeps a heap for each thread, and buffers once large from the first large one on.
+    """
+    with suppress(AttributeError, OSError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_ARENA_MAX, 1)
+        mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)
+
+
+def settle() -> None:
+    """Take what is loaded now for what stays: garbage is then looked for among the rest, often and at once.
+
+    Python looks through everything only when a quarter of everything is new, and an agent loads a lot and makes little.
+    """
+    gc.collect()
+    gc.freeze()
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _without_its_init(name: str) -> None:

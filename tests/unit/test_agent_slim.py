@@ -63,3 +63,10 @@ def test_the_digests_of_the_agent_are_the_same_without_openssl() -> None:
 
 def test_other_verbs_load_libraries_as_they_are() -> None:
     assert _python("import hostmesh_agent.cli, ssl, pyroute2; print(pyroute2.NDB.__name__)") == "NDB\n"
+
+
+def test_what_is_loaded_at_the_start_is_not_searched_for_garbage_again() -> None:
+    program = (
+        "from hostmesh_agent import slim\nslim.give_back()\nslim.settle()\nimport gc; print(len(gc.get_objects()))"
+    )
+    assert int(_python(program)) < 100

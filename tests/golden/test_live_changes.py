@@ -44,6 +44,10 @@ OBJECTS = [
     service("db-tcp", 3306, "tcp"),
     service("db-grpc", 5000, "grpc"),
     service("db-any", 5001, "any", 5000),
+    # Undeclared to its callers; the port itself speaks what the first service says.
+    service("db-first", 5002, "grpc"),
+    service("db-second", 5003, "any", 5002),
+    service("db-third", 82, "any", 8080),
     service("db-socket", 81, "http", 8081),
     obj("Service", "web", {"selector": {"app": "web"}, "ports": [{"name": "http", "port": 80, "targetPort": 8088}]}),
 ]
@@ -73,6 +77,7 @@ def net(mesh: Mesh) -> Iterator[Network]:
             programs.echo(3306)
             programs.upgrades(8081)
             assert calls.add_insecure_port("0.0.0.0:5000")
+            assert calls.add_insecure_port("0.0.0.0:5002")
         with running.hosts["web"]():
             programs.http(8088, "web")
         calls.start()
@@ -178,7 +183,11 @@ def test_a_host_calls_itself(web: LiveHost, mesh: Mesh) -> None:
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
-@pytest.mark.parametrize(("name", "port"), [("db-grpc", 5000), ("db-any", 5001)], ids=["declared", "undeclared"])
+@pytest.mark.parametrize(
+    ("name", "port"),
+    [("db-grpc", 5000), ("db-any", 5001), ("db-second", 5003)],
+    ids=["declared", "undeclared", "undeclared by one of two services"],
+)
 def test_grpc_is_http2_all_the_way(web: LiveHost, mesh: Mesh, name: str, port: int) -> None:
     message = b"\0\0\0\0\5hello"
     done = subprocess.run(
@@ -205,6 +214,10 @@ def test_a_websocket_is_passed_on(web: LiveHost, mesh: Mesh) -> None:
         assert client.recv(4096).startswith(b"HTTP/1.1 101")
         client.sendall(b"hello")
         assert client.recv(100) == b"hello"
+
+
+def test_a_port_that_another_service_declares_is_found_out_too(web: LiveHost, mesh: Mesh) -> None:
+    assert get(vip(mesh, "db-third"), 82, "db-third:82").got["program"] == "db"
 
 
 def test_http_1_0_is_served(web: LiveHost, mesh: Mesh) -> None:

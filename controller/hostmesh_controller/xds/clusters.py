@@ -206,6 +206,8 @@ def _is_http2(target: Outbound) -> bool:
 def _offer(target: Outbound) -> tuple[str, ...]:
     if not target.http:
         return tls.OFFER_TCP
+    if target.port.protocol.is_detected:
+        return tls.OFFER_DETECTED
     return tls.OFFER_HTTP2 if target.port.protocol.is_http2 else tls.OFFER_HTTP1
 
 

@@ -28,6 +28,11 @@ RAW: Final = "envoy.transport_sockets.raw_buffer"
 
 OFFER_HTTP1: Final = ("istio-http/1.1", "istio", "http/1.1")
 OFFER_HTTP2: Final = ("istio-h2", "istio", "h2")
+OFFER_DETECTED: Final = ("istio-http/1.1", "istio")
+"""HTTP of the version that the program speaks, unknown when the cluster is made.
+
+A server whose port is declared as HTTP would take a version that is negotiated for the one that is spoken: so none is.
+"""
 OFFER_TCP: Final = ("istio-peer-exchange", "istio")
 SERVE_HTTP: Final = ("h2", "http/1.1")
 SERVE_TCP: Final = OFFER_TCP

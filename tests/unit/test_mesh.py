@@ -212,6 +212,14 @@ def test_readiness_touches_endpoints_alone() -> None:
     assert xds.resource(after, "one", wire.ENDPOINT_TYPE, name) != xds.resource(mesh, "one", wire.ENDPOINT_TYPE, name)
 
 
+def test_a_service_touches_the_hosts_that_serve_it_even_if_they_cannot_see_it() -> None:
+    mesh = mesh_of([host(namespace="elsewhere"), host("two", "10.0.0.2"), workload("w"), service(export=".")])
+    changed = service(export=".", targetPort=8080)
+    after, touched = update(mesh, {changed.key: changed}, mesh.vips, mesh.runtime)
+    assert "one" in touched.hosts
+    assert list(config(after).capture.inbound_ports) == [8080]
+
+
 def test_a_host_that_moves_to_another_namespace_sees_everything_anew() -> None:
     objects = [host(), workload("w"), service()]
     mesh = mesh_of(objects)

@@ -104,7 +104,8 @@ SLOTS: dict[tuple[str, str, str], list[Variant]] = {
         service("s2"),
         service("s1", clusterIP="10.96.0.1"),
     )
-    + [(service("s1"), {"annotations": {"networking.istio.io/exportTo": each}}) for each in (".", "b")],
+    + [(service("s1"), {"annotations": {"networking.istio.io/exportTo": each}}) for each in (".", "b")]
+    + [(service("s1", port(81, "tcp")), {"annotations": {"networking.istio.io/exportTo": "."}})],
     ("Service", "a", "s2"): variants(
         service("s2", port(90, "tcp")), service("s1", port(80, "tcp"), clusterIP="10.96.0.2")
     ),
@@ -130,7 +131,7 @@ SLOTS: dict[tuple[str, str, str], list[Variant]] = {
         {"hosts": ["s1"], "http": to("s2")},
         {"hosts": ["s1"], "http": to("s1", "s2")},
         {"hosts": ["s1"], "http": to(API, subset="v1")},
-        {"hosts": ["s1", API], "tcp": to("s1", "s2")},
+        {"hosts": ["s2", API], "tcp": to("s1", "s2")},
         {"hosts": ["s1"], "tcp": to("s2")},
         {"hosts": ["*.svc.cluster.local"], "http": to("s2"), "tcp": to("s2", "s1")},
         {"hosts": ["240.240.0.1"], "http": to("s2")},
@@ -168,8 +169,8 @@ def made(slot: Slot, variant: Variant) -> ApiObject:
 
 # The first variant is the likeliest by far: the others and absence are what a few slots have.
 usual = st.fixed_dictionaries({slot: st.just(0) for slot in SLOTS if slot[0] in {"Host", "WorkloadEntry", "Service"}})
-unusual = st.dictionaries(KEYS, st.integers(-1, 9), max_size=8)
-changes = st.dictionaries(KEYS, st.integers(-1, 9), max_size=3)
+unusual = st.dictionaries(KEYS, st.integers(-1, 10), max_size=8)
+changes = st.dictionaries(KEYS, st.integers(-1, 10), max_size=3)
 
 ALL_READY = frozenset(
     [
@@ -230,7 +231,8 @@ def covered(touched: Touched, before: Mesh, name: tuple[str, str, str]) -> bool:
     """Tell whether a stream would ask again for a resource."""
     found = set(xds.dependencies(before, *name))
     changed = touched.services | (touched.endpoints if name[1] == wire.ENDPOINT_TYPE else frozenset())
-    own = name[0] in touched.hosts and name[1] in {wire.LISTENER_TYPE, wire.CLUSTER_TYPE, wire.HOST_CONFIG_TYPE}
+    of_host = name[1] in {wire.LISTENER_TYPE, wire.HOST_CONFIG_TYPE} or name[2].startswith("inbound|")
+    own = of_host and name[0] in touched.hosts
     return touched.everything or own or bool(found & changed)
 
 

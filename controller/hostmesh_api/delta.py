@@ -255,6 +255,10 @@ class ServerStream:
             if type_url is None or each == type_url:
                 state.dirty_all = True
 
+    def has_room(self, type_url: str, limit: int) -> bool:
+        """Tell whether a request for a type would leave the stream with at most `limit` types."""
+        return type_url in self._types or len(self._types) < limit
+
     def subscriptions(self) -> Iterator[tuple[str, frozenset[str]]]:
         """Yield each type with the names asked for, "*" among them where all are."""
         for type_url, state in self._types.items():

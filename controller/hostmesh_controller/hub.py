@@ -20,15 +20,22 @@ from hostmesh_controller.mesh import Mesh, Touched
 
 MAX_NAMES: Final = 50_000
 """Names one host may ask for: ten times the largest mesh we promise, so that one agent cannot exhaust memory."""
+MAX_NAME_CHARS: Final = 16 * 2**20
+"""All names of one host together, for the same reason: 300 for each."""
+MAX_TYPES: Final = 16
+"""Types one host may ask for; an Envoy has about ten."""
+MAX_TYPE_CHARS: Final = 256
 
 _KEPT_NACKS: Final = 20
+_KEPT_NACK_CHARS: Final = 4096
+_KEPT_NACK_NAMES: Final = 100
 
 Key = tuple[str, str]
 """Type URL and name of a resource."""
 
 
 class TooManyNamesError(Exception):
-    """The peer asked for more names than a host may."""
+    """The peer asked for more names or types than a host may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +96,8 @@ class Connection:
     stream: ServerStream = field(default_factory=ServerStream)
     closed: bool = False
     watched: dict[Key, tuple[str, ...]] = field(default_factory=dict)
+    name_chars: int = 0
+    """Of all names in `watched`."""
     last_ack_at: dict[str, datetime] = field(default_factory=dict)
     nacks: deque[RefusedPush] = field(default_factory=lambda: deque(maxlen=_KEPT_NACKS))
 
@@ -114,10 +123,13 @@ class _HostView:
 class Hub:
     """The connected hosts and the mesh they are shown."""
 
-    def __init__(self, mesh: Mesh, revision: int, *, max_names: int = MAX_NAMES) -> None:
+    def __init__(
+        self, mesh: Mesh, revision: int, *, max_names: int = MAX_NAMES, max_name_chars: int = MAX_NAME_CHARS
+    ) -> None:
         self._mesh = mesh
         self._revision = revision
         self._max_names = max_names
+        self._max_name_chars = max_name_chars
         self._connections: dict[str, Connection] = {}
         self._watchers: dict[str, dict[Connection, set[Key]]] = {}
         self._answers: dict[tuple[Hashable, str, str], Answer] = {}
@@ -174,8 +186,10 @@ class Hub:
         """Take a request from a host; return whether something may be due to it now.
 
         Raises:
-            TooManyNamesError: the host asks for more than `max_names`.
+            TooManyNamesError: the host asks for more than `max_names`, or else more than a host may; nothing of the
+                request was taken.
         """
+        self._check_size(connection, request)
         received = connection.stream.receive(request)
         type_url = received.type_url
         if received.acked is not None:
@@ -183,8 +197,6 @@ class Hub:
             connection.last_ack_at[type_url] = now
         if received.nacked is not None:
             self._refused(connection, received.nacked, now)
-        if len(connection.watched) + len(received.subscribed) > self._max_names:
-            raise TooManyNamesError(f"host {connection.host!r} asks for more than {self._max_names} resources")
         for name in received.subscribed:
             if name != WILDCARD:
                 self._watch(connection, (type_url, name))
@@ -192,9 +204,25 @@ class Hub:
             self._unwatch(connection, (type_url, name))
         return connection.stream.due()
 
+    def _check_size(self, connection: Connection, request: DeltaDiscoveryRequest) -> None:
+        """Refuse a request that would make the host cost too much, before it costs anything."""
+        host, type_url = connection.host, request.type_url
+        if len(type_url) > MAX_TYPE_CHARS or not connection.stream.has_room(type_url, MAX_TYPES):
+            msg = f"host {host!r} asks for more than {MAX_TYPES} types of resources, or for one that is none"
+            raise TooManyNamesError(msg)
+        names = [name for name in request.resource_names_subscribe if (type_url, name) not in connection.watched]
+        count = max(len(connection.watched) + len(names), len(request.initial_resource_versions))
+        if count > self._max_names:
+            raise TooManyNamesError(f"host {host!r} asks for more than {self._max_names} resources")
+        if connection.name_chars + sum(map(len, names)) > self._max_name_chars:
+            raise TooManyNamesError(
+                f"host {host!r} asks for names of more than {self._max_name_chars} characters together"
+            )
+
     def _refused(self, connection: Connection, nack: Nack, now: datetime) -> None:
         self.counts.nacks[nack.type_url] += 1
-        connection.nacks.append(RefusedPush(now, nack.type_url, nack.names, nack.message))
+        names, message = nack.names[:_KEPT_NACK_NAMES], nack.message[:_KEPT_NACK_CHARS]
+        connection.nacks.append(RefusedPush(now, nack.type_url, names, message))
 
     def pushes(self, connection: Connection) -> Iterator[Push]:
         """Yield what is due to a host now; the transport writes each."""
@@ -242,11 +270,16 @@ class Hub:
             return
         self._unwatch(connection, key)
         connection.watched[key] = depends
+        connection.name_chars += len(key[1])
         for service in depends:
             self._watchers.setdefault(service, {}).setdefault(connection, set()).add(key)
 
     def _unwatch(self, connection: Connection, key: Key) -> None:
-        for service in connection.watched.pop(key, ()):
+        depends = connection.watched.pop(key, None)
+        if depends is None:
+            return
+        connection.name_chars -= len(key[1])
+        for service in depends:
             watchers = self._watchers.get(service, {})
             keys = watchers.get(connection, set())
             keys.discard(key)

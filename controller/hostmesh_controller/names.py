@@ -18,6 +18,11 @@ _INBOUND: Final = "inbound"
 _TCP: Final = "tcp|"
 _PORT_LISTENER: Final = "0.0.0.0_"
 MAX_PORT: Final = 65535
+_MAX_HEADER_CHARS: Final = 253 + len(".") + len(":65535")
+"""Of a host header that can mean something: a DNS name, perhaps with its final dot and a port.
+
+Programs choose it, up to Envoy's 60 KiB, and looking a name up costs the square of its length.
+"""
 
 
 class OutboundName(NamedTuple):
@@ -80,10 +85,10 @@ def parse_tcp(name: str) -> TcpName | None:
 
 
 def parse_virtual_host(name: str) -> VirtualHostName | None:
-    """Return the parts of `<port>/<host header>`, or None if it is not of that form."""
+    """Return the parts of `<port>/<host header>`, or None if it is not of that form or too long to be a host's."""
     port_text, _, header = name.partition("/")
     port = parse_port(port_text)
-    return None if port is None or not header else VirtualHostName(port, header)
+    return VirtualHostName(port, header) if port is not None and 0 < len(header) <= _MAX_HEADER_CHARS else None
 
 
 def parse_port(text: str) -> int | None:

@@ -9,6 +9,7 @@ from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, Delt
 from golden.objects import mesh_of, obj
 from hostmesh_api.delta import ClientStream, Push
 from hostmesh_api.wire import CLUSTER_TYPE, ENDPOINT_TYPE, HOST_CONFIG_TYPE, LISTENER_TYPE
+from hostmesh_controller import hub
 from hostmesh_controller.hub import Connection, Hub, TooManyNamesError
 from hostmesh_controller.mesh import Mesh, update
 from hostmesh_controller.model.objects import ApiObject
@@ -33,8 +34,8 @@ def the_mesh() -> Mesh:
 class Fleet:
     """Hosts connected to one hub; remembers who was woken."""
 
-    def __init__(self, max_names: int = 100) -> None:
-        self.hub = Hub(the_mesh(), 1, max_names=max_names)
+    def __init__(self, max_names: int = 100, max_name_chars: int = 10_000) -> None:
+        self.hub = Hub(the_mesh(), 1, max_names=max_names, max_name_chars=max_name_chars)
         self.woken: list[str] = []
 
     def connect(self, host: str) -> Connection:
@@ -169,3 +170,45 @@ def test_names_are_bounded() -> None:
     one = fleet.connect("one")
     with pytest.raises(TooManyNamesError, match="more than 3"):
         fleet.ask(one, ENDPOINT_TYPE, *"abcd")
+
+
+def test_a_request_that_is_too_big_is_refused_before_any_of_it_is_looked_up() -> None:
+    fleet = Fleet(max_names=3)
+    one = fleet.connect("one")
+    fleet.ask(one, ENDPOINT_TYPE, A)
+    fleet.take(one)
+    with pytest.raises(TooManyNamesError, match="more than 3"):
+        fleet.ask(one, ENDPOINT_TYPE, *"bcd")
+    assert (fleet.take(one), list(one.watched)) == ([], [(ENDPOINT_TYPE, A)])
+    fleet.ask(one, ENDPOINT_TYPE, A, A)
+    with pytest.raises(TooManyNamesError, match="more than 3"):
+        fleet.ask(one, CLUSTER_TYPE, held=dict.fromkeys("abcd", "1"))
+
+
+def test_long_names_are_bounded_together_and_room_comes_back_with_names_given_up() -> None:
+    fleet = Fleet(max_name_chars=100)
+    one = fleet.connect("one")
+    fleet.ask(one, ENDPOINT_TYPE, "n" * 90)
+    with pytest.raises(TooManyNamesError, match="more than 100 characters"):
+        fleet.ask(one, ENDPOINT_TYPE, "m" * 20)
+    fleet.hub.receive(one, DeltaDiscoveryRequest(type_url=ENDPOINT_TYPE, resource_names_unsubscribe=["n" * 90]), NOW)
+    fleet.ask(one, ENDPOINT_TYPE, "m" * 20)
+
+
+def test_types_that_a_host_makes_up_are_bounded(fleet: Fleet) -> None:
+    one = fleet.connect("one")
+    with pytest.raises(TooManyNamesError, match="types"):
+        fleet.ask(one, "t" * 1000)
+    for number in range(hub.MAX_TYPES):
+        fleet.ask(one, f"made-up/{number}")
+    with pytest.raises(TooManyNamesError, match="types"):
+        fleet.ask(one, CLUSTER_TYPE)
+
+
+def test_a_huge_refusal_is_kept_short(fleet: Fleet) -> None:
+    one = fleet.connect("one")
+    fleet.ask(one, ENDPOINT_TYPE, A)
+    (push,) = fleet.hub.pushes(one)
+    fleet.hub.receive(one, ClientStream.nack(push.type_url, push.nonce, "x" * 1_000_000), NOW)
+    ((kept,),) = (each.nacks for each in fleet.hub.proxies())
+    assert len(kept.message) < 10_000

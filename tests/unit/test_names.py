@@ -46,6 +46,14 @@ def test_virtual_host_names_hold_the_whole_header() -> None:
     assert [names.parse_virtual_host(text) for text in ("80/", "a/b", "/a", "80")] == [None] * 4
 
 
+def test_a_host_header_that_is_longer_than_any_name_means_nothing() -> None:
+    longest = ".".join(["a" * 49] * 5) + ".abc"
+    assert len(longest) == 253
+    assert names.parse_virtual_host(f"65535/{longest}.:65535") is not None
+    # Looking this one up took the controller 30 s and a gigabyte.
+    assert names.parse_virtual_host("80/" + "a." * 30_000) is None
+
+
 @pytest.mark.parametrize(
     ("header", "expected"),
     [

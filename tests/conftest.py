@@ -1,9 +1,12 @@
 """What holds for every test: quick folders run first, and each folder has its own bound on a test's time."""
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import pytest
+import structlog
 
 TESTS: Final = Path(__file__).parent
 TIMEOUT_S: Final = {"unit": 60, "golden": 60, "netns": 60, "e2e": 300, "bench": 300}
@@ -26,3 +29,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(TIMEOUT_S[folder]))
     order = {folder: place for place, folder in enumerate(TIMEOUT_S)}
     items.sort(key=lambda item: order.get(folder_of(item.path), len(order)))
+
+
+@pytest.fixture(autouse=True)
+def _fresh_logging() -> Iterator[None]:
+    """Undo what a command called in the test's own process configured: its stderr is closed when the test ends."""
+    yield
+    structlog.reset_defaults()
+    logging.getLogger().handlers.clear()

@@ -24,7 +24,6 @@ def configure(level: str) -> None:
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=_Lines,
-        cache_logger_on_first_use=True,
     )
 
 

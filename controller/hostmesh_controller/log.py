@@ -33,7 +33,6 @@ def configure(level: str) -> None:
         ],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
-        cache_logger_on_first_use=True,
     )
     output = logging.StreamHandler(sys.stderr)
     output.setFormatter(

@@ -14,7 +14,7 @@ import importlib.util
 import sys
 from contextlib import suppress
 from types import ModuleType
-from typing import Any, Final
+from typing import Final
 
 UNUSED: Final = ("ssl", "_ssl", "_hashlib", "rich", "twisted", "colorama", "better_exceptions")
 """Modules whose absence every importer of ours expects (it catches ImportError)."""
@@ -25,7 +25,6 @@ _M_ARENA_MAX: Final = -8
 _MMAP_BYTES: Final = 128 << 10
 
 _NETLINK: Final = "pyroute2"
-_ROUTES: Final = "AsyncIPRoute"
 
 
 def leave_out() -> None:
@@ -64,44 +63,7 @@ def _without_its_init(name: str) -> None:
     spec = importlib.util.find_spec(name)
     if spec is None or spec.submodule_search_locations is None:
         return
-    package = _Netlink(name)
+    package = ModuleType(name)
     package.__spec__ = spec
     package.__path__ = list(spec.submodule_search_locations)
     sys.modules[name] = package
-
-
-class _Netlink(ModuleType):
-    """pyroute2 without its __init__."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name != _ROUTES:
-            raise AttributeError(f"module {self.__name__!r} is loaded without {name!r}: import it from its own module")
-        return _route_socket()
-
-
-def _route_socket() -> type:
-    """Return AsyncIPRoute as far as it sends messages: its own module loads every kind of link, queue and filter."""
-    from pyroute2.netlink import NETLINK_ROUTE, rtnl  # type: ignore[import-untyped]  # ships no types
-    from pyroute2.netlink.nlsocket import AsyncNetlinkSocket  # type: ignore[import-untyped]
-    from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg  # type: ignore[import-untyped]
-    from pyroute2.netlink.rtnl.rtmsg import rtmsg  # type: ignore[import-untyped]
-
-    class RouteSocket(AsyncNetlinkSocket):  # type: ignore[misc]  # of no type
-        def __init__(self, *, strict_check: bool) -> None:
-            super().__init__(family=NETLINK_ROUTE, strict_check=strict_check)
-            self.register_policy(
-                {
-                    rtnl.RTM_NEWADDR: ifaddrmsg,
-                    rtnl.RTM_DELADDR: ifaddrmsg,
-                    rtnl.RTM_NEWROUTE: rtmsg,
-                    rtnl.RTM_DELROUTE: rtmsg,
-                }
-            )
-
-        async def __aenter__(self) -> "RouteSocket":
-            return self
-
-        async def __aexit__(self, *_: object) -> None:
-            self.close()
-
-    return RouteSocket

@@ -21,7 +21,12 @@ _KEPT_REFUSALS: Final = 20
 GIVEN_UP_AFTER: Final = timedelta(seconds=30)
 """An Envoy that ends gives up all its names on the way out: only what a living one gives up is forgotten."""
 _AWAY: Final = "away"
-"""Version of the answer "no such virtual host" that stands while the controller cannot be asked."""
+"""Version of the answer "no such virtual host" that stands while the controller is not asked."""
+MAX_VIRTUAL_HOSTS: Final = 10_000
+"""Virtual hosts that the controller is asked to keep up to date. Programs choose the names, one with each Host header,
+and the controller ends the stream of a host that asks for too much: no program may bring that about."""
+_MAX_VIRTUAL_HOST_CHARS: Final = 512
+"""What is longer is no host: `65535/`, 253 characters, `.:65535`."""
 
 
 class Refusal(NamedTuple):
@@ -57,7 +62,8 @@ class _Shelf:
 class Exchange:
     """The state between the two streams. Callers feed it events and write what it returns."""
 
-    def __init__(self, entries: Iterable[Entry] = ()) -> None:
+    def __init__(self, entries: Iterable[Entry] = (), *, max_virtual_hosts: int = MAX_VIRTUAL_HOSTS) -> None:
+        self._max_virtual_hosts = max_virtual_hosts
         self._shelves: dict[str, _Shelf] = {}
         self._down: ServerStream | None = None
         self._up = ClientStream()
@@ -172,11 +178,28 @@ class Exchange:
         for name in received.unsubscribed:
             if name != WILDCARD:
                 self._given_up[type_url, name] = now
-        requests = [
-            self._up.want(type_url, received.subscribed),
-            self._up.open_type(type_url, _versions(shelf.good)),
-        ]
+        asked, dropped = received.subscribed, None
+        if type_url == VIRTUAL_HOST_TYPE and asked:
+            asked, dropped = self._make_room(shelf, asked)
+        requests = [dropped, self._up.want(type_url, asked), self._up.open_type(type_url, _versions(shelf.good))]
         return [request for request in requests if request is not None]
+
+    def _make_room(self, shelf: _Shelf, names: Iterable[str]) -> tuple[tuple[str, ...], DeltaDiscoveryRequest | None]:
+        """Return which of the new virtual hosts to ask for, and what to tell of others that are given up for them.
+
+        Given up are those that do not exist. Envoy keeps its answer to them, and is not told if that changes.
+        """
+        names = tuple(name for name in names if len(name) <= _MAX_VIRTUAL_HOST_CHARS)
+        wanted = self._up.wanted(VIRTUAL_HOST_TYPE)
+        new = tuple(name for name in names if name not in wanted)
+        room = self._max_virtual_hosts - len(wanted)
+        if len(new) <= room:
+            return names, None
+        nobody = [name for name in wanted if name in shelf.held and _is_nobody(shelf.held[name])]
+        for name in nobody:
+            self._forget(VIRTUAL_HOST_TYPE, shelf, name)
+        dropped = self._up.drop(VIRTUAL_HOST_TYPE, nobody)
+        return new[: max(room + len(nobody), 0)], dropped
 
     def _forget_given_up(self, now: datetime) -> list[DeltaDiscoveryRequest]:
         due = [key for key, since in self._given_up.items() if now - since >= GIVEN_UP_AFTER]
@@ -285,7 +308,10 @@ class Exchange:
         resource = shelf.held.get(name)
         if resource is not None:
             return Answer(resource)
-        if name in shelf.absent or name not in self._up.wanted(type_url):
+        wanted = self._up.wants(type_url, name)
+        if type_url == VIRTUAL_HOST_TYPE and not wanted:
+            return Answer(_no_virtual_host(name))
+        if name in shelf.absent or not wanted:
             return Answer(None)
         if not self._cut_off:
             return None
@@ -296,6 +322,11 @@ class Exchange:
 
 def _versions(resources: Mapping[str, Resource]) -> dict[str, str]:
     return {name: resource.version for name, resource in resources.items()}
+
+
+def _is_nobody(resource: Resource) -> bool:
+    """Tell whether a resource says that there is no such virtual host."""
+    return not ResourceMessage.FromString(resource.body).HasField("resource")
 
 
 def _no_virtual_host(name: str) -> Resource:

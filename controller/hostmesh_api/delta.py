@@ -399,6 +399,10 @@ class ClientStream:
         """Return the names asked for."""
         return frozenset(self._wanted.get(type_url, ()))
 
+    def wants(self, type_url: str, name: str) -> bool:
+        """Tell whether a name is asked for."""
+        return name in self._wanted.get(type_url, ())
+
     def open(self, held: Mapping[str, Mapping[str, str]]) -> list[DeltaDiscoveryRequest]:
         """Return the first requests of a new stream; `held` is type to name to version of what we still have."""
         self._is_open = True

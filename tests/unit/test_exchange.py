@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
 from envoy.service.discovery.v3.discovery_pb2 import Resource as ResourceMessage
+from google.protobuf.any_pb2 import Any
 
 from hostmesh_agent.cache import Entry
 from hostmesh_agent.exchange import GIVEN_UP_AFTER, Exchange
@@ -206,3 +207,39 @@ def test_a_failed_write_is_kept_for_the_next_one() -> None:
     changes = exchange.take_changes()
     exchange.return_changes(changes)
     assert exchange.take_changes() == changes
+
+
+def nobody(name: str) -> Resource:
+    body = ResourceMessage(name=name, version="0", aliases=[name])
+    return Resource(name, "0", body.SerializeToString())
+
+
+def test_programs_that_call_ever_new_hosts_do_not_use_up_what_the_controller_grants() -> None:
+    exchange = Exchange(max_virtual_hosts=3)
+    exchange.envoy_connected()
+    exchange.connected()
+    exchange.receive(ask(VIRTUAL_HOST_TYPE, "80/real", "80/no-1", "80/no-2"), NOW)
+    real = Resource("80/real", "1", ResourceMessage(name="80/real", resource=Any(type_url="x")).SerializeToString())
+    exchange.update(Update(VIRTUAL_HOST_TYPE, "u1", (real, nobody("80/no-1"), nobody("80/no-2")), ()))
+    push = only(exchange.pushes())
+    exchange.receive(ClientStream.ack(push.type_url, push.nonce), NOW)
+    exchange.settle(NOW)
+    exchange.take_changes()
+
+    dropped, asked = exchange.receive(ask(VIRTUAL_HOST_TYPE, "80/another"), NOW)
+    assert sorted(dropped.resource_names_unsubscribe) == ["80/no-1", "80/no-2"]
+    assert list(asked.resource_names_subscribe) == ["80/another"]
+    assert {change.name for change in exchange.take_changes() if change.entry is None} == {"80/no-1", "80/no-2"}
+
+
+def test_virtual_hosts_beyond_the_bound_and_names_too_long_for_one_are_answered_here_as_not_there() -> None:
+    exchange = Exchange(max_virtual_hosts=1)
+    exchange.envoy_connected()
+    exchange.connected()
+    exchange.receive(ask(VIRTUAL_HOST_TYPE, "80/a"), NOW)
+    long = "80/" + "a." * 1000
+    assert exchange.receive(ask(VIRTUAL_HOST_TYPE, "80/b", long), NOW) == []
+    push = only(exchange.pushes())
+    found = DeltaDiscoveryResponse.FromString(push.data)
+    assert {each.name: each.HasField("resource") for each in found.resources} == {"80/b": False, long: False}
+    assert not found.removed_resources

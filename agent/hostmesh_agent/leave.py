@@ -71,7 +71,7 @@ def _tell_controller(state: State) -> str:
         asyncio.run(asyncio.wait_for(enrol.leave(state, lambda: datetime.now(UTC)), TELL_WITHIN_S))
     except (enrol.EnrolError, StateError, TimeoutError) as error:
         why = str(error) or f"no answer within {TELL_WITHIN_S:g} s"
-        return f"could not be told ({why}): remove the host there (hostmesh host delete)"
+        return f"could not be told ({why}): remove the host there (hostmesh host remove)"
     return "told"
 
 

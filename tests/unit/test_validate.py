@@ -128,6 +128,29 @@ def test_two_identities_on_one_address_and_port_are_an_error() -> None:
     assert findings(new.replace("10.0.0.1", "10.0.0.2"), existing) == []
 
 
+def test_an_endpoint_of_a_service_entry_has_the_identity_of_its_port() -> None:
+    existing = entry("a", "address: 10.0.0.1, ports: {http: 8080}, serviceAccount: a")
+    listed = """\
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: alias}
+spec:
+  hosts: [alias.test]
+  location: MESH_INTERNAL
+  resolution: STATIC
+  ports: [{number: 80, name: http, protocol: HTTP, targetPort: 8080}]
+  endpoints: [{address: 10.0.0.2}, {address: 10.0.0.1}]
+"""
+    assert findings(listed, existing) == [
+        "f.yaml:9: spec.endpoints[1].address: WorkloadEntry default/a is on 10.0.0.1 port 8080 as service account "
+        "default/a, this one as default/default; a port is served under one identity"
+    ]
+    assert len(findings(existing, listed)) == 1
+    assert findings(listed.replace("10.0.0.1", "10.0.0.1, serviceAccount: a"), existing) == []
+    assert findings(listed.replace("INTERNAL", "EXTERNAL"), existing) == []
+    assert findings(listed.replace("8080", "8081"), existing) == []
+
+
 def test_ports_that_only_services_name_conflict_too() -> None:
     existing = REVIEWS + "---\n" + entry("a", "address: 10.0.0.1, labels: {app: reviews}, serviceAccount: a")
     [finding] = findings(entry("b", "address: 10.0.0.1, labels: {app: reviews}, serviceAccount: b"), existing)

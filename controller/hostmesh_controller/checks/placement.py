@@ -1,9 +1,10 @@
 """Do hosts, workloads and the services in front of them fit each other?"""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
-from hostmesh_controller.checks.world import Finding, World, addresses_of, workload_ports
-from hostmesh_controller.model import ApiObject, ObjectKey
+from hostmesh_controller.checks.world import Finding, World, address_of, addresses_of, inline_workloads, workload_ports
+from hostmesh_controller.model import ApiObject, ObjectKey, Path
 from hostmesh_controller.model.hosts import HostSpec
 from hostmesh_controller.model.security import PeerAuthenticationSpec
 from hostmesh_controller.model.workloads import ServiceEntrySpec, WorkloadEntrySpec
@@ -62,39 +63,63 @@ def check_workload(item: ApiObject, spec: WorkloadEntrySpec, world: World) -> It
             yield Finding(("spec", "ports", name), message, "unused-port")
 
 
-def _check_identity(item: ApiObject, spec: WorkloadEntrySpec, world: World) -> Iterator[Finding]:
+class _Claim(NamedTuple):
+    """The ports of one address on which an object wants to serve, and its namespace and service account."""
+
+    owner: ObjectKey
+    account: tuple[str, str]
+    ports: frozenset[int]
+
+
+def _check_identity(
+    item: ApiObject, spec: WorkloadEntrySpec, world: World, where: Path = ("spec",)
+) -> Iterator[Finding]:
     address = canonical_address(spec.address or "")
     if address is None:
         return
-    mine = (item.key.namespace, _service_account(item))
-    for other in world.workloads[address]:
-        theirs = (other.key.namespace, _service_account(other))
-        if other.key == item.key or theirs == mine:
+    mine = _claim(item, spec, world)
+    for other in _claims(address, world):
+        if other.owner == mine.owner or other.account == mine.account:
             continue
-        for port in sorted(_ports(item, world) & _ports(other, world)):
+        for port in sorted(mine.ports & other.ports):
             message = (
-                f"{other.key} is on {address} port {port} as service account {'/'.join(theirs)}, this one as "
-                f"{'/'.join(mine)}; a port is served under one identity"
+                f"{other.owner} is on {address} port {port} as service account {'/'.join(other.account)}, this one as "
+                f"{'/'.join(mine.account)}; a port is served under one identity"
             )
             name = next((name for name, number in spec.ports.items() if number == port), None)
-            path = ("spec", "ports", name) if name else ("spec", "address")
+            path = (*where, "ports", name) if name else (*where, "address")
             yield Finding(path, message, "identity-conflict", "error")
 
 
-def _ports(workload: ApiObject, world: World) -> set[int]:
-    """Return the ports on which a workload is called: those it lists, and those that services ask for."""
-    assert isinstance(workload.spec, WorkloadEntrySpec)
-    asked = (port.on(workload.spec) for service in world.selecting(workload) for port in workload_ports(service))
-    return set(workload.spec.ports.values()) | {number for number in asked if number is not None}
+def _claims(address: str, world: World) -> Iterator[_Claim]:
+    for item in world.workloads.get(address, ()):
+        assert isinstance(item.spec, WorkloadEntrySpec)
+        yield _claim(item, item.spec, world)
+    for item in world.inline.get(address, ()):
+        yield from (_claim(item, spec, world) for spec in inline_workloads(item) if address_of(spec) == address)
+
+
+def _claim(item: ApiObject, spec: WorkloadEntrySpec, world: World) -> _Claim:
+    services = [item] if isinstance(item.spec, ServiceEntrySpec) else world.selecting(item)
+    asked = {port.on(spec) for service in services for port in workload_ports(service)}
+    listed = () if isinstance(item.spec, ServiceEntrySpec) else spec.ports.values()
+    ports = frozenset(number for number in (*asked, *listed) if number is not None)
+    return _Claim(item.key, (item.key.namespace, spec.service_account or "default"), ports)
 
 
 def check_service(item: ApiObject, world: World) -> Iterator[Finding]:
-    """Yield host names that another object defines, and target ports that no chosen workload maps."""
+    """Yield what does not fit a Service or ServiceEntry.
+
+    Host names that another object defines, endpoints under another identity than their port's, and target ports that no
+    chosen workload maps.
+    """
     for index, name in enumerate(world.service_names(item)):
         others = [other for other in world.services[name] if other.key != item.key]
         if others:
             path = ("spec", "hosts", index) if isinstance(item.spec, ServiceEntrySpec) else ("metadata", "name")
             yield Finding(path, f"{others[0].key} defines {name!r} too; the older one wins", "duplicate-host")
+    for index, spec in enumerate(inline_workloads(item)):
+        yield from _check_identity(item, spec, world, ("spec", "endpoints", index))
     specs = world.selected_by(item)
     for index, port in enumerate(workload_ports(item)):
         if specs and all(port.on(spec) is None for spec in specs):

@@ -55,6 +55,8 @@ class World:
     """Hosts by address."""
     workloads: dict[str, list[ApiObject]] = field(default_factory=lambda: defaultdict(list))
     """WorkloadEntries by address."""
+    inline: dict[str, list[ApiObject]] = field(default_factory=lambda: defaultdict(list))
+    """ServiceEntries that say themselves which workloads of the mesh they have, by the addresses of these."""
     selectors: dict[Labelled, list[ApiObject]] = field(default_factory=lambda: defaultdict(list))
     """Services and ServiceEntries that select workloads, by one of the labels they ask for."""
     labelled: dict[Labelled, list[ApiObject]] = field(default_factory=lambda: defaultdict(list))
@@ -64,10 +66,7 @@ class World:
         """Index one object."""
         match item.spec:
             case ServiceSpec() | ServiceEntrySpec():
-                for name in self.service_names(item):
-                    self.services[name].append(item)
-                for label in list(selector_of(item).items())[:1]:
-                    self.selectors[Labelled(item.key.namespace, *label)].append(item)
+                self._add_service(item)
             case DestinationRuleSpec(host=host):
                 self.rules[self.full(host, item)].append(item)
             case VirtualServiceSpec(hosts=hosts):
@@ -78,9 +77,17 @@ class World:
                     self.hosts[address].append(item)
             case WorkloadEntrySpec():
                 if item.spec.address:
-                    self.workloads[canonical_address(item.spec.address) or item.spec.address].append(item)
+                    self.workloads[address_of(item.spec)].append(item)
                 for label in labels_of(item).items():
                     self.labelled[Labelled(item.key.namespace, *label)].append(item)
+
+    def _add_service(self, item: ApiObject) -> None:
+        for name in self.service_names(item):
+            self.services[name].append(item)
+        for address in dict.fromkeys(map(address_of, inline_workloads(item))):
+            self.inline[address].append(item)
+        for label in list(selector_of(item).items())[:1]:
+            self.selectors[Labelled(item.key.namespace, *label)].append(item)
 
     def full(self, host: str, item: ApiObject) -> str:
         """Return the full name of a host as `item` writes it."""
@@ -139,6 +146,19 @@ def selector_of(item: ApiObject) -> Mapping[str, str]:
     if isinstance(item.spec, ServiceEntrySpec) and item.spec.workload_selector is not None:
         return item.spec.workload_selector.labels
     return {}
+
+
+def inline_workloads(item: ApiObject) -> tuple[WorkloadEntrySpec, ...]:
+    """Return the workloads of the mesh that a ServiceEntry lists; none for other kinds, and none that are outside."""
+    spec = item.spec
+    if not isinstance(spec, ServiceEntrySpec) or (spec.location, spec.resolution) != ("MESH_INTERNAL", "STATIC"):
+        return ()
+    return spec.endpoints
+
+
+def address_of(workload: WorkloadEntrySpec) -> str:
+    """Return a workload's address in its canonical spelling; as it is written where it is no address."""
+    return canonical_address(workload.address or "") or workload.address or ""
 
 
 def labels_of(workload: ApiObject) -> dict[str, str]:

@@ -22,10 +22,11 @@ class InboundPort:
 def inbound_ports(mesh: Mesh, host: str) -> tuple[InboundPort, ...]:
     """Return the ports of all workloads of a host, by number and address.
 
-    Where two workloads claim one port of one address, the first by name has it.
+    Where two workloads claim one port of one address, the first by name has it; but an endpoint that a ServiceEntry
+    lists never takes one from a WorkloadEntry, whose callers would no longer know who answers.
     """
     claims: dict[tuple[int, str], tuple[Workload, Protocol]] = {}
-    for workload in mesh.workloads_of(host):
+    for workload in sorted(mesh.workloads_of(host), key=lambda item: item.owner is not None):
         for number, protocol in ports_of(mesh, workload).items():
             claims.setdefault((number, workload.address), (workload, protocol))
     numbers = [number for number, _ in claims]
@@ -38,8 +39,8 @@ def inbound_ports(mesh: Mesh, host: str) -> tuple[InboundPort, ...]:
 def ports_of(mesh: Mesh, workload: Workload) -> dict[int, Protocol]:
     """Return the numbers on which a workload listens and what each speaks.
 
-    The ports of the services it stands behind (the oldest service decides on the protocol), and those that the
-    workload itself declares, whose name tells the protocol.
+    The ports of the services it stands behind (the oldest service decides on the protocol), and those that a
+    WorkloadEntry declares itself, whose name tells the protocol.
     """
     result: dict[int, Protocol] = {}
     for service in services_of(mesh, workload):
@@ -47,7 +48,8 @@ def ports_of(mesh: Mesh, workload: Workload) -> dict[int, Protocol]:
             number = endpoint_port(port, workload.ports)
             if number is not None:
                 result.setdefault(number, port.protocol)
-    for name, number in sorted(workload.ports.items()):
+    # What a ServiceEntry says of its endpoints is for its own ports, and only of the mesh if the ServiceEntry is.
+    for name, number in sorted(workload.ports.items()) if workload.owner is None else ():
         protocol = entry_protocol("", name)
         if protocol is not Protocol.UDP:
             result.setdefault(number, protocol)

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any, Final, Protocol
 
 import grpc
@@ -38,6 +39,7 @@ class CertificateStore(Protocol):
     """What peers need of the store."""
 
     def certificates(self, host: str) -> list[CertificateRecord]: ...
+    def certificates_epoch(self, host: str) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,14 @@ class PeerCertificate:
     identity: HostIdentity
     serial: str
     not_after: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class _Issued:
+    """The certificates of one host, as they were in an epoch of the store; its workloads' are left out."""
+
+    epoch: int
+    records: tuple[CertificateRecord, ...]
 
 
 class Peers:
@@ -65,6 +75,7 @@ class Peers:
         self._registered = registered
         self._now = now
         self._pins = Pins()
+        self._issued: dict[str, _Issued] = {}
 
     async def host_of(self, context: Context) -> HostIdentity:
         """Return the host that calls, or end the call.
@@ -74,8 +85,7 @@ class Peers:
         """
         try:
             peer = peer_certificate(context, self._trust_domain, self._now())
-            records = await asyncio.to_thread(self._store.certificates, peer.identity.host)
-            self._check(peer, records)
+            self._check(peer, await self._issued_to(peer.identity))
         except RefusedError as refused:
             _log.warning("peer_refused", peer=context.peer(), reason=refused.message)
             await context.abort(refused.code, refused.message)
@@ -90,12 +100,21 @@ class Peers:
         """Return the name of the host that calls; see `host_of`."""
         return (await self.host_of(context)).host
 
-    def _check(self, peer: PeerCertificate, records: Sequence[CertificateRecord]) -> None:
+    async def _issued_to(self, identity: HostIdentity) -> Sequence[CertificateRecord]:
+        """Return the host's own certificates. A thread and the database for each report were half of its cost."""
+        epoch = self._store.certificates_epoch(identity.host)
+        known = self._issued.get(identity.host)
+        if known is None or known.epoch != epoch:
+            found = await asyncio.to_thread(self._store.certificates, identity.host)
+            known = _Issued(epoch, tuple(each for each in found if each.spiffe_id == identity.uri))
+            self._issued[identity.host] = known
+        return known.records
+
+    def _check(self, peer: PeerCertificate, own: Sequence[CertificateRecord]) -> None:
         host = peer.identity.host
         if not self._registered(host):
             msg = f"host {host!r} is not registered: the operator must register it (hostmesh register)"
             raise RefusedError(grpc.StatusCode.PERMISSION_DENIED, msg)
-        own = [each for each in records if each.spiffe_id == peer.identity.uri]
         problem = self._pins.use(host, peer.serial, own, self._now())
         if problem:
             msg = f"host {host!r}: {problem}: the host must join again with a new token (hostmesh token create)"
@@ -149,8 +168,19 @@ def peer_certificate(context: Context, trust_domain: str, now: datetime) -> Peer
     pem = [bytes(each) for each in context.auth_context().get("x509_pem_cert", ())]
     if len(pem) != 1:
         raise _not_a_host("no client certificate was presented")
+    peer = _read(pem[0])
+    if peer.identity.trust_domain != trust_domain:
+        raise _not_a_host(f"the client certificate is not of the trust domain {trust_domain}")
+    if peer.not_after <= now:
+        raise _not_a_host("the client certificate expired while the connection was open")
+    return peer
+
+
+@lru_cache(4096)
+def _read(pem: bytes) -> PeerCertificate:
+    """Read a certificate; see `peer_certificate`. Kept: an agent calls with the same one every time."""
     try:
-        certificate = x509.load_pem_x509_certificate(pem[0])
+        certificate = x509.load_pem_x509_certificate(pem)
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         uris = names.get_values_for_type(x509.UniformResourceIdentifier)
         identity = parse_identity(uris[0]) if len(uris) == 1 else None
@@ -158,10 +188,6 @@ def peer_certificate(context: Context, trust_domain: str, now: datetime) -> Peer
         raise _not_a_host("the client certificate names no SPIFFE ID") from error
     if not isinstance(identity, HostIdentity):
         raise _not_a_host("the client certificate is not a host's")
-    if identity.trust_domain != trust_domain:
-        raise _not_a_host(f"the client certificate is not of the trust domain {trust_domain}")
-    if certificate.not_valid_after_utc <= now:
-        raise _not_a_host("the client certificate expired while the connection was open")
     return PeerCertificate(identity, f"{certificate.serial_number:032x}", certificate.not_valid_after_utc)
 
 

@@ -9,6 +9,8 @@ from bench.stage import Stage
 
 _STORM_S: Final = 120.0
 _IDLE_S: Final = 30.0
+_REPORTS_WITHIN_S: Final = 10.0
+_CONNECTED_S: Final = 30.0
 _KB: Final = 1000
 
 
@@ -92,17 +94,36 @@ def memory(stage: Stage) -> Sequence[Figure]:
 
 
 def idle(stage: Stage) -> Sequence[Figure]:
-    """Let everybody be connected and nothing happen."""
+    """Let everybody be connected, report as often as the controller says, and nothing else happen."""
     fleet, controller = stage.connected(), stage.controller
-    cpu_s, started_s = controller.cpu_s(), time.monotonic()
+    _everybody_reports(stage)  # the first report of a host tells that its workload is ready, which others are told
+    cpu_s = controller.cpu_s()
+    _everybody_reports(stage)
+    each_ms = (controller.cpu_s() - cpu_s) / stage.proxies * 1e3
+    fleet.start_reports(fleet.report_interval_s)
+    reports, cpu_s, started_s = fleet.reports, controller.cpu_s(), time.monotonic()
     fleet.serve(_IDLE_S)
-    share = (controller.cpu_s() - cpu_s) / (time.monotonic() - started_s)
+    took_s = time.monotonic() - started_s
+    share = (controller.cpu_s() - cpu_s) / took_s
+    rate = (fleet.reports - reports) / took_s
+    fleet.stop_reports()
+    stage.settle()
     return (
+        Figure("controller CPU per report of a host", each_ms, "ms", detail="1,000 reports within 10 s"),
         Figure(
             f"idle controller, {stage.proxies} connected",
             share * 100,
             "% of a core",
             1,
-            f"over {_IDLE_S:.0f} s; streams alone, without the hosts' reports",
+            f"over {_IDLE_S:.0f} s, with the hosts' reports: {rate:.1f} a second",
         ),
     )
+
+
+def _everybody_reports(stage: Stage) -> None:
+    fleet = stage.fleet
+    all_of_them = fleet.reports + stage.proxies
+    fleet.start_reports(_REPORTS_WITHIN_S)
+    fleet.serve(_REPORTS_WITHIN_S)
+    fleet.run(lambda: fleet.reports >= all_of_them, within_s=_CONNECTED_S)
+    stage.settle()

@@ -4,6 +4,8 @@ They do what an agent does with what it is sent: note name and version, acknowle
 they reconnect. One thread and one epoll serve all of them.
 """
 
+import math
+import random
 import select
 import socket
 import ssl
@@ -17,9 +19,14 @@ from typing import Final, Self
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
 
 from bench.h2 import GrpcStream
+from bench.report import report
+from hostmesh_api.v1.hostmesh_pb2 import ReportResponse
 
+REPORT_PATH: Final = "/hostmesh.v1.Reporting/Report"
 PATH: Final = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
 _READ_BYTES: Final = 262_144
+_TICK_S: Final = 0.05
+"""How often it is looked whose report is due."""
 _TCP_INFO_BYTES: Final = 136
 _TCP_INFO_SENT_AT: Final = 120
 """Offset of tcpi_bytes_acked in struct tcp_info of linux/tcp.h; tcpi_bytes_received follows."""
@@ -65,6 +72,8 @@ class Proxy:
     answered: set[str] = field(default_factory=set)
     """Types that were answered since the stream opened."""
     held: dict[str, dict[str, str]] = field(default_factory=dict)
+    report_at_s: float = math.inf
+    """When the next report is due, by time.monotonic()."""
     acked_at_s: float = 0.0
     """When the last acknowledgement was written, by time.monotonic()."""
 
@@ -123,6 +132,10 @@ class Fleet:
         self._by_fd: dict[int, Proxy] = {}
         self.responses = 0
         """Responses that all proxies have received and acknowledged so far."""
+        self.reports = 0
+        """Reports that the controller has answered."""
+        self.report_interval_s = 0
+        """How often it last asked for them."""
         self.response_bytes = 0
         """Their size, as messages."""
 
@@ -185,7 +198,35 @@ class Fleet:
         """Serve the proxies for a time, whatever comes."""
         end_s = time.monotonic() + for_s
         while (left_s := end_s - time.monotonic()) > 0:
-            self.step(left_s)
+            self._report()
+            self.step(min(left_s, _TICK_S))
+
+    def start_reports(self, within_s: float) -> None:
+        """Let each proxy report once within a time, and from then on when the controller says."""
+        now_s = time.monotonic()
+        for proxy in self.proxies:
+            proxy.report_at_s = now_s + random.uniform(0, within_s)
+
+    def stop_reports(self) -> None:
+        for proxy in self.proxies:
+            proxy.report_at_s = math.inf
+
+    def _report(self) -> None:
+        now_s = time.monotonic()
+        for proxy in self.proxies:
+            if proxy.report_at_s <= now_s and proxy.shaken:
+                proxy.report_at_s = math.inf
+                self._write(proxy, proxy.stream.call(REPORT_PATH, "controller", report(proxy.host, now_s)))
+
+    def _answered(self, proxy: Proxy, answer: bytes) -> None:
+        interval_s = ReportResponse.FromString(answer).interval_s
+        if not interval_s:
+            self._fail(proxy, "a report was not taken")
+            return
+        self.reports += 1
+        self.report_interval_s = interval_s
+        # As the agents do: earlier by up to a fifth.
+        proxy.report_at_s = time.monotonic() + interval_s * random.uniform(0.8, 1)
 
     def step(self, timeout_s: float) -> None:
         """Wait for the next events, once, and handle them."""
@@ -229,6 +270,8 @@ class Fleet:
                 proxy.acked_at_s = time.monotonic()
                 self.responses += len(received.messages)
                 self.response_bytes += sum(map(len, received.messages))
+            for answer in received.answers:
+                self._answered(proxy, answer)
             if received.ended:
                 self._fail(proxy, received.ended)
 

@@ -1,9 +1,9 @@
-"""One gRPC stream over HTTP/2, the client's side, without I/O: a few microseconds per message.
+"""One gRPC stream over HTTP/2 and calls beside it, the client's side, without I/O: a few microseconds per message.
 
 The benchmarks simulate a thousand proxies on the machine that also runs the controller. A real gRPC client would take
 more of that machine than the controller does, and the figures would tell about the client. This speaks the little of
-HTTP/2 (RFC 9113) that one stream on one connection needs, towards a server that plays by the rules: requests are small,
-so the server's windows are not counted, and the headers that come back are not decoded.
+HTTP/2 (RFC 9113) that one stream and some calls on one connection need, towards a server that plays by the rules:
+requests are small, so the server's windows are not counted, and the headers that come back are not decoded.
 """
 
 import struct
@@ -42,6 +42,8 @@ class Received:
     messages: list[bytes] = field(default_factory=list)
     reply: bytes = b""
     ended: str = ""
+    answers: list[bytes] = field(default_factory=list)
+    """The responses of calls that have ended; empty bytes for one that failed."""
 
 
 def frame(kind: Kind, flags: int, stream: int, payload: bytes) -> bytes:
@@ -75,6 +77,8 @@ class GrpcStream:
     def __init__(self) -> None:
         self._incoming = bytearray()
         self._partial = bytearray()
+        self._last_call = _STREAM
+        self._answers: dict[int, bytes] = {}
 
     @staticmethod
     def open(path: str, authority: str) -> bytes:
@@ -97,6 +101,15 @@ class GrpcStream:
         pieces = (body[at : at + _MAX_FRAME_BYTES] for at in range(0, len(body), _MAX_FRAME_BYTES))
         return b"".join(frame(Kind.DATA, 0, _STREAM, piece) for piece in pieces)
 
+    def call(self, path: str, authority: str, data: bytes) -> bytes:
+        """Return the frames of a call with one request and one response, beside the stream."""
+        self._last_call += 2
+        body = struct.pack(">BI", 0, len(data)) + data
+        if len(body) > _MAX_FRAME_BYTES:
+            raise ValueError("a request of more than one frame")
+        opening = frame(Kind.HEADERS, _END_HEADERS, self._last_call, headers(path, authority))
+        return opening + frame(Kind.DATA, _END_STREAM, self._last_call, body)
+
     def receive(self, data: bytes) -> Received:
         """Take bytes from the connection."""
         self._incoming += data
@@ -113,7 +126,9 @@ class GrpcStream:
         return received
 
     def _take(self, kind: int, flags: int, stream: int, payload: bytes, received: Received) -> None:
-        if kind == Kind.DATA:
+        if stream > _STREAM:
+            self._take_of_call(kind, flags, stream, payload, received)
+        elif kind == Kind.DATA:
             self._partial += payload
             self._split(received)
         elif kind == Kind.SETTINGS and not flags & _ACK:
@@ -126,6 +141,13 @@ class GrpcStream:
             received.ended = received.ended or f"the server goes away: {payload[8:].decode(errors='replace')}"
         if stream == _STREAM and kind in (Kind.DATA, Kind.HEADERS) and flags & _END_STREAM:
             received.ended = received.ended or "ended by the server; its log says why"
+
+    def _take_of_call(self, kind: int, flags: int, stream: int, payload: bytes, received: Received) -> None:
+        if kind == Kind.DATA:
+            self._answers[stream] = self._answers.get(stream, b"") + payload
+        if kind == Kind.RST_STREAM or (kind in (Kind.DATA, Kind.HEADERS) and flags & _END_STREAM):
+            # Of a call that is over already, nothing is known any more.
+            received.answers.append(self._answers.pop(stream, b"")[_PREFIX_BYTES:])
 
     def _split(self, received: Received) -> None:
         at = 0

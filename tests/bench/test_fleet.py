@@ -14,7 +14,8 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
 
-from bench.fleet import PATH, Fleet, Member
+from bench.fleet import PATH, REPORT_PATH, Fleet, Member
+from hostmesh_api.v1.hostmesh_pb2 import HostReport, ReportResponse
 from hostmesh_api.wire import CLUSTER_TYPE
 
 BIG_BYTES = 100_000
@@ -52,6 +53,7 @@ class Server:
         self.refusing = refusing
         self.acks = 0
         self.offered: list[dict[str, str]] = []
+        self.reported: list[str] = []
 
     def stream(self, requests: Iterator[DeltaDiscoveryRequest], context: Context) -> Iterator[DeltaDiscoveryResponse]:
         if self.refusing:
@@ -65,19 +67,31 @@ class Server:
             response.resources.add(name="big", version="v1").resource.value = b"x" * BIG_BYTES
             yield response
 
+    def report(self, report: HostReport, context: Context) -> ReportResponse:
+        if self.refusing:
+            context.abort(grpc.StatusCode.PERMISSION_DENIED, "not you")
+        self.reported.append(report.facts.hostname)
+        return ReportResponse(interval_s=60)
+
 
 @contextmanager
 def serving(identity: Path, *, refusing: bool = False) -> Iterator[tuple[Server, tuple[str, int]]]:
     server = Server(refusing)
     pem = identity.read_bytes()
     grpc_server = grpc.server(ThreadPoolExecutor(8))
-    service, method = PATH.strip("/").split("/")
-    handler = grpc.stream_stream_rpc_method_handler(
+    report = grpc.unary_unary_rpc_method_handler(
+        server.report,
+        request_deserializer=HostReport.FromString,
+        response_serializer=ReportResponse.SerializeToString,
+    )
+    stream = grpc.stream_stream_rpc_method_handler(
         server.stream,
         request_deserializer=DeltaDiscoveryRequest.FromString,
         response_serializer=DeltaDiscoveryResponse.SerializeToString,
     )
-    grpc_server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
+    for path, handler in ((PATH, stream), (REPORT_PATH, report)):
+        service, method = path.strip("/").split("/")
+        grpc_server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
     credentials = grpc.ssl_server_credentials([(pem, pem)], root_certificates=pem, require_client_auth=True)
     port = grpc_server.add_secure_port("127.0.0.1:0", credentials)
     grpc_server.start()
@@ -111,6 +125,19 @@ def test_a_proxy_that_comes_back_offers_the_versions_it_holds(identity: Path) ->
             fleet.disconnect()
 
         assert server.offered == [{}, {"big": "v1"}]
+
+
+def test_proxies_report_beside_their_stream_and_learn_when_to_do_it_again(identity: Path) -> None:
+    with serving(identity) as (server, address), Fleet(members(identity), identity, address) as fleet:
+        fleet.connect()
+        fleet.run(lambda: server.acks == 3, within_s=20)
+        fleet.start_reports(0)
+        fleet.serve(0.1)
+        fleet.run(lambda: fleet.reports == 3, within_s=20)
+
+        assert sorted(server.reported) == ["host-0", "host-1", "host-2"]
+        assert fleet.report_interval_s == 60
+        assert fleet.failures() == []
 
 
 def test_a_refused_stream_is_a_failure_with_the_name_of_its_host(identity: Path) -> None:

@@ -146,6 +146,16 @@ async def test_many_hosts_at_once_do_not_wait_for_each_other_or_mix(world: World
     }
 
 
+async def test_the_more_hosts_there_are_the_less_often_each_is_asked_to_report(world: World) -> None:
+    intervals_s = []
+    for hosts in (1, 50, 100, 400, 2000):
+        for number in range(hosts):
+            await world.states.state(f"web-{number}")
+        intervals_s.append(world.states.interval_s())
+
+    assert intervals_s == [10, 10, 20, 80, 300]
+
+
 def lease(name: str, *, ready: bool = True, not_after: int = 0) -> WorkloadLease:
     return WorkloadLease(namespace="shop", name=name, ready=ready, certificate_not_after=not_after)
 

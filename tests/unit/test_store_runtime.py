@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -90,14 +91,19 @@ def test_certificates_are_kept_by_host_until_it_is_forgotten(store: Store) -> No
     first = CertificateRecord("0a", "spiffe://td/host/h1", "h1", LATER, NOW)
     second = CertificateRecord("0b", "spiffe://td/ns/a/sa/b", "h1", LATER, LATER)
     other = CertificateRecord("0c", "spiffe://td/host/h2", "h2", LATER, NOW)
+    epochs = [store.certificates_epoch("h1")]
     for certificate in (second, other, first):
         store.add_certificate(certificate)
+        epochs.append(store.certificates_epoch("h1"))
     assert store.certificates("h1") == [first, second]
     store.put_host_state("h1", HostState(joined_at=NOW))
     store.forget_host("h1")
+    epochs.append(store.certificates_epoch("h1"))
     assert store.certificates("h1") == []
     assert store.certificates("h2") == [other]
     assert store.host_states() == {"h1": HostState(joined_at=NOW)}
+    # A change of another host is none of this one's.
+    assert [old == new for old, new in pairwise(epochs)] == [False, True, False, False]
 
 
 def test_a_serial_is_there_once(store: Store) -> None:

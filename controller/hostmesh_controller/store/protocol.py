@@ -80,6 +80,13 @@ class Store(Protocol):
         """Return the certificates issued to the host and its workloads, oldest first."""
         ...
 
+    def certificates_epoch(self, host: str) -> int:
+        """Return a number that is another one once the host's certificates changed, so that they can be kept till then.
+
+        It is in memory: asking neither waits nor fails, and it means nothing to another process.
+        """
+        ...
+
     def forget_host(self, host: str) -> None:
         """Drop the host's certificate records; its runtime state stays (see drop_host_state)."""
         ...

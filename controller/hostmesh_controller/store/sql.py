@@ -1,6 +1,7 @@
 """The store on any database that SQLAlchemy speaks to: each method is one transaction."""
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -46,6 +47,7 @@ class SqlStore:
         self._explain = explain
         # Threads of this process queue here, in order; the database's own lock is polled, and unfair.
         self._writing = threading.Lock()
+        self._certificate_epochs: Counter[str] = Counter()
 
     @contextmanager
     def _read(self) -> Iterator[Connection]:
@@ -119,14 +121,19 @@ class SqlStore:
     def add_certificate(self, certificate: CertificateRecord) -> None:
         with self._write() as connection:
             secrets.write_certificate(connection, certificate)
+        self._certificate_epochs[certificate.host] += 1
 
     def certificates(self, host: str) -> list[CertificateRecord]:
         with self._read() as connection:
             return secrets.read_certificates(connection, host)
 
+    def certificates_epoch(self, host: str) -> int:
+        return self._certificate_epochs[host]
+
     def forget_host(self, host: str) -> None:
         with self._write() as connection:
             secrets.forget_certificates(connection, host)
+        self._certificate_epochs[host] += 1
 
     def put_host_state(self, host: str, state: HostState) -> None:
         with self._write() as connection:

@@ -470,3 +470,34 @@ async def test_ready_is_not_said_before_everything_listens(tmp_path: Path) -> No
         assert (await app.outside.get("/readyz")).status_code == 503
         app.controller.ready = True
         assert (await app.outside.get("/readyz")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/v1/tokens", b'{"host": "\\ud800"}', 404),
+        ("/v1/delete", b'{"keys": [{"kind": "Service", "namespace": "a", "name": "\\udfff"}]}', 404),
+        ("/v1/api-tokens", b'{"name": "a", "role": "viewer", "ttl_s": 1000000000000000}', 422),
+        ("/v1/apply", b'{"documents": [{"apiVersion": "v1", "kind": "Host", "metadata": {"\\ud800": 1}}]}', 422),
+    ],
+)
+async def test_what_cannot_be_written_or_counted_is_the_callers_fault(
+    tmp_path: Path, path: str, body: bytes, status: int
+) -> None:
+    async with running_app(tmp_path) as app:
+        answer = await app.root.post(path, content=body, headers={"Content-Type": "application/json"})
+        assert answer.status_code == status, answer.text
+        assert answer.json()["error"]["message"]
+        assert (await app.root.get("/v1/audit", params={"before_id": 2**64})).status_code == 422
+
+
+async def test_a_namespace_that_is_no_name_never_reaches_the_store(tmp_path: Path) -> None:
+    document = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "a"}}
+    async with running_app(tmp_path) as app:
+        answer = await app.root.post("/v1/apply", json={"documents": [document], "namespace": "../x"})
+        assert answer.status_code == 422
+        assert answer.json()["error"]["problems"][0]["path"] == "metadata.namespace"
+        put = await app.root.put("/v1/objects/ServiceAccount/Not-A-Name/a", json=document)
+        assert put.status_code == 422
+    async with running_app(tmp_path) as app:
+        assert (await app.root.get("/v1/objects")).json()["items"] == []

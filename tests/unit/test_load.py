@@ -88,6 +88,19 @@ def test_objects_without_a_namespace_get_the_default_one() -> None:
     assert made.metadata.namespace == "shop"
 
 
+@pytest.mark.parametrize("default", ["../x", "Shop", "a/b", "x" * 64])
+def test_a_default_namespace_that_is_no_name_is_refused_like_a_written_one(default: str) -> None:
+    text = "apiVersion: v1\nkind: ServiceAccount\nmetadata: {name: a}"
+    made, wrong = load_documents(text, "f", default_namespace=default)
+    assert (made, [(each.path, each.code) for each in wrong]) == ([], [("metadata.namespace", "name")])
+
+
+def test_half_a_character_that_json_can_escape_is_refused() -> None:
+    text = '{"apiVersion":"v1","kind":"ServiceAccount","metadata":{"name":"a","annotations":{"b":"\\ud800"}}}'
+    made, wrong = load_documents(text, "f.json")
+    assert (made, [(each.line, each.code) for each in wrong]) == ([], [(1, "character")])
+
+
 @pytest.mark.parametrize(
     "text", ["", "\n", "# only a comment\n", "---\n---\n", "--- # x\n", "%YAML 1.2\n---\n", "\ufeff", "null"]
 )

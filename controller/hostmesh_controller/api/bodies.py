@@ -11,6 +11,7 @@ from hostmesh_controller.store import ApiTokenRecord, AuditRecord, StoredObject,
 from hostmesh_controller.tokens import MAX_LIFE
 
 MAX_JOIN_TTL_S: Final = int(MAX_LIFE.total_seconds())
+MAX_API_TTL_S: Final = 100 * 365 * 86_400
 
 
 class Request(BaseModel):
@@ -55,7 +56,7 @@ class TokenRequest(Request):
 class ApiTokenRequest(Request):
     name: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9._@-]+$")]
     role: Annotated[str, Field(pattern="^(viewer|editor|admin)$")]
-    ttl_s: Annotated[int | None, Field(ge=10)] = None
+    ttl_s: Annotated[int | None, Field(ge=10, le=MAX_API_TTL_S)] = None
 
 
 class NamedPort(Request):

@@ -1,5 +1,6 @@
 """Every error of the API has one shape: {"error": {"code", "message", "problems": [...]}}."""
 
+import json
 from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 from typing import cast
@@ -8,7 +9,7 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from hostmesh_controller.load import Problem
@@ -32,38 +33,37 @@ class ApiError(Exception):
         self.problems = tuple(problems)
 
 
-def error_response(
-    status: HTTPStatus, code: str, message: str, problems: Iterable[dict[str, object]] = ()
-) -> JSONResponse:
+def error_response(status: HTTPStatus, code: str, message: str, problems: Iterable[dict[str, object]] = ()) -> Response:
     headers = {"WWW-Authenticate": "Bearer"} if status is HTTPStatus.UNAUTHORIZED else None
     body = {"error": {"code": code, "message": message, "problems": list(problems)}}
-    return JSONResponse(body, status_code=status, headers=headers)
+    # ASCII alone: the message may quote what came in, and JSON can escape what UTF-8 cannot carry.
+    return Response(json.dumps(body), status_code=status, headers=headers, media_type="application/json")
 
 
 def install(app: FastAPI) -> None:
     """Make every error of `app` leave in the one shape, and no traceback with it."""
 
-    async def refused(_request: Request, error: Exception) -> JSONResponse:
+    async def refused(_request: Request, error: Exception) -> Response:
         refusal = cast("ApiError", error)
         return error_response(refusal.status, refusal.code, refusal.message, map(problem_body, refusal.problems))
 
-    async def malformed(_request: Request, error: Exception) -> JSONResponse:
+    async def malformed(_request: Request, error: Exception) -> Response:
         problems = [_field_problem(item) for item in cast("RequestValidationError", error).errors()]
         return error_response(
             HTTPStatus.UNPROCESSABLE_ENTITY, "malformed_request", "the request's fields are not as expected", problems
         )
 
-    async def http(_request: Request, error: Exception) -> JSONResponse:
+    async def http(_request: Request, error: Exception) -> Response:
         status = HTTPStatus(cast("HTTPException", error).status_code)
         return error_response(status, status.name.lower(), str(cast("HTTPException", error).detail))
 
-    async def failed(request: Request, error: Exception) -> JSONResponse:
+    async def failed(request: Request, error: Exception) -> Response:
         _log.error("an API request failed inside", method=request.method, path=request.url.path, exc_info=error)
         return error_response(
             HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "the controller failed; its log has the reason"
         )
 
-    async def store(_request: Request, error: Exception) -> JSONResponse:
+    async def store(_request: Request, error: Exception) -> Response:
         # The details name files of the controller: they are for its operator.
         _log.error("the store failed", error=str(error))
         return error_response(

@@ -53,7 +53,7 @@ async def audit(
     parts: Using,
     _who: Viewer,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-    before_id: Annotated[int | None, Query(description="Only records older than this one.")] = None,
+    before_id: Annotated[int | None, Query(le=2**63 - 1, ge=0, description="Only records older than this one.")] = None,
 ) -> dict[str, Any]:
     """Who changed what, newest first."""
     records = await asyncio.to_thread(lambda: parts.store.audit(limit, before_id=before_id))

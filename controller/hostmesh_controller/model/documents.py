@@ -1,5 +1,6 @@
 """From a document (what YAML and JSON give: mappings, lists, scalars) to an object, or to all that is wrong with it."""
 
+import json
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
@@ -72,6 +73,8 @@ def read_document(
     info, faults = _kind(document)
     if info is None:
         return None, faults
+    if not _is_text(document):
+        return None, [Fault((), "a text holds half of a surrogate pair, which is no character", "character")]
     faults += _top_level(document, info)
     metadata, wrong = _metadata(document.get("metadata"), info, default_namespace, uid, creation_timestamp)
     faults += wrong
@@ -81,6 +84,15 @@ def read_document(
         return None, faults
     key = ObjectKey(info.kind, metadata.namespace, metadata.name)
     return ApiObject(key, document["apiVersion"], metadata, spec), []
+
+
+def _is_text(document: Mapping[str, Any]) -> bool:
+    """Tell whether all that is in the document can be written; JSON can escape what is no character."""
+    try:
+        json.dumps(document, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _kind(document: Mapping[str, Any]) -> tuple[KindInfo | None, list[Fault]]:
@@ -178,7 +190,8 @@ def _namespace(namespace: object, info: KindInfo, default: str) -> tuple[str, li
             return "", [Fault(path, f"a {info.kind} is in no namespace; remove this", "namespace")]
         return "", []
     if namespace is None or namespace == "":
-        return default, []
+        # Not to be trusted either: it comes from a command line or a URL.
+        namespace = default
     if not isinstance(namespace, str):
         return "", [Fault(path, f"expected a string, found {found_text(namespace)}; put it in quotes", "type")]
     try:

@@ -15,11 +15,12 @@ from envoy.service.discovery.v3.discovery_pb2 import Resource as ResourceMessage
 
 from hostmesh_agent.cache import Change, Entry
 from hostmesh_api.delta import WILDCARD, WILDCARD_TYPES, Answer, ClientStream, Push, Resource, ServerStream, Update
-from hostmesh_api.wire import HOST_CONFIG_NAME, HOST_CONFIG_TYPE, LISTENER_TYPE, VIRTUAL_HOST_TYPE
+from hostmesh_api.wire import CLUSTER_TYPE, HOST_CONFIG_NAME, HOST_CONFIG_TYPE, LISTENER_TYPE, VIRTUAL_HOST_TYPE
 
 _KEPT_REFUSALS: Final = 20
 GIVEN_UP_AFTER: Final = timedelta(seconds=30)
 """An Envoy that ends gives up all its names on the way out: only what a living one gives up is forgotten."""
+_INBOUND_CLUSTER: Final = "inbound|"
 _AWAY: Final = "away"
 """Version of the answer "no such virtual host" that stands while the controller is not asked."""
 MAX_VIRTUAL_HOSTS: Final = 10_000
@@ -48,6 +49,8 @@ class _Shelf:
     """What Envoy accepted; on disk."""
     listed: set[str] = field(default_factory=set)
     """Names that came under "*"."""
+    lingering: set[str] = field(default_factory=set)
+    """Names the controller removed that Envoy keeps until it connects again; in `held` and `listed` for so long."""
     absent: set[str] = field(default_factory=set)
     """Names the controller said do not exist."""
     fresh: set[str] = field(default_factory=set)
@@ -117,10 +120,14 @@ class Exchange:
         wanted = self._up.wanted(update.type_url)
         for resource in update.resources:
             shelf.held[resource.name] = resource
+            shelf.lingering.discard(resource.name)
             shelf.absent.discard(resource.name)
             if resource.name not in wanted:
                 shelf.listed.add(resource.name)
         for name in update.removed:
+            if self._lingers(update.type_url, name):
+                shelf.lingering.add(name)
+                continue
             shelf.held.pop(name, None)
             shelf.listed.discard(name)
             if name in wanted:
@@ -134,6 +141,15 @@ class Exchange:
             self._down.mark(update.type_url, names)
             if WILDCARD in wanted:
                 self._down.mark_all(update.type_url)
+
+    def _lingers(self, type_url: str, name: str) -> bool:
+        """Tell whether Envoy keeps what the controller removed.
+
+        Connections that came while a port was captured live on under the chain that let them in, for as long as Envoy
+        drains it, and their next requests still go to its cluster. Without a chain nothing else gets there.
+        """
+        has_it = self._down is not None and name in self._shelf(type_url).held
+        return has_it and type_url == CLUSTER_TYPE and name.startswith(_INBOUND_CLUSTER)
 
     # The agent's own resource
 
@@ -155,6 +171,11 @@ class Exchange:
         """Begin a stream with Envoy; an earlier one is forgotten."""
         self._down = ServerStream()
         self._given_up.clear()
+        for shelf in self._shelves.values():
+            for name in shelf.lingering:
+                shelf.held.pop(name, None)
+                shelf.listed.discard(name)
+            shelf.lingering.clear()
 
     def envoy_disconnected(self) -> None:
         """End the stream with Envoy."""
@@ -263,7 +284,7 @@ class Exchange:
 
     def _accept(self, type_url: str, shelf: _Shelf, name: str) -> None:
         resource = shelf.held.get(name)
-        if resource is None:
+        if resource is None or name in shelf.lingering:
             if shelf.good.pop(name, None) is not None:
                 self._changes[type_url, name] = Change(type_url, name, None)
             return

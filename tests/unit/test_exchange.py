@@ -151,6 +151,34 @@ def test_what_the_controller_removes_is_removed_from_envoy_and_from_disk() -> No
     assert (change.name, change.entry) == ("old", None)
 
 
+def test_an_inbound_cluster_outlives_its_chain_until_envoy_connects_again() -> None:
+    exchange = connected()
+    exchange.receive(ask(CLUSTER_TYPE), NOW)
+    exchange.update(Update(CLUSTER_TYPE, "u1", (resource("inbound|80||", "1"), resource("other", "1")), ()))
+    push = only(exchange.pushes())
+    exchange.receive(ClientStream.ack(push.type_url, push.nonce), NOW)
+    exchange.settle(NOW)
+    exchange.take_changes()
+
+    exchange.update(Update(CLUSTER_TYPE, "u2", (), ("inbound|80||",)))
+    assert exchange.pushes() == []
+    assert describe(exchange.settle(NOW)) == ["ack Cluster u2"]
+    (change,) = exchange.take_changes()
+    assert (change.name, change.entry) == ("inbound|80||", None)
+
+    exchange.update(Update(CLUSTER_TYPE, "u3", (resource("inbound|80||", "1"),), ()))
+    assert exchange.pushes() == []
+    assert describe(exchange.settle(NOW)) == ["ack Cluster u3"]
+
+    exchange.update(Update(CLUSTER_TYPE, "u4", (), ("inbound|80||",)))
+    exchange.settle(NOW)
+    exchange.envoy_connected()
+    again = DeltaDiscoveryRequest(type_url=CLUSTER_TYPE, initial_resource_versions={"inbound|80||": "1", "other": "1"})
+    exchange.receive(again, NOW)
+    push = only(exchange.pushes())
+    assert (sent(push), push.removed) == ({}, ("inbound|80||",))
+
+
 def test_an_unknown_name_waits_for_the_controller_and_fails_at_once_when_it_stays_away() -> None:
     exchange = connected()
     exchange.receive(ask(VIRTUAL_HOST_TYPE, "80/nobody"), NOW)

@@ -89,6 +89,15 @@ def test_a_refusal_names_file_line_field_and_the_likely_meaning(controller: Proc
         assert refused.stdout == ""
 
 
+def test_what_is_no_text_is_refused_by_file_and_line(tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(b"apiVersion: v1\nkind: \xff\n")
+    assert run_cli("validate", "-f", str(path)).stderr == f"error: {path}:2: not UTF-8: byte 0xff\n"
+    command = [sys.executable, "-c", "from hostmesh_controller.cli import main; main()", "validate", "-f", "-"]
+    piped = subprocess.run(command, input=path.read_bytes(), capture_output=True, timeout=START_S)
+    assert (piped.returncode, piped.stderr) == (1, b"error: <stdin>:2: not UTF-8: byte 0xff\n")
+
+
 def test_a_host_is_registered_with_its_workload(controller: Process) -> None:
     made = controller.cli(
         *("register", "web-1", "--address", "10.9.0.1", "--address", "fd00::9", "-n", "shop"),

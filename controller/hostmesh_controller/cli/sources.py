@@ -40,7 +40,7 @@ def read_sources(names: Sequence[str]) -> list[Source]:
     found: list[Source] = []
     for name in names:
         if name == "-":
-            found.append(Source("<stdin>", sys.stdin.read()))
+            found.append(Source("<stdin>", _decoded("<stdin>", sys.stdin.buffer.read())))
         else:
             found += [Source(str(path), _text_of(path)) for path in _paths_of(Path(name))]
     return found
@@ -59,6 +59,14 @@ def _paths_of(path: Path) -> list[Path]:
 
 def _text_of(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CliError(f"error: {path} cannot be read: {error}") from error
+        return _decoded(str(path), path.read_bytes())
+    except OSError as error:
+        raise CliError(f"error: {path} cannot be read: {error.strerror}") from error
+
+
+def _decoded(name: str, content: bytes) -> str:
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise CliError(f"error: {name}:{line}: not UTF-8: byte 0x{content[error.start]:02x}") from error

@@ -223,6 +223,10 @@ class Registrar:
             self._wake.set()
 
     async def _forget(self, host: str) -> None:
+        # A join string that was made for the host that is put out must not let anybody be the next one of its name.
+        for token in await asyncio.to_thread(self._store.tokens):
+            if token.host == host:
+                await asyncio.to_thread(self._store.revoke_token, token.id, self._now())
         await asyncio.to_thread(self._store.forget_host, host)
         await asyncio.to_thread(self._store.drop_host_state, host)
         self._states.forget(host)

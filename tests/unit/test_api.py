@@ -329,6 +329,17 @@ async def test_a_removed_host_is_forgotten(tmp_path: Path) -> None:
         assert not app.controller.registrar.registered("h")
 
 
+async def test_a_join_string_of_a_removed_host_is_not_one_of_the_next_host_of_its_name(tmp_path: Path) -> None:
+    async with running_app(tmp_path) as app:
+        await app.apply(HOST)
+        old = (await app.root.post("/v1/tokens", json={"host": "h1"})).json()
+        await app.root.delete("/v1/hosts/h1")
+        await app.apply(HOST)
+        new = (await app.root.post("/v1/tokens", json={"host": "h1"})).json()
+        listed = (await app.root.get("/v1/tokens")).json()["items"]
+        assert {each["id"]: each["state"] for each in listed} == {old["id"]: "revoked", new["id"]: "open"}
+
+
 async def test_deleting_the_host_object_puts_the_host_out_too(tmp_path: Path) -> None:
     async with running_app(tmp_path) as app:
         await app.apply(HOST)

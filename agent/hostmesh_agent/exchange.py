@@ -15,7 +15,14 @@ from envoy.service.discovery.v3.discovery_pb2 import Resource as ResourceMessage
 
 from hostmesh_agent.cache import Change, Entry
 from hostmesh_api.delta import WILDCARD, WILDCARD_TYPES, Answer, ClientStream, Push, Resource, ServerStream, Update
-from hostmesh_api.wire import CLUSTER_TYPE, HOST_CONFIG_NAME, HOST_CONFIG_TYPE, LISTENER_TYPE, VIRTUAL_HOST_TYPE
+from hostmesh_api.wire import (
+    CLUSTER_TYPE,
+    ENDPOINT_TYPE,
+    HOST_CONFIG_NAME,
+    HOST_CONFIG_TYPE,
+    LISTENER_TYPE,
+    VIRTUAL_HOST_TYPE,
+)
 
 _KEPT_REFUSALS: Final = 20
 GIVEN_UP_AFTER: Final = timedelta(seconds=30)
@@ -243,7 +250,13 @@ class Exchange:
             return []
         # A listener names certificates that the agent puts in place while it applies its own configuration.
         held_back = {LISTENER_TYPE} if self._shelf(HOST_CONFIG_TYPE).owed else frozenset[str]()
-        return list(self._down.pushes(self, held_back))
+        pushes: list[Push] = []
+        for push in self._down.pushes(self, held_back):
+            if push.type_url == CLUSTER_TYPE:
+                # Envoy warms a changed cluster until it is told the endpoints again, and does not ask for what it has.
+                self._down.force(ENDPOINT_TYPE, push.names)
+            pushes.append(push)
+        return pushes
 
     def settle(self, now: datetime) -> list[DeltaDiscoveryRequest]:
         """Return what to tell the controller, now that Envoy has nothing more to say about some of its responses."""
@@ -327,18 +340,27 @@ class Exchange:
         """Return what is known of a name; None while the controller may still say."""
         shelf = self._shelf(type_url)
         resource = shelf.held.get(name)
-        if resource is not None:
-            return Answer(resource)
-        wanted = self._up.wants(type_url, name)
-        if type_url == VIRTUAL_HOST_TYPE and not wanted:
-            return Answer(_no_virtual_host(name))
-        if name in shelf.absent or not wanted:
+        if resource is None:
+            known = name in shelf.absent or not self._up.wants(type_url, name) or self._cut_off
+            if not known:
+                return None
+            if type_url != VIRTUAL_HOST_TYPE:
+                return Answer(None)
+            resource = _no_virtual_host(name)
+        if type_url == VIRTUAL_HOST_TYPE and self._takes_away(resource):
             return Answer(None)
-        if not self._cut_off:
-            return None
-        if type_url == VIRTUAL_HOST_TYPE:
-            return Answer(_no_virtual_host(name))
-        return Answer(None)
+        return Answer(resource)
+
+    def _takes_away(self, resource: Resource) -> bool:
+        """Tell whether Envoy has to be told that a virtual host it holds is removed.
+
+        It would keep it when told that there is none. After the removal it asks again with the next request, and then
+        the answer "there is none" counts (observed with Envoy 1.40).
+        """
+        if self._down is None:
+            return False
+        version = self._down.held(VIRTUAL_HOST_TYPE).get(resource.name)
+        return version not in (None, _AWAY, resource.version) and _is_nobody(resource)
 
 
 def _versions(resources: Mapping[str, Resource]) -> dict[str, str]:

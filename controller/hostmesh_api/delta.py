@@ -249,6 +249,14 @@ class ServerStream:
         if state is not None:
             state.dirty.update(name for name in names if name in state.names or name in state.held)
 
+    def force(self, type_url: str, names: Iterable[str]) -> None:
+        """Have these names sent again, changed or not; those that the client did not ask for are passed over."""
+        state = self._types.get(type_url)
+        if state is not None:
+            asked = [name for name in names if name in state.names]
+            state.dirty.update(asked)
+            state.forced.update(asked)
+
     def mark_all(self, type_url: str | None = None) -> None:
         """Say that anything the client asked for may have changed, of one type or of all."""
         for each, state in self._types.items():

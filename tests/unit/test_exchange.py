@@ -18,6 +18,12 @@ def resource(name: str, version: str) -> Resource:
     return Resource(name, version, ResourceMessage(name=name, version=version).SerializeToString())
 
 
+def virtual_host(name: str, version: str) -> Resource:
+    message = ResourceMessage(name=name, version=version)
+    message.resource.type_url = VIRTUAL_HOST_TYPE
+    return Resource(name, version, message.SerializeToString())
+
+
 def ask(type_url: str, *names: str) -> DeltaDiscoveryRequest:
     return DeltaDiscoveryRequest(type_url=type_url, resource_names_subscribe=names)
 
@@ -190,7 +196,7 @@ def test_an_unknown_name_waits_for_the_controller_and_fails_at_once_when_it_stay
     assert (message.name, list(message.aliases), message.HasField("resource")) == ("80/nobody", ["80/nobody"], False)
     exchange.receive(ClientStream.ack(push.type_url, push.nonce), NOW)
     exchange.connected()
-    exchange.update(Update(VIRTUAL_HOST_TYPE, "u1", (resource("80/nobody", "3"),), ()))
+    exchange.update(Update(VIRTUAL_HOST_TYPE, "u1", (virtual_host("80/nobody", "3"),), ()))
     assert sent(only(exchange.pushes())) == {"80/nobody": "3"}
 
 
@@ -226,6 +232,34 @@ def test_the_agents_own_configuration_is_acknowledged_when_applied_and_undone_wh
     assert describe(exchange.own_settled("would capture SSH", NOW)) == ["nack HostConfig h2: self: would capture SSH"]
     assert exchange.host_config() == resource("self", "1")
     assert [change.entry.resource.version for change in exchange.take_changes() if change.entry] == ["1"]
+
+
+def test_a_virtual_host_that_goes_away_is_removed_and_then_answered_as_nobody() -> None:
+    exchange = connected()
+    exchange.receive(ask(VIRTUAL_HOST_TYPE, "80/a"), NOW)
+    exchange.update(Update(VIRTUAL_HOST_TYPE, "u1", (virtual_host("80/a", "1"),), ()))
+    push = only(exchange.pushes())
+    exchange.receive(ClientStream.ack(push.type_url, push.nonce), NOW)
+    exchange.update(Update(VIRTUAL_HOST_TYPE, "u2", (resource("80/a", "none"),), ()))
+    push = only(exchange.pushes())
+    assert (sent(push), push.removed) == ({}, ("80/a",))
+    exchange.receive(ClientStream.ack(push.type_url, push.nonce), NOW)
+    exchange.receive(ask(VIRTUAL_HOST_TYPE, "80/a"), NOW)
+    assert sent(only(exchange.pushes())) == {"80/a": "none"}
+
+
+def test_endpoints_are_told_again_behind_a_cluster_that_changed() -> None:
+    exchange = connected()
+    for type_url in (CLUSTER_TYPE, ENDPOINT_TYPE):
+        exchange.receive(ask(type_url, "a"), NOW)
+        exchange.update(Update(type_url, "u1", (resource("a", "1"),), ()))
+    for push in exchange.pushes():
+        exchange.receive(ClientStream.ack(push.type_url, push.nonce), NOW)
+    exchange.update(Update(CLUSTER_TYPE, "u2", (resource("a", "2"),), ()))
+    assert [(push.type_url, sent(push)) for push in exchange.pushes()] == [
+        (CLUSTER_TYPE, {"a": "2"}),
+        (ENDPOINT_TYPE, {"a": "1"}),
+    ]
 
 
 def test_a_failed_write_is_kept_for_the_next_one() -> None:

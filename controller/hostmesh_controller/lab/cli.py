@@ -1,17 +1,16 @@
 """`hostmesh lab …`: the verbs, their arguments, and what people see."""
 
-import json
 import os
 import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final, NoReturn
 
 import typer
 
+from hostmesh_controller.cli.output import Format, Output, emit
 from hostmesh_controller.lab import components, controller, world
 from hostmesh_controller.lab import host as hosts
 from hostmesh_controller.lab import layout as disk
@@ -31,11 +30,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-class Format(StrEnum):
-    TABLE = "table"
-    JSON = "json"
 
 
 _DEFAULT: Final = "the user's state directory"
@@ -141,7 +135,7 @@ def ip(
 
 
 @app.command("status")
-def status(output: Annotated[Format, typer.Option("--output", "-o")] = Format.TABLE, directory: Dir = None) -> None:
+def status(output: Output = Format.TABLE, directory: Dir = None) -> None:
     """Show the lab: hosts, addresses, processes, namespaces."""
     with _problems():
         layout = _layout(directory)
@@ -149,8 +143,8 @@ def status(output: Annotated[Format, typer.Option("--output", "-o")] = Format.TA
         if lab is None:
             raise LabError(f"there is no lab in {layout.root}; start one: hostmesh lab up HOST…")
         document = state.status(layout, lab)
-    if output is Format.JSON:
-        typer.echo(json.dumps(document, indent=2))
+    if output is not Format.TABLE:
+        emit(document, output)
         return
     typer.echo(f"lab {document['dir']}: {document['state']}, network {document['subnet']}")
     typer.echo(f"controller: {document['controller']['state']}, {document['bridge']['address']}")

@@ -19,7 +19,7 @@ from hostmesh_api.v1.hostmesh_pb2 import EnvoyState, HostReport, ReportResponse,
 INTERVAL_S: Final = 10.0
 """Until the controller says otherwise."""
 _MIN_INTERVAL_S: Final = 1.0
-_MAX_INTERVAL_S: Final = 300.0
+_MAX_INTERVAL_S: Final = 900.0
 COALESCE_S: Final = 0.05
 """Changes come in bursts (a listener, its capture, the next workload): one report for all."""
 RETRY_S: Final = 5.0

@@ -153,7 +153,7 @@ async def test_the_more_hosts_there_are_the_less_often_each_is_asked_to_report(w
             await world.states.state(f"web-{number}")
         intervals_s.append(world.states.interval_s())
 
-    assert intervals_s == [10, 10, 20, 80, 300]
+    assert intervals_s == [10, 25, 50, 200, 600]
 
 
 def lease(name: str, *, ready: bool = True, not_after: int = 0) -> WorkloadLease:

@@ -323,3 +323,27 @@ def test_kinds_are_found_by_any_of_their_names() -> None:
         assert found is not None
         assert found.kind == "VirtualService"
     assert kind_named("pod") is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec", "path"),
+    [
+        ("Service", {"ports": [{"port": 15001}]}, "spec.ports[0].port"),
+        ("Service", {"ports": [{"port": 80, "targetPort": 15006}]}, "spec.ports[0].targetPort"),
+        ("Service", {"ports": [{"port": 80}], "clusterIP": "::"}, "spec.clusterIP"),
+        ("Service", {"ports": [{"port": 80}], "clusterIP": "0.0.0.0"}, "spec.clusterIP"),
+        ("WorkloadEntry", {"address": "10.0.0.1", "ports": {"http": 15006}}, "spec.ports.http"),
+        ("WorkloadEntry", {"address": "224.0.0.1"}, "spec.address"),
+        ("ServiceEntry", {"hosts": ["a.b"], "ports": [{"number": 15006, "name": "x"}]}, "spec.ports[0].number"),
+        (
+            "ServiceEntry",
+            {"hosts": ["a.b"], "ports": [{"number": 80, "name": "x"}], "addresses": ["::"]},
+            "spec.addresses[0]",
+        ),
+        ("Host", {"addresses": ["255.255.255.255"]}, "spec.addresses[0]"),
+    ],
+)
+def test_ports_and_addresses_on_which_every_envoy_would_stumble_are_refused(kind: str, spec: Body, path: str) -> None:
+    made, faults = read_document(document(kind, spec))
+    assert made is None
+    assert [path_text(each.path) for each in faults] == [path]

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Final
 
 from pydantic import (
     AfterValidator,
@@ -22,7 +22,10 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
+from hostmesh_api.wire import INBOUND_PORT, OUTBOUND_PORT
 from hostmesh_controller.model.durations import Duration
+
+_BROADCAST: Final = "255.255.255.255"
 
 
 def fault(code: str, message: str, *at: str | int) -> PydanticCustomError:
@@ -152,15 +155,25 @@ def check_host(value: str) -> str:
 
 
 def check_ip(value: str) -> str:
-    """Return `value` if it is an IPv4 or IPv6 address.
+    """Return `value` if it is an IPv4 or IPv6 address that one machine or service can have.
 
     Raises:
         ValueError: it is not.
     """
     try:
-        ip_address(value)
+        address = ip_address(value)
     except ValueError:
         raise ValueError(f"{value!r} is not an IP address") from None
+    if address.is_unspecified or address.is_multicast or value == _BROADCAST:
+        raise ValueError(f"{value!r} is no address that one machine or service can have")
+    return value
+
+
+def _not_envoys(value: int) -> int:
+    # A listener of ours on the same port would be refused by every Envoy; a call to it would run in circles.
+    if value in {OUTBOUND_PORT, INBOUND_PORT}:
+        with as_fault("port"):
+            raise ValueError(f"port {value} is Envoy's own on every host of the mesh: use another")
     return value
 
 
@@ -185,7 +198,7 @@ def _target_port(value: object) -> int | str:
         if isinstance(value, int) and not isinstance(value, bool):
             if not 1 <= value <= 65535:
                 raise ValueError(f"expected a port between 1 and 65535, found {value}")
-            return value
+            return _not_envoys(value)
         if not isinstance(value, str):
             raise ValueError("expected a port number or a port name")
         if value.isdigit():
@@ -228,6 +241,8 @@ Unsigned = Annotated[int, Strict(), Field(ge=0, le=2**32 - 1)]
 Number = Annotated[float, Strict()]
 Percent = Annotated[float, Strict(), Field(ge=0, le=100, allow_inf_nan=False)]
 Port = Annotated[int, Strict(), Field(ge=1, le=65535)]
+MeshPort = Annotated[Port, AfterValidator(_not_envoys)]
+"""A port on which a service is called or a workload listens."""
 PortKey = Annotated[Port, BeforeValidator(_number_key)]
 PortName = Annotated[str, _checked(_port_name, "port-name")]
 OptionalPortName = Annotated[str, _checked(_port_name, "port-name", or_empty=True)]

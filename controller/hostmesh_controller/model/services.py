@@ -10,8 +10,8 @@ from hostmesh_controller.model.schema import (
     ClusterIp,
     LabelKey,
     LabelValue,
+    MeshPort,
     OptionalPortName,
-    Port,
     Spec,
     TargetPort,
     Unsigned,
@@ -33,7 +33,7 @@ class ServicePort(Spec):
     """A port of a Service. `target_port` is a number, the name of a workload's port, or None (the same number)."""
 
     name: OptionalPortName = ""
-    port: Port
+    port: MeshPort
     target_port: TargetPort | None = None
     protocol: Literal["TCP", "UDP"] = "TCP"
     app_protocol: str | None = None

@@ -12,6 +12,7 @@ from hostmesh_controller.model.schema import (
     ExportTo,
     LabelKey,
     LabelValue,
+    MeshPort,
     OptionalSubdomain,
     Port,
     PortName,
@@ -37,10 +38,10 @@ def _endpoint_address(value: str) -> str:
 def _entry_address(value: str) -> str:
     with as_fault("address"):
         try:
-            ip_network(value)
+            network = ip_network(value)
         except ValueError:
             raise ValueError(f"{value!r} is not an IP address or a CIDR block") from None
-    return value
+        return check_ip(value) if network.num_addresses == 1 and "/" not in value else value
 
 
 def _entry_host(value: str) -> str:
@@ -68,7 +69,7 @@ class Workload(Spec):
     """
 
     address: EndpointAddress | None = None
-    ports: Annotated[Mapping[PortName, Port], Field(max_length=128)] = Field(default_factory=dict)
+    ports: Annotated[Mapping[PortName, MeshPort], Field(max_length=128)] = Field(default_factory=dict)
     labels: Annotated[Mapping[LabelKey, LabelValue], Field(max_length=256)] = Field(default_factory=dict)
     network: Annotated[str, Field(max_length=2048)] | None = None
     locality: Annotated[str, Field(max_length=2048)] | None = None
@@ -89,10 +90,10 @@ class WorkloadEntrySpec(Workload):
 class EntryPort(Spec):
     """A port of a ServiceEntry. `target_port` None means the same number on the endpoints."""
 
-    number: Port
+    number: MeshPort
     name: PortName
     protocol: Annotated[str, AfterValidator(_known_protocol)] = ""
-    target_port: Port | None = None
+    target_port: MeshPort | None = None
 
     @property
     def mesh_protocol(self) -> Protocol:

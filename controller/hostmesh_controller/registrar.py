@@ -162,7 +162,7 @@ class Registrar:
             changes = tuple(self._deletion(key) for key in dict.fromkeys(keys))
             await self._commit([Delete(key) for key in keys], (), actor)
             for host in (each.key.name for each in changes if each.key.kind == "Host" and each.action == "deleted"):
-                await self._forget(host)
+                await self._forget(host, actor)
             return Outcome(Review(), changes, self._revision)
 
     async def remove_host(self, host: str, *, actor: str, workloads: bool) -> Outcome:
@@ -222,11 +222,11 @@ class Registrar:
             self._pending.revision = commit.revision
             self._wake.set()
 
-    async def _forget(self, host: str) -> None:
+    async def _forget(self, host: str, actor: str) -> None:
         # A join string that was made for the host that is put out must not let anybody be the next one of its name.
         for token in await asyncio.to_thread(self._store.tokens):
             if token.host == host:
-                await asyncio.to_thread(self._store.revoke_token, token.id, self._now())
+                await asyncio.to_thread(self._store.revoke_token, token.id, self._now(), actor)
         await asyncio.to_thread(self._store.forget_host, host)
         await asyncio.to_thread(self._store.drop_host_state, host)
         self._states.forget(host)

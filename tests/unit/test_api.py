@@ -208,6 +208,27 @@ async def test_every_write_is_audited_with_who_and_what_before_and_after(tmp_pat
         assert (items[0]["after"], items[2]["before"]) == (None, None)
 
 
+async def test_tokens_are_audited_with_who_made_and_revoked_them(tmp_path: Path) -> None:
+    async with running_app(tmp_path) as app:
+        admin = await app.as_role("admin")
+        await app.apply(HOST)
+        for path, body in (("tokens", {"host": "h1"}), ("api-tokens", {"name": "a", "role": "viewer"})):
+            made = (await app.outside.post(f"/v1/{path}", json=body, headers=admin)).json()
+            await app.outside.delete(f"/v1/{path}/{made['id']}", headers=admin)
+        await app.outside.post("/v1/tokens", json={"host": "h1"}, headers=admin)
+        await app.root.delete("/v1/hosts/h1")
+        items = (await app.root.get("/v1/audit")).json()["items"]
+        seen = [(each["actor"], each["action"]) for each in items if "token" in each["action"]][:6]
+        assert seen == [
+            ("root", "token.revoke"),
+            ("a-admin", "token.add"),
+            ("a-admin", "apitoken.revoke"),
+            ("a-admin", "apitoken.add"),
+            ("a-admin", "token.revoke"),
+            ("a-admin", "token.add"),
+        ]
+
+
 async def test_a_role_may_do_what_it_may_and_no_more(tmp_path: Path) -> None:
     ranks = {"viewer": 1, "editor": 2, "admin": 3}
     async with running_app(tmp_path) as app:

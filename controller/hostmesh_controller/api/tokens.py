@@ -44,7 +44,7 @@ async def list_tokens(parts: Using, _who: Admin) -> dict[str, Any]:
 @router.delete("/tokens/{token_id}")
 async def revoke_token(token_id: str, parts: Using, who: Admin) -> dict[str, Any]:
     """Make a join token useless."""
-    if not await asyncio.to_thread(parts.store.revoke_token, token_id, parts.now()):
+    if not await asyncio.to_thread(parts.store.revoke_token, token_id, parts.now(), who.name):
         raise ApiError(HTTPStatus.NOT_FOUND, "not_found", f"no join token {token_id!r} that could still be used")
     _log.info("join token revoked", actor=who.name, token_id=token_id)
     return {"id": token_id, "revoked": True}
@@ -63,7 +63,7 @@ async def create_api_token(request: ApiTokenRequest, parts: Using, who: Admin) -
         created_at=now,
         expires_at=now + timedelta(seconds=request.ttl_s) if request.ttl_s is not None else None,
     )
-    await asyncio.to_thread(parts.store.add_api_token, record)
+    await asyncio.to_thread(parts.store.add_api_token, record, who.name)
     _log.info("API token made", actor=who.name, token_id=record.id, name=record.name, role=record.role)
     return {**api_token_body(record, now), "token": token}
 
@@ -78,7 +78,7 @@ async def list_api_tokens(parts: Using, _who: Admin) -> dict[str, Any]:
 @router.delete("/api-tokens/{token_id}")
 async def revoke_api_token(token_id: str, parts: Using, who: Admin) -> dict[str, Any]:
     """Make an API token useless, at once."""
-    if not await asyncio.to_thread(parts.store.revoke_api_token, token_id, parts.now()):
+    if not await asyncio.to_thread(parts.store.revoke_api_token, token_id, parts.now(), who.name):
         raise ApiError(HTTPStatus.NOT_FOUND, "not_found", f"no API token {token_id!r} that could still be used")
     _log.info("API token revoked", actor=who.name, token_id=token_id)
     return {"id": token_id, "revoked": True}

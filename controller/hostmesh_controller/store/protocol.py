@@ -68,8 +68,8 @@ class Store(Protocol):
         """Return all join tokens, used and expired ones too, oldest first."""
         ...
 
-    def revoke_token(self, token_id: str, now: datetime) -> bool:
-        """Make a join token useless. False if there is none of that id that could still be used."""
+    def revoke_token(self, token_id: str, now: datetime, actor: str = "") -> bool:
+        """Make a join token useless; `actor` does it. False if there is none of that id that could still be used."""
         ...
 
     def add_certificate(self, certificate: CertificateRecord) -> None:
@@ -122,7 +122,7 @@ class Store(Protocol):
         """Give back the indexes of names that exist no more."""
         ...
 
-    def add_api_token(self, token: ApiTokenRecord) -> None:
+    def add_api_token(self, token: ApiTokenRecord, actor: str = "") -> None:
         """Keep a new API token.
 
         Raises:
@@ -138,7 +138,7 @@ class Store(Protocol):
         """Return all API tokens, revoked ones too, oldest first."""
         ...
 
-    def revoke_api_token(self, token_id: str, now: datetime) -> bool:
+    def revoke_api_token(self, token_id: str, now: datetime, actor: str = "") -> bool:
         """Make an API token useless. False if there is none of that id that could still be used."""
         ...
 

@@ -59,23 +59,23 @@ def read_tokens(connection: Connection) -> list[TokenRecord]:
     return [TokenRecord(**row) for row in rows.mappings()]
 
 
-def revoke_token(connection: Connection, token_id: str, now: datetime) -> bool:
+def revoke_token(connection: Connection, token_id: str, now: datetime, actor: str) -> bool:
     """Make a join token useless; see Store.revoke_token."""
     table = tables.tokens
     usable = (table.c.id == token_id, table.c.redeemed_at.is_(None), table.c.revoked_at.is_(None))
     if not connection.execute(update(table).where(*usable).values(revoked_at=now)).rowcount:
         return False
-    write_event(connection, "token.revoke", _token_key(token_id), actor="", now=now)
+    write_event(connection, "token.revoke", _token_key(token_id), actor=actor, now=now)
     return True
 
 
-def write_api_token(connection: Connection, token: ApiTokenRecord) -> None:
+def write_api_token(connection: Connection, token: ApiTokenRecord, actor: str) -> None:
     """Keep a new API token; see Store.add_api_token."""
     try:
         connection.execute(insert(tables.api_tokens).values(asdict(token)))
     except IntegrityError:
         raise ValueError(f"API token {token.id!r} is there already") from None
-    write_event(connection, "apitoken.add", ObjectKey("ApiToken", "", token.id), actor="", now=token.created_at)
+    write_event(connection, "apitoken.add", ObjectKey("ApiToken", "", token.id), actor=actor, now=token.created_at)
 
 
 def find_api_token(connection: Connection, digest: bytes) -> ApiTokenRecord | None:
@@ -93,13 +93,13 @@ def read_api_tokens(connection: Connection) -> list[ApiTokenRecord]:
     return [ApiTokenRecord(**row) for row in rows.mappings()]
 
 
-def revoke_api_token(connection: Connection, token_id: str, now: datetime) -> bool:
+def revoke_api_token(connection: Connection, token_id: str, now: datetime, actor: str) -> bool:
     """Make an API token useless; see Store.revoke_api_token."""
     table = tables.api_tokens
     usable = (table.c.id == token_id, table.c.revoked_at.is_(None))
     if not connection.execute(update(table).where(*usable).values(revoked_at=now)).rowcount:
         return False
-    write_event(connection, "apitoken.revoke", ObjectKey("ApiToken", "", token_id), actor="", now=now)
+    write_event(connection, "apitoken.revoke", ObjectKey("ApiToken", "", token_id), actor=actor, now=now)
     return True
 
 

@@ -114,9 +114,9 @@ class SqlStore:
         with self._read() as connection:
             return secrets.read_tokens(connection)
 
-    def revoke_token(self, token_id: str, now: datetime) -> bool:
+    def revoke_token(self, token_id: str, now: datetime, actor: str = "") -> bool:
         with self._write() as connection:
-            return secrets.revoke_token(connection, token_id, now)
+            return secrets.revoke_token(connection, token_id, now, actor)
 
     def add_certificate(self, certificate: CertificateRecord) -> None:
         with self._write() as connection:
@@ -159,9 +159,9 @@ class SqlStore:
         with self._write() as connection:
             runtime.release_vips(connection, fqdns)
 
-    def add_api_token(self, token: ApiTokenRecord) -> None:
+    def add_api_token(self, token: ApiTokenRecord, actor: str = "") -> None:
         with self._write() as connection:
-            secrets.write_api_token(connection, token)
+            secrets.write_api_token(connection, token, actor)
 
     def find_api_token(self, digest: bytes) -> ApiTokenRecord | None:
         with self._read() as connection:
@@ -171,9 +171,9 @@ class SqlStore:
         with self._read() as connection:
             return secrets.read_api_tokens(connection)
 
-    def revoke_api_token(self, token_id: str, now: datetime) -> bool:
+    def revoke_api_token(self, token_id: str, now: datetime, actor: str = "") -> bool:
         with self._write() as connection:
-            return secrets.revoke_api_token(connection, token_id, now)
+            return secrets.revoke_api_token(connection, token_id, now, actor)
 
     def close(self) -> None:
         self._engine.dispose()

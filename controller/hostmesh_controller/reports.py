@@ -22,8 +22,8 @@ from hostmesh_controller.store import HostState, StoreError
 REPORTS_PER_S: Final = 2
 """Of the whole fleet, while nothing changes; what changed on a host is reported at once.
 
-A report costs 0.5 ms of CPU among others, and up to 3 ms where it comes alone: gRPC then wakes four threads for it. With
-1,000 hosts each 10 s that would be a fifth of a core for load figures that nobody looks at.
+A report costs 0.5 ms of CPU among others, and more where it comes alone: gRPC then wakes several threads for it. 1,000
+hosts that report each 10 s would take at least 5 % of a core, for load figures that nobody looks at.
 """
 MIN_INTERVAL_S: Final = 10
 MAX_INTERVAL_S: Final = 600

@@ -1,7 +1,6 @@
 """Certificates for Envoy, as files: one directory for each identity of the host, below Envoy's working directory.
 
     certs/<slug>/{svid.pem,sds.json}     a workload's identity, or the host's own (slug "host")
-    certs/outbound/{svid.pem,sds.json}   copy of the one under which the host's programs call others
     certs/roots/{bundle.pem,sds.json}    every root to trust
 
 Envoy watches the directories: a rename of svid.pem into one of them is the whole rotation. What is on disk and good is
@@ -25,7 +24,7 @@ from hostmesh_agent.svid import Svid, SvidError
 from hostmesh_agent.tree import Tree
 from hostmesh_api.identity import HostIdentity, WorkloadIdentity, parse_identity
 from hostmesh_api.v1.hostmesh_pb2 import HostConfig
-from hostmesh_api.wire import OUTBOUND_CERTIFICATES, ROOTS, ROOTS_SECRET, SVID_SECRET
+from hostmesh_api.wire import ROOTS, ROOTS_SECRET, SVID_SECRET
 
 SVID_FILE: Final = "svid.pem"
 BUNDLE_FILE: Final = "bundle.pem"
@@ -33,7 +32,6 @@ SDS_FILE: Final = "sds.json"
 CERTS: Final = "certs"
 
 _SECRET_TYPE: Final = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"  # noqa: S105 - a type's name
-_OUTBOUND: Final = OUTBOUND_CERTIFICATES.removeprefix(f"{CERTS}/")
 _ROOTS: Final = ROOTS.removeprefix(f"{CERTS}/")
 _PARALLEL: Final = 8
 """Certificates asked for at once: a host with many workloads must not wait for each in turn, nor storm."""
@@ -46,10 +44,9 @@ _log: Final = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What Envoy needs on this host. `identities` has no doubles and always holds the host's own and `outbound`."""
+    """What Envoy needs on this host. `identities` has no doubles and always holds the host's own."""
 
     identities: tuple[Identity, ...]
-    outbound: Identity
     bundle_pem: bytes = field(repr=False, default=b"")
 
 
@@ -67,10 +64,9 @@ def wanted(config: HostConfig, host: HostIdentity) -> Wanted:
     Raises:
         ValueError: it names an identity outside of the host's trust domain, or another host's.
     """
-    uris = dict.fromkeys([host.uri, *(each.spiffe_id for each in config.workloads)])
     outbound = config.outbound_spiffe_id or host.uri
-    identities = tuple(_own(uri, host) for uri in [*uris, *([] if outbound in uris else [outbound])])
-    return Wanted(identities, _own(outbound, host), config.bundle_pem)
+    uris = dict.fromkeys([host.uri, *(each.spiffe_id for each in config.workloads), outbound])
+    return Wanted(tuple(_own(uri, host) for uri in uris), config.bundle_pem)
 
 
 class Certificates:
@@ -116,7 +112,7 @@ class Certificates:
                 try:
                     async with slots:
                         svid = await self._issue(identity.uri)
-                    await asyncio.to_thread(self._put, want, identity, svid)
+                    await asyncio.to_thread(self._put, identity, svid)
                 except (EnrolError, StateError) as error:
                     missing[identity.uri] = str(error)
                     _log.error("certificate_missing", spiffe_id=identity.uri, reason=str(error))
@@ -129,7 +125,7 @@ class Certificates:
                         group.create_task(fill(identity))
             return Held(svids, missing)
 
-    async def renew(self, want: Wanted, identity: Identity) -> Svid:
+    async def renew(self, identity: Identity) -> Svid:
         """Get a new SVID for the identity and put it in the old one's place; the old one stays if that fails.
 
         Raises:
@@ -138,15 +134,15 @@ class Certificates:
         """
         async with self._lock:
             svid = await self._issue(identity.uri)
-            await asyncio.to_thread(self._put, want, identity, svid)
+            await asyncio.to_thread(self._put, identity, svid)
             return svid
 
     async def sweep(self, want: Wanted) -> tuple[str, ...]:
         """Remove the directories of identities that are wanted no more; return their names.
 
-        To be called when Envoy has no listener left that names them.
+        To be called when Envoy has no listener and no cluster left that names them.
         """
-        keep = {each.slug for each in want.identities} | {_OUTBOUND, _ROOTS}
+        keep = {each.slug for each in want.identities} | {_ROOTS}
         async with self._lock:
             removed = await asyncio.to_thread(self._tree.keep_only, keep)
         if removed:
@@ -161,7 +157,7 @@ class Certificates:
             svid = self._read(identity, bundle_pem)
             if svid is not None:
                 # Also what a crash between two files left out.
-                self._put(want, identity, svid)
+                self._put(identity, svid)
                 svids[identity.uri] = svid
         return svids
 
@@ -175,10 +171,9 @@ class Certificates:
             _log.warning("certificate_not_usable", spiffe_id=identity.uri, reason=str(error))
             return None
 
-    def _put(self, want: Wanted, identity: Identity, svid: Svid) -> None:
-        for slug in (identity.slug, _OUTBOUND) if identity == want.outbound else (identity.slug,):
-            self._tree.write(slug, SVID_FILE, svid.one_file)
-            self._tree.write(slug, SDS_FILE, svid_sds(f"{CERTS}/{slug}"))
+    def _put(self, identity: Identity, svid: Svid) -> None:
+        self._tree.write(identity.slug, SVID_FILE, svid.one_file)
+        self._tree.write(identity.slug, SDS_FILE, svid_sds(f"{CERTS}/{identity.slug}"))
 
     def _put_roots(self, offered_pem: bytes) -> bytes:
         """Write the roots, the offered ones if they are usable; return what was written.

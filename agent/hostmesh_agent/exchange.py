@@ -65,6 +65,8 @@ class _Shelf:
     owed: list[str] = field(default_factory=list)
     """Nonces of the controller's responses that are not acknowledged yet."""
     failures: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, Resource] = field(default_factory=dict)
+    """What Envoy would not take, for another try when its files have changed."""
     complete: bool = False
     """The controller has answered "*", now or in an earlier life."""
 
@@ -126,12 +128,14 @@ class Exchange:
         shelf = self._shelf(update.type_url)
         wanted = self._up.wanted(update.type_url)
         for resource in update.resources:
+            shelf.refused.pop(resource.name, None)
             shelf.held[resource.name] = resource
             shelf.lingering.discard(resource.name)
             shelf.absent.discard(resource.name)
             if resource.name not in wanted:
                 shelf.listed.add(resource.name)
         for name in update.removed:
+            shelf.refused.pop(name, None)
             if self._lingers(update.type_url, name):
                 shelf.lingering.add(name)
                 continue
@@ -248,8 +252,8 @@ class Exchange:
         """Return the responses that are due to Envoy now."""
         if self._down is None:
             return []
-        # A listener names certificates that the agent puts in place while it applies its own configuration.
-        held_back = {LISTENER_TYPE} if self._shelf(HOST_CONFIG_TYPE).owed else frozenset[str]()
+        # They name certificates that the agent puts in place while it applies its own configuration.
+        held_back = {CLUSTER_TYPE, LISTENER_TYPE} if self._shelf(HOST_CONFIG_TYPE).owed else frozenset[str]()
         pushes: list[Push] = []
         for push in self._down.pushes(self, held_back):
             if push.type_url == CLUSTER_TYPE:
@@ -286,8 +290,20 @@ class Exchange:
         told = "; ".join(f"{name}: {message}" for name, message in sorted(failures.items()))
         return [ClientStream.nack(type_url, nonce, told) for nonce in nonces]
 
+    def try_again(self) -> None:
+        """Offer Envoy once more what it refused: a certificate that was missing may be there now."""
+        for type_url, shelf in self._shelves.items():
+            again, shelf.refused = shelf.refused, {}
+            shelf.held.update(again)
+            shelf.absent.difference_update(again)
+            shelf.fresh.update(again)
+            if self._down is not None and again:
+                self._down.force(type_url, again)
+
     @staticmethod
     def _undo(shelf: _Shelf, name: str) -> None:
+        if name in shelf.held:
+            shelf.refused[name] = shelf.held[name]
         good = shelf.good.get(name)
         if good is None:
             shelf.held.pop(name, None)

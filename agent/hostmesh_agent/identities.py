@@ -77,9 +77,7 @@ class Identities:
         renewals = {AGENT: Renewal(Validity(serial, not_before, not_after), self._renew_host)}
         for identity in want.identities:
             svid = held.svids.get(identity.uri)
-            renewals[identity.uri] = Renewal(
-                None if svid is None else _validity(svid), partial(self._renew, want, identity)
-            )
+            renewals[identity.uri] = Renewal(None if svid is None else _validity(svid), partial(self._renew, identity))
         self._rotation.keep(renewals)
         self._changed()
 
@@ -90,8 +88,8 @@ class Identities:
         """Remove the certificates that nobody uses any more; call it when Envoy has let go of them."""
         await self._certificates.sweep(want)
 
-    async def _renew(self, want: Wanted, identity: Identity) -> Validity:
-        svid = await self._certificates.renew(want, identity)
+    async def _renew(self, identity: Identity) -> Validity:
+        svid = await self._certificates.renew(identity)
         self._changed()
         return _validity(svid)
 

@@ -114,6 +114,11 @@ class Relay:
         """Return the version of a resource that Envoy has accepted, now or in an earlier life; None if none."""
         return self._exchange.accepted_version(type_url, name)
 
+    def try_again(self) -> None:
+        """Offer Envoy once more what it refused, now that its files have changed."""
+        self._exchange.try_again()
+        self._wake_envoy()
+
     def reconnect(self) -> None:
         """End the present stream to the controller; a new one is opened with what `connect` gives then."""
         if self._call is not None:

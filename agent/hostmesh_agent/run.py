@@ -137,7 +137,7 @@ class Agent:
                 now,
             ),
             now,
-            changed=self._something_changed,
+            changed=self._certificate_came,
             host_renewed=self._relay.reconnect,
         )
         self._reporter = report.Reporter(self._report, self._uplink.report)
@@ -228,6 +228,10 @@ class Agent:
             controller=_addresses(self._record.agents_endpoints),
             ipv6=kernel_floor.ipv6_enabled(),
         )
+
+    def _certificate_came(self) -> None:
+        self._relay.try_again()
+        self._something_changed()
 
     def _something_changed(self) -> None:
         self._wake.set()

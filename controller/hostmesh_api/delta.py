@@ -253,7 +253,7 @@ class ServerStream:
         """Have these names sent again, changed or not; those that the client did not ask for are passed over."""
         state = self._types.get(type_url)
         if state is not None:
-            asked = [name for name in names if name in state.names]
+            asked = [name for name in names if name in state.names or name in state.held]
             state.dirty.update(asked)
             state.forced.update(asked)
 

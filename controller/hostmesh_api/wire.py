@@ -38,8 +38,6 @@ ENDPOINT_TYPE: Final = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoad
 ROUTE_TYPE: Final = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
 VIRTUAL_HOST_TYPE: Final = "type.googleapis.com/envoy.config.route.v3.VirtualHost"
 
-OUTBOUND_CERTIFICATES: Final = "certs/outbound"
-"""Directory, relative to Envoy's working directory, of the identity under which the host calls others."""
 ROOTS: Final = "certs/roots"
 SVID_SECRET: Final = "workload"  # noqa: S105 - the name of a secret, not a secret
 ROOTS_SECRET: Final = "roots"  # noqa: S105 - the name of a secret, not a secret

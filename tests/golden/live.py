@@ -299,8 +299,6 @@ def _certificates(directory: Path, config: HostConfig, authority: Authority) -> 
     for identity in identities:
         own = pki.svid(authority, identity)
         _secret_files(directory / "certs" / identity.slug, f"certs/{identity.slug}", own)
-        if identity.uri == config.outbound_spiffe_id:
-            _secret_files(directory / wire.OUTBOUND_CERTIFICATES, wire.OUTBOUND_CERTIFICATES, own)
     roots = directory / wire.ROOTS
     roots.mkdir(parents=True)
     (roots / "bundle.pem").write_bytes(authority.bundle_pem)

@@ -29,7 +29,7 @@ from hostmesh_api.v1.hostmesh_pb2 import HostConfig, Workload
 from hostmesh_controller.authority import Authority
 
 BILLING = WorkloadIdentity(pki.TRUST_DOMAIN, "shop", "billing")
-WANTED = Wanted((pki.HOST, pki.CART), pki.CART)
+WANTED = Wanted((pki.HOST, pki.CART))
 BOUND_S = 15
 NOBODY = 65534
 
@@ -69,17 +69,17 @@ def host() -> Iterator[Host]:
     shutil.rmtree(directory)
 
 
-async def test_every_identity_the_outbound_one_and_the_roots_get_their_files(host: Host) -> None:
+async def test_every_identity_and_the_roots_get_their_files(host: Host) -> None:
     held = await host.certificates().apply(WANTED)
     assert set(held.svids) == {pki.HOST.uri, pki.CART.uri}
     assert not held.missing
-    directories = ("host", "ns.shop.sa.cart", "outbound")
+    directories = ("host", "ns.shop.sa.cart")
     expected = {f"certs/{each}/{file}" for each in directories for file in ("svid.pem", "sds.json")}
     assert host.files() == expected | {"certs/roots/bundle.pem", "certs/roots/sds.json"}
-    assert (host.envoy / "certs/outbound/svid.pem").read_bytes() == held.svids[pki.CART.uri].one_file
-    sds = json.loads((host.envoy / "certs/outbound/sds.json").read_bytes())
+    assert (host.envoy / "certs/ns.shop.sa.cart/svid.pem").read_bytes() == held.svids[pki.CART.uri].one_file
+    sds = json.loads((host.envoy / "certs/ns.shop.sa.cart/sds.json").read_bytes())
     assert sds["resources"][0]["name"] == "workload"
-    assert sds["resources"][0]["tls_certificate"]["private_key"] == {"filename": "certs/outbound/svid.pem"}
+    assert sds["resources"][0]["tls_certificate"]["private_key"] == {"filename": "certs/ns.shop.sa.cart/svid.pem"}
 
 
 async def test_files_are_envoys_alone(host: Host) -> None:
@@ -100,7 +100,7 @@ async def test_what_is_good_is_kept_and_needs_no_controller(host: Host) -> None:
 
 async def test_with_the_controller_away_a_missing_one_holds_up_no_other(host: Host) -> None:
     await host.certificates().apply(WANTED)
-    held = await host.certificates(away).apply(Wanted((pki.HOST, BILLING, pki.CART), pki.CART))
+    held = await host.certificates(away).apply(Wanted((pki.HOST, BILLING, pki.CART)))
     assert set(held.svids) == {pki.HOST.uri, pki.CART.uri}
     assert "no controller answered" in held.missing[BILLING.uri]
 
@@ -118,11 +118,11 @@ async def test_an_expired_one_stays_when_no_new_one_is_to_be_had(host: Host) -> 
 
 async def test_what_a_crash_left_out_is_written_and_what_it_left_over_is_removed(host: Host) -> None:
     await host.certificates().apply(WANTED)
-    (host.envoy / "certs/outbound/sds.json").unlink()
-    (host.envoy / "certs/outbound/.sds.json.0123").write_text("half")
-    before = host.files() - {"certs/outbound/.sds.json.0123"}
+    (host.envoy / "certs/ns.shop.sa.cart/sds.json").unlink()
+    (host.envoy / "certs/ns.shop.sa.cart/.sds.json.0123").write_text("half")
+    before = host.files() - {"certs/ns.shop.sa.cart/.sds.json.0123"}
     await host.certificates(away).apply(WANTED)
-    assert host.files() == before | {"certs/outbound/sds.json"}
+    assert host.files() == before | {"certs/ns.shop.sa.cart/sds.json"}
 
 
 @pytest.mark.parametrize("damage", [b"", b"junk", None])
@@ -137,32 +137,31 @@ async def test_a_damaged_or_foreign_svid_is_replaced(host: Host, damage: bytes |
     assert (host.envoy / "certs/ns.shop.sa.cart/svid.pem").read_bytes() == held.svids[pki.CART.uri].one_file
 
 
-async def test_a_renewal_replaces_the_identity_and_its_outbound_copy(host: Host) -> None:
+async def test_a_renewal_replaces_that_identity_alone(host: Host) -> None:
     certificates = host.certificates()
     await certificates.apply(WANTED)
-    svid = await certificates.renew(WANTED, pki.CART)
-    for directory in ("ns.shop.sa.cart", "outbound"):
-        assert (host.envoy / "certs" / directory / "svid.pem").read_bytes() == svid.one_file
+    svid = await certificates.renew(pki.CART)
+    assert (host.envoy / "certs/ns.shop.sa.cart/svid.pem").read_bytes() == svid.one_file
     assert (host.envoy / "certs/host/svid.pem").read_bytes() != svid.one_file
 
 
 async def test_identities_that_are_wanted_no_more_are_swept_away(host: Host) -> None:
     certificates = host.certificates()
     await certificates.apply(WANTED)
-    only_host = Wanted((pki.HOST,), pki.HOST)
+    only_host = Wanted((pki.HOST,))
     await certificates.apply(only_host)
     assert await certificates.sweep(only_host) == ("ns.shop.sa.cart",)
-    assert {each.name for each in (host.envoy / "certs").iterdir()} == {"host", "outbound", "roots"}
+    assert {each.name for each in (host.envoy / "certs").iterdir()} == {"host", "roots"}
     assert await certificates.sweep(only_host) == ()
 
 
 async def test_a_bundle_that_would_cut_the_host_off_is_refused(host: Host, tmp_path: Path) -> None:
     other = pki.new_authority(tmp_path)
     for offered in (other.bundle_pem, b"junk"):
-        await host.certificates().apply(Wanted((pki.HOST,), pki.HOST, offered))
+        await host.certificates().apply(Wanted((pki.HOST,), offered))
         assert (host.envoy / "certs/roots/bundle.pem").read_bytes() == host.authority.bundle_pem
     both = host.authority.bundle_pem + other.bundle_pem
-    await host.certificates().apply(Wanted((pki.HOST,), pki.HOST, both))
+    await host.certificates().apply(Wanted((pki.HOST,), both))
     assert (host.envoy / "certs/roots/bundle.pem").read_bytes() == both
     assert host.state.files().bundle_pem == both
 
@@ -197,8 +196,8 @@ def test_a_host_configuration_says_what_is_wanted_without_doubles() -> None:
         outbound_spiffe_id=BILLING.uri,
         bundle_pem=b"roots",
     )
-    assert wanted(config, pki.HOST) == Wanted((pki.HOST, pki.CART, BILLING), BILLING, b"roots")
-    assert wanted(HostConfig(), pki.HOST) == Wanted((pki.HOST,), pki.HOST)
+    assert wanted(config, pki.HOST) == Wanted((pki.HOST, pki.CART, BILLING), b"roots")
+    assert wanted(HostConfig(), pki.HOST) == Wanted((pki.HOST,))
 
 
 @pytest.mark.parametrize(
@@ -257,7 +256,7 @@ def outbound(name: str) -> dict[str, Any]:
 def cluster(name: str, server: HostIdentity | WorkloadIdentity) -> dict[str, Any]:
     endpoint = {"endpoint": {"address": {"pipe": {"path": "server.sock"}}}}
     context = typed(
-        "transport_sockets.tls.v3.UpstreamTlsContext", common_tls_context=common_tls("certs/outbound", server)
+        "transport_sockets.tls.v3.UpstreamTlsContext", common_tls_context=common_tls("certs/ns.shop.sa.cart", server)
     )
     return {
         "name": name,
@@ -392,7 +391,7 @@ async def test_envoy_presents_a_renewed_certificate_on_new_connections_and_keeps
         assert opened.recv(6) == b"before"
         old = serial_on_disk(envoy)
         for _ in range(3):
-            await host.certificates().renew(WANTED, pki.CART)
+            await host.certificates().renew(pki.CART)
             new = serial_on_disk(envoy)
             assert new != old
             await until(lambda new=new: handshake(envoy, host.authority, cart)[0] == new)  # type: ignore[misc]  # the lambda's default
@@ -407,7 +406,7 @@ async def test_envoy_trusts_a_root_that_is_added_while_it_runs(host: Host, envoy
     other = pki.new_authority(tmp_path)
     newcomer = pki.svid(other, pki.CART)
     both = host.authority.bundle_pem + other.bundle_pem
-    await host.certificates().apply(Wanted(WANTED.identities, WANTED.outbound, both))
+    await host.certificates().apply(Wanted(WANTED.identities, both))
 
     def taken() -> bool:
         try:

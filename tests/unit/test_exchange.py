@@ -126,6 +126,24 @@ def test_what_envoy_refuses_is_undone_and_told_and_not_kept_on_disk() -> None:
     assert sent(only(exchange.pushes())) == {"in": "1"}
 
 
+def test_what_envoy_refused_is_offered_again_when_its_files_have_changed() -> None:
+    exchange = connected()
+    exchange.receive(ask(LISTENER_TYPE), NOW)
+    exchange.update(Update(LISTENER_TYPE, "u1", (resource("in", "1"),), ()))
+    push = only(exchange.pushes())
+    exchange.receive(ClientStream.nack(push.type_url, push.nonce, "no such file"), NOW)
+    assert exchange.pushes() == []
+    exchange.settle(NOW)
+    exchange.try_again()
+    push = only(exchange.pushes())
+    assert sent(push) == {"in": "1"}
+    exchange.receive(ClientStream.ack(push.type_url, push.nonce), NOW)
+    exchange.settle(NOW)
+    assert exchange.accepted_version(LISTENER_TYPE, "in") == "1"
+    exchange.try_again()
+    assert exchange.pushes() == []
+
+
 def test_a_bad_resource_does_not_keep_its_neighbours_from_being_accepted() -> None:
     exchange = connected()
     exchange.receive(ask(LISTENER_TYPE), NOW)

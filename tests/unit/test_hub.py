@@ -135,6 +135,18 @@ def test_a_service_that_appears_reaches_the_host_that_asked_for_it_before_it_exi
     assert later in names(fleet.take(one))
 
 
+def test_a_host_that_gets_another_identity_gets_other_clusters(fleet: Fleet) -> None:
+    one, two = fleet.connect("one"), fleet.connect("two")
+    for each in (one, two):
+        fleet.ask(each, CLUSTER_TYPE, "*", A)
+        fleet.take(each)
+    fleet.publish(obj("WorkloadEntry", "shop", {"address": "10.0.0.1", "serviceAccount": "shop"}))
+    (push,) = fleet.take(one)
+    assert push.names == (A,)
+    assert b"certs/ns.default.sa.shop" in push.data
+    assert fleet.take(two) == []
+
+
 def test_convergence_waits_for_the_acknowledgement(fleet: Fleet) -> None:
     one = fleet.connect("one")
     fleet.ask(one, ENDPOINT_TYPE, A)

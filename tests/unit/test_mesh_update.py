@@ -231,7 +231,7 @@ def covered(touched: Touched, before: Mesh, name: tuple[str, str, str]) -> bool:
     """Tell whether a stream would ask again for a resource."""
     found = set(xds.dependencies(before, *name))
     changed = touched.services | (touched.endpoints if name[1] == wire.ENDPOINT_TYPE else frozenset())
-    of_host = name[1] in {wire.LISTENER_TYPE, wire.HOST_CONFIG_TYPE} or name[2].startswith("inbound|")
+    of_host = name[1] in {wire.LISTENER_TYPE, wire.HOST_CONFIG_TYPE, wire.CLUSTER_TYPE}
     own = of_host and name[0] in touched.hosts
     return touched.everything or own or bool(found & changed)
 

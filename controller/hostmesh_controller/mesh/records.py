@@ -51,7 +51,7 @@ class HostRuntime:
 class Touched:
     """What a change can have changed; more than needed is allowed, less is a bug.
 
-    `hosts`: hosts whose own resources may differ (listeners, inbound clusters, HostConfig, and the names in `*`).
+    `hosts`: hosts whose own resources may differ (listeners, clusters, HostConfig, and the names in `*`).
     `services`: dependency names (`xds.dependencies`) of which any resource may differ.
     `endpoints`: dependency names of which endpoints (EDS) alone may differ.
     `everything`: all of it.

@@ -87,7 +87,10 @@ def inbound(port: int, *, ipv6: bool) -> Cluster:
 
 @dataclass(frozen=True, slots=True)
 class Outbound:
-    """What an outbound cluster is made from. `http` False: bytes are passed, whatever the port speaks."""
+    """What an outbound cluster is made from. `http` False: bytes are passed, whatever the port speaks.
+
+    `caller` is the directory of the calling host's certificate.
+    """
 
     name: OutboundName
     service: Service
@@ -96,6 +99,7 @@ class Outbound:
     identities: tuple[str, ...]
     trust_domain: str
     http: bool
+    caller: str
 
 
 def outbound(target: Outbound, endpoints: Sequence[Endpoint]) -> Cluster:
@@ -193,7 +197,7 @@ def _set_transport(cluster: Cluster, target: Outbound) -> None:
         accepted = client.subject_alt_names
     server_name = client.sni if client is not None and client.sni else target.name.server_name
     cluster.transport_socket.CopyFrom(
-        tls.upstream(accepted or (tls.nobody(target.trust_domain),), server_name, _offer(target))
+        tls.upstream(target.caller, accepted or (tls.nobody(target.trust_domain),), server_name, _offer(target))
     )
     match = cluster.transport_socket_matches.add(name=f"{TLS_MODE}-{DISABLED}", transport_socket=tls.plaintext())
     match.match.update({TLS_MODE: DISABLED})

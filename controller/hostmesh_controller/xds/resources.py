@@ -10,6 +10,7 @@ from google.protobuf.message import Message
 
 from hostmesh_api import wire
 from hostmesh_api.delta import Resource
+from hostmesh_api.identity import parse_identity
 from hostmesh_controller.mesh.inbound import inbound_ports
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.records import Host, Resolution, Service, ServicePort
@@ -41,7 +42,7 @@ from hostmesh_controller.names import (
 from hostmesh_controller.xds import clusters, dns, endpoints, listeners_inbound, listeners_outbound, routes
 from hostmesh_controller.xds.encoding import absent
 from hostmesh_controller.xds.encoding import resource as encoded
-from hostmesh_controller.xds.host_config import host_config
+from hostmesh_controller.xds.host_config import host_config, outbound_identity
 from hostmesh_controller.xds.outbound import destination_hostname, plan, tcp_weights
 from hostmesh_controller.xds.policy import policy_for, subset_labels
 
@@ -133,18 +134,17 @@ def _cluster(mesh: Mesh, host: Host, name: str) -> Resource | None:
             return None
         ipv6 = mesh.runtime_of(host.name).ipv6
         return _kept(mesh, (name, ipv6), (), name, lambda: clusters.inbound(inbound, ipv6=ipv6))
-    namespace = mesh.namespace_of(host.name)
     outbound = parse_outbound(name)
     if outbound is not None:
-        found = _outbound_cluster(mesh, namespace, outbound, None)
+        found = _outbound_cluster(mesh, host, outbound, None)
         return found or _kept(mesh, ("missing", name), (), name, lambda: clusters.missing(name))
     dialled = parse_tcp(name)
-    return None if dialled is None else _tcp_cluster(mesh, namespace, dialled)
+    return None if dialled is None else _tcp_cluster(mesh, host, dialled)
 
 
-def _tcp_cluster(mesh: Mesh, namespace: str, dialled: TcpName) -> Resource | None:
-    target = _tcp_target(mesh, namespace, dialled)
-    return None if target is None else _outbound_cluster(mesh, namespace, target, dialled)
+def _tcp_cluster(mesh: Mesh, host: Host, dialled: TcpName) -> Resource | None:
+    target = _tcp_target(mesh, mesh.namespace_of(host.name), dialled)
+    return None if target is None else _outbound_cluster(mesh, host, target, dialled)
 
 
 def _tcp_target(mesh: Mesh, namespace: str, dialled: TcpName) -> OutboundName | None:
@@ -158,8 +158,12 @@ def _tcp_target(mesh: Mesh, namespace: str, dialled: TcpName) -> OutboundName | 
     return parse_outbound(weights[0][0]) if len(weights) == 1 else OutboundName(port.number, "", service.id.hostname)
 
 
-def _outbound_cluster(mesh: Mesh, namespace: str, name: OutboundName, dialled: TcpName | None) -> Resource | None:
-    """Return the cluster of a service's port; `dialled`: under the name of the destination, and for bytes alone."""
+def _outbound_cluster(mesh: Mesh, host: Host, name: OutboundName, dialled: TcpName | None) -> Resource | None:
+    """Return the cluster of a service's port; `dialled`: under the name of the destination, and for bytes alone.
+
+    It is the same for all hosts of a namespace that call under the same identity.
+    """
+    namespace, caller = mesh.namespace_of(host.name), parse_identity(outbound_identity(mesh, host)).slug
     found = _service_port(mesh, namespace, name)
     if found is None:
         return None
@@ -175,11 +179,12 @@ def _outbound_cluster(mesh: Mesh, namespace: str, name: OutboundName, dialled: T
     def make() -> Message:
         http = dialled is None and (port.protocol.is_http or port.protocol.is_detected)
         policy = policy_for(rules, name.subset, port.number)
-        target = clusters.Outbound(name, service, port, policy, of_service.identities, mesh.settings.trust_domain, http)
+        trust_domain, identities = mesh.settings.trust_domain, of_service.identities
+        target = clusters.Outbound(name, service, port, policy, identities, trust_domain, http, caller)
         placed = endpoints.endpoints_of(of_service, port.number, subset_labels(rules, name.subset) or {})
         return clusters.outbound(target, placed) if dialled is None else clusters.tcp(str(dialled), target, placed)
 
-    key = (name, dialled, service.id, tuple(rule.key for rule in rules))
+    key = (name, dialled, service.id, tuple(rule.key for rule in rules), caller)
     return _kept(mesh, key, inputs, str(dialled or name), make)
 
 

@@ -63,12 +63,14 @@ def downstream(slug: str, trust_domain: str, serve: Iterable[str]) -> TransportS
     return TransportSocket(name=TLS, typed_config=any_of(context))
 
 
-def upstream(identities: Iterable[str], server_name: str, offer: Iterable[str]) -> TransportSocket:
-    """Return mutual TLS to a service: only the exact identities are accepted."""
+def upstream(slug: str, identities: Iterable[str], server_name: str, offer: Iterable[str]) -> TransportSocket:
+    """Return mutual TLS to a service: only the exact identities are accepted.
+
+    `slug` is the directory of the caller's certificate. It makes the cluster of a caller with another identity another
+    one, so that Envoy leaves no connection in its pool that was opened under the old identity.
+    """
     accepted = [_uri(StringMatcher(exact=identity)) for identity in identities]
-    context = UpstreamTlsContext(
-        common_tls_context=_common(wire.OUTBOUND_CERTIFICATES, offer, accepted), sni=server_name
-    )
+    context = UpstreamTlsContext(common_tls_context=_common(f"{CERTIFICATES}/{slug}", offer, accepted), sni=server_name)
     return TransportSocket(name=TLS, typed_config=any_of(context))
 
 

@@ -95,6 +95,27 @@ def test_two_workloads_of_one_host_are_served_under_their_own_identities(shop: L
         assert f"By={owner};" in answer["headers"]["x-forwarded-client-cert"] + ";"
 
 
+ANOTHER = """
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {{name: another}}
+spec: {{address: {client}, serviceAccount: another}}
+"""
+
+
+def test_a_change_of_identity_counts_from_the_next_request_on(shop: Lab) -> None:
+    def caller() -> str:
+        seen = shop.curl("client", "http://orders/").json["headers"]["x-forwarded-client-cert"]
+        return str(seen.rpartition("URI=")[2])
+
+    assert caller() == CLIENT
+    another = ANOTHER.format(client=shop.ip("client"))
+    shop.hostmesh("apply", "-f", "-", text_in=another)
+    assert caller() == "spiffe://cluster.local/host/client"
+    shop.hostmesh("delete", "-f", "-", text_in=another)
+    eventually(lambda: caller() == CLIENT, "the only workload speaks again")
+
+
 def _ok(shop: Lab, url: str) -> dict[str, Any]:
     answer = shop.curl("client", url)
     return answer.json if answer.status == 200 else {}

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from hostmesh_controller.cli.connection import Connection
-from hostmesh_controller.cli.failure import problem_line
+from hostmesh_controller.cli.failure import CliError, problem_line
 from hostmesh_controller.cli.kinds import kind_of
 from hostmesh_controller.cli.output import Format, Output, emit, key_text, note, seconds_of, yaml_text
 from hostmesh_controller.cli.sources import Files, Namespace, read_sources
@@ -41,6 +41,8 @@ def apply(
     sources = read_sources(filename)
     body = {"sources": [each.body() for each in sources], "namespace": namespace, "dry_run": dry_run}
     result = connection.post("/v1/apply", body)
+    if not result["objects"]:
+        raise CliError("error: nothing to apply: there is no object in what was given")
     _warn(result)
     if output is Format.TABLE:
         _say(result["objects"], " (dry run)" if dry_run else "")

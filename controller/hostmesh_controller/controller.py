@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 import grpc
@@ -29,7 +30,7 @@ from hostmesh_controller import listen, mesh
 from hostmesh_controller.api.app import create_app
 from hostmesh_controller.api.parts import Parts
 from hostmesh_controller.api.principals import LocalSocket
-from hostmesh_controller.authority import Authority
+from hostmesh_controller.authority import Authority, AuthorityError
 from hostmesh_controller.authority_server import ServerCertificate
 from hostmesh_controller.calls import CountCalls
 from hostmesh_controller.config import Config, called_at
@@ -72,11 +73,27 @@ async def serve(config: Config) -> None:
         held.enter_context(claimed(config.state_dir))
         store = await asyncio.to_thread(open_store, config.state_dir / "store.sqlite")
         held.callback(store.close)
+        await asyncio.to_thread(_refuse_a_second_root, store, config.state_dir)
         authority = await asyncio.to_thread(Authority.load_or_create, config.state_dir, config.trust_domain, utc_now())
         controller = Controller(config, store, authority)
         await controller.registrar.open()
         _spare_the_collector()
         await controller.run()
+
+
+def _refuse_a_second_root(store: Store, state_dir: Path) -> None:
+    """Refuse to make a new root while hosts trust another: each of them would be locked out.
+
+    Raises:
+        AuthorityError: says what to restore.
+    """
+    directory = state_dir / "ca"
+    joined = sum(state.joined_at is not None for state in store.host_states().values())
+    if joined and not (directory / "root.pem").exists():
+        raise AuthorityError(
+            f"{directory} has no root.pem, but {joined} host(s) have joined and trust the one that was there: "
+            "restore the directory from a backup. (Or start with an empty state directory; then every host must join again.)"
+        )
 
 
 @dataclass(slots=True)

@@ -8,13 +8,14 @@ from typing import Final
 import grpc
 import structlog
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest
+from google.protobuf.message import DecodeError
 
 from hostmesh_controller import xds
 from hostmesh_controller.hub import Connection, Hub, TooManyNamesError
 
 SERVICE: Final = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 
-Context = grpc.aio.ServicerContext[DeltaDiscoveryRequest, bytes]
+Context = grpc.aio.ServicerContext[bytes, bytes]
 Identify = Callable[[Context], Awaitable[str]]
 """Returns the calling host's name from its verified certificate, or aborts the call."""
 
@@ -37,17 +38,18 @@ class AdsServer:
         self._hub = hub
         self._identify = identify
 
-    def handler(self) -> "grpc.GenericRpcHandler[DeltaDiscoveryRequest, bytes]":
+    def handler(self) -> "grpc.GenericRpcHandler[bytes, bytes]":
         """Return the handler to add to a grpc.aio server.
 
-        Responses are bytes already: there is no serializer between the hub and the wire.
+        Responses are bytes already. Requests are read here and not by gRPC, which would log a peer's garbage as a
+        fault of this server.
         """
         method = grpc.stream_stream_rpc_method_handler(
-            self._stream, request_deserializer=DeltaDiscoveryRequest.FromString, response_serializer=None
+            self._stream, request_deserializer=None, response_serializer=None
         )
         return grpc.method_handlers_generic_handler(SERVICE, {"DeltaAggregatedResources": method})
 
-    async def _stream(self, requests: AsyncIterator[DeltaDiscoveryRequest], context: Context) -> None:
+    async def _stream(self, requests: AsyncIterator[bytes], context: Context) -> None:
         host = await self._identify(context)
         if not xds.knows_host(self._hub.mesh, host):
             await context.abort(
@@ -82,11 +84,13 @@ class AdsServer:
                 return
         raise _RefusedError(grpc.StatusCode.ABORTED, "another stream of this host took over, or the host was removed")
 
-    async def _read(
-        self, requests: AsyncIterator[DeltaDiscoveryRequest], connection: Connection, wake: asyncio.Event
-    ) -> None:
+    async def _read(self, requests: AsyncIterator[bytes], connection: Connection, wake: asyncio.Event) -> None:
         try:
-            async for request in requests:
+            async for data in requests:
+                try:
+                    request = DeltaDiscoveryRequest.FromString(data)
+                except DecodeError as error:
+                    raise _RefusedError(grpc.StatusCode.INVALID_ARGUMENT, "not a DeltaDiscoveryRequest") from error
                 # Waking the writer for each acknowledgement, for nothing, was a tenth of a push's cost.
                 if self._take(request, connection):
                     wake.set()

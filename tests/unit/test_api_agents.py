@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -28,7 +29,7 @@ from hostmesh_api.v1.hostmesh_pb2 import (
 )
 from hostmesh_api.v1.hostmesh_pb2_grpc import EnrolmentStub, IdentityStub, ReportingStub
 from hostmesh_api.wire import CLUSTER_TYPE, HOST_CONFIG_TYPE, LISTENER_TYPE
-from running_controller import START_S, Process, running_process
+from running_controller import START_S, Process, running_process, start_controller
 
 ADS = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
 
@@ -119,7 +120,10 @@ async def test_a_host_joins_is_configured_becomes_ready_and_is_removed(controlle
         assert agent.joined.host == "web"
         async with configured(agent) as held:
             revision = await _revision(client)
-            waiting = await _converged(client, revision, 0.2)
+            async with asyncio.timeout(START_S):
+                # A host that is not connected yet is not waited for.
+                while not (waiting := await _converged(client, revision, 0.2))["hosts"]:
+                    pass
             assert not waiting["converged"]
             assert waiting["hosts"][0]["waiting_workloads"] == ["default/web"]
 
@@ -236,3 +240,28 @@ async def _renew(agent: Agent) -> None:
     async with agent.channel() as channel:
         stub: Any = IdentityStub(channel)
         await stub.RenewHost(RenewHostRequest(csr_der=csr(agent.key)), timeout=START_S)
+
+
+async def test_garbage_on_the_stream_is_the_peers_mistake_and_told_as_such(controller: Process) -> None:
+    async with admin(controller) as client:
+        agent = await join(await register(client, "garbage", "10.1.0.9"))
+    async with agent.channel() as channel:
+        open_stream: Any = channel.stream_stream(ADS)  # type: ignore[call-arg] # grpc's stubs demand serializers
+        call = open_stream()
+        await call.write(b"\xff\xff\xff")
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call.read()
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "Traceback" not in controller.log.read_text()
+
+
+async def test_a_lost_root_is_not_replaced_while_hosts_trust_it(tmp_path: Path) -> None:
+    with running_process(tmp_path) as process:
+        async with admin(process) as client:
+            await join(await register(client, "web", "10.1.0.1"))
+        process.stop()
+        shutil.rmtree(tmp_path / "state" / "ca")
+        again = start_controller(tmp_path / "state.toml", tmp_path / "again.log")
+        assert await asyncio.to_thread(again.wait, START_S) == 1
+        assert "restore the directory from a backup" in (tmp_path / "again.log").read_text()
+        assert not (tmp_path / "state" / "ca" / "root.pem").exists()

@@ -1,6 +1,6 @@
 """proxy: what each host's Envoy has, and what it refused."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -8,6 +8,9 @@ from hostmesh_controller.cli.connection import Connection
 from hostmesh_controller.cli.output import Format, Output, age, emit, table
 
 app = typer.Typer(no_args_is_help=True, help="Proxies: one Envoy on each host.")
+
+_SHOWN_CHARS: Final = 400
+"""Of a refusal's message, in the table: JSON and YAML have all of it."""
 
 
 @app.command("status")
@@ -33,7 +36,7 @@ def status(
         for nack in each["nacks"]:
             typer.echo(
                 f"\n{each['host']} refused {_short(nack['type'])} {', '.join(nack['names'])} "
-                f"{age(nack['at'])} ago: {nack['message']}"
+                f"{age(nack['at'])} ago: {_end_of(nack['message'])}"
             )
 
 
@@ -59,6 +62,11 @@ def _details(each: dict[str, Any]) -> None:
         for name, state in sorted(each["types"].items())
     ]
     table(("TYPE", "ASKED FOR", "HELD", "ACKED"), rows, empty="not connected: no subscriptions")
+
+
+def _end_of(message: str) -> str:
+    """Return the end of Envoy's message: it may begin with the whole resource, and says at the end what is wrong."""
+    return message if len(message) <= _SHOWN_CHARS else f"… {message[-_SHOWN_CHARS:]}"
 
 
 def _short(type_url: str) -> str:

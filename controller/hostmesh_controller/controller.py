@@ -92,7 +92,8 @@ def _refuse_a_second_root(store: Store, state_dir: Path) -> None:
     if joined and not (directory / "root.pem").exists():
         raise AuthorityError(
             f"{directory} has no root.pem, but {joined} host(s) have joined and trust the one that was there: "
-            "restore the directory from a backup. (Or start with an empty state directory; then every host must join again.)"
+            "restore the directory from a backup. "
+            "(Or start with an empty state directory; then every host must join again.)"
         )
 
 

@@ -280,6 +280,18 @@ def test_endpoints_are_told_again_behind_a_cluster_that_changed() -> None:
     ]
 
 
+def test_what_names_certificates_is_held_back_until_the_agent_has_put_them_in_place() -> None:
+    exchange = connected()
+    for type_url in (CLUSTER_TYPE, LISTENER_TYPE):
+        exchange.receive(ask(type_url), NOW)
+    exchange.update(Update(HOST_CONFIG_TYPE, "h1", (resource("self", "1"),), ()))
+    for type_url in (CLUSTER_TYPE, LISTENER_TYPE):
+        exchange.update(Update(type_url, "u1", (resource("in", "1"),), ()))
+    assert exchange.pushes() == []
+    exchange.own_settled("", NOW)
+    assert [push.type_url for push in exchange.pushes()] == [CLUSTER_TYPE, LISTENER_TYPE]
+
+
 def test_a_failed_write_is_kept_for_the_next_one() -> None:
     exchange = connected()
     exchange.update(Update(HOST_CONFIG_TYPE, "h1", (resource("self", "1"),), ()))

@@ -255,6 +255,22 @@ async def test_garbage_on_the_stream_is_the_peers_mistake_and_told_as_such(contr
     assert "Traceback" not in controller.log.read_text()
 
 
+async def test_a_host_that_speaks_as_another_is_refused(controller: Process) -> None:
+    async with admin(controller) as client:
+        agent = await join(await register(client, "liar", "10.1.0.10"))
+        await register(client, "victim", "10.1.0.11")
+    request = DeltaDiscoveryRequest(type_url=HOST_CONFIG_TYPE, resource_names_subscribe=["self"])
+    request.node.id = "victim"
+    async with agent.channel() as channel:
+        open_stream: Any = channel.stream_stream(ADS)  # type: ignore[call-arg] # grpc's stubs demand serializers
+        call = open_stream()
+        await call.write(request.SerializeToString())
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call.read()
+    assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert "'victim' is not the host of the certificate, 'liar'" in str(refused.value.details())
+
+
 async def test_a_lost_root_is_not_replaced_while_hosts_trust_it(tmp_path: Path) -> None:
     with running_process(tmp_path) as process:
         async with admin(process) as client:

@@ -226,6 +226,7 @@ def test_a_name_that_a_living_envoy_gives_up_is_given_up_everywhere() -> None:
     exchange = connected(Entry(ENDPOINT_TYPE, False, resource("a", "1")))
     exchange.receive(ask(ENDPOINT_TYPE, "a"), NOW)
     assert exchange.receive(give_up(ENDPOINT_TYPE, "a"), NOW) == []
+    assert exchange.settle(NOW) == []
     assert describe(exchange.settle(NOW + GIVEN_UP_AFTER)) == ["want ClusterLoadAssignment -a {}"]
     (change,) = exchange.take_changes()
     assert change.entry is None

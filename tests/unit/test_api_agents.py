@@ -278,6 +278,10 @@ async def test_a_lost_root_is_not_replaced_while_hosts_trust_it(tmp_path: Path) 
         process.stop()
         shutil.rmtree(tmp_path / "state" / "ca")
         again = start_controller(tmp_path / "state.toml", tmp_path / "again.log")
-        assert await asyncio.to_thread(again.wait, START_S) == 1
+        try:
+            assert await asyncio.to_thread(again.wait, START_S) == 1
+        finally:
+            again.kill()
+            again.wait()
         assert "restore the directory from a backup" in (tmp_path / "again.log").read_text()
         assert not (tmp_path / "state" / "ca" / "root.pem").exists()

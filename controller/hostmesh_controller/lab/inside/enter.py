@@ -29,8 +29,11 @@ def main() -> None:
     os.close(wish["into"])
     if wish["detach"]:
         sys.exit(_leave_running(wish))
+    # The command may run, and be sent a signal, before this process is ready to hand it on: the signal waits.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
     child = os.fork()
     if child == 0:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _FORWARDED)
         kernel.die_with_parent(signal.SIGKILL)
         os._exit(_become(wish))
     sys.exit(_wait(child))
@@ -70,6 +73,7 @@ def _wait(child: int) -> int:
     # A terminal's interrupt reaches the whole foreground group, the command too: it decides what that means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGQUIT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _FORWARDED)
     while True:
         _, status = os.waitpid(child, os.WUNTRACED)
         if os.WIFSTOPPED(status):

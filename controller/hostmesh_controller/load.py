@@ -4,10 +4,8 @@ A problem names the file, line and field. One mistake does not hide another: eac
 that is wrong with it is collected. No input raises, and none costs more than its size: see `yaml_nodes.Limits`.
 """
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path as FilePath
 from typing import Final, Literal
 
 from hostmesh_controller.model import ApiObject, Fault, ObjectKey, Origin, Path, Place, path_text, read_document
@@ -15,7 +13,6 @@ from hostmesh_controller.yaml_nodes import DEFAULT_LIMITS, Document, Limits, Yam
 
 STDIN: Final = "<stdin>"
 _MAX_PROBLEMS: Final = 1000
-SUFFIXES: Final = (".yaml", ".yml", ".json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,54 +79,6 @@ def _bounded(problems: list[Problem]) -> list[Problem]:
         return problems
     message = f"more than {_MAX_PROBLEMS} problems: the rest is not told"
     return [*problems[:_MAX_PROBLEMS], replace(problems[_MAX_PROBLEMS], path="", message=message)]
-
-
-def load_files(paths: list[FilePath], default_namespace: str = "default") -> tuple[list[ApiObject], list[Problem]]:
-    """Read files, directories (their *.yaml, *.yml and *.json, sorted, not those below) and "-" for standard input."""
-    objects: list[ApiObject] = []
-    problems: list[Problem] = []
-    for path in paths:
-        for file in _files(path, problems):
-            text = _read(file, problems)
-            if text is not None:
-                made, wrong = load_documents(text, str(file), default_namespace)
-                objects += made
-                problems += wrong
-    return objects, problems
-
-
-def _files(path: FilePath, problems: list[Problem]) -> list[FilePath]:
-    if not path.is_dir():
-        return [path]
-    try:
-        found = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and _is_wanted(file))
-    except OSError as error:
-        problems.append(_unreadable(path, error))
-        return []
-    if not found:
-        problems.append(Problem(str(path), 0, 0, "", "no *.yaml, *.yml or *.json file in this directory", "empty"))
-    return found
-
-
-def _is_wanted(file: FilePath) -> bool:
-    return not file.name.startswith(".") and not file.is_dir()
-
-
-def _read(path: FilePath, problems: list[Problem]) -> bytes | None:
-    # One byte over the limit tells that there is more, without reading all of it.
-    amount = DEFAULT_LIMITS.text_bytes + 1
-    try:
-        if str(path) == "-":
-            return sys.stdin.buffer.read(amount)
-        with path.open("rb") as file:
-            return file.read(amount)
-    except OSError as error:
-        problems.append(_unreadable(path, error))
-        return None
-
-
-def _unreadable(path: FilePath, error: OSError) -> Problem:
-    return Problem(str(path), 0, 0, "", f"cannot be read: {error.strerror or error}", "unreadable")
 
 
 def _items(document: Document) -> Iterator[tuple[Path, object, dict[Path, Place]]]:

@@ -1,16 +1,13 @@
 """Files in, objects and problems out: the places are right, nothing raises, nothing costs more than its size."""
 
-import io
 import json
-import sys
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hostmesh_controller.load import Problem, load_documents, load_files
+from hostmesh_controller.load import Problem, load_documents
 from hostmesh_controller.model import ObjectKey
 from hostmesh_controller.yaml_nodes import Limits
 
@@ -275,33 +272,6 @@ def test_any_text_gives_objects_or_problems_and_never_raises(text: str | bytes) 
     for problem in load_documents(text, "f.yaml")[1]:
         assert problem.line >= 1
         assert problem.column >= 1
-
-
-def test_a_directory_is_read_in_order_of_names_without_what_is_hidden_or_other(tmp_path: Path) -> None:
-    (tmp_path / "b.yml").write_text(HOST.replace("h1", "b"))
-    (tmp_path / "a.yaml").write_text(HOST.replace("h1", "a"))
-    (tmp_path / "c.json").write_text(json.dumps({"kind": "Hots"}))
-    (tmp_path / ".d.yaml").write_text("broken: '")
-    (tmp_path / "notes.txt").write_text("broken: '")
-    (tmp_path / "below.yaml").mkdir()
-    objects, wrong = load_files([tmp_path])
-    assert [item.key.name for item in objects] == ["a", "b"]
-    assert {problem.file for problem in wrong} == {str(tmp_path / "c.json")}
-
-
-def test_what_cannot_be_read_is_a_problem_and_no_traceback(tmp_path: Path) -> None:
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    assert [str(problem) for problem in load_files([tmp_path / "gone.yaml", empty])[1]] == [
-        f"{tmp_path}/gone.yaml: cannot be read: No such file or directory",
-        f"{empty}: no *.yaml, *.yml or *.json file in this directory",
-    ]
-
-
-def test_a_dash_is_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(HOST.replace("h1", "H").encode())))
-    [problem] = load_files([Path("-")])[1]
-    assert str(problem).startswith("<stdin>:3: metadata.name: 'H' is not a valid name")
 
 
 def test_a_problem_of_an_object_without_a_file_names_the_object() -> None:

@@ -48,13 +48,17 @@ def read_sources(names: Sequence[str]) -> list[Source]:
 
 def _paths_of(path: Path) -> list[Path]:
     if path.is_dir():
-        inside = sorted(each for each in path.iterdir() if each.suffix in SUFFIXES and not each.name.startswith("."))
+        inside = sorted(each for each in path.iterdir() if each.suffix in SUFFIXES and _is_wanted(each))
         if not inside:
             raise CliError(f"error: {path} holds no .yaml, .yml or .json file")
         return inside
     if not path.exists():
         raise CliError(f"error: {path}: no such file or directory")
     return [path]
+
+
+def _is_wanted(file: Path) -> bool:
+    return not file.name.startswith(".") and not file.is_dir()
 
 
 def _text_of(path: Path) -> str:

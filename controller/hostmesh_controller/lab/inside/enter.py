@@ -89,9 +89,6 @@ def _become(wish: dict[str, Any]) -> int:
     command = sys.argv[2:]
     _as_after_login(detached=wish["detach"])
     try:
-        if wish["user_namespace"]:
-            # Of no effect below a user namespace: whoever sees it and counts on it (to raise a limit) would fail.
-            kernel.never_again(kernel.CAP_SYS_RESOURCE)
         environment = _as_user(wish["user"]) | wish["environment"]
         if not wish["detach"]:
             # Again: changing the user made the kernel forget it.

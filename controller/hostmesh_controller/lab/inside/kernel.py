@@ -19,10 +19,7 @@ MS_MOVE: Final = 0x2000
 MS_REC: Final = 0x4000
 MS_SLAVE: Final = 0x80000
 
-CAP_SYS_RESOURCE: Final = 24
-
 _PR_SET_PDEATHSIG: Final = 1
-_PR_CAPBSET_DROP: Final = 24
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -52,8 +49,3 @@ def mount(source: str, target: str, fstype: str = "", flags: int = 0, data: str 
 def die_with_parent(signal_number: int) -> None:
     """Have the kernel send the signal to this process when its parent ends; forgotten when credentials change."""
     _check(_libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal_number), 0, 0, 0), "prctl(PR_SET_PDEATHSIG)")
-
-
-def never_again(capability: int) -> None:
-    """Take the capability from every program that this process and its children start from now on."""
-    _check(_libc.prctl(_PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0), "prctl(PR_CAPBSET_DROP)")

@@ -126,32 +126,32 @@ class Exchange:
     def update(self, update: Update) -> None:
         """Take a response of the controller for Envoy."""
         shelf = self._shelf(update.type_url)
-        wanted = self._up.wanted(update.type_url)
+        type_url = update.type_url
+        everything = self._up.wants(type_url, WILDCARD)
         for resource in update.resources:
             shelf.refused.pop(resource.name, None)
             shelf.held[resource.name] = resource
             shelf.lingering.discard(resource.name)
             shelf.absent.discard(resource.name)
-            if resource.name not in wanted:
+            if not self._up.wants(type_url, resource.name):
                 shelf.listed.add(resource.name)
         for name in update.removed:
             shelf.refused.pop(name, None)
-            if self._lingers(update.type_url, name):
+            if self._lingers(type_url, name):
                 shelf.lingering.add(name)
                 continue
             shelf.held.pop(name, None)
             shelf.listed.discard(name)
-            if name in wanted:
+            if self._up.wants(type_url, name):
                 shelf.absent.add(name)
         names = [*(resource.name for resource in update.resources), *update.removed]
         shelf.fresh.update(names)
         shelf.owed.append(update.nonce)
-        if WILDCARD in wanted and not shelf.complete:
-            shelf.complete = True
+        shelf.complete = shelf.complete or everything
         if self._down is not None:
-            self._down.mark(update.type_url, names)
-            if WILDCARD in wanted:
-                self._down.mark_all(update.type_url)
+            self._down.mark(type_url, names)
+            if everything:
+                self._down.mark_all(type_url)
 
     def _lingers(self, type_url: str, name: str) -> bool:
         """Tell whether Envoy keeps what the controller removed.
@@ -222,11 +222,11 @@ class Exchange:
         Given up are those that do not exist. Envoy keeps its answer to them, and is not told if that changes.
         """
         names = tuple(name for name in names if len(name) <= _MAX_VIRTUAL_HOST_CHARS)
-        wanted = self._up.wanted(VIRTUAL_HOST_TYPE)
-        new = tuple(name for name in names if name not in wanted)
-        room = self._max_virtual_hosts - len(wanted)
+        new = tuple(name for name in names if not self._up.wants(VIRTUAL_HOST_TYPE, name))
+        room = self._max_virtual_hosts - self._up.count(VIRTUAL_HOST_TYPE)
         if len(new) <= room:
             return names, None
+        wanted = self._up.wanted(VIRTUAL_HOST_TYPE)
         nobody = [name for name in wanted if name in shelf.held and _is_nobody(shelf.held[name])]
         for name in nobody:
             self._forget(VIRTUAL_HOST_TYPE, shelf, name)

@@ -24,10 +24,7 @@ from hostmesh_agent.cache import Cache
 from hostmesh_agent.exchange import Exchange, Refusal
 from hostmesh_api.delta import ClientStream
 from hostmesh_api.v1.hostmesh_pb2 import HostConfig
-from hostmesh_api.wire import HOST_CONFIG_TYPE
-
-SERVICE: Final = "envoy.service.discovery.v3.AggregatedDiscoveryService"
-METHOD: Final = "DeltaAggregatedResources"
+from hostmesh_api.wire import ADS_METHOD, ADS_SERVICE, HOST_CONFIG_TYPE
 
 BACKOFF_FIRST_S: Final = 0.2
 BACKOFF_LAST_S: Final = 15.0
@@ -144,7 +141,7 @@ class Relay:
         method = grpc.stream_stream_rpc_method_handler(
             self._envoy, request_deserializer=DeltaDiscoveryRequest.FromString, response_serializer=None
         )
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {METHOD: method}),))
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(ADS_SERVICE, {ADS_METHOD: method}),))
         previous = os.umask(0o177)
         try:
             server.add_insecure_port(f"unix:{self._socket}")
@@ -203,9 +200,9 @@ class Relay:
     async def _follow(self) -> None:
         backoff_s = BACKOFF_FIRST_S
         impatience = _Impatience(self._cut_off)
+        impatience.start()
         while True:
             started = datetime.now(UTC)
-            impatience.start()
             try:
                 await self._stream(impatience)
             except grpc.aio.AioRpcError as error:
@@ -232,7 +229,7 @@ class Relay:
     async def _stream(self, impatience: "_Impatience") -> None:
         async with self._connect() as channel:
             method = channel.stream_stream(
-                f"/{SERVICE}/{METHOD}",
+                f"/{ADS_SERVICE}/{ADS_METHOD}",
                 request_serializer=DeltaDiscoveryRequest.SerializeToString,
                 response_deserializer=DeltaDiscoveryResponse.FromString,
             )

@@ -7,6 +7,10 @@ change of protocol between the two.
 from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
+ADS_SERVICE: Final = "envoy.service.discovery.v3.AggregatedDiscoveryService"
+ADS_METHOD: Final = "DeltaAggregatedResources"
+"""Spoken on both hops, Envoy to agent and agent to controller."""
+
 OUTBOUND_PORT: Final = 15001
 """Envoy's listener for captured outbound TCP (Istio's number)."""
 INBOUND_PORT: Final = 15006

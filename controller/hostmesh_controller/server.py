@@ -3,17 +3,15 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
-from typing import Final
 
 import grpc
 import structlog
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest
 from google.protobuf.message import DecodeError
 
+from hostmesh_api.wire import ADS_METHOD, ADS_SERVICE
 from hostmesh_controller import xds
 from hostmesh_controller.hub import Connection, Hub, TooManyNamesError
-
-SERVICE: Final = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 Identify = Callable[[Context], Awaitable[str]]
@@ -47,7 +45,7 @@ class AdsServer:
         method = grpc.stream_stream_rpc_method_handler(
             self._stream, request_deserializer=None, response_serializer=None
         )
-        return grpc.method_handlers_generic_handler(SERVICE, {"DeltaAggregatedResources": method})
+        return grpc.method_handlers_generic_handler(ADS_SERVICE, {ADS_METHOD: method})
 
     async def _stream(self, requests: AsyncIterator[bytes], context: Context) -> None:
         host = await self._identify(context)

@@ -21,9 +21,10 @@ from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, Delt
 from bench.h2 import GrpcStream
 from bench.report import report
 from hostmesh_api.v1.hostmesh_pb2 import ReportResponse
+from hostmesh_api.wire import ADS_METHOD, ADS_SERVICE
 
 REPORT_PATH: Final = "/hostmesh.v1.Reporting/Report"
-PATH: Final = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
+PATH: Final = f"/{ADS_SERVICE}/{ADS_METHOD}"
 _READ_BYTES: Final = 262_144
 _TICK_S: Final = 0.05
 """How often it is looked whose report is due."""

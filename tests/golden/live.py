@@ -95,9 +95,8 @@ class Ads:
         handler = grpc.stream_stream_rpc_method_handler(
             self._stream, request_deserializer=DeltaDiscoveryRequest.FromString, response_serializer=lambda data: data
         )
-        service = "envoy.service.discovery.v3.AggregatedDiscoveryService"
         server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler(service, {"DeltaAggregatedResources": handler}),)
+            (grpc.method_handlers_generic_handler(wire.ADS_SERVICE, {wire.ADS_METHOD: handler}),)
         )
         server.add_insecure_port(f"unix:{self.path}")
         server.start()

@@ -28,10 +28,10 @@ from hostmesh_api.v1.hostmesh_pb2 import (
     WorkloadLease,
 )
 from hostmesh_api.v1.hostmesh_pb2_grpc import EnrolmentStub, IdentityStub, ReportingStub
-from hostmesh_api.wire import CLUSTER_TYPE, HOST_CONFIG_TYPE, LISTENER_TYPE
+from hostmesh_api.wire import ADS_METHOD, ADS_SERVICE, CLUSTER_TYPE, HOST_CONFIG_TYPE, LISTENER_TYPE
 from running_controller import START_S, Process, running_process, start_controller
 
-ADS = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
+ADS = f"/{ADS_SERVICE}/{ADS_METHOD}"
 
 
 @pytest.fixture(scope="module")

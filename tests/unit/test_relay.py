@@ -12,10 +12,10 @@ from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, Delt
 from envoy.service.discovery.v3.discovery_pb2 import Resource as ResourceMessage
 
 from hostmesh_agent.cache import Cache
-from hostmesh_agent.relay import METHOD, SERVICE, Relay
+from hostmesh_agent.relay import Relay
 from hostmesh_api.delta import Answer, ClientStream, Resource, ServerStream
 from hostmesh_api.v1.hostmesh_pb2 import HostConfig
-from hostmesh_api.wire import CLUSTER_TYPE, HOST_CONFIG_TYPE, LISTENER_TYPE
+from hostmesh_api.wire import ADS_METHOD, ADS_SERVICE, CLUSTER_TYPE, HOST_CONFIG_TYPE, LISTENER_TYPE
 
 BOUND_S = 10.0
 
@@ -87,7 +87,7 @@ class Controller:
         method = grpc.stream_stream_rpc_method_handler(
             self.serve, request_deserializer=DeltaDiscoveryRequest.FromString, response_serializer=None
         )
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {METHOD: method}),))
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(ADS_SERVICE, {ADS_METHOD: method}),))
         server.add_insecure_port(f"unix:{self.socket}")
         await server.start()
         try:
@@ -122,7 +122,7 @@ class Envoy:
 async def envoy(socket: Path) -> AsyncIterator[Envoy]:
     async with grpc.aio.insecure_channel(f"unix:{socket}") as channel:
         method = channel.stream_stream(
-            f"/{SERVICE}/{METHOD}",
+            f"/{ADS_SERVICE}/{ADS_METHOD}",
             request_serializer=DeltaDiscoveryRequest.SerializeToString,
             response_deserializer=DeltaDiscoveryResponse.FromString,
         )

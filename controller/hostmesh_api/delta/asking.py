@@ -51,6 +51,10 @@ class ClientStream:
         """Return the names asked for."""
         return frozenset(self._wanted.get(type_url, ()))
 
+    def count(self, type_url: str) -> int:
+        """Return how many names are asked for."""
+        return len(self._wanted.get(type_url, ()))
+
     def wants(self, type_url: str, name: str) -> bool:
         """Tell whether a name is asked for."""
         return name in self._wanted.get(type_url, ())

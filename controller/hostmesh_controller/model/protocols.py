@@ -27,11 +27,6 @@ class Protocol(StrEnum):
         return self in {Protocol.HTTP2, Protocol.GRPC}
 
     @property
-    def is_tls(self) -> bool:
-        """The program encrypts by itself: only the server name can be seen."""
-        return self in {Protocol.TLS, Protocol.HTTPS}
-
-    @property
     def is_detected(self) -> bool:
         """Nothing was declared: HTTP or not is found out per connection."""
         return self is Protocol.UNSUPPORTED

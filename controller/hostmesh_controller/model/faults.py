@@ -127,8 +127,9 @@ def _part_at(model: type[Spec], path: Sequence[str | int]) -> type[Spec] | None:
 
 
 def field_names(model: type[Spec]) -> list[str]:
-    """Return the fields of a model as users write them, those of `not_yet` too."""
-    return [field.alias or name for name, field in model.model_fields.items()] + sorted(model.not_yet)
+    """Return the fields of a model as users write them, those of `not_yet` and `refused` too."""
+    known = [field.alias or name for name, field in model.model_fields.items()]
+    return known + sorted(model.not_yet | model.refused.keys())
 
 
 def _unknown(model: type[Spec], path: Path) -> Fault:
@@ -136,6 +137,8 @@ def _unknown(model: type[Spec], path: Path) -> Fault:
     part = _part_at(model, path[:-1])
     if part is None:
         return Fault(path, f"unknown field {name!r}", "unknown-field")
+    if name in part.refused:
+        return Fault(path, f"not supported: {part.refused[name]}", "not-supported")
     if name in part.not_yet:
         return Fault(path, "not supported yet", "not-supported")
     return Fault(path, f"unknown field {name!r}{did_you_mean(name, field_names(part))}", "unknown-field")

@@ -4,7 +4,7 @@ Numbers and booleans are strict, as in Kubernetes: `weight: "80"` is a mistake, 
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from ipaddress import ip_address
 from typing import Annotated, Any, ClassVar, Final
@@ -37,7 +37,8 @@ class Spec(BaseModel):
     """A part of a spec: immutable, closed, equal by content.
 
     `not_yet` names the fields (as users write them) that Istio or Kubernetes has here and hostmesh does not
-    implement yet: they are refused by name, where a misspelt field gets a suggestion.
+    implement yet: they are refused by name, where a misspelt field gets a suggestion. `refused` says why for those
+    that need more words.
     """
 
     model_config = ConfigDict(
@@ -48,6 +49,7 @@ class Spec(BaseModel):
         hide_input_in_errors=True,
     )
     not_yet: ClassVar[frozenset[str]] = frozenset()
+    refused: ClassVar[Mapping[str, str]] = {}
 
     def to_dict(self) -> dict[str, Any]:
         """Return what the user wrote, ready for JSON: fields left out stay out."""

@@ -26,9 +26,15 @@ class JoinRequest(_message.Message):
     TOKEN_FIELD_NUMBER: _builtins.int
     CSR_DER_FIELD_NUMBER: _builtins.int
     FACTS_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
     token: _builtins.str
     csr_der: _builtins.bytes
     """PKCS #10, DER. Only its public key is used."""
+    name: _builtins.str
+    """For the token of a group alone, which names no host. The name that the host wants; "" for its host name."""
+    address: _builtins.str
+    """The address that the host wants; "" for the one from which the controller sees it call."""
     @_builtins.property
     def facts(self) -> Global___HostFacts: ...
     def __init__(
@@ -37,10 +43,12 @@ class JoinRequest(_message.Message):
         token: _builtins.str = ...,
         csr_der: _builtins.bytes = ...,
         facts: Global___HostFacts | None = ...,
+        name: _builtins.str = ...,
+        address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["facts", b"facts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["csr_der", b"csr_der", "facts", b"facts", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "csr_der", b"csr_der", "facts", b"facts", "name", b"name", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -258,13 +266,21 @@ class Workload(_message.Message):
     SERVICE_ACCOUNT_FIELD_NUMBER: _builtins.int
     SPIFFE_ID_FIELD_NUMBER: _builtins.int
     PORTS_FIELD_NUMBER: _builtins.int
+    PROBE_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     name: _builtins.str
     service_account: _builtins.str
     spiffe_id: _builtins.str
+    address: _builtins.str
+    """Where the program is called, and probed unless the probe says where."""
     @_builtins.property
     def ports(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Ports on which the workload's program listens and which are captured inbound."""
+
+    @_builtins.property
+    def probe(self) -> Global___Probe:
+        """How the agent tells whether the program is healthy; unset: it counts as healthy."""
 
     def __init__(
         self,
@@ -274,14 +290,177 @@ class Workload(_message.Message):
         service_account: _builtins.str = ...,
         spiffe_id: _builtins.str = ...,
         ports: _abc.Iterable[_builtins.int] | None = ...,
+        probe: Global___Probe | None = ...,
+        address: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["probe", b"probe"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "namespace", b"namespace", "ports", b"ports", "service_account", b"service_account", "spiffe_id", b"spiffe_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "name", b"name", "namespace", b"namespace", "ports", b"ports", "probe", b"probe", "service_account", b"service_account", "spiffe_id", b"spiffe_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Workload: _TypeAlias = Workload  # noqa: Y015
+
+@_typing.final
+class Probe(_message.Message):
+    """One way to look at a program, and when. The numbers are never 0, but the delay may be."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Header(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        NAME_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        name: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            name: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class HttpGet(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        HOST_FIELD_NUMBER: _builtins.int
+        PORT_FIELD_NUMBER: _builtins.int
+        PATH_FIELD_NUMBER: _builtins.int
+        TLS_FIELD_NUMBER: _builtins.int
+        HEADERS_FIELD_NUMBER: _builtins.int
+        host: _builtins.str
+        """An address of the host itself; "" for the workload's."""
+        port: _builtins.int
+        path: _builtins.str
+        tls: _builtins.bool
+        @_builtins.property
+        def headers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Probe.Header]: ...
+        def __init__(
+            self,
+            *,
+            host: _builtins.str = ...,
+            port: _builtins.int = ...,
+            path: _builtins.str = ...,
+            tls: _builtins.bool = ...,
+            headers: _abc.Iterable[Global___Probe.Header] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["headers", b"headers", "host", b"host", "path", b"path", "port", b"port", "tls", b"tls"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class TcpSocket(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        HOST_FIELD_NUMBER: _builtins.int
+        PORT_FIELD_NUMBER: _builtins.int
+        host: _builtins.str
+        port: _builtins.int
+        def __init__(
+            self,
+            *,
+            host: _builtins.str = ...,
+            port: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "port", b"port"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Exec(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        COMMAND_FIELD_NUMBER: _builtins.int
+        @_builtins.property
+        def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+        def __init__(
+            self,
+            *,
+            command: _abc.Iterable[_builtins.str] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Grpc(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        PORT_FIELD_NUMBER: _builtins.int
+        SERVICE_FIELD_NUMBER: _builtins.int
+        port: _builtins.int
+        service: _builtins.str
+        def __init__(
+            self,
+            *,
+            port: _builtins.int = ...,
+            service: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["port", b"port", "service", b"service"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    HTTP_GET_FIELD_NUMBER: _builtins.int
+    TCP_SOCKET_FIELD_NUMBER: _builtins.int
+    EXEC_FIELD_NUMBER: _builtins.int
+    GRPC_FIELD_NUMBER: _builtins.int
+    INITIAL_DELAY_S_FIELD_NUMBER: _builtins.int
+    TIMEOUT_S_FIELD_NUMBER: _builtins.int
+    PERIOD_S_FIELD_NUMBER: _builtins.int
+    SUCCESS_THRESHOLD_FIELD_NUMBER: _builtins.int
+    FAILURE_THRESHOLD_FIELD_NUMBER: _builtins.int
+    initial_delay_s: _builtins.int
+    timeout_s: _builtins.int
+    period_s: _builtins.int
+    success_threshold: _builtins.int
+    """In a row: so many successes make it healthy, so many failures unhealthy."""
+    failure_threshold: _builtins.int
+    @_builtins.property
+    def http_get(self) -> Global___Probe.HttpGet: ...
+    @_builtins.property
+    def tcp_socket(self) -> Global___Probe.TcpSocket: ...
+    @_builtins.property
+    def exec(self) -> Global___Probe.Exec: ...
+    @_builtins.property
+    def grpc(self) -> Global___Probe.Grpc: ...
+    def __init__(
+        self,
+        *,
+        http_get: Global___Probe.HttpGet | None = ...,
+        tcp_socket: Global___Probe.TcpSocket | None = ...,
+        exec: Global___Probe.Exec | None = ...,
+        grpc: Global___Probe.Grpc | None = ...,
+        initial_delay_s: _builtins.int = ...,
+        timeout_s: _builtins.int = ...,
+        period_s: _builtins.int = ...,
+        success_threshold: _builtins.int = ...,
+        failure_threshold: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["exec", b"exec", "grpc", b"grpc", "http_get", b"http_get", "tcp_socket", b"tcp_socket", "way", b"way"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exec", b"exec", "failure_threshold", b"failure_threshold", "grpc", b"grpc", "http_get", b"http_get", "initial_delay_s", b"initial_delay_s", "period_s", b"period_s", "success_threshold", b"success_threshold", "tcp_socket", b"tcp_socket", "timeout_s", b"timeout_s", "way", b"way"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_way: _TypeAlias = _typing.Literal["http_get", "tcp_socket", "exec", "grpc"]  # noqa: Y015
+    _WhichOneofArgType_way: _TypeAlias = _typing.Literal["way", b"way"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_way) -> _WhichOneofReturnType_way | None: ...
+
+Global___Probe: _TypeAlias = Probe  # noqa: Y015
 
 @_typing.final
 class Capture(_message.Message):
@@ -495,11 +674,30 @@ Global___HostReport: _TypeAlias = HostReport  # noqa: Y015
 class WorkloadLease(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    class _Health:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _HealthEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[WorkloadLease._Health.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        NOT_PROBED: WorkloadLease._Health.ValueType  # 0
+        """There is no probe: whether the program is well is not known, and it counts as healthy."""
+        HEALTHY: WorkloadLease._Health.ValueType  # 1
+        UNHEALTHY: WorkloadLease._Health.ValueType  # 2
+
+    class Health(_Health, metaclass=_HealthEnumTypeWrapper): ...
+    NOT_PROBED: WorkloadLease.Health.ValueType  # 0
+    """There is no probe: whether the program is well is not known, and it counts as healthy."""
+    HEALTHY: WorkloadLease.Health.ValueType  # 1
+    UNHEALTHY: WorkloadLease.Health.ValueType  # 2
+
     NAMESPACE_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     READY_FIELD_NUMBER: _builtins.int
     CAPTURED_PORTS_FIELD_NUMBER: _builtins.int
     CERTIFICATE_NOT_AFTER_FIELD_NUMBER: _builtins.int
+    HEALTH_FIELD_NUMBER: _builtins.int
+    HEALTH_REASON_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     name: _builtins.str
     ready: _builtins.bool
@@ -507,6 +705,9 @@ class WorkloadLease(_message.Message):
     callers may use mutual TLS.
     """
     certificate_not_after: _builtins.int
+    health: Global___WorkloadLease.Health.ValueType
+    health_reason: _builtins.str
+    """Why it is not healthy."""
     @_builtins.property
     def captured_ports(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Ports that are captured now."""
@@ -519,10 +720,12 @@ class WorkloadLease(_message.Message):
         ready: _builtins.bool = ...,
         captured_ports: _abc.Iterable[_builtins.int] | None = ...,
         certificate_not_after: _builtins.int = ...,
+        health: Global___WorkloadLease.Health.ValueType = ...,
+        health_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["captured_ports", b"captured_ports", "certificate_not_after", b"certificate_not_after", "name", b"name", "namespace", b"namespace", "ready", b"ready"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["captured_ports", b"captured_ports", "certificate_not_after", b"certificate_not_after", "health", b"health", "health_reason", b"health_reason", "name", b"name", "namespace", b"namespace", "ready", b"ready"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

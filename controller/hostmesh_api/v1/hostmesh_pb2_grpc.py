@@ -47,7 +47,7 @@ class EnrolmentServicer(object):
     """
 
     def Join(self, request, context):
-        """Trade a join token for a host identity. A token works once.
+        """Trade a join token for a host identity. The token of a host works once, the token of a group for many hosts.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -34,7 +34,7 @@ class EnrolmentStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> EnrolmentAsyncStub: ...
     Join: _grpc.UnaryUnaryMultiCallable[_hostmesh_pb2.JoinRequest, _hostmesh_pb2.JoinResponse]
-    """Trade a join token for a host identity. A token works once."""
+    """Trade a join token for a host identity. The token of a host works once, the token of a group for many hosts."""
 
 @_typing.type_check_only
 class EnrolmentAsyncStub(EnrolmentStub):
@@ -42,7 +42,7 @@ class EnrolmentAsyncStub(EnrolmentStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Join: _aio.UnaryUnaryMultiCallable[_hostmesh_pb2.JoinRequest, _hostmesh_pb2.JoinResponse]  # type: ignore[assignment]
-    """Trade a join token for a host identity. A token works once."""
+    """Trade a join token for a host identity. The token of a host works once, the token of a group for many hosts."""
 
 class EnrolmentServicer(metaclass=_abc_1.ABCMeta):
     """Served with server TLS only, on the join port: a host that joins has no certificate yet."""
@@ -53,7 +53,7 @@ class EnrolmentServicer(metaclass=_abc_1.ABCMeta):
         request: _hostmesh_pb2.JoinRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_hostmesh_pb2.JoinResponse, _abc.Awaitable[_hostmesh_pb2.JoinResponse]]:
-        """Trade a join token for a host identity. A token works once."""
+        """Trade a join token for a host identity. The token of a host works once, the token of a group for many hosts."""
 
 def add_EnrolmentServicer_to_server(servicer: EnrolmentServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

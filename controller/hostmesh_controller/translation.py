@@ -154,7 +154,7 @@ def _first(mesh: Mesh, host: str) -> Iterator[_Asked]:
     for type_url in (HOST_CONFIG_TYPE, LISTENER_TYPE, CLUSTER_TYPE):
         for name in xds.wildcard(mesh, host, type_url):
             yield _Asked(type_url, name)
-    for service in view(mesh, mesh.namespace_of(host)).services:
+    for service in view(mesh, mesh.viewer_of(host)).services:
         for port in service.ports:
             if port.protocol.is_http or port.protocol.is_detected:
                 yield _Asked(VIRTUAL_HOST_TYPE, str(VirtualHostName(port.number, service.id.hostname)))

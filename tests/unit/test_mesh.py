@@ -10,6 +10,7 @@ from hostmesh_api import wire
 from hostmesh_api.v1.hostmesh_pb2 import HostConfig
 from hostmesh_controller import xds
 from hostmesh_controller.mesh import HostRuntime, Mesh, Touched, build, host_dependency, update
+from hostmesh_controller.mesh.viewer import Viewer
 from hostmesh_controller.mesh.inbound import inbound_ports
 from hostmesh_controller.mesh.records import Endpoint, Mode
 from hostmesh_controller.mesh.visibility import service_at, service_named
@@ -39,7 +40,7 @@ def policy(name: str, mode: str, namespace: str = "default", **more: Any) -> Api
 
 
 def endpoints(mesh: Mesh, name: str = "a", namespace: str = "default") -> list[Endpoint]:
-    found = service_named(mesh, f"{name}.{namespace}.svc.cluster.local", namespace)
+    found = service_named(mesh, f"{name}.{namespace}.svc.cluster.local", Viewer(namespace))
     assert found is not None
     return [each for member in mesh.endpoints_of(found).members.values() for each in member.endpoints.values()]
 
@@ -194,7 +195,7 @@ def test_a_name_is_the_callers_own_then_the_oldest_and_only_what_is_exported() -
             obj("ServiceEntry", "e", entry | {"exportTo": ["."]}, "z", age=0),
         ]
     )
-    seen = {namespace: service_named(mesh, "shared.example.com", namespace) for namespace in ("a", "b", "c", "z")}
+    seen = {namespace: service_named(mesh, "shared.example.com", Viewer(namespace)) for namespace in ("a", "b", "c", "z")}
     assert {key: found.id.namespace for key, found in seen.items() if found} == {"a": "a", "b": "b", "c": "a", "z": "z"}
 
 
@@ -210,7 +211,7 @@ def test_an_address_is_a_service_if_it_has_the_port_and_the_longest_block_wins()
     mesh = mesh_of([entry("wide", 90, "10.0.0.0/8"), entry("narrow", 90, "10.1.0.0/16"), entry("one", 80, "10.1.0.1")])
 
     def at(address: str, port: int) -> str | None:
-        found = service_at(mesh, address, port, "default")
+        found = service_at(mesh, address, port, Viewer("default"))
         return found.id.source.name if found else None
 
     assert [at("10.2.0.1", 90), at("10.1.0.2", 90), at("10.1.0.1", 80)] == ["wide", "narrow", "one"]

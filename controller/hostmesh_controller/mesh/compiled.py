@@ -51,6 +51,8 @@ def compile_host(item: ApiObject) -> Host:
         namespace=spec.namespace,
         outbound_identity=spec.outbound_identity,
         capture_all=spec.capture.scope == "all",
+        labels=dict(item.metadata.labels),
+        locality=spec.locality,
     )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from hostmesh_controller.mesh.compiled import order_of
 from hostmesh_controller.mesh.memo import Memo
 from hostmesh_controller.mesh.peers import PeerPolicy, mode_of
 from hostmesh_controller.mesh.records import (
@@ -17,10 +18,13 @@ from hostmesh_controller.mesh.records import (
     WorkloadKey,
 )
 from hostmesh_controller.mesh.table import Table
+from hostmesh_controller.mesh.viewer import Viewer
+from hostmesh_controller.model.mesh_config import MeshConfigSpec
 from hostmesh_controller.model.objects import ApiObject, ObjectKey
 
 NO_HOST = HostRuntime()
 NO_ENDPOINTS = Endpoints()
+NO_VIEWER = Viewer()
 LabelKey = tuple[str, str, str]
 """Namespace, label, value."""
 
@@ -30,16 +34,22 @@ class Mesh:
     """One revision: the objects as they are configured, and the indexes over what they mean.
 
     Tables share what did not change with the revision before. `services_by_label` holds each service that selects
-    workloads under one of the labels it demands; `tcp_routes` holds the VirtualServices that have any.
+    workloads under one of the labels it demands; `tcp_routes` holds the VirtualServices that have any;
+    `keys_by_kind` the kinds that are few (`of_kind`); `caller_labels` the label keys by which a rule tells callers
+    apart, `labels_in_use` all of them.
     """
 
     settings: Settings
+    config: MeshConfigSpec = field(default_factory=MeshConfigSpec)
     vips: Mapping[str, int] = field(default_factory=dict)
     runtime: Mapping[str, HostRuntime] = field(default_factory=dict)
     objects: Table[ObjectKey, ApiObject] = field(default_factory=Table)
     hosts: Table[str, Host] = field(default_factory=Table)
     hosts_by_address: Table[str, frozenset[str]] = field(default_factory=Table)
-    host_namespaces: Table[str, str] = field(default_factory=Table)
+    keys_by_kind: Table[str, frozenset[ObjectKey]] = field(default_factory=Table)
+    viewers: Table[str, Viewer] = field(default_factory=Table)
+    caller_labels: Table[ObjectKey, frozenset[str]] = field(default_factory=Table)
+    labels_in_use: frozenset[str] = frozenset()
     workloads: Table[WorkloadKey, Workload] = field(default_factory=Table)
     workloads_by_address: Table[str, frozenset[WorkloadKey]] = field(default_factory=Table)
     workloads_by_host: Table[str, frozenset[WorkloadKey]] = field(default_factory=Table)
@@ -71,6 +81,12 @@ class Mesh:
         """Return the workloads on a host, by name."""
         return tuple(self.workloads[key] for key in sorted(self.workloads_by_host.get(host, ())))
 
-    def namespace_of(self, host: str) -> str:
-        """Return the namespace as which a host sees the mesh."""
-        return self.host_namespaces.get(host, "default")
+    def viewer_of(self, host: str) -> Viewer:
+        """Return as what a host sees the mesh."""
+        return self.viewers.get(host, NO_VIEWER)
+
+    def of_kind(self, kind: str, namespace: str | None = None) -> tuple[ApiObject, ...]:
+        """Return the objects of a kind that is few (see `take_objects.MANY`), of one namespace or all, oldest first."""
+        keys = self.keys_by_kind.get(kind, frozenset())
+        found = (self.objects[key] for key in keys if namespace in {None, key.namespace})
+        return tuple(sorted(found, key=order_of))

@@ -10,6 +10,7 @@ from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
 from typing import Literal, NamedTuple
 
+from hostmesh_controller.model.mesh_config import MeshConfigSpec
 from hostmesh_controller.model.objects import ObjectKey
 from hostmesh_controller.model.protocols import Protocol
 
@@ -19,7 +20,11 @@ MESH: Literal["mesh"] = "mesh"
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What is decided once for the whole mesh. `bundle_pem` holds every root that a host must trust."""
+    """What is decided once for the whole mesh.
+
+    `bundle_pem` holds every root that a host must trust; `mesh_config` is what the controller's file says, beneath the
+    MeshConfig object.
+    """
 
     trust_domain: str
     domain: str
@@ -27,6 +32,7 @@ class Settings:
     vip6: IPv6Network
     bundle_pem: bytes = b""
     root_namespace: str = "istio-system"
+    mesh_config: MeshConfigSpec = field(default_factory=MeshConfigSpec)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +121,8 @@ class Host:
     namespace: str | None
     outbound_identity: str | None
     capture_all: bool
+    labels: Mapping[str, str] = field(default_factory=dict)
+    locality: str = ""
 
 
 @dataclass(frozen=True, slots=True)

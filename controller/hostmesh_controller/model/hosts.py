@@ -48,10 +48,12 @@ class HostSpec(Spec):
     """A machine: its addresses tell which workloads are on it.
 
     `namespace` is where short names resolve (None: that of its workloads if all are in one, else "default").
-    `outbound_identity` is the identity under which its programs call others.
+    `outbound_identity` is the identity under which its programs call others. `locality` is `region/zone/subzone`
+    ("": that of its workloads if they share one).
     """
 
     addresses: Annotated[tuple[IpAddress, ...], Field(max_length=64)] = ()
     namespace: Label | None = None
     outbound_identity: Annotated[str, AfterValidator(_outbound_identity)] | None = None
     capture: HostCapture = HostCapture()
+    locality: Annotated[str, Field(max_length=2048)] = ""

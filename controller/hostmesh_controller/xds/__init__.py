@@ -1,6 +1,10 @@
 """From the mesh to Envoy's configuration: pure constructors, one resource at a time.
 
     resources           the entry: (mesh, host, type, name) -> bytes, the names of `*`, and what a resource depends on
+    of_*                the same for one type: listeners, clusters, endpoints, routes, virtual hosts
+    patches             EnvoyFilter, on finished resources
+    http_extensions     Wasm plugins and rate limits: more filters for a chain
+    keeping             what is made once for many hosts
     outbound            what a namespace calls: ports, addresses, TCP routes
     listeners_outbound  virtualOutbound and 0.0.0.0_PORT
     listeners_inbound   virtualInbound

@@ -80,13 +80,17 @@ def _tcp_on_demand() -> TcpProxy.OnDemand:
     return TcpProxy.OnDemand(odcds_config=ads(), timeout=duration(ON_DEMAND_TIMEOUT_S))
 
 
-def outbound_http(port: int) -> Filter:
-    """Return the HTTP code of an outbound port: routes and clusters are asked for at their first use."""
+def outbound_http(port: int, more: Iterable[HttpFilter] = ()) -> Filter:
+    """Return the HTTP code of an outbound port: routes and clusters are asked for at their first use.
+
+    `more` are filters of extensions; they come first.
+    """
     manager = _http_manager(f"outbound_0.0.0.0_{port}")
     manager.rds.CopyFrom(Rds(config_source=ads(), route_config_name=str(port)))
     manager.forward_client_cert_details = HttpConnectionManager.SANITIZE
     manager.http_filters.extend(
         [
+            *more,
             http_filter(FAULT, HTTPFault()),
             http_filter(
                 "envoy.filters.http.on_demand",
@@ -98,7 +102,7 @@ def outbound_http(port: int) -> Filter:
     return network_filter("envoy.filters.network.http_connection_manager", manager)
 
 
-def inbound_http(port: int, route: RouteConfiguration, *, mutual_tls: bool) -> Filter:
+def inbound_http(port: int, route: RouteConfiguration, more: Iterable[HttpFilter] = (), *, mutual_tls: bool) -> Filter:
     """Return the HTTP code of an inbound port.
 
     The program learns its caller from x-forwarded-client-cert, which therefore comes from us or from nobody: what a
@@ -112,7 +116,7 @@ def inbound_http(port: int, route: RouteConfiguration, *, mutual_tls: bool) -> F
         manager.set_current_client_cert_details.CopyFrom(details)
     else:
         manager.forward_client_cert_details = HttpConnectionManager.SANITIZE
-    manager.http_filters.append(_router())
+    manager.http_filters.extend([*more, _router()])
     return network_filter("envoy.filters.network.http_connection_manager", manager)
 
 

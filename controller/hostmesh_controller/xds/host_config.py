@@ -59,7 +59,7 @@ def outbound_identity(mesh: Mesh, host: Host) -> str:
 def _spellings(mesh: Mesh, host: Host, workload: Workload) -> set[str]:
     """Return how a Host may name a workload: by SPIFFE ID, or by name or service account, with or without namespace."""
     namespace = workload.key.namespace
-    own = {workload.key.name, workload.service_account} if namespace == mesh.namespace_of(host.name) else set()
+    own = {workload.key.name, workload.service_account} if namespace == mesh.viewer_of(host.name).namespace else set()
     full = {f"{namespace}/{workload.key.name}", f"{namespace}/{workload.service_account}"}
     return own | full | {identity_of(workload, mesh.settings.trust_domain).uri}
 

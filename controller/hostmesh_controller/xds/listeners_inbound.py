@@ -5,7 +5,7 @@ and a program's own TLS, which is passed on as it is. Ports that are not declare
 matches no chain was not meant for any workload: it is closed.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from envoy.config.core.v3.base_pb2 import TrafficDirection, TransportSocket
@@ -22,6 +22,7 @@ from hostmesh_controller.mesh.selection import identity_of
 from hostmesh_controller.names import BLACK_HOLE, VIRTUAL_INBOUND, inbound_cluster
 from hostmesh_controller.xds import filters, tls
 from hostmesh_controller.xds.encoding import duration
+from hostmesh_controller.xds.http_extensions import Extensions
 from hostmesh_controller.xds.listeners_outbound import PLAIN_HTTP
 from hostmesh_controller.xds.sources import cidr, socket
 
@@ -31,12 +32,15 @@ _TLS: Final = "tls"
 _RAW: Final = "raw_buffer"
 
 
-def virtual_inbound(ports: Sequence[InboundPort], trust_domain: str, *, ipv6: bool) -> Listener:
+def virtual_inbound(
+    ports: Sequence[InboundPort], trust_domain: str, more: Callable[[InboundPort], Extensions], *, ipv6: bool
+) -> Listener:
     """Return the listener to which captured inbound connections are redirected.
 
     Args:
         ports: of all workloads of the host, by number.
         trust_domain: whose identities are let in.
+        more: the filters of extensions for a port.
         ipv6: the host has IPv6.
     """
     # Where mutual TLS is off nothing has to be looked at, and a server that speaks first is not held up.
@@ -51,7 +55,7 @@ def virtual_inbound(ports: Sequence[InboundPort], trust_domain: str, *, ipv6: bo
         address=socket("0.0.0.0", wire.INBOUND_PORT),  # noqa: S104 - callers dial any of the host's addresses
         additional_addresses=[AdditionalAddress(address=socket("::", wire.INBOUND_PORT))] if ipv6 else [],
         use_original_dst=BoolValue(value=False),
-        filter_chains=[_here(), *(chain for port in ports for chain in _chains(port, trust_domain))],
+        filter_chains=[_here(), *(chain for port in ports for chain in _chains(port, trust_domain, more(port)))],
         listener_filters=listener_filters,
         listener_filters_timeout=duration(PEEK_TIMEOUT_S),
         continue_on_listener_filters_timeout=True,
@@ -68,45 +72,45 @@ def _here() -> FilterChain:
     )
 
 
-def _chains(port: InboundPort, trust_domain: str) -> list[FilterChain]:
+def _chains(port: InboundPort, trust_domain: str, more: Extensions) -> list[FilterChain]:
     result: list[FilterChain] = []
     if port.mode is not Mode.DISABLE:
-        result.extend(_mutual_tls(port, trust_domain))
+        result.extend(_mutual_tls(port, trust_domain, more))
     if port.mode is not Mode.STRICT:
-        result.extend(_plaintext(port))
-        result.append(_chain(port, "own-tls", _tcp(port), transport=_TLS))
+        result.extend(_plaintext(port, more))
+        result.append(_chain(port, "own-tls", _tcp(port, more), transport=_TLS))
     return result
 
 
-def _mutual_tls(port: InboundPort, trust_domain: str) -> list[FilterChain]:
+def _mutual_tls(port: InboundPort, trust_domain: str, more: Extensions) -> list[FilterChain]:
     slug = identity_of(port.workload, trust_domain).slug
     as_http = tls.downstream(slug, trust_domain, tls.SERVE_HTTP)
     as_tcp = tls.downstream(slug, trust_domain, tls.SERVE_TCP)
-    http = [filters.inbound_http(port.number, _route(port.number), mutual_tls=True)]
+    http = [filters.inbound_http(port.number, _route(port.number), more.http, mutual_tls=True)]
     if port.protocol.is_detected:
         # The caller passes on whatever version its program speaks: it is found out again, and nothing is negotiated.
         as_any_http = tls.downstream(slug, trust_domain, ())
         return [
             _chain(port, "mtls-http", http, transport=_TLS, protocols=tls.MESH_HTTP, socket_=as_any_http),
-            _chain(port, "mtls", _tcp(port), transport=_TLS, protocols=tls.SERVE_TCP, socket_=as_tcp),
+            _chain(port, "mtls", _tcp(port, more), transport=_TLS, protocols=tls.SERVE_TCP, socket_=as_tcp),
         ]
     if port.protocol.is_http:
         return [_chain(port, "mtls", http, transport=_TLS, protocols=tls.MESH_ANY, socket_=as_http)]
-    return [_chain(port, "mtls", _tcp(port), transport=_TLS, protocols=tls.MESH_ANY, socket_=as_tcp)]
+    return [_chain(port, "mtls", _tcp(port, more), transport=_TLS, protocols=tls.MESH_ANY, socket_=as_tcp)]
 
 
-def _plaintext(port: InboundPort) -> list[FilterChain]:
-    http = [filters.inbound_http(port.number, _route(port.number), mutual_tls=False)]
+def _plaintext(port: InboundPort, more: Extensions) -> list[FilterChain]:
+    http = [filters.inbound_http(port.number, _route(port.number), more.http, mutual_tls=False)]
     if port.protocol.is_detected:
         return [
             _chain(port, "plaintext-http", http, transport=_RAW, protocols=PLAIN_HTTP),
-            _chain(port, "plaintext", _tcp(port), transport=_RAW),
+            _chain(port, "plaintext", _tcp(port, more), transport=_RAW),
         ]
-    return [_chain(port, "plaintext", http if port.protocol.is_http else _tcp(port), transport=_RAW)]
+    return [_chain(port, "plaintext", http if port.protocol.is_http else _tcp(port, more), transport=_RAW)]
 
 
-def _tcp(port: InboundPort) -> list[Filter]:
-    return filters.tcp(inbound_cluster(port.number))
+def _tcp(port: InboundPort, more: Extensions) -> list[Filter]:
+    return [*more.network, *filters.tcp(inbound_cluster(port.number))]
 
 
 def _chain(

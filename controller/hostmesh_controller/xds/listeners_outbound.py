@@ -18,6 +18,7 @@ from hostmesh_controller.mesh.records import Service, Settings
 from hostmesh_controller.names import BLACK_HOLE, PASSTHROUGH, VIRTUAL_OUTBOUND, OutboundName, port_listener
 from hostmesh_controller.xds import filters
 from hostmesh_controller.xds.encoding import duration
+from hostmesh_controller.xds.http_extensions import Extensions
 from hostmesh_controller.xds.outbound import Plan, Weights, prefixes_of
 from hostmesh_controller.xds.sources import cidr, socket
 
@@ -50,14 +51,14 @@ def virtual_outbound(settings: Settings, plan: Plan, *, ipv6: bool) -> Listener:
     )
 
 
-def port_http(settings: Settings, plan: Plan, port: int, *, ipv6: bool) -> Listener:
+def port_http(settings: Settings, plan: Plan, port: int, more: Extensions, *, ipv6: bool) -> Listener:
     """Return the listener of a port number on which HTTP is spoken, declared or not.
 
     What is dialled outside the mesh on this number is never looked into. Services on it that are TCP, or that have not
     declared what they speak, are told apart by their addresses.
     """
     services = plan.http_ports[port]
-    http = filters.outbound_http(port)
+    http = filters.outbound_http(port, more.http)
     chains = [_chain("mesh", (str(settings.vip4), str(settings.vip6)), [http])]
     detected = False
     for service in services:

@@ -1,4 +1,4 @@
-"""What a namespace calls outbound: port numbers with what is spoken on them, addresses, and TCP routes."""
+"""What a viewer calls outbound: port numbers with what is spoken on them, addresses, and TCP routes."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from hostmesh_controller.mesh.compiled import single_addresses
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.records import Service, ServicePort
 from hostmesh_controller.mesh.rules import virtual_service_for, virtual_service_spec
+from hostmesh_controller.mesh.viewer import Viewer
 from hostmesh_controller.mesh.visibility import View, service_named, view
 from hostmesh_controller.model.objects import ApiObject
 from hostmesh_controller.model.virtual_service import Destination, RouteDestination, TcpRoute
@@ -17,22 +18,22 @@ Weights = tuple[tuple[str, int], ...]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the outbound listeners of a namespace are made from.
+    """What the outbound listeners of a viewer are made from.
 
     `explicit`: services with addresses outside the virtual ranges. `http_ports`: port numbers that need the HTTP code,
     each with the services on it. `weighted`: TCP ports whose connections are spread over several clusters.
     """
 
-    namespace: str
+    viewer: Viewer
     explicit: tuple[Service, ...]
     http_ports: dict[int, tuple[Service, ...]]
     weighted: tuple[tuple[Service, int, Weights], ...]
 
 
-def plan(mesh: Mesh, namespace: str) -> Plan:
-    """Return the plan of a namespace; the same object for as long as nothing it reads is different."""
-    seen = view(mesh, namespace)
-    return mesh.memo.get(("plan", namespace), (seen, mesh.tcp_routes), lambda: _plan(mesh, seen))
+def plan(mesh: Mesh, viewer: Viewer) -> Plan:
+    """Return the plan of a viewer; the same object for as long as nothing it reads is different."""
+    seen = view(mesh, viewer)
+    return mesh.memo.get(("plan", viewer), (seen, mesh.tcp_routes), lambda: _plan(mesh, seen))
 
 
 def _plan(mesh: Mesh, seen: View) -> Plan:
@@ -45,24 +46,24 @@ def _plan(mesh: Mesh, seen: View) -> Plan:
             if port.protocol.is_http or port.protocol.is_detected:
                 needs_http.add(port.number)
             if not port.protocol.is_http:
-                weights = tcp_weights(mesh, service, port, seen.namespace)
+                weights = tcp_weights(mesh, service, port, seen.viewer)
                 if len(weights) > 1:
                     weighted.append((service, port.number, weights))
     return Plan(
-        namespace=seen.namespace,
+        viewer=seen.viewer,
         explicit=tuple(service for service in seen.services if service.addresses),
         http_ports={number: tuple(by_port[number]) for number in sorted(needs_http)},
         weighted=tuple(weighted),
     )
 
 
-def tcp_weights(mesh: Mesh, service: Service, port: ServicePort, namespace: str) -> Weights:
+def tcp_weights(mesh: Mesh, service: Service, port: ServicePort, viewer: Viewer) -> Weights:
     """Return the clusters, with weights, to which a TCP port's connections go: without a route, its own."""
-    item = virtual_service_for(mesh, service, namespace, tcp=True)
+    item = virtual_service_for(mesh, service, viewer, tcp=True)
     route = _tcp_route(virtual_service_spec(item).tcp, port.number) if item else None
     if item is None or route is None:
         return ((str(OutboundName(port.number, "", service.id.hostname)), 1),)
-    return _weights(mesh, item, route.route, port, namespace)
+    return _weights(mesh, item, route.route, port, viewer)
 
 
 def _tcp_route(routes: Sequence[TcpRoute], port: int) -> TcpRoute | None:
@@ -73,13 +74,13 @@ def _tcp_route(routes: Sequence[TcpRoute], port: int) -> TcpRoute | None:
 
 
 def _weights(
-    mesh: Mesh, item: ApiObject, routes: Iterable[RouteDestination], port: ServicePort, namespace: str
+    mesh: Mesh, item: ApiObject, routes: Iterable[RouteDestination], port: ServicePort, viewer: Viewer
 ) -> Weights:
     routes = tuple(routes)
     if len(routes) == 1:
-        return ((str(destination_name(mesh, item, routes[0].destination, port.number, namespace)), 1),)
+        return ((str(destination_name(mesh, item, routes[0].destination, port.number, viewer)), 1),)
     return tuple(
-        (str(destination_name(mesh, item, route.destination, port.number, namespace)), route.weight)
+        (str(destination_name(mesh, item, route.destination, port.number, viewer)), route.weight)
         for route in routes
         if route.weight
     )
@@ -90,7 +91,7 @@ def destination_hostname(mesh: Mesh, item: ApiObject, destination: Destination) 
 
 
 def destination_name(
-    mesh: Mesh, item: ApiObject, destination: Destination, called_port: int, namespace: str
+    mesh: Mesh, item: ApiObject, destination: Destination, called_port: int, viewer: Viewer
 ) -> OutboundName:
     """Return the cluster of a VirtualService's destination.
 
@@ -100,7 +101,7 @@ def destination_name(
     hostname = destination_hostname(mesh, item, destination)
     number = destination.port.number if destination.port else None
     if number is None:
-        service = service_named(mesh, hostname, namespace)
+        service = service_named(mesh, hostname, viewer)
         number = service.ports[0].number if service is not None and len(service.ports) == 1 else called_port
     return OutboundName(number, destination.subset or "", hostname)
 

@@ -10,6 +10,7 @@ from google.protobuf.wrappers_pb2 import BoolValue
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.records import Service
 from hostmesh_controller.mesh.rules import virtual_service_spec
+from hostmesh_controller.mesh.viewer import Viewer
 from hostmesh_controller.model.objects import ApiObject
 from hostmesh_controller.model.virtual_service import HttpMatch, HttpRoute
 from hostmesh_controller.names import OutboundName, VirtualHostName
@@ -33,7 +34,7 @@ def table(port: int) -> RouteConfiguration:
 
 
 def virtual_host(
-    mesh: Mesh, namespace: str, name: VirtualHostName, service: Service, item: ApiObject | None
+    mesh: Mesh, viewer: Viewer, name: VirtualHostName, service: Service, item: ApiObject | None
 ) -> VirtualHost:
     """Return the virtual host of one host header: the routes of the service's VirtualService, or else all to itself.
 
@@ -43,7 +44,7 @@ def virtual_host(
         routes = [_default(name.port, service)]
     else:
         spec = virtual_service_spec(item)
-        routes = [route for http in spec.http for route in _routes(mesh, namespace, name, item, http)]
+        routes = [route for http in spec.http for route in _routes(mesh, viewer, name, item, http)]
     return VirtualHost(name=str(name), domains=[name.header], routes=routes)
 
 
@@ -53,14 +54,14 @@ def _default(port: int, service: Service) -> Route:
     return Route(name=DEFAULT_ROUTE, match=RouteMatch(prefix="/"), route=action)
 
 
-def _routes(mesh: Mesh, namespace: str, name: VirtualHostName, item: ApiObject, http: HttpRoute) -> Iterator[Route]:
+def _routes(mesh: Mesh, viewer: Viewer, name: VirtualHostName, item: ApiObject, http: HttpRoute) -> Iterator[Route]:
     """Yield one route per match; none where every match is for another port."""
     matches: tuple[HttpMatch | None, ...] = http.match or (None,)
     for match in matches:
         if match is not None and match.port not in {None, name.port}:
             continue
         clusters = [
-            (str(destination_name(mesh, item, entry.destination, name.port, namespace)), entry) for entry in http.route
+            (str(destination_name(mesh, item, entry.destination, name.port, viewer)), entry) for entry in http.route
         ]
         route = Route(name=_route_name(http, match), match=path_match(match))
         outcome(route, http, match, clusters)

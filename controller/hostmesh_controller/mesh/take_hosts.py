@@ -1,0 +1,47 @@
+"""Hosts, the addresses they have, and what is true of them now."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from hostmesh_controller.mesh.compiled import compile_host
+from hostmesh_controller.mesh.index import NO_HOST
+from hostmesh_controller.mesh.records import Host, HostRuntime
+from hostmesh_controller.mesh.step import Step
+from hostmesh_controller.mesh.table import IndexEdit
+
+
+def take_hosts(step: Step, runtime: Mapping[str, HostRuntime]) -> None:
+    edit: IndexEdit[str, str] = IndexEdit()
+    hosts: dict[str, Host | None] = {}
+    for key, _, after in step.before_and_after("Host"):
+        old, new = step.old.hosts.get(key.name), compile_host(after) if after else None
+        hosts[key.name] = new
+        step.touched_hosts.add(key.name)
+        for address in old.addresses if old else ():
+            edit.remove(address, key.name)
+            step.moved.update(step.old.workloads_by_address.get(address, ()))
+        for address in new.addresses if new else ():
+            edit.add(address, key.name)
+            step.moved.update(step.old.workloads_by_address.get(address, ()))
+    step.mesh = replace(
+        step.mesh,
+        hosts=step.mesh.hosts.changed(hosts),
+        hosts_by_address=edit.apply(step.mesh.hosts_by_address),
+        runtime=runtime,
+    )
+    if runtime is not step.old.runtime:
+        _take_runtime(step, runtime)
+
+
+def _take_runtime(step: Step, runtime: Mapping[str, HostRuntime]) -> None:
+    for host in step.old.runtime.keys() | runtime.keys():
+        old, new = step.old.runtime.get(host, NO_HOST), runtime.get(host, NO_HOST)
+        if old is new or old == new:
+            continue
+        if old.ipv6 != new.ipv6:
+            step.touched_hosts.add(host)
+        here = step.old.workloads_by_host.get(host, frozenset())
+        if (old.joined, old.captured) != (new.joined, new.captured):
+            step.recheck.update(here)
+        else:
+            step.recheck.update(key for key in here if key in old.ready ^ new.ready)

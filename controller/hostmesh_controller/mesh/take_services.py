@@ -1,0 +1,70 @@
+"""Services, and the names and addresses by which they are called."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final
+
+from hostmesh_controller.mesh.compiled import blocks, compile_services, single_addresses
+from hostmesh_controller.mesh.records import Service, ServiceId
+from hostmesh_controller.mesh.selection import selector_key
+from hostmesh_controller.mesh.step import Step
+from hostmesh_controller.mesh.table import IndexEdit
+from hostmesh_controller.model.objects import ObjectKey
+
+SERVICE_KINDS: Final = ("Service", "ServiceEntry")
+
+
+def take_services(step: Step, vips: Mapping[str, int]) -> None:
+    sources = {key for key, _, _ in step.before_and_after(*SERVICE_KINDS)}
+    if vips is not step.old.vips:
+        sources |= _sources_with_other_vips(step, vips)
+    for source in sources:
+        after = step.mesh.objects.get(source)
+        compiled = compile_services(after, step.mesh.settings, vips) if after else ()
+        records = dict.fromkeys(step.old.services_by_source.get(source, ())) | {item.id: item for item in compiled}
+        step.services |= {item: new for item, new in records.items() if new != step.old.services.get(item)}
+    _index_services(step)
+    step.mesh = replace(step.mesh, vips=vips)
+
+
+def _sources_with_other_vips(step: Step, vips: Mapping[str, int]) -> set[ObjectKey]:
+    if len(vips) == len(step.old.vips) and vips == step.old.vips:
+        return set()
+    names = {name for name in step.old.vips.keys() | vips.keys() if step.old.vips.get(name) != vips.get(name)}
+    ids = {item for name in names for item in step.old.services_by_hostname.get(name, ())}
+    return {item.source for item in ids if item.source in step.mesh.objects}
+
+
+def _index_services(step: Step) -> None:
+    by_hostname: IndexEdit[str, ServiceId] = IndexEdit()
+    by_address: IndexEdit[str, ServiceId] = IndexEdit()
+    by_label: IndexEdit[tuple[str, str, str], ServiceId] = IndexEdit()
+    by_source: IndexEdit[ObjectKey, ServiceId] = IndexEdit()
+    for item, new in step.services.items():
+        for service, remove in ((step.old.services.get(item), True), (new, False)):
+            if service is None:
+                continue
+            (by_hostname.remove if remove else by_hostname.add)(item.hostname, item)
+            (by_source.remove if remove else by_source.add)(item.source, item)
+            for address in single_addresses(service):
+                (by_address.remove if remove else by_address.add)(address, item)
+            label_key = selector_key(service)
+            if label_key is not None:
+                (by_label.remove if remove else by_label.add)(label_key, item)
+            _touch_service(step, service)
+    step.mesh = replace(
+        step.mesh,
+        services=step.mesh.services.changed(step.services),
+        services_by_hostname=by_hostname.apply(step.mesh.services_by_hostname),
+        services_by_address=by_address.apply(step.mesh.services_by_address),
+        services_by_label=by_label.apply(step.mesh.services_by_label),
+        services_by_source=by_source.apply(step.mesh.services_by_source),
+    )
+
+
+def _touch_service(step: Step, service: Service) -> None:
+    step.touched_services.add(service.id.hostname)
+    step.touched_services.update(single_addresses(service))
+    if blocks(service):
+        # Any address inside the block may be called: there is no list of dependents by name.
+        step.everything = True

@@ -1,0 +1,60 @@
+"""Workloads, of WorkloadEntries and inside ServiceEntries, and the hosts they are on."""
+
+from dataclasses import replace
+
+from hostmesh_controller.mesh.compiled import compile_inline_workloads, compile_workload
+from hostmesh_controller.mesh.records import Workload, WorkloadKey
+from hostmesh_controller.mesh.selection import label_keys
+from hostmesh_controller.mesh.step import Step
+from hostmesh_controller.mesh.table import IndexEdit
+from hostmesh_controller.model.objects import ObjectKey
+
+
+def take_workloads(step: Step) -> None:
+    placed: dict[WorkloadKey, Workload | None] = {}
+    for key, _, after in step.before_and_after("WorkloadEntry"):
+        placed[WorkloadKey(key.namespace, key.name)] = compile_workload(after) if after else None
+    for key, _, after in step.before_and_after("ServiceEntry"):
+        placed |= dict.fromkeys(step.old.workloads_by_owner.get(key, ()))
+        if after is not None:
+            placed |= {workload.key: workload for workload in compile_inline_workloads(after)}
+    for moved in step.moved:
+        placed.setdefault(moved, step.old.workloads.get(moved))
+    for workload_key, workload in placed.items():
+        new = _on_its_host(step, workload) if workload else None
+        if new != step.old.workloads.get(workload_key):
+            step.workloads[workload_key] = new
+    _index_workloads(step)
+
+
+def _on_its_host(step: Step, workload: Workload) -> Workload:
+    # Two hosts with one address is a mistake of the user; whoever comes first by name has the workload.
+    return replace(workload, host=min(step.mesh.hosts_by_address.get(workload.address, ()), default=None))
+
+
+def _index_workloads(step: Step) -> None:
+    by_address: IndexEdit[str, WorkloadKey] = IndexEdit()
+    by_host: IndexEdit[str, WorkloadKey] = IndexEdit()
+    by_label: IndexEdit[tuple[str, str, str], WorkloadKey] = IndexEdit()
+    by_owner: IndexEdit[ObjectKey, WorkloadKey] = IndexEdit()
+    for key, new in step.workloads.items():
+        for workload, remove in ((step.old.workloads.get(key), True), (new, False)):
+            if workload is None:
+                continue
+            (by_address.remove if remove else by_address.add)(workload.address, key)
+            if workload.host is not None:
+                (by_host.remove if remove else by_host.add)(workload.host, key)
+                step.touched_hosts.add(workload.host)
+            if workload.owner is not None:
+                (by_owner.remove if remove else by_owner.add)(workload.owner, key)
+                continue
+            for label_key in label_keys(key.namespace, workload.labels):
+                (by_label.remove if remove else by_label.add)(label_key, key)
+    step.mesh = replace(
+        step.mesh,
+        workloads=step.mesh.workloads.changed(step.workloads),
+        workloads_by_address=by_address.apply(step.mesh.workloads_by_address),
+        workloads_by_host=by_host.apply(step.mesh.workloads_by_host),
+        workloads_by_label=by_label.apply(step.mesh.workloads_by_label),
+        workloads_by_owner=by_owner.apply(step.mesh.workloads_by_owner),
+    )

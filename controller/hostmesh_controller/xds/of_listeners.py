@@ -1,0 +1,63 @@
+"""Which listener a host gets for a name."""
+
+from hostmesh_api.delta import Resource
+from hostmesh_controller.mesh.inbound import InboundPort, inbound_ports
+from hostmesh_controller.mesh.index import Mesh
+from hostmesh_controller.mesh.records import Host
+from hostmesh_controller.mesh.visibility import view
+from hostmesh_controller.names import (
+    DNS_LISTENER,
+    VIRTUAL_INBOUND,
+    VIRTUAL_OUTBOUND,
+    parse_port_listener,
+    port_listener,
+)
+from hostmesh_controller.xds import dns, listeners_inbound, listeners_outbound
+from hostmesh_controller.xds.encoding import resource as encoded
+from hostmesh_controller.xds.http_extensions import Direction, Extensions, Traffic, extensions
+from hostmesh_controller.xds.keeping import kept
+from hostmesh_controller.xds.outbound import plan
+
+
+def wildcard(mesh: Mesh, host: str) -> tuple[str, ...]:
+    ports = plan(mesh, mesh.viewer_of(host)).http_ports
+    return (DNS_LISTENER, VIRTUAL_INBOUND, VIRTUAL_OUTBOUND, *map(port_listener, ports))
+
+
+def dependencies(_mesh: Mesh, _host: str, _name: str) -> tuple[str, ...]:
+    """Return nothing: listeners are a host's own, `Touched.hosts` tells of them."""
+    return ()
+
+
+def resource(mesh: Mesh, host: Host, name: str) -> Resource | None:
+    viewer, ipv6 = mesh.viewer_of(host.name), mesh.runtime_of(host.name).ipv6
+    if name == VIRTUAL_INBOUND:
+        return _virtual_inbound(mesh, host, ipv6=ipv6)
+    if name == DNS_LISTENER:
+        seen = view(mesh, viewer)
+        make = lambda: dns.listener(viewer.namespace, seen.services, mesh.memo)  # noqa: E731 - one of three makers
+        return kept(mesh, (name, viewer), (seen,), name, make)
+    planned = plan(mesh, viewer)
+    if name == VIRTUAL_OUTBOUND:
+        virtual = listeners_outbound.virtual_outbound
+        return kept(mesh, (name, viewer, ipv6), (planned,), name, lambda: virtual(mesh.settings, planned, ipv6=ipv6))
+    port = parse_port_listener(name)
+    if port is None or port not in planned.http_ports:
+        return None
+    more = extensions(mesh, host, Traffic(Direction.OUTBOUND, port))
+    return kept(
+        mesh,
+        (name, viewer, ipv6, more.key, len(more.inputs)),
+        (planned, *more.inputs),
+        name,
+        lambda: listeners_outbound.port_http(mesh.settings, planned, port, more, ipv6=ipv6),
+    )
+
+
+def _virtual_inbound(mesh: Mesh, host: Host, *, ipv6: bool) -> Resource:
+    def more(port: InboundPort) -> Extensions:
+        return extensions(mesh, host, Traffic(Direction.INBOUND, port.number, port.workload))
+
+    ports = inbound_ports(mesh, host.name)
+    message = listeners_inbound.virtual_inbound(ports, mesh.settings.trust_domain, more, ipv6=ipv6)
+    return encoded(VIRTUAL_INBOUND, message)

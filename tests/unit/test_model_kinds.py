@@ -208,11 +208,15 @@ def test_every_supported_field_is_read_and_comes_back_as_it_was_written(kind: st
     assert from_document(made.to_dict()) == made
 
 
+MORE = {"Gateway", "Sidecar", "EnvoyFilter", "ProxyConfig", "WasmPlugin", "MeshConfig", "RateLimit", "HealthCheck"}
+"""Their examples are in test_model_more_kinds, and the one of Secret in test_model_secret."""
+
+
 def test_all_kinds_are_covered_by_the_examples() -> None:
-    assert {kind for kind, _ in FULL} == set(KINDS)
+    assert {kind for kind, _ in FULL} == set(KINDS) - MORE - {"Secret"}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind, _ in FULL])
 def test_every_listed_version_of_a_kind_is_accepted(kind: str) -> None:
     spec = dict(FULL)[kind]
     for version in KINDS[kind].api_versions:
@@ -283,7 +287,7 @@ def test_all_mistakes_of_a_document_are_told_at_once() -> None:
     ("changes", "message"),
     [
         ({"kind": "Virtualservice"}, "unknown kind 'Virtualservice'; did you mean 'VirtualService'?"),
-        ({"kind": "Gateway"}, "kind 'Gateway' is not supported yet"),
+        ({"kind": "Telemetry"}, "kind 'Telemetry' is not supported yet"),
         ({"kind": "Deployment"}, "kind 'Deployment' is Kubernetes' own and has no meaning for hosts; leave it out"),
         ({"kind": None}, "required field 'kind' is missing"),
         ({"kind": 5}, "expected a string, found the number 5"),

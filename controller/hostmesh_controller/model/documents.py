@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from pydantic import ValidationError
 
@@ -13,6 +13,9 @@ from hostmesh_controller.model.objects import ApiObject, Metadata, ObjectKey, Pa
 from hostmesh_controller.model.schema import Spec, check_label, check_label_key, check_label_value, check_subdomain
 from hostmesh_controller.suggest import did_you_mean
 
+SpecT = TypeVar("SpecT", bound=Spec)
+
+_OBJECT: Final = frozenset({"apiVersion", "kind", "metadata", "status"})
 _TOP: Final = ("apiVersion", "kind", "metadata", "spec", "status")
 _METADATA: Final = ("name", "namespace", "labels", "annotations")
 _KUBECTL_METADATA: Final = frozenset(
@@ -23,8 +26,10 @@ _KUBECTL_METADATA: Final = frozenset(
 _BARE_KINDS: Final = frozenset({"ServiceAccount"})
 """Kinds whose Kubernetes form has fields beside metadata that mean nothing here."""
 _BARE_FIELDS: Final = frozenset({"secrets", "imagePullSecrets", "automountServiceAccountToken"})
-_LABEL_KINDS: Final = frozenset({"Namespace", "Service"})
+_LABEL_KINDS: Final = frozenset({"Namespace", "Service", "Gateway"})
 """Kinds whose names are one DNS label; the others may have dots."""
+_ONLY_NAMES: Final = {"MeshConfig": "default"}
+"""Kinds of which there is one object, and its name."""
 
 
 class DocumentError(ValueError):
@@ -78,7 +83,12 @@ def read_document(
     faults += _top_level(document, info)
     metadata, wrong = _metadata(document.get("metadata"), info, default_namespace, uid, creation_timestamp)
     faults += wrong
-    spec, wrong = _spec(document.get("spec"), info)
+    namespace = metadata.namespace if metadata else None
+    if info.spec_model.at_top:
+        fields = {key: document[key] for key in document if key not in _OBJECT}
+        spec, wrong = read_spec(fields, info.spec_model, namespace=namespace)
+    else:
+        spec, wrong = read_spec(document.get("spec"), info.spec_model, ("spec",), namespace)
     faults += wrong
     if faults or metadata is None or spec is None:
         return None, faults
@@ -125,7 +135,10 @@ def _unknown_kind(kind: str) -> str:
 
 
 def _top_level(document: Mapping[str, Any], info: KindInfo) -> list[Fault]:
-    faults = []
+    faults: list[Fault] = []
+    if info.spec_model.at_top:
+        # All that is not of every object is the spec's, which knows its fields.
+        return faults
     for field in document:
         if field in _TOP or (info.kind in _BARE_KINDS and field in _BARE_FIELDS):
             continue
@@ -180,6 +193,9 @@ def _name(name: object, info: KindInfo) -> tuple[str, list[Fault]]:
         (check_label if info.kind in _LABEL_KINDS else check_subdomain)(name)
     except ValueError as error:
         return "", [Fault(path, str(error), "name")]
+    only = _ONLY_NAMES.get(info.kind, name)
+    if name != only:
+        return "", [Fault(path, f"there is one {info.kind}: name it {only!r}", "name")]
     return name, []
 
 
@@ -220,15 +236,25 @@ def _string_map(value: object, path: Path, *, check_values: bool) -> tuple[dict[
     return dict(value), faults
 
 
-def _spec(spec: object, info: KindInfo) -> tuple[Spec | None, list[Fault]]:
-    if spec is None:
-        spec = {}
-    if not isinstance(spec, Mapping):
-        return None, [Fault(("spec",), f"expected a mapping, found {found_text(spec)}", "type")]
+def read_spec(
+    value: object, model: type[SpecT], at: Path = (), namespace: str | None = None
+) -> tuple[SpecT | None, list[Fault]]:
+    """Return the spec, or None and all that is wrong with it.
+
+    Args:
+        value: what the YAML or JSON says; anything. None is an empty spec.
+        model: the kind's.
+        at: where the spec stands in the document; the faults' paths start with it.
+        namespace: the object's, for fields that mean something beside it; None if it is not known.
+    """
+    if value is None:
+        value = {}
+    if not isinstance(value, Mapping):
+        return None, [Fault(at, f"expected a mapping, found {found_text(value)}", "type")]
     try:
-        return info.spec_model.model_validate(_without_nulls(spec)), []
+        return model.model_validate(_without_nulls(value), context={"namespace": namespace}), []
     except ValidationError as error:
-        return None, [fault._replace(path=("spec", *fault.path)) for fault in faults_of(info.spec_model, error)]
+        return None, [fault._replace(path=(*at, *fault.path)) for fault in faults_of(model, error)]
 
 
 def _without_nulls(value: Any) -> Any:

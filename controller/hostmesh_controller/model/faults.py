@@ -162,8 +162,12 @@ def _choice(path: Path, value: object, expected: str) -> Fault:
     return Fault(path, f"expected one of {', '.join(choices)}, found {found_text(value)}{near}", "value")
 
 
+_NO_STEPS = frozenset({"[key]", "[value]", "[property]"})
+"""What pydantic adds to a path: for the key of a mapping, and for the form of a value that has several."""
+
+
 def _fault(model: type[Spec], error: ErrorDetails) -> Fault:
-    path: Path = tuple(step for step in error["loc"] if step != "[key]")
+    path: Path = tuple(step for step in error["loc"] if step not in _NO_STEPS)
     kind, context, value = error["type"], error.get("ctx", {}), error["input"]
     if kind == "hostmesh":
         return Fault(path + tuple(context["at"]), str(context["message"]), str(context["code"]))

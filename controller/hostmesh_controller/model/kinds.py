@@ -6,14 +6,24 @@ from types import MappingProxyType
 from typing import Final
 
 from hostmesh_controller.model.destination_rule import DestinationRuleSpec
+from hostmesh_controller.model.envoy_filter import EnvoyFilterSpec
+from hostmesh_controller.model.gateway import GatewaySpec
+from hostmesh_controller.model.health_check import HealthCheckSpec
 from hostmesh_controller.model.hosts import HostSpec
+from hostmesh_controller.model.mesh_config import MeshConfigSpec
+from hostmesh_controller.model.proxy_config import ProxyConfigSpec
+from hostmesh_controller.model.rate_limit import RateLimitSpec
 from hostmesh_controller.model.schema import Spec
+from hostmesh_controller.model.secret import SecretSpec
 from hostmesh_controller.model.security import PeerAuthenticationSpec
 from hostmesh_controller.model.services import NamespaceSpec, ServiceAccountSpec, ServiceSpec
+from hostmesh_controller.model.sidecar import SidecarSpec
 from hostmesh_controller.model.virtual_service import VirtualServiceSpec
+from hostmesh_controller.model.wasm_plugin import WasmPluginSpec
 from hostmesh_controller.model.workloads import ServiceEntrySpec, WorkloadEntrySpec, WorkloadGroupSpec
 
 NETWORKING: Final = "networking.istio.io"
+EXTENSIONS: Final = "extensions.istio.io"
 SECURITY: Final = "security.istio.io"
 HOSTMESH: Final = "hostmesh.io"
 
@@ -44,6 +54,7 @@ _ALL = (
     KindInfo("Namespace", "", _V1, "namespaces", ("ns",), False, NamespaceSpec),
     KindInfo("Service", "", _V1, "services", ("svc",), True, ServiceSpec),
     KindInfo("ServiceAccount", "", _V1, "serviceaccounts", ("sa",), True, ServiceAccountSpec),
+    KindInfo("Secret", "", _V1, "secrets", (), True, SecretSpec),
     KindInfo("ServiceEntry", NETWORKING, _NETWORKING_VERSIONS, "serviceentries", ("se",), True, ServiceEntrySpec),
     KindInfo("WorkloadEntry", NETWORKING, _NETWORKING_VERSIONS, "workloadentries", ("we",), True, WorkloadEntrySpec),
     KindInfo("WorkloadGroup", NETWORKING, _NETWORKING_VERSIONS, "workloadgroups", ("wg",), True, WorkloadGroupSpec),
@@ -55,19 +66,26 @@ _ALL = (
     KindInfo(
         "PeerAuthentication", SECURITY, _SECURITY_VERSIONS, "peerauthentications", ("pa",), True, PeerAuthenticationSpec
     ),
+    KindInfo("Gateway", NETWORKING, _NETWORKING_VERSIONS, "gateways", ("gw",), True, GatewaySpec),
+    KindInfo("Sidecar", NETWORKING, _NETWORKING_VERSIONS, "sidecars", (), True, SidecarSpec),
+    KindInfo("EnvoyFilter", NETWORKING, ("v1alpha3",), "envoyfilters", ("ef",), True, EnvoyFilterSpec),
+    KindInfo("ProxyConfig", NETWORKING, ("v1beta1", "v1"), "proxyconfigs", (), True, ProxyConfigSpec),
+    KindInfo("WasmPlugin", EXTENSIONS, ("v1alpha1",), "wasmplugins", (), True, WasmPluginSpec),
+    KindInfo("MeshConfig", HOSTMESH, _V1, "meshconfigs", (), False, MeshConfigSpec),
+    KindInfo("RateLimit", HOSTMESH, _V1, "ratelimits", ("rl",), True, RateLimitSpec),
+    KindInfo("HealthCheck", HOSTMESH, _V1, "healthchecks", ("hc",), True, HealthCheckSpec),
 )
 
 KINDS: Final[Mapping[str, KindInfo]] = MappingProxyType({info.kind: info for info in _ALL})
 """Every kind that can be stored, by its name."""
 
 NOT_YET: Final = frozenset(
-    {"Gateway", "Sidecar", "EnvoyFilter", "ProxyConfig", "RequestAuthentication", "AuthorizationPolicy"}
-    | {"Telemetry", "WasmPlugin", "TrafficExtension", "CapturePolicy", "RateLimit", "Rollout", "MeshConfig"}
+    {"RequestAuthentication", "AuthorizationPolicy", "Telemetry", "TrafficExtension", "CapturePolicy", "Rollout"}
 )
 """Kinds of Istio or of hostmesh's plan that are not implemented."""
 
 KUBERNETES_ONLY: Final = frozenset(
-    {"Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "Pod", "Job", "CronJob", "ConfigMap", "Secret", "Ingress"}
+    {"Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "Pod", "Job", "CronJob", "ConfigMap", "Ingress"}
     | {"PersistentVolume", "PersistentVolumeClaim", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding", "Node"}
     | {"HorizontalPodAutoscaler", "NetworkPolicy", "CustomResourceDefinition", "Endpoints", "EndpointSlice"}
 )

@@ -94,6 +94,8 @@ class ApiObject:
             "metadata": self.metadata.to_dict(),
         }
         spec = self.spec.to_dict()
-        if spec:
+        if self.spec.at_top:
+            document |= spec
+        elif spec:
             document["spec"] = spec
         return document

@@ -1,0 +1,82 @@
+"""What Gateway and Sidecar say about listeners: their protocol, address, and the hosts behind them."""
+
+from ipaddress import ip_address
+from typing import Annotated, Final
+
+from pydantic import AfterValidator
+
+from hostmesh_controller.model.protocols import KNOWN_PROTOCOLS
+from hostmesh_controller.model.schema import as_fault, check_host, fault
+from hostmesh_controller.suggest import did_you_mean
+
+UNIX: Final = "unix://"
+
+
+def is_http(protocol: str) -> bool:
+    """Tell whether routes for HTTP apply."""
+    return protocol.lower() in {"http", "http2", "grpc", "grpc-web"}
+
+
+def is_tls(protocol: str) -> bool:
+    """Tell whether the protocol has TLS settings."""
+    return protocol.lower() in {"https", "tls"}
+
+
+def _protocol(value: str) -> str:
+    if value.upper() not in KNOWN_PROTOCOLS:
+        near = did_you_mean(value.upper(), KNOWN_PROTOCOLS)
+        raise fault("protocol", f"{value!r} is not a protocol: one of {', '.join(KNOWN_PROTOCOLS)}{near}")
+    if value.upper() == "UDP":
+        raise fault("not-supported", "UDP is not supported: Envoy's routes are for TCP and what runs over it")
+    return value
+
+
+def _optional_protocol(value: str) -> str:
+    # Nothing said: found out per connection.
+    return _protocol(value) if value else value
+
+
+def check_unix_path(value: str) -> str:
+    """Return the socket's path if it is absolute, or abstract (with '@').
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if not value.startswith("@") and (not value.startswith("/") or value.endswith("/")):
+        raise ValueError(f"{value!r} is not the absolute path of a socket")
+    return value
+
+
+def _bind(value: str) -> str:
+    with as_fault("address"):
+        if value.startswith(UNIX):
+            check_unix_path(value.removeprefix(UNIX))
+        elif value:
+            try:
+                ip_address(value)
+            except ValueError:
+                raise ValueError(f"{value!r} is not an IP address (or unix:// and a path)") from None
+    return value
+
+
+def check_full_host(value: str) -> str:
+    """Return `value` if it is "*", a full DNS name, or a wildcard such as `*.example.com`.
+
+    Raises:
+        ValueError: it is none, a short name for instance.
+    """
+    if value == "*":
+        return value
+    if "*" in value and not value.startswith("*."):
+        raise ValueError(f"{value!r}: a '*' can only stand for the first labels, as in '*.example.com'")
+    if "." not in value:
+        raise ValueError(f"{value!r} is a short name; write the full one, such as '{value}.default.svc.cluster.local'")
+    check_host(value.removesuffix("."))
+    if value.removesuffix(".").rpartition(".")[2].isdigit():
+        raise ValueError(f"{value!r} is not a host name: its last part is a number")
+    return value
+
+
+Protocol = Annotated[str, AfterValidator(_protocol)]
+OptionalProtocol = Annotated[str, AfterValidator(_optional_protocol)]
+Bind = Annotated[str, AfterValidator(_bind)]

@@ -11,11 +11,9 @@ from typing import Any, Final, NamedTuple, cast
 
 from envoy.config.cluster.v3.cluster_pb2 import Cluster
 from envoy.service.discovery.v3.discovery_pb2 import Resource
-from google.protobuf.any_pb2 import Any as Any_
+from google.protobuf.any_pb2 import Any as WireAny
 from google.protobuf.descriptor import FieldDescriptor
-from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
-from google.protobuf.symbol_database import Default
 
 from hostmesh_api.wire import (
     CLUSTER_TYPE,
@@ -28,6 +26,7 @@ from hostmesh_api.wire import (
 )
 from hostmesh_controller import mesh as meshes
 from hostmesh_controller import xds
+from hostmesh_controller.checks.world import World
 from hostmesh_controller.mesh import HostRuntime, Mesh, Settings
 from hostmesh_controller.mesh.compiled import single_addresses, virtual_hostnames
 from hostmesh_controller.mesh.visibility import view
@@ -35,6 +34,7 @@ from hostmesh_controller.model import ApiObject
 from hostmesh_controller.names import TcpName, VirtualHostName, is_v6
 from hostmesh_controller.review import Review, read, review
 from hostmesh_controller.suggest import did_you_mean
+from hostmesh_controller.xds.messages import as_json, unpacked
 
 TYPES: Final[Mapping[str, str]] = {
     "host": HOST_CONFIG_TYPE,
@@ -82,7 +82,7 @@ def translate(
         UnknownHostError: no document describes the host.
     """
     documents = read(sources, namespace)
-    verdict = review(documents, {}, domain)
+    verdict = review(documents, World(domain))
     if verdict.errors:
         return Translation(verdict)
     mesh = offline_mesh(documents.objects, trust_domain=trust_domain, domain=domain)
@@ -92,7 +92,7 @@ def translate(
     found: dict[str, dict[str, Any]] = {name: {} for name in TYPES}
     short = {type_url: name for name, type_url in TYPES.items()}
     for asked, message in reachable(mesh, host):
-        found[short[asked.type_url]][asked.name] = None if message is None else MessageToDict(message)
+        found[short[asked.type_url]][asked.name] = None if message is None else as_json(message)
     return Translation(verdict, found)
 
 
@@ -142,7 +142,8 @@ def reachable(mesh: Mesh, host: str) -> Iterator[tuple[_Asked, Message | None]]:
         if not wrapped.HasField("resource"):
             yield asked, None
             continue
-        message = _unpack(wrapped)
+        message = unpacked(wrapped.resource)
+        assert message is not None
         yield asked, message
         for next_asked in _referred(asked.type_url, message):
             if next_asked not in seen:
@@ -163,13 +164,6 @@ def _first(mesh: Mesh, host: str) -> Iterator[_Asked]:
                     yield _Asked(CLUSTER_TYPE, str(TcpName(address, port.number)))
 
 
-def _unpack(wrapped: Resource) -> Message:
-    name = wrapped.resource.type_url.rpartition("/")[2]
-    message: Message = Default().GetSymbol(name)()
-    wrapped.resource.Unpack(message)
-    return message
-
-
 def _referred(type_url: str, message: Message) -> Iterator[_Asked]:
     if type_url == CLUSTER_TYPE and isinstance(message, Cluster) and message.type == Cluster.EDS:
         yield _Asked(ENDPOINT_TYPE, message.eds_cluster_config.service_name or message.name)
@@ -181,7 +175,7 @@ def _referred(type_url: str, message: Message) -> Iterator[_Asked]:
 def _clusters_in(message: Message) -> Iterator[str]:
     """Yield the values of fields named `cluster` (routes, mirrors, TCP proxies) and of weighted clusters' names."""
     if message.DESCRIPTOR.full_name == "google.protobuf.Any":
-        inner = _any(message)
+        inner = unpacked(cast("WireAny", message))
         if inner is not None:
             yield from _clusters_in(inner)
         return
@@ -205,14 +199,3 @@ def _inside(value: Any) -> Iterator[str]:
     else:
         for each in value:
             yield from _clusters_in(each)
-
-
-def _any(message: Message) -> Message | None:
-    """Return what an Any holds, or None for a type that is not imported here."""
-    packed = cast("Any_", message)
-    try:
-        inner: Message = Default().GetSymbol(packed.type_url.rpartition("/")[2])()
-    except KeyError:
-        return None
-    packed.Unpack(inner)
-    return inner

@@ -254,6 +254,23 @@ class Hub:
             return list(self._connections.values())
         return [self._connections[host] for host in touched.hosts if host in self._connections]
 
+    def wholly_concerned(self, touched: Touched) -> list[str]:
+        """Return the connected hosts of which every resource may be another."""
+        return [each.host for each in self._wholly_concerned(touched)]
+
+    def concerned(self, touched: Touched) -> Iterator[tuple[str, str, str]]:
+        """Yield host, type and name of what `publish` would look at, of the names that hosts have now."""
+        for connection in self._wholly_concerned(touched):
+            for type_url in xds.WILDCARD_TYPES:
+                names = xds.wildcard(self._mesh, connection.host, type_url)
+                yield from ((connection.host, type_url, name) for name in names)
+            yield from ((connection.host, *key) for key in connection.watched)
+        for service in touched.services | touched.endpoints:
+            for connection, keys in self._watchers.get(service, {}).items():
+                for type_url, name in keys:
+                    if service in touched.services or type_url == ENDPOINT_TYPE:
+                        yield connection.host, type_url, name
+
     def _mark(self, service: str, concerned: set[Connection], *, endpoints_only: bool) -> None:
         for connection, keys in list(self._watchers.get(service, {}).items()):
             for type_url, name in list(keys):

@@ -16,13 +16,14 @@
     tls                 mutual TLS of the mesh
     host_config         the agent's own resource
     sources             where Envoy gets what it asks for
-    encoding            messages to bytes and versions
+    encoding            messages to bytes and versions; messages: and back, of any of Envoy's types
 
 Every resource is asked for by a host, since what a host sees depends on its namespace; resources that are equal for
 many hosts are made once (see `mesh.memo`).
 """
 
 from hostmesh_api.delta import Resource
-from hostmesh_controller.xds.resources import audience, dependencies, knows_host, resource, wildcard
+from hostmesh_controller.xds.encoding import is_absent
+from hostmesh_controller.xds.resources import WILDCARD_TYPES, audience, dependencies, knows_host, resource, wildcard
 
-__all__ = ["Resource", "audience", "dependencies", "knows_host", "resource", "wildcard"]
+__all__ = ["WILDCARD_TYPES", "Resource", "audience", "dependencies", "is_absent", "knows_host", "resource", "wildcard"]

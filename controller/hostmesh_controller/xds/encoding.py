@@ -29,9 +29,14 @@ def resource_of_bytes(name: str, type_url: str, value: bytes) -> Resource:
 
 def absent(name: str) -> Resource:
     """Return the resource that says "there is no such thing" and that Envoy acts on at once: aliases and no body."""
-    version = version_of(b"")
+    version = _NOTHING
     wire = WireResource(name=name, version=version, aliases=[name])
     return Resource(name, version, wire.SerializeToString(deterministic=True))
+
+
+def is_absent(resource: Resource) -> bool:
+    """Tell whether a resource only says that there is no such thing."""
+    return resource.version == _NOTHING
 
 
 def _resource(name: str, body: Any, aliases: tuple[str, ...]) -> Resource:
@@ -42,6 +47,9 @@ def _resource(name: str, body: Any, aliases: tuple[str, ...]) -> Resource:
 
 def version_of(content: bytes) -> str:
     return urlsafe_b64encode(blake2b(content, digest_size=_VERSION_BYTES).digest()).decode()
+
+
+_NOTHING: Final = version_of(b"")
 
 
 def any_of(message: Message) -> Any:

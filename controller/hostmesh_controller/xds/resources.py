@@ -102,3 +102,5 @@ _TYPES: Final[Mapping[str, _Type]] = MappingProxyType(
         wire.VIRTUAL_HOST_TYPE: _Type(of_virtual_hosts.resource, of_virtual_hosts.dependencies, shared=True),
     }
 )
+WILDCARD_TYPES: Final = (wire.LISTENER_TYPE, wire.CLUSTER_TYPE, wire.HOST_CONFIG_TYPE)
+"""Types of which a host gets some resources without asking for them by name."""

@@ -1,11 +1,13 @@
 """Which Sidecar and which EnvoyFilters hold for a host."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.viewer import Face
+from hostmesh_controller.model.envoy_filter import EnvoyFilterSpec
 from hostmesh_controller.model.objects import ObjectKey
+from hostmesh_controller.model.schema import Spec
+from hostmesh_controller.model.sidecar import SidecarSpec
 
 
 def sidecar_of(mesh: Mesh, faces: Iterable[Face]) -> ObjectKey | None:
@@ -28,7 +30,8 @@ def sidecar_of(mesh: Mesh, faces: Iterable[Face]) -> ObjectKey | None:
     return None
 
 
-def _sidecar_labels(spec: Any) -> Mapping[str, str]:
+def _sidecar_labels(spec: Spec) -> Mapping[str, str]:
+    assert isinstance(spec, SidecarSpec)
     return spec.workload_selector.labels if spec.workload_selector else {}
 
 
@@ -41,7 +44,8 @@ def patches_of(mesh: Mesh, faces: Iterable[Face]) -> tuple[ObjectKey, ...]:
     root = mesh.settings.root_namespace
     result: list[tuple[tuple[object, ...], ObjectKey]] = []
     for item in mesh.of_kind("EnvoyFilter"):
-        spec: Any = item.spec
+        spec = item.spec
+        assert isinstance(spec, EnvoyFilterSpec)
         labels = spec.workload_selector.labels if spec.workload_selector else {}
         if any(item.key.namespace in {root, face.namespace} and face.selected_by(labels) for face in faces):
             created = item.metadata.creation_timestamp

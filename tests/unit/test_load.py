@@ -31,7 +31,7 @@ spec:
     - mach:
         - uri: {exact: /x}
       mirror:
-        host: other
+        host: "*"
       route:
         - destination: {host: reviews}
           weight: "80"
@@ -45,7 +45,7 @@ spec:
 """
     assert problems(text) == [
         "f.yaml:9: spec.http[0].mach: unknown field 'mach'; did you mean 'match'?",
-        "f.yaml:11: spec.http[0].mirror: not supported yet",
+        "f.yaml:12: spec.http[0].mirror.host: '*' is no destination: name a service",
         "f.yaml:15: spec.http[0].route[0].weight: expected an integer, found the text '80'",
         "f.yaml:22: spec.adress: unknown field 'adress'; did you mean 'address'?",
     ]

@@ -1,113 +1,74 @@
 """DestinationRule: how to talk to a service once a route has chosen it."""
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
+from hostmesh_controller.model.client_tls import ClientTls
+from hostmesh_controller.model.connection_pool import (
+    ConnectionPool,
+    Http2KeepAlive,
+    HttpSettings,
+    OutlierDetection,
+    TcpKeepalive,
+    TcpSettings,
+)
+from hostmesh_controller.model.domains import check_domain, check_wildcard_domain, is_ip
+from hostmesh_controller.model.exports import RuleExportTo, only_own_namespace
+from hostmesh_controller.model.load_balancing import (
+    ConsistentHash,
+    CookieAttribute,
+    HttpCookie,
+    LoadBalancer,
+    Maglev,
+    RingHash,
+    Warmup,
+)
+from hostmesh_controller.model.localities import Distribute, Failover, LocalityLbSetting, ZoneAwareLbSetting
+from hostmesh_controller.model.route_fields import subset_name
 from hostmesh_controller.model.schema import (
-    Count,
-    ExportTo,
-    Flag,
-    Integer,
+    AnyDuration,
     LabelKey,
     LabelValue,
+    Percent,
     Port,
-    PositiveDuration,
     Spec,
     Unsigned,
     as_fault,
-    check_host,
-    check_label_value,
     fault,
+    given,
 )
 
-
-class LoadBalancer(Spec):
-    """None and UNSPECIFIED are LEAST_REQUEST, and so is the old LEAST_CONN."""
-
-    not_yet: ClassVar[frozenset[str]] = frozenset(
-        {"backendUtilization", "consistentHash", "localityLbSetting"}
-        | {"warmup", "warmupDurationSecs", "zoneAwareLbSetting"}
-    )
-
-    simple: Literal["UNSPECIFIED", "LEAST_CONN", "RANDOM", "PASSTHROUGH", "ROUND_ROBIN", "LEAST_REQUEST"] | None = None
-
-
-class TcpSettings(Spec):
-    """Limits of connections. None is Istio's default: 2^32 - 1 connections, 10 s to connect."""
-
-    not_yet: ClassVar[frozenset[str]] = frozenset({"idleTimeout", "maxConnectionDuration", "tcpKeepalive"})
-
-    max_connections: Count | None = None
-    connect_timeout: PositiveDuration | None = None
-
-
-class HttpSettings(Spec):
-    """Limits of requests. None is Istio's default: no limit, and an idle timeout of 1 h."""
-
-    not_yet: ClassVar[frozenset[str]] = frozenset(
-        {"h2UpgradePolicy", "http2KeepAlive", "maxConcurrentStreams", "useClientProtocol"}
-    )
-
-    http1_max_pending_requests: Count | None = None
-    http2_max_requests: Count | None = None
-    max_requests_per_connection: Count | None = None
-    max_retries: Count | None = None
-    idle_timeout: PositiveDuration | None = None
-
-
-class ConnectionPool(Spec):
-    """Circuit breakers."""
-
-    tcp: TcpSettings | None = None
-    http: HttpSettings | None = None
-
-
-class OutlierDetection(Spec):
-    """When an endpoint that fails is left out for a while. None is Istio's default."""
-
-    not_yet: ClassVar[frozenset[str]] = frozenset({"outlierDetectionHttpErrorCodes"})
-
-    consecutive_5xx_errors: Unsigned | None = Field(default=None, alias="consecutive5xxErrors")
-    consecutive_errors: Integer | None = None
-    consecutive_gateway_errors: Unsigned | None = None
-    consecutive_local_origin_failures: Unsigned | None = None
-    split_external_local_origin_errors: Flag = False
-    interval: PositiveDuration | None = None
-    base_ejection_time: PositiveDuration | None = None
-    max_ejection_percent: Annotated[Integer, Field(ge=0, le=100)] | None = None
-    min_health_percent: Annotated[Integer, Field(ge=0, le=100)] | None = None
-
-
-class ClientTls(Spec):
-    """TLS towards the service. Paths are of files on the calling host; None of them set: the system's roots."""
-
-    not_yet: ClassVar[frozenset[str]] = frozenset({"caCrl", "credentialName"})
-
-    mode: Literal["DISABLE", "SIMPLE", "MUTUAL", "ISTIO_MUTUAL"] = "DISABLE"
-    client_certificate: str | None = None
-    private_key: str | None = None
-    ca_certificates: str | None = None
-    subject_alt_names: tuple[str, ...] = ()
-    sni: str | None = None
-    insecure_skip_verify: Flag = False
-
-    @model_validator(mode="after")
-    def _files_fit_the_mode(self) -> "ClientTls":
-        if self.mode == "MUTUAL" and not self.client_certificate:
-            raise fault("missing", "mode MUTUAL needs clientCertificate", "clientCertificate")
-        if self.mode == "MUTUAL" and not self.private_key:
-            raise fault("missing", "mode MUTUAL needs privateKey", "privateKey")
-        if self.mode == "ISTIO_MUTUAL":
-            for field, written in (
-                ("client_certificate", "clientCertificate"),
-                ("private_key", "privateKey"),
-                ("ca_certificates", "caCertificates"),
-            ):
-                if getattr(self, field) is not None:
-                    raise fault("one-of", "mode ISTIO_MUTUAL uses the mesh's own certificates; remove this", written)
-        return self
+__all__ = [
+    "ClientTls",
+    "ConnectionPool",
+    "ConsistentHash",
+    "CookieAttribute",
+    "DestinationRuleSpec",
+    "Distribute",
+    "Failover",
+    "Http2KeepAlive",
+    "HttpCookie",
+    "HttpSettings",
+    "LoadBalancer",
+    "LocalityLbSetting",
+    "Maglev",
+    "OutlierDetection",
+    "PortPolicy",
+    "PortSelector",
+    "ProxyProtocol",
+    "RetryBudget",
+    "RingHash",
+    "RuleSelector",
+    "Subset",
+    "TcpKeepalive",
+    "TcpSettings",
+    "TrafficPolicy",
+    "Tunnel",
+    "Warmup",
+    "ZoneAwareLbSetting",
+]
 
 
 class PortSelector(Spec):
@@ -125,49 +86,97 @@ class PortPolicy(Spec):
     outlier_detection: OutlierDetection | None = None
     tls: ClientTls | None = None
 
+    @model_validator(mode="after")
+    def _something(self) -> "PortPolicy":
+        if not given(self, "load_balancer", "connection_pool", "outlier_detection", "tls"):
+            raise fault("empty", "give loadBalancer, connectionPool, outlierDetection or tls")
+        return self
+
+
+class Tunnel(Spec):
+    """Reach the target through the service, a forward proxy. The protocol is CONNECT unless given."""
+
+    protocol: Literal["", "CONNECT", "POST"] = ""
+    target_host: str
+    target_port: Port
+
+    @model_validator(mode="after")
+    def _target_is_somewhere(self) -> "Tunnel":
+        if not is_ip(self.target_host):
+            try:
+                check_domain(self.target_host)
+            except ValueError:
+                message = f"{self.target_host!r} is neither a host name nor an IP address"
+                raise fault("host-name", message, "targetHost") from None
+        return self
+
+
+class ProxyProtocol(Spec):
+    """Tell the service the caller's address ahead of the connection."""
+
+    version: Literal["V1", "V2"] = "V1"
+
+
+class RetryBudget(Spec):
+    """How many retries may be active: a share of the active requests in percent, and at least some.
+
+    `budget_interval` is how long requests count. None is Envoy's default: 20 percent, 3 retries, 0 s.
+    """
+
+    percent: Percent | None = None
+    min_retry_concurrency: Unsigned | None = None
+    budget_interval: AnyDuration | None = None
+
 
 class TrafficPolicy(Spec):
     """Settings of a service or a subset; a subset's settings replace the service's, part by part."""
-
-    not_yet: ClassVar[frozenset[str]] = frozenset({"proxyProtocol", "retryBudget", "tunnel"})
 
     load_balancer: LoadBalancer | None = None
     connection_pool: ConnectionPool | None = None
     outlier_detection: OutlierDetection | None = None
     tls: ClientTls | None = None
     port_level_settings: Annotated[tuple[PortPolicy, ...], Field(max_length=4096)] = ()
+    tunnel: Tunnel | None = None
+    proxy_protocol: ProxyProtocol | None = None
+    retry_budget: RetryBudget | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> "TrafficPolicy":
+        parts = (name for name in type(self).model_fields if name != "port_level_settings")
+        if not self.port_level_settings and not given(self, *parts):
+            raise fault("empty", "give loadBalancer, connectionPool, outlierDetection, tls or another setting")
+        if self.tunnel is not None and self.proxy_protocol is not None:
+            raise fault("one-of", "only one of tunnel, proxyProtocol may be set", "proxyProtocol")
+        return self
 
 
 def _rule_host(value: str) -> str:
     with as_fault("host-name"):
-        return value if value == "*" else check_host(value)
-
-
-def _subset_name(value: str) -> str:
-    # The name becomes a part of cluster names such as outbound|80|v1|reviews, where '|' divides.
-    if not value:
-        raise fault("name", "a subset needs a name")
-    with as_fault("name"):
-        return check_label_value(value)
+        return check_wildcard_domain(value)
 
 
 class Subset(Spec):
     """The endpoints whose labels have all of these."""
 
-    name: Annotated[str, AfterValidator(_subset_name)]
+    name: Annotated[str, AfterValidator(subset_name)]
     labels: Mapping[LabelKey, LabelValue] = Field(default_factory=dict)
     traffic_policy: TrafficPolicy | None = None
+
+
+class RuleSelector(Spec):
+    """Labels of the calling workloads for which a rule is; without labels it is for all of the namespace."""
+
+    match_labels: Annotated[Mapping[LabelKey, LabelValue], Field(max_length=4096)] = Field(default_factory=dict)
 
 
 class DestinationRuleSpec(Spec):
     """Settings of the service `host` (a short name resolves in the rule's namespace) and its subsets."""
 
-    not_yet: ClassVar[frozenset[str]] = frozenset({"workloadSelector"})
-
     host: Annotated[str, AfterValidator(_rule_host)]
     traffic_policy: TrafficPolicy | None = None
     subsets: tuple[Subset, ...] = ()
-    export_to: tuple[ExportTo, ...] = ()
+    export_to: RuleExportTo = ()
+    workload_selector: RuleSelector | None = None
 
     @model_validator(mode="after")
     def _subsets_are_told_apart(self) -> "DestinationRuleSpec":
@@ -176,4 +185,11 @@ class DestinationRuleSpec(Spec):
             if subset.name in seen:
                 raise fault("duplicate-subset", f"subset {subset.name!r} is there twice", "subsets", index, "name")
             seen.add(subset.name)
+        return self
+
+    @model_validator(mode="after")
+    def _selected_workloads_are_of_the_namespace(self, info: ValidationInfo) -> "DestinationRuleSpec":
+        if self.workload_selector is not None and not only_own_namespace(self.export_to, info):
+            message = "workloadSelector chooses workloads of the rule's own namespace: export to '.' only"
+            raise fault("export-to", message, "exportTo")
         return self

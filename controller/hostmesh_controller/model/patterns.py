@@ -4,6 +4,7 @@ A refusal here names the line of the file; one by Envoy comes later, from every 
 """
 
 import re
+from http import HTTPStatus
 from typing import Final
 
 _REGEX_MAX: Final = 1024
@@ -104,16 +105,18 @@ def _group_start(value: str, index: int) -> int:
 
 _HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _HEADER_MAX: Final = 256
-_AUTHORITY: Final = ":authority"
+_PSEUDO_HEADERS: Final = frozenset({":method", ":scheme", ":authority", ":path", ":status"})
 
 
-def check_header_name(value: str) -> str:
-    """Return `value` if it can be the name of a header, or is `:authority`.
+def check_header_name(value: str, *, pseudo: bool = False) -> str:
+    """Return `value` if it can be the name of a header, or of a pseudo header such as `:method` where these are meant.
 
     Raises:
         ValueError: it cannot.
     """
-    if value != _AUTHORITY and (len(value) > _HEADER_MAX or not _HEADER_NAME.fullmatch(value)):
+    if pseudo and value in _PSEUDO_HEADERS:
+        return value
+    if len(value) > _HEADER_MAX or not _HEADER_NAME.fullmatch(value):
         raise ValueError(f"{value!r} is not a valid header name")
     return value
 
@@ -129,6 +132,7 @@ def check_one_line(value: str) -> str:
     return value
 
 
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _COMMAND: Final = re.compile(r"%%|%[A-Z0-9_]+(?:\([^)]*\))?(?::[0-9]+)?%")
 _VALUE_MAX: Final = 16384
 """Envoy's limit."""
@@ -138,12 +142,14 @@ def check_header_value(value: str) -> str:
     """Return `value` if Envoy takes it for a header to set: text in which %COMMAND% stands for something.
 
     Raises:
-        ValueError: it has a line break, is too long, or has a '%' that starts no command.
+        ValueError: it has a line break or another control character, is too long, or has a '%' that starts no command.
     """
     if len(value.encode()) > _VALUE_MAX:
         raise ValueError(f"a header may have {_VALUE_MAX} bytes at most")
     if "%" in _COMMAND.sub("", value):
         raise ValueError("a '%' starts one of Envoy's commands, such as %REQ(x-id)%; write '%%' for the sign itself")
+    if _CONTROL.search(value.replace("\n", "").replace("\r", "")):
+        raise ValueError("a control character is not allowed in a header")
     return check_one_line(value)
 
 
@@ -155,7 +161,12 @@ RETRY_CONDITIONS: Final = frozenset(
 """Envoy's conditions, those of gRPC last. A number is a status code."""
 
 
+_STATUS_CODES: Final = frozenset(str(status.value) for status in HTTPStatus)
+
+
 def unknown_conditions(value: str) -> list[str]:
-    """Return the parts of a comma-separated `retryOn` that are neither a condition nor a status code."""
-    parts = [part.strip() for part in value.split(",")]
-    return [part for part in parts if part not in RETRY_CONDITIONS and not re.fullmatch("[1-5][0-9][0-9]", part)]
+    """Return the parts of a comma-separated `retryOn` that are neither a condition nor a status code.
+
+    As in Istio a space beside a comma belongs to the part, which makes it unknown.
+    """
+    return [part for part in value.split(",") if part not in RETRY_CONDITIONS and part not in _STATUS_CODES]

@@ -45,6 +45,8 @@ _NAMES: Final = {
     "mongo": Protocol.TCP,
     "mysql": Protocol.TCP,
     "redis": Protocol.TCP,
+    # Istio's name for the port of a forward proxy.
+    "http_proxy": Protocol.HTTP,
 }
 _APP_PROTOCOLS: Final = {
     "kubernetes.io/h2c": Protocol.HTTP2,
@@ -89,6 +91,12 @@ def entry_protocol(declared: str, name: str = "") -> Protocol:
         name: the port's name.
     """
     return _NAMES.get(declared.lower(), Protocol.UNSUPPORTED) if declared else _named(name)
+
+
+def tells_hosts_apart(declared: str) -> bool:
+    """Whether calls by this protocol of a ServiceEntry's port say which host they mean; nothing declared does not."""
+    found = _NAMES.get(declared.lower(), Protocol.UNSUPPORTED)
+    return found.is_http or found in {Protocol.TLS, Protocol.HTTPS}
 
 
 KNOWN_PROTOCOLS: Final = tuple(name.upper() for name in _NAMES)

@@ -1,7 +1,7 @@
 """Kubernetes' own kinds that meshes are described with: Namespace, ServiceAccount, Service."""
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field, model_validator
 
@@ -17,6 +17,9 @@ from hostmesh_controller.model.schema import (
     Unsigned,
     fault,
 )
+
+_NO_CLOUD: Final = "a host has no cloud's load balancer; use a Gateway"
+_NO_NODES: Final = "there are no nodes that take this address; use clusterIP or a ServiceEntry with addresses"
 
 
 class NamespaceSpec(Spec):
@@ -52,11 +55,17 @@ class ServiceSpec(Spec):
     with defaults that mean nothing outside Kubernetes is accepted at those defaults.
     """
 
-    not_yet: ClassVar[frozenset[str]] = frozenset(
-        {"externalName", "externalIPs", "loadBalancerIP", "loadBalancerClass", "loadBalancerSourceRanges"}
-        | {"publishNotReadyAddresses", "sessionAffinityConfig", "trafficDistribution", "healthCheckNodePort"}
-        | {"allocateLoadBalancerNodePorts"}
-    )
+    not_yet: ClassVar[frozenset[str]] = frozenset({"externalName", "trafficDistribution"})
+    refused: ClassVar[Mapping[str, str]] = {
+        "externalIPs": _NO_NODES,
+        "loadBalancerIP": _NO_CLOUD,
+        "loadBalancerClass": _NO_CLOUD,
+        "loadBalancerSourceRanges": _NO_CLOUD,
+        "healthCheckNodePort": _NO_CLOUD,
+        "allocateLoadBalancerNodePorts": _NO_CLOUD,
+        "publishNotReadyAddresses": "a workload that is not ready is never called",
+        "sessionAffinityConfig": "use a DestinationRule with consistentHash.useSourceIp",
+    }
 
     ports: Annotated[tuple[ServicePort, ...], Field(max_length=256)] = ()
     selector: Mapping[LabelKey, LabelValue] = Field(default_factory=dict)

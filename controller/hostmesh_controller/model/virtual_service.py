@@ -1,317 +1,248 @@
 """VirtualService: where requests for a host go, and what happens to them on the way."""
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Final
 
 from pydantic import Field, model_validator
 
-from hostmesh_controller.model.route_fields import (
-    Base64Body,
-    Gateway,
-    GrpcStatus,
-    HeaderName,
-    HeaderValue,
-    Line,
-    MatchRegex,
-    Regex,
-    RetryOn,
-    RouteHost,
-    TextBody,
-    VirtualHost,
+from hostmesh_controller.model.domains import WILDCARD, check_wildcard_domain, covers, is_ip, overlap
+from hostmesh_controller.model.exports import RuleExportTo
+from hostmesh_controller.model.http_actions import (
+    CorsPolicy,
+    Delegate,
+    Destination,
+    DirectBody,
+    DirectResponse,
+    Fault,
+    FaultAbort,
+    FaultDelay,
+    HeaderOperations,
+    Headers,
+    HttpRedirect,
+    HttpRewrite,
+    HttpRouteDestination,
+    MirrorPolicy,
+    Percentage,
+    PortSelector,
+    RegexRewrite,
+    ResponseHeaderOperations,
+    Retries,
 )
-from hostmesh_controller.model.schema import (
-    Count,
-    ExportTo,
-    Flag,
-    Integer,
-    Percent,
-    Port,
-    PositiveDuration,
-    Spec,
-    at_most_one,
-    fault,
-    given,
+from hostmesh_controller.model.http_match import AbsentMatch, HttpMatch, StringMatch
+from hostmesh_controller.model.route_fields import GENERATED_SERVER_NAME, Gateway, MillisecondDuration, VirtualHost
+from hostmesh_controller.model.schema import Integer, Spec, fault
+from hostmesh_controller.model.tcp_routes import (
+    ConnectionMatch,
+    L4Match,
+    RouteDestination,
+    TcpRoute,
+    TlsMatch,
+    TlsRoute,
+    check_weights,
 )
 
-
-class StringMatch(Spec):
-    """One of the three ways, or none: then the thing has only to be there."""
-
-    exact: Line | None = None
-    prefix: Line | None = None
-    regex: MatchRegex | None = None
-
-    @model_validator(mode="after")
-    def _one_way(self) -> "StringMatch":
-        at_most_one(self, "exact", "prefix", "regex")
-        return self
-
-
-class PortSelector(Spec):
-    """A port of a service by its number."""
-
-    number: Port | None = None
-
-
-class Destination(Spec):
-    """A service (short names resolve in the VirtualService's namespace), maybe one of its subsets or ports."""
-
-    host: RouteHost
-    subset: str | None = None
-    port: PortSelector | None = None
-
-
-class HeaderOperations(Spec):
-    """Headers to overwrite, append and drop, in this order."""
-
-    set: Mapping[HeaderName, HeaderValue] = Field(default_factory=dict)
-    add: Mapping[HeaderName, HeaderValue] = Field(default_factory=dict)
-    remove: tuple[HeaderName, ...] = ()
-
-
-class Headers(Spec):
-    """What happens to the headers of a request on its way out and of a response on its way back."""
-
-    request: HeaderOperations | None = None
-    response: HeaderOperations | None = None
-
-
-class HttpMatch(Spec):
-    """All that is given must hold. `port` is the service's port that was called."""
-
-    not_yet: ClassVar[frozenset[str]] = frozenset({"sourceLabels", "sourceNamespace", "statPrefix"})
-
-    name: str | None = None
-    uri: StringMatch | None = None
-    scheme: StringMatch | None = None
-    method: StringMatch | None = None
-    authority: StringMatch | None = None
-    headers: Mapping[HeaderName, StringMatch] = Field(default_factory=dict)
-    without_headers: Mapping[HeaderName, StringMatch] = Field(default_factory=dict)
-    query_params: Mapping[str, StringMatch] = Field(default_factory=dict)
-    port: Port | None = None
-    ignore_uri_case: Flag = False
-    gateways: tuple[Gateway, ...] = ()
-
-    @model_validator(mode="after")
-    def _uri_is_a_path(self) -> "HttpMatch":
-        if self.uri is not None and self.uri.regex == "*":
-            raise fault("regex", "'*' has nothing before it to repeat in '*'", "uri", "regex")
-        return self
-
-
-class HttpRouteDestination(Spec):
-    """`weight` None is 0 beside others, and everything alone."""
-
-    destination: Destination
-    weight: Count | None = None
-    headers: Headers | None = None
-
-
-class HttpRedirect(Spec):
-    """Send the caller elsewhere. What is None stays as in the request; the code is 301 unless given."""
-
-    not_yet: ClassVar[frozenset[str]] = frozenset({"prefixRewrite"})
-
-    uri: Line | None = None
-    authority: Line | None = None
-    scheme: Literal["http", "https"] | None = None
-    port: Port | None = None
-    derive_port: Literal["FROM_PROTOCOL_DEFAULT", "FROM_REQUEST_PORT"] | None = None
-    redirect_code: Literal[301, 302, 303, 307, 308] | None = None
-
-    @model_validator(mode="after")
-    def _one_port(self) -> "HttpRedirect":
-        at_most_one(self, "port", "derive_port")
-        return self
-
-
-class RegexRewrite(Spec):
-    """Replace what matches (RE2) by the text, in which a backslash and 1 is the first group."""
-
-    match: Regex
-    rewrite: Line
-
-
-class HttpRewrite(Spec):
-    """Change the path (`uri` replaces the matched prefix, or all of an exact match) or the authority."""
-
-    uri: Line | None = None
-    authority: Line | None = None
-    uri_regex_rewrite: RegexRewrite | None = None
-
-    @model_validator(mode="after")
-    def _one_path(self) -> "HttpRewrite":
-        at_most_one(self, "uri", "uri_regex_rewrite")
-        if not given(self, "uri", "authority", "uri_regex_rewrite"):
-            raise fault("empty", "nothing to rewrite: give uri, uriRegexRewrite or authority")
-        return self
-
-
-class DirectBody(Spec):
-    """The body as text, or as bytes in base64."""
-
-    string: TextBody | None = None
-    bytes: Base64Body | None = None
-
-    @model_validator(mode="after")
-    def _one_form(self) -> "DirectBody":
-        at_most_one(self, "string", "bytes")
-        return self
-
-
-class DirectResponse(Spec):
-    """Answer without asking any service."""
-
-    status: Annotated[Integer, Field(ge=200, le=599)]
-    body: DirectBody | None = None
-
-
-class Percentage(Spec):
-    """0 to 100, in steps of 0.0001."""
-
-    value: Percent = 0.0
-
-
-class FaultDelay(Spec):
-    """Hold some of the requests. No percentage given: all of them."""
-
-    not_yet: ClassVar[frozenset[str]] = frozenset({"exponentialDelay", "percent"})
-
-    fixed_delay: PositiveDuration
-    percentage: Percentage | None = None
-
-
-class FaultAbort(Spec):
-    """Fail some of the requests. No percentage given: all of them."""
-
-    not_yet: ClassVar[frozenset[str]] = frozenset({"http2Error"})
-
-    http_status: Annotated[Integer, Field(ge=200, le=599)] | None = None
-    grpc_status: GrpcStatus | None = None
-    percentage: Percentage | None = None
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> "FaultAbort":
-        at_most_one(self, "http_status", "grpc_status")
-        if not given(self, "http_status", "grpc_status"):
-            raise fault("missing", "give httpStatus or grpcStatus")
-        return self
-
-
-class Fault(Spec):
-    """Failures to inject."""
-
-    delay: FaultDelay | None = None
-    abort: FaultAbort | None = None
-
-    @model_validator(mode="after")
-    def _something(self) -> "Fault":
-        if not given(self, "delay", "abort"):
-            raise fault("empty", "give delay or abort")
-        return self
-
-
-class Retries(Spec):
-    """`attempts` 0 turns retries off. None elsewhere is Istio's default."""
-
-    not_yet: ClassVar[frozenset[str]] = frozenset({"backoff", "retryIgnorePreviousHosts", "retryRemoteLocalities"})
-
-    attempts: Count | None = None
-    per_try_timeout: PositiveDuration | None = None
-    retry_on: RetryOn | None = None
-
-
-_WEIGHTS_MAX = 2**32 - 1
-"""Envoy's limit of their sum."""
-
-
-def _check_weights(weights: Sequence[int | None]) -> None:
-    if len(weights) > 1 and not any(weights):
-        raise fault("weights", "the weights of the destinations sum to 0", "route")
-    if sum(weight or 0 for weight in weights) > _WEIGHTS_MAX:
-        raise fault("weights", f"the weights of the destinations sum to more than {_WEIGHTS_MAX}", "route")
+__all__ = [
+    "AbsentMatch",
+    "ConnectionMatch",
+    "CorsPolicy",
+    "Delegate",
+    "Destination",
+    "DirectBody",
+    "DirectResponse",
+    "Fault",
+    "FaultAbort",
+    "FaultDelay",
+    "HeaderOperations",
+    "Headers",
+    "HttpMatch",
+    "HttpRedirect",
+    "HttpRewrite",
+    "HttpRoute",
+    "HttpRouteDestination",
+    "L4Match",
+    "MirrorPolicy",
+    "Percentage",
+    "PortSelector",
+    "RegexRewrite",
+    "ResponseHeaderOperations",
+    "Retries",
+    "RouteDestination",
+    "StringMatch",
+    "TcpRoute",
+    "TlsMatch",
+    "TlsRoute",
+    "VirtualServiceSpec",
+]
+
+MESH: Final = "mesh"
+"""The gateway that stands for the proxies of the hosts."""
+_AUTHORITY: Final = frozenset({":authority", "host"})
 
 
 class HttpRoute(Spec):
-    """The first route with a match that holds is taken; a route without matches takes everything."""
+    """The first route with a match that holds is taken; a route without matches takes everything.
 
-    not_yet: ClassVar[frozenset[str]] = frozenset(
-        {"corsPolicy", "delegate", "mirror", "mirrorPercent", "mirror_percent", "mirrorPercentage", "mirrors"}
-    )
+    With `delegate` another VirtualService has the routes. `mirror_percentage`, or else the old `mirror_percent`, is of
+    `mirror`; neither given: all requests.
+    """
 
     name: str | None = None
     match: tuple[HttpMatch, ...] = ()
     route: tuple[HttpRouteDestination, ...] = ()
     redirect: HttpRedirect | None = None
     direct_response: DirectResponse | None = None
+    delegate: Delegate | None = None
     rewrite: HttpRewrite | None = None
-    timeout: PositiveDuration | None = None
+    timeout: MillisecondDuration | None = None
     retries: Retries | None = None
     fault: Fault | None = None
+    mirror: Destination | None = None
+    mirrors: tuple[MirrorPolicy, ...] = ()
+    mirror_percentage: Percentage | None = None
+    mirror_percent: Annotated[Integer, Field(ge=0, le=100)] | None = None
+    cors_policy: CorsPolicy | None = None
     headers: Headers | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old_spelling(cls, value: Any) -> Any:
+        # Istio's schema has this one field in both spellings.
+        if isinstance(value, Mapping) and "mirror_percent" in value:
+            rest = {key: each for key, each in value.items() if key != "mirror_percent"}
+            return {"mirrorPercent": value["mirror_percent"]} | rest
+        return value
 
     @model_validator(mode="after")
     def _one_outcome(self) -> "HttpRoute":
-        outcomes = [name for name in ("route", "redirect", "direct_response") if getattr(self, name)]
         written = {"direct_response": "directResponse"}
-        if not outcomes:
-            raise fault("missing", "give one of route, redirect and directResponse")
-        if len(outcomes) > 1:
-            names = [written.get(name, name) for name in outcomes]
+        names = [written.get(name, name) for name in self._outcomes()]
+        if not names:
+            raise fault("missing", "give one of route, redirect, directResponse and delegate")
+        if len(names) > 1:
             raise fault("one-of", f"only one of {', '.join(names)} may be set", names[1])
-        if self.rewrite is not None and self.redirect is not None:
-            raise fault("one-of", "rewrite cannot be set beside redirect", "rewrite")
-        _check_weights([route.weight for route in self.route])
+        if names[0] in {"redirect", "directResponse"}:
+            for field in ("rewrite", "fault"):
+                if getattr(self, field) is not None:
+                    raise fault("one-of", f"{field} cannot be set beside {names[0]}", field)
+        check_weights([route.weight for route in self.route])
         return self
 
-
-class L4Match(Spec):
-    """`port` is the service's port that was called."""
-
-    not_yet: ClassVar[frozenset[str]] = frozenset(
-        {"destinationSubnets", "sourceLabels", "sourceNamespace", "sourceSubnet"}
-    )
-
-    port: Port | None = None
-    gateways: tuple[Gateway, ...] = ()
-
-
-class RouteDestination(Spec):
-    """`weight` None is 0 beside others, and everything alone."""
-
-    destination: Destination
-    weight: Count | None = None
-
-
-class TcpRoute(Spec):
-    """The first route with a match that holds is taken; a route without matches takes everything."""
-
-    match: tuple[L4Match, ...] = ()
-    route: Annotated[tuple[RouteDestination, ...], Field(min_length=1)]
+    def _outcomes(self) -> Iterator[str]:
+        for name in ("route", "redirect", "direct_response", "delegate"):
+            value = getattr(self, name)
+            if value is not None and value != ():
+                yield name
 
     @model_validator(mode="after")
-    def _some_weight(self) -> "TcpRoute":
-        _check_weights([route.weight for route in self.route])
+    def _mirrors_are_told_once(self) -> "HttpRoute":
+        if self.mirror is not None and self.mirrors:
+            raise fault("one-of", "only one of mirror, mirrors may be set", "mirrors")
+        return self
+
+    @model_validator(mode="after")
+    def _prefix_is_there_to_replace(self) -> "HttpRoute":
+        if self.redirect is None or not self.redirect.prefix_rewrite:
+            return self
+        for index, match in enumerate(self.match):
+            if match.uri is not None and match.uri.prefix is None:
+                message = "redirect.prefixRewrite replaces a prefix: match the uri by prefix"
+                raise fault("redirect", message, "match", index, "uri")
+        return self
+
+    @model_validator(mode="after")
+    def _authority_is_set_once(self) -> "HttpRoute":
+        request = self.headers.request if self.headers else None
+        operations: tuple[tuple[str, Mapping[str, str]], ...] = ()
+        if request is not None:
+            operations = (("set", request.set), ("add", request.add))
+        current = self.rewrite.authority if self.rewrite else None
+        for field, values in operations:
+            for name, value in values.items():
+                if name.lower() in _AUTHORITY:
+                    if current:
+                        message = f"the authority is already {current!r}; set it once"
+                        raise fault("one-of", message, "headers", "request", field, name)
+                    current = value
         return self
 
 
 class VirtualServiceSpec(Spec):
-    """Routes of the hosts; short names resolve in the VirtualService's namespace. `gateways` can only be [mesh]."""
+    """Routes of the hosts; short names resolve in the VirtualService's namespace.
 
-    not_yet: ClassVar[frozenset[str]] = frozenset({"tls"})
+    Without hosts it is a delegate: its http routes are used by others. Without gateways it is for `mesh`, the proxies
+    of the hosts.
+    """
 
-    hosts: Annotated[tuple[VirtualHost, ...], Field(min_length=1)]
+    hosts: tuple[VirtualHost, ...] = ()
     gateways: tuple[Gateway, ...] = ()
     http: tuple[HttpRoute, ...] = ()
+    tls: tuple[TlsRoute, ...] = ()
     tcp: tuple[TcpRoute, ...] = ()
-    export_to: tuple[ExportTo, ...] = ()
+    export_to: RuleExportTo = ()
+
+    @property
+    def is_delegate(self) -> bool:
+        """Whether other VirtualServices use it."""
+        return not self.hosts
+
+    @property
+    def for_mesh(self) -> bool:
+        """Whether the proxies of the hosts use it."""
+        return not self.gateways or MESH in self.gateways
 
     @model_validator(mode="after")
     def _some_route(self) -> "VirtualServiceSpec":
-        if not self.http and not self.tcp:
-            raise fault("missing", "give http or tcp routes")
-        for index, host in enumerate(self.hosts):
-            if host in self.hosts[:index]:
-                raise fault("duplicate-host", f"host {host!r} is there twice", "hosts", index)
+        if not self.http and not self.tcp and not self.tls:
+            raise fault("missing", "give http, tls or tcp routes")
         return self
+
+    @model_validator(mode="after")
+    def _hosts_are_told_apart(self) -> "VirtualServiceSpec":
+        for index, host in enumerate(self.hosts):
+            if host == WILDCARD and self.for_mesh:
+                message = "'*' would take every host of the mesh; name the hosts, or bind to gateways without 'mesh'"
+                raise fault("host-name", message, "hosts", index)
+            if host.startswith(GENERATED_SERVER_NAME) and (self.for_mesh or not self.tls):
+                message = f"{host!r} is a server name: only tls routes of gateways can have it"
+                raise fault("host-name", message, "hosts", index)
+            for other in self.hosts[:index]:
+                if host == other:
+                    raise fault("duplicate-host", f"host {host!r} is there twice", "hosts", index)
+                if overlap(host, other):
+                    raise fault("duplicate-host", f"host {host!r} overlaps {other!r}", "hosts", index)
+        return self
+
+    @model_validator(mode="after")
+    def _delegates_have_http_only(self) -> "VirtualServiceSpec":
+        if not self.is_delegate:
+            return self
+        for field in ("gateways", "tls", "tcp"):
+            if getattr(self, field):
+                message = f"without hosts it is a delegate, which has http routes only: give hosts or remove {field}"
+                raise fault("delegate", message, field)
+        for index, http in enumerate(self.http):
+            if http.delegate is not None:
+                raise fault("delegate", "a delegate cannot delegate again", "http", index, "delegate")
+        return self
+
+    @model_validator(mode="after")
+    def _server_names_are_of_the_hosts(self) -> "VirtualServiceSpec":
+        for index, route in enumerate(self.tls):
+            for place, match in enumerate(route.match):
+                for position, name in enumerate(match.sni_hosts):
+                    wrong = self._server_name_fault(name)
+                    if wrong:
+                        raise fault("sni", wrong, "tls", index, "match", place, "sniHosts", position)
+        return self
+
+    def _server_name_fault(self, name: str) -> str | None:
+        if is_ip(name):
+            return None
+        if not name.startswith(GENERATED_SERVER_NAME) or self.for_mesh:
+            try:
+                check_wildcard_domain(name)
+            except ValueError as error:
+                return str(error)
+        if not any(covers(host, name) for host in self.hosts):
+            return f"{name!r} is covered by none of the hosts: {', '.join(self.hosts)}"
+        return None

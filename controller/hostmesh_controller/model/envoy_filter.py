@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from hostmesh_controller.model.patterns import check_regex
 from hostmesh_controller.model.schema import Integer, Spec, Unsigned, as_fault, at_most_one, fault
-from hostmesh_controller.model.workloads import WorkloadSelector
+from hostmesh_controller.model.service_entry import WorkloadSelector
 
 ApplyTo = Literal[
     "LISTENER",

@@ -147,6 +147,7 @@ def _unknown(model: type[Spec], path: Path) -> Fault:
 _ALSO_REAL: Mapping[tuple[str, str], str] = {
     ("resolution", "DYNAMIC_DNS"): "DYNAMIC_DNS",
     ("type", "ExternalName"): "ExternalName",
+    ("mode", "ALLOW_ANY_DYNAMIC_DNS"): "ALLOW_ANY_DYNAMIC_DNS",
     ("sessionAffinity", "ClientIP"): "ClientIP",
     ("internalTrafficPolicy", "Local"): "Local",
     ("externalTrafficPolicy", "Local"): "Local",

@@ -1,12 +1,12 @@
 """Gateway: what hosts at the edge of the mesh listen to."""
 
 from collections.abc import Mapping
-from ipaddress import ip_address
 from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, Field, model_validator
 
 from hostmesh_api.wire import INBOUND_PORT, OUTBOUND_PORT
+from hostmesh_controller.model.domains import is_ip
 from hostmesh_controller.model.listeners import UNIX, Bind, Protocol, check_full_host, is_http, is_tls
 from hostmesh_controller.model.schema import LabelKey, LabelValue, Spec, Unsigned, as_fault, check_label, fault
 from hostmesh_controller.model.server_tls import ServerTls
@@ -20,17 +20,9 @@ def _server_host(value: str) -> str:
         if slash and namespace not in {"*", "."}:
             check_label(namespace)
         name = host if slash else value
-        if not _is_ip(name):
+        if not is_ip(name):
             check_full_host(name)
     return value
-
-
-def _is_ip(value: str) -> bool:
-    try:
-        ip_address(value)
-    except ValueError:
-        return False
-    return True
 
 
 class ServerPort(Spec):

@@ -7,9 +7,9 @@ from typing import Annotated, Final
 from pydantic import AfterValidator, Field, PlainSerializer, PlainValidator, model_validator
 
 from hostmesh_controller.model.durations import Duration
+from hostmesh_controller.model.exports import RuleExportTo
 from hostmesh_controller.model.route_fields import HeaderName, HeaderValue, Line, RouteHost
 from hostmesh_controller.model.schema import (
-    ExportTo,
     Port,
     PositiveDuration,
     Spec,
@@ -84,7 +84,7 @@ class HealthCheckSpec(Spec):
     timeout: PositiveDuration = Duration("1s")
     healthy_threshold: Annotated[Unsigned, Field(ge=1)] = 1
     unhealthy_threshold: Annotated[Unsigned, Field(ge=1)] = 3
-    export_to: tuple[ExportTo, ...] = ()
+    export_to: RuleExportTo = ()
 
     @model_validator(mode="after")
     def _one_way(self) -> "HealthCheckSpec":

@@ -1,12 +1,12 @@
 """What Gateway and Sidecar say about listeners: their protocol, address, and the hosts behind them."""
 
-from ipaddress import ip_address
 from typing import Annotated, Final
 
 from pydantic import AfterValidator
 
+from hostmesh_controller.model.domains import check_wildcard_domain, is_ip
 from hostmesh_controller.model.protocols import KNOWN_PROTOCOLS
-from hostmesh_controller.model.schema import as_fault, check_host, fault
+from hostmesh_controller.model.schema import as_fault, fault
 from hostmesh_controller.suggest import did_you_mean
 
 UNIX: Final = "unix://"
@@ -51,11 +51,8 @@ def _bind(value: str) -> str:
     with as_fault("address"):
         if value.startswith(UNIX):
             check_unix_path(value.removeprefix(UNIX))
-        elif value:
-            try:
-                ip_address(value)
-            except ValueError:
-                raise ValueError(f"{value!r} is not an IP address (or unix:// and a path)") from None
+        elif value and not is_ip(value):
+            raise ValueError(f"{value!r} is not an IP address (or unix:// and a path)")
     return value
 
 
@@ -65,15 +62,9 @@ def check_full_host(value: str) -> str:
     Raises:
         ValueError: it is none, a short name for instance.
     """
-    if value == "*":
-        return value
-    if "*" in value and not value.startswith("*."):
-        raise ValueError(f"{value!r}: a '*' can only stand for the first labels, as in '*.example.com'")
-    if "." not in value:
+    check_wildcard_domain(value)
+    if value != "*" and "." not in value:
         raise ValueError(f"{value!r} is a short name; write the full one, such as '{value}.default.svc.cluster.local'")
-    check_host(value.removesuffix("."))
-    if value.removesuffix(".").rpartition(".")[2].isdigit():
-        raise ValueError(f"{value!r} is not a host name: its last part is a number")
     return value
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from hostmesh_controller.model.durations import Duration
+from hostmesh_controller.model.http_match import StringMatch
 from hostmesh_controller.model.route_fields import HeaderName, HeaderValue, RouteHost, TextBody
 from hostmesh_controller.model.schema import (
     Flag,
@@ -21,7 +22,6 @@ from hostmesh_controller.model.schema import (
     given,
 )
 from hostmesh_controller.model.security import PolicySelector
-from hostmesh_controller.model.virtual_service import StringMatch
 
 _TOKENS_MAX: Final = 2**32 - 1
 _INTERVAL_MIN: Final = timedelta(milliseconds=50)

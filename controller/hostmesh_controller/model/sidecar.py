@@ -5,7 +5,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from hostmesh_controller.model.destination_rule import ConnectionPool
+from hostmesh_controller.model.connection_pool import ConnectionPool
+from hostmesh_controller.model.http_actions import Destination
 from hostmesh_controller.model.listeners import (
     UNIX,
     Bind,
@@ -24,8 +25,7 @@ from hostmesh_controller.model.schema import (
     fault,
 )
 from hostmesh_controller.model.server_tls import ServerTls
-from hostmesh_controller.model.virtual_service import Destination
-from hostmesh_controller.model.workloads import WorkloadSelector
+from hostmesh_controller.model.service_entry import WorkloadSelector
 
 CaptureMode = Literal["DEFAULT", "IPTABLES", "NONE"]
 _PORT_MAX = 65535

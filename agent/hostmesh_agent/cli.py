@@ -61,6 +61,14 @@ def _parser() -> argparse.ArgumentParser:
 
     join = verbs.add_parser("join", help="trade a join string for this host's identity")
     join.add_argument("string", metavar="STRING", help='as `hostmesh token create` prints it; "-" reads it from stdin')
+    join.add_argument("--name", default="", help="with the string of a group: name in the mesh (default: host name)")
+    join.add_argument(
+        "--address",
+        default="",
+        metavar="IP",
+        help="with the string of a group: address of this host, if others reach it at another one than the controller "
+        "sees it call from; the token must allow it",
+    )
     join.add_argument("--force", action="store_true", help="replace an identity that this host already has")
     join.set_defaults(verb=_join)
 
@@ -142,7 +150,16 @@ def _join(options: argparse.Namespace, config: AgentConfig) -> int:
     try:
         # A running agent would go on as the host it was.
         with lock.held(config.state_dir):
-            record = asyncio.run(enrol.join(join_string, state, facts, lambda: datetime.now(UTC), force=options.force))
+            joining = enrol.join(
+                join_string,
+                state,
+                facts,
+                lambda: datetime.now(UTC),
+                name=options.name,
+                address=options.address,
+                force=options.force,
+            )
+            record = asyncio.run(joining)
     except lock.LockedError as error:
         return _say(f"{error}: stop it first", FAILED)
     except (enrol.EnrolError, StateError) as error:

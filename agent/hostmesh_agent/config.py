@@ -52,6 +52,13 @@ class DnsSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ProbeSettings:
+    """How programs are looked at. `exec_user` runs the commands of probes; "": this host runs none."""
+
+    exec_user: str = "nobody"
+
+
+@dataclass(frozen=True, slots=True)
 class LogSettings:
     level: str = "info"
 
@@ -63,6 +70,7 @@ class AgentConfig:
     envoy: EnvoySettings = field(default_factory=EnvoySettings)
     capture: CaptureSettings = field(default_factory=CaptureSettings)
     dns: DnsSettings = field(default_factory=DnsSettings)
+    probes: ProbeSettings = field(default_factory=ProbeSettings)
     log: LogSettings = field(default_factory=LogSettings)
 
     @property
@@ -118,6 +126,7 @@ def parse(text: str, source: str) -> AgentConfig:
         envoy=_envoy(top.table("envoy")),
         capture=_capture(top.table("capture")),
         dns=_dns(top.table("dns")),
+        probes=_probes(top.table("probes")),
         log=_log(top.table("log")),
     )
     _check_socket_paths(config, source)
@@ -164,6 +173,14 @@ def _dns(table: "_Table") -> DnsSettings:
         enabled=table.flag("enabled", default.enabled),
         resolv_conf=table.path("resolv_conf", default.resolv_conf),
     )
+
+
+def _probes(table: "_Table") -> ProbeSettings:
+    table.only(dataclasses.fields(ProbeSettings))
+    user = table.text("exec_user", ProbeSettings().exec_user)
+    if user in {"root", "0"}:
+        raise table.error("exec_user", 'commands of probes do not run as root; name another user, or none ("")')
+    return ProbeSettings(exec_user=user)
 
 
 def _log(table: "_Table") -> LogSettings:

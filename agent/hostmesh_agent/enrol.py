@@ -56,6 +56,8 @@ async def join(
     facts: HostFacts,
     now: Callable[[], datetime],
     *,
+    name: str = "",
+    address: str = "",
     force: bool = False,
     pause_s: float = ROUND_PAUSE_S,
 ) -> HostRecord:
@@ -64,8 +66,10 @@ async def join(
     Args:
         join_string: where, whom to trust, and the token.
         state: of this host.
-        facts: told to the controller; nothing depends on them.
+        facts: told to the controller; a member of a group is named by its host name unless `name` says otherwise.
         now: aware time.
+        name: under which the host wants to be a member of a group; the token of a host names that host.
+        address: of the host, where the controller sees it call from another one; the token must allow it.
         force: replace an identity that this host already has.
         pause_s: between rounds through the endpoints; doubled each time.
 
@@ -81,7 +85,7 @@ async def join(
     except SvidError as error:
         raise EnrolError(str(error)) from error
     key, csr_der = await asyncio.to_thread(keyroom.request)
-    request = JoinRequest(token=join_string.token, csr_der=csr_der, facts=facts)
+    request = JoinRequest(token=join_string.token, csr_der=csr_der, facts=facts, name=name, address=address)
     credentials = grpc.ssl_channel_credentials(root_certificates=pinned_pem)
 
     async def ask(channel: grpc.aio.Channel) -> JoinResponse:

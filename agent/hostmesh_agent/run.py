@@ -41,12 +41,14 @@ from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.enforce import Enforced, Enforcement
 from hostmesh_agent.envoy import BuiltinSupervisor, EnvoyCommand, files_limit
 from hostmesh_agent.identities import AGENT, Identities
+from hostmesh_agent.probe_ways import Ways
+from hostmesh_agent.probes import Memory, Probes
 from hostmesh_agent.relay import Relay
 from hostmesh_agent.services import Services
 from hostmesh_agent.state import State, StateError
 from hostmesh_agent.svid import Svid
 from hostmesh_agent.uplink import Uplink
-from hostmesh_api.v1.hostmesh_pb2 import CaptureState, HostConfig, HostReport, ListeningSocket
+from hostmesh_api.v1.hostmesh_pb2 import CaptureState, HostConfig, HostReport, ListeningSocket, WorkloadLease
 from hostmesh_api.wire import LISTENER_TYPE
 
 PULSE_S: Final = 10.0
@@ -144,6 +146,8 @@ class Agent:
         self._services = Services()
         self._sockets: tuple[float, list[ListeningSocket]] | None = None
         self._facts = host.fixed_facts()
+        memory = Memory(config.run_dir / "health.json", self._facts.boot_id)
+        self._probes = Probes(Ways(config.probes.exec_user).look, memory, self._reporter.changed)
         self._host_config: HostConfig | None = None
         self._floor: HostFloor | None = None
         self._enforced = Enforced()
@@ -169,6 +173,7 @@ class Agent:
                     "certificates": self._identities.run(),
                     "envoy": self._supervise(),
                     "converge": self._converge(),
+                    "probes": self._probes.run(),
                     "rules": generation.watch(self._wake.set),
                     "report": self._report_when_settled(),
                 }.items()
@@ -204,6 +209,7 @@ class Agent:
         await self._identities.apply(want)
         self._floor = floor
         self._host_config = config
+        self._probes.configure(config.workloads)
         self._configured.set()
         # Capture narrows before Envoy is given listeners that no longer serve what was captured.
         await self._step()
@@ -334,9 +340,12 @@ class Agent:
             listening=await self._listening(),
             envoy=report.envoy_state(self._supervisor.status()),
             capture=self._capture_state(),
-            leases=report.leases(self._workloads(), self._vouched(), now()),
+            leases=self._leases(),
             host_certificate_not_after=0 if own is None else int(own.not_after.timestamp()),
         )
+
+    def _leases(self) -> list[WorkloadLease]:
+        return [self._probes.tell(each) for each in report.leases(self._workloads(), self._vouched(), now())]
 
     def _capture_state(self) -> CaptureState:
         capture = self._enforced.capture
@@ -381,7 +390,7 @@ class Agent:
                 lacking=self._lacking,
                 validities=self._identities.validities(),
                 missing=self._identities.missing(),
-                leases=report.leases(self._workloads(), self._vouched(), now()),
+                leases=self._leases(),
                 listeners_wanted=tuple(wanted),
                 listeners=await self._listeners(wanted),
                 capture_wanted=status.capture_wanted(self._config),

@@ -115,6 +115,8 @@ def document(facts: Facts, now: datetime) -> dict[str, Any]:
                 "namespace": each.namespace,
                 "name": each.name,
                 "ready": each.ready,
+                "health": WorkloadLease.Health.Name(each.health).lower(),
+                "health_reason": each.health_reason,
                 "captured_ports": list(each.captured_ports),
             }
             for each in facts.leases
@@ -273,4 +275,5 @@ def _rows(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         detail = f" ({status['dns']['detail']})" if status["dns"]["detail"] else ""
         yield "dns", f"{'in place' if status['dns']['in_place'] else 'off'}{detail}"
     for each in status.get("workloads", ()):
-        yield "workload", f"{each['namespace']}/{each['name']} {'ready' if each['ready'] else 'not ready'}"
+        health = f", unhealthy: {each['health_reason']}" if each.get("health") == "unhealthy" else ""
+        yield "workload", f"{each['namespace']}/{each['name']} {'ready' if each['ready'] else 'not ready'}{health}"

@@ -1,17 +1,25 @@
-"""Join tokens: 256 random bits that let one host join, once, within minutes. Only their digest is kept."""
+"""Join tokens: 256 random bits that let one host join, once, within minutes, or the hosts of one group.
+
+Only their digest is kept.
+"""
 
 import hashlib
 import re
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from enum import StrEnum
+from ipaddress import ip_address, ip_network
 from typing import Final, Protocol
 
 from hostmesh_controller.store import TokenRecord
 
 DEFAULT_LIFE: Final = timedelta(minutes=15)
 MAX_LIFE: Final = timedelta(days=1)
+MAX_GROUP_LIFE: Final = timedelta(days=366)
+"""That of a group is in images and launch templates, which live long."""
+MAX_ALLOWED: Final = 64
 _TOKEN_BYTES: Final = 32
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)
 
@@ -62,6 +70,52 @@ def new_token(
     return token, record
 
 
+def new_group_token(
+    group: tuple[str, str],
+    now: datetime,
+    life: timedelta = DEFAULT_LIFE,
+    created_by: str = "",
+    *,
+    max_joins: int | None = None,
+    allowed: Sequence[str] = (),
+) -> tuple[str, TokenRecord]:
+    """Make a join token with which hosts become members of a WorkloadGroup (namespace and name).
+
+    Args:
+        group: namespace and name.
+        now: aware.
+        life: how long hosts may join with it.
+        created_by: for the audit.
+        max_joins: how many hosts may; None: any number.
+        allowed: CIDR blocks in which the address of each of them must be; nothing: it is the address it calls from.
+
+    Returns:
+        as `new_token`.
+
+    Raises:
+        ValueError: a life that is not within (0, 366 days], no positive number of joins, or what is no CIDR block.
+    """
+    if not timedelta() < life <= MAX_GROUP_LIFE:
+        msg = f"the join token of a group lives for at most {MAX_GROUP_LIFE.days} days, not {life}"
+        raise ValueError(msg)
+    if max_joins is not None and max_joins < 1:
+        msg = f"at least one host must be able to join, not {max_joins}"
+        raise ValueError(msg)
+    if len(allowed) > MAX_ALLOWED:
+        msg = f"a token has at most {MAX_ALLOWED} blocks of addresses, not {len(allowed)}"
+        raise ValueError(msg)
+    token, record = new_token("/".join(group), now, MAX_LIFE, created_by)
+    blocks = ",".join(str(ip_network(each.strip())) for each in allowed)
+    pool = "/".join(group)
+    return token, replace(record, host="", pool=pool, expires_at=now + life, max_joins=max_joins, allowed=blocks)
+
+
+def allows(token: TokenRecord, address: str) -> bool:
+    """Tell whether a host of the address may join a group with the token."""
+    blocks = [ip_network(each) for each in token.allowed.split(",") if each]
+    return not blocks or any(ip_address(address) in each for each in blocks)
+
+
 def digest(token: str) -> bytes:
     """Return what is kept of a token. It has 256 random bits: a slow hash would add nothing."""
     return hashlib.sha256(token.encode()).digest()
@@ -76,16 +130,29 @@ def redeem(store: TokenStore, token: str, now: datetime, redeemer: str) -> Token
         return Refusal.MALFORMED
     key = digest(token)
     record = store.redeem_token(key, now, redeemer)
-    return _reason(store.tokens(), key, now) if record is None else record
+    return _reason(_find(store.tokens(), key), now) if record is None else record
 
 
-def _reason(records: Sequence[TokenRecord], key: bytes, now: datetime) -> Refusal:
-    record = next((each for each in records if secrets.compare_digest(each.digest, key)), None)
+def look(store: TokenStore, token: str, now: datetime) -> TokenRecord | Refusal:
+    """Return the record of a token that can be used, or that those can use who have joined with it; nothing changes."""
+    if _TOKEN.fullmatch(token) is None:
+        return Refusal.MALFORMED
+    record = _find(store.tokens(), digest(token))
+    if record is None or record.revoked_at is not None or record.expires_at <= now:
+        return _reason(record, now)
+    return Refusal.USED if record.used_up and not record.pool else record
+
+
+def _find(records: Sequence[TokenRecord], key: bytes) -> TokenRecord | None:
+    return next((each for each in records if secrets.compare_digest(each.digest, key)), None)
+
+
+def _reason(record: TokenRecord | None, now: datetime) -> Refusal:
     if record is None:
         return Refusal.UNKNOWN
     if record.revoked_at is not None:
         return Refusal.REVOKED
-    if record.redeemed_at is not None:
+    if record.used_up:
         return Refusal.USED
     # Not expired, yet refused: somebody else was using it up while we asked.
     return Refusal.EXPIRED if record.expires_at <= now else Refusal.USED

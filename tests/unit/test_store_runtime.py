@@ -32,13 +32,13 @@ def store(tmp_path: Path) -> Iterator[Store]:
     opened.close()
 
 
-TOKEN = TokenRecord("t1", b"d" * 32, NOW, NOW + timedelta(minutes=10), host="h1", pool="web", created_by="ann")
+TOKEN = TokenRecord("t1", b"d" * 32, NOW, NOW + timedelta(minutes=10), host="h1", created_by="ann")
 
 
 def test_a_join_token_works_once(store: Store) -> None:
     store.add_token(TOKEN)
     assert store.tokens() == [TOKEN]
-    used = replace(TOKEN, redeemed_at=LATER, redeemed_by="h1")
+    used = replace(TOKEN, redeemed_at=LATER, redeemed_by="h1", joins=1)
     assert store.redeem_token(TOKEN.digest, LATER, "h1") == used
     assert store.redeem_token(TOKEN.digest, LATER, "h1") is None
     assert store.tokens() == [used]

@@ -58,7 +58,7 @@ class Store(Protocol):
         ...
 
     def redeem_token(self, digest: bytes, now: datetime, redeemer: str) -> TokenRecord | None:
-        """Use up a join token: of all who try, exactly one gets the record (as redeemed); None for all others.
+        """Use a join token: of all who try, as many as it is for get the record (as redeemed); None for all others.
 
         None also if it is unknown, revoked, or expired at `now`.
         """

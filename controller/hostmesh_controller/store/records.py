@@ -51,9 +51,11 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class TokenRecord:
-    """A join token: it works once.
+    """A join token: it is for one host (`host`), once, or for the hosts of a group (`pool`, "namespace/name").
 
-    `host` binds it to one host ("": it may join any name the caller allows), `pool` to a pool of hosts.
+    `joins` hosts have joined with it, at most `max_joins` may (None: any number). `allowed` are the CIDR blocks, with
+    commas between them, in which the address of a host that joins a group must be; "" for none.
+    `redeemed_at` and `redeemed_by` tell of the last one that joined.
     """
 
     id: str
@@ -66,6 +68,14 @@ class TokenRecord:
     redeemed_at: datetime | None = None
     redeemed_by: str = ""
     revoked_at: datetime | None = None
+    max_joins: int | None = 1
+    joins: int = 0
+    allowed: str = ""
+
+    @property
+    def used_up(self) -> bool:
+        """Whether no other host may join with it."""
+        return self.max_joins is not None and self.joins >= self.max_joins
 
 
 @dataclass(frozen=True, slots=True)

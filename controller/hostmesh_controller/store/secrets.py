@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from datetime import datetime
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, delete, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from hostmesh_controller.model.objects import ObjectKey
@@ -26,9 +26,9 @@ def write_token(connection: Connection, token: TokenRecord) -> None:
 
 
 def redeem(connection: Connection, digest: bytes, now: datetime, redeemer: str) -> TokenRecord | None:
-    """Use up a join token; see Store.redeem_token.
+    """Use a join token, up if it is for one host; see Store.redeem_token.
 
-    One conditional update decides: whatever runs beside it, the row can be changed from unused to used only once.
+    One conditional update decides: whatever runs beside it, the row counts no more joins than it may.
     """
     table = tables.tokens
     used = (
@@ -36,11 +36,11 @@ def redeem(connection: Connection, digest: bytes, now: datetime, redeemer: str) 
             update(table)
             .where(
                 table.c.digest == digest,
-                table.c.redeemed_at.is_(None),
+                or_(table.c.max_joins.is_(None), table.c.joins < table.c.max_joins),
                 table.c.revoked_at.is_(None),
                 table.c.expires_at > now,
             )
-            .values(redeemed_at=now, redeemed_by=redeemer)
+            .values(redeemed_at=now, redeemed_by=redeemer, joins=table.c.joins + 1)
             .returning(*table.c)
         )
         .mappings()
@@ -62,7 +62,9 @@ def read_tokens(connection: Connection) -> list[TokenRecord]:
 def revoke_token(connection: Connection, token_id: str, now: datetime, actor: str) -> bool:
     """Make a join token useless; see Store.revoke_token."""
     table = tables.tokens
-    usable = (table.c.id == token_id, table.c.redeemed_at.is_(None), table.c.revoked_at.is_(None))
+    # Those who joined a group may join again with its token, also when no others may.
+    can_be_used = or_(table.c.pool != "", table.c.redeemed_at.is_(None))
+    usable = (table.c.id == token_id, can_be_used, table.c.revoked_at.is_(None))
     if not connection.execute(update(table).where(*usable).values(revoked_at=now)).rowcount:
         return False
     write_event(connection, "token.revoke", _token_key(token_id), actor=actor, now=now)

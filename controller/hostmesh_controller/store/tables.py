@@ -95,6 +95,9 @@ tokens = Table(
     Column("redeemed_at", UtcTime),
     Column("redeemed_by", Text, nullable=False),
     Column("revoked_at", UtcTime),
+    Column("max_joins", Integer, server_default="1"),
+    Column("joins", Integer, nullable=False, server_default="0"),
+    Column("allowed", Text, nullable=False, server_default=""),
 )
 
 certificates = Table(

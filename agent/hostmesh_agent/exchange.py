@@ -128,6 +128,11 @@ class Exchange:
         shelf = self._shelf(update.type_url)
         type_url = update.type_url
         everything = self._up.wants(type_url, WILDCARD)
+        if type_url == CLUSTER_TYPE:
+            # The endpoints of a cluster that comes (back) are on their way. That there were none was said when it went:
+            # told so once more, Envoy would take the cluster into use without endpoints.
+            came = [resource.name for resource in update.resources if resource.name not in shelf.held]
+            self._shelf(ENDPOINT_TYPE).absent.difference_update(came)
         for resource in update.resources:
             shelf.refused.pop(resource.name, None)
             shelf.held[resource.name] = resource

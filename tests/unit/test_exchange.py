@@ -336,3 +336,32 @@ def test_virtual_hosts_beyond_the_bound_and_names_too_long_for_one_are_answered_
     found = DeltaDiscoveryResponse.FromString(push.data)
     assert {each.name: each.HasField("resource") for each in found.resources} == {"80/b": False, long: False}
     assert not found.removed_resources
+
+
+def test_a_cluster_that_comes_back_waits_for_its_endpoints() -> None:
+    exchange = connected()
+    for type_url in (CLUSTER_TYPE, ENDPOINT_TYPE):
+        exchange.receive(ask(type_url, "canary"), NOW)
+        exchange.update(Update(type_url, "u1", (resource("canary", "1"),), ()))
+    acknowledge(exchange)
+    for type_url in (CLUSTER_TYPE, ENDPOINT_TYPE):
+        exchange.update(Update(type_url, "u2", (), ("canary",)))
+    acknowledge(exchange)
+    exchange.receive(DeltaDiscoveryRequest(type_url=ENDPOINT_TYPE, resource_names_unsubscribe=["canary"]), NOW)
+    exchange.update(Update(CLUSTER_TYPE, "u3", (resource("canary", "1"),), ()))
+    assert sent(only(acknowledge(exchange))) == {"canary": "1"}
+    exchange.receive(ask(ENDPOINT_TYPE, "canary"), NOW)
+    assert acknowledge(exchange) == []
+    exchange.update(Update(ENDPOINT_TYPE, "u3", (resource("canary", "1"),), ()))
+    assert sent(only(acknowledge(exchange))) == {"canary": "1"}
+
+
+def acknowledge(exchange: Exchange) -> list[Push]:
+    """Have Envoy take all that is due to it; return it."""
+    taken = []
+    while pushes := exchange.pushes():
+        taken += pushes
+        for push in pushes:
+            exchange.receive(ClientStream.ack(push.type_url, push.nonce), NOW)
+    exchange.settle(NOW)
+    return taken

@@ -3,14 +3,15 @@
 from datetime import datetime
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hostmesh_controller.model import ObjectKey
 from hostmesh_controller.registrar import Change
 from hostmesh_controller.store import ApiTokenRecord, AuditRecord, StoredObject, TokenRecord
-from hostmesh_controller.tokens import MAX_LIFE
+from hostmesh_controller.tokens import MAX_ALLOWED, MAX_GROUP_LIFE, MAX_LIFE
 
 MAX_JOIN_TTL_S: Final = int(MAX_LIFE.total_seconds())
+MAX_GROUP_TTL_S: Final = int(MAX_GROUP_LIFE.total_seconds())
 MAX_API_TTL_S: Final = 100 * 365 * 86_400
 
 
@@ -49,8 +50,23 @@ class DeleteRequest(Documents):
 
 
 class TokenRequest(Request):
-    host: str
-    ttl_s: Annotated[int, Field(ge=10, le=MAX_JOIN_TTL_S)] = 900
+    """For a host, or for the hosts of a group ("namespace/name"), of which the last two fields alone tell."""
+
+    host: str = ""
+    group: str = ""
+    ttl_s: Annotated[int, Field(ge=10, le=MAX_GROUP_TTL_S)] = 900
+    max_joins: Annotated[int | None, Field(ge=1, le=1_000_000)] = None
+    allowed_addresses: Annotated[list[str], Field(max_length=MAX_ALLOWED)] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _fits(self) -> "TokenRequest":
+        if bool(self.host) == bool(self.group):
+            raise ValueError("name one of host and group")
+        if self.host and (self.max_joins is not None or self.allowed_addresses):
+            raise ValueError("max_joins and allowed_addresses are for a group: the token of a host works once")
+        if self.host and self.ttl_s > MAX_JOIN_TTL_S:
+            raise ValueError(f"the token of a host lives for at most {MAX_JOIN_TTL_S} s")
+        return self
 
 
 class ApiTokenRequest(Request):
@@ -98,16 +114,20 @@ def change_body(change: Change) -> dict[str, Any]:
 
 
 def token_body(token: TokenRecord, now: datetime) -> dict[str, Any]:
-    if token.redeemed_at is not None:
-        state = "used"
-    elif token.revoked_at is not None:
+    if token.revoked_at is not None:
         state = "revoked"
+    elif token.used_up:
+        state = "used"
     else:
         state = "expired" if token.expires_at <= now else "open"
     return {
         "id": token.id,
-        "host": token.host,
+        "host": token.host or None,
+        "group": token.pool or None,
         "state": state,
+        "joins": token.joins,
+        "max_joins": token.max_joins,
+        "allowed_addresses": [each for each in token.allowed.split(",") if each],
         "created_at": moment(token.created_at),
         "expires_at": moment(token.expires_at),
         "created_by": token.created_by,

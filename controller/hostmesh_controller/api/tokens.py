@@ -15,8 +15,9 @@ from hostmesh_controller.api.errors import ApiError
 from hostmesh_controller.api.parts import Parts, Using
 from hostmesh_controller.api.principals import Admin, Principal
 from hostmesh_controller.config import called_at
-from hostmesh_controller.store import ApiTokenRecord
-from hostmesh_controller.tokens import digest, new_token
+from hostmesh_controller.groups import group_key
+from hostmesh_controller.store import ApiTokenRecord, TokenRecord
+from hostmesh_controller.tokens import digest, new_group_token, new_token
 
 router = APIRouter(prefix="/v1", tags=["tokens"])
 
@@ -27,7 +28,9 @@ _log = structlog.stdlib.get_logger(__name__)
 
 @router.post("/tokens")
 async def create_token(request: TokenRequest, parts: Using, who: Admin) -> dict[str, Any]:
-    """Make a join token for a registered host; the join string is in this answer and never again."""
+    """Make a join token for a registered host or a group; the join string is in this answer and never again."""
+    if request.group:
+        return await _group_join_string(parts, who, request)
     if not parts.registrar.registered(request.host):
         message = f"host {request.host!r} is not registered; do so with: hostmesh register {request.host} --address IP"
         raise ApiError(HTTPStatus.NOT_FOUND, "not_found", message)
@@ -86,7 +89,31 @@ async def revoke_api_token(token_id: str, parts: Using, who: Admin) -> dict[str,
 
 async def join_string(parts: Parts, who: Principal, host: str, ttl_s: int) -> dict[str, Any]:
     """Make a token for a host and wrap it up with all that the host needs to join."""
-    token, record = new_token(host, parts.now(), timedelta(seconds=ttl_s), who.name)
+    return await _keep(parts, *new_token(host, parts.now(), timedelta(seconds=ttl_s), who.name))
+
+
+async def _group_join_string(parts: Parts, who: Principal, request: TokenRequest) -> dict[str, Any]:
+    group = group_key(request.group)
+    if group is None or parts.registrar.get(group) is None:
+        message = (
+            f"there is no WorkloadGroup {request.group!r}; name one as NAMESPACE/NAME (hostmesh get workloadgroups)"
+        )
+        raise ApiError(HTTPStatus.NOT_FOUND, "not_found", message)
+    try:
+        token, record = new_group_token(
+            (group.namespace, group.name),
+            parts.now(),
+            timedelta(seconds=request.ttl_s),
+            who.name,
+            max_joins=request.max_joins,
+            allowed=request.allowed_addresses,
+        )
+    except ValueError as error:
+        raise ApiError(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid", str(error)) from error
+    return await _keep(parts, token, record)
+
+
+async def _keep(parts: Parts, token: str, record: TokenRecord) -> dict[str, Any]:
     await asyncio.to_thread(parts.store.add_token, record)
     endpoints = called_at(parts.config.listen.join, parts.config.addresses)
     text = JoinString(endpoints=endpoints, root_der=parts.root_der, token=token).encode()

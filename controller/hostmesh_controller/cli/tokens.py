@@ -9,7 +9,9 @@ import typer
 from hostmesh_controller.cli.connection import Connection
 from hostmesh_controller.cli.output import Format, Output, age, emit, note, seconds_of, table
 
-join_tokens = typer.Typer(no_args_is_help=True, help="Join tokens: each lets one host join, once.")
+join_tokens = typer.Typer(
+    no_args_is_help=True, help="Join tokens: one host joins with it, once, or the hosts of a group."
+)
 api_tokens = typer.Typer(no_args_is_help=True, help="API tokens: who may call the API from other machines.")
 
 
@@ -22,13 +24,39 @@ class Role(StrEnum):
 @join_tokens.command("create")
 def create_join(
     ctx: typer.Context,
-    host: Annotated[str, typer.Argument(metavar="HOST", help="The registered host that may join with it.")],
+    host: Annotated[
+        str | None, typer.Argument(metavar="[HOST]", help="The registered host that may join with it, once.")
+    ] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(metavar="NS/NAME", help="The WorkloadGroup whose members all join with it, in place of a host."),
+    ] = None,
     ttl: Annotated[str, typer.Option(metavar="TIME", help="How long it can be used.")] = "15m",
+    max_joins: Annotated[
+        int | None, typer.Option(min=1, help="How many hosts may join the group with it; any number unless given.")
+    ] = None,
+    allow_address: Annotated[
+        list[str],
+        typer.Option(
+            metavar="CIDR",
+            help="Where a member's address must be; it may then name one itself (hostmesh-agent join --address). "
+            "Unless given, a member has the address from which it joins.",
+        ),
+    ] = [],  # noqa: B006 - typer copies it
     output: Output = Format.TABLE,
 ) -> None:
     """Make a join token and print the join string, this once."""
     connection: Connection = ctx.obj
-    result = connection.post("/v1/tokens", {"host": host, "ttl_s": seconds_of(ttl)})
+    if (host is None) == (group is None):
+        raise typer.BadParameter("name the HOST that may join, or the --group whose members may")
+    if host is not None and (max_joins is not None or allow_address):
+        raise typer.BadParameter("--max-joins and --allow-address are for a --group: a host joins once, as registered")
+    body: dict[str, Any] = {"ttl_s": seconds_of(ttl)}
+    if host is not None:
+        body["host"] = host
+    else:
+        body |= {"group": group, "max_joins": max_joins, "allowed_addresses": allow_address}
+    result = connection.post("/v1/tokens", body)
     if output is not Format.TABLE:
         emit(result, output)
         return
@@ -38,7 +66,8 @@ def create_join(
 def print_join(result: dict[str, Any]) -> None:
     """Say how to join; the join string alone goes to standard output's last line."""
     until = datetime.fromisoformat(result["expires_at"])
-    note(f"On {result['host']}, before {until:%Y-%m-%d %H:%M} UTC, as root:")
+    where = f"each member of {result['group']}" if result["group"] else result["host"]
+    note(f"On {where}, before {until:%Y-%m-%d %H:%M} UTC, as root:")
     typer.echo(f"hostmesh-agent join {result['join_string']}")
 
 
@@ -51,10 +80,18 @@ def list_join(ctx: typer.Context, output: Output = Format.TABLE) -> None:
         emit(items, output)
         return
     rows = [
-        (each["id"], each["host"], each["state"], age(each["created_at"]), age(each["expires_at"]), each["created_by"])
+        (
+            each["id"],
+            each["host"] or f"group {each['group']}",
+            each["state"],
+            f"{each['joins']}/{each['max_joins'] or 'any'}",
+            age(each["created_at"]),
+            age(each["expires_at"]),
+            each["created_by"],
+        )
         for each in items
     ]
-    table(("ID", "HOST", "STATE", "AGE", "EXPIRES", "CREATED BY"), rows, empty="no join tokens")
+    table(("ID", "FOR", "STATE", "JOINS", "AGE", "EXPIRES", "CREATED BY"), rows, empty="no join tokens")
 
 
 @join_tokens.command("revoke")

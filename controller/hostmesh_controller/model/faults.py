@@ -79,6 +79,8 @@ def _limit_message(kind: str, context: Mapping[str, Any], value: object) -> str 
     match kind:
         case "greater_than_equal":
             return f"must be at least {context['ge']:.10g}, found {value}"
+        case "greater_than":
+            return f"must be more than {context['gt']:.10g}, found {value}"
         case "less_than_equal":
             return f"must be at most {context['le']:.10g}, found {value}"
         case "too_short":

@@ -62,6 +62,8 @@ def check_full_host(value: str) -> str:
     Raises:
         ValueError: it is none, a short name for instance.
     """
+    if "*" in value and value != "*" and not value.startswith("*."):
+        raise ValueError(f"{value!r}: a '*' stands for whole labels, as in '*.example.com'")
     check_wildcard_domain(value)
     if value != "*" and "." not in value:
         raise ValueError(f"{value!r} is a short name; write the full one, such as '{value}.default.svc.cluster.local'")

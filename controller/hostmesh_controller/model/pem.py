@@ -18,11 +18,22 @@ _RSA_MIN: Final = 2048
 _REVOCATION: Final = re.compile(rb"-----BEGIN X509 CRL-----.+?-----END X509 CRL-----", re.DOTALL)
 
 
+_BEGIN: Final = re.compile(rb"-----BEGIN [A-Z0-9 ]+-----")
+_OWN_LINE: Final = re.compile(rb"^-----BEGIN [A-Z0-9 ]+-----[ \t\r]*$", re.MULTILINE)
+
+
+def _check_lines(pem: bytes) -> None:
+    # Envoy's reader goes by lines, where the one used here does not. YAML's '>' joins them.
+    if len(_BEGIN.findall(pem)) != len(_OWN_LINE.findall(pem)):
+        raise ValueError("the line breaks of the PEM are lost: in YAML, write it as a block after '|'")
+
+
 def _certificates(pem: bytes) -> list[x509.Certificate]:
     if b"PRIVATE KEY-----" in pem:
         raise ValueError("there is a private key among the certificates: it belongs into a field of its own")
     if b"-----BEGIN CERTIFICATE-----" not in pem:
         raise ValueError("this is no certificate in PEM: expected -----BEGIN CERTIFICATE-----")
+    _check_lines(pem)
     try:
         return x509.load_pem_x509_certificates(pem)
     except ValueError:
@@ -54,6 +65,7 @@ def check_key(pem: bytes, certificates: bytes) -> None:
     Raises:
         ValueError: it is no key Envoy can use, or is another certificate's.
     """
+    _check_lines(pem)
     try:
         key = load_pem_private_key(pem, password=None)
     except TypeError:
@@ -80,6 +92,7 @@ def check_revocations(pem: bytes) -> None:
     found = _REVOCATION.findall(pem)
     if not found:
         raise ValueError("this is no revocation list in PEM: expected -----BEGIN X509 CRL-----")
+    _check_lines(pem)
     for one in found:
         try:
             x509.load_pem_x509_crl(one)

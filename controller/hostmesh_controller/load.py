@@ -11,6 +11,9 @@ from typing import Final, Literal
 from hostmesh_controller.model import ApiObject, Fault, ObjectKey, Origin, Path, Place, path_text, read_document
 from hostmesh_controller.yaml_nodes import DEFAULT_LIMITS, Document, Limits, YamlProblem, read_yaml
 
+Severity = Literal["error", "warning", "info"]
+"""An error refuses; a warning says what will not work as written; an info, what is worth knowing."""
+
 STDIN: Final = "<stdin>"
 _MAX_PROBLEMS: Final = 1000
 
@@ -20,8 +23,8 @@ class Problem:
     """What is wrong, where, in the words of the author.
 
     `line` and `column` count from 1; `line` is 0 where the object was not read from a file, and `file` then names the
-    object. `path` is "" where the whole document is meant. A warning does not stop anything. `key` is the object's, if
-    it has one.
+    object. `path` is "" where the whole document is meant. Only an error stops anything. `istio_code` is what
+    `istioctl analyze` calls it, "" where it has no name for it. `key` is the object's, if it has one.
     """
 
     file: str
@@ -30,8 +33,9 @@ class Problem:
     path: str
     message: str
     code: str
-    severity: Literal["error", "warning"] = "error"
+    severity: Severity = "error"
     key: ObjectKey | None = None
+    istio_code: str = ""
 
     @property
     def is_error(self) -> bool:
@@ -40,9 +44,9 @@ class Problem:
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}" if self.line else self.file
-        warning = "" if self.is_error else "warning: "
+        severity = "" if self.is_error else f"{self.severity}: "
         path = f"{self.path}: " if self.path else ""
-        return f"{place}: {warning}{path}{self.message}"
+        return f"{place}: {severity}{path}{self.message}"
 
 
 def load_documents(

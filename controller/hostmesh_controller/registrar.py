@@ -16,12 +16,14 @@ from typing import Any, Final, Literal
 import structlog
 
 from hostmesh_controller import mesh as meshes
+from hostmesh_controller.checks.index import Relation
+from hostmesh_controller.checks.world import World, world_of
 from hostmesh_controller.hub import Hub
 from hostmesh_controller.mesh import HostRuntime, Mesh, Settings, Touched
 from hostmesh_controller.mesh.compiled import virtual_hostnames
 from hostmesh_controller.model.objects import ApiObject, ObjectKey
 from hostmesh_controller.reports import HostStates, captured_ports, has_ipv6
-from hostmesh_controller.review import Documents, Review, read_stored, review
+from hostmesh_controller.review import Documents, Review, read_stored, review, review_deletion
 from hostmesh_controller.store import Delete, HostState, Put, Store, StoredObject
 
 WINDOW_S: Final = 0.008
@@ -77,7 +79,7 @@ class Registrar:
         self._settings = settings
         self._now = now
         self._states = HostStates(store, self.host_changed, now)
-        self._objects: dict[ObjectKey, ApiObject] = {}
+        self._world = World(settings.domain, settings.root_namespace)
         # Replaced, never changed: the mesh takes the same mapping as "nothing changed".
         self._vips: Mapping[str, int] = {}
         self._runtime: Mapping[str, HostRuntime] = {}
@@ -86,6 +88,10 @@ class Registrar:
         self._wake = asyncio.Event()
         self._writing = asyncio.Lock()
         self._stale = False
+
+    @property
+    def _objects(self) -> Mapping[ObjectKey, ApiObject]:
+        return self._world.objects
 
     @property
     def states(self) -> HostStates:
@@ -122,7 +128,7 @@ class Registrar:
             UnreadableError: it holds an object that this version does not understand.
         """
         revision, stored = await asyncio.to_thread(self._store.snapshot)
-        self._objects = await asyncio.to_thread(_read_all, stored)
+        self._world = await asyncio.to_thread(self._read_all, stored)
         self._revision = revision
         names = self._virtual_names(self._objects.values())
         self._vips = dict(await asyncio.to_thread(self._store.allocate_vips, names))
@@ -138,7 +144,7 @@ class Registrar:
             StoreError: nothing was changed.
         """
         async with self._writing:
-            verdict = await asyncio.to_thread(review, documents, self._objects, self._settings.domain)
+            verdict = await asyncio.to_thread(review, documents, self._world)
             changes = tuple(self._change(item) for item in documents.objects)
             if verdict.errors or dry_run:
                 return Outcome(verdict, changes, self._revision)
@@ -160,10 +166,11 @@ class Registrar:
             if missing and not ignore_missing:
                 raise MissingError(missing)
             changes = tuple(self._deletion(key) for key in dict.fromkeys(keys))
+            verdict = await asyncio.to_thread(review_deletion, keys, self._world)
             await self._commit([Delete(key) for key in keys], (), actor)
             for host in (each.key.name for each in changes if each.key.kind == "Host" and each.action == "deleted"):
                 await self._forget(host, actor)
-            return Outcome(Review(), changes, self._revision)
+            return Outcome(verdict, changes, self._revision)
 
     async def remove_host(self, host: str, *, actor: str, workloads: bool) -> Outcome:
         """Put a host out of the mesh; see `delete`.
@@ -205,19 +212,18 @@ class Registrar:
         self._revision = commit.revision
         by_key = {item.key: item for item in objects}
         stored = await asyncio.to_thread(lambda: [self._store.get(key) for key in commit.changed_keys])
+        committed: dict[ObjectKey, ApiObject | None] = {}
         for key, record in zip(commit.changed_keys, stored, strict=True):
             item = None if record is None or key not in by_key else with_facts(by_key[key], record)
-            if item is None:
-                self._objects.pop(key, None)
-                if key.kind == "Host":
-                    # Before anything is published: the host must not be told to give up what it has.
-                    self._hub.close(key.name)
-            else:
-                self._objects[key] = item
-            self._pending.objects[key] = item
+            if item is None and key.kind == "Host":
+                # Before anything is published: the host must not be told to give up what it has.
+                self._hub.close(key.name)
+            committed[key] = item
+        before, self._world = self._world, self._world.changed(committed)
+        self._pending.objects.update(committed)
         if vips:
             self._vips = {**self._vips, **vips}
-        await self._release(commit.changed_keys)
+        await self._release(before.objects[key] for key in commit.changed_keys if key in before.objects)
         if commit.changed_keys:
             self._pending.revision = commit.revision
             self._wake.set()
@@ -232,11 +238,10 @@ class Registrar:
         self._states.forget(host)
         self.host_changed(host)
 
-    async def _release(self, changed: Iterable[ObjectKey]) -> None:
-        """Give back virtual addresses of names that nothing defines any more."""
-        if not any(key.kind in {"Service", "ServiceEntry"} for key in changed):
-            return
-        gone = self._vips.keys() - self._virtual_names(self._objects.values())
+    async def _release(self, before: Iterable[ApiObject]) -> None:
+        """Give back virtual addresses of names that nothing defines any more, now that these objects are different."""
+        names = self._virtual_names(before)
+        gone = {name for name in names if name in self._vips and not self._world.bucket(Relation.SERVICE, name)}
         if gone:
             await asyncio.to_thread(self._store.release_vips, gone)
             self._vips = {name: index for name, index in self._vips.items() if name not in gone}
@@ -270,6 +275,10 @@ class Registrar:
     def _build(self) -> Mesh:
         return meshes.build(self._settings, list(self._objects.values()), self._vips, self._runtime)
 
+    def _read_all(self, stored: Sequence[StoredObject]) -> World:
+        objects = (with_facts(read_stored(each.key, each.document), each) for each in stored)
+        return world_of(objects, self._settings.domain, self._settings.root_namespace)
+
     def _virtual_names(self, objects: Iterable[ApiObject]) -> set[str]:
         return {name for item in objects for name in virtual_hostnames(item, self._settings.domain)}
 
@@ -300,7 +309,3 @@ def runtime_of(state: HostState) -> HostRuntime:
         ipv6=has_ipv6(state),
         captured=captured_ports(state) if joined else frozenset(),
     )
-
-
-def _read_all(stored: Sequence[StoredObject]) -> dict[ObjectKey, ApiObject]:
-    return {each.key: with_facts(read_stored(each.key, each.document), each) for each in stored}

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hostmesh_controller.checks.world import World
 from hostmesh_controller.load import Problem, load_documents
 from hostmesh_controller.model import ApiObject, ObjectKey, path_text, read_document
-from hostmesh_controller.validate import DEFAULT_DOMAIN, validate
+from hostmesh_controller.validate import validate, validate_deletion
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class Documents:
 
 @dataclass(frozen=True, slots=True)
 class Review:
-    """The verdict. Errors refuse everything; warnings are told and refuse nothing."""
+    """The verdict. Errors refuse everything; warnings (and what is only worth knowing) are told and refuse nothing."""
 
     errors: tuple[Problem, ...] = ()
     warnings: tuple[Problem, ...] = ()
@@ -72,17 +73,25 @@ def read_stored(key: ObjectKey, document: Mapping[str, Any]) -> ApiObject:
     return made
 
 
-def review(documents: Documents, existing: Mapping[ObjectKey, ApiObject], domain: str = DEFAULT_DOMAIN) -> Review:
+def review(documents: Documents, world: World) -> Review:
     """Check documents against each other and against what is stored.
 
     Args:
         documents: what is to be applied.
-        existing: what is stored; objects of the same key will be replaced.
-        domain: of full service names.
+        world: what is stored; objects of the same key will be replaced. `World(domain)` where nothing is.
     """
     problems = list(documents.problems)
     problems += _twice(documents.objects)
-    problems += validate(documents.objects, existing, domain=domain)
+    problems += validate(documents.objects, world)
+    return _verdict(problems)
+
+
+def review_deletion(keys: Iterable[ObjectKey], world: World) -> Review:
+    """Tell what others will miss when objects of what is stored are deleted: warnings alone."""
+    return _verdict(validate_deletion(keys, world))
+
+
+def _verdict(problems: Sequence[Problem]) -> Review:
     return Review(
         errors=tuple(each for each in problems if each.is_error),
         warnings=tuple(each for each in problems if not each.is_error),
@@ -110,7 +119,10 @@ def _repeated(item: ApiObject, other: ApiObject) -> Problem:
 
 
 def problem_body(problem: Problem) -> dict[str, object]:
-    """Return a problem as the API and `-o json` give it; line and column are None where there is no file."""
+    """Return a problem as the API and `-o json` give it.
+
+    `line` and `column` are None where there is no file; `istio_code` is "" where `istioctl analyze` has no code for it.
+    """
     return {
         "file": problem.file,
         "line": problem.line or None,
@@ -118,5 +130,6 @@ def problem_body(problem: Problem) -> dict[str, object]:
         "path": problem.path,
         "message": problem.message,
         "code": problem.code,
+        "istio_code": problem.istio_code,
         "severity": problem.severity,
     }

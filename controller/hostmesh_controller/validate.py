@@ -3,17 +3,17 @@
 Errors are what cannot work or is not safe; warnings are what may only not be there yet: objects come in any order.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Final
+from collections.abc import Iterable, Iterator
 
-from hostmesh_controller.checks.placement import (
-    check_host,
-    check_peer_authentication,
-    check_service,
-    check_workload,
-)
-from hostmesh_controller.checks.routing import check_destination_rule, check_virtual_service
-from hostmesh_controller.checks.world import Finding, World, make_world
+from hostmesh_controller.checks.destination_rules import check_destination_rule
+from hostmesh_controller.checks.exports import check_exports
+from hostmesh_controller.checks.finding import Finding
+from hostmesh_controller.checks.placement import check_host, check_peer_authentication, check_workload
+from hostmesh_controller.checks.route_order import check_route_order
+from hostmesh_controller.checks.services import check_service
+from hostmesh_controller.checks.virtual_services import check_virtual_service
+from hostmesh_controller.checks.withdrawn import check_withdrawn
+from hostmesh_controller.checks.world import World
 from hostmesh_controller.load import Problem
 from hostmesh_controller.model import ApiObject, ObjectKey, path_text
 from hostmesh_controller.model.destination_rule import DestinationRuleSpec
@@ -23,30 +23,39 @@ from hostmesh_controller.model.services import ServiceSpec
 from hostmesh_controller.model.virtual_service import VirtualServiceSpec
 from hostmesh_controller.model.workloads import ServiceEntrySpec, WorkloadEntrySpec
 
-DEFAULT_DOMAIN: Final = "cluster.local"
 
-
-def validate(
-    objects: Iterable[ApiObject], existing: Mapping[ObjectKey, ApiObject], *, domain: str = DEFAULT_DOMAIN
-) -> list[Problem]:
+def validate(objects: Iterable[ApiObject], world: World) -> list[Problem]:
     """Return what does not fit, in the order of the objects.
 
-    Only the given objects are reported on. That one key is there twice is not looked at here: the last one counts.
+    Only the given objects are reported on, with what others lose by the change; so it costs what these objects have to
+    do with, not what the mesh is. That one key is there twice is not looked at here: the last one counts.
 
     Args:
         objects: what is to be applied; each was read without problems.
-        existing: what is stored; objects of the same key are replaced.
-        domain: of full service names.
+        world: what is stored; objects of the same key are replaced.
     """
     new = {item.key: item for item in objects}
-    world = make_world({**existing, **new}, domain)
-    return [_problem(item, finding) for item in new.values() for finding in _findings(item, world)]
+    after = world.changed(new)
+    problems: list[Problem] = []
+    for key, item in new.items():
+        found = [*_findings(item, after), *check_withdrawn(key, world, after)]
+        problems += (_problem(key, item, finding) for finding in found)
+    return problems
+
+
+def validate_deletion(keys: Iterable[ObjectKey], world: World) -> list[Problem]:
+    """Return what others miss when objects are deleted, in the order of the keys; keys of nothing say nothing."""
+    gone = {key: None for key in keys if key in world.objects}
+    after = world.changed(gone)
+    return [_problem(key, None, finding) for key in gone for finding in check_withdrawn(key, world, after)]
 
 
 def _findings(item: ApiObject, world: World) -> Iterator[Finding]:
+    yield from check_exports(item, world)
     match item.spec:
         case VirtualServiceSpec() as spec:
             yield from check_virtual_service(item, spec, world)
+            yield from check_route_order(spec)
         case DestinationRuleSpec() as spec:
             yield from check_destination_rule(item, spec, world)
         case HostSpec() as spec:
@@ -59,9 +68,11 @@ def _findings(item: ApiObject, world: World) -> Iterator[Finding]:
             yield from check_peer_authentication(item, spec, world)
 
 
-def _problem(item: ApiObject, finding: Finding) -> Problem:
-    file, line, column = str(item.key), 0, 0
-    if item.origin is not None:
+def _problem(key: ObjectKey, item: ApiObject | None, finding: Finding) -> Problem:
+    file, line, column = str(key), 0, 0
+    if item is not None and item.origin is not None:
         file, (line, column) = item.origin.file, item.origin.place(finding.path)
     path = path_text(finding.path)
-    return Problem(file, line, column, path, finding.message, finding.code, finding.severity, item.key)
+    return Problem(
+        file, line, column, path, finding.message, finding.code, finding.severity, key, istio_code=finding.istio_code
+    )

@@ -142,7 +142,7 @@ async def test_one_malformed_document_changes_nothing(tmp_path: Path, text: str)
         assert error["code"] == "invalid"
         assert error["problems"]
         for problem in error["problems"]:
-            assert set(problem) == {"file", "line", "column", "path", "message", "code", "severity"}
+            assert set(problem) == {"file", "line", "column", "path", "message", "code", "istio_code", "severity"}
             assert problem["file"] == "test.yaml"
         assert (await app.root.get("/v1/objects")).json()["items"] == []
         assert (await app.root.get("/v1/audit")).json()["items"] == []

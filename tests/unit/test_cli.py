@@ -85,7 +85,7 @@ def test_a_refusal_names_file_line_field_and_the_likely_meaning(controller: Proc
     for verb in ("apply", "diff"):
         refused = controller.cli(verb, "-f", str(path))
         assert refused.returncode == 1
-        assert f"{path}:7: spec.selctor: unknown field 'selctor'; did you mean 'selector'?" in refused.stderr
+        assert f"{path}:7:3: spec.selctor: unknown field 'selctor'; did you mean 'selector'?" in refused.stderr
         assert refused.stdout == ""
 
 
@@ -237,7 +237,7 @@ def test_documents_are_validated_without_a_controller(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("80", "70000"))
     bad = run_cli("validate", "-f", str(path))
     assert bad.returncode == 1
-    assert f"{path}:6: spec.ports[0].port" in bad.stderr
+    assert f"{path}:6:12: spec.ports[0].port: " in bad.stderr
     as_json = run_cli("validate", "-f", str(path), "-o", "json")
     assert (as_json.returncode, json.loads(as_json.stdout)["valid"]) == (1, False)
 

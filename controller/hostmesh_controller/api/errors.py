@@ -88,5 +88,6 @@ def _field_problem(item: object) -> dict[str, object]:
         "path": ".".join(str(part) for part in where),
         "message": str(found.get("msg", "")),
         "code": str(found.get("type", "")),
+        "istio_code": "",
         "severity": "error",
     }

@@ -1,11 +1,21 @@
-"""Do hosts, workloads and the services in front of them fit each other?"""
+"""Do hosts, workloads and the identities under which they serve fit each other?"""
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from hostmesh_controller.checks.world import Finding, World, address_of, addresses_of, inline_workloads, workload_ports
+from hostmesh_controller.checks.finding import Finding
+from hostmesh_controller.checks.index import Relation
+from hostmesh_controller.checks.relations import (
+    address_of,
+    addresses_of,
+    inline_workloads,
+    service_ports,
+    workload_ports,
+)
+from hostmesh_controller.checks.world import World
 from hostmesh_controller.model import ApiObject, ObjectKey, Path
 from hostmesh_controller.model.hosts import HostSpec
+from hostmesh_controller.model.protocols import Protocol
 from hostmesh_controller.model.security import PeerAuthenticationSpec
 from hostmesh_controller.model.workloads import ServiceEntrySpec, WorkloadEntrySpec
 from hostmesh_controller.names import canonical_address
@@ -15,20 +25,19 @@ from hostmesh_controller.suggest import did_you_mean
 def check_host(item: ApiObject, spec: HostSpec, world: World) -> Iterator[Finding]:
     """Yield addresses that another Host has, or this one twice, and an outbound identity that nothing on it has."""
     seen: set[str] = set()
-    for _, address, path in addresses_of(item):
+    for address, path in addresses_of(item):
         if address in seen:
             yield Finding(path, f"address {address} is there twice", "duplicate-address", "error")
         seen.add(address)
-        for other in world.hosts[address]:
-            if other.key != item.key:
-                message = f"address {address} belongs to {other.key}; an address is on one host only"
-                yield Finding(path, message, "duplicate-address", "error")
+        for other in world.others_at(Relation.HOST_ADDRESS, address, item):
+            message = f"address {address} belongs to {other.key}; an address is on one host only"
+            yield Finding(path, message, "duplicate-address", "error")
     if spec.outbound_identity is not None:
         yield from _check_outbound_identity(item, spec, spec.outbound_identity, world)
 
 
 def _check_outbound_identity(item: ApiObject, spec: HostSpec, identity: str, world: World) -> Iterator[Finding]:
-    here = [workload for address in addresses_of(item) for workload in world.workloads.get(address.text, ())]
+    here = [each for address in addresses_of(item) for each in world.at(Relation.WORKLOAD_ADDRESS, address.text)]
     names = {f"{w.key.namespace}/{name}" for w in here for name in (w.key.name, _service_account(w))}
     if identity.startswith("spiffe://"):
         _, _, namespace, _, name = identity.removeprefix("spiffe://").split("/")
@@ -51,8 +60,9 @@ def _service_account(workload: ApiObject) -> str:
 
 def check_workload(item: ApiObject, spec: WorkloadEntrySpec, world: World) -> Iterator[Finding]:
     """Yield another identity on the same address and port, and port names that no service asks for."""
-    yield from _check_identity(item, spec, world)
-    services = world.selecting(item)
+    yield from check_identity(item, spec, world)
+    yield from check_agreement(item, world)
+    services = sorted(world.selecting(item), key=lambda service: service.key)
     if not services:
         return
     asked = {name for service in services for port in workload_ports(service) for name in port.names if name}
@@ -71,9 +81,17 @@ class _Claim(NamedTuple):
     ports: frozenset[int]
 
 
-def _check_identity(
+def check_identity(
     item: ApiObject, spec: WorkloadEntrySpec, world: World, where: Path = ("spec",)
 ) -> Iterator[Finding]:
+    """Yield ports of a workload on which something else on its address serves under another identity.
+
+    Args:
+        item: the WorkloadEntry, or the ServiceEntry that lists it.
+        spec: the workload.
+        world: the set.
+        where: the path to the workload's part of the object.
+    """
     address = canonical_address(spec.address or "")
     if address is None:
         return
@@ -92,10 +110,10 @@ def _check_identity(
 
 
 def _claims(address: str, world: World) -> Iterator[_Claim]:
-    for item in world.workloads.get(address, ()):
+    for item in world.at(Relation.WORKLOAD_ADDRESS, address):
         assert isinstance(item.spec, WorkloadEntrySpec)
         yield _claim(item, item.spec, world)
-    for item in world.inline.get(address, ()):
+    for item in world.at(Relation.INLINE_ADDRESS, address):
         yield from (_claim(item, spec, world) for spec in inline_workloads(item) if address_of(spec) == address)
 
 
@@ -107,41 +125,49 @@ def _claim(item: ApiObject, spec: WorkloadEntrySpec, world: World) -> _Claim:
     return _Claim(item.key, (item.key.namespace, spec.service_account or "default"), ports)
 
 
-def check_service(item: ApiObject, world: World) -> Iterator[Finding]:
-    """Yield what does not fit a Service or ServiceEntry.
+class _Served(NamedTuple):
+    """What a service says of a workload's port: its own number and protocol for it."""
 
-    Host names that another object defines, endpoints under another identity than their port's, and target ports that no
-    chosen workload maps.
-    """
-    for index, name in enumerate(world.service_names(item)):
-        others = [other for other in world.services[name] if other.key != item.key]
-        if others:
-            path = ("spec", "hosts", index) if isinstance(item.spec, ServiceEntrySpec) else ("metadata", "name")
-            yield Finding(path, f"{others[0].key} defines {name!r} too; the older one wins", "duplicate-host")
-    for index, spec in enumerate(inline_workloads(item)):
-        yield from _check_identity(item, spec, world, ("spec", "endpoints", index))
-    specs = world.selected_by(item)
-    for index, port in enumerate(workload_ports(item)):
-        if specs and all(port.on(spec) is None for spec in specs):
-            message = f"no workload of this service has a port called {port.names[-1]!r}"
-            yield Finding(("spec", "ports", index, "targetPort"), message, "unknown-port")
+    service: ObjectKey
+    number: int
+    protocol: Protocol
+
+
+def check_agreement(item: ApiObject, world: World) -> Iterator[Finding]:
+    """Yield ports of a workload for which two services that select it say different things."""
+    assert isinstance(item.spec, WorkloadEntrySpec)
+    served: dict[int, _Served] = {}
+    for service in sorted(world.selecting(item), key=lambda each: each.key):
+        for port, place in zip(service_ports(service), workload_ports(service), strict=True):
+            number = place.on(item.spec)
+            if number is None or port.mesh_protocol is Protocol.UDP:
+                continue
+            mine = _Served(service.key, port.called, port.mesh_protocol)
+            first = served.setdefault(number, mine)
+            if first.service == mine.service:
+                continue
+            both = f"{first.service} and {mine.service} lead to port {number} of this workload"
+            if first.protocol is not mine.protocol:
+                message = f"{both} as {first.protocol.lower()} and {mine.protocol.lower()}; say the same in both"
+                yield Finding(("spec", "labels"), message, "conflicting-protocol", istio_code="IST0116")
+            elif first.number != mine.number:
+                message = f"{both} from their ports {first.number} and {mine.number}; Istio asks for one number"
+                yield Finding(("spec", "labels"), message, "conflicting-port", istio_code="IST0137")
 
 
 def check_peer_authentication(item: ApiObject, spec: PeerAuthenticationSpec, world: World) -> Iterator[Finding]:
     """Yield another policy for all of the same namespace."""
-    if not _is_wide(spec):
+    if not is_wide(spec):
         return
-    for key, other in _policies(world, item.key):
-        if isinstance(other.spec, PeerAuthenticationSpec) and _is_wide(other.spec):
-            message = f"{key} is for all of namespace {key.namespace!r} too; the older one wins"
+    for other in world.others_at(Relation.POLICY, item.key.namespace, item):
+        if isinstance(other.spec, PeerAuthenticationSpec) and is_wide(other.spec):
+            message = (
+                f"{other.key} is for all of namespace {item.key.namespace!r} too; the older one wins. Merge them, or "
+                "give one of them a selector"
+            )
             yield Finding(("metadata", "name"), message, "duplicate-policy")
 
 
-def _is_wide(spec: PeerAuthenticationSpec) -> bool:
+def is_wide(spec: PeerAuthenticationSpec) -> bool:
+    """Tell whether a policy is for a whole namespace."""
     return spec.selector is None or not spec.selector.match_labels
-
-
-def _policies(world: World, key: ObjectKey) -> Iterator[tuple[ObjectKey, ApiObject]]:
-    for other, item in world.objects.items():
-        if other.kind == "PeerAuthentication" and other.namespace == key.namespace and other != key:
-            yield other, item

@@ -82,18 +82,20 @@ def validate(
     output: Output = Format.TABLE,
 ) -> None:
     """Check documents on this machine; no controller is asked."""
+    from hostmesh_controller.checks.world import World
     from hostmesh_controller.review import problem_body, read, review
 
     sources = read_sources(filename)
     documents = read(((each.name, each.text) for each in sources), namespace)
-    verdict = review(documents, {})
+    verdict = review(documents, World())
+    problems = [problem_body(problem) for problem in verdict.problems]
     if output is Format.TABLE:
-        for problem in verdict.problems:
-            note(str(problem))
+        for problem in problems:
+            note(problem_line(problem))
         if not verdict.errors:
             typer.echo(f"{len(documents.objects)} object(s) in {len(sources)} file(s) are valid")
     else:
-        emit({"valid": not verdict.errors, "problems": [problem_body(problem) for problem in verdict.problems]}, output)
+        emit({"valid": not verdict.errors, "problems": problems}, output)
     if verdict.errors:
         raise typer.Exit(1)
 
@@ -121,6 +123,7 @@ def delete(
     else:
         body["sources"] = [each.body() for each in read_sources(filename)]
     result = connection.post("/v1/delete", body)
+    _warn(result)
     if output is Format.TABLE:
         _say(result["objects"], "")
     else:
@@ -134,7 +137,7 @@ def _say(objects: list[dict[str, Any]], suffix: str) -> None:
 
 def _warn(result: dict[str, Any]) -> None:
     for problem in result.get("warnings", ()):
-        note(f"warning: {problem_line(problem)}")
+        note(problem_line(problem))
 
 
 def _wait(connection: Connection, revision: int, wait_s: int) -> dict[str, Any]:

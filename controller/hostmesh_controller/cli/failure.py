@@ -8,10 +8,16 @@ class CliError(Exception):
 
 
 def problem_line(problem: Mapping[str, object]) -> str:
-    """One problem in the form that editors can jump to: FILE:LINE: PATH: MESSAGE."""
-    file, line, path = problem.get("file"), problem.get("line"), problem.get("path")
-    place = f"{file}:{line}" if file and line else str(file or "")
-    return ": ".join(str(part) for part in (place, path, problem.get("message")) if part)
+    """One problem in the form that editors can jump to: FILE:LINE:COLUMN: PATH: MESSAGE [CODES].
+
+    What is no error says before the path how bad it is.
+    """
+    file, line, column = problem.get("file"), problem.get("line"), problem.get("column")
+    place = ":".join(str(part) for part in (file, line, column) if part) if file and line else str(file or "")
+    codes = " ".join(str(code) for code in (problem.get("istio_code"), problem.get("code")) if code)
+    severity = None if problem.get("severity") == "error" else problem.get("severity")
+    parts = (place, severity, problem.get("path"), problem.get("message"))
+    return ": ".join(str(part) for part in parts if part) + (f" [{codes}]" if codes else "")
 
 
 def refused(message: str, problems: Iterable[Mapping[str, object]]) -> CliError:

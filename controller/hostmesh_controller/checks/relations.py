@@ -1,0 +1,245 @@
+"""What each object says about others, and under which entries of the index it is found."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final, NamedTuple
+
+from hostmesh_controller.checks.index import Entry, Relation
+from hostmesh_controller.model import ApiObject, Path
+from hostmesh_controller.model.destination_rule import DestinationRuleSpec
+from hostmesh_controller.model.hosts import HostSpec
+from hostmesh_controller.model.protocols import Protocol
+from hostmesh_controller.model.security import PeerAuthenticationSpec
+from hostmesh_controller.model.services import ServiceSpec
+from hostmesh_controller.model.virtual_service import Destination, VirtualServiceSpec
+from hostmesh_controller.model.workloads import ServiceEntrySpec, Workload, WorkloadEntrySpec, WorkloadGroupSpec
+from hostmesh_controller.names import canonical_address, expand, service_hostname
+
+EXPORT_TO: Final = "networking.istio.io/exportTo"
+"""The annotation that says for a Service what `exportTo` says for others."""
+
+
+def entries_of(item: ApiObject, domain: str) -> Iterator[Entry]:
+    """Yield all under which an object is found, maybe some twice."""
+    namespace = item.key.namespace
+    if namespace:
+        yield Entry(Relation.MEMBER, namespace)
+    match item.spec:
+        case ServiceSpec() | ServiceEntrySpec():
+            yield from _service_entries(item, domain)
+        case DestinationRuleSpec(host=host):
+            yield Entry(Relation.RULE, full(host, item, domain))
+            yield Entry(Relation.CALLER, full(host, item, domain))
+        case VirtualServiceSpec() as spec:
+            yield from _route_entries(item, spec, domain)
+        case HostSpec():
+            if item.spec.namespace:
+                yield Entry(Relation.MEMBER, item.spec.namespace)
+            for address in addresses_of(item):
+                yield Entry(Relation.HOST_ADDRESS, address.text)
+        case WorkloadEntrySpec() | WorkloadGroupSpec():
+            if isinstance(item.spec, WorkloadEntrySpec) and item.spec.address:
+                yield Entry(Relation.WORKLOAD_ADDRESS, address_of(item.spec))
+            for label in label_texts(labels_of(item)):
+                yield Entry(Relation.LABEL, label, namespace)
+                yield Entry(Relation.LABEL, label)
+        case PeerAuthenticationSpec():
+            yield Entry(Relation.POLICY, namespace)
+
+
+def _service_entries(item: ApiObject, domain: str) -> Iterator[Entry]:
+    for name in service_names(item, domain):
+        yield Entry(Relation.SERVICE, name)
+        yield Entry(Relation.SIBLING, name.partition(".")[2])
+    for address in service_addresses(item):
+        yield Entry(Relation.SERVICE_ADDRESS, address.text)
+    for workload in inline_workloads(item):
+        yield Entry(Relation.INLINE_ADDRESS, address_of(workload))
+    for label in label_texts(selector_of(item))[:1]:
+        yield Entry(Relation.SELECTOR, label, item.key.namespace)
+
+
+def _route_entries(item: ApiObject, spec: VirtualServiceSpec, domain: str) -> Iterator[Entry]:
+    for host in spec.hosts:
+        yield Entry(Relation.ROUTE, full(host, item, domain))
+    for reference in destinations(spec):
+        yield Entry(Relation.CALLER, full(reference.destination.host, item, domain))
+    for gateway in gateways_of(item, spec):
+        yield Entry(Relation.GATEWAY_USER, gateway)
+
+
+class Address(NamedTuple):
+    """An address of an object, in its canonical spelling, and where the object says it."""
+
+    text: str
+    path: Path
+
+
+class Reference(NamedTuple):
+    """A destination of a VirtualService, and where it says so."""
+
+    path: Path
+    destination: Destination
+    mirror: bool = False
+
+
+def full(host: str, item: ApiObject, domain: str) -> str:
+    """Return the full name of a host as `item` writes it; an IP address in its canonical spelling."""
+    return canonical_address(host) or expand(host, item.key.namespace, domain)
+
+
+def service_names(item: ApiObject, domain: str) -> tuple[str, ...]:
+    """Return the host names that a Service or ServiceEntry defines; nothing for other kinds."""
+    if isinstance(item.spec, ServiceEntrySpec):
+        return tuple(dict.fromkeys(host.lower() for host in item.spec.hosts))
+    if isinstance(item.spec, ServiceSpec):
+        return (service_hostname(item.key.name, item.key.namespace, domain),)
+    return ()
+
+
+def service_addresses(item: ApiObject) -> list[Address]:
+    """Return the single addresses, no blocks, at which a Service or ServiceEntry is called."""
+    found: list[tuple[str, Path]] = []
+    if isinstance(item.spec, ServiceSpec):
+        found.append((item.spec.cluster_ip, ("spec", "clusterIP")))
+        found += [(text, ("spec", "clusterIPs", index)) for index, text in enumerate(item.spec.cluster_ips)]
+    elif isinstance(item.spec, ServiceEntrySpec):
+        found += [(text, ("spec", "addresses", index)) for index, text in enumerate(item.spec.addresses)]
+    unique: dict[str, Address] = {}
+    for text, path in found:
+        address = canonical_address(text)
+        if address is not None:
+            unique.setdefault(address, Address(address, path))
+    return list(unique.values())
+
+
+def destinations(spec: VirtualServiceSpec) -> Iterator[Reference]:
+    """Yield where a VirtualService sends its traffic, in the order in which it says so."""
+    for index, http in enumerate(spec.http):
+        for place, route in enumerate(http.route):
+            yield Reference(("spec", "http", index, "route", place, "destination"), route.destination)
+    for index, tcp in enumerate(spec.tcp):
+        for place, tcp_route in enumerate(tcp.route):
+            yield Reference(("spec", "tcp", index, "route", place, "destination"), tcp_route.destination)
+
+
+def gateway_name(name: str, namespace: str) -> str:
+    """Return NAMESPACE/NAME for a gateway as an object of `namespace` writes it."""
+    return name if "/" in name else f"{namespace}/{name}"
+
+
+def gateways_of(item: ApiObject, spec: VirtualServiceSpec) -> list[str]:
+    """Return the gateways that a VirtualService names, in full, without `mesh`."""
+    return [gateway_name(name, item.key.namespace) for name in spec.gateways if name != "mesh"]
+
+
+def selector_of(item: ApiObject) -> Mapping[str, str]:
+    """Return the labels that a Service or ServiceEntry selects by; nothing if it does not select."""
+    if isinstance(item.spec, ServiceSpec):
+        return item.spec.selector
+    if isinstance(item.spec, ServiceEntrySpec) and item.spec.workload_selector is not None:
+        return item.spec.workload_selector.labels
+    return {}
+
+
+def label_texts(labels: Mapping[str, str]) -> list[str]:
+    """Return labels as `key=value`, sorted."""
+    return sorted(f"{key}={value}" for key, value in labels.items())
+
+
+def selector_text(labels: Mapping[str, str]) -> str:
+    """Return a selector as kubectl writes it: key=value,key=value."""
+    return ",".join(label_texts(labels))
+
+
+def inline_workloads(item: ApiObject) -> tuple[WorkloadEntrySpec, ...]:
+    """Return the workloads of the mesh that a ServiceEntry lists; none for other kinds, and none that are outside."""
+    spec = item.spec
+    if not isinstance(spec, ServiceEntrySpec) or (spec.location, spec.resolution) != ("MESH_INTERNAL", "STATIC"):
+        return ()
+    return spec.endpoints
+
+
+def address_of(workload: Workload) -> str:
+    """Return a workload's address in its canonical spelling; as it is written where it is no address."""
+    return canonical_address(workload.address or "") or workload.address or ""
+
+
+def labels_of(workload: ApiObject) -> dict[str, str]:
+    """Return the labels that selectors see: those of the metadata, and over them those of the spec.
+
+    A WorkloadGroup has those that its members will have.
+    """
+    if isinstance(workload.spec, WorkloadGroupSpec):
+        return dict(workload.spec.metadata.labels) | dict(workload.spec.template.labels)
+    assert isinstance(workload.spec, WorkloadEntrySpec)
+    return dict(workload.metadata.labels) | dict(workload.spec.labels)
+
+
+def addresses_of(item: ApiObject) -> list[Address]:
+    """Return the addresses of a Host, in its order; nothing for other kinds."""
+    if not isinstance(item.spec, HostSpec):
+        return []
+    return [
+        Address(canonical_address(text) or text, ("spec", "addresses", index))
+        for index, text in enumerate(item.spec.addresses)
+    ]
+
+
+class CalledPort(NamedTuple):
+    """A port of a service: the number under which it is called, and what it speaks."""
+
+    called: int
+    mesh_protocol: Protocol
+
+
+def service_ports(service: ApiObject) -> list[CalledPort]:
+    """Return the ports of a Service or ServiceEntry; nothing for other kinds."""
+    if isinstance(service.spec, ServiceSpec):
+        return [CalledPort(port.port, port.mesh_protocol) for port in service.spec.ports]
+    if isinstance(service.spec, ServiceEntrySpec):
+        return [CalledPort(port.number, port.mesh_protocol) for port in service.spec.ports]
+    return []
+
+
+class WorkloadPort(NamedTuple):
+    """How a service finds its port on a workload: by the first of the names that the workload maps, or the number."""
+
+    names: tuple[str, ...]
+    number: int | None
+
+    def on(self, workload: WorkloadEntrySpec) -> int | None:
+        """Return the number on a workload; None if a name is wanted that it does not map."""
+        return next((workload.ports[name] for name in self.names if name in workload.ports), self.number)
+
+
+def workload_ports(service: ApiObject) -> Iterable[WorkloadPort]:
+    """Yield how a Service or ServiceEntry finds each of its ports on a workload."""
+    if isinstance(service.spec, ServiceSpec):
+        for port in service.spec.ports:
+            if isinstance(port.target_port, str):
+                yield WorkloadPort((port.name, port.target_port), None)
+            else:
+                yield WorkloadPort((port.name,), port.target_port or port.port)
+    elif isinstance(service.spec, ServiceEntrySpec):
+        for entry_port in service.spec.ports:
+            yield WorkloadPort((entry_port.name,), entry_port.target_port or entry_port.number)
+
+
+def port_numbers(service: ApiObject) -> list[int]:
+    """Return the port numbers under which a Service or ServiceEntry is called."""
+    return [port.called for port in service_ports(service)]
+
+
+def exported_to(item: ApiObject) -> frozenset[str]:
+    """Return the namespaces that may see an object, "*" among them where all may."""
+    match item.spec:
+        case ServiceSpec():
+            annotation = item.metadata.annotations.get(EXPORT_TO, "")
+            values = tuple(part.strip() for part in annotation.split(",") if part.strip())
+        case ServiceEntrySpec() | VirtualServiceSpec() | DestinationRuleSpec():
+            values = tuple(item.spec.export_to)
+        case _:
+            values = ()
+    if not values or "*" in values:
+        return frozenset({"*"})
+    return frozenset(item.key.namespace if value == "." else value for value in values if value != "~")

@@ -1,0 +1,85 @@
+"""What others lose when an object changes or goes: names that they refer to and that nothing defines any more."""
+
+from collections.abc import Iterator
+
+from hostmesh_controller.checks.finding import NOT_FOUND, Finding
+from hostmesh_controller.checks.index import Relation
+from hostmesh_controller.checks.relations import Reference, destinations, port_numbers, service_names
+from hostmesh_controller.checks.world import World
+from hostmesh_controller.model import ApiObject, ObjectKey, Path, path_text
+from hostmesh_controller.model.destination_rule import DestinationRuleSpec
+from hostmesh_controller.model.virtual_service import VirtualServiceSpec
+
+
+def check_withdrawn(key: ObjectKey, before: World, after: World) -> Iterator[Finding]:
+    """Yield what was defined by the object of that key before, is defined by nothing after, and is still referred to.
+
+    The findings are of the object that changes; they name one of those that are left without.
+    """
+    old, new = before.objects.get(key), after.objects.get(key)
+    if old is None or old is new:
+        return
+    if isinstance(old.spec, DestinationRuleSpec):
+        yield from _subsets(old, old.spec, after)
+    for name in service_names(old, after.domain):
+        yield from _service(old, name, after)
+
+
+def _service(old: ApiObject, host: str, after: World) -> Iterator[Finding]:
+    services = after.services_named(host)
+    if not services:
+        callers = after.at(Relation.CALLER, host)
+        if callers:
+            message = f"{callers[0].key} refers to {host!r}{_more(callers)}, which nothing defines any more"
+            yield Finding(_where(old, after), message, "still-referred", istio_code=NOT_FOUND)
+        return
+    ports = {number for service in services for number in port_numbers(service)}
+    lost = set(port_numbers(old)) - ports
+    for caller, reference in _references(host, after) if lost else ():
+        number = reference.destination.port.number if reference.destination.port else None
+        if number in lost:
+            message = (
+                f"{caller.key} ({path_text(reference.path)}) calls port {number} of {host!r}, which is not there any "
+                "more"
+            )
+            yield Finding(_where(old, after), message, "still-referred", istio_code=NOT_FOUND)
+            lost.discard(number)
+
+
+def _subsets(old: ApiObject, spec: DestinationRuleSpec, after: World) -> Iterator[Finding]:
+    host = after.full(spec.host, old)
+    there = {
+        subset.name
+        for rule in after.rules_for(host)
+        if isinstance(rule.spec, DestinationRuleSpec)
+        for subset in rule.spec.subsets
+    }
+    lost = {subset.name for subset in spec.subsets} - there
+    for caller, reference in _references(host, after) if lost else ():
+        subset = reference.destination.subset
+        if subset in lost:
+            message = (
+                f"{caller.key} ({path_text(reference.path)}) routes to the subset {subset!r} of {host!r}, which "
+                "nothing defines any more: such requests fail with 503. Change the route first"
+            )
+            yield Finding(_where(old, after, "subsets"), message, "still-referred", istio_code=NOT_FOUND)
+            lost.discard(subset)
+
+
+def _references(host: str, world: World) -> Iterator[tuple[ApiObject, Reference]]:
+    for caller in world.at(Relation.CALLER, host):
+        if isinstance(caller.spec, VirtualServiceSpec):
+            for reference in destinations(caller.spec):
+                if world.full(reference.destination.host, caller) == host:
+                    yield caller, reference
+
+
+def _where(old: ApiObject, after: World, field: str = "") -> Path:
+    """The whole object where it goes; the part that loses something where it stays."""
+    if old.key not in after.objects:
+        return ()
+    return ("spec", field) if field else ("spec",)
+
+
+def _more(callers: list[ApiObject]) -> str:
+    return f" (and {len(callers) - 1} more do)" if len(callers) > 1 else ""

@@ -147,9 +147,8 @@ def candidates(header_host: str, namespace: str, domain: str) -> tuple[str, ...]
 
 
 def wildcards(host: str) -> tuple[str, ...]:
-    """Return the wildcard host names that cover `host`, longest first, `*` last."""
-    labels = host.split(".")
-    return (*("*." + ".".join(labels[index:]) for index in range(1, len(labels))), "*")
+    """Return the wildcard host names that cover `host`, longest first, `*` last; `*-a.b` is one too."""
+    return tuple("*" + host[index:] for index in range(1, len(host) + 1))
 
 
 def host_matches(pattern: str, host: str) -> bool:

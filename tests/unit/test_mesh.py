@@ -155,7 +155,7 @@ def test_an_endpoint_that_a_service_entry_lists_takes_no_port_from_a_workload_en
         "location": "MESH_INTERNAL",
         "resolution": "STATIC",
         "ports": [{"number": 80, "name": "http", "targetPort": 8080}, {"number": 81, "name": "tcp"}],
-        "endpoints": [{"address": ADDRESS, "ports": {"tcp": 90, "unknown": 91}}],
+        "endpoints": [{"address": ADDRESS, "ports": {"tcp": 90}}],
     }
     mesh = mesh_of([host(), workload("w"), service(targetPort=8080), obj("ServiceEntry", "alias", spec, "a-namespace")])
     assert {port.number: port.workload.key.name for port in inbound_ports(mesh, "one")} == {

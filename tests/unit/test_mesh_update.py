@@ -52,7 +52,8 @@ def service(app: str, *ports: Spec, **more: Any) -> Spec:
 
 
 def entry(*hosts: str, resolution: str = "STATIC", location: str = "MESH_INTERNAL", **more: Any) -> Spec:
-    ports = [{"number": 80, "name": more.pop("protocol", "http")}]
+    protocol = more.pop("protocol", "http")
+    ports = [{"number": 80, "name": protocol, "protocol": protocol}]
     return {"hosts": list(hosts), "ports": ports, "resolution": resolution, "location": location, **more}
 
 
@@ -114,7 +115,8 @@ SLOTS: dict[tuple[str, str, str], list[Variant]] = {
         entry(API, endpoints=[{"address": "10.0.0.1"}]),
         entry(API, endpoints=[{"address": "10.0.0.2"}, {"address": OUTSIDE}]),
         entry(API, endpoints=[{"address": "10.0.0.1"}], location="MESH_EXTERNAL"),
-        entry(API, DB, workloadSelector={"labels": {"app": "s1"}}, protocol="tcp"),
+        entry(API, DB, workloadSelector={"labels": {"app": "s1"}}),
+        entry(DB, workloadSelector={"labels": {"app": "s1"}}, protocol="tcp"),
         entry(API, resolution="DNS", location="MESH_EXTERNAL"),
         entry(API, resolution="DNS", workloadSelector={"labels": {"app": "s1"}}),
         entry(API, resolution="NONE", addresses=["10.97.0.0/24"]),

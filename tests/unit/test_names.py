@@ -77,7 +77,7 @@ def test_short_names_are_read_from_where_the_caller_is() -> None:
 
 
 def test_the_exact_name_comes_before_wildcards_and_long_wildcards_before_short_ones() -> None:
-    assert names.candidates("a.b.c", "n", "d") == ("a.b.c", "*.b.c", "*.c", "*")
+    assert names.candidates("a.b.c", "n", "d") == ("a.b.c", "*.b.c", "*b.c", "*.c", "*c", "*")
 
 
 def test_a_name_without_a_dot_is_expanded_and_others_are_taken_as_they_are() -> None:

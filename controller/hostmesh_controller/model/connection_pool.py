@@ -1,6 +1,5 @@
 """How much may be asked of a service at once, and when an endpoint that fails is left alone."""
 
-from datetime import timedelta
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -20,7 +19,7 @@ from hostmesh_controller.model.schema import (
 
 
 def _zero_or_ms(value: Duration) -> Duration:
-    if value and value % timedelta(milliseconds=1):
+    if not value.is_whole_ms:
         raise fault("duration", f"{value.text!r} is neither 0s nor whole milliseconds")
     return value
 

@@ -5,6 +5,7 @@ from ipaddress import ip_address, ip_network
 from typing import Final
 
 _LABEL: Final = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9]{0,61}[A-Za-z0-9])?")
+_LABEL_MAX: Final = 63
 _NAME_MAX: Final = 255
 WILDCARD: Final = "*"
 
@@ -29,20 +30,25 @@ def check_domain(value: str) -> str:
 
 
 def check_wildcard_domain(value: str) -> str:
-    """Return `value` if it is a DNS name, `*`, or a wildcard such as `*.example.com`.
+    """Return `value` if it is a DNS name, `*`, or a wildcard such as `*.example.com` or `*-api.example.com`.
 
     Raises:
-        ValueError: it is none of them. Istio's wildcards of half a label (`*-api.example.com`) are refused too.
+        ValueError: it is none of them.
     """
     if value == WILDCARD:
         return value
-    if value.startswith(WILDCARD) and not value.startswith("*."):
-        raise ValueError(f"{value!r}: a wildcard stands for whole labels; write it like '*.example.com'")
     try:
-        check_domain(value.removeprefix("*."))
+        check_domain(value.removeprefix("*.") if value.startswith("*.") else value.removeprefix("*").removeprefix("-"))
+        if value.startswith("-") or len(value.partition(".")[0]) > _LABEL_MAX:
+            raise ValueError(value)
     except ValueError:
         raise ValueError(f"{value!r} is not a host name (or a wildcard such as '*.example.com')") from None
     return value
+
+
+def is_partial_wildcard(value: str) -> bool:
+    """Whether a wildcard stands for a part of a label too, as in `*-api.example.com`."""
+    return value.startswith(WILDCARD) and value != WILDCARD and not value.startswith("*.")
 
 
 def is_ip(value: str) -> bool:

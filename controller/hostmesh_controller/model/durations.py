@@ -23,8 +23,9 @@ class Duration(timedelta):
     Equal and ordered as a timedelta (so `90s` equals `1m30s`); `str()` is the text, for writing it back.
     """
 
-    __slots__ = ("text",)
+    __slots__ = ("is_whole_ms", "text")
     text: str
+    is_whole_ms: bool
 
     def __new__(cls, text: str) -> "Duration":
         """Read Go's form: numbers with units, such as `1.5s`, `100ms`, `1h2m`, or a bare `0`.
@@ -42,6 +43,7 @@ class Duration(timedelta):
             raise ValueError(f"{text!r} is longer than the 292 years a duration may have")
         duration = super().__new__(cls, microseconds=int(microseconds))
         duration.text = text
+        duration.is_whole_ms = microseconds % _UNITS_US["ms"] == 0
         return duration
 
     def at_least_1ms(self) -> "Duration":

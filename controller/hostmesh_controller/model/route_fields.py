@@ -1,7 +1,7 @@
 """The types of a route's fields: texts that Envoy interprets, checked as far as can be told here."""
 
+import re
 from base64 import b64decode
-from datetime import timedelta
 from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, BeforeValidator
@@ -24,6 +24,7 @@ _BODY_MAX_BYTES: Final = 1024 * 1024
 _JWT_CLAIM: Final = "@request.auth.claims"
 GENERATED_SERVER_NAME: Final = "outbound_."
 """How the server names begin under which clusters are called, `outbound_.PORT_.SUBSET_.HOST`."""
+_GENERATED: Final = re.compile(r"outbound_\.[0-9]+_\.[-A-Za-z0-9]*_\.[A-Za-z0-9][-.A-Za-z0-9]*")
 _AUTHORITY: Final = frozenset({":authority", "host"})
 
 
@@ -36,9 +37,22 @@ def _destination_host(value: str) -> str:
         return check_wildcard_domain(value)
 
 
+def check_server_name(value: str) -> str:
+    """Return `value` if it is a host name, a wildcard, or the server name of a cluster.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    if not value.startswith(GENERATED_SERVER_NAME):
+        return check_wildcard_domain(value)
+    if not _GENERATED.fullmatch(value):
+        raise ValueError(f"{value!r} is not a cluster's server name: write outbound_.PORT_.SUBSET_.HOST")
+    return value
+
+
 def _virtual_host(value: str) -> str:
     with as_fault("host-name"):
-        return value if is_ip(value) or value.startswith(GENERATED_SERVER_NAME) else check_wildcard_domain(value)
+        return value if is_ip(value) else check_server_name(value)
 
 
 def _route_host(value: str) -> str:
@@ -103,7 +117,7 @@ def _header_name(value: str) -> str:
 
 def _matched_name(value: str) -> str:
     if value.startswith(_JWT_CLAIM):
-        raise fault("not-supported", f"{value!r}: not supported yet, it needs a RequestAuthentication")
+        raise fault("not-supported", f"{value!r}: not supported yet: it needs a gateway and a RequestAuthentication")
     with as_fault("header-name"):
         return check_header_name(value, pseudo=True)
 
@@ -150,7 +164,7 @@ def _retry_on(value: str) -> str:
 
 
 def _whole_ms(value: Duration) -> Duration:
-    if value % timedelta(milliseconds=1):
+    if not value.is_whole_ms:
         raise fault("duration", f"{value.text!r} is finer than a millisecond, the smallest step")
     return value
 

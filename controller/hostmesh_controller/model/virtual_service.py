@@ -5,7 +5,13 @@ from typing import Annotated, Any, Final
 
 from pydantic import Field, model_validator
 
-from hostmesh_controller.model.domains import WILDCARD, check_wildcard_domain, covers, is_ip, overlap
+from hostmesh_controller.model.domains import (
+    WILDCARD,
+    covers,
+    is_ip,
+    is_partial_wildcard,
+    overlap,
+)
 from hostmesh_controller.model.exports import RuleExportTo
 from hostmesh_controller.model.http_actions import (
     CorsPolicy,
@@ -29,7 +35,13 @@ from hostmesh_controller.model.http_actions import (
     Retries,
 )
 from hostmesh_controller.model.http_match import AbsentMatch, HttpMatch, StringMatch
-from hostmesh_controller.model.route_fields import GENERATED_SERVER_NAME, Gateway, MillisecondDuration, VirtualHost
+from hostmesh_controller.model.route_fields import (
+    GENERATED_SERVER_NAME,
+    Gateway,
+    MillisecondDuration,
+    VirtualHost,
+    check_server_name,
+)
 from hostmesh_controller.model.schema import Integer, Spec, fault
 from hostmesh_controller.model.tcp_routes import (
     ConnectionMatch,
@@ -238,11 +250,14 @@ class VirtualServiceSpec(Spec):
     def _server_name_fault(self, name: str) -> str | None:
         if is_ip(name):
             return None
-        if not name.startswith(GENERATED_SERVER_NAME) or self.for_mesh:
-            try:
-                check_wildcard_domain(name)
-            except ValueError as error:
-                return str(error)
+        try:
+            check_server_name(name)
+        except ValueError as error:
+            return str(error)
+        if is_partial_wildcard(name):
+            return f"{name!r}: server names are matched by whole labels, as in '*.example.com'"
+        if name.startswith(GENERATED_SERVER_NAME) and self.for_mesh:
+            return f"{name!r}: only gateways are called by the server names of clusters"
         if not any(covers(host, name) for host in self.hosts):
             return f"{name!r} is covered by none of the hosts: {', '.join(self.hosts)}"
         return None

@@ -5,7 +5,7 @@ from typing import Annotated, Final
 
 from pydantic import AfterValidator, Field, model_validator
 
-from hostmesh_controller.model.domains import check_domain
+from hostmesh_controller.model.domains import check_domain, is_ip
 from hostmesh_controller.model.schema import (
     LabelKey,
     LabelValue,
@@ -27,9 +27,12 @@ def _endpoint_address(value: str) -> str:
     with as_fault("address"):
         if value.startswith(UNIX):
             return _unix_address(value)
-        if ":" in value or value.replace(".", "").isdigit():
+        if is_ip(value) or value.replace(".", "").isdigit():
             return check_ip(value)
-        return value and check_domain(value)
+        try:
+            return value and check_domain(value)
+        except ValueError:
+            raise ValueError(f"{value!r} is neither an IP address nor a host name (a port goes under ports)") from None
 
 
 def _unix_address(value: str) -> str:

@@ -1,12 +1,13 @@
 """What a viewer sees of the mesh: which object a host name means to it, and which port numbers it can call."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 
 from hostmesh_controller.mesh.compiled import blocks
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.records import Service, ServiceId
+from hostmesh_controller.mesh.sidecars import Scope, scope, sidecar
 from hostmesh_controller.mesh.viewer import Viewer
 from hostmesh_controller.names import canonical_address
 
@@ -19,8 +20,28 @@ class View:
     services: tuple[Service, ...]
 
 
-def sees(service: Service, viewer: Viewer) -> bool:
+def exported(service: Service, viewer: Viewer) -> bool:
+    """Tell whether a service is shown to a viewer's namespace: then a route may send requests there."""
     return "*" in service.export_to or viewer.namespace in service.export_to
+
+
+def seen(mesh: Mesh, service: Service, viewer: Viewer) -> Service | None:
+    """Return a service as a viewer's programs can call it: with the ports that its Sidecar imports, None if none."""
+    if not exported(service, viewer):
+        return None
+    imported = scope(mesh, viewer)
+    return service if imported is None else _imported(mesh, service, imported)
+
+
+def _imported(mesh: Mesh, service: Service, imported: Scope) -> Service | None:
+    ports = tuple(port for port in service.ports if imported.takes_port(service, port))
+    if len(ports) == len(service.ports):
+        return service if ports or imported.takes(service.id.namespace, service.id.hostname) else None
+    if not ports:
+        return None
+    numbers = tuple(port.number for port in ports)
+    # Kept, so that it is the same object as long as the service is: what is made from it is then kept too.
+    return mesh.memo.get(("imported", service.id, numbers), (service,), lambda: replace(service, ports=ports))
 
 
 def view(mesh: Mesh, viewer: Viewer) -> View:
@@ -30,27 +51,43 @@ def view(mesh: Mesh, viewer: Viewer) -> View:
         found = (service_named(mesh, hostname, viewer) for hostname in sorted(mesh.services_by_hostname))
         return View(viewer, tuple(service for service in found if service is not None))
 
-    return mesh.memo.get(("view", viewer), (mesh.services,), make)
+    return mesh.memo.get(("view", viewer), (mesh.services, sidecar(mesh, viewer)), make)
 
 
 def service_named(mesh: Mesh, hostname: str, viewer: Viewer) -> Service | None:
-    """Return the service that a host name means to a viewer: its own before others', then the oldest."""
+    """Return the service that a host name means to a viewer's programs: its own before others', then the oldest."""
     ids = mesh.services_by_hostname.get(hostname)
     return None if ids is None else _first(mesh, ids, viewer)
+
+
+def destination_named(mesh: Mesh, hostname: str, viewer: Viewer) -> Service | None:
+    """Return the service that a host name means as a destination of a route.
+
+    A Sidecar restricts what programs call; where a route that holds for them leads is not restricted by it.
+    """
+    ids = mesh.services_by_hostname.get(hostname, frozenset())
+    shown = [mesh.services[item] for item in ids if exported(mesh.services[item], viewer)]
+    return seen_first(shown, viewer)
 
 
 def service_at(mesh: Mesh, address: str, port: int, viewer: Viewer) -> Service | None:
     """Return the visible service that has an address (canonical) and a port; the longest prefix wins."""
     exact = [item for item in mesh.services_by_address.get(address, ()) if mesh.services[item].port(port)]
     if exact:
-        return _first(mesh, exact, viewer)
+        first = _first(mesh, exact, viewer)
+        return first if first is not None and first.port(port) else None
     found = [
         (ip_network(block).prefixlen, service)
         for block, service in _blocks(mesh)
-        if ip_address(address) in ip_network(block) and service.port(port) and sees(service, viewer)
+        if ip_address(address) in ip_network(block) and _seen_on(mesh, service, port, viewer)
     ]
     longest = max((length for length, _ in found), default=0)
     return _first(mesh, [service.id for length, service in found if length == longest], viewer)
+
+
+def _seen_on(mesh: Mesh, service: Service, port: int, viewer: Viewer) -> bool:
+    found = seen(mesh, service, viewer)
+    return found is not None and found.port(port) is not None
 
 
 def service_for_header(mesh: Mesh, hosts: Iterable[str], port: int, viewer: Viewer) -> Service | None:
@@ -64,8 +101,13 @@ def service_for_header(mesh: Mesh, hosts: Iterable[str], port: int, viewer: View
 
 
 def _first(mesh: Mesh, ids: Iterable[ServiceId], viewer: Viewer) -> Service | None:
-    visible = [service for service in (mesh.services[item] for item in ids) if sees(service, viewer)]
-    return min(visible, key=lambda item: (item.id.namespace != viewer.namespace, item.order, item.id), default=None)
+    found = (seen(mesh, mesh.services[item], viewer) for item in ids)
+    return seen_first([service for service in found if service is not None], viewer)
+
+
+def seen_first(services: Iterable[Service], viewer: Viewer) -> Service | None:
+    """Return the one of several services of a name: the viewer's namespace's own, then the oldest."""
+    return min(services, key=lambda item: (item.id.namespace != viewer.namespace, item.order, item.id), default=None)
 
 
 def _blocks(mesh: Mesh) -> tuple[tuple[str, Service], ...]:

@@ -1,0 +1,95 @@
+"""Sidecar: which of the visible services a viewer takes part of, and what happens to all other destinations.
+
+A viewer without a Sidecar, or with one that says nothing of its egress, takes everything that is exported to it.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from hostmesh_controller.mesh.index import Mesh
+from hostmesh_controller.mesh.records import Service, ServicePort
+from hostmesh_controller.mesh.viewer import Viewer
+from hostmesh_controller.model.sidecar import EgressListener, SidecarSpec
+from hostmesh_controller.names import host_matches
+
+
+class Import(NamedTuple):
+    """A host pattern of a namespace; the namespace `*` is every one."""
+
+    namespace: str
+    host: str
+
+    def covers(self, namespace: str, host: str) -> bool:
+        """Tell whether a host of a namespace is meant; of two wildcards, whether one covers the other."""
+        if self.namespace not in {"*", namespace}:
+            return False
+        return host_matches(self.host, host) or (host.startswith("*") and host_matches(host, self.host))
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What the egress listeners of a Sidecar import: `by_port` for those of one port, `rest` for all other ports."""
+
+    by_port: dict[int, tuple[Import, ...]]
+    rest: tuple[Import, ...]
+
+    def takes_port(self, service: Service, port: ServicePort) -> bool:
+        wanted = self.by_port.get(port.number, self.rest)
+        return any(each.covers(service.id.namespace, service.id.hostname) for each in wanted)
+
+    def takes(self, namespace: str, host: str) -> bool:
+        """Tell whether a host is imported on any port: so are the VirtualServices that name it."""
+        everything: Iterable[Import] = (*self.rest, *(each for own in self.by_port.values() for each in own))
+        return any(each.covers(namespace, host) for each in everything)
+
+
+def sidecar(mesh: Mesh, viewer: Viewer) -> SidecarSpec | None:
+    """Return the Sidecar that holds for a viewer, None if there is none."""
+    item = mesh.objects.get(viewer.sidecar) if viewer.sidecar is not None else None
+    if item is None:
+        return None
+    assert isinstance(item.spec, SidecarSpec)
+    return item.spec
+
+
+def scope(mesh: Mesh, viewer: Viewer) -> Scope | None:
+    """Return what a viewer imports, None for everything."""
+    spec = sidecar(mesh, viewer)
+    if spec is None or not spec.egress:
+        return None
+    assert viewer.sidecar is not None
+    namespace = viewer.sidecar.namespace
+    # In the root namespace a Sidecar is for all namespaces: "." is then the viewer's own.
+    own = viewer.namespace if namespace == mesh.settings.root_namespace else namespace
+    return mesh.memo.get(("scope", viewer.sidecar, own), (spec,), lambda: _scope(spec, own))
+
+
+def _scope(spec: SidecarSpec, own: str) -> Scope:
+    by_port: dict[int, tuple[Import, ...]] = {}
+    rest: tuple[Import, ...] = ()
+    for listener in spec.egress:
+        imports = tuple(_import(host, own) for host in listener.hosts)
+        number = _number(listener)
+        if number is None:
+            rest = imports
+        else:
+            by_port[number] = imports
+    return Scope(by_port, rest)
+
+
+def _number(listener: EgressListener) -> int | None:
+    return listener.port.number if listener.port is not None else None
+
+
+def _import(text: str, own: str) -> Import:
+    namespace, _, host = text.partition("/")
+    return Import(own if namespace == "." else namespace, host.lower())
+
+
+def registry_only(mesh: Mesh, viewer: Viewer) -> bool:
+    """Tell whether destinations that a viewer does not see are closed to it."""
+    spec = sidecar(mesh, viewer)
+    own = spec.outbound_traffic_policy if spec is not None else None
+    policy = own or mesh.config.outbound_traffic_policy
+    return policy.mode == "REGISTRY_ONLY"

@@ -17,6 +17,7 @@ from hostmesh_api.v1.hostmesh_pb2_grpc import (
 )
 from hostmesh_controller.authority_server import ServerCertificate
 from hostmesh_controller.enrol import EnrolmentServicer, IdentityServicer, Issuing
+from hostmesh_controller.groups import Candidate, NotAdmittedError
 from hostmesh_controller.peers import Peers
 from hostmesh_controller.reports import HostStates, ReportingServicer
 from hostmesh_controller.store import CertificateRecord
@@ -39,6 +40,8 @@ class Controller:
             "web-2": {("shop", "billing-1"): "spiffe://cluster.local/ns/shop/sa/billing"},
         }
         self.changes: list[str] = []
+        self.members: dict[str, Candidate] = {}
+        self.full = False
         self.states = HostStates(self.store, self.changes.append, self.now)
         self.certificate = ServerCertificate(self.authority, ["127.0.0.1", "::1", "localhost"], self.now)
         self.join_port = 0
@@ -60,7 +63,27 @@ class Controller:
         where = tuple(endpoints.get("endpoints", (f"127.0.0.1:{self.join_port}",)))
         return JoinString(where, self.authority.root_der, token)
 
-    def admit(self, identity: HostIdentity, serial: str) -> None:
+    def registered(self, host: str) -> bool:
+        return host in self.registry
+
+    def membership_problem(self, candidate: Candidate) -> str | None:
+        taken = candidate.name in self.registry and not self.is_member(candidate)
+        return f"host {candidate.name!r} is registered" if taken else None
+
+    def is_member(self, candidate: Candidate) -> bool:
+        return self.members.get(candidate.name) == candidate
+
+    async def admit(self, candidate: Candidate, *, actor: str) -> None:
+        if self.full:
+            raise NotAdmittedError("the group takes nobody")
+        self.registry.setdefault(candidate.name, {})
+        self.members[candidate.name] = candidate
+
+    async def left(self, host: str) -> None:
+        self.store.forget_host(host)
+        await self.states.left(host)
+
+    def know(self, identity: HostIdentity, serial: str) -> None:
         """Make a certificate known, as if it had been issued by a call."""
         now = self.now()
         self.store.add_certificate(
@@ -70,7 +93,7 @@ class Controller:
     @asynccontextmanager
     async def serving(self) -> AsyncIterator["Controller"]:
         registered = self.registry.__contains__
-        issuing = Issuing(self.authority, self.store, self.states, registered, self.now)
+        issuing = Issuing(self.authority, self.store, self.states, self, self.now)
         peers = Peers(self.store, pki.TRUST_DOMAIN, registered, self.now)
         agents, join = grpc.aio.server(), grpc.aio.server()
         self.agents_port = agents.add_secure_port("127.0.0.1:0", self.certificate.credentials(client_certificates=True))

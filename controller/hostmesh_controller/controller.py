@@ -191,7 +191,7 @@ class Controller:
     def _grpc_servers(self) -> tuple[grpc.aio.Server, grpc.aio.Server]:
         registered = self.registrar.registered
         life = timedelta(hours=self.config.certificates.leaf_hours)
-        issuing = Issuing(self.authority, self.store, self.registrar.states, registered, utc_now, life)
+        issuing = Issuing(self.authority, self.store, self.registrar.states, self.registrar, utc_now, life)
         peers = Peers(self.store, self.config.trust_domain, registered, utc_now)
         calls = [CountCalls(self.metrics)]
 

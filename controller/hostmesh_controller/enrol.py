@@ -1,14 +1,17 @@
 """Identity over gRPC: joining with a token, renewing, certificates for workloads, leaving.
 
 Whom a certificate names is decided by the token (Join) or by the caller's own verified certificate and the registry
-(everything else), never by what is in the request.
+(everything else), not by what is in the request. One thing is the host's to say: its name, where it joins by the token
+of a group. It must be free, or the name of a member at that address: then it is the same machine, installed anew.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from ipaddress import IPv6Address, ip_address
 from typing import Final, Protocol, TypeVar
+from urllib.parse import unquote
 
 import grpc
 import structlog
@@ -28,10 +31,11 @@ from hostmesh_api.v1.hostmesh_pb2_grpc import EnrolmentServicer as EnrolmentBase
 from hostmesh_api.v1.hostmesh_pb2_grpc import IdentityServicer as IdentityBase
 from hostmesh_controller.authority import LEAF_LIFE, Authority, AuthorityError, Issued
 from hostmesh_controller.csr import CsrError, public_key_of
+from hostmesh_controller.groups import Candidate, NotAdmittedError, candidate, group_key
 from hostmesh_controller.peers import CertificateStore, Context, Peers, RefusedError
 from hostmesh_controller.reports import HostStates
 from hostmesh_controller.store import CertificateRecord, StoreError, TokenRecord
-from hostmesh_controller.tokens import Refusal, TokenStore, redeem
+from hostmesh_controller.tokens import Refusal, TokenStore, allows, look, redeem
 
 _log: Final = structlog.get_logger(__name__)
 _T = TypeVar("_T")
@@ -45,6 +49,16 @@ _NOT_ACCEPTED: Final = (
 )
 
 
+class Registry(Protocol):
+    """What enrolment needs of the registrar."""
+
+    def registered(self, host: str) -> bool: ...
+    def membership_problem(self, candidate: Candidate) -> str | None: ...
+    def is_member(self, candidate: Candidate) -> bool: ...
+    async def admit(self, candidate: Candidate, *, actor: str) -> None: ...
+    async def left(self, host: str) -> None: ...
+
+
 class EnrolStore(TokenStore, CertificateStore, Protocol):
     """What enrolment needs of the store."""
 
@@ -56,13 +70,13 @@ class EnrolStore(TokenStore, CertificateStore, Protocol):
 class Issuing:
     """What both servicers sign with.
 
-    `life` is that of a leaf. `registered` tells whether the registry has a host.
+    `life` is that of a leaf. `registry` knows the hosts, and takes members into groups.
     """
 
     authority: Authority
     store: EnrolStore
     states: HostStates
-    registered: Callable[[str], bool]
+    registry: Registry
     now: Callable[[], datetime]
     life: timedelta = field(default=LEAF_LIFE)
 
@@ -109,11 +123,11 @@ class EnrolmentServicer(EnrolmentBase):
     async def _join(self, request: JoinRequest, peer: str) -> JoinResponse:
         # The request is checked first, so that a bad one does not use the token up.
         await asyncio.to_thread(_public_key, request.csr_der)
-        token = await asyncio.to_thread(self._redeem, request.token, peer)
-        host = token.host
-        if not self._issuing.registered(host):
-            msg = f"host {host!r} is not registered: the operator must register it and make a new token"
-            raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, msg)
+        token = await asyncio.to_thread(self._look, request.token, peer)
+        if token.pool:
+            host = await self._join_group(token, request, peer)
+        else:
+            host = await self._join_as_named(request, peer)
         issued = await asyncio.to_thread(self._issue_first, host, request.csr_der)
         await self._issuing.states.joined(host)
         _log.info("host_joined", host=host, peer=peer, token_id=token.id, hostname=request.facts.hostname[:255])
@@ -125,8 +139,35 @@ class EnrolmentServicer(EnrolmentBase):
             agents_endpoints=self._agents_endpoints,
         )
 
+    async def _join_as_named(self, request: JoinRequest, peer: str) -> str:
+        token = await asyncio.to_thread(self._redeem, request.token, peer)
+        if not self._issuing.registry.registered(token.host):
+            msg = f"host {token.host!r} is not registered: the operator must register it and make a new token"
+            raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, msg)
+        return token.host
+
+    async def _join_group(self, token: TokenRecord, request: JoinRequest, peer: str) -> str:
+        """Make the host a member of the token's group. What is refused does not use the token."""
+        registry = self._issuing.registry
+        wanted = _candidate(token, request, peer)
+        problem = registry.membership_problem(wanted)
+        if problem is not None:
+            raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, problem)
+        if not registry.is_member(wanted):
+            await asyncio.to_thread(self._redeem, request.token, peer)
+        try:
+            await registry.admit(wanted, actor=f"token:{token.id}")
+        except NotAdmittedError as error:
+            raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, str(error)) from error
+        return wanted.name
+
+    def _look(self, token: str, peer: str) -> TokenRecord:
+        return self._accepted(look(self._issuing.store, token, self._issuing.now()), peer)
+
     def _redeem(self, token: str, peer: str) -> TokenRecord:
-        outcome = redeem(self._issuing.store, token, self._issuing.now(), peer)
+        return self._accepted(redeem(self._issuing.store, token, self._issuing.now(), peer), peer)
+
+    def _accepted(self, outcome: TokenRecord | Refusal, peer: str) -> TokenRecord:
         if isinstance(outcome, Refusal):
             _log.warning("join_refused", peer=peer, reason=outcome.value)
             raise RefusedError(grpc.StatusCode.PERMISSION_DENIED, _NOT_ACCEPTED)
@@ -189,10 +230,52 @@ class IdentityServicer(IdentityBase):
         return CertificateResponse(chain_pem=issued.chain_pem, bundle_pem=self._issuing.authority.bundle_pem)
 
     async def _leave(self, host: str) -> LeaveResponse:
-        await asyncio.to_thread(self._issuing.store.forget_host, host)
-        await self._issuing.states.left(host)
+        await self._issuing.registry.left(host)
         _log.info("host_left", host=host)
         return LeaveResponse()
+
+
+def _candidate(token: TokenRecord, request: JoinRequest, peer: str) -> Candidate:
+    """Return whom a request with the token of a group is from.
+
+    The address is the one that the controller sees. Another one, that the agent names, must be in the token's blocks:
+    nobody takes an address by saying so.
+    """
+    group = group_key(token.pool)
+    if group is None:
+        raise RefusedError(grpc.StatusCode.INTERNAL, f"the token is for {token.pool!r}, which is no group")
+    seen = peer_address(peer)
+    try:
+        found = candidate(group, request.name, request.facts.hostname, request.address, seen)
+    except NotAdmittedError as error:
+        raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from error
+    if not token.allowed and found.address != seen:
+        msg = (
+            f"the token does not allow the address {found.address}, only the one that this host calls from ({seen}): "
+            f"join without --address, or with a token that allows it (hostmesh token create --group {token.pool} "
+            f"--allow-address {found.address})"
+        )
+        raise RefusedError(grpc.StatusCode.PERMISSION_DENIED, msg)
+    if not allows(token, found.address):
+        how = "" if request.address else ", from which this host calls: name another of its own with --address"
+        msg = f"the token allows addresses in {token.allowed.replace(',', ', ')}, not {found.address}{how}"
+        raise RefusedError(grpc.StatusCode.PERMISSION_DENIED, msg)
+    return found
+
+
+def peer_address(peer: str) -> str:
+    """Return the address in gRPC's name of a peer (`ipv4:10.0.0.1:52000`, `ipv6:%5B::1%5D:52000`), canonical.
+
+    "" if there is none. An IPv4 address that came in through an IPv6 socket is an IPv4 address.
+    """
+    family, _, rest = unquote(peer).partition(":")
+    text = rest.rpartition(":")[0].strip("[]").partition("%")[0]
+    try:
+        parsed = ip_address(text)
+    except ValueError:
+        return ""
+    mapped = parsed.ipv4_mapped if isinstance(parsed, IPv6Address) else None
+    return str(mapped or parsed) if family in {"ipv4", "ipv6"} else ""
 
 
 def _public_key(csr_der: bytes) -> EllipticCurvePublicKey:

@@ -14,13 +14,11 @@ from hostmesh_api.identity import HostIdentity
 from hostmesh_controller.load import Problem
 from hostmesh_controller.model import ApiObject, ObjectKey, read_document
 from hostmesh_controller.model.hosts import HostSpec
-from hostmesh_controller.model.workloads import WorkloadGroupSpec
+from hostmesh_controller.model.workloads import GROUP_ANNOTATION, WorkloadGroupSpec
 from hostmesh_controller.names import canonical_address
 
 MEMBER_OF: Final = "hostmesh.io/workload-group"
 """Annotation of a Host: the group that it joined, "namespace/name"."""
-GROUP_ANNOTATION: Final = "istio.io/autoRegistrationGroup"
-"""Annotation of a WorkloadEntry that was made from a group of its namespace; Istio's name."""
 HEALTH_CHECKS_ANNOTATION: Final = "proxy.istio.io/health-checks-enabled"
 """Annotation of a WorkloadEntry whose endpoints count only while its probe succeeds; Istio's name."""
 MAX_NAME: Final = 253

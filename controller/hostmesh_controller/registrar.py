@@ -15,15 +15,17 @@ from typing import Any, Final, Literal
 
 import structlog
 
+from hostmesh_controller import groups
 from hostmesh_controller import mesh as meshes
 from hostmesh_controller.checks.index import Relation
 from hostmesh_controller.checks.world import World, world_of
+from hostmesh_controller.groups import Candidate, Membership, NotAdmittedError
 from hostmesh_controller.hub import Hub
 from hostmesh_controller.mesh import HostRuntime, Mesh, Settings, Touched
 from hostmesh_controller.mesh.compiled import virtual_hostnames
 from hostmesh_controller.model.objects import ApiObject, ObjectKey
-from hostmesh_controller.reports import HostStates, captured_ports, has_ipv6
-from hostmesh_controller.review import Documents, Review, read_stored, review, review_deletion
+from hostmesh_controller.reports import HostStates, captured_ports, has_ipv6, healthy_workloads
+from hostmesh_controller.review import Documents, Review, read_one, read_stored, review, review_deletion
 from hostmesh_controller.store import Delete, HostState, Put, Store, StoredObject
 
 WINDOW_S: Final = 0.008
@@ -80,6 +82,7 @@ class Registrar:
         self._now = now
         self._states = HostStates(store, self.host_changed, now)
         self._world = World(settings.domain, settings.root_namespace)
+        self._membership = Membership()
         # Replaced, never changed: the mesh takes the same mapping as "nothing changed".
         self._vips: Mapping[str, int] = {}
         self._runtime: Mapping[str, HostRuntime] = {}
@@ -129,6 +132,8 @@ class Registrar:
         """
         revision, stored = await asyncio.to_thread(self._store.snapshot)
         self._world = await asyncio.to_thread(self._read_all, stored)
+        for key, item in self._objects.items():
+            self._membership.note(key, item)
         self._revision = revision
         names = self._virtual_names(self._objects.values())
         self._vips = dict(await asyncio.to_thread(self._store.allocate_vips, names))
@@ -138,24 +143,68 @@ class Registrar:
         self._hub.publish(mesh, Touched(everything=True), revision)
 
     async def apply(self, documents: Documents, *, actor: str, dry_run: bool = False) -> Outcome:
-        """Create or change objects: all of them, or none if one is refused.
+        """Create or change objects: all of them, or none if one is refused. Members follow their WorkloadGroups.
 
         Raises:
             StoreError: nothing was changed.
         """
         async with self._writing:
-            verdict = await asyncio.to_thread(review, documents, self._world)
-            changes = tuple(self._change(item) for item in documents.objects)
-            if verdict.errors or dry_run:
-                return Outcome(verdict, changes, self._revision)
-            puts = [Put(item.key, item.to_dict()) for item in documents.objects]
-            await self._commit(puts, documents.objects, actor)
+            return await self._apply(documents, actor, dry_run=dry_run)
+
+    async def _apply(self, documents: Documents, actor: str, *, dry_run: bool = False) -> Outcome:
+        derived = groups.derive(documents.objects, self._objects, self._membership)
+        whole = Documents(documents.objects + derived.puts, documents.problems + derived.problems)
+        verdict = await asyncio.to_thread(review, whole, self._world)
+        changes = (*map(self._change, whole.objects), *map(self._deletion, derived.deletes))
+        if verdict.errors or dry_run:
             return Outcome(verdict, changes, self._revision)
+        puts = [Put(item.key, item.to_dict()) for item in whole.objects]
+        await self._commit([*puts, *map(Delete, derived.deletes)], whole.objects, actor)
+        return Outcome(verdict, changes, self._revision)
+
+    def membership_problem(self, candidate: Candidate) -> str | None:
+        """Return why a host cannot join a group, as far as can be said at once; None if it can."""
+        return groups.refusal_of(candidate, self._objects)
+
+    def is_member(self, candidate: Candidate) -> bool:
+        """Tell whether the candidate is a member already, and may join again."""
+        return groups.is_member(candidate, self._objects)
+
+    async def admit(self, candidate: Candidate, *, actor: str) -> None:
+        """Make a host a member of its group: its Host and its WorkloadEntry. A member stays what it is.
+
+        Raises:
+            NotAdmittedError: its name, its address or its group forbids it.
+            StoreError: nothing was changed.
+        """
+        async with self._writing:
+            problem = groups.refusal_of(candidate, self._objects)
+            if problem is not None:
+                raise NotAdmittedError(problem)
+            if groups.is_member(candidate, self._objects):
+                return
+            outcome = await self._apply(read_one(groups.host_document(candidate), "request", "default"), actor)
+            if outcome.review.errors:
+                reasons = "; ".join(each.message for each in outcome.review.errors)
+                raise NotAdmittedError(f"host {candidate.name!r} cannot join {candidate.group}: {reasons}")
+
+    async def left(self, host: str) -> None:
+        """Take note that a host leaves by its own will. A member of a group was made by joining, and ends by leaving.
+
+        Raises:
+            StoreError: see `delete`.
+        """
+        if self._membership.group(host) is None:
+            await asyncio.to_thread(self._store.forget_host, host)
+            await self._states.left(host)
+        else:
+            await self.delete([ObjectKey("Host", "", host)], actor=f"host:{host}", ignore_missing=True)
 
     async def delete(self, keys: Sequence[ObjectKey], *, actor: str, ignore_missing: bool = False) -> Outcome:
-        """Delete objects: all of them, or none if one is missing.
+        """Delete objects: all of them, or none if one is missing or must stay.
 
-        A host whose Host object goes is out of the mesh: its stream is cut, its certificates are forgotten.
+        A host whose Host object goes is out of the mesh: its stream is cut, its certificates are forgotten, and with a
+        member of a group its WorkloadEntry goes. A WorkloadGroup that has members must stay.
 
         Raises:
             MissingError: an object is not there, and that is not to be ignored.
@@ -165,11 +214,14 @@ class Registrar:
             missing = [key for key in keys if key not in self._objects]
             if missing and not ignore_missing:
                 raise MissingError(missing)
+            more, problems = groups.refuse_deletion(keys, self._objects, self._membership)
+            keys = [*keys, *more]
             changes = tuple(self._deletion(key) for key in dict.fromkeys(keys))
+            if problems:
+                return Outcome(Review(errors=tuple(problems)), changes, self._revision)
             verdict = await asyncio.to_thread(review_deletion, keys, self._world)
             await self._commit([Delete(key) for key in keys], (), actor)
-            for host in (each.key.name for each in changes if each.key.kind == "Host" and each.action == "deleted"):
-                await self._forget(host, actor)
+            await self._forget_deleted([each.key for each in changes if each.action == "deleted"], actor)
             return Outcome(verdict, changes, self._revision)
 
     async def remove_host(self, host: str, *, actor: str, workloads: bool) -> Outcome:
@@ -215,6 +267,7 @@ class Registrar:
         committed: dict[ObjectKey, ApiObject | None] = {}
         for key, record in zip(commit.changed_keys, stored, strict=True):
             item = None if record is None or key not in by_key else with_facts(by_key[key], record)
+            self._membership.note(key, item)
             if item is None and key.kind == "Host":
                 # Before anything is published: the host must not be told to give up what it has.
                 self._hub.close(key.name)
@@ -228,11 +281,21 @@ class Registrar:
             self._pending.revision = commit.revision
             self._wake.set()
 
-    async def _forget(self, host: str, actor: str) -> None:
-        # A join string that was made for the host that is put out must not let anybody be the next one of its name.
+    async def _forget_deleted(self, keys: Iterable[ObjectKey], actor: str) -> None:
+        for key in keys:
+            if key.kind == "Host":
+                # A join string that was made for the host must not let anybody be the next one of its name.
+                await self._revoke(actor, host=key.name)
+                await self._forget(key.name)
+            elif key.kind == "WorkloadGroup":
+                await self._revoke(actor, pool=f"{key.namespace}/{key.name}")
+
+    async def _revoke(self, actor: str, *, host: str = "", pool: str = "") -> None:
         for token in await asyncio.to_thread(self._store.tokens):
-            if token.host == host:
+            if (token.host, token.pool) == (host, pool):
                 await asyncio.to_thread(self._store.revoke_token, token.id, self._now(), actor)
+
+    async def _forget(self, host: str) -> None:
         await asyncio.to_thread(self._store.forget_host, host)
         await asyncio.to_thread(self._store.drop_host_state, host)
         self._states.forget(host)
@@ -308,4 +371,5 @@ def runtime_of(state: HostState) -> HostRuntime:
         ready=state.ready if joined else frozenset(),
         ipv6=has_ipv6(state),
         captured=captured_ports(state) if joined else frozenset(),
+        healthy=healthy_workloads(state) if joined else frozenset(),
     )

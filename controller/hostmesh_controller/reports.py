@@ -13,7 +13,7 @@ from typing import Final, Protocol
 import grpc
 import structlog
 
-from hostmesh_api.v1.hostmesh_pb2 import HostReport, ReportResponse
+from hostmesh_api.v1.hostmesh_pb2 import HostReport, ReportResponse, WorkloadLease
 from hostmesh_api.v1.hostmesh_pb2_grpc import ReportingServicer as ReportingBase
 from hostmesh_controller.names import canonical_address
 from hostmesh_controller.peers import Context, Peers
@@ -62,8 +62,8 @@ class _Entry:
 class HostStates:
     """Run-time state of hosts, in memory and, less often, in the store. For one event loop.
 
-    `on_change(host)` is called after the store knows, when a host joined or left, or its ready workloads, captured
-    ports or addresses changed.
+    `on_change(host)` is called after the store knows, when a host joined or left, or its ready or healthy workloads,
+    captured ports or addresses changed.
     """
 
     def __init__(self, store: StateStore, on_change: Callable[[str], None], now: Callable[[], datetime]) -> None:
@@ -175,7 +175,22 @@ def _matters_of(state: HostState) -> tuple[object, ...]:
 
 def _what_matters(ready: frozenset[Workload], report: HostReport) -> tuple[object, ...]:
     """Return what others are told of a host. From the message: reading its bytes again cost as much as all the rest."""
-    return ready, _captured_ports(report), frozenset(report.facts.addresses)
+    return ready, _captured_ports(report), _healthy(report), frozenset(report.facts.addresses)
+
+
+def _healthy(report: HostReport) -> frozenset[Workload]:
+    """Return the workloads of which the agent does not say that they are unhealthy.
+
+    One of which it says nothing at all is not among them: a new one counts once its probe has succeeded. One that has
+    a lease and no probe yet, because the agent has not heard of it, goes on as it was.
+    """
+    unhealthy = WorkloadLease.UNHEALTHY
+    return frozenset((each.namespace, each.name) for each in report.leases if each.health != unhealthy)
+
+
+def healthy_workloads(state: HostState) -> frozenset[Workload]:
+    """Return the workloads whose programs are well, as far as the agent last knew."""
+    return _healthy(HostReport.FromString(state.report))
 
 
 def _captured_ports(report: HostReport) -> frozenset[int]:

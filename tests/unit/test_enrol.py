@@ -350,7 +350,7 @@ async def test_a_renewal_ignores_what_the_request_asks_for(controller: Controlle
 async def test_an_expired_host_is_told_to_join_again(controller: Controller, tmp_path: Path) -> None:
     state = pki.joined(tmp_path / "agent", controller.authority, endpoint=controller.agents_endpoint)
     old = pki.svid(controller.authority, pki.HOST, pki.now() - timedelta(hours=80))
-    controller.admit(pki.HOST, old.serial)
+    controller.know(pki.HOST, old.serial)
     files = state.files()
     state.save_renewed(type(files)(old.key_pem, old.chain_pem, files.bundle_pem))
     with pytest.raises(EnrolError, match=r"certificate ended at .* join again with --force"):
@@ -393,21 +393,21 @@ async def test_another_hosts_workload_is_refused_and_the_allowed_ones_are_named_
 )
 async def test_what_the_registry_does_not_place_here_is_refused(controller: Controller, asked: str) -> None:
     svid = pki.svid(controller.authority, pki.HOST)
-    controller.admit(pki.HOST, svid.serial)
+    controller.know(pki.HOST, svid.serial)
     code, _ = await status_of(issue_as(controller, svid, asked))
     assert code is grpc.StatusCode.PERMISSION_DENIED
 
 
 async def test_a_greedy_request_for_a_workload_gets_that_workload_alone(controller: Controller) -> None:
     svid = pki.svid(controller.authority, pki.HOST)
-    controller.admit(pki.HOST, svid.serial)
+    controller.know(pki.HOST, svid.serial)
     answer = await issue_as(controller, svid, pki.CART.uri, pki.greedy_csr(new_key()))
     assert pki.uris(pki.leaf(answer.chain_pem)) == [pki.CART.uri]
 
 
 async def test_a_bad_request_for_a_workload_is_the_agents_to_mend(controller: Controller) -> None:
     svid = pki.svid(controller.authority, pki.HOST)
-    controller.admit(pki.HOST, svid.serial)
+    controller.know(pki.HOST, svid.serial)
     code, message = await status_of(issue_as(controller, svid, pki.CART.uri, b"junk"))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert "the agent must send" in message
@@ -418,7 +418,7 @@ async def test_a_bad_request_for_a_workload_is_the_agents_to_mend(controller: Co
 
 async def test_a_workloads_certificate_is_not_a_hosts(controller: Controller) -> None:
     svid = pki.svid(controller.authority, pki.CART)
-    controller.admit(HostIdentity(pki.TRUST_DOMAIN, "web-1"), svid.serial)
+    controller.know(HostIdentity(pki.TRUST_DOMAIN, "web-1"), svid.serial)
     code, message = await status_of(issue_as(controller, svid, pki.CART.uri))
     assert code is grpc.StatusCode.UNAUTHENTICATED
     assert "not a host's" in message
@@ -440,7 +440,7 @@ async def test_a_certificate_that_the_store_does_not_know_is_refused(controller:
     code, _ = await status_of(issue_as(controller, svid, pki.CART.uri))
     assert code is grpc.StatusCode.PERMISSION_DENIED
     # Neither does it help that another host has that serial.
-    controller.admit(WEB_2, svid.serial)
+    controller.know(WEB_2, svid.serial)
     code, _ = await status_of(issue_as(controller, svid, pki.CART.uri))
     assert code is grpc.StatusCode.PERMISSION_DENIED
 

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from hostmesh_controller.groups import (
-    GROUP_ANNOTATION,
     HEALTH_CHECKS_ANNOTATION,
     MEMBER_OF,
     Membership,
@@ -22,6 +21,7 @@ from hostmesh_controller.groups import (
     refuse_deletion,
 )
 from hostmesh_controller.model import ApiObject, ObjectKey, read_document
+from hostmesh_controller.model.workloads import GROUP_ANNOTATION
 
 GROUP = ObjectKey("WorkloadGroup", "shop", "reviews")
 VM1 = ObjectKey("Host", "", "vm-1")

@@ -273,7 +273,7 @@ class Workload(_message.Message):
     service_account: _builtins.str
     spiffe_id: _builtins.str
     address: _builtins.str
-    """Where the program is called, and probed unless the probe says where."""
+    """Where the program is probed unless the probe says where; "" without a probe."""
     @_builtins.property
     def ports(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Ports on which the workload's program listens and which are captured inbound."""

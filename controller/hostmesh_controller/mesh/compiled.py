@@ -1,6 +1,7 @@
 """From configuration objects to the mesh's records: one pure function per kind."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Final
 
@@ -17,10 +18,10 @@ from hostmesh_controller.mesh.records import (
     WorkloadKey,
 )
 from hostmesh_controller.model.hosts import HostSpec
-from hostmesh_controller.model.objects import ApiObject
+from hostmesh_controller.model.objects import ApiObject, ObjectKey
 from hostmesh_controller.model.protocols import Protocol
 from hostmesh_controller.model.services import ServiceSpec
-from hostmesh_controller.model.workloads import ServiceEntrySpec, WorkloadEntrySpec
+from hostmesh_controller.model.workloads import GROUP_ANNOTATION, ServiceEntrySpec, WorkloadEntrySpec
 from hostmesh_controller.model.workloads import Workload as WorkloadSpec
 from hostmesh_controller.names import canonical_address, canonical_prefix, is_single, service_hostname, virtual_address
 
@@ -133,7 +134,7 @@ def _named_endpoints(spec: ServiceEntrySpec, hostname: str) -> tuple[NamedEndpoi
     if not spec.endpoints and spec.workload_selector is None and not hostname.startswith("*"):
         return (NamedEndpoint(hostname, {}, {}, 1),)
     return tuple(
-        NamedEndpoint(entry.address, dict(entry.ports), dict(entry.labels), _weight(entry))
+        NamedEndpoint(entry.address, dict(entry.ports), dict(entry.labels), _weight(entry), entry.locality or "")
         for entry in spec.endpoints
         if entry.address
     )
@@ -143,7 +144,11 @@ def compile_workload(item: ApiObject) -> Workload | None:
     """Return the workload of a WorkloadEntry, not yet placed on a host, or None if its address is not an IP."""
     spec = item.spec
     assert isinstance(spec, WorkloadEntrySpec)
-    return _workload(WorkloadKey(item.key.namespace, item.key.name), spec, dict(item.metadata.labels))
+    made = _workload(WorkloadKey(item.key.namespace, item.key.name), spec, dict(item.metadata.labels))
+    group = item.metadata.annotations.get(GROUP_ANNOTATION)
+    if made is None or not group:
+        return made
+    return replace(made, group=ObjectKey("WorkloadGroup", item.key.namespace, group))
 
 
 def compile_inline_workloads(item: ApiObject) -> tuple[Workload, ...]:

@@ -21,6 +21,7 @@ from hostmesh_controller.mesh.table import Table
 from hostmesh_controller.mesh.viewer import Viewer
 from hostmesh_controller.model.mesh_config import MeshConfigSpec
 from hostmesh_controller.model.objects import ApiObject, ObjectKey
+from hostmesh_controller.model.workloads import Probe, WorkloadGroupSpec
 
 NO_HOST = HostRuntime()
 NO_ENDPOINTS = Endpoints()
@@ -54,6 +55,7 @@ class Mesh:
     workloads_by_address: Table[str, frozenset[WorkloadKey]] = field(default_factory=Table)
     workloads_by_host: Table[str, frozenset[WorkloadKey]] = field(default_factory=Table)
     workloads_by_label: Table[LabelKey, frozenset[WorkloadKey]] = field(default_factory=Table)
+    workloads_by_group: Table[ObjectKey, frozenset[WorkloadKey]] = field(default_factory=Table)
     workloads_by_owner: Table[ObjectKey, frozenset[WorkloadKey]] = field(default_factory=Table)
     services: Table[ServiceId, Service] = field(default_factory=Table)
     services_by_hostname: Table[str, frozenset[ServiceId]] = field(default_factory=Table)
@@ -84,6 +86,17 @@ class Mesh:
     def viewer_of(self, host: str) -> Viewer:
         """Return as what a host sees the mesh."""
         return self.viewers.get(host, NO_VIEWER)
+
+    def probe_of(self, workload: Workload) -> Probe | None:
+        """Return how it is told whether a workload is healthy; None: it counts as healthy."""
+        group = None if workload.group is None else self.objects.get(workload.group)
+        return group.spec.probe if group is not None and isinstance(group.spec, WorkloadGroupSpec) else None
+
+    def is_healthy(self, workload: Workload) -> bool:
+        """Tell whether a workload's program is well: it has no probe, or its host's agent says so."""
+        if workload.host is None or self.probe_of(workload) is None:
+            return True
+        return workload.key in self.runtime_of(workload.host).healthy
 
     def of_kind(self, kind: str, namespace: str | None = None) -> tuple[ApiObject, ...]:
         """Return the objects of a kind that is few (see `take_objects.MANY`), of one namespace or all, oldest first."""

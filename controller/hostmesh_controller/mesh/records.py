@@ -40,13 +40,15 @@ class HostRuntime:
     """What is true of a host now: it joined, these workloads (namespace, name) can be called with mutual TLS.
 
     `captured` are the ports on which that holds: a port that was declared a moment ago is not among them yet. None:
-    every port.
+    every port. `healthy` are the workloads whose program is well as far as the agent knows; it decides about those
+    that have a probe.
     """
 
     joined: bool = False
     ready: frozenset[tuple[str, str]] = frozenset()
     ipv6: bool = False
     captured: frozenset[int] | None = None
+    healthy: frozenset[tuple[str, str]] = frozenset()
 
     def serves(self, workload: tuple[str, str], port: int) -> bool:
         """Tell whether mutual TLS is served on a workload's own port."""
@@ -110,6 +112,7 @@ class Resolution(StrEnum):
     DNS = "DNS"
     DNS_ROUND_ROBIN = "DNS_ROUND_ROBIN"
     NONE = "NONE"
+    DYNAMIC_DNS = "DYNAMIC_DNS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +130,11 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """One running instance of something. `host` is None outside the mesh; `owner` is the ServiceEntry it stands in."""
+    """One running instance of something.
+
+    `host` is None outside the mesh; `owner` is the ServiceEntry it stands in; `group` the WorkloadGroup that it was
+    made from, which says how it is probed.
+    """
 
     key: WorkloadKey
     address: str
@@ -138,6 +145,7 @@ class Workload:
     locality: str
     host: str | None
     owner: ObjectKey | None = None
+    group: ObjectKey | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +166,7 @@ class NamedEndpoint:
     ports: Mapping[str, int]
     labels: Mapping[str, str]
     weight: int
+    locality: str = ""
 
 
 @dataclass(frozen=True, slots=True)

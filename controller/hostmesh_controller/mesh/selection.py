@@ -67,10 +67,13 @@ def endpoint_port(port: ServicePort, ports: Mapping[str, int]) -> int | None:
 def member(mesh: Mesh, service: Service, workload: Workload) -> Member:
     """Return what a workload is to a service: where each port is reached, and whether with mutual TLS.
 
-    A workload that is not ready yet is called in plaintext where its policy allows that, and left out where not.
+    A workload that is not ready yet is called in plaintext where its policy allows that, and left out where not. One
+    that is not healthy is left out, as in Istio; its identity stays, so that clusters do not change with health.
     """
     if workload.host is None or service.external:
         return Member(dict(_plain(service, workload)), None)
+    if not mesh.is_healthy(workload):
+        return Member({}, identity_of(workload, mesh.settings.trust_domain).uri)
     runtime = mesh.runtime_of(workload.host)
     endpoints: dict[int, Endpoint] = {}
     for number, endpoint in _plain(service, workload):

@@ -44,4 +44,5 @@ def _take_runtime(step: Step, runtime: Mapping[str, HostRuntime]) -> None:
         if (old.joined, old.captured) != (new.joined, new.captured):
             step.recheck.update(here)
         else:
-            step.recheck.update(key for key in here if key in old.ready ^ new.ready)
+            differ = (old.ready ^ new.ready) | (old.healthy ^ new.healthy)
+            step.recheck.update(key for key in here if key in differ)

@@ -7,7 +7,8 @@ from hostmesh_controller.mesh.records import Workload, WorkloadKey
 from hostmesh_controller.mesh.selection import label_keys
 from hostmesh_controller.mesh.step import Step
 from hostmesh_controller.mesh.table import IndexEdit
-from hostmesh_controller.model.objects import ObjectKey
+from hostmesh_controller.model.objects import ApiObject, ObjectKey
+from hostmesh_controller.model.workloads import Probe, WorkloadGroupSpec
 
 
 def take_workloads(step: Step) -> None:
@@ -25,6 +26,22 @@ def take_workloads(step: Step) -> None:
         if new != step.old.workloads.get(workload_key):
             step.workloads[workload_key] = new
     _index_workloads(step)
+    _take_probes(step)
+
+
+def _take_probes(step: Step) -> None:
+    """Take note of groups whose probe changed: their members' agents have to know, and health may count anew."""
+    for key, before, after in step.before_and_after("WorkloadGroup"):
+        if _probe(before) == _probe(after):
+            continue
+        for mesh in (step.old, step.mesh):
+            for member in mesh.workloads_by_group.get(key, ()):
+                step.recheck.add(member)
+                step.touched_hosts.update(filter(None, (mesh.workloads[member].host,)))
+
+
+def _probe(group: ApiObject | None) -> Probe | None:
+    return group.spec.probe if group is not None and isinstance(group.spec, WorkloadGroupSpec) else None
 
 
 def _on_its_host(step: Step, workload: Workload) -> Workload:
@@ -36,6 +53,7 @@ def _index_workloads(step: Step) -> None:
     by_address: IndexEdit[str, WorkloadKey] = IndexEdit()
     by_host: IndexEdit[str, WorkloadKey] = IndexEdit()
     by_label: IndexEdit[tuple[str, str, str], WorkloadKey] = IndexEdit()
+    by_group: IndexEdit[ObjectKey, WorkloadKey] = IndexEdit()
     by_owner: IndexEdit[ObjectKey, WorkloadKey] = IndexEdit()
     for key, new in step.workloads.items():
         for workload, remove in ((step.old.workloads.get(key), True), (new, False)):
@@ -45,6 +63,8 @@ def _index_workloads(step: Step) -> None:
             if workload.host is not None:
                 (by_host.remove if remove else by_host.add)(workload.host, key)
                 step.touched_hosts.add(workload.host)
+            if workload.group is not None:
+                (by_group.remove if remove else by_group.add)(workload.group, key)
             if workload.owner is not None:
                 (by_owner.remove if remove else by_owner.add)(workload.owner, key)
                 continue
@@ -56,5 +76,6 @@ def _index_workloads(step: Step) -> None:
         workloads_by_address=by_address.apply(step.mesh.workloads_by_address),
         workloads_by_host=by_host.apply(step.mesh.workloads_by_host),
         workloads_by_label=by_label.apply(step.mesh.workloads_by_label),
+        workloads_by_group=by_group.apply(step.mesh.workloads_by_group),
         workloads_by_owner=by_owner.apply(step.mesh.workloads_by_owner),
     )

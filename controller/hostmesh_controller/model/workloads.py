@@ -1,7 +1,7 @@
 """What serves: WorkloadGroup, and the front of ServiceEntry and WorkloadEntry, which have modules of their own."""
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import Field
 
@@ -11,6 +11,7 @@ from hostmesh_controller.model.service_entry import EntryPort, ServiceEntrySpec,
 from hostmesh_controller.model.workload_entry import UNIX, Workload, WorkloadEntrySpec
 
 __all__ = [
+    "GROUP_ANNOTATION",
     "UNIX",
     "EntryPort",
     "ExecProbe",
@@ -26,6 +27,9 @@ __all__ = [
     "WorkloadGroupSpec",
     "WorkloadSelector",
 ]
+
+GROUP_ANNOTATION: Final = "istio.io/autoRegistrationGroup"
+"""Annotation of a WorkloadEntry: the WorkloadGroup of its namespace that it was made from. Istio's name."""
 
 
 class GroupMetadata(Spec):

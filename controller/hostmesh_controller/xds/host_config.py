@@ -6,6 +6,7 @@ from hostmesh_controller.mesh.inbound import inbound_ports, ports_of
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.records import Host, Workload
 from hostmesh_controller.mesh.selection import identity_of
+from hostmesh_controller.model.workloads import Probe
 from hostmesh_controller.names import DNS_LISTENER, VIRTUAL_INBOUND, VIRTUAL_OUTBOUND
 from hostmesh_controller.xds.outbound import Plan, explicit_prefixes
 
@@ -66,6 +67,7 @@ def _spellings(mesh: Mesh, host: Host, workload: Workload) -> set[str]:
 
 def _workload(mesh: Mesh, workload: Workload) -> pb.Workload:
     identity = identity_of(workload, mesh.settings.trust_domain)
+    probe = mesh.probe_of(workload)
     mine = {port.number for port in inbound_ports(mesh, workload.host or "") if port.workload.key == workload.key}
     return pb.Workload(
         namespace=workload.key.namespace,
@@ -73,4 +75,31 @@ def _workload(mesh: Mesh, workload: Workload) -> pb.Workload:
         service_account=workload.service_account,
         spiffe_id=identity.uri,
         ports=sorted(number for number in ports_of(mesh, workload) if number in mine),
+        probe=None if probe is None else _probe(probe),
+        address="" if probe is None else workload.address,
     )
+
+
+def _probe(probe: Probe) -> pb.Probe:
+    """Return a probe with Kubernetes' defaults, which are those that Istio's API promises."""
+    made = pb.Probe(
+        initial_delay_s=probe.initial_delay_seconds or 0,
+        timeout_s=probe.timeout_seconds or 1,
+        period_s=probe.period_seconds or 10,
+        success_threshold=probe.success_threshold or 1,
+        failure_threshold=probe.failure_threshold or 3,
+    )
+    if probe.http_get is not None:
+        get = probe.http_get
+        headers = [pb.Probe.Header(name=each.name, value=each.value) for each in get.http_headers]
+        tls = get.scheme == "HTTPS"
+        made.http_get.CopyFrom(
+            pb.Probe.HttpGet(host=get.host or "", port=get.port, path=get.path or "/", tls=tls, headers=headers)
+        )
+    elif probe.tcp_socket is not None:
+        made.tcp_socket.CopyFrom(pb.Probe.TcpSocket(host=probe.tcp_socket.host or "", port=probe.tcp_socket.port))
+    elif probe.exec is not None:
+        made.exec.CopyFrom(pb.Probe.Exec(command=probe.exec.command))
+    elif probe.grpc is not None:
+        made.grpc.CopyFrom(pb.Probe.Grpc(port=probe.grpc.port, service=probe.grpc.service))
+    return made

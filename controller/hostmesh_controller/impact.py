@@ -24,18 +24,32 @@ class Effect:
     hosts: tuple[str, ...]
 
 
-def impact(hub: Hub, then: Mesh, touched: Touched) -> tuple[Effect, ...]:
-    """Return what showing another mesh would send to the proxies that are connected now, by type and name.
+Asked = tuple[str, str, str]
+"""Host, type URL and name."""
+
+
+def concerned(hub: Hub, touched: Touched) -> tuple[frozenset[Asked], tuple[str, ...]]:
+    """Return what connected hosts have that a change may make another, and the hosts of which all may be another.
+
+    To be asked where the hub lives; the rest can be done elsewhere.
+    """
+    return frozenset(hub.concerned(touched)), tuple(hub.wholly_concerned(touched))
+
+
+def impact(now: Mesh, then: Mesh, asked: Iterable[Asked], wholly: Iterable[str]) -> tuple[Effect, ...]:
+    """Return what showing another mesh would send, by type and name.
 
     Args:
-        hub: who is connected, what they hold, and what they are shown now.
+        now: the mesh that is shown.
         then: the mesh as it would be.
-        touched: what it is different in, as `mesh.update` tells.
+        asked: what may be another, see `concerned`.
+        wholly: the hosts that may also get what they do not have now.
     """
+    names = {*asked, *_new_names(then, wholly)}
     grouped: dict[tuple[str, str, str, str], list[str]] = {}
     found: dict[tuple[str, str, str, str], tuple[Resource | None, Resource | None]] = {}
-    for host, type_url, name in _concerned(hub, then, touched):
-        before, after = (_there(xds.resource(mesh, host, type_url, name)) for mesh in (hub.mesh, then))
+    for host, type_url, name in names:
+        before, after = (_there(xds.resource(mesh, host, type_url, name)) for mesh in (now, then))
         versions = (before.version if before else "", after.version if after else "")
         if versions[0] == versions[1]:
             continue
@@ -49,16 +63,8 @@ def _there(resource: Resource | None) -> Resource | None:
     return None if resource is None or xds.is_absent(resource) else resource
 
 
-def _concerned(hub: Hub, then: Mesh, touched: Touched) -> Iterator[tuple[str, str, str]]:
-    seen: set[tuple[str, str, str]] = set()
-    for host, type_url, name in (*hub.concerned(touched), *_new_names(hub, then, touched)):
-        if (host, type_url, name) not in seen:
-            seen.add((host, type_url, name))
-            yield host, type_url, name
-
-
-def _new_names(hub: Hub, then: Mesh, touched: Touched) -> Iterable[tuple[str, str, str]]:
-    """Yield what hosts would get by wildcard that they do not get now."""
-    for host in hub.wholly_concerned(touched):
+def _new_names(then: Mesh, wholly: Iterable[str]) -> Iterator[Asked]:
+    """Yield what hosts would get by wildcard."""
+    for host in wholly:
         for type_url in xds.WILDCARD_TYPES:
             yield from ((host, type_url, name) for name in xds.wildcard(then, host, type_url))

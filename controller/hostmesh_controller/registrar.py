@@ -21,6 +21,7 @@ from hostmesh_controller.checks.index import Relation
 from hostmesh_controller.checks.world import World, world_of
 from hostmesh_controller.groups import Candidate, Membership, NotAdmittedError
 from hostmesh_controller.hub import Hub
+from hostmesh_controller.impact import Effect, concerned, impact
 from hostmesh_controller.mesh import HostRuntime, Mesh, Settings, Touched
 from hostmesh_controller.mesh.compiled import virtual_hostnames
 from hostmesh_controller.model.objects import ApiObject, ObjectKey
@@ -53,6 +54,15 @@ class Outcome:
     review: Review
     changes: tuple[Change, ...]
     revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """What a write would do, and the verdict on it."""
+
+    objects: tuple[ApiObject, ...]
+    deletes: tuple[ObjectKey, ...]
+    review: Review
 
 
 class MissingError(Exception):
@@ -152,15 +162,52 @@ class Registrar:
             return await self._apply(documents, actor, dry_run=dry_run)
 
     async def _apply(self, documents: Documents, actor: str, *, dry_run: bool = False) -> Outcome:
+        planned = await self._planned(documents)
+        changes = (*map(self._change, planned.objects), *map(self._deletion, planned.deletes))
+        if planned.review.errors or dry_run:
+            return Outcome(planned.review, changes, self._revision)
+        puts = [Put(item.key, item.to_dict()) for item in planned.objects]
+        await self._commit([*puts, *map(Delete, planned.deletes)], planned.objects, actor)
+        return Outcome(planned.review, changes, self._revision)
+
+    async def _planned(self, documents: Documents) -> _Planned:
         derived = groups.derive(documents.objects, self._objects, self._membership)
         whole = Documents(documents.objects + derived.puts, documents.problems + derived.problems)
         verdict = await asyncio.to_thread(review, whole, self._world)
-        changes = (*map(self._change, whole.objects), *map(self._deletion, derived.deletes))
-        if verdict.errors or dry_run:
-            return Outcome(verdict, changes, self._revision)
-        puts = [Put(item.key, item.to_dict()) for item in whole.objects]
-        await self._commit([*puts, *map(Delete, derived.deletes)], whole.objects, actor)
-        return Outcome(verdict, changes, self._revision)
+        return _Planned(tuple(whole.objects), tuple(derived.deletes), verdict)
+
+    async def preview(self, documents: Documents) -> tuple[Outcome, tuple[Effect, ...]]:
+        """Tell what applying documents would change, down to the resources of the proxies that are connected now.
+
+        New services are shown with virtual addresses that are free; which ones they get is decided by applying.
+        """
+        async with self._writing:
+            planned = await self._planned(documents)
+            changes = (*map(self._change, planned.objects), *map(self._deletion, planned.deletes))
+            outcome = Outcome(planned.review, changes, self._revision)
+            if planned.review.errors:
+                return outcome, ()
+            changed: dict[ObjectKey, ApiObject | None] = dict.fromkeys(planned.deletes)
+            changed |= {item.key: self._as_if_stored(item) for item in planned.objects}
+            now = self.mesh
+            vips = self._vips_with(self._virtual_names(planned.objects), now.vips)
+            then, touched = await asyncio.to_thread(meshes.update, now, changed, vips, now.runtime)
+            asked = concerned(self._hub, touched)
+            return outcome, await asyncio.to_thread(impact, now, then, *asked)
+
+    def _as_if_stored(self, item: ApiObject) -> ApiObject:
+        known = self._objects.get(item.key)
+        created = self._now() if known is None else known.metadata.creation_timestamp
+        uid = None if known is None else known.metadata.uid
+        return replace(item, metadata=replace(item.metadata, uid=uid, creation_timestamp=created))
+
+    def _vips_with(self, names: Iterable[str], known: Mapping[str, int]) -> Mapping[str, int]:
+        new = [name for name in names if name not in known]
+        if not new:
+            return known
+        taken = set(known.values())
+        free = (index for index in range(self._settings.vip4.num_addresses - 2, 0, -1) if index not in taken)
+        return {**known, **dict(zip(new, free, strict=False))}
 
     def membership_problem(self, candidate: Candidate) -> str | None:
         """Return why a host cannot join a group, as far as can be said at once; None if it can."""

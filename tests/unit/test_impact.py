@@ -10,7 +10,7 @@ from golden.objects import mesh_of, obj, vips_of
 from hostmesh_api.delta import ClientStream
 from hostmesh_api.wire import CLUSTER_TYPE, ENDPOINT_TYPE, HOST_CONFIG_TYPE, LISTENER_TYPE, VIRTUAL_HOST_TYPE
 from hostmesh_controller.hub import Connection, Hub
-from hostmesh_controller.impact import Effect, impact
+from hostmesh_controller.impact import Effect, concerned, impact
 from hostmesh_controller.mesh import Mesh, Touched, update
 from hostmesh_controller.model.objects import ApiObject
 from hostmesh_controller.xds.messages import as_json, message_of
@@ -66,6 +66,11 @@ def changed(hub: Hub, *changes: ApiObject) -> tuple[Mesh, Touched]:
     return update(hub.mesh, by_key, vips_of(after), hub.mesh.runtime)
 
 
+def impact_of(hub: Hub, *changes: ApiObject) -> tuple[Effect, ...]:
+    mesh, touched = changed(hub, *changes)
+    return impact(hub.mesh, mesh, *concerned(hub, touched))
+
+
 def told(effects: tuple[Effect, ...]) -> set[tuple[str, str, str]]:
     return {(host, each.type_url, each.name) for each in effects for host in each.hosts}
 
@@ -89,7 +94,7 @@ def test_what_a_change_would_send_is_what_it_then_sends(
 ) -> None:
     hub, connections = connected
     mesh, touched = changed(hub, change)
-    effects = impact(hub, mesh, touched)
+    effects = impact(hub.mesh, mesh, *concerned(hub, touched))
     hub.publish(mesh, touched, 2)
     sent = {each for connection in connections for each in _sent(hub, connection)}
     assert told(effects) == sent
@@ -99,7 +104,7 @@ def test_what_a_change_would_send_is_what_it_then_sends(
 def test_one_change_for_many_hosts_is_told_once_with_both_sides(connected: tuple[Hub, list[Connection]]) -> None:
     hub, _ = connected
     rule = obj("DestinationRule", "a", {"host": "a", "trafficPolicy": BALANCED})
-    found = impact(hub, *changed(hub, rule))
+    found = impact_of(hub, rule)
     assert [(each.type_url, each.name, each.hosts) for each in found] == [(CLUSTER_TYPE, CLUSTER, ("one", "two"))]
     sides = [message_of(side) for side in (found[0].before, found[0].after) if side is not None]
     assert [as_json(side)["lbPolicy"] for side in sides if side is not None] == ["LEAST_REQUEST", "RANDOM"]
@@ -108,7 +113,7 @@ def test_one_change_for_many_hosts_is_told_once_with_both_sides(connected: tuple
 def test_a_name_that_comes_to_be_has_no_side_before(connected: tuple[Hub, list[Connection]]) -> None:
     hub, connections = connected
     _ask(hub, connections[0], VIRTUAL_HOST_TYPE, "80/c.default.svc.cluster.local")
-    found = impact(hub, *changed(hub, service("c")))
+    found = impact_of(hub, service("c"))
     new = next(each for each in found if each.type_url == VIRTUAL_HOST_TYPE)
     assert (new.before, new.after is not None, new.hosts) == (None, True, ("one",))
 
@@ -117,4 +122,4 @@ def test_a_change_that_concerns_nobody_connected_says_nothing(connected: tuple[H
     hub, connections = connected
     for connection in connections:
         hub.disconnect(connection)
-    assert impact(hub, *changed(hub, workload("a", "10.0.9.77"))) == ()
+    assert impact_of(hub, workload("a", "10.0.9.77")) == ()

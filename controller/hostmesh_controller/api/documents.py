@@ -9,6 +9,7 @@ from fastapi import APIRouter
 
 from hostmesh_controller.api.bodies import ApplyRequest, DeleteRequest, Documents, change_body
 from hostmesh_controller.api.bounds import MAX_DEPTH, depth_of
+from hostmesh_controller.api.effects import effects_body
 from hostmesh_controller.api.errors import ApiError
 from hostmesh_controller.api.parts import Parts, Using
 from hostmesh_controller.api.principals import Editor, Principal, Role, Viewer
@@ -29,8 +30,10 @@ async def apply(request: ApplyRequest, parts: Using, who: Editor) -> dict[str, A
     """Create or change objects, all of them or none."""
     documents = await _read(parts, request)
     guard(who, (each.key for each in documents.objects))
-    outcome = await parts.registrar.apply(documents, actor=who.name, dry_run=request.dry_run)
-    return outcome_body(outcome)
+    if request.dry_run:
+        outcome, effects = await parts.registrar.preview(documents)
+        return {**outcome_body(outcome), **effects_body(effects)}
+    return outcome_body(await parts.registrar.apply(documents, actor=who.name))
 
 
 @router.post("/validate")
@@ -46,9 +49,9 @@ async def validate(request: Documents, parts: Using, _who: Viewer) -> dict[str, 
 
 @router.post("/diff")
 async def diff(request: Documents, parts: Using, _who: Viewer) -> dict[str, Any]:
-    """Tell what apply would change, with each object before and after."""
-    outcome = await parts.registrar.apply(await _read(parts, request), actor="", dry_run=True)
-    body = outcome_body(outcome)
+    """Tell what apply would change: each object before and after, and each resource of the connected proxies."""
+    outcome, effects = await parts.registrar.preview(await _read(parts, request))
+    body = {**outcome_body(outcome), **await asyncio.to_thread(effects_body, effects, whole=True)}
     body["objects"] = [{**change_body(each), "before": each.before, "after": each.after} for each in outcome.changes]
     return body
 

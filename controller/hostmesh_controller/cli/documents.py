@@ -13,6 +13,7 @@ from hostmesh_controller.cli.sources import Files, Namespace, read_sources
 
 DEFAULT_WAIT: Final = "15s"
 _MAX_WAIT_S: Final = 600
+_HOSTS_SHOWN: Final = 5
 
 
 def register(app: typer.Typer) -> None:
@@ -46,6 +47,8 @@ def apply(
     _warn(result)
     if output is Format.TABLE:
         _say(result["objects"], " (dry run)" if dry_run else "")
+        if dry_run:
+            _say_effects(result)
     settled = _wait(connection, result["revision"], wait_s) if wait_s else None
     if output is not Format.TABLE:
         emit({**result, "hosts": settled}, output)
@@ -61,7 +64,7 @@ def diff(
     namespace: Namespace = "default",
     output: Output = Format.TABLE,
 ) -> None:
-    """Show what `apply` would change."""
+    """Show what `apply` would change: the objects, and what Envoy is told on the hosts that are connected."""
     connection: Connection = ctx.obj
     body = {"sources": [each.body() for each in read_sources(filename)], "namespace": namespace}
     result = connection.post("/v1/diff", body)
@@ -72,8 +75,12 @@ def diff(
     changed = [each for each in result["objects"] if each["action"] != "unchanged"]
     for each in changed:
         typer.echo(_unified(each), nl=False)
+    for resource in result["resources"]:
+        typer.echo(_unified_resource(resource), nl=False)
     if not changed:
         note("no differences")
+    elif not result["resources"]:
+        note("no connected proxy would be told anything else")
 
 
 def validate(
@@ -135,6 +142,28 @@ def _say(objects: list[dict[str, Any]], suffix: str) -> None:
         typer.echo(f"{key_text(each)} {each['action']}{suffix}")
 
 
+def _say_effects(result: dict[str, Any]) -> None:
+    for each in result["resources"]:
+        typer.echo(f"  {each['type']} {each['name']} {each['action']} on {_hosts_text(each['proxies'])}")
+    proxies = result["proxies"]
+    typer.echo(f"{len(proxies)} proxies would change" if proxies else "no connected proxy would be told anything else")
+
+
+def _hosts_text(hosts: list[str]) -> str:
+    more = len(hosts) - _HOSTS_SHOWN
+    return ", ".join(hosts[:_HOSTS_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _unified_resource(each: dict[str, Any]) -> str:
+    title = f"{each['type']} {each['name']} on {_hosts_text(each['proxies'])}"
+    if "before" not in each:
+        return f"{title}: {each['action']}\n"
+    before, after = (
+        yaml_text(each[side]).splitlines(keepends=True) if each[side] else [] for side in ("before", "after")
+    )
+    return "".join(unified_diff(before, after, f"{title} (now)", f"{title} (then)"))
+
+
 def _warn(result: dict[str, Any]) -> None:
     for problem in result.get("warnings", ()):
         note(problem_line(problem))
@@ -166,7 +195,10 @@ def _late(settled: dict[str, Any], wait_s: int) -> str:
 
 
 def _unified(change: dict[str, Any]) -> str:
-    before = yaml_text(change["before"]).splitlines(keepends=True) if change["before"] else []
-    after = yaml_text(change["after"]).splitlines(keepends=True) if change["after"] else []
+    before, after = (_lines(change[side]) for side in ("before", "after"))
     name = key_text(change)
     return "".join(unified_diff(before, after, f"{name} (now)", f"{name} (then)"))
+
+
+def _lines(document: Any) -> list[str]:
+    return yaml_text(document).splitlines(keepends=True) if document else []

@@ -1,23 +1,27 @@
-"""Which VirtualServices and DestinationRules hold for a service, as one viewer sees it."""
+"""Which DestinationRules hold for a service, as one viewer sees it, and by what rules tell callers apart."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-from hostmesh_controller.mesh.compiled import export_to, order_of, single_addresses
+from hostmesh_controller.mesh.compiled import export_to, order_of
+from hostmesh_controller.mesh.destination_rules import compared_labels
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.records import Service
 from hostmesh_controller.mesh.table import Table
 from hostmesh_controller.mesh.viewer import Viewer
+from hostmesh_controller.mesh.virtual_services import virtual_service_spec
 from hostmesh_controller.model.destination_rule import DestinationRuleSpec
 from hostmesh_controller.model.objects import ApiObject, ObjectKey
-from hostmesh_controller.model.virtual_service import VirtualServiceSpec
-from hostmesh_controller.names import canonical_address, expand, wildcards
+from hostmesh_controller.names import expand, wildcards
 
-
-def virtual_service_spec(item: ApiObject) -> VirtualServiceSpec:
-    assert isinstance(item.spec, VirtualServiceSpec)
-    return item.spec
+__all__ = [
+    "caller_labels",
+    "destination_rule_hosts",
+    "destination_rule_spec",
+    "destination_rules_for",
+    "virtual_service_spec",
+]
 
 
 def destination_rule_spec(item: ApiObject) -> DestinationRuleSpec:
@@ -25,46 +29,17 @@ def destination_rule_spec(item: ApiObject) -> DestinationRuleSpec:
     return item.spec
 
 
-def virtual_service_hosts(item: ApiObject, domain: str) -> tuple[str, ...]:
-    """Return the hosts of a VirtualService by their full names; an IP address stays one."""
-    hosts = virtual_service_spec(item).hosts
-    return tuple(canonical_address(host) or expand(host, item.key.namespace, domain) for host in hosts)
-
-
 def destination_rule_hosts(item: ApiObject, domain: str) -> tuple[str, ...]:
     return (expand(destination_rule_spec(item).host, item.key.namespace, domain),)
-
-
-def routes_tcp(item: ApiObject) -> bool:
-    return bool(virtual_service_spec(item).tcp)
 
 
 def caller_labels(item: ApiObject) -> frozenset[str]:
     """Return the keys of the labels by which a VirtualService or DestinationRule tells callers apart."""
     spec: Any = item.spec
     if isinstance(spec, DestinationRuleSpec):
-        selector = getattr(spec, "workload_selector", None)
-        return frozenset(selector.match_labels if selector else ())
+        return compared_labels(item)
     matches = (match for name in ("http", "tls", "tcp") for route in getattr(spec, name, ()) for match in route.match)
     return frozenset(key for match in matches for key in getattr(match, "source_labels", ()))
-
-
-def virtual_service_for(mesh: Mesh, service: Service, viewer: Viewer, *, tcp: bool) -> ApiObject | None:
-    """Return the VirtualService whose HTTP or TCP routes hold for a service, or None.
-
-    One that names the service or one of its addresses, or else one of the nearest wildcard; of several the oldest.
-    """
-    if not mesh.virtual_services:
-        return None
-    hosts = (service.id.hostname, *single_addresses(service), *wildcards(service.id.hostname))
-    for item in _nearest(mesh, mesh.virtual_services, hosts, viewer, lambda item: _has_routes(item, tcp=tcp)):
-        return item
-    return None
-
-
-def _has_routes(item: ApiObject, *, tcp: bool) -> bool:
-    spec = virtual_service_spec(item)
-    return bool(spec.tcp if tcp else spec.http)
 
 
 def destination_rules_for(mesh: Mesh, service: Service, viewer: Viewer) -> tuple[ApiObject, ...]:
@@ -103,5 +78,5 @@ def _nearest(
 
 def _exported(item: ApiObject) -> frozenset[str]:
     spec = item.spec
-    assert isinstance(spec, VirtualServiceSpec | DestinationRuleSpec)
+    assert isinstance(spec, DestinationRuleSpec)
     return export_to(spec.export_to, item.key.namespace)

@@ -1,50 +1,101 @@
-"""VirtualServices and DestinationRules, by the hosts they are for."""
+"""VirtualServices and DestinationRules, by the hosts they are for, and whom a change of one concerns."""
 
 from dataclasses import replace
 
-from hostmesh_controller.mesh.rules import caller_labels, destination_rule_hosts, routes_tcp, virtual_service_hosts
+from hostmesh_controller.mesh.compiled import EVERYWHERE
+from hostmesh_controller.mesh.rules import caller_labels, destination_rule_hosts
 from hostmesh_controller.mesh.step import Step, object_dependency
 from hostmesh_controller.mesh.table import IndexEdit
+from hostmesh_controller.mesh.virtual_services import (
+    MESH_ONLY,
+    exported,
+    gateways_of,
+    has_connection_routes,
+    has_mirrors,
+    virtual_service_hosts,
+    virtual_service_spec,
+)
 from hostmesh_controller.model.objects import ApiObject, ObjectKey
 from hostmesh_controller.names import host_matches
 
 
 def take_rules(step: Step) -> None:
-    virtual: IndexEdit[str, ObjectKey] = IndexEdit()
-    rules: IndexEdit[str, ObjectKey] = IndexEdit()
-    tcp: dict[ObjectKey, ApiObject | None] = {}
     labels: dict[ObjectKey, frozenset[str] | None] = {}
-    domain = step.mesh.settings.domain
-    for key, before, after in step.before_and_after("VirtualService", "DestinationRule"):
-        is_rule = key.kind == "DestinationRule"
-        edit = rules if is_rule else virtual
-        for item, remove in ((before, True), (after, False)):
-            if item is None:
-                continue
-            for host in destination_rule_hosts(item, domain) if is_rule else virtual_service_hosts(item, domain):
-                (edit.remove if remove else edit.add)(host, key)
-                _touch_pattern(step, host)
-            if not is_rule and routes_tcp(item):
-                # Destinations of several weights are filter chains of the hosts' listeners.
-                step.touched_hosts.update(step.mesh.hosts)
+    for key, _, after in step.before_and_after("VirtualService", "DestinationRule"):
         labels[key] = (caller_labels(after) if after is not None else None) or None
         step.touched_services.add(object_dependency(key))
-        if not is_rule:
-            tcp[key] = after if after is not None and routes_tcp(after) else None
+    step.mesh = replace(step.mesh, caller_labels=step.mesh.caller_labels.changed(labels))
+    _take_virtual_services(step)
+    _take_destination_rules(step)
+
+
+def _take_virtual_services(step: Step) -> None:
+    by_host: IndexEdit[str, ObjectKey] = IndexEdit()
+    listed: dict[ObjectKey, ApiObject | None] = {}
+    for key, before, after in step.before_and_after("VirtualService"):
+        for item, edit in ((before, by_host.remove), (after, by_host.add)):
+            if item is None:
+                continue
+            for host in virtual_service_hosts(item, step.mesh.settings.domain):
+                edit(host, key)
+                _touch(step, host)
+                if has_connection_routes(item) and host.startswith("*"):
+                    _touch_covered(step, host)
+        listed[key] = after if after is not None and (has_connection_routes(after) or has_mirrors(after)) else None
+        _touch_viewers(step, before, after)
     step.mesh = replace(
         step.mesh,
-        virtual_services=virtual.apply(step.mesh.virtual_services),
-        tcp_routes=step.mesh.tcp_routes.changed(tcp),
-        destination_rules=rules.apply(step.mesh.destination_rules),
-        caller_labels=step.mesh.caller_labels.changed(labels),
+        virtual_services=by_host.apply(step.mesh.virtual_services),
+        tcp_routes=step.mesh.tcp_routes.changed(listed),
     )
 
 
-def _touch_pattern(step: Step, pattern: str) -> None:
-    step.touched_services.add(pattern)
+def _touch_viewers(step: Step, before: ApiObject | None, after: ApiObject | None) -> None:
+    """Touch the hosts whose listeners or standing clusters are made from a VirtualService, if that is different."""
+    if _beyond_virtual_hosts(before) == _beyond_virtual_hosts(after):
+        return
+    found = [item for item in (before, after) if item is not None and _beyond_virtual_hosts(item) is not None]
+    seen = frozenset(name for item in found for name in exported(step.mesh, item))
+    viewers = step.old.viewers
+    step.touched_hosts.update(
+        viewers if seen & EVERYWHERE else (host for host, each in viewers.items() if each.namespace in seen)
+    )
+
+
+def _beyond_virtual_hosts(item: ApiObject | None) -> object:
+    """Return all of a VirtualService that becomes more than virtual hosts, None for nothing."""
+    if item is None:
+        return None
+    spec = virtual_service_spec(item)
+    if spec.hosts and gateways_of(item).isdisjoint(MESH_ONLY):
+        return None
+    copies = tuple(
+        (http.mirror, http.mirrors, http.delegate) for http in spec.http if http.mirror or http.mirrors or http.delegate
+    )
+    if not copies and not has_connection_routes(item):
+        return None
+    created = item.metadata.creation_timestamp
+    return spec.hosts, spec.gateways, spec.export_to, spec.tcp, spec.tls, copies, created
+
+
+def _take_destination_rules(step: Step) -> None:
+    by_host: IndexEdit[str, ObjectKey] = IndexEdit()
+    for key, before, after in step.before_and_after("DestinationRule"):
+        for item, edit in ((before, by_host.remove), (after, by_host.add)):
+            for host in destination_rule_hosts(item, step.mesh.settings.domain) if item is not None else ():
+                edit(host, key)
+                _touch(step, host)
+                if host.startswith("*"):
+                    _touch_covered(step, host)
+    step.mesh = replace(step.mesh, destination_rules=by_host.apply(step.mesh.destination_rules))
+
+
+def _touch(step: Step, host: str) -> None:
+    step.touched_services.add(host)
     for mesh in (step.old, step.mesh):
-        step.touched_services.update(item.hostname for item in mesh.services_by_address.get(pattern, ()))
-    if pattern.startswith("*"):
-        for hostname in step.mesh.services_by_hostname:
-            if host_matches(pattern, hostname):
-                step.touched_services.add(hostname)
+        step.touched_services.update(item.hostname for item in mesh.services_by_address.get(host, ()))
+
+
+def _touch_covered(step: Step, pattern: str) -> None:
+    # What is named by a service depends on it alone, not on each of the patterns that cover it.
+    step.touched_services.update(each for each in step.mesh.services_by_hostname if host_matches(pattern, each))

@@ -1,6 +1,6 @@
 """Network and HTTP filters that listeners are put together from."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from envoy.config.core.v3.base_pb2 import DataSource
@@ -9,6 +9,7 @@ from envoy.config.core.v3.substitution_format_string_pb2 import SubstitutionForm
 from envoy.config.listener.v3.listener_components_pb2 import Filter, ListenerFilter, ListenerFilterChainMatchPredicate
 from envoy.config.route.v3.route_pb2 import RouteConfiguration
 from envoy.extensions.filters.common.set_filter_state.v3.value_pb2 import FilterStateValue
+from envoy.extensions.filters.http.cors.v3.cors_pb2 import Cors
 from envoy.extensions.filters.http.fault.v3.fault_pb2 import HTTPFault
 from envoy.extensions.filters.http.on_demand.v3.on_demand_pb2 import OnDemand, OnDemandCds
 from envoy.extensions.filters.http.router.v3.router_pb2 import Router
@@ -29,6 +30,9 @@ from hostmesh_controller.names import BLACK_HOLE
 from hostmesh_controller.xds.encoding import any_of, duration
 from hostmesh_controller.xds.sources import ads
 
+CORS: Final = "envoy.filters.http.cors"
+GATEWAY_SERVER: Final = "istio-envoy"
+"""What a gateway calls itself in the header `server` (Istio's word)."""
 FAULT: Final = "envoy.filters.http.fault"
 ON_DEMAND_TIMEOUT_S: Final = 5.0
 """Envoy's own default. The agent answers from its cold copy long before when the controller is away."""
@@ -63,11 +67,16 @@ def tcp_to_destination() -> list[Filter]:
     ]
 
 
-def tcp_weighted(stat_prefix: str, weights: Iterable[tuple[str, int]]) -> list[Filter]:
-    """Return the filters that spread connections over on-demand clusters by weight."""
+def tcp_weighted(stat_prefix: str, weights: Sequence[tuple[str, int]]) -> list[Filter]:
+    """Return the filters that spread connections over on-demand clusters by weight; without any they are closed."""
+    if not weights:
+        return tcp(BLACK_HOLE)
     proxy = TcpProxy(stat_prefix=stat_prefix, idle_timeout=duration(0), on_demand=_tcp_on_demand())
-    for cluster, weight in weights:
-        proxy.weighted_clusters.clusters.add(name=cluster, weight=weight)
+    if len(weights) == 1:
+        proxy.cluster = weights[0][0]
+    else:
+        for cluster, weight in weights:
+            proxy.weighted_clusters.clusters.add(name=cluster, weight=weight)
     return [network_filter("envoy.filters.network.tcp_proxy", proxy)]
 
 
@@ -83,23 +92,44 @@ def _tcp_on_demand() -> TcpProxy.OnDemand:
 def outbound_http(port: int, more: Iterable[HttpFilter] = ()) -> Filter:
     """Return the HTTP code of an outbound port: routes and clusters are asked for at their first use.
 
-    `more` are filters of extensions; they come first.
+    That comes first: all other filters then see the route. After them `more`, filters of extensions.
     """
     manager = _http_manager(f"outbound_0.0.0.0_{port}")
     manager.rds.CopyFrom(Rds(config_source=ads(), route_config_name=str(port)))
     manager.forward_client_cert_details = HttpConnectionManager.SANITIZE
-    manager.http_filters.extend(
-        [
-            *more,
-            http_filter(FAULT, HTTPFault()),
-            http_filter(
-                "envoy.filters.http.on_demand",
-                OnDemand(odcds=OnDemandCds(source=ads(), timeout=duration(ON_DEMAND_TIMEOUT_S))),
-            ),
-            _router(),
-        ]
-    )
+    manager.http_filters.extend(_routing(more))
     return network_filter("envoy.filters.network.http_connection_manager", manager)
+
+
+def gateway_http(stat_prefix: str, table: str, more: Iterable[HttpFilter] = ()) -> Filter:
+    """Return the HTTP code of a gateway, whose callers are strangers: it tells their addresses and their certificates.
+
+    What they say of either themselves is dropped. `table` is the name of its routes, `more` are filters of extensions.
+    """
+    manager = _http_manager(stat_prefix)
+    manager.rds.CopyFrom(Rds(config_source=ads(), route_config_name=table))
+    manager.use_remote_address.value = True
+    manager.server_name = GATEWAY_SERVER
+    manager.server_header_transformation = HttpConnectionManager.OVERWRITE
+    manager.forward_client_cert_details = HttpConnectionManager.SANITIZE_SET
+    manager.set_current_client_cert_details.CopyFrom(
+        HttpConnectionManager.SetCurrentClientCertDetails(subject=BoolValue(value=True), cert=True, dns=True, uri=True)
+    )
+    manager.http_filters.extend(_routing(more))
+    return network_filter("envoy.filters.network.http_connection_manager", manager)
+
+
+def _routing(more: Iterable[HttpFilter]) -> list[HttpFilter]:
+    return [
+        http_filter(
+            "envoy.filters.http.on_demand",
+            OnDemand(odcds=OnDemandCds(source=ads(), timeout=duration(ON_DEMAND_TIMEOUT_S))),
+        ),
+        *more,
+        http_filter(FAULT, HTTPFault()),
+        http_filter(CORS, Cors()),
+        _router(),
+    ]
 
 
 def inbound_http(port: int, route: RouteConfiguration, more: Iterable[HttpFilter] = (), *, mutual_tls: bool) -> Filter:

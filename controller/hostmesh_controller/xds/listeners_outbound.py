@@ -1,11 +1,12 @@
 """Outbound listeners: where captured connections of the host's programs go.
 
-`virtualOutbound` takes all of them and hands those whose port number speaks HTTP somewhere in the mesh over to the
-`0.0.0.0_PORT` listener. Chains that must survive other services' changes hold no list of them: the virtual ranges are
-one chain that never changes, and every explicit address has one of its own, since Envoy drains a chain that changes.
+`virtualOutbound` takes all of them. A port number on which HTTP is spoken somewhere in the mesh, or whose connections
+are told apart by routes, has a listener `0.0.0.0_PORT` to which they are handed over. Chains that must survive other
+services' changes hold no list of them: the virtual ranges are one chain that never changes, and every explicit address
+has one of its own, since Envoy drains a chain that changes.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from envoy.config.core.v3.base_pb2 import TrafficDirection
@@ -14,12 +15,14 @@ from envoy.config.listener.v3.listener_pb2 import AdditionalAddress, Listener
 from google.protobuf.wrappers_pb2 import BoolValue, UInt32Value
 
 from hostmesh_api import wire
+from hostmesh_controller import names
 from hostmesh_controller.mesh.records import Service, Settings
-from hostmesh_controller.names import BLACK_HOLE, PASSTHROUGH, VIRTUAL_OUTBOUND, OutboundName, port_listener
+from hostmesh_controller.names import BLACK_HOLE, PASSTHROUGH, VIRTUAL_OUTBOUND, OutboundName
 from hostmesh_controller.xds import filters
+from hostmesh_controller.xds.connections import Way, prefixes_of
 from hostmesh_controller.xds.encoding import duration
 from hostmesh_controller.xds.http_extensions import Extensions
-from hostmesh_controller.xds.outbound import Plan, Weights, prefixes_of
+from hostmesh_controller.xds.outbound import Plan
 from hostmesh_controller.xds.sources import cidr, socket
 
 DETECTION_TIMEOUT_S: Final = 0.2
@@ -38,70 +41,84 @@ def virtual_outbound(settings: Settings, plan: Plan, *, ipv6: bool) -> Listener:
     )
     mesh = _chain("mesh", (str(settings.vip4), str(settings.vip6)), filters.tcp_to_destination())
     explicit = _explicit(plan.explicit, filters.tcp_to_destination())
-    http = plan.http_ports.keys()
-    weighted = [_weighted(*item, with_port=True) for item in plan.weighted if item[1] not in http]
     return Listener(
         name=VIRTUAL_OUTBOUND,
         address=socket("0.0.0.0", wire.OUTBOUND_PORT),  # noqa: S104 - redirects arrive at any of the host's addresses
         additional_addresses=_v6(wire.OUTBOUND_PORT, ipv6=ipv6),
         use_original_dst=BoolValue(value=True),
-        filter_chains=[here, mesh, *explicit, *weighted],
+        filter_chains=[here, mesh, *explicit],
         default_filter_chain=_passthrough(),
         traffic_direction=TrafficDirection.OUTBOUND,
     )
 
 
-def port_http(settings: Settings, plan: Plan, port: int, more: Extensions, *, ipv6: bool) -> Listener:
-    """Return the listener of a port number on which HTTP is spoken, declared or not.
+def port_listener(settings: Settings, plan: Plan, port: int, more: Extensions, *, ipv6: bool) -> Listener:
+    """Return the listener of a port number on which HTTP is spoken, declared or not, or connections are told apart.
 
     What is dialled outside the mesh on this number is never looked into. Services on it that are TCP, or that have not
-    declared what they speak, are told apart by their addresses.
+    declared what they speak, are told apart by their addresses, and by server names where a route asks for them.
     """
-    services = plan.http_ports[port]
-    http = filters.outbound_http(port, more.http)
-    chains = [_chain("mesh", (str(settings.vip4), str(settings.vip6)), [http])]
-    detected = False
-    for service in services:
-        found = service.port(port)
-        assert found is not None
-        weights = next((w for item, number, w in plan.weighted if (item, number) == (service, port)), None)
-        if found.protocol.is_http:
-            if service.addresses:
-                chains.append(_chain(service.id.hostname, service.addresses, [http]))
-            continue
-        if found.protocol.is_detected:
-            detected = True
-            chains.append(_chain(f"{service.id.hostname}:http", prefixes_of(service), [http], PLAIN_HTTP))
-        if weights is not None:
-            chains.append(_weighted(service, port, weights, with_port=False))
-        else:
-            chains.append(_chain(service.id.hostname, prefixes_of(service), filters.tcp_to_destination()))
+    services = plan.ports[port]
+    dialled = filters.tcp_to_destination()
+    http = [filters.outbound_http(port, more.http)] if port in plan.http_ports else dialled
+    chains = [_chain("mesh", (str(settings.vip4), str(settings.vip6)), http)]
+    chains += [chain for service in services for chain in _service_chains(plan, service, port, http, dialled)]
+    chains = _distinct(chains)
     listener = Listener(
-        name=port_listener(port),
+        name=names.port_listener(port),
         address=socket("0.0.0.0", port),  # noqa: S104 - not bound: the address stands for every destination
         additional_addresses=_v6(port, ipv6=ipv6),
         bind_to_port=BoolValue(value=False),
-        filter_chains=_distinct(chains),
+        filter_chains=chains,
         default_filter_chain=_passthrough(),
         traffic_direction=TrafficDirection.OUTBOUND,
     )
-    if detected:
+    if any(chain.filter_chain_match.server_names for chain in chains):
+        listener.listener_filters.append(filters.tls_inspector())
+    if any(chain.filter_chain_match.application_protocols for chain in chains):
         listener.listener_filters.append(filters.http_inspector())
+    if listener.listener_filters:
         listener.listener_filters_timeout.CopyFrom(duration(DETECTION_TIMEOUT_S))
         listener.continue_on_listener_filters_timeout = True
     return listener
 
 
+def _service_chains(
+    plan: Plan, service: Service, port: int, http: Sequence[Filter], dialled: Sequence[Filter]
+) -> Iterator[FilterChain]:
+    """Yield the chains of a service, the nearest conditions first."""
+    found = service.port(port)
+    assert found is not None
+    name, prefixes = service.id.hostname, prefixes_of(service)
+    if found.protocol.is_http:
+        if service.addresses:
+            yield _chain(name, service.addresses, http)
+        return
+    if found.protocol.is_detected:
+        yield _chain(f"{name}:http", prefixes, http, PLAIN_HTTP)
+    ways = plan.ways.get((service.id, port))
+    own = str(OutboundName(port, "", name))
+    if ways is None:
+        # On the virtual addresses alone the chain of all of them does the same where there is no HTTP.
+        yield _chain(name, prefixes if port in plan.http_ports else service.addresses, dialled)
+        return
+    for index, way in enumerate(ways.special):
+        yield _way(f"{own}~{index}", own, way)
+    if len(ways.by_default) == 1:
+        shared = {prefix for way in ways.special if way.server_names for prefix in way.prefixes}
+        yield _chain(name, [prefix for prefix in prefixes if prefix not in shared], dialled)
+    else:
+        yield _chain(own, prefixes, filters.tcp_weighted(own, ways.by_default))
+
+
+def _way(name: str, stat_prefix: str, way: Way) -> FilterChain:
+    chain = _chain(name, way.prefixes, filters.tcp_weighted(stat_prefix, way.to))
+    chain.filter_chain_match.server_names.extend(way.server_names)
+    return chain
+
+
 def _explicit(services: Iterable[Service], to: Sequence[Filter]) -> list[FilterChain]:
     return _distinct(_chain(service.id.hostname, service.addresses, to) for service in services)
-
-
-def _weighted(service: Service, port: int, weights: Weights, *, with_port: bool) -> FilterChain:
-    own = str(OutboundName(port, "", service.id.hostname))
-    chain = _chain(own, prefixes_of(service), filters.tcp_weighted(own, weights))
-    if with_port:
-        chain.filter_chain_match.destination_port.CopyFrom(UInt32Value(value=port))
-    return chain
 
 
 def _chain(
@@ -112,22 +129,42 @@ def _chain(
 
 
 def _distinct(chains: Iterable[FilterChain]) -> list[FilterChain]:
-    """Return the chains without prefixes that an earlier one already takes: Envoy refuses a listener with two."""
-    taken: set[tuple[str, int, tuple[str, ...]]] = set()
-    result: list[FilterChain] = []
-    for chain in chains:
-        protocols = tuple(chain.filter_chain_match.application_protocols)
-        free = []
-        for block in chain.filter_chain_match.prefix_ranges:
-            key = (block.address_prefix, block.prefix_len.value, protocols)
-            if key not in taken:
-                taken.add(key)
-                free.append(block)
-        if free:
-            del chain.filter_chain_match.prefix_ranges[:]
-            chain.filter_chain_match.prefix_ranges.extend(free)
-            result.append(chain)
-    return result
+    """Return the chains without conditions that an earlier one already has: Envoy refuses a listener with two."""
+    taken: set[tuple[str, str, str]] = set()
+    return [chain for chain in chains if _keep_free(chain.filter_chain_match, taken)]
+
+
+def _keep_free(match: FilterChainMatch, taken: set[tuple[str, str, str]]) -> bool:
+    """Take the conditions of a match that are free, remove the others, and tell whether there is any left.
+
+    Conditions are an address block, a server name and an application protocol; "" is any.
+    """
+    protocols = tuple(match.application_protocols) or ("",)
+    blocks = [f"{block.address_prefix}/{block.prefix_len.value}" for block in match.prefix_ranges]
+    if not blocks and not match.server_names:
+        return False
+    names = [
+        name
+        for name in match.server_names or ("",)
+        if any((block, name, each) not in taken for block in blocks or ("",) for each in protocols)
+    ]
+    kept = [
+        position
+        for position, block in enumerate(blocks)
+        if all((block, name, each) not in taken for name in names for each in protocols)
+    ]
+    if not names or (blocks and not kept):
+        return False
+    ranges = [match.prefix_ranges[position] for position in kept]
+    taken.update((blocks[at], name, each) for at in kept for name in names for each in protocols)
+    if not blocks:
+        taken.update(("", name, each) for name in names for each in protocols)
+    del match.prefix_ranges[:]
+    match.prefix_ranges.extend(ranges)
+    if match.server_names:
+        del match.server_names[:]
+        match.server_names.extend(names)
+    return True
 
 
 def _passthrough() -> FilterChain:

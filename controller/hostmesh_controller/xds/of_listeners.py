@@ -12,7 +12,7 @@ from hostmesh_controller.names import (
     parse_port_listener,
     port_listener,
 )
-from hostmesh_controller.xds import dns, listeners_inbound, listeners_outbound
+from hostmesh_controller.xds import dns, gateway_listeners, listeners_inbound, listeners_outbound
 from hostmesh_controller.xds.encoding import resource as encoded
 from hostmesh_controller.xds.http_extensions import Direction, Extensions, Traffic, extensions
 from hostmesh_controller.xds.keeping import kept
@@ -20,8 +20,9 @@ from hostmesh_controller.xds.outbound import plan
 
 
 def wildcard(mesh: Mesh, host: str) -> tuple[str, ...]:
-    ports = plan(mesh, mesh.viewer_of(host)).http_ports
-    return (DNS_LISTENER, VIRTUAL_INBOUND, VIRTUAL_OUTBOUND, *map(port_listener, ports))
+    ports = plan(mesh, mesh.viewer_of(host)).ports
+    gateways = gateway_listeners.wildcard(mesh, host)
+    return (DNS_LISTENER, VIRTUAL_INBOUND, VIRTUAL_OUTBOUND, *map(port_listener, ports), *gateways)
 
 
 def dependencies(_mesh: Mesh, _host: str, _name: str) -> tuple[str, ...]:
@@ -37,12 +38,15 @@ def resource(mesh: Mesh, host: Host, name: str) -> Resource | None:
         seen = view(mesh, viewer)
         make = lambda: dns.listener(viewer.namespace, seen.services, mesh.memo)  # noqa: E731 - one of three makers
         return kept(mesh, (name, viewer), (seen,), name, make)
+    gateway = gateway_listeners.resource(mesh, host, name)
+    if gateway is not None:
+        return gateway
     planned = plan(mesh, viewer)
     if name == VIRTUAL_OUTBOUND:
         virtual = listeners_outbound.virtual_outbound
         return kept(mesh, (name, viewer, ipv6), (planned,), name, lambda: virtual(mesh.settings, planned, ipv6=ipv6))
     port = parse_port_listener(name)
-    if port is None or port not in planned.http_ports:
+    if port is None or port not in planned.ports:
         return None
     more = extensions(mesh, host, Traffic(Direction.OUTBOUND, port))
     return kept(
@@ -50,7 +54,7 @@ def resource(mesh: Mesh, host: Host, name: str) -> Resource | None:
         (name, viewer, ipv6, more.key, len(more.inputs)),
         (planned, *more.inputs),
         name,
-        lambda: listeners_outbound.port_http(mesh.settings, planned, port, more, ipv6=ipv6),
+        lambda: listeners_outbound.port_listener(mesh.settings, planned, port, more, ipv6=ipv6),
     )
 
 

@@ -1,12 +1,14 @@
 """Which virtual host a host gets for `PORT/HOST-HEADER`, and what it depends on."""
 
+from dataclasses import dataclass
+
 from hostmesh_api import wire
 from hostmesh_api.delta import Resource
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.records import Host, Service
-from hostmesh_controller.mesh.rules import virtual_service_for, virtual_service_spec
 from hostmesh_controller.mesh.viewer import Viewer
-from hostmesh_controller.mesh.visibility import service_for_header, service_named
+from hostmesh_controller.mesh.virtual_services import http_candidates, virtual_service_hosts, virtual_services_of
+from hostmesh_controller.mesh.visibility import destination_named, service_for_header
 from hostmesh_controller.model.objects import ApiObject
 from hostmesh_controller.names import (
     VirtualHostName,
@@ -14,57 +16,79 @@ from hostmesh_controller.names import (
     canonical_address,
     parse_virtual_host,
     split_header,
+    wildcards,
 )
-from hostmesh_controller.xds import routes
 from hostmesh_controller.xds.encoding import absent
 from hostmesh_controller.xds.encoding import resource as encoded
-from hostmesh_controller.xds.outbound import destination_hostname
+from hostmesh_controller.xds.outbound import HTTP_PORT
+from hostmesh_controller.xds.routes import virtual_host, virtual_service_dependencies, virtual_service_inputs
+
+
+@dataclass(frozen=True, slots=True)
+class _Meaning:
+    """What a host header stands for: a service, or a host that VirtualServices alone have; and whose routes may hold.
+
+    `names` are the dependency names by which it was found.
+    """
+
+    service: Service | None
+    items: tuple[ApiObject, ...]
+    names: tuple[str, ...]
 
 
 def dependencies(mesh: Mesh, host: str, name: str) -> tuple[str, ...]:
     parsed = parse_virtual_host(name)
     if parsed is None:
         return ()
-    viewer = mesh.viewer_of(host)
-    service = _service_of_header(mesh, viewer, parsed)
-    meanings = _meanings(mesh, viewer, split_header(parsed.header)[0])
-    if service is None:
-        return meanings
-    item = virtual_service_for(mesh, service, viewer, tcp=False)
-    return (*meanings, service.id.hostname, *_destinations(mesh, item))
+    meaning = _meaning(mesh, mesh.viewer_of(host), parsed)
+    routes = (each for item in meaning.items for each in virtual_service_dependencies(mesh, item))
+    return (*meaning.names, *routes)
 
 
 def resource(mesh: Mesh, host: Host, name: str) -> Resource | None:
     """Return the virtual host of a name; one that does not exist is a resource that says so (see `absent`)."""
     viewer = mesh.viewer_of(host.name)
     parsed = parse_virtual_host(name)
-    service = _service_of_header(mesh, viewer, parsed) if parsed else None
-    if parsed is None or service is None:
+    if parsed is None:
         return absent(name)
-    item = virtual_service_for(mesh, service, viewer, tcp=False)
-    # A destination without a port has the port of its service.
-    named = (service_named(mesh, hostname, viewer) for hostname in _destinations(mesh, item))
+    meaning = _meaning(mesh, viewer, parsed)
+    if meaning.service is None and not meaning.items:
+        return absent(name)
+    parts = [virtual_service_inputs(mesh, viewer, item) for item in meaning.items]
+    inputs = (meaning.service, *(each for _, made_from in parts for each in made_from))
 
     def make() -> Resource:
-        return encoded(name, routes.virtual_host(mesh, viewer, parsed, service, item), aliases=(name,))
+        found = virtual_host(mesh, viewer, parsed, meaning.service, meaning.items)
+        return absent(name) if found is None else encoded(name, found, aliases=(name,))
 
-    key = (wire.VIRTUAL_HOST_TYPE, name, viewer, service.id, item.key if item else None)
-    return mesh.memo.get(key, (service, item, *named), make)
-
-
-def _destinations(mesh: Mesh, item: ApiObject | None) -> tuple[str, ...]:
-    """Return the host names to which a VirtualService's HTTP routes send requests."""
-    https = virtual_service_spec(item).http if item else ()
-    return tuple(destination_hostname(mesh, item, each.destination) for http in https for each in http.route if item)
+    key = (wire.VIRTUAL_HOST_TYPE, name, viewer, meaning.service and meaning.service.id, tuple(key for key, _ in parts))
+    return mesh.memo.get(key, inputs, make)
 
 
-def _service_of_header(mesh: Mesh, viewer: Viewer, name: VirtualHostName) -> Service | None:
+def _meaning(mesh: Mesh, viewer: Viewer, name: VirtualHostName) -> _Meaning:
     host, port = split_header(name.header)
-    if port not in {None, name.port}:
-        return None
-    return service_for_header(mesh, _meanings(mesh, viewer, host), name.port, viewer)
-
-
-def _meanings(mesh: Mesh, viewer: Viewer, host: str) -> tuple[str, ...]:
     address = canonical_address(host)
-    return (address,) if address else candidates(host, viewer.namespace, mesh.settings.domain)
+    hosts = (address,) if address else candidates(host, viewer.namespace, mesh.settings.domain)
+    if port not in {None, name.port}:
+        return _Meaning(None, (), hosts)
+    for each in hosts:
+        service = service_for_header(mesh, (each,), name.port, viewer)
+        if service is not None:
+            hostname = service.id.hostname
+            return _Meaning(service, http_candidates(mesh, service, viewer), (*hosts, hostname, *wildcards(hostname)))
+        items = virtual_services_of(mesh, each, viewer)
+        others = {other: None for item in items for other in virtual_service_hosts(item, mesh.settings.domain)}
+        items = tuple(item for item in items if _serves(mesh, viewer, item, name.port))
+        if items:
+            return _Meaning(None, items, (*hosts, *others))
+    return _Meaning(None, (), hosts)
+
+
+def _serves(mesh: Mesh, viewer: Viewer, item: ApiObject, port: int) -> bool:
+    """Tell whether hosts of a VirtualService that are no services can be called on a port: where its services are."""
+    if port == HTTP_PORT:
+        return True
+    hosts = virtual_service_hosts(item, mesh.settings.domain)
+    found = (destination_named(mesh, host, viewer) for host in hosts)
+    ports = (service.port(port) for service in found if service is not None)
+    return any(each is not None and (each.protocol.is_http or each.protocol.is_detected) for each in ports)

@@ -1,13 +1,32 @@
 """Which requests a VirtualService's route takes."""
 
+from collections.abc import Iterable
+
 from envoy.config.route.v3.route_components_pb2 import HeaderMatcher, QueryParameterMatcher, RouteMatch
 from envoy.type.matcher.v3.regex_pb2 import RegexMatcher
 from envoy.type.matcher.v3.string_pb2 import StringMatcher
 from google.protobuf.wrappers_pb2 import BoolValue
 
+from hostmesh_controller.mesh.viewer import Viewer
 from hostmesh_controller.model.virtual_service import HttpMatch, StringMatch
 
 _PSEUDO = ("method", "authority", "scheme")
+
+
+def is_for(match: HttpMatch, viewer: Viewer, port: int, gateways: frozenset[str]) -> bool:
+    """Tell whether a match can hold for a caller, on the port that it calls.
+
+    Args:
+        match: its gateways have their full names. Where it names any, its source is not asked for, as in Istio.
+        viewer: the caller, or the gateway.
+        port: which was called.
+        gateways: what is asked for routes: `mesh`, or the names of gateways.
+    """
+    if match.port not in {None, port}:
+        return False
+    if match.gateways:
+        return not gateways.isdisjoint(match.gateways)
+    return viewer.selected_by(match.source_labels) and (match.source_namespace or viewer.namespace) == viewer.namespace
 
 
 def path_match(match: HttpMatch | None) -> RouteMatch:
@@ -15,14 +34,12 @@ def path_match(match: HttpMatch | None) -> RouteMatch:
     result = RouteMatch(prefix="/")
     if match is None:
         return result
+    headers = [_header(name, value) for name, value in match.headers.items()]
+    headers += [_without(name, value) for name, value in match.without_headers.items()]
+    result.headers.extend(sorted(headers, key=lambda header: header.name))
     if match.uri is not None:
         _set_path(result, match.uri)
-    if match.ignore_uri_case:
-        result.case_sensitive.CopyFrom(BoolValue(value=False))
-    headers = {name.lower(): value for name, value in match.headers.items()}
-    result.headers.extend(_header(name, value) for name, value in sorted(headers.items()))
-    without = {name.lower(): value for name, value in match.without_headers.items()}
-    result.headers.extend(_without(name, value) for name, value in sorted(without.items()))
+    result.case_sensitive.CopyFrom(BoolValue(value=not match.ignore_uri_case))
     for name in _PSEUDO:
         wanted = getattr(match, name)
         if wanted is not None:
@@ -34,6 +51,12 @@ def path_match(match: HttpMatch | None) -> RouteMatch:
         else:
             result.query_parameters.append(QueryParameterMatcher(name=name, string_match=found))
     return result
+
+
+def takes_everything(match: RouteMatch) -> bool:
+    """Tell whether no request can get past a match, by Istio's rule."""
+    every_path = match.prefix == "/" or match.safe_regex.regex == ".*"
+    return every_path and not match.headers and not match.query_parameters and not match.dynamic_metadata
 
 
 def _set_path(result: RouteMatch, uri: StringMatch) -> None:
@@ -56,11 +79,15 @@ def text_match(value: StringMatch) -> StringMatcher | None:
     return None
 
 
+def text_matches(values: Iterable[StringMatch]) -> list[StringMatcher]:
+    return [found for found in map(text_match, values) if found is not None]
+
+
 def _header(name: str, value: StringMatch) -> HeaderMatcher:
     found = text_match(value)
-    return (
-        HeaderMatcher(name=name, present_match=True) if found is None else HeaderMatcher(name=name, string_match=found)
-    )
+    if found is None:
+        return HeaderMatcher(name=name, present_match=True)
+    return HeaderMatcher(name=name, string_match=found)
 
 
 def _without(name: str, value: StringMatch) -> HeaderMatcher:

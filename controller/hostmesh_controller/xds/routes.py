@@ -1,27 +1,36 @@
-"""Routes: an empty table per port that asks for virtual hosts at their first use (RDS, VHDS)."""
+"""Routes: an empty table per port that asks for virtual hosts at their first use (RDS, VHDS), and what these hold."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable
+from functools import partial
 from typing import Final
 
-from envoy.config.route.v3.route_components_pb2 import Route, RouteAction, RouteMatch, VirtualHost
+from envoy.config.core.v3.base_pb2 import Metadata
+from envoy.config.route.v3.route_components_pb2 import Decorator, Route, RouteAction, RouteMatch, VirtualHost
 from envoy.config.route.v3.route_pb2 import RouteConfiguration, Vhds
-from google.protobuf.wrappers_pb2 import BoolValue
+from google.protobuf.wrappers_pb2 import BoolValue, UInt32Value
 
+from hostmesh_controller.mesh.delegates import delegates_of, destination_hosts, http_routes
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.records import Service
-from hostmesh_controller.mesh.rules import virtual_service_spec
+from hostmesh_controller.mesh.step import object_dependency
 from hostmesh_controller.mesh.viewer import Viewer
+from hostmesh_controller.mesh.virtual_services import MESH_ONLY
+from hostmesh_controller.mesh.visibility import destination_named
 from hostmesh_controller.model.objects import ApiObject
-from hostmesh_controller.model.virtual_service import HttpMatch, HttpRoute
-from hostmesh_controller.names import OutboundName, VirtualHostName
-from hostmesh_controller.xds.outbound import destination_name
-from hostmesh_controller.xds.route_action import default_retries, duration_or_none, outcome
-from hostmesh_controller.xds.route_match import path_match
+from hostmesh_controller.model.virtual_service import Destination, HttpMatch, HttpRoute
+from hostmesh_controller.names import OutboundName, VirtualHostName, parse_outbound
+from hostmesh_controller.xds.connections import destination_cluster
+from hostmesh_controller.xds.route_action import Surroundings, set_outcome, set_timeout
+from hostmesh_controller.xds.route_match import is_for, path_match, takes_everything
+from hostmesh_controller.xds.route_retries import retry_policy
 from hostmesh_controller.xds.sources import ads
 
 FIRST_ANSWER_TIMEOUT_S: Final = 0.01
 """An empty VHDS subscription is never answered before something is asked: the default would hold the listener 15 s."""
 DEFAULT_ROUTE: Final = "default"
+MAX_BODY_BYTES: Final = 1024 * 1024
+"""Of an answer that Envoy gives by itself, as the API promises. Envoy's own limit is 4 KiB."""
+_METADATA: Final = "istio"
 
 
 def table(port: int) -> RouteConfiguration:
@@ -30,44 +39,127 @@ def table(port: int) -> RouteConfiguration:
         name=str(port),
         vhds=Vhds(config_source=ads(FIRST_ANSWER_TIMEOUT_S)),
         validate_clusters=BoolValue(value=False),
+        max_direct_response_body_size_bytes=UInt32Value(value=MAX_BODY_BYTES),
     )
 
 
 def virtual_host(
-    mesh: Mesh, viewer: Viewer, name: VirtualHostName, service: Service, item: ApiObject | None
-) -> VirtualHost:
-    """Return the virtual host of one host header: the routes of the service's VirtualService, or else all to itself.
+    mesh: Mesh, viewer: Viewer, name: VirtualHostName, service: Service | None, items: Iterable[ApiObject]
+) -> VirtualHost | None:
+    """Return the virtual host of one host header, or None if there is nothing for it.
 
-    As in Istio a VirtualService replaces the default: what none of its routes matches is answered 404.
+    Args:
+        mesh: the mesh.
+        viewer: who calls.
+        name: port and host header.
+        service: which is meant, or None if VirtualServices alone have the host.
+        items: its VirtualServices. The first that has a route for the caller and the port replaces the default route
+            to the service, as in Istio: what none of its routes takes is answered 404.
     """
-    if item is None:
-        routes = [_default(name.port, service)]
+    for item in items:
+        routes = virtual_service_routes(mesh, viewer, item, name.port, MESH_ONLY)
+        if routes:
+            break
     else:
-        spec = virtual_service_spec(item)
-        routes = [route for http in spec.http for route in _routes(mesh, viewer, name, item, http)]
+        if service is None:
+            return None
+        routes = [_default(mesh, name.port, service)]
     return VirtualHost(name=str(name), domains=[name.header], routes=routes)
 
 
-def _default(port: int, service: Service) -> Route:
-    action = RouteAction(cluster=str(OutboundName(port, "", service.id.hostname)), timeout=duration_or_none(None))
-    action.retry_policy.CopyFrom(default_retries())
-    return Route(name=DEFAULT_ROUTE, match=RouteMatch(prefix="/"), route=action)
+def virtual_service_routes(
+    mesh: Mesh, viewer: Viewer, item: ApiObject, port: int, gateway_names: Collection[str], *, tls: bool = False
+) -> list[Route]:
+    """Return the HTTP routes of a VirtualService for one caller; none if none of its matches can hold.
+
+    Args:
+        mesh: the mesh.
+        viewer: the caller, or the host of a gateway.
+        item: the VirtualService, not a delegate.
+        port: which is called.
+        gateway_names: what the routes are for: `mesh`, or gateways as NAMESPACE/NAME.
+        tls: calls come over TLS.
+    """
+    gateways = frozenset(gateway_names)
+    around = Surroundings(
+        port=port,
+        tls=tls,
+        retries=mesh.config.default_http_retry_policy,
+        cluster=partial(_cluster, mesh, viewer, port),
+    )
+    result: list[Route] = []
+    for http in http_routes(mesh, item):
+        for match in http.match or (None,):
+            if match is not None and not is_for(match, viewer, port, gateways):
+                continue
+            result.append(_route(item, http, match, around))
+            if takes_everything(result[-1].match):
+                return result
+    return result
 
 
-def _routes(mesh: Mesh, viewer: Viewer, name: VirtualHostName, item: ApiObject, http: HttpRoute) -> Iterator[Route]:
-    """Yield one route per match; none where every match is for another port."""
-    matches: tuple[HttpMatch | None, ...] = http.match or (None,)
-    for match in matches:
-        if match is not None and match.port not in {None, name.port}:
-            continue
-        clusters = [
-            (str(destination_name(mesh, item, entry.destination, name.port, viewer)), entry) for entry in http.route
-        ]
-        route = Route(name=_route_name(http, match), match=path_match(match))
-        outcome(route, http, match, clusters)
-        yield route
+def virtual_service_inputs(mesh: Mesh, viewer: Viewer, item: ApiObject) -> tuple[tuple[object, ...], ...]:
+    """Return what the routes of a VirtualService are made from besides the caller and the port, for `Memo.get`.
+
+    Returns:
+        A pair: what belongs into the key, and as many inputs as the key tells.
+    """
+    delegates = delegates_of(item)
+    hosts = destination_hosts(http_routes(mesh, item))
+    # A destination without a port has the port of its service.
+    services = tuple(destination_named(mesh, host, viewer) for host in hosts)
+    return (item.key, delegates, hosts), (item, *map(mesh.objects.get, delegates), *services)
+
+
+def virtual_service_dependencies(mesh: Mesh, item: ApiObject) -> tuple[str, ...]:
+    """Return the dependency names of the routes of a VirtualService: itself, its delegates, and where they lead."""
+    objects = (item.key, *delegates_of(item))
+    return (*map(object_dependency, objects), *destination_hosts(http_routes(mesh, item)))
+
+
+def _cluster(mesh: Mesh, viewer: Viewer, port: int, destination: Destination) -> str:
+    return str(destination_cluster(mesh, destination, port, viewer))
+
+
+def _default(mesh: Mesh, port: int, service: Service) -> Route:
+    action = RouteAction(cluster=str(OutboundName(port, "", service.id.hostname)))
+    set_timeout(action, None)
+    retries = retry_policy(mesh.config.default_http_retry_policy, hashed=False)
+    if retries is not None:
+        action.retry_policy.CopyFrom(retries)
+    operation = Decorator(operation=f"{service.id.hostname}:{port}/*")
+    return Route(name=DEFAULT_ROUTE, match=RouteMatch(prefix="/"), route=action, decorator=operation)
+
+
+def _route(item: ApiObject, http: HttpRoute, match: HttpMatch | None, around: Surroundings) -> Route:
+    route = Route(name=_route_name(http, match), match=path_match(match), metadata=_origin(item))
+    if match is not None and match.stat_prefix:
+        route.stat_prefix = match.stat_prefix
+    set_outcome(route, http, around)
+    route.decorator.operation = _operation(route, item.key.name, around.port)
+    return route
 
 
 def _route_name(http: HttpRoute, match: HttpMatch | None) -> str:
-    own = http.name or DEFAULT_ROUTE
-    return f"{own}.{match.name}" if match is not None and match.name and http.name else own
+    own = http.name or ""
+    return f"{own}.{match.name}" if match is not None and match.name else own
+
+
+def _origin(item: ApiObject) -> Metadata:
+    result = Metadata()
+    path = f"/apis/networking.istio.io/v1/namespaces/{item.key.namespace}/virtual-service/{item.key.name}"
+    result.filter_metadata[_METADATA].fields["config"].string_value = path
+    return result
+
+
+def _operation(route: Route, own_name: str, port: int) -> str:
+    """Return how traces name a route, as Istio does: by its one destination, or else by its VirtualService."""
+    match route.match.WhichOneof("path_specifier"):
+        case "path":
+            path = route.match.path
+        case "safe_regex":
+            path = route.match.safe_regex.regex
+        case _:
+            path = f"{route.match.prefix}*"
+    only = parse_outbound(route.route.cluster)
+    return f"{only.hostname}:{only.port}{path}" if only is not None else f"{own_name}:{port}{path}"

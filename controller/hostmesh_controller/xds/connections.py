@@ -1,0 +1,180 @@
+"""Where connections to a service's port go: the tcp and tls routes of VirtualServices, by Istio's rules."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Final
+
+from hostmesh_controller.mesh.compiled import blocks, single_addresses
+from hostmesh_controller.mesh.index import Mesh
+from hostmesh_controller.mesh.records import Service, ServicePort
+from hostmesh_controller.mesh.viewer import Viewer
+from hostmesh_controller.mesh.virtual_services import MESH_ONLY, connection_rules, gateway_name, virtual_service_spec
+from hostmesh_controller.mesh.visibility import destination_named
+from hostmesh_controller.model.objects import ApiObject
+from hostmesh_controller.model.protocols import Protocol
+from hostmesh_controller.model.virtual_service import ConnectionMatch, Destination, RouteDestination
+from hostmesh_controller.names import OutboundName, canonical_prefix, expand
+
+Weights = tuple[tuple[str, int], ...]
+"""Clusters with their weights; none at all: connections are closed."""
+ANY_NAME: Final = "*"
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """Connections that go their own way.
+
+    `prefixes` are where they are dialled to, empty: anywhere. `server_names` are of their TLS handshakes, empty: any
+    or none.
+    """
+
+    prefixes: tuple[str, ...]
+    server_names: tuple[str, ...]
+    to: Weights
+
+
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """Where connections to one port go: `special` ones first, the others `by_default` where the port is dialled."""
+
+    special: tuple[Way, ...]
+    by_default: Weights
+
+    @property
+    def need_chains(self) -> bool:
+        """Whether filter chains are needed; else connections go to the one cluster of the address that was dialled."""
+        return bool(self.special) or len(self.by_default) != 1
+
+
+def is_tls(port: ServicePort) -> bool:
+    """Tell whether a port's programs speak TLS themselves: then the server name of the handshake is looked at."""
+    return port.protocol in {Protocol.TLS, Protocol.HTTPS}
+
+
+def ways(mesh: Mesh, service: Service, port: ServicePort, viewer: Viewer) -> Ways:
+    """Return where a viewer's connections to a port go, which is not of plain HTTP."""
+    rules = connection_rules(mesh, service, viewer)
+    own: Weights = ((str(OutboundName(port.number, "", service.id.hostname)), 1),)
+    if is_tls(port):
+        special = _distinct(_tls_ways(mesh, rules, service, port, viewer))
+        if special:
+            # As in Istio: where some server names have routes the others have none.
+            return Ways(special, ())
+        return Ways(_by_own_name(service, own), own)
+    return _tcp_ways(mesh, rules, service, port, viewer, own)
+
+
+def prefixes_of(service: Service) -> tuple[str, ...]:
+    """Return everything under which a service is dialled: its blocks and addresses, then its virtual addresses."""
+    virtual = (address for address in single_addresses(service) if address in {service.vip4, service.vip6})
+    return (*service.addresses, *virtual)
+
+
+def destination_cluster(mesh: Mesh, destination: Destination, called_port: int, viewer: Viewer) -> OutboundName:
+    """Return the cluster of a VirtualService's destination, which has its full name.
+
+    Without a port it is the destination's only port, or else the one that was called. A destination that does not
+    exist has a name all the same: there is no such cluster, and requests are answered 503.
+    """
+    number = destination.port.number if destination.port else None
+    if number is None:
+        service = destination_named(mesh, destination.host, viewer)
+        number = service.ports[0].number if service is not None and len(service.ports) == 1 else called_port
+    return OutboundName(number, destination.subset or "", destination.host)
+
+
+def _by_own_name(service: Service, own: Weights) -> tuple[Way, ...]:
+    # An address does not tell services apart that share a block, or that have none at all: the server name does.
+    shared = blocks(service)
+    if not shared and prefixes_of(service):
+        return ()
+    return (Way(shared, _server_names((service.id.hostname,)), own),)
+
+
+def _tls_ways(
+    mesh: Mesh, rules: Iterable[ApiObject], service: Service, port: ServicePort, viewer: Viewer
+) -> Iterator[Way]:
+    for item in rules:
+        for route in virtual_service_spec(item).tls:
+            for match in route.match:
+                if _holds(item, match, port.number, viewer):
+                    dialled = _dialled(service, match.destination_subnets)
+                    if dialled is not None:
+                        to = _weights(mesh, item, route.route, port, viewer)
+                        yield Way(dialled, _server_names(match.sni_hosts), to)
+
+
+def _tcp_ways(
+    mesh: Mesh, rules: Iterable[ApiObject], service: Service, port: ServicePort, viewer: Viewer, own: Weights
+) -> Ways:
+    special: list[Way] = []
+    for item in rules:
+        for route in virtual_service_spec(item).tcp:
+            to = _weights(mesh, item, route.route, port, viewer)
+            holding = [match for match in route.match if _holds(item, match, port.number, viewer)]
+            if not route.match or any(not match.destination_subnets for match in holding):
+                return Ways(_distinct(special), to)
+            subnets = tuple(subnet for match in holding for subnet in match.destination_subnets)
+            dialled = _dialled(service, subnets) if subnets else None
+            if dialled is not None:
+                special.append(Way(dialled, (), to))
+    return Ways(_distinct(special), own)
+
+
+def _holds(item: ApiObject, match: ConnectionMatch, port: int, viewer: Viewer) -> bool:
+    gateways = {gateway_name(name, item.key.namespace) for name in match.gateways}
+    return (
+        match.port in {None, port}
+        and (not gateways or not MESH_ONLY.isdisjoint(gateways))
+        and viewer.selected_by(match.source_labels)
+        and (match.source_namespace or viewer.namespace) == viewer.namespace
+    )
+
+
+def _dialled(service: Service, subnets: Iterable[str]) -> tuple[str, ...] | None:
+    """Return where a service is dialled inside the subnets, if any are given; None: nowhere."""
+    own = prefixes_of(service)
+    wanted = [ip_network(each) for each in map(canonical_prefix, subnets) if each is not None]
+    if not wanted:
+        return own
+    found = wanted if not own else [both for a in map(ip_network, own) for b in wanted if (both := _both(a, b))]
+    return tuple(dict.fromkeys(map(str, found))) or None
+
+
+def _both(one: IPv4Network | IPv6Network, other: IPv4Network | IPv6Network) -> IPv4Network | IPv6Network | None:
+    if one.version != other.version or not one.overlaps(other):
+        return None
+    return max(one, other, key=lambda block: block.prefixlen)
+
+
+def _server_names(hosts: Iterable[str]) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(host.lower() for host in hosts))
+    # Envoy has no pattern for every name: it is then not asked for.
+    return () if ANY_NAME in names else names
+
+
+def _distinct(found: Iterable[Way]) -> tuple[Way, ...]:
+    """Return ways without those that can take no connection because an earlier one has the same condition."""
+    result: dict[tuple[tuple[str, ...], tuple[str, ...]], Way] = {}
+    for way in found:
+        result.setdefault((way.prefixes, way.server_names), way)
+    return tuple(result.values())
+
+
+def _weights(
+    mesh: Mesh, item: ApiObject, routes: tuple[RouteDestination, ...], port: ServicePort, viewer: Viewer
+) -> Weights:
+    def cluster(destination: Destination) -> str:
+        host = expand(destination.host, item.key.namespace, mesh.settings.domain)
+        full = destination.model_copy(update={"host": host})
+        return str(destination_cluster(mesh, full, port.number, viewer))
+
+    if len(routes) == 1:
+        return ((cluster(routes[0].destination), 1),)
+    return tuple((cluster(route.destination), route.weight) for route in routes if route.weight)
+
+
+def tcp_weights(mesh: Mesh, service: Service, port: ServicePort, viewer: Viewer) -> Weights:
+    """Return the clusters, with weights, to which connections go that are dialled to a port; none: they are closed."""
+    return ways(mesh, service, port, viewer).by_default

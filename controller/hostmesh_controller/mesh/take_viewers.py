@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Final
 
 from hostmesh_controller.mesh.compiled import EVERYWHERE
+from hostmesh_controller.mesh.destination_rules import label_keys
 from hostmesh_controller.mesh.scopes import patches_of, sidecar_of
 from hostmesh_controller.mesh.step import Step, host_dependency
 from hostmesh_controller.mesh.viewer import Viewer, faces_of, locality_of, namespace_of
@@ -13,7 +14,8 @@ SELECTING: Final = ("Sidecar", "EnvoyFilter")
 
 
 def take_viewers(step: Step) -> None:
-    keys = frozenset(key for used in step.mesh.caller_labels.values() for key in used)
+    of_the_mesh = label_keys(step.mesh.config.locality_lb_setting)
+    keys = of_the_mesh.union(*step.mesh.caller_labels.values())
     if keys != step.mesh.labels_in_use:
         step.mesh = replace(step.mesh, labels_in_use=keys)
     if step.mesh.labels_in_use is not step.old.labels_in_use or step.has_changed(*SELECTING):

@@ -1,15 +1,20 @@
 """Which cluster a host gets for a name, and what it depends on."""
 
+from collections.abc import Iterable, Mapping
+
 from google.protobuf.message import Message
 
 from hostmesh_api.delta import Resource
 from hostmesh_api.identity import parse_identity
+from hostmesh_controller.mesh.destination_rules import destination_rules_for
 from hostmesh_controller.mesh.inbound import inbound_ports
 from hostmesh_controller.mesh.index import Mesh
-from hostmesh_controller.mesh.records import Host, Resolution, Service, ServicePort
-from hostmesh_controller.mesh.rules import destination_rules_for
+from hostmesh_controller.mesh.peers import selects
+from hostmesh_controller.mesh.records import Endpoint, Endpoints, Host, NamedEndpoint, Resolution, Service, ServicePort
+from hostmesh_controller.mesh.selection import endpoint_port
 from hostmesh_controller.mesh.viewer import Viewer
-from hostmesh_controller.mesh.visibility import service_at, service_named
+from hostmesh_controller.mesh.visibility import destination_named, service_at
+from hostmesh_controller.model.objects import ApiObject, ObjectKey
 from hostmesh_controller.names import (
     BLACK_HOLE,
     PASSTHROUGH,
@@ -20,16 +25,22 @@ from hostmesh_controller.names import (
     parse_outbound,
     parse_tcp,
 )
-from hostmesh_controller.xds import clusters, endpoints
+from hostmesh_controller.xds import clusters
+from hostmesh_controller.xds.cluster_target import Outbound, is_passthrough
+from hostmesh_controller.xds.endpoints import endpoints_of
 from hostmesh_controller.xds.host_config import outbound_identity
 from hostmesh_controller.xds.keeping import kept
-from hostmesh_controller.xds.outbound import tcp_weights
+from hostmesh_controller.xds.localities import Group, Place, Spread, grouped, place_of, spread_of
+from hostmesh_controller.xds.outbound import mirror_clusters, tcp_weights
 from hostmesh_controller.xds.policy import policy_for, subset_labels
+
+BY_NAME = frozenset({Resolution.DNS, Resolution.DNS_ROUND_ROBIN})
 
 
 def wildcard(mesh: Mesh, host: str) -> tuple[str, ...]:
     inbound = sorted({port.number for port in inbound_ports(mesh, host)})
-    return (BLACK_HOLE, PASSTHROUGH, *map(inbound_cluster, inbound))
+    copied = mirror_clusters(mesh, mesh.viewer_of(host))
+    return tuple(dict.fromkeys((BLACK_HOLE, PASSTHROUGH, *map(inbound_cluster, inbound), *copied)))
 
 
 def dependencies(mesh: Mesh, host: str, name: str) -> tuple[str, ...]:
@@ -51,7 +62,7 @@ def dependencies(mesh: Mesh, host: str, name: str) -> tuple[str, ...]:
 
 def resource(mesh: Mesh, host: Host, name: str) -> Resource | None:
     if name == PASSTHROUGH:
-        return kept(mesh, name, (), name, clusters.passthrough)
+        return kept(mesh, name, (), name, lambda: clusters.passthrough(mesh.config))
     if name == BLACK_HOLE:
         return kept(mesh, name, (), name, clusters.black_hole)
     inbound = parse_inbound(name)
@@ -59,7 +70,7 @@ def resource(mesh: Mesh, host: Host, name: str) -> Resource | None:
         if all(port.number != inbound for port in inbound_ports(mesh, host.name)):
             return None
         ipv6 = mesh.runtime_of(host.name).ipv6
-        return kept(mesh, (name, ipv6), (), name, lambda: clusters.inbound(inbound, ipv6=ipv6))
+        return kept(mesh, (name, ipv6), (), name, lambda: clusters.inbound(inbound, mesh.config, ipv6=ipv6))
     outbound = parse_outbound(name)
     if outbound is not None:
         found = _outbound(mesh, host, outbound, None)
@@ -84,7 +95,7 @@ def dialled_target(mesh: Mesh, viewer: Viewer, dialled: TcpName) -> OutboundName
 
 def service_port(mesh: Mesh, viewer: Viewer, name: OutboundName) -> tuple[Service, ServicePort] | None:
     """Return the service and port of a cluster's name, or None if the viewer sees no such thing."""
-    service = service_named(mesh, name.hostname, viewer)
+    service = destination_named(mesh, name.hostname, viewer)
     port = service.port(name.port) if service else None
     return None if service is None or port is None else (service, port)
 
@@ -99,21 +110,88 @@ def _outbound(mesh: Mesh, host: Host, name: OutboundName, dialled: TcpName | Non
     if found is None:
         return None
     service, port = found
-    rules = destination_rules_for(mesh, service, viewer)
-    if subset_labels(rules, name.subset) is None:
+    rules = rules_of(mesh, service, viewer)
+    labels = subset_labels(rules, name.subset)
+    if labels is None or (name.subset and service.resolution is Resolution.DYNAMIC_DNS):
         return None
+    policy = policy_for(rules, name.subset, port.number)
+    spread = spread_of(policy, mesh.config)
     of_service = mesh.endpoints_of(service)
+    place = place_of(viewer, spread) if service.resolution in BY_NAME else Place()
+    groups = _named_groups(service, port, of_service, labels, spread, place)
+    if service.resolution in BY_NAME and not groups:
+        return None
+    # Only what names a credential depends on where the caller has it.
+    namespace = viewer.namespace if policy.tls is not None and policy.tls.credential_name else ""
     # A cluster that gets its endpoints by EDS is made from the identities alone: health changes leave it as it is.
-    by_eds = service.resolution is Resolution.STATIC
-    inputs = (service, *rules, of_service.identities if by_eds else of_service)
+    in_the_cluster = service.resolution in BY_NAME or is_passthrough(policy)
+    inputs = (service, rules, of_service if in_the_cluster else of_service.identities)
 
     def make() -> Message:
-        http = dialled is None and (port.protocol.is_http or port.protocol.is_detected)
-        policy = policy_for(rules, name.subset, port.number)
-        trust_domain, identities = mesh.settings.trust_domain, of_service.identities
-        target = clusters.Outbound(name, service, port, policy, identities, trust_domain, http, caller)
-        placed = endpoints.endpoints_of(of_service, port.number, subset_labels(rules, name.subset) or {})
-        return clusters.outbound(target, placed) if dialled is None else clusters.tcp(str(dialled), target, placed)
+        target = Outbound(
+            name=name,
+            service=service,
+            port=port,
+            policy=policy,
+            config=mesh.config,
+            identities=of_service.identities,
+            trust_domain=mesh.settings.trust_domain,
+            http=dialled is None and (port.protocol.is_http or port.protocol.is_detected),
+            caller=caller,
+            namespace=namespace,
+            spread=spread,
+            groups=groups,
+            all_tls=_all_tls(of_service, port),
+        )
+        return clusters.outbound(target) if dialled is None else clusters.tcp(str(dialled), target)
 
-    key = (name, dialled, service.id, tuple(rule.key for rule in rules), caller)
+    key = (
+        name,
+        dialled,
+        service.id,
+        keys_of(rules),
+        caller,
+        namespace,
+        place.locality,
+        frozenset(place.labels.items()),
+    )
     return kept(mesh, key, inputs, str(dialled or name), make)
+
+
+def rules_of(mesh: Mesh, service: Service, viewer: Viewer) -> tuple[ApiObject, ...]:
+    """Return the DestinationRules that hold, as a tuple that is the same object for as long as they are."""
+    rules = destination_rules_for(mesh, service, viewer)
+    return mesh.memo.get(("rules", keys_of(rules)), rules, lambda: rules)
+
+
+def keys_of(rules: Iterable[ApiObject]) -> tuple[ObjectKey, ...]:
+    return tuple(rule.key for rule in rules)
+
+
+def _named_groups(
+    service: Service,
+    port: ServicePort,
+    of_service: Endpoints,
+    labels: Mapping[str, str],
+    how: Spread | None,
+    place: Place,
+) -> tuple[Group, ...]:
+    """Return the endpoints that a cluster looks up in DNS itself; none for other clusters."""
+    if service.resolution not in BY_NAME:
+        return ()
+    named = [_named(item, port) for item in service.named_endpoints if selects(labels, item.labels)]
+    found = endpoints_of(of_service, port.number, labels)
+    if service.resolution is Resolution.DNS_ROUND_ROBIN:
+        # Envoy takes one name there.
+        return grouped([*named, *found][:1], how, place)
+    return grouped([*named, *found], how, place)
+
+
+def _named(item: NamedEndpoint, port: ServicePort) -> Endpoint:
+    number = endpoint_port(port, item.ports) or port.number
+    return Endpoint(item.address, number, item.labels, item.weight, item.locality, tls=False)
+
+
+def _all_tls(of_service: Endpoints, port: ServicePort) -> bool:
+    found = endpoints_of(of_service, port.number, {})
+    return bool(found) and all(endpoint.tls for endpoint in found)

@@ -64,7 +64,7 @@ def downstream(slug: str, trust_domain: str, serve: Iterable[str]) -> TransportS
 
 
 def upstream(slug: str, identities: Iterable[str], server_name: str, offer: Iterable[str]) -> TransportSocket:
-    """Return mutual TLS to a service: only the exact identities are accepted.
+    """Return mutual TLS to a service: only the exact identities are accepted; with none, any that a root vouches for.
 
     `slug` is the directory of the caller's certificate. It makes the cluster of a caller with another identity another
     one, so that Envoy leaves no connection in its pool that was opened under the old identity.

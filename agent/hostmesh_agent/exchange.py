@@ -28,6 +28,8 @@ _KEPT_REFUSALS: Final = 20
 GIVEN_UP_AFTER: Final = timedelta(seconds=30)
 """An Envoy that ends gives up all its names on the way out: only what a living one gives up is forgotten."""
 _INBOUND_CLUSTER: Final = "inbound|"
+_STATIC_AND_TIMEOUT: Final = b"\x10\x00\x22"
+"""Of Envoy's Cluster on the wire: type STATIC, and the tag of the connect timeout; a byte for its length follows."""
 _AWAY: Final = "away"
 """Version of the answer "no such virtual host" that stands while the controller is not asked."""
 MAX_VIRTUAL_HOSTS: Final = 10_000
@@ -81,6 +83,8 @@ class Exchange:
         self._up = ClientStream()
         self._cut_off = False
         self._given_up: dict[tuple[str, str], datetime] = {}
+        self._returning: set[str] = set()
+        """Clusters of which Envoy has only that they do not exist, and which exist now."""
         self._changes: dict[tuple[str, str], Change] = {}
         self.refusals: list[Refusal] = []
         for entry in entries:
@@ -131,8 +135,9 @@ class Exchange:
         if type_url == CLUSTER_TYPE:
             # The endpoints of a cluster that comes (back) are on their way. That there were none was said when it went:
             # told so once more, Envoy would take the cluster into use without endpoints.
-            came = [resource.name for resource in update.resources if resource.name not in shelf.held]
+            came = [each.name for each in update.resources if _is_nothing(shelf.held.get(each.name))]
             self._shelf(ENDPOINT_TYPE).absent.difference_update(came)
+            self._returning.update(name for name in came if name in shelf.held)
         for resource in update.resources:
             shelf.refused.pop(resource.name, None)
             shelf.held[resource.name] = resource
@@ -264,6 +269,9 @@ class Exchange:
             if push.type_url == CLUSTER_TYPE:
                 # Envoy warms a changed cluster until it is told the endpoints again, and does not ask for what it has.
                 self._down.force(ENDPOINT_TYPE, push.names)
+                returning = self._returning.intersection(push.removed)
+                self._returning -= returning
+                self._down.mark(CLUSTER_TYPE, returning)
             pushes.append(push)
         return pushes
 
@@ -370,7 +378,20 @@ class Exchange:
             resource = _no_virtual_host(name)
         if type_url == VIRTUAL_HOST_TYPE and self._takes_away(resource):
             return Answer(None)
+        if type_url == CLUSTER_TYPE and self._makes_way(name):
+            return Answer(None)
         return Answer(resource)
+
+    def _makes_way(self, name: str) -> bool:
+        """Tell whether Envoy has to be told that a cluster is removed before it is sent it.
+
+        What it has stands for a cluster that does not exist, and would go on answering 503 while the new one is
+        warming. Without it, requests wait for the new one.
+        """
+        if name in self._returning and self._down is not None and name in self._down.held(CLUSTER_TYPE):
+            return True
+        self._returning.discard(name)
+        return False
 
     def _takes_away(self, resource: Resource) -> bool:
         """Tell whether Envoy has to be told that a virtual host it holds is removed.
@@ -391,6 +412,19 @@ def _versions(resources: Mapping[str, Resource]) -> dict[str, str]:
 def _is_nobody(resource: Resource) -> bool:
     """Tell whether a resource says that there is no such virtual host."""
     return not ResourceMessage.FromString(resource.body).HasField("resource")
+
+
+def _is_nothing(cluster: Resource | None) -> bool:
+    """Tell whether a cluster is not there, or stands for one that does not exist.
+
+    Such a one is static and has a name and a timeout and nothing else. It is not parsed: Envoy's message of clusters,
+    with all that it needs, is nothing that an agent has to load.
+    """
+    if cluster is None:
+        return True
+    value = ResourceMessage.FromString(cluster.body).resource.value
+    rest = value.partition(cluster.name.encode())[2]
+    return rest.startswith(_STATIC_AND_TIMEOUT) and len(rest) == 4 + rest[3]
 
 
 def _no_virtual_host(name: str) -> Resource:

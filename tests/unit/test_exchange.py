@@ -2,14 +2,18 @@
 
 from datetime import UTC, datetime
 
+from envoy.config.cluster.v3.cluster_pb2 import Cluster
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
 from envoy.service.discovery.v3.discovery_pb2 import Resource as ResourceMessage
 from google.protobuf.any_pb2 import Any
+from google.protobuf.duration_pb2 import Duration
 
 from hostmesh_agent.cache import Entry
 from hostmesh_agent.exchange import GIVEN_UP_AFTER, Exchange
 from hostmesh_api.delta import ClientStream, Push, Resource, Update
 from hostmesh_api.wire import CLUSTER_TYPE, ENDPOINT_TYPE, HOST_CONFIG_TYPE, LISTENER_TYPE, VIRTUAL_HOST_TYPE
+from hostmesh_controller.xds import clusters
+from hostmesh_controller.xds.encoding import resource as encoded
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -354,6 +358,31 @@ def test_a_cluster_that_comes_back_waits_for_its_endpoints() -> None:
     assert acknowledge(exchange) == []
     exchange.update(Update(ENDPOINT_TYPE, "u3", (resource("canary", "1"),), ()))
     assert sent(only(acknowledge(exchange))) == {"canary": "1"}
+
+
+def cluster(
+    name: str, version: str, kind: Cluster.DiscoveryType.ValueType, policy: Cluster.LbPolicy.ValueType
+) -> Resource:
+    message = ResourceMessage(name=name, version=version)
+    message.resource.Pack(
+        Cluster(name=name, type=kind, connect_timeout=Duration(seconds=1, nanos=5000), lb_policy=policy)
+    )
+    return Resource(name, version, message.SerializeToString())
+
+
+def test_a_cluster_that_did_not_exist_is_taken_away_before_the_real_one_comes() -> None:
+    """Else Envoy goes on answering 503 while the real one is warming."""
+    name = "outbound|9080|canary|reviews.shop.svc.cluster.local"
+    nothing = encoded(name, clusters.missing(name))
+    exchange = connected()
+    exchange.receive(ask(CLUSTER_TYPE, name), NOW)
+    exchange.update(Update(CLUSTER_TYPE, "u1", (nothing,), ()))
+    assert sent(only(acknowledge(exchange))) == {name: nothing.version}
+    exchange.update(Update(CLUSTER_TYPE, "u2", (cluster(name, "2", Cluster.EDS, Cluster.ROUND_ROBIN),), ()))
+    gone, came = acknowledge(exchange)
+    assert (gone.removed, sent(gone), sent(came)) == ((name,), {}, {name: "2"})
+    exchange.update(Update(CLUSTER_TYPE, "u3", (cluster(name, "3", Cluster.EDS, Cluster.RANDOM),), ()))
+    assert sent(only(acknowledge(exchange))) == {name: "3"}
 
 
 def acknowledge(exchange: Exchange) -> list[Push]:

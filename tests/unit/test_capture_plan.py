@@ -63,8 +63,13 @@ def test_inbound_traffic_is_captured_only_on_asked_ports_of_the_host_itself() ->
 
 def test_scope_all_captures_every_outbound_connection_behind_the_same_exceptions() -> None:
     everything = plan(CaptureRequest(scope=Scope.ALL), FLOOR)
-    assert lines(everything, "outbound")[-3:] == [
+    assert lines(everything, "outbound")[-7:] == [
         "fib daddr type local return",
+        "ip daddr @mesh4 meta l4proto tcp redirect to :15001",
+        "ip6 daddr @mesh6 meta l4proto tcp redirect to :15001",
+        # Names are looked up over TCP too, whatever may be called.
+        "tcp dport 53 return",
+        "tcp dport 853 return",
         "meta nfproto ipv4 meta l4proto tcp redirect to :15001",
         "meta nfproto ipv6 meta l4proto tcp redirect to :15001",
     ]

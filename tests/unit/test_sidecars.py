@@ -9,7 +9,7 @@ from golden.objects import mesh_of, obj, vips_of
 from hostmesh_api import wire
 from hostmesh_controller import xds
 from hostmesh_controller.mesh import Mesh, build, update
-from hostmesh_controller.mesh.sidecars import registry_only
+from hostmesh_controller.mesh.sidecars import beyond
 from hostmesh_controller.mesh.visibility import service_at, service_named, view
 from hostmesh_controller.model.objects import ApiObject
 from hostmesh_controller.xds.messages import message_of
@@ -118,7 +118,7 @@ def test_unknown_destinations_are_open_unless_the_sidecar_or_the_mesh_closes_the
         (the_mesh(sidecar(outboundTrafficPolicy=closed)), True),
         (the_mesh(everywhere, opened), False),
     ):
-        assert registry_only(mesh, mesh.viewer_of("one")) is expected
+        assert beyond(mesh, mesh.viewer_of("one")).closed is expected
 
 
 def test_a_changed_sidecar_touches_those_for_whom_it_holds_and_gives_what_a_new_build_gives() -> None:

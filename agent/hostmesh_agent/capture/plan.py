@@ -25,6 +25,8 @@ from hostmesh_agent.capture.rules import (
 from hostmesh_api import wire
 
 SSH_PORT: Final = 22
+NAME_PORTS: Final = (53, 853)
+"""Where resolvers are asked over TCP: names outside the mesh must be found whatever may be called."""
 BEFORE_DOCKER: Final = -110  # Docker's and everybody's destination NAT is at -100
 BEFORE_NAT: Final = -150  # "mangle": the answer still carries Envoy's own address
 
@@ -242,7 +244,12 @@ def _outbound(parts: _Parts) -> Iterator[Rule]:
         yield _to_proxy(parts, version, "virtual")
     yield Rule((*words.to_local_address(), *words.RETURN), "the host itself")
     for version in parts.families:
-        yield _to_proxy(parts, version, "mesh" if parts.request.scope is Scope.MESH else "")
+        yield _to_proxy(parts, version, "mesh")
+    if parts.request.scope is Scope.ALL:
+        for port in NAME_PORTS:
+            yield Rule((*words.tcp_port(port), *words.RETURN), "resolvers outside the mesh")
+        for version in parts.families:
+            yield _to_proxy(parts, version, "")
 
 
 def _of_envoy(parts: _Parts) -> Iterator[Rule]:

@@ -5,13 +5,13 @@ A viewer without a Sidecar, or with one that says nothing of its egress, takes e
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.records import Service, ServicePort
 from hostmesh_controller.mesh.viewer import Viewer
 from hostmesh_controller.model.sidecar import EgressListener, SidecarSpec
-from hostmesh_controller.names import host_matches
+from hostmesh_controller.names import OutboundName, expand, host_matches
 
 
 class Import(NamedTuple):
@@ -87,9 +87,33 @@ def _import(text: str, own: str) -> Import:
     return Import(own if namespace == "." else namespace, host.lower())
 
 
-def registry_only(mesh: Mesh, viewer: Viewer) -> bool:
-    """Tell whether destinations that a viewer does not see are closed to it."""
+@dataclass(frozen=True, slots=True)
+class Beyond:
+    """What happens to destinations that a viewer does not see: nothing special, unless one of these says otherwise.
+
+    `closed`: they cannot be called. `proxy`: the cluster to which all of them go, "" if there is none.
+    """
+
+    closed: bool = False
+    proxy: str = ""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether they are called as if there were no mesh: then they need not be captured."""
+        return not self.closed and not self.proxy
+
+
+OPEN: Final = Beyond()
+
+
+def beyond(mesh: Mesh, viewer: Viewer) -> Beyond:
+    """Return what happens to destinations that a viewer does not see: its Sidecar's word, or else the mesh's."""
     spec = sidecar(mesh, viewer)
     own = spec.outbound_traffic_policy if spec is not None else None
     policy = own or mesh.config.outbound_traffic_policy
-    return policy.mode == "REGISTRY_ONLY"
+    proxy = own.egress_proxy if own is not None else None
+    if proxy is None or proxy.port is None:
+        return Beyond(closed=policy.mode == "REGISTRY_ONLY")
+    assert viewer.sidecar is not None
+    host = expand(proxy.host, viewer.sidecar.namespace, mesh.settings.domain)
+    return Beyond(proxy=str(OutboundName(proxy.port.number, proxy.subset or "", host)))

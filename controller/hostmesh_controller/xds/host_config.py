@@ -25,7 +25,8 @@ def host_config(mesh: Mesh, host: Host, plan: Plan, inbound_version: str) -> pb.
         workloads=[_workload(mesh, workload) for workload in workloads],
         outbound_spiffe_id=outbound_identity(mesh, host),
         capture=pb.Capture(
-            scope=pb.Capture.ALL if host.capture_all else pb.Capture.MESH,
+            # What is not to be called as if there were no mesh must come by Envoy.
+            scope=pb.Capture.ALL if host.capture_all or not plan.beyond.is_open else pb.Capture.MESH,
             inbound_ports=sorted({port.number for port in inbound_ports(mesh, host.name)}),
             outbound_prefixes=[*virtual, *explicit_prefixes(plan.explicit)],
             virtual_prefixes=virtual,

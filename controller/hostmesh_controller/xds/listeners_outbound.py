@@ -47,7 +47,7 @@ def virtual_outbound(settings: Settings, plan: Plan, *, ipv6: bool) -> Listener:
         additional_addresses=_v6(wire.OUTBOUND_PORT, ipv6=ipv6),
         use_original_dst=BoolValue(value=True),
         filter_chains=[here, mesh, *explicit],
-        default_filter_chain=_passthrough(),
+        default_filter_chain=_all_else(plan),
         traffic_direction=TrafficDirection.OUTBOUND,
     )
 
@@ -55,8 +55,9 @@ def virtual_outbound(settings: Settings, plan: Plan, *, ipv6: bool) -> Listener:
 def port_listener(settings: Settings, plan: Plan, port: int, more: Extensions, *, ipv6: bool) -> Listener:
     """Return the listener of a port number on which HTTP is spoken, declared or not, or connections are told apart.
 
-    What is dialled outside the mesh on this number is never looked into. Services on it that are TCP, or that have not
-    declared what they speak, are told apart by their addresses, and by server names where a route asks for them.
+    What is dialled outside the mesh on this number is not looked into, unless it is not simply passed on. Services on
+    it that are TCP, or that have not declared what they speak, are told apart by their addresses, and by server names
+    where a route asks for them.
     """
     services = plan.ports[port]
     dialled = filters.tcp_to_destination()
@@ -64,13 +65,15 @@ def port_listener(settings: Settings, plan: Plan, port: int, more: Extensions, *
     chains = [_chain("mesh", (str(settings.vip4), str(settings.vip6)), http)]
     chains += [chain for service in services for chain in _service_chains(plan, service, port, http, dialled)]
     chains = _distinct(chains)
+    if port in plan.http_ports and not plan.beyond.is_open:
+        chains.append(_all_other_http(http))
     listener = Listener(
         name=names.port_listener(port),
         address=socket("0.0.0.0", port),  # noqa: S104 - not bound: the address stands for every destination
         additional_addresses=_v6(port, ipv6=ipv6),
         bind_to_port=BoolValue(value=False),
         filter_chains=chains,
-        default_filter_chain=_passthrough(),
+        default_filter_chain=_all_else(plan),
         traffic_direction=TrafficDirection.OUTBOUND,
     )
     if any(chain.filter_chain_match.server_names for chain in chains):
@@ -167,8 +170,23 @@ def _keep_free(match: FilterChainMatch, taken: set[tuple[str, str, str]]) -> boo
     return True
 
 
-def _passthrough() -> FilterChain:
-    return FilterChain(name="virtualOutbound-catchall-tcp", filters=filters.tcp(PASSTHROUGH))
+def _all_else(plan: Plan) -> FilterChain:
+    """Return the chain of connections to what the viewer does not see."""
+    to = filters.tcp(PASSTHROUGH)
+    if plan.beyond.closed:
+        to = filters.tcp(BLACK_HOLE)
+    elif plan.beyond.proxy:
+        to = filters.tcp_weighted(plan.beyond.proxy, [(plan.beyond.proxy, 1)])
+    return FilterChain(name="virtualOutbound-catchall-tcp", filters=to)
+
+
+def _all_other_http(http: Sequence[Filter]) -> FilterChain:
+    """Return the chain of requests to addresses that the viewer does not see, where these are not simply passed on.
+
+    Whom they are for is known by their name alone. What is not for a service is then told so, and not just cut off.
+    """
+    match = FilterChainMatch(application_protocols=PLAIN_HTTP)
+    return FilterChain(name="virtualOutbound-catchall-http", filter_chain_match=match, filters=http)
 
 
 def _v6(port: int, *, ipv6: bool) -> list[AdditionalAddress]:

@@ -6,6 +6,7 @@ from hostmesh_api import wire
 from hostmesh_api.delta import Resource
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.records import Host, Service
+from hostmesh_controller.mesh.sidecars import beyond
 from hostmesh_controller.mesh.viewer import Viewer
 from hostmesh_controller.mesh.virtual_services import http_candidates, virtual_service_hosts, virtual_services_of
 from hostmesh_controller.mesh.visibility import destination_named, service_for_header
@@ -21,7 +22,13 @@ from hostmesh_controller.names import (
 from hostmesh_controller.xds.encoding import absent
 from hostmesh_controller.xds.encoding import resource as encoded
 from hostmesh_controller.xds.outbound import HTTP_PORT
-from hostmesh_controller.xds.routes import virtual_host, virtual_service_dependencies, virtual_service_inputs
+from hostmesh_controller.xds.routes import (
+    service_inputs,
+    virtual_host,
+    virtual_service_dependencies,
+    virtual_service_inputs,
+)
+from hostmesh_controller.xds.sidecar_beyond import beyond_virtual_host
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +60,23 @@ def resource(mesh: Mesh, host: Host, name: str) -> Resource | None:
         return absent(name)
     meaning = _meaning(mesh, viewer, parsed)
     if meaning.service is None and not meaning.items:
-        return absent(name)
-    parts = [virtual_service_inputs(mesh, viewer, item) for item in meaning.items]
-    inputs = (meaning.service, *(each for _, made_from in parts for each in made_from))
+        return _unknown(mesh, viewer, parsed)
+    parts = [service_inputs(mesh, viewer, meaning.service)]
+    parts += [virtual_service_inputs(mesh, viewer, item) for item in meaning.items]
+    inputs = tuple(each for _, made_from in parts for each in made_from)
 
-    def make() -> Resource:
+    def make() -> Resource | None:
         found = virtual_host(mesh, viewer, parsed, meaning.service, meaning.items)
-        return absent(name) if found is None else encoded(name, found, aliases=(name,))
+        return None if found is None else encoded(name, found, aliases=(name,))
 
-    key = (wire.VIRTUAL_HOST_TYPE, name, viewer, meaning.service and meaning.service.id, tuple(key for key, _ in parts))
-    return mesh.memo.get(key, inputs, make)
+    key = (wire.VIRTUAL_HOST_TYPE, name, viewer, tuple(key for key, _ in parts))
+    return mesh.memo.get(key, inputs, make) or _unknown(mesh, viewer, parsed)
+
+
+def _unknown(mesh: Mesh, viewer: Viewer, parsed: VirtualHostName) -> Resource:
+    found = beyond_virtual_host(parsed, beyond(mesh, viewer))
+    name = str(parsed)
+    return absent(name) if found is None else encoded(name, found, aliases=(name,))
 
 
 def _meaning(mesh: Mesh, viewer: Viewer, name: VirtualHostName) -> _Meaning:

@@ -7,6 +7,7 @@ from typing import Final
 from hostmesh_controller.mesh.delegates import http_routes, mirrors
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.records import Service, ServiceId
+from hostmesh_controller.mesh.sidecars import OPEN, Beyond, beyond
 from hostmesh_controller.mesh.viewer import Viewer
 from hostmesh_controller.mesh.virtual_services import in_order, virtual_service_hosts
 from hostmesh_controller.mesh.visibility import View, service_named, view
@@ -36,7 +37,8 @@ class Plan:
 
     `explicit`: services with addresses outside the virtual ranges. `ports`: port numbers that need a listener of their
     own, each with the services on it. `http_ports`: those of them that need the HTTP code. `ways`: ports of services
-    whose connections do not simply go to the cluster of the address that was dialled.
+    whose connections do not simply go to the cluster of the address that was dialled. `beyond`: what happens to all
+    other destinations.
     """
 
     viewer: Viewer
@@ -44,6 +46,7 @@ class Plan:
     ports: Mapping[int, tuple[Service, ...]]
     http_ports: frozenset[int]
     ways: Mapping[Port, Ways]
+    beyond: Beyond = OPEN
 
 
 def plan(mesh: Mesh, viewer: Viewer) -> Plan:
@@ -74,6 +77,7 @@ def _plan(mesh: Mesh, seen: View, routed: Mapping[Port, Ways]) -> Plan:
         ports={number: tuple(by_port[number]) for number in sorted(http | {number for _, number in found})},
         http_ports=frozenset(http),
         ways=found,
+        beyond=beyond(mesh, seen.viewer),
     )
 
 

@@ -1,0 +1,124 @@
+"""Sidecars and mesh-wide settings under real Envoys: what may be called, where calls go, what is written of them."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from golden.live import LiveHost, Network, network, wait_until
+from golden.objects import SETTINGS, mesh_of, obj
+from golden.programs import Programs, get, talk
+from hostmesh_api import wire
+from hostmesh_controller.mesh import Mesh
+from hostmesh_controller.model.objects import ApiObject
+
+WEB, DB, OUTSIDER = "10.9.0.1", "10.9.0.2", "10.9.0.9"
+
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0 or not all(map(shutil.which, ("nft", "ip"))), reason="needs root, nft and ip"
+)
+
+
+def service(name: str, port: int, port_name: str, app: str = "db") -> ApiObject:
+    return obj("Service", name, {"selector": {"app": app}, "ports": [{"name": port_name, "port": port}]})
+
+
+OBJECTS = [
+    obj("Host", "web", {"addresses": [WEB]}),
+    obj("Host", "db", {"addresses": [DB]}),
+    obj("WorkloadEntry", "web", {"address": WEB, "labels": {"app": "web"}, "serviceAccount": "web"}),
+    obj("WorkloadEntry", "db", {"address": DB, "labels": {"app": "db"}, "serviceAccount": "db"}),
+    service("db", 8080, "http"),
+    service("db-tcp", 3306, "tcp"),
+]
+CLOSED = obj(
+    "Sidecar",
+    "web",
+    {"workloadSelector": {"labels": {"app": "web"}}, "outboundTrafficPolicy": {"mode": "REGISTRY_ONLY"}},
+)
+
+
+def vip(mesh: Mesh, name: str) -> str:
+    return str(wire.VIP4[mesh.vips[f"{name}.default.svc.{SETTINGS.domain}"]])
+
+
+def running(mesh: Mesh, stack: ExitStack) -> Network:
+    programs = Programs()
+    stack.callback(programs.close)
+    net = stack.enter_context(network(mesh, OUTSIDER))
+    with net.hosts["db"]():
+        programs.http(8080, "db")
+        programs.echo(3306)
+    with net.outsider():
+        for port in (80, 8080):
+            programs.http(port, "outsider")
+        for port in (22, 53, 3306, 9999, 15012):
+            programs.echo(port)
+    return net
+
+
+@pytest.fixture(scope="module")
+def closed() -> Iterator[tuple[Mesh, LiveHost]]:
+    mesh = mesh_of([*OBJECTS, CLOSED])
+    with ExitStack() as stack:
+        yield mesh, running(mesh, stack).hosts["web"]
+
+
+def test_registry_only_answers_502_to_requests_for_what_is_not_in_the_mesh(closed: tuple[Mesh, LiveHost]) -> None:
+    mesh, web = closed
+    with web():
+        # On a port on which HTTP is spoken in the mesh, whatever address is called.
+        assert get(OUTSIDER, 8080, "outsider.example.com").status == 502
+        assert get(OUTSIDER, 8080, OUTSIDER).status == 502
+        assert get(vip(mesh, "db"), 8080, "nobody").status == 502
+        # Who is meant is told by the name, as in Istio.
+        assert "program: db" in get(OUTSIDER, 8080, "db").body
+
+
+def test_registry_only_closes_connections_to_what_is_not_in_the_mesh(closed: tuple[Mesh, LiveHost]) -> None:
+    _, web = closed
+    with web():
+        for port in (9999, 3306):
+            assert talk(OUTSIDER, port, b"hello") == b""
+        with pytest.raises((ConnectionError, OSError)):
+            get(OUTSIDER, 80, "outsider")
+
+
+def test_registry_only_leaves_the_mesh_ssh_resolvers_the_controller_and_the_host_itself_alone(
+    closed: tuple[Mesh, LiveHost],
+) -> None:
+    mesh, web = closed
+    with web(), ExitStack() as stack:
+        own = Programs()
+        stack.callback(own.close)
+        own.echo(7777)
+        assert "program: db" in get(vip(mesh, "db"), 8080, "db").body
+        assert talk(vip(mesh, "db-tcp"), 3306, b"hello") == b"hello"
+        for port in (22, 53, 15012):
+            assert talk(OUTSIDER, port, b"hello") == b"hello"
+        for address in ("127.0.0.1", WEB):
+            assert talk(address, 7777, b"hello") == b"hello"
+
+
+def test_a_sidecar_that_closes_what_is_not_seen_comes_and_goes(closed: tuple[Mesh, LiveHost]) -> None:
+    mesh, web = closed
+    opened = mesh_of(OBJECTS)
+    with web():
+        web.take(opened)
+        # Captured still, but passed on.
+        wait_until("open", lambda: talk(OUTSIDER, 9999, b"hello") == b"hello")
+        wait_until("open", lambda: get(OUTSIDER, 8080, "outsider").status == 200)
+        wait_until("open", lambda: get(vip(mesh, "db"), 8080, "nobody").status == 404)
+        web.take(mesh)
+        wait_until("closed", lambda: talk(OUTSIDER, 9999, b"hello") == b"")
+        wait_until("closed", lambda: get(vip(mesh, "db"), 8080, "nobody").status == 502)
+
+
+def test_allow_any_passes_on_what_is_not_in_the_mesh() -> None:
+    with ExitStack() as stack:
+        web = running(mesh_of(OBJECTS), stack).hosts["web"]
+        with web():
+            assert "program: outsider" in get(OUTSIDER, 8080, "outsider.example.com").body
+            assert talk(OUTSIDER, 9999, b"hello") == b"hello"

@@ -41,8 +41,11 @@ CLUSTER_TYPE: Final = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
 ENDPOINT_TYPE: Final = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
 ROUTE_TYPE: Final = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
 VIRTUAL_HOST_TYPE: Final = "type.googleapis.com/envoy.config.route.v3.VirtualHost"
+SECRET_TYPE: Final = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"  # noqa: S105 - a type
 
 ROOTS: Final = "certs/roots"
+SYSTEM_ROOTS: Final = "system/roots.pem"
+"""The roots that the host's operating system trusts: a link that the agent makes in Envoy's working directory."""
 SVID_SECRET: Final = "workload"  # noqa: S105 - the name of a secret, not a secret
 ROOTS_SECRET: Final = "roots"  # noqa: S105 - the name of a secret, not a secret
 RELAY_CLUSTER: Final = "hostmesh-relay"

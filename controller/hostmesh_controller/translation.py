@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple, cast
 
 from envoy.config.cluster.v3.cluster_pb2 import Cluster
+from envoy.extensions.filters.network.http_connection_manager.v3.http_connection_manager_pb2 import Rds
+from envoy.extensions.transport_sockets.tls.v3.secret_pb2 import SdsSecretConfig
 from envoy.service.discovery.v3.discovery_pb2 import Resource
 from google.protobuf.any_pb2 import Any as WireAny
 from google.protobuf.descriptor import FieldDescriptor
@@ -20,6 +22,8 @@ from hostmesh_api.wire import (
     ENDPOINT_TYPE,
     HOST_CONFIG_TYPE,
     LISTENER_TYPE,
+    ROUTE_TYPE,
+    SECRET_TYPE,
     VIP4,
     VIP6,
     VIRTUAL_HOST_TYPE,
@@ -34,14 +38,17 @@ from hostmesh_controller.model import ApiObject
 from hostmesh_controller.names import TcpName, VirtualHostName, is_v6
 from hostmesh_controller.review import Review, read, review
 from hostmesh_controller.suggest import did_you_mean
+from hostmesh_controller.xds.gateway_routes import is_gateway_table
 from hostmesh_controller.xds.messages import as_json, unpacked
 
 TYPES: Final[Mapping[str, str]] = {
     "host": HOST_CONFIG_TYPE,
     "listener": LISTENER_TYPE,
+    "route": ROUTE_TYPE,
     "virtualhost": VIRTUAL_HOST_TYPE,
     "cluster": CLUSTER_TYPE,
     "endpoint": ENDPOINT_TYPE,
+    "secret": SECRET_TYPE,
 }
 """Short names of what is translated to, in the order in which Envoy comes to ask for it."""
 
@@ -167,35 +174,41 @@ def _first(mesh: Mesh, host: str) -> Iterator[_Asked]:
 def _referred(type_url: str, message: Message) -> Iterator[_Asked]:
     if type_url == CLUSTER_TYPE and isinstance(message, Cluster) and message.type == Cluster.EDS:
         yield _Asked(ENDPOINT_TYPE, message.eds_cluster_config.service_name or message.name)
-    if type_url in {VIRTUAL_HOST_TYPE, LISTENER_TYPE}:
-        for name in _clusters_in(message):
-            yield _Asked(CLUSTER_TYPE, name)
+    yield from _asked_in(message)
 
 
-def _clusters_in(message: Message) -> Iterator[str]:
-    """Yield the values of fields named `cluster` (routes, mirrors, TCP proxies) and of weighted clusters' names."""
-    if message.DESCRIPTOR.full_name == "google.protobuf.Any":
+def _asked_in(message: Message) -> Iterator[_Asked]:
+    """Yield what a message names: clusters (routes, mirrors, TCP proxies), whole route tables, secrets of the stream.
+
+    The table of an outbound port is empty, and not told.
+    """
+    full_name = message.DESCRIPTOR.full_name
+    if full_name == "google.protobuf.Any":
         inner = unpacked(cast("WireAny", message))
         if inner is not None:
-            yield from _clusters_in(inner)
+            yield from _asked_in(inner)
         return
+    if isinstance(message, Rds) and is_gateway_table(message.route_config_name):
+        yield _Asked(ROUTE_TYPE, message.route_config_name)
+    if isinstance(message, SdsSecretConfig) and message.sds_config.HasField("ads"):
+        yield _Asked(SECRET_TYPE, message.name)
     weighted = message.DESCRIPTOR.name == "ClusterWeight"
     for descriptor, value in message.ListFields():
         if descriptor.type == FieldDescriptor.TYPE_STRING and (
             descriptor.name == "cluster" or (weighted and descriptor.name == "name")
         ):
-            yield value
+            yield _Asked(CLUSTER_TYPE, value)
         elif descriptor.type == FieldDescriptor.TYPE_MESSAGE:
             yield from _inside(value)
 
 
-def _inside(value: Any) -> Iterator[str]:
+def _inside(value: Any) -> Iterator[_Asked]:
     if isinstance(value, Message):
-        yield from _clusters_in(value)
+        yield from _asked_in(value)
     elif hasattr(value, "values"):
         for each in value.values():
             if isinstance(each, Message):
-                yield from _clusters_in(each)
+                yield from _asked_in(each)
     else:
         for each in value:
-            yield from _clusters_in(each)
+            yield from _asked_in(each)

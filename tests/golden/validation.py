@@ -49,7 +49,11 @@ def _bootstrap(resources: Resources) -> dict[str, Any]:
             "endpoints": [{"lb_endpoints": [{"endpoint": {"address": {"pipe": {"path": "xds.sock"}}}}]}],
         },
     }
-    listeners = [*resources["listener"].values(), *_routes(resources["virtualhost"])]
+    listeners = [
+        *resources["listener"].values(),
+        *_routes(resources["virtualhost"]),
+        *(_table(name, table) for name, table in resources.get("route", {}).items()),
+    ]
     return {
         "node": {"id": "golden", "cluster": "hostmesh"},
         "dynamic_resources": {
@@ -76,20 +80,24 @@ def _routes(hosts: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield a listener with the virtual hosts of each port, since they cannot be validated alone."""
     for port in sorted({name.partition("/")[0] for name in hosts}):
         found = [host for name, host in hosts.items() if name.startswith(f"{port}/") and host is not None]
-        manager = {
-            "@type": _MANAGER,
-            "stat_prefix": "routes",
-            "route_config": {"name": port, "virtual_hosts": found, "validate_clusters": False},
-            "http_filters": [
-                {"name": "envoy.filters.http.fault", "typed_config": {"@type": _FAULT}},
-                {"name": "envoy.filters.http.router", "typed_config": {"@type": _ROUTER}},
-            ],
-        }
-        yield {
-            "name": f"routes of {port}",
-            "address": {"pipe": {"path": f"routes-{port}.sock"}},
-            "filter_chains": [{"filters": [{"name": "manager", "typed_config": manager}]}],
-        }
+        yield _table(port, {"name": port, "virtual_hosts": found, "validate_clusters": False})
+
+
+def _table(name: str, table: Any) -> dict[str, Any]:
+    manager = {
+        "@type": _MANAGER,
+        "stat_prefix": "routes",
+        "route_config": table,
+        "http_filters": [
+            {"name": "envoy.filters.http.fault", "typed_config": {"@type": _FAULT}},
+            {"name": "envoy.filters.http.router", "typed_config": {"@type": _ROUTER}},
+        ],
+    }
+    return {
+        "name": f"routes of {name}",
+        "address": {"pipe": {"path": f"routes-{name}.sock"}},
+        "filter_chains": [{"filters": [{"name": "manager", "typed_config": manager}]}],
+    }
 
 
 def _certificates(directory: Path, document: str) -> None:

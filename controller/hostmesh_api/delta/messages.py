@@ -12,12 +12,21 @@ from hostmesh_api.wire import (
     HOST_CONFIG_TYPE,
     LISTENER_TYPE,
     ROUTE_TYPE,
+    SECRET_TYPE,
     VIRTUAL_HOST_TYPE,
 )
 
 WILDCARD: Final = "*"
 
-PUSH_ORDER: Final = (HOST_CONFIG_TYPE, CLUSTER_TYPE, ENDPOINT_TYPE, LISTENER_TYPE, ROUTE_TYPE, VIRTUAL_HOST_TYPE)
+PUSH_ORDER: Final = (
+    HOST_CONFIG_TYPE,
+    SECRET_TYPE,
+    CLUSTER_TYPE,
+    ENDPOINT_TYPE,
+    LISTENER_TYPE,
+    ROUTE_TYPE,
+    VIRTUAL_HOST_TYPE,
+)
 """Make before break: what is referred to is sent before what refers to it."""
 
 WILDCARD_TYPES: Final = frozenset({CLUSTER_TYPE, LISTENER_TYPE})

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from hostmesh_controller.mesh.gateways import NO_GATEWAYS
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.records import Mode, Workload
 from hostmesh_controller.mesh.selection import endpoint_port, services_of
@@ -23,12 +24,15 @@ def inbound_ports(mesh: Mesh, host: str) -> tuple[InboundPort, ...]:
     """Return the ports of all workloads of a host, by number and address.
 
     Where two workloads claim one port of one address, the first by name has it; but an endpoint that a ServiceEntry
-    lists never takes one from a WorkloadEntry, whose callers would no longer know who answers.
+    lists never takes one from a WorkloadEntry, whose callers would no longer know who answers. A gateway's ports are
+    Envoy's own: they are not captured.
     """
+    gateways = mesh.gateways.get(host, NO_GATEWAYS)
     claims: dict[tuple[int, str], tuple[Workload, Protocol]] = {}
     for workload in sorted(mesh.workloads_of(host), key=lambda item: item.owner is not None):
         for number, protocol in ports_of(mesh, workload).items():
-            claims.setdefault((number, workload.address), (workload, protocol))
+            if gateways.listens(workload.address, number) is None:
+                claims.setdefault((number, workload.address), (workload, protocol))
     numbers = [number for number, _ in claims]
     return tuple(
         InboundPort(number, protocol, workload, mesh.mode_of(workload, number), numbers.count(number) > 1)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from hostmesh_controller.mesh.compiled import order_of
+from hostmesh_controller.mesh.gateways import HostGateways
 from hostmesh_controller.mesh.memo import Memo
 from hostmesh_controller.mesh.peers import PeerPolicy, mode_of
 from hostmesh_controller.mesh.records import (
@@ -37,7 +38,8 @@ class Mesh:
     Tables share what did not change with the revision before. `services_by_label` holds each service that selects
     workloads under one of the labels it demands; `tcp_routes` holds the VirtualServices that have any;
     `keys_by_kind` the kinds that are few (`of_kind`); `caller_labels` the label keys by which a rule tells callers
-    apart, `labels_in_use` all of them.
+    apart, `labels_in_use` all of them. `gateways` holds the hosts that serve any; `bound` the VirtualServices of each
+    gateway (`namespace/name`); `credential_users` the DestinationRules that name a stored credential.
     """
 
     settings: Settings
@@ -67,6 +69,9 @@ class Mesh:
     virtual_services: Table[str, frozenset[ObjectKey]] = field(default_factory=Table)
     tcp_routes: Table[ObjectKey, ApiObject] = field(default_factory=Table)
     destination_rules: Table[str, frozenset[ObjectKey]] = field(default_factory=Table)
+    gateways: Table[str, HostGateways] = field(default_factory=Table)
+    bound: Table[str, frozenset[ObjectKey]] = field(default_factory=Table)
+    credential_users: Table[str, frozenset[ObjectKey]] = field(default_factory=Table)
     memo: Memo = field(default_factory=Memo, compare=False, repr=False)
 
     def mode_of(self, workload: Workload, port: int) -> Mode:

@@ -11,6 +11,7 @@ from hostmesh_controller.mesh.mesh_config import mesh_config
 from hostmesh_controller.mesh.records import HostRuntime, Settings, Touched
 from hostmesh_controller.mesh.step import begin
 from hostmesh_controller.mesh.take_endpoints import take_endpoints
+from hostmesh_controller.mesh.take_gateways import take_gateways
 from hostmesh_controller.mesh.take_hosts import take_hosts
 from hostmesh_controller.mesh.take_objects import take_objects
 from hostmesh_controller.mesh.take_policies import take_policies
@@ -67,6 +68,7 @@ def _next(
     take_hosts(step, runtime)
     take_workloads(step)
     take_services(step, vips)
+    take_gateways(step)
     take_endpoints(step)
     take_rules(step)
     take_viewers(step)

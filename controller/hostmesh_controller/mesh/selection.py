@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 
 from hostmesh_api.identity import WorkloadIdentity
+from hostmesh_controller.mesh.gateways import NO_GATEWAYS
 from hostmesh_controller.mesh.index import LabelKey, Mesh
 from hostmesh_controller.mesh.peers import selects
 from hostmesh_controller.mesh.records import (
@@ -77,8 +78,11 @@ def member(mesh: Mesh, service: Service, workload: Workload) -> Member:
     runtime = mesh.runtime_of(workload.host)
     endpoints: dict[int, Endpoint] = {}
     for number, endpoint in _plain(service, workload):
-        mode = mesh.mode_of(workload, endpoint.port)
+        gateway = mesh.gateways.get(workload.host, NO_GATEWAYS).listens(endpoint.address, endpoint.port)
+        mode = mesh.mode_of(workload, endpoint.port) if gateway is None else Mode.PERMISSIVE
         tls = mode is not Mode.DISABLE and runtime.serves(workload.key, endpoint.port)
+        if gateway is not None:
+            tls = gateway.demands_mesh_tls
         if tls or mode is not Mode.STRICT:
             endpoints[number] = Endpoint(
                 endpoint.address, endpoint.port, endpoint.labels, endpoint.weight, endpoint.locality, tls

@@ -1,54 +1,16 @@
 """Envoy's messages by their names: what an operator writes, or what a resource holds, may be of any type Envoy has."""
 
-from functools import lru_cache
-from importlib import import_module
-from pkgutil import iter_modules
 from typing import Any
 
+from envoy.extensions.transport_sockets.tls.v3.secret_pb2 import Secret
 from envoy.service.discovery.v3.discovery_pb2 import Resource as WireResource
 from google.protobuf.any_pb2 import Any as WireAny
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
-from google.protobuf.symbol_database import Default
 
 from hostmesh_api.delta import Resource
-
-
-@lru_cache(4096)
-def message_class(full_name: str) -> type[Message] | None:
-    """Return the class of a message such as `envoy.config.cluster.v3.Cluster`, or None if there is no such message.
-
-    Modules have the names of the messages' packages, so only those of one package are loaded.
-    """
-    known = _known(full_name)
-    parts = full_name.split(".")
-    # A nested message's package is shorter than its name by more than one part.
-    for length in range(len(parts) - 1, 1, -1):
-        if known is not None:
-            break
-        _load(".".join(parts[:length]))
-        known = _known(full_name)
-    return known
-
-
-def _known(full_name: str) -> type[Message] | None:
-    try:
-        found: type[Message] = Default().GetSymbol(full_name)
-    except KeyError:
-        return None
-    return found
-
-
-def _load(package: str) -> None:
-    if not all(part.isidentifier() for part in package.split(".")):
-        return
-    try:
-        found = import_module(package)
-    except ModuleNotFoundError:
-        return
-    for module in iter_modules(getattr(found, "__path__", ())):
-        if module.name.endswith("_pb2"):
-            import_module(f"{package}.{module.name}")
+from hostmesh_controller.envoy_types import message_class
+from hostmesh_controller.xds.redaction import without_keys
 
 
 def message_of(resource: Resource) -> Message | None:
@@ -68,9 +30,9 @@ def unpacked(packed: WireAny) -> Message | None:
 
 
 def as_json(message: Message) -> dict[str, Any]:
-    """Return a message as Envoy's JSON, with what is inside of it whatever its type."""
+    """Return a message as Envoy's JSON, with what is inside of it whatever its type; keys are left out."""
     _load_inner(message)
-    return MessageToDict(message)
+    return MessageToDict(without_keys(message) if isinstance(message, Secret) else message)
 
 
 def _load_inner(message: Message) -> None:

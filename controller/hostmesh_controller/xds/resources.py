@@ -14,7 +14,16 @@ from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.records import Host
 from hostmesh_controller.mesh.step import host_dependency
 from hostmesh_controller.names import VIRTUAL_INBOUND
-from hostmesh_controller.xds import of_clusters, of_endpoints, of_listeners, of_routes, of_virtual_hosts, patches
+from hostmesh_controller.xds import (
+    gateway_passthrough,
+    of_clusters,
+    of_endpoints,
+    of_listeners,
+    of_routes,
+    of_secrets,
+    of_virtual_hosts,
+    patches,
+)
 from hostmesh_controller.xds.encoding import resource as encoded
 from hostmesh_controller.xds.host_config import host_config
 from hostmesh_controller.xds.outbound import plan
@@ -88,6 +97,20 @@ def _host_config(mesh: Mesh, host: Host, name: str) -> Resource | None:
     return encoded(name, host_config(mesh, host, plan(mesh, mesh.viewer_of(host.name)), version))
 
 
+def _cluster(mesh: Mesh, host: Host, name: str) -> Resource | None:
+    passed_on = gateway_passthrough.parse_server_name(name) is not None
+    return gateway_passthrough.cluster(mesh, host, name) if passed_on else of_clusters.resource(mesh, host, name)
+
+
+def _endpoints(mesh: Mesh, host: Host, name: str) -> Resource | None:
+    passed_on = gateway_passthrough.parse_server_name(name) is not None
+    return gateway_passthrough.endpoints(mesh, host, name) if passed_on else of_endpoints.resource(mesh, host, name)
+
+
+def _cluster_dependencies(mesh: Mesh, host: str, name: str) -> tuple[str, ...]:
+    return gateway_passthrough.cluster_dependencies(mesh, host, name) or of_clusters.dependencies(mesh, host, name)
+
+
 def _own_config(_mesh: Mesh, _host: str) -> tuple[str, ...]:
     return (wire.HOST_CONFIG_NAME,)
 
@@ -96,9 +119,10 @@ _TYPES: Final[Mapping[str, _Type]] = MappingProxyType(
     {
         wire.HOST_CONFIG_TYPE: _Type(_host_config, wildcard=_own_config),
         wire.LISTENER_TYPE: _Type(of_listeners.resource, of_listeners.dependencies, of_listeners.wildcard),
-        wire.CLUSTER_TYPE: _Type(of_clusters.resource, of_clusters.dependencies, of_clusters.wildcard),
-        wire.ENDPOINT_TYPE: _Type(of_endpoints.resource, of_endpoints.dependencies, shared=True),
+        wire.CLUSTER_TYPE: _Type(_cluster, _cluster_dependencies, of_clusters.wildcard),
+        wire.ENDPOINT_TYPE: _Type(_endpoints, _cluster_dependencies, shared=True),
         wire.ROUTE_TYPE: _Type(of_routes.resource, of_routes.dependencies),
+        wire.SECRET_TYPE: _Type(of_secrets.resource, of_secrets.dependencies),
         wire.VIRTUAL_HOST_TYPE: _Type(of_virtual_hosts.resource, of_virtual_hosts.dependencies, shared=True),
     }
 )

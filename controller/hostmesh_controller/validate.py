@@ -5,21 +5,32 @@ Errors are what cannot work or is not safe; warnings are what may only not be th
 
 from collections.abc import Iterable, Iterator
 
+from hostmesh_controller.checks.annotations import check_annotations, suppressed
+from hostmesh_controller.checks.delegates import check_delegates
 from hostmesh_controller.checks.destination_rules import check_destination_rule
+from hostmesh_controller.checks.envoy_filters import check_envoy_filter
 from hostmesh_controller.checks.exports import check_exports
 from hostmesh_controller.checks.finding import Finding
+from hostmesh_controller.checks.gateway_routes import check_gateway_routes
+from hostmesh_controller.checks.gateways import check_gateway
 from hostmesh_controller.checks.placement import check_host, check_peer_authentication, check_workload
 from hostmesh_controller.checks.route_order import check_route_order
+from hostmesh_controller.checks.selectors import check_selector
 from hostmesh_controller.checks.services import check_service
+from hostmesh_controller.checks.settings import check_settings
+from hostmesh_controller.checks.sidecars import check_sidecar
 from hostmesh_controller.checks.virtual_services import check_virtual_service
 from hostmesh_controller.checks.withdrawn import check_withdrawn
 from hostmesh_controller.checks.world import World
 from hostmesh_controller.load import Problem
 from hostmesh_controller.model import ApiObject, ObjectKey, path_text
 from hostmesh_controller.model.destination_rule import DestinationRuleSpec
+from hostmesh_controller.model.envoy_filter import EnvoyFilterSpec
+from hostmesh_controller.model.gateway import GatewaySpec
 from hostmesh_controller.model.hosts import HostSpec
 from hostmesh_controller.model.security import PeerAuthenticationSpec
 from hostmesh_controller.model.services import ServiceSpec
+from hostmesh_controller.model.sidecar import SidecarSpec
 from hostmesh_controller.model.virtual_service import VirtualServiceSpec
 from hostmesh_controller.model.workloads import ServiceEntrySpec, WorkloadEntrySpec
 
@@ -38,8 +49,8 @@ def validate(objects: Iterable[ApiObject], world: World) -> list[Problem]:
     after = world.changed(new)
     problems: list[Problem] = []
     for key, item in new.items():
-        found = [*_findings(item, after), *check_withdrawn(key, world, after)]
-        problems += (_problem(key, item, finding) for finding in found)
+        found = (*_findings(item, after), *check_withdrawn(key, world, after))
+        problems += (_problem(key, item, each) for each in found if not _is_suppressed(item, each))
     return problems
 
 
@@ -51,11 +62,16 @@ def validate_deletion(keys: Iterable[ObjectKey], world: World) -> list[Problem]:
 
 
 def _findings(item: ApiObject, world: World) -> Iterator[Finding]:
+    yield from check_annotations(item)
+    yield from check_settings(item)
     yield from check_exports(item, world)
+    yield from check_selector(item, world)
     match item.spec:
         case VirtualServiceSpec() as spec:
             yield from check_virtual_service(item, spec, world)
             yield from check_route_order(spec)
+            yield from check_gateway_routes(item, spec, world)
+            yield from check_delegates(item, spec, world)
         case DestinationRuleSpec() as spec:
             yield from check_destination_rule(item, spec, world)
         case HostSpec() as spec:
@@ -66,6 +82,16 @@ def _findings(item: ApiObject, world: World) -> Iterator[Finding]:
             yield from check_service(item, world)
         case PeerAuthenticationSpec() as spec:
             yield from check_peer_authentication(item, spec, world)
+        case GatewaySpec() as spec:
+            yield from check_gateway(item, spec, world)
+        case SidecarSpec() as spec:
+            yield from check_sidecar(item, spec, world)
+        case EnvoyFilterSpec() as spec:
+            yield from check_envoy_filter(spec)
+
+
+def _is_suppressed(item: ApiObject, finding: Finding) -> bool:
+    return finding.severity != "error" and bool(suppressed(item) & {"*", finding.code, finding.istio_code})
 
 
 def _problem(key: ObjectKey, item: ApiObject | None, finding: Finding) -> Problem:

@@ -25,7 +25,8 @@ def check_destination_rule(item: ApiObject, spec: DestinationRuleSpec, world: Wo
         for index, subset in enumerate(spec.subsets):
             yield from _check_members(("spec", "subsets", index), subset, service, world)
     for path, tls, port in _tls(spec):
-        yield from _check_verification(path, tls, host, port)
+        if not (tls.credential_name and spec.workload_selector is not None):
+            yield from _check_verification(path, tls, host, port)
         for service in services[:1]:
             yield from _check_strict(path, tls, service, world)
 

@@ -150,7 +150,7 @@ def check_agreement(item: ApiObject, world: World) -> Iterator[Finding]:
             if first.protocol is not mine.protocol:
                 message = f"{both} as {first.protocol.lower()} and {mine.protocol.lower()}; say the same in both"
                 yield Finding(("spec", "labels"), message, "conflicting-protocol", istio_code="IST0116")
-            elif first.number != mine.number:
+            if first.number != mine.number:
                 message = f"{both} from their ports {first.number} and {mine.number}; Istio asks for one number"
                 yield Finding(("spec", "labels"), message, "conflicting-port", istio_code="IST0137")
 

@@ -1,70 +1,29 @@
-"""What each object says about others, and under which entries of the index it is found."""
+"""What each object says about itself and others, in one form whatever its kind."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, NamedTuple
 
-from hostmesh_controller.checks.index import Entry, Relation
+from hostmesh_api.wire import ADMIN_PORT, AGENTS_PORT, JOIN_PORT
 from hostmesh_controller.model import ApiObject, Path
 from hostmesh_controller.model.destination_rule import DestinationRuleSpec
+from hostmesh_controller.model.gateway import GatewaySpec
 from hostmesh_controller.model.hosts import HostSpec
 from hostmesh_controller.model.protocols import Protocol
-from hostmesh_controller.model.security import PeerAuthenticationSpec
 from hostmesh_controller.model.services import ServiceSpec
-from hostmesh_controller.model.virtual_service import Destination, VirtualServiceSpec
+from hostmesh_controller.model.virtual_service import Delegate, Destination, VirtualServiceSpec
 from hostmesh_controller.model.workloads import ServiceEntrySpec, Workload, WorkloadEntrySpec, WorkloadGroupSpec
 from hostmesh_controller.names import canonical_address, expand, service_hostname
 
 EXPORT_TO: Final = "networking.istio.io/exportTo"
 """The annotation that says for a Service what `exportTo` says for others."""
 
-
-def entries_of(item: ApiObject, domain: str) -> Iterator[Entry]:
-    """Yield all under which an object is found, maybe some twice."""
-    namespace = item.key.namespace
-    if namespace:
-        yield Entry(Relation.MEMBER, namespace)
-    match item.spec:
-        case ServiceSpec() | ServiceEntrySpec():
-            yield from _service_entries(item, domain)
-        case DestinationRuleSpec(host=host):
-            yield Entry(Relation.RULE, full(host, item, domain))
-            yield Entry(Relation.CALLER, full(host, item, domain))
-        case VirtualServiceSpec() as spec:
-            yield from _route_entries(item, spec, domain)
-        case HostSpec():
-            if item.spec.namespace:
-                yield Entry(Relation.MEMBER, item.spec.namespace)
-            for address in addresses_of(item):
-                yield Entry(Relation.HOST_ADDRESS, address.text)
-        case WorkloadEntrySpec() | WorkloadGroupSpec():
-            if isinstance(item.spec, WorkloadEntrySpec) and item.spec.address:
-                yield Entry(Relation.WORKLOAD_ADDRESS, address_of(item.spec))
-            for label in label_texts(labels_of(item)):
-                yield Entry(Relation.LABEL, label, namespace)
-                yield Entry(Relation.LABEL, label)
-        case PeerAuthenticationSpec():
-            yield Entry(Relation.POLICY, namespace)
-
-
-def _service_entries(item: ApiObject, domain: str) -> Iterator[Entry]:
-    for name in service_names(item, domain):
-        yield Entry(Relation.SERVICE, name)
-        yield Entry(Relation.SIBLING, name.partition(".")[2])
-    for address in service_addresses(item):
-        yield Entry(Relation.SERVICE_ADDRESS, address.text)
-    for workload in inline_workloads(item):
-        yield Entry(Relation.INLINE_ADDRESS, address_of(workload))
-    for label in label_texts(selector_of(item))[:1]:
-        yield Entry(Relation.SELECTOR, label, item.key.namespace)
-
-
-def _route_entries(item: ApiObject, spec: VirtualServiceSpec, domain: str) -> Iterator[Entry]:
-    for host in spec.hosts:
-        yield Entry(Relation.ROUTE, full(host, item, domain))
-    for reference in destinations(spec):
-        yield Entry(Relation.CALLER, full(reference.destination.host, item, domain))
-    for gateway in gateways_of(item, spec):
-        yield Entry(Relation.GATEWAY_USER, gateway)
+NEVER_CAPTURED: Final = {
+    22: "SSH",
+    AGENTS_PORT: "the controller",
+    JOIN_PORT: "the controller",
+    ADMIN_PORT: "the controller",
+}
+"""Ports that no host ever captures, so that nothing of ours can cut the way to it, and whose they are."""
 
 
 class Address(NamedTuple):
@@ -79,7 +38,6 @@ class Reference(NamedTuple):
 
     path: Path
     destination: Destination
-    mirror: bool = False
 
 
 def full(host: str, item: ApiObject, domain: str) -> str:
@@ -113,23 +71,46 @@ def service_addresses(item: ApiObject) -> list[Address]:
 
 
 def destinations(spec: VirtualServiceSpec) -> Iterator[Reference]:
-    """Yield where a VirtualService sends its traffic, in the order in which it says so."""
+    """Yield where a VirtualService sends its traffic, and copies of it, in the order in which it says so."""
     for index, http in enumerate(spec.http):
+        path: Path = ("spec", "http", index)
         for place, route in enumerate(http.route):
-            yield Reference(("spec", "http", index, "route", place, "destination"), route.destination)
-    for index, tcp in enumerate(spec.tcp):
-        for place, tcp_route in enumerate(tcp.route):
-            yield Reference(("spec", "tcp", index, "route", place, "destination"), tcp_route.destination)
+            yield Reference((*path, "route", place, "destination"), route.destination)
+        if http.mirror is not None:
+            yield Reference((*path, "mirror"), http.mirror)
+        for place, mirror in enumerate(http.mirrors):
+            yield Reference((*path, "mirrors", place, "destination"), mirror.destination)
+    for protocol, rules in (("tls", spec.tls), ("tcp", spec.tcp)):
+        for index, rule in enumerate(rules):
+            for place, target in enumerate(rule.route):
+                yield Reference(("spec", protocol, index, "route", place, "destination"), target.destination)
 
 
 def gateway_name(name: str, namespace: str) -> str:
-    """Return NAMESPACE/NAME for a gateway as an object of `namespace` writes it."""
-    return name if "/" in name else f"{namespace}/{name}"
+    """Return NAMESPACE/NAME for a gateway as an object of `namespace` writes it; the old form is NAME.NAMESPACE…"""
+    if "/" in name:
+        return name
+    short, dot, rest = name.partition(".")
+    return f"{rest.partition('.')[0]}/{short}" if dot else f"{namespace}/{name}"
 
 
-def gateways_of(item: ApiObject, spec: VirtualServiceSpec) -> list[str]:
-    """Return the gateways that a VirtualService names, in full, without `mesh`."""
-    return [gateway_name(name, item.key.namespace) for name in spec.gateways if name != "mesh"]
+def delegate_name(item: ApiObject, delegate: Delegate) -> str:
+    """Return NAMESPACE/NAME of the VirtualService that has the routes of another one's rule."""
+    return f"{delegate.namespace or item.key.namespace}/{delegate.name}"
+
+
+def credentials_of(spec: GatewaySpec) -> Iterator[tuple[Path, str]]:
+    """Yield the Secrets that a Gateway names, with the paths at which it does."""
+    for index, server in enumerate(spec.servers):
+        tls, path = server.tls, ("spec", "servers", index, "tls")
+        if tls is None:
+            continue
+        names: list[tuple[Path, str]] = [((*path, "credentialName"), tls.credential_name or "")]
+        for place, name in enumerate(tls.credential_names or ()):
+            names.append(((*path, "credentialNames", place), name))
+        names.append(((*path, "caCertCredentialName"), tls.ca_cert_credential_name))
+        # A name with a scheme, as in sds://, is of something else than a Secret.
+        yield from ((at, name) for at, name in names if name and "://" not in name)
 
 
 def selector_of(item: ApiObject) -> Mapping[str, str]:

@@ -24,6 +24,7 @@ def check_route_order(spec: VirtualServiceSpec) -> Iterator[Finding]:
         "http", [_Rule(_name(each.name, index), each.match) for index, each in enumerate(spec.http)]
     )
     yield from _check_prefixes(spec.http)
+    yield from _check_rules("tls", [_Rule(f"#{index}", each.match) for index, each in enumerate(spec.tls)])
     yield from _check_rules("tcp", [_Rule(f"#{index}", each.match) for index, each in enumerate(spec.tcp)])
 
 
@@ -98,6 +99,10 @@ def _covers(earlier: _Prefix, later: _Prefix) -> bool:
     """Tell whether all that the later one matches was matched by the earlier one, whose prefix is shorter."""
     a, b = earlier.match, later.match
     if a.ignore_uri_case < b.ignore_uri_case or (a.port is not None and a.port != b.port):
+        return False
+    if not a.source_labels.items() <= b.source_labels.items():
+        return False
+    if a.source_namespace and a.source_namespace != b.source_namespace:
         return False
     if a.gateways and not (b.gateways and set(b.gateways) <= set(a.gateways)):
         return False

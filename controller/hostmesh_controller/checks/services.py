@@ -1,13 +1,12 @@
 """Services and ServiceEntries: names, ports, addresses and the workloads behind them."""
 
 from collections.abc import Iterator
-from typing import Final
 
-from hostmesh_api.wire import ADMIN_PORT, AGENTS_PORT, JOIN_PORT
 from hostmesh_controller.checks.finding import Finding
 from hostmesh_controller.checks.index import Relation
 from hostmesh_controller.checks.placement import check_agreement, check_identity
 from hostmesh_controller.checks.relations import (
+    NEVER_CAPTURED,
     exported_to,
     inline_workloads,
     port_numbers,
@@ -21,14 +20,6 @@ from hostmesh_controller.model import ApiObject, Path
 from hostmesh_controller.model.protocols import Protocol
 from hostmesh_controller.model.services import ServiceSpec
 from hostmesh_controller.model.workloads import ServiceEntrySpec, WorkloadEntrySpec
-
-_NEVER_CAPTURED: Final = {
-    22: "SSH",
-    AGENTS_PORT: "the controller",
-    JOIN_PORT: "the controller",
-    ADMIN_PORT: "the controller",
-}
-"""Ports that no host ever captures, so that nothing of ours can cut the way to it."""
 
 
 def check_service(item: ApiObject, world: World) -> Iterator[Finding]:
@@ -98,7 +89,7 @@ def _check_target_ports(item: ApiObject, world: World) -> Iterator[Finding]:
 def _check_reserved(item: ApiObject) -> Iterator[Finding]:
     field = "port" if isinstance(item.spec, ServiceSpec) else "number"
     for index, number in enumerate(port_numbers(item)):
-        whose = _NEVER_CAPTURED.get(number)
+        whose = NEVER_CAPTURED.get(number)
         if whose:
             message = (
                 f"port {number} is kept free for {whose}: connections to this service's virtual address on it are "

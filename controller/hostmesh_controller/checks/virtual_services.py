@@ -10,7 +10,7 @@ from hostmesh_controller.checks.world import World
 from hostmesh_controller.model import ApiObject, Path
 from hostmesh_controller.model.destination_rule import DestinationRuleSpec
 from hostmesh_controller.model.virtual_service import VirtualServiceSpec
-from hostmesh_controller.names import canonical_address
+from hostmesh_controller.names import canonical_address, wildcards
 from hostmesh_controller.suggest import did_you_mean
 
 _HUNDRED: Final = 100
@@ -21,13 +21,8 @@ def check_virtual_service(item: ApiObject, spec: VirtualServiceSpec, world: Worl
     for reference in destinations(spec):
         yield from _check_destination(item, spec, reference, world)
     yield from _check_weights(spec)
-    if applies_to_mesh(spec):
+    if spec.for_mesh:
         yield from _check_hosts(item, spec, world)
-
-
-def applies_to_mesh(spec: VirtualServiceSpec) -> bool:
-    """Tell whether routes hold for the hosts of the mesh, and not for gateways alone."""
-    return not spec.gateways or "mesh" in spec.gateways
 
 
 def _scopes(item: ApiObject, spec: VirtualServiceSpec) -> frozenset[str]:
@@ -85,8 +80,9 @@ def _check_weights(spec: VirtualServiceSpec) -> Iterator[Finding]:
     weights: list[tuple[Path, list[int]]] = []
     for index, http in enumerate(spec.http):
         weights.append((("spec", "http", index), [each.weight or 0 for each in http.route]))
-    for index, tcp in enumerate(spec.tcp):
-        weights.append((("spec", "tcp", index), [each.weight or 0 for each in tcp.route]))
+    for protocol, rules in (("tls", spec.tls), ("tcp", spec.tcp)):
+        for index, rule in enumerate(rules):
+            weights.append((("spec", protocol, index), [each.weight or 0 for each in rule.route]))
     for path, found in weights:
         total = sum(found)
         if len(found) > 1 and total != _HUNDRED:
@@ -95,19 +91,35 @@ def _check_weights(spec: VirtualServiceSpec) -> Iterator[Finding]:
 
 
 def _check_hosts(item: ApiObject, spec: VirtualServiceSpec, world: World) -> Iterator[Finding]:
-    for index, host in enumerate(spec.hosts):
-        for other in world.others_at(Relation.ROUTE, world.full(host, item), item):
-            assert isinstance(other.spec, VirtualServiceSpec)
-            if not applies_to_mesh(other.spec) or not _share(item, other):
-                continue
+    for index, text in enumerate(spec.hosts):
+        host = world.full(text, item)
+        path: Path = ("spec", "hosts", index)
+        same = next((each for each in world.others_at(Relation.ROUTE, host, item) if _meets(item, each)), None)
+        if same is not None:
             message = (
-                f"{other.key} has routes for {host!r} too; where both match, the older one wins. Merge them into one "
+                f"{same.key} has routes for {text!r} too; where both match, the older one wins. Merge them into one "
                 "VirtualService"
             )
-            yield Finding(("spec", "hosts", index), message, "duplicate-host", istio_code="IST0109")
-            break
+            yield Finding(path, message, "duplicate-host", istio_code="IST0109")
+            continue
+        near = next((each for each in _overlapping(item, host, world) if _meets(item, each)), None)
+        if near is not None:
+            message = f"{near.key} has routes for hosts that {text!r} overlaps; for each name the nearest host holds"
+            yield Finding(path, message, "overlapping-host", "info", "IST0109")
 
 
-def _share(item: ApiObject, other: ApiObject) -> bool:
+def _overlapping(item: ApiObject, host: str, world: World) -> Iterator[ApiObject]:
+    """Yield what Istio takes for a conflict: a wildcard that all see, over a host that only some see."""
+    if "*" in exported_to(item):
+        if host.startswith("*"):
+            yield from world.others_at(Relation.KEPT_ROUTE, host, item)
+        return
+    for wildcard in wildcards(host):
+        yield from (each for each in world.others_at(Relation.ROUTE, wildcard, item) if "*" in exported_to(each))
+
+
+def _meets(item: ApiObject, other: ApiObject) -> bool:
+    """Tell whether hosts of the mesh see both."""
+    assert isinstance(other.spec, VirtualServiceSpec)
     mine, theirs = exported_to(item), exported_to(other)
-    return "*" in mine or "*" in theirs or bool(mine & theirs)
+    return other.spec.for_mesh and ("*" in mine or "*" in theirs or bool(mine & theirs))

@@ -8,6 +8,8 @@ from hostmesh_controller.checks.relations import Reference, destinations, port_n
 from hostmesh_controller.checks.world import World
 from hostmesh_controller.model import ApiObject, ObjectKey, Path, path_text
 from hostmesh_controller.model.destination_rule import DestinationRuleSpec
+from hostmesh_controller.model.gateway import GatewaySpec
+from hostmesh_controller.model.secret import SecretSpec
 from hostmesh_controller.model.virtual_service import VirtualServiceSpec
 
 
@@ -21,8 +23,32 @@ def check_withdrawn(key: ObjectKey, before: World, after: World) -> Iterator[Fin
         return
     if isinstance(old.spec, DestinationRuleSpec):
         yield from _subsets(old, old.spec, after)
+    if new is None:
+        yield from _names(old, after)
     for name in service_names(old, after.domain):
         yield from _service(old, name, after)
+
+
+def _names(old: ApiObject, after: World) -> Iterator[Finding]:
+    """Yield who names an object that is gone."""
+    name = f"{old.key.namespace}/{old.key.name}"
+    match old.spec:
+        case GatewaySpec():
+            users, loss = after.at(Relation.GATEWAY_USER, name), "routes at this gateway, which is gone"
+        case VirtualServiceSpec(is_delegate=True):
+            users, loss = after.at(Relation.DELEGATOR, name), "leaves routes to it: such requests get 404"
+        case SecretSpec():
+            users = [each for each in after.at(Relation.CREDENTIAL_USER, old.key.name) if _uses(each, old, after)]
+            loss = "shows its certificate, and loses it"
+        case _:
+            return
+    if users:
+        yield Finding((), f"{users[0].key} {loss}{_more(users)}", "still-referred", istio_code=NOT_FOUND)
+
+
+def _uses(gateway: ApiObject, secret: ApiObject, world: World) -> bool:
+    assert isinstance(gateway.spec, GatewaySpec)
+    return any(True for _ in world.selected(gateway.spec.selector, secret.key.namespace))
 
 
 def _service(old: ApiObject, host: str, after: World) -> Iterator[Finding]:

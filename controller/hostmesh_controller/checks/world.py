@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Final
 
+from hostmesh_controller.checks.entries import entries_of
 from hostmesh_controller.checks.index import Bucket, Entry, Index, Relation
 from hostmesh_controller.checks.relations import (
-    entries_of,
     exported_to,
     full,
     label_texts,

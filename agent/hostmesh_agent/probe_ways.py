@@ -31,6 +31,8 @@ from hostmesh_api.wire import VIP4, VIP6
 MAX_LINE_BYTES: Final = 8192
 """Of an answer no more is read."""
 _TLS: Final = str(Path(__file__).with_name("probe_tls.py"))
+_EXEC: Final = str(Path(__file__).with_name("probe_exec.py"))
+_EXIT_CODES: Final = {0: "", 126: "{} cannot be run by the user of probes", 127: "there is no command {}"}
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _SERVING: Final = 1
 """grpc.health.v1.HealthCheckResponse.ServingStatus"""
@@ -80,11 +82,10 @@ class Ways:
         if not self.exec_user:
             raise NotHereError("probes.exec_user in agent.toml is empty: this host runs no commands")
         user, group = _unprivileged(self.exec_user)
-        # Without rights to change the user it is ours already, and only another one would have to be asked for.
-        become: dict[str, Any] = {"user": user, "group": group, "extra_groups": []} if os.geteuid() == 0 else {}
-        async with _running(*command, env={"PATH": _PATH}, **become) as process:
+        become = (sys.executable, "-I", "-S", _EXEC, str(user), str(group))
+        async with _running(*become, *command, env={"PATH": _PATH}) as process:
             code = await process.wait()
-        return Look(code == 0, "" if code == 0 else f"{command[0]} ended with code {code}")
+        return Look(code == 0, _EXIT_CODES.get(code, f"{command[0]} ended with code {code}").format(command[0]))
 
 
 def local(host: str) -> str:

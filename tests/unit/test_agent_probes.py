@@ -227,7 +227,16 @@ async def test_a_command_that_is_not_there_is_not_well() -> None:
     if not WAYS.exec_user:
         pytest.skip("needs root")
     found = await WAYS.look(Probe(exec=Probe.Exec(command=["/no/such/command"])), HERE)
-    assert "/no/such/command" in found.reason
+    assert found == Look(False, "there is no command /no/such/command")
+
+
+async def test_commands_run_beside_the_threads_of_grpc() -> None:
+    if not WAYS.exec_user:
+        pytest.skip("needs root")
+    async with grpc.aio.insecure_channel(f"{HERE}:1") as channel:
+        channel.get_state(try_to_connect=True)
+        probe = Probe(exec=Probe.Exec(command=["true"]), timeout_s=10)
+        assert {await WAYS.look(probe, HERE) for _ in range(10)} == {Look(well=True)}
 
 
 @pytest.mark.parametrize("host", ["192.0.2.7", "240.240.0.9", "example.com", "0.0.0.0", "fd00:f0f0::7", "2001:db8::1"])

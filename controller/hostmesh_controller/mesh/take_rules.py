@@ -15,6 +15,7 @@ from hostmesh_controller.mesh.virtual_services import (
     virtual_service_hosts,
     virtual_service_spec,
 )
+from hostmesh_controller.model.domains import is_partial_wildcard
 from hostmesh_controller.model.objects import ApiObject, ObjectKey
 from hostmesh_controller.names import host_matches
 
@@ -92,6 +93,10 @@ def _take_destination_rules(step: Step) -> None:
 
 def _touch(step: Step, host: str) -> None:
     step.touched_services.add(host)
+    if is_partial_wildcard(host):
+        # Names depend on the wildcards of whole labels that cover them; one of these covers all that this one does.
+        _, dot, rest = host.partition(".")
+        step.touched_services.add(f"*{dot}{rest}")
     for mesh in (step.old, step.mesh):
         step.touched_services.update(item.hostname for item in mesh.services_by_address.get(host, ()))
 

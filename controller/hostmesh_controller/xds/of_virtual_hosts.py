@@ -10,6 +10,7 @@ from hostmesh_controller.mesh.sidecars import beyond
 from hostmesh_controller.mesh.viewer import Viewer
 from hostmesh_controller.mesh.virtual_services import http_candidates, virtual_service_hosts, virtual_services_of
 from hostmesh_controller.mesh.visibility import destination_named, service_for_header
+from hostmesh_controller.model.domains import is_partial_wildcard
 from hostmesh_controller.model.objects import ApiObject
 from hostmesh_controller.names import (
     VirtualHostName,
@@ -48,8 +49,10 @@ def dependencies(mesh: Mesh, host: str, name: str) -> tuple[str, ...]:
     if parsed is None:
         return ()
     meaning = _meaning(mesh, mesh.viewer_of(host), parsed)
+    # One of a partial wildcard is told of by the whole one above it (`take_rules`): there are few of these.
+    names = (each for each in meaning.names if not is_partial_wildcard(each))
     routes = (each for item in meaning.items for each in virtual_service_dependencies(mesh, item))
-    return (*meaning.names, *routes)
+    return (*names, *routes)
 
 
 def resource(mesh: Mesh, host: Host, name: str) -> Resource | None:
@@ -85,17 +88,18 @@ def _meaning(mesh: Mesh, viewer: Viewer, name: VirtualHostName) -> _Meaning:
     hosts = (address,) if address else candidates(host, viewer.namespace, mesh.settings.domain)
     if port not in {None, name.port}:
         return _Meaning(None, (), hosts)
+    names: dict[str, None] = dict.fromkeys(hosts)
     for each in hosts:
         service = service_for_header(mesh, (each,), name.port, viewer)
         if service is not None:
-            hostname = service.id.hostname
-            return _Meaning(service, http_candidates(mesh, service, viewer), (*hosts, hostname, *wildcards(hostname)))
-        items = virtual_services_of(mesh, each, viewer)
-        others = {other: None for item in items for other in virtual_service_hosts(item, mesh.settings.domain)}
-        items = tuple(item for item in items if _serves(mesh, viewer, item, name.port))
+            names |= dict.fromkeys((service.id.hostname, *wildcards(service.id.hostname)))
+            return _Meaning(service, http_candidates(mesh, service, viewer), tuple(names))
+        found = virtual_services_of(mesh, each, viewer)
+        names |= {other: None for item in found for other in virtual_service_hosts(item, mesh.settings.domain)}
+        items = tuple(item for item in found if _serves(mesh, viewer, item, name.port))
         if items:
-            return _Meaning(None, items, (*hosts, *others))
-    return _Meaning(None, (), hosts)
+            return _Meaning(None, items, tuple(names))
+    return _Meaning(None, (), tuple(names))
 
 
 def _serves(mesh: Mesh, viewer: Viewer, item: ApiObject, port: int) -> bool:

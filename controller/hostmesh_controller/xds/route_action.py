@@ -1,6 +1,6 @@
 """What happens to a request that a VirtualService's route takes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -32,14 +32,14 @@ class Surroundings:
     """What a route's outcome depends on besides the route.
 
     `port` was called, over TLS where `tls`. `retries` are the mesh's. `cluster` names the cluster of a destination,
-    `hash_policy` tells by what a destination's endpoints are chosen (None: not by the request).
+    `hashes` tells by what of a request its endpoints are chosen (nothing: not by the request).
     """
 
     port: int
     tls: bool
     retries: Retries | None
     cluster: Callable[[Destination], str]
-    hash_policy: Callable[[Destination], RouteAction.HashPolicy | None] = lambda _: None
+    hashes: Callable[[Destination], Sequence[RouteAction.HashPolicy]]
 
 
 def set_outcome(route: Route, http: HttpRoute, around: Surroundings) -> None:
@@ -60,12 +60,11 @@ def set_outcome(route: Route, http: HttpRoute, around: Surroundings) -> None:
 def set_timeout(action: RouteAction, timeout: timedelta | None) -> None:
     """Set the timeout: Istio has none unless one is set, where Envoy's own default is 15 s.
 
-    What a gRPC caller demands holds within it. The old field does that: the new one makes of it a limit of the stream,
-    which is answered otherwise.
+    A gRPC caller's own, shorter one holds too. Istio says so in a field for which Envoy logs a warning per route.
     """
     wire = duration(timeout.total_seconds() if timeout is not None else 0)
     action.timeout.CopyFrom(wire)
-    action.max_grpc_timeout.CopyFrom(wire)
+    action.max_stream_duration.grpc_timeout_header_max.CopyFrom(wire)
 
 
 def _forward(route: Route, http: HttpRoute, around: Surroundings) -> None:
@@ -141,10 +140,9 @@ def _set_clusters(route: Route, http: HttpRoute, around: Surroundings) -> bool:
 
 
 def _add_hash(action: RouteAction, entry: HttpRouteDestination, around: Surroundings) -> bool:
-    policy = around.hash_policy(entry.destination)
-    if policy is not None:
-        action.hash_policy.append(policy)
-    return policy is not None
+    policies = around.hashes(entry.destination)
+    action.hash_policy.extend(policies)
+    return bool(policies)
 
 
 def _add_weighted(to: WeightedCluster, entry: HttpRouteDestination, around: Surroundings) -> None:

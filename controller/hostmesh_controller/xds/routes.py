@@ -1,7 +1,6 @@
 """Routes: an empty table per port that asks for virtual hosts at their first use (RDS, VHDS), and what these hold."""
 
 from collections.abc import Collection, Iterable
-from functools import partial
 from typing import Final
 
 from envoy.config.core.v3.base_pb2 import Metadata
@@ -10,6 +9,7 @@ from envoy.config.route.v3.route_pb2 import RouteConfiguration, Vhds
 from google.protobuf.wrappers_pb2 import BoolValue, UInt32Value
 
 from hostmesh_controller.mesh.delegates import delegates_of, destination_hosts, http_routes
+from hostmesh_controller.mesh.destination_rules import destination_rules_for
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.records import Service
 from hostmesh_controller.mesh.step import object_dependency
@@ -17,9 +17,11 @@ from hostmesh_controller.mesh.viewer import Viewer
 from hostmesh_controller.mesh.virtual_services import MESH_ONLY
 from hostmesh_controller.mesh.visibility import destination_named
 from hostmesh_controller.model.objects import ApiObject
-from hostmesh_controller.model.virtual_service import Destination, HttpMatch, HttpRoute
+from hostmesh_controller.model.virtual_service import HttpMatch, HttpRoute
 from hostmesh_controller.names import OutboundName, VirtualHostName, parse_outbound
 from hostmesh_controller.xds.connections import destination_cluster
+from hostmesh_controller.xds.load_balancing import hash_policies
+from hostmesh_controller.xds.policy import policy_for
 from hostmesh_controller.xds.route_action import Surroundings, set_outcome, set_timeout
 from hostmesh_controller.xds.route_match import is_for, path_match, takes_everything
 from hostmesh_controller.xds.route_retries import retry_policy
@@ -63,7 +65,7 @@ def virtual_host(
     else:
         if service is None:
             return None
-        routes = [_default(mesh, name.port, service)]
+        routes = [_default(mesh, viewer, name.port, service)]
     return VirtualHost(name=str(name), domains=[name.header], routes=routes)
 
 
@@ -85,7 +87,8 @@ def virtual_service_routes(
         port=port,
         tls=tls,
         retries=mesh.config.default_http_retry_policy,
-        cluster=partial(_cluster, mesh, viewer, port),
+        cluster=lambda destination: str(destination_cluster(mesh, destination, port, viewer)),
+        hashes=lambda destination: _hashes(mesh, viewer, destination_cluster(mesh, destination, port, viewer)),
     )
     result: list[Route] = []
     for http in http_routes(mesh, item):
@@ -106,9 +109,18 @@ def virtual_service_inputs(mesh: Mesh, viewer: Viewer, item: ApiObject) -> tuple
     """
     delegates = delegates_of(item)
     hosts = destination_hosts(http_routes(mesh, item))
-    # A destination without a port has the port of its service.
+    # A destination without a port has the port of its service, and its DestinationRules tell what of a request counts.
     services = tuple(destination_named(mesh, host, viewer) for host in hosts)
-    return (item.key, delegates, hosts), (item, *map(mesh.objects.get, delegates), *services)
+    rules = tuple(_rules(mesh, viewer, service) for service in services)
+    keys = tuple(tuple(rule.key for rule in each) for each in rules)
+    objects = (item, *map(mesh.objects.get, delegates), *(rule for each in rules for rule in each))
+    return (item.key, delegates, hosts, keys), (*objects, *services)
+
+
+def service_inputs(mesh: Mesh, viewer: Viewer, service: Service | None) -> tuple[tuple[object, ...], ...]:
+    """Return the same for the default route to a service."""
+    rules = _rules(mesh, viewer, service)
+    return (service and service.id, *(rule.key for rule in rules)), (service, *rules)
 
 
 def virtual_service_dependencies(mesh: Mesh, item: ApiObject) -> tuple[str, ...]:
@@ -117,14 +129,20 @@ def virtual_service_dependencies(mesh: Mesh, item: ApiObject) -> tuple[str, ...]
     return (*map(object_dependency, objects), *destination_hosts(http_routes(mesh, item)))
 
 
-def _cluster(mesh: Mesh, viewer: Viewer, port: int, destination: Destination) -> str:
-    return str(destination_cluster(mesh, destination, port, viewer))
+def _rules(mesh: Mesh, viewer: Viewer, service: Service | None) -> tuple[ApiObject, ...]:
+    return destination_rules_for(mesh, service, viewer) if service is not None else ()
 
 
-def _default(mesh: Mesh, port: int, service: Service) -> Route:
-    action = RouteAction(cluster=str(OutboundName(port, "", service.id.hostname)))
+def _hashes(mesh: Mesh, viewer: Viewer, cluster: OutboundName) -> list[RouteAction.HashPolicy]:
+    rules = _rules(mesh, viewer, destination_named(mesh, cluster.hostname, viewer))
+    return hash_policies(policy_for(rules, cluster.subset, cluster.port)) if rules else []
+
+
+def _default(mesh: Mesh, viewer: Viewer, port: int, service: Service) -> Route:
+    cluster = OutboundName(port, "", service.id.hostname)
+    action = RouteAction(cluster=str(cluster), hash_policy=_hashes(mesh, viewer, cluster))
     set_timeout(action, None)
-    retries = retry_policy(mesh.config.default_http_retry_policy, hashed=False)
+    retries = retry_policy(mesh.config.default_http_retry_policy, hashed=bool(action.hash_policy))
     if retries is not None:
         action.retry_policy.CopyFrom(retries)
     operation = Decorator(operation=f"{service.id.hostname}:{port}/*")

@@ -3,12 +3,12 @@
 The registrar, the API and `hostmesh validate` judge by this alone, so that they cannot disagree.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hostmesh_controller.checks.world import World
-from hostmesh_controller.load import Problem, load_documents
+from hostmesh_controller.load import Problem, Severity, load_documents
 from hostmesh_controller.model import ApiObject, ObjectKey, path_text, read_document
 from hostmesh_controller.validate import validate, validate_deletion
 
@@ -73,15 +73,19 @@ def read_stored(key: ObjectKey, document: Mapping[str, Any]) -> ApiObject:
     return made
 
 
-def review(documents: Documents, world: World) -> Review:
+def review(documents: Documents, world: World, *, alternatives: bool = False) -> Review:
     """Check documents against each other and against what is stored.
 
     Args:
         documents: what is to be applied.
         world: what is stored; objects of the same key will be replaced. `World(domain)` where nothing is.
+        alternatives: whether several files may have an object of one key, as in a folder of examples: that is a
+            warning then.
     """
     problems = list(documents.problems)
-    problems += _twice(documents.objects)
+    for item, other in _twice(documents.objects):
+        apart = alternatives and item.origin and other.origin and item.origin.file != other.origin.file
+        problems.append(_repeated(item, other, "warning" if apart else "error"))
     problems += validate(documents.objects, world)
     return _verdict(problems)
 
@@ -98,24 +102,23 @@ def _verdict(problems: Sequence[Problem]) -> Review:
     )
 
 
-def _twice(objects: Sequence[ApiObject]) -> list[Problem]:
-    """Two documents of one key: which of them is meant cannot be known."""
+def _twice(objects: Sequence[ApiObject]) -> Iterator[tuple[ApiObject, ApiObject]]:
+    """Yield two documents of one key, the later one first: which of them is meant cannot be known."""
     first: dict[ObjectKey, ApiObject] = {}
-    problems: list[Problem] = []
     for item in objects:
         other = first.setdefault(item.key, item)
         if other is not item:
-            problems.append(_repeated(item, other))
-    return problems
+            yield item, other
 
 
-def _repeated(item: ApiObject, other: ApiObject) -> Problem:
-    path = ("metadata", "name")
+def _repeated(item: ApiObject, other: ApiObject, severity: Severity) -> Problem:
+    path, code = "metadata.name", "duplicate"
     if item.origin is None or other.origin is None:
-        return Problem(str(item.key), 0, 0, "metadata.name", "the object is there twice", "duplicate", key=item.key)
-    place, earlier = item.origin.place(path), other.origin.place(path)
-    message = f"{item.key} is already in {other.origin.file}:{earlier.line}; remove one of the two"
-    return Problem(item.origin.file, place.line, place.column, "metadata.name", message, "duplicate", key=item.key)
+        return Problem(str(item.key), 0, 0, path, "the object is there twice", code, severity, item.key)
+    place, earlier = (each.place(("metadata", "name")) for each in (item.origin, other.origin))
+    cure = "remove one of the two" if severity == "error" else "apply one of the two"
+    message = f"{item.key} is already in {other.origin.file}:{earlier.line}; {cure}"
+    return Problem(item.origin.file, place.line, place.column, path, message, code, severity, item.key)
 
 
 def problem_body(problem: Problem) -> dict[str, object]:

@@ -13,6 +13,7 @@ from hostmesh_controller.checks.exports import check_exports
 from hostmesh_controller.checks.finding import Finding
 from hostmesh_controller.checks.gateway_routes import check_gateway_routes
 from hostmesh_controller.checks.gateways import check_gateway
+from hostmesh_controller.checks.mesh_settings import check_mesh_config, check_outbound_policy
 from hostmesh_controller.checks.placement import check_host, check_peer_authentication, check_workload
 from hostmesh_controller.checks.route_order import check_route_order
 from hostmesh_controller.checks.selectors import check_selector
@@ -28,6 +29,7 @@ from hostmesh_controller.model.destination_rule import DestinationRuleSpec
 from hostmesh_controller.model.envoy_filter import EnvoyFilterSpec
 from hostmesh_controller.model.gateway import GatewaySpec
 from hostmesh_controller.model.hosts import HostSpec
+from hostmesh_controller.model.mesh_config import MeshConfigSpec
 from hostmesh_controller.model.security import PeerAuthenticationSpec
 from hostmesh_controller.model.services import ServiceSpec
 from hostmesh_controller.model.sidecar import SidecarSpec
@@ -39,18 +41,21 @@ def validate(objects: Iterable[ApiObject], world: World) -> list[Problem]:
     """Return what does not fit, in the order of the objects.
 
     Only the given objects are reported on, with what others lose by the change; so it costs what these objects have to
-    do with, not what the mesh is. That one key is there twice is not looked at here: the last one counts.
+    do with, not what the mesh is. Where one key is there twice, each is looked at; to the other objects, the last one
+    counts.
 
     Args:
         objects: what is to be applied; each was read without problems.
         world: what is stored; objects of the same key are replaced.
     """
-    new = {item.key: item for item in objects}
-    after = world.changed(new)
+    given = list(objects)
+    new = {item.key: item for item in given}
+    last = world.changed(new)
     problems: list[Problem] = []
-    for key, item in new.items():
-        found = (*_findings(item, after), *check_withdrawn(key, world, after))
-        problems += (_problem(key, item, each) for each in found if not _is_suppressed(item, each))
+    for item in given:
+        after = last if new[item.key] is item else last.changed({item.key: item})
+        found = (*_findings(item, after), *check_withdrawn(item.key, world, after))
+        problems += (_problem(item.key, item, each) for each in found if not _is_suppressed(item, each))
     return problems
 
 
@@ -86,6 +91,9 @@ def _findings(item: ApiObject, world: World) -> Iterator[Finding]:
             yield from check_gateway(item, spec, world)
         case SidecarSpec() as spec:
             yield from check_sidecar(item, spec, world)
+            yield from check_outbound_policy(spec)
+        case MeshConfigSpec() as spec:
+            yield from check_mesh_config(spec, world)
         case EnvoyFilterSpec() as spec:
             yield from check_envoy_filter(spec)
 

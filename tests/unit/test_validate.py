@@ -4,7 +4,8 @@ from checking import codes, problems, read, service
 from hostmesh_controller.checks.world import World, world_of
 from hostmesh_controller.cli.failure import problem_line
 from hostmesh_controller.model import ApiObject, ObjectKey
-from hostmesh_controller.review import problem_body
+from hostmesh_controller.review import problem_body, review
+from hostmesh_controller.review import read as reading
 from hostmesh_controller.validate import validate
 
 REVIEWS = """\
@@ -76,3 +77,18 @@ def test_an_error_is_printed_without_a_word_for_it_and_an_info_with() -> None:
 
 def test_only_what_is_applied_is_reported_on() -> None:
     assert codes(service("b"), ROUTES + "---\n" + HOST) == []
+
+
+def test_a_folder_may_hold_alternatives_of_one_object() -> None:
+    bad = ROUTES.replace("reviews.default.svc.mesh.internal", "reviews")
+    documents = reading([("a.yaml", ROUTES), ("b.yaml", bad)], "default")
+    refused, told = review(documents, World()), review(documents, World(), alternatives=True)
+    assert [str(each) for each in refused.errors] == [
+        "b.yaml:3: metadata.name: VirtualService default/r is already in a.yaml:3; remove one of the two"
+    ]
+    assert told.errors == ()
+    assert "VirtualService default/r is already in a.yaml:3; apply one of the two" in told.warnings[0].message
+    # Each of them is looked at.
+    assert [each.file for each in told.warnings if each.code == "unknown-host"] == ["a.yaml", "b.yaml"]
+    once = reading([("a.yaml", ROUTES + "---\n" + bad)], "default")
+    assert [each.code for each in review(once, World(), alternatives=True).errors] == ["duplicate"]

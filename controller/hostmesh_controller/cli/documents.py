@@ -94,7 +94,7 @@ def validate(
 
     sources = read_sources(filename)
     documents = read(((each.name, each.text) for each in sources), namespace)
-    verdict = review(documents, World())
+    verdict = review(documents, World(), alternatives=True)
     problems = [problem_body(problem) for problem in verdict.problems]
     if output is Format.TABLE:
         for problem in problems:

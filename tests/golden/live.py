@@ -267,7 +267,7 @@ def _host(mesh: Mesh, name: str, directory: Path, space: Space, authority: Autho
                 f"{name}'s listeners {expected}",
                 lambda: bool(ads.nacks) or (expected <= host.listeners() and "LIVE" in host.admin("/ready")),
             )
-            assert not ads.nacks
+            assert not ads.nacks, ads.nacks
             capture.apply(capture.plan(_request(config), HostFloor(envoy_uid=ENVOY_UID)))
             yield host
         finally:

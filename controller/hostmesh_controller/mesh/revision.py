@@ -11,6 +11,7 @@ from hostmesh_controller.mesh.mesh_config import mesh_config
 from hostmesh_controller.mesh.records import HostRuntime, Settings, Touched
 from hostmesh_controller.mesh.step import begin
 from hostmesh_controller.mesh.take_endpoints import take_endpoints
+from hostmesh_controller.mesh.take_extensions import take_extensions
 from hostmesh_controller.mesh.take_gateways import take_gateways
 from hostmesh_controller.mesh.take_hosts import take_hosts
 from hostmesh_controller.mesh.take_objects import take_objects
@@ -71,5 +72,6 @@ def _next(
     take_gateways(step)
     take_endpoints(step)
     take_rules(step)
+    take_extensions(step)
     take_viewers(step)
     return step.mesh, step.touched()

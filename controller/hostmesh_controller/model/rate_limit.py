@@ -3,13 +3,13 @@
 import re
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from hostmesh_controller.model.durations import Duration
 from hostmesh_controller.model.http_match import StringMatch
-from hostmesh_controller.model.route_fields import HeaderName, HeaderValue, RouteHost, TextBody
+from hostmesh_controller.model.route_fields import HeaderName, HeaderValue, RouteHost
 from hostmesh_controller.model.schema import (
     Flag,
     Integer,
@@ -26,6 +26,8 @@ from hostmesh_controller.model.security import PolicySelector
 _TOKENS_MAX: Final = 2**32 - 1
 _INTERVAL_MIN: Final = timedelta(milliseconds=50)
 """Envoy fills a bucket no oftener."""
+_STATUSES: Final = frozenset({*range(400, 418), *range(421, 425), 426, 428, 429, 431, *range(500, 509), 510, 511})
+"""Errors that Envoy has a name for (envoy.type.v3.StatusCode): it refuses others here."""
 _METHOD: Final = re.compile(r"[A-Z][A-Z-]*")
 _HOST: Final = re.compile(r"\*|(\*\.)?[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(\.\*)?")
 _LABEL: Final = r"(\*|[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)"
@@ -57,6 +59,12 @@ def _identity(value: str) -> str:
             f"{value!r} is not an identity: write NAMESPACE/SERVICEACCOUNT (either may be '*') or "
             "spiffe://TRUSTDOMAIN/ns/NAMESPACE/sa/SERVICEACCOUNT",
         )
+    return value
+
+
+def _status(value: int) -> int:
+    if value not in _STATUSES:
+        raise fault("status", f"{value} is not a status that Envoy gives: 429, 503 or another that means an error")
     return value
 
 
@@ -139,9 +147,10 @@ class ConnectionLimit(Spec):
 class LimitResponse(Spec):
     """What a caller gets who is over the limit."""
 
-    status: Annotated[Integer, Field(ge=400, le=599)] = 429
+    refused: ClassVar[Mapping[str, str]] = {"body": "Envoy answers who is over a limit without a body of ours"}
+
+    status: Annotated[Integer, AfterValidator(_status)] = 429
     headers: Mapping[HeaderName, HeaderValue] = Field(default_factory=dict)
-    body: TextBody | None = None
 
 
 class LimitRule(Spec):

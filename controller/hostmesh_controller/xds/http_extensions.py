@@ -1,57 +1,36 @@
 """What is put into a proxy's filter chains beside its own filters: Wasm plugins and rate limits."""
 
-from dataclasses import dataclass
-from enum import StrEnum
+from collections.abc import Callable
 from typing import Final
 
-from envoy.config.listener.v3.listener_components_pb2 import Filter
-from envoy.extensions.filters.network.http_connection_manager.v3.http_connection_manager_pb2 import HttpFilter
-
 from hostmesh_controller.mesh.index import Mesh
-from hostmesh_controller.mesh.records import Host, Workload
+from hostmesh_controller.mesh.records import Host
+from hostmesh_controller.xds.extension_types import NONE, Direction, Extensions, Traffic
+from hostmesh_controller.xds.rate_limits import limits_of
+
+__all__ = ["NONE", "Direction", "Extensions", "Traffic", "extensions"]
+
+_SOURCES: Final[tuple[Callable[[Mesh, Host, Traffic], Extensions], ...]] = (limits_of,)
+"""In the order in which their filters stand at one place."""
 
 
-class Direction(StrEnum):
-    """Which side of a call a filter chain is on; a gateway's is its own."""
-
-    INBOUND = "INBOUND"
-    OUTBOUND = "OUTBOUND"
-    GATEWAY = "GATEWAY"
-
-
-@dataclass(frozen=True, slots=True)
-class Traffic:
-    """What a filter chain serves. `workload` is whose port it is inbound, else None; `port` as the program sees it."""
-
-    direction: Direction
-    port: int
-    workload: Workload | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Extensions:
-    """HTTP filters by the place where they stand, and network filters before the proxy's own.
-
-    `key` names all that they are made from besides the configuration objects in `inputs`.
-    """
-
-    key: tuple[object, ...] = ()
-    inputs: tuple[object, ...] = ()
-    before_authn: tuple[HttpFilter, ...] = ()
-    before_authz: tuple[HttpFilter, ...] = ()
-    before_stats: tuple[HttpFilter, ...] = ()
-    last: tuple[HttpFilter, ...] = ()
-    network: tuple[Filter, ...] = ()
-
-    @property
-    def http(self) -> tuple[HttpFilter, ...]:
-        """All HTTP filters, in order."""
-        return (*self.before_authn, *self.before_authz, *self.before_stats, *self.last)
-
-
-NONE: Final = Extensions()
-
-
-def extensions(_mesh: Mesh, _host: Host, _traffic: Traffic) -> Extensions:
+def extensions(mesh: Mesh, host: Host, traffic: Traffic) -> Extensions:
     """Return what a host's filter chains of one kind of traffic hold besides the proxy's own filters."""
-    return NONE
+    result = NONE
+    for source in _SOURCES:
+        result = _both(result, source(mesh, host, traffic))
+    return result
+
+
+def _both(first: Extensions, second: Extensions) -> Extensions:
+    if first is NONE or second is NONE:
+        return second if first is NONE else first
+    return Extensions(
+        (*first.key, *second.key),
+        (*first.inputs, *second.inputs),
+        (*first.before_authn, *second.before_authn),
+        (*first.before_authz, *second.before_authz),
+        (*first.before_stats, *second.before_stats),
+        (*first.last, *second.last),
+        (*first.network, *second.network),
+    )

@@ -1,0 +1,51 @@
+"""What a source of more filters is asked, and what it answers."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from envoy.config.listener.v3.listener_components_pb2 import Filter
+from envoy.extensions.filters.network.http_connection_manager.v3.http_connection_manager_pb2 import HttpFilter
+
+from hostmesh_controller.mesh.records import Workload
+
+
+class Direction(StrEnum):
+    """Which side of a call a filter chain is on; a gateway's is its own."""
+
+    INBOUND = "INBOUND"
+    OUTBOUND = "OUTBOUND"
+    GATEWAY = "GATEWAY"
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What a filter chain serves. `workload` is whose port it is inbound, else None; `port` as the program sees it."""
+
+    direction: Direction
+    port: int
+    workload: Workload | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Extensions:
+    """HTTP filters by the place where they stand, and network filters before the proxy's own.
+
+    `key` names all that they are made from besides the configuration objects in `inputs`.
+    """
+
+    key: tuple[object, ...] = ()
+    inputs: tuple[object, ...] = ()
+    before_authn: tuple[HttpFilter, ...] = ()
+    before_authz: tuple[HttpFilter, ...] = ()
+    before_stats: tuple[HttpFilter, ...] = ()
+    last: tuple[HttpFilter, ...] = ()
+    network: tuple[Filter, ...] = ()
+
+    @property
+    def http(self) -> tuple[HttpFilter, ...]:
+        """All HTTP filters, in order."""
+        return (*self.before_authn, *self.before_authz, *self.before_stats, *self.last)
+
+
+NONE: Final = Extensions()

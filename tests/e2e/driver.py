@@ -51,6 +51,15 @@ class Lab:
         found: dict[str, Any] = json.loads(done.stdout)
         return found
 
+    def put(self, host: str, path: str, text: str) -> None:
+        """Write a file on the host's own disk (below /etc or /var/lib), with its directories, readable for all."""
+        self.exec(host, "sh", "-c", 'mkdir -p "${1%/*}" && cat > "$1"', "sh", path, text_in=text)
+
+    def popen(self, host: str, *command: str) -> subprocess.Popen[str]:
+        """Start the command with pipes for its input and output; it ends when it is killed."""
+        words = [HOSTMESH, "lab", "exec", host, "--dir", str(self.root), "--", *command]
+        return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+
     def hostmesh(self, *words: str, text_in: str = "", check: bool = True) -> subprocess.CompletedProcess[str]:
         """`hostmesh WORDS` with what `hostmesh lab env` prints."""
         exports = self.verb("env").stdout

@@ -59,6 +59,9 @@ class Config:
     listen: Listen
     certificates: Certificates = field(default_factory=Certificates)
     log: Log = field(default_factory=Log)
+    root_namespace: str = "istio-system"
+    mesh_config: Path | None = None
+    """Istio's mesh configuration as a plain YAML file, beneath the MeshConfig object; None: there is no such file."""
 
 
 def called_at(listen: Endpoint, addresses: Sequence[str]) -> tuple[str, ...]:
@@ -129,6 +132,8 @@ def _config(reader: "_Reader", own_addresses: Sequence[str]) -> Config:
         # is a secret nobody rotates.
         certificates=Certificates(leaf_hours=reader.integer("certificates.leaf_hours", 72, 1, 720)),
         log=Log(level=reader.choice("log.level", "info", LOG_LEVELS)),
+        root_namespace=reader.dns_name("root_namespace", "istio-system"),
+        mesh_config=reader.optional_path("mesh_config"),
     )
 
 
@@ -171,6 +176,9 @@ class _Reader:
         if not value.is_absolute():
             self._problem(path, f"must be an absolute path, not '{value}'")
         return value
+
+    def optional_path(self, path: str) -> Path | None:
+        return self.path(path, Path("/")) if self.text(path, "") else None
 
     def socket_path(self, path: str, default: Path) -> Path:
         value = self.path(path, default)

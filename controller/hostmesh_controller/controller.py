@@ -33,10 +33,11 @@ from hostmesh_controller.api.principals import LocalSocket
 from hostmesh_controller.authority import Authority, AuthorityError
 from hostmesh_controller.authority_server import ServerCertificate
 from hostmesh_controller.calls import CountCalls
-from hostmesh_controller.config import Config, called_at
+from hostmesh_controller.config import Config, ConfigError, called_at
 from hostmesh_controller.enrol import EnrolmentServicer, IdentityServicer, Issuing
 from hostmesh_controller.hub import Hub
 from hostmesh_controller.mesh.selection import identity_of
+from hostmesh_controller.mesh_file import load_mesh_file
 from hostmesh_controller.metrics import Metrics, Reading, build_version
 from hostmesh_controller.peers import Peers
 from hostmesh_controller.registrar import Registrar
@@ -65,8 +66,8 @@ async def serve(config: Config) -> None:
     """Run the controller until SIGTERM or SIGINT.
 
     Raises:
-        StateDirError, StoreError, AuthorityError, UnreadableError, ListenError: it could not start; the text is for
-            the operator.
+        StateDirError, StoreError, AuthorityError, UnreadableError, ListenError, ConfigError: it could not start; the
+            text is for the operator.
         ExceptionGroup: a part failed while running.
     """
     with ExitStack() as held:
@@ -117,6 +118,8 @@ class Controller:
             vip4=VIP4,
             vip6=VIP6,
             bundle_pem=self.authority.bundle_pem,
+            root_namespace=self.config.root_namespace,
+            mesh_config=load_mesh_file(self.config),
         )
         self.hub = Hub(mesh.build(settings, (), {}, {}), 0)
         self.registrar = Registrar(self.store, self.hub, settings, utc_now)
@@ -131,6 +134,7 @@ class Controller:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)
+        loop.add_signal_handler(signal.SIGHUP, self._read_mesh_file)
         with ExitStack() as held:
             app = create_app(self.parts())
             sockets = [
@@ -174,6 +178,16 @@ class Controller:
             admin_socket=str(listening.admin_socket),
             revision=self.registrar.revision,
         )
+
+    def _read_mesh_file(self) -> None:
+        """Take the mesh file as it is now; one with mistakes changes nothing."""
+        try:
+            spec = load_mesh_file(self.config)
+        except ConfigError as error:
+            _log.error("the mesh file was not taken", problems=error.problems)
+            return
+        self.registrar.take_mesh_file(spec)
+        _log.info("the mesh file was taken", mesh_config=str(self.config.mesh_config or ""))
 
     def parts(self) -> Parts:
         """Return what the API works with."""

@@ -18,12 +18,13 @@ import structlog
 from hostmesh_controller import groups
 from hostmesh_controller import mesh as meshes
 from hostmesh_controller.checks.index import Relation
-from hostmesh_controller.checks.world import World, world_of
+from hostmesh_controller.checks.world import World
 from hostmesh_controller.groups import Candidate, Membership, NotAdmittedError
 from hostmesh_controller.hub import Hub
 from hostmesh_controller.impact import Effect, concerned, impact
 from hostmesh_controller.mesh import HostRuntime, Mesh, Settings, Touched
 from hostmesh_controller.mesh.compiled import virtual_hostnames
+from hostmesh_controller.model.mesh_config import MeshConfigSpec
 from hostmesh_controller.model.objects import ApiObject, ObjectKey
 from hostmesh_controller.reports import HostStates, captured_ports, has_ipv6, healthy_workloads
 from hostmesh_controller.review import Documents, Review, read_one, read_stored, review, review_deletion
@@ -91,7 +92,7 @@ class Registrar:
         self._settings = settings
         self._now = now
         self._states = HostStates(store, self.host_changed, now)
-        self._world = World(settings.domain, settings.root_namespace)
+        self._world = World(settings.domain, settings.root_namespace, trust_domain=settings.trust_domain)
         self._membership = Membership()
         # Replaced, never changed: the mesh takes the same mapping as "nothing changed".
         self._vips: Mapping[str, int] = {}
@@ -294,6 +295,13 @@ class Registrar:
         self._pending.hosts.add(host)
         self._wake.set()
 
+    def take_mesh_file(self, config: MeshConfigSpec) -> None:
+        """Let other mesh-wide settings hold, beneath the MeshConfig object; called on the event loop."""
+        if config != self._settings.mesh_config:
+            self._settings = replace(self._settings, mesh_config=config)
+            self._stale = True
+            self._wake.set()
+
     async def run(self) -> None:
         """Publish what comes, until cancelled."""
         while True:
@@ -359,7 +367,7 @@ class Registrar:
     async def _publish(self, pending: _Pending) -> None:
         if pending.hosts:
             self._runtime = await self._runtime_with(pending.hosts)
-        vips, runtime = self._vips, self._runtime
+        vips, runtime, settings = self._vips, self._runtime, self._settings
         try:
             if self._stale:
                 mesh, touched = await asyncio.to_thread(self._build), Touched(everything=True)
@@ -370,7 +378,7 @@ class Registrar:
             self._stale = True
             _log.exception("the mesh could not be built; proxies keep revision %d", self._hub.revision)
             return
-        self._stale = False
+        self._stale = settings is not self._settings
         self._hub.publish(mesh, touched, pending.revision or self._hub.revision)
 
     async def _runtime_with(self, hosts: Iterable[str]) -> dict[str, HostRuntime]:
@@ -387,7 +395,7 @@ class Registrar:
 
     def _read_all(self, stored: Sequence[StoredObject]) -> World:
         objects = (with_facts(read_stored(each.key, each.document), each) for each in stored)
-        return world_of(objects, self._settings.domain, self._settings.root_namespace)
+        return self._world.changed({item.key: item for item in objects})
 
     def _virtual_names(self, objects: Iterable[ApiObject]) -> set[str]:
         return {name for item in objects for name in virtual_hostnames(item, self._settings.domain)}

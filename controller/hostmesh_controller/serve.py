@@ -9,6 +9,7 @@ from typing import Annotated, Final, NoReturn
 import typer
 
 from hostmesh_controller.config import DEFAULT_PATH, Config, ConfigError, load_config, parse_config
+from hostmesh_controller.mesh_file import load_mesh_file
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help="The mesh's controller."
@@ -47,6 +48,7 @@ def run(config: ConfigPath = None) -> None:
     from hostmesh_controller.store import StoreError
 
     loaded = _load(config)
+    _check_mesh_file(loaded)
     log.configure(loaded.log.level)
     # Whatever the controller writes is its own.
     os.umask(0o077)
@@ -72,6 +74,7 @@ def _allow_many_connections() -> None:
 def check(config: ConfigPath = None) -> None:
     """Read the configuration and say what holds."""
     loaded = _load(config)
+    _check_mesh_file(loaded)
     for name, value in (
         ("state_dir", loaded.state_dir),
         ("trust_domain", loaded.trust_domain),
@@ -83,6 +86,8 @@ def check(config: ConfigPath = None) -> None:
         ("listen.admin_socket", loaded.listen.admin_socket),
         ("certificates.leaf_hours", loaded.certificates.leaf_hours),
         ("log.level", loaded.log.level),
+        ("root_namespace", loaded.root_namespace),
+        ("mesh_config", loaded.mesh_config or "none"),
     ):
         typer.echo(f"{name} = {value}")
 
@@ -113,6 +118,13 @@ def _load(path: Path | None) -> Config:
         if path is None and not DEFAULT_PATH.exists():
             return parse_config("", str(DEFAULT_PATH), own_addresses())
         return load_config(path or DEFAULT_PATH, own_addresses)
+    except ConfigError as error:
+        _fail("\n".join(error.problems))
+
+
+def _check_mesh_file(config: Config) -> None:
+    try:
+        load_mesh_file(config)
     except ConfigError as error:
         _fail("\n".join(error.problems))
 

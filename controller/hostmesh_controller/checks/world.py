@@ -40,6 +40,8 @@ class World:
     root_namespace: str = DEFAULT_ROOT_NAMESPACE
     objects: Table[ObjectKey, ApiObject] = field(default_factory=Table)
     index: Index = field(default_factory=Index)
+    trust_domain: str = ""
+    """Of the controller; "" where it is not known."""
 
     def changed(self, changes: Mapping[ObjectKey, ApiObject | None]) -> "World":
         """Return the world in which each key has its new object, or none where that is None."""

@@ -35,7 +35,7 @@ def group_token(controller: Controller, **more: Any) -> str:
 
 async def join(controller: Controller, token: str, hostname: str = "vm-1", **asked: str) -> JoinResponse:
     credentials = grpc.ssl_channel_credentials(controller.authority.bundle_pem)
-    request = JoinRequest(token=token, csr_der=csr_der(new_key()), facts=HostFacts(hostname=hostname), **asked)  # type: ignore[arg-type]  # name and address
+    request = JoinRequest(token=token, csr_der=csr_der(new_key()), facts=HostFacts(hostname=hostname), **asked)
     async with grpc.aio.secure_channel(f"127.0.0.1:{controller.join_port}", credentials) as channel:
         return await EnrolmentStub(channel).Join(request, timeout=TIMEOUT_S)
 
@@ -151,7 +151,7 @@ def test_a_group_token_has_bounds() -> None:
         ({"allowed": ["10.0.0.0/8"] * 65}, "at most 64 blocks"),
     ):
         with pytest.raises(ValueError, match=said):
-            new_group_token(GROUP, now, **wrong)  # type: ignore[arg-type]  # each is of its own type
+            new_group_token(GROUP, now, **wrong)
     _, record = new_group_token(GROUP, now, timedelta(days=30), "ann", allowed=["10.0.0.0/8", "192.0.2.1"])
     assert (record.host, record.pool, record.max_joins) == ("", "shop/pool", None)
     assert record.expires_at == now + timedelta(days=30)

@@ -11,6 +11,7 @@ from hostmesh_api import wire
 from hostmesh_controller import xds
 from hostmesh_controller.mesh import HostRuntime, Mesh, Touched, build, update
 from hostmesh_controller.model.objects import ApiObject, ObjectKey
+from hostmesh_controller.model.workloads import GROUP_ANNOTATION
 
 NAMESPACES = ("a", "b")
 OUTSIDE = "192.0.2.9"
@@ -93,6 +94,14 @@ SLOTS: dict[tuple[str, str, str], list[Variant]] = {
     ),
     ("WorkloadEntry", "a", "w2"): variants(
         workload("10.0.0.2", "s1", "v2"), workload("10.0.0.3", "s2"), workload("10.0.0.1", "s1", account="sa2")
+    ),
+    ("WorkloadEntry", "a", "w3"): [
+        (workload("10.0.0.1", "s1", account="sa1"), {"annotations": {GROUP_ANNOTATION: each}}) for each in ("g1", "g2")
+    ],
+    ("WorkloadGroup", "a", "g1"): variants(
+        {"template": {}, "probe": {"tcpSocket": {"port": 80}}},
+        {"template": {}, "probe": {"exec": {"command": ["true"]}}},
+        {"template": {}},
     ),
     ("WorkloadEntry", "b", "w1"): variants(workload("10.0.0.2", "s1"), workload("10.0.0.1", "s2", account="sa1")),
     ("Service", "a", "s1"): variants(
@@ -187,6 +196,7 @@ facts = st.sampled_from(
         HostRuntime(True, ALL_READY, captured=frozenset({80})),
         HostRuntime(False, ALL_READY),
         HostRuntime(True, ALL_READY, ipv6=True),
+        HostRuntime(True, ALL_READY, healthy=ALL_READY),
     ]
 )
 new_facts = st.dictionaries(st.sampled_from(HOSTS), facts, max_size=1)

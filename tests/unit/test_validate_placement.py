@@ -62,16 +62,21 @@ spec:
   location: MESH_INTERNAL
   resolution: STATIC
   ports: [{number: 80, name: http, protocol: HTTP, targetPort: 8080}]
-  endpoints: [{address: 10.0.0.2}, {address: 10.0.0.1}]
+  endpoints: [{address: 10.0.0.2}, {address: 10.0.0.1, serviceAccount: b}]
 """
     assert findings(listed, existing) == [
         "f.yaml:9: spec.endpoints[1].address: WorkloadEntry default/a is on 10.0.0.1 port 8080 as service account "
-        "default/a, this one as default/default; a port is served under one identity"
+        "default/a, this one as default/b; a port is served under one identity"
     ]
     assert len(findings(existing, listed)) == 1
-    assert findings(listed.replace("10.0.0.1", "10.0.0.1, serviceAccount: a"), existing) == []
+    assert findings(listed.replace("serviceAccount: b", "serviceAccount: a"), existing) == []
     assert findings(listed.replace("INTERNAL", "EXTERNAL"), existing) == []
     assert findings(listed.replace("8080", "8081"), existing) == []
+    adopting = listed.replace(", serviceAccount: b", "")
+    assert findings(adopting, existing) == []
+    assert findings(existing, adopting) == []
+    two = existing + "---\n" + entry("c", "address: 10.0.0.1, ports: {http: 8080}, serviceAccount: a, weight: 2")
+    assert findings(adopting, two) == []
 
 
 def test_ports_that_only_services_name_conflict_too() -> None:

@@ -14,6 +14,7 @@ from hostmesh_controller.checks.relations import (
 )
 from hostmesh_controller.checks.world import World
 from hostmesh_controller.model import ApiObject, ObjectKey, Path
+from hostmesh_controller.model.adoption import Account, Standing, adopted, endpoint_ports
 from hostmesh_controller.model.hosts import HostSpec
 from hostmesh_controller.model.protocols import Protocol
 from hostmesh_controller.model.security import PeerAuthenticationSpec
@@ -77,7 +78,7 @@ class _Claim(NamedTuple):
     """The ports of one address on which an object wants to serve, and its namespace and service account."""
 
     owner: ObjectKey
-    account: tuple[str, str]
+    account: Account
     ports: frozenset[int]
 
 
@@ -122,7 +123,23 @@ def _claim(item: ApiObject, spec: WorkloadEntrySpec, world: World) -> _Claim:
     asked = {port.on(spec) for service in services for port in workload_ports(service)}
     listed = () if isinstance(item.spec, ServiceEntrySpec) else spec.ports.values()
     ports = frozenset(number for number in (*asked, *listed) if number is not None)
-    return _Claim(item.key, (item.key.namespace, spec.service_account or "default"), ports)
+    return _Claim(item.key, _account(item, spec, world), ports)
+
+
+def _account(item: ApiObject, spec: WorkloadEntrySpec, world: World) -> Account:
+    """Return the account under which a workload serves: its own, or the one that an endpoint adopts."""
+    if isinstance(item.spec, ServiceEntrySpec) and not spec.service_account:
+        entries = [
+            Standing(
+                Account(each.key.namespace, each.spec.service_account or "default"), frozenset(each.spec.ports.values())
+            )
+            for each in world.at(Relation.WORKLOAD_ADDRESS, address_of(spec))
+            if isinstance(each.spec, WorkloadEntrySpec)
+        ]
+        account = adopted(endpoint_ports(item.spec, spec), entries)
+        if account is not None:
+            return account
+    return Account(item.key.namespace, spec.service_account or "default")
 
 
 class _Served(NamedTuple):

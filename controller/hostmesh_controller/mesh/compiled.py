@@ -17,6 +17,7 @@ from hostmesh_controller.mesh.records import (
     Workload,
     WorkloadKey,
 )
+from hostmesh_controller.model.adoption import endpoint_ports
 from hostmesh_controller.model.hosts import HostSpec
 from hostmesh_controller.model.objects import ApiObject, ObjectKey
 from hostmesh_controller.model.protocols import Protocol
@@ -166,7 +167,8 @@ def compile_inline_workloads(item: ApiObject) -> tuple[Workload, ...]:
             key = WorkloadKey(item.key.namespace, f"{name}#{count}")
         workload = _workload(key, entry, {}, item)
         if workload is not None:
-            result[key] = workload
+            adopting = None if entry.service_account else endpoint_ports(spec, entry)
+            result[key] = replace(workload, adopting=adopting)
     return tuple(result.values())
 
 

@@ -133,7 +133,8 @@ class Workload:
     """One running instance of something.
 
     `host` is None outside the mesh; `owner` is the ServiceEntry it stands in; `group` the WorkloadGroup that it was
-    made from, which says how it is probed.
+    made from, which says how it is probed. An endpoint inside a ServiceEntry that declares no service account has that
+    of the WorkloadEntry on one of its ports `adopting` (None: it declares one), in `account_namespace` (None: its own).
     """
 
     key: WorkloadKey
@@ -146,6 +147,8 @@ class Workload:
     host: str | None
     owner: ObjectKey | None = None
     group: ObjectKey | None = None
+    adopting: frozenset[int] | None = None
+    account_namespace: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +177,8 @@ class Service:
     """A name that can be called.
 
     `addresses` are explicit ones (canonical prefixes); `vip4` and `vip6` are its virtual addresses, None for a name
-    that has none. `short` tells that it has Kubernetes' short names. `export_to` holds namespaces, or `*`.
+    that has none. `short` tells that it has Kubernetes' short names. `export_to` holds namespaces, or `*`. `parts` are
+    the services that are one with it, itself the first, where there are several (see `mesh.merging`).
     """
 
     id: ServiceId
@@ -190,6 +194,7 @@ class Service:
     export_to: frozenset[str]
     subject_alt_names: tuple[str, ...] = ()
     short: bool = False
+    parts: tuple["Service", ...] = ()
 
     def port(self, number: int) -> ServicePort | None:
         return next((port for port in self.ports if port.number == number), None)

@@ -19,7 +19,8 @@ from hostmesh_controller.mesh.records import (
 
 
 def identity_of(workload: Workload, trust_domain: str) -> WorkloadIdentity:
-    return WorkloadIdentity(trust_domain, workload.key.namespace, workload.service_account)
+    namespace = workload.account_namespace or workload.key.namespace
+    return WorkloadIdentity(trust_domain, namespace, workload.service_account)
 
 
 def label_keys(namespace: str, labels: Mapping[str, str]) -> Iterator[LabelKey]:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from hostmesh_controller.mesh.adoption import Adoption
 from hostmesh_controller.mesh.compiled import compile_inline_workloads, compile_workload
 from hostmesh_controller.mesh.records import Workload, WorkloadKey
 from hostmesh_controller.mesh.selection import label_keys
@@ -21,8 +22,9 @@ def take_workloads(step: Step) -> None:
             placed |= {workload.key: workload for workload in compile_inline_workloads(after)}
     for moved in step.moved:
         placed.setdefault(moved, step.old.workloads.get(moved))
+    adoption = Adoption(step.old, placed)
     for workload_key, workload in placed.items():
-        new = _on_its_host(step, workload) if workload else None
+        new = adoption.adopted(_on_its_host(step, workload)) if workload else None
         if new != step.old.workloads.get(workload_key):
             step.workloads[workload_key] = new
     _index_workloads(step)

@@ -312,7 +312,7 @@ class Registrar:
             await self._publish(pending)
 
     async def _commit(self, changes: Sequence[Put | Delete], objects: Sequence[ApiObject], actor: str) -> None:
-        new_names = self._virtual_names(objects)
+        new_names = {name for name in self._virtual_names(objects) if name not in self._vips}
         # Before the commit: a range that is used up refuses the write and changes nothing.
         vips = await asyncio.to_thread(self._store.allocate_vips, new_names) if new_names else {}
         commit = await asyncio.to_thread(self._store.commit, changes, actor=actor, now=self._now())

@@ -113,3 +113,14 @@ def test_a_change_is_the_same_work_in_a_large_mesh(worlds: tuple[World, World], 
 
 SLACK = 100
 """A set of more than 32 objects is kept in a table: some steps more for each entry that changes."""
+
+
+def test_the_last_workload_of_a_subset_does_not_go_unnoticed() -> None:
+    labelled = MESH.replace("{name: v1}", "{name: v1, labels: {app: reviews}}")
+    key = ObjectKey("WorkloadEntry", "default", "w")
+    lost = f"the subset 'v1' of {REVIEWS!r} (DestinationRule default/rule) loses its last workload"
+    assert losses([key], labelled)[0] == f"WorkloadEntry default/w: warning: {lost}"
+    assert losses([key], labelled + workload("other", "app: reviews", "10.0.0.2")) == []
+    moved = findings(workload("w", "app: other"), labelled)
+    assert f"f.yaml:4: warning: spec: {lost}" in moved
+    assert findings(workload("w", "app: reviews, version: v9"), labelled) == []

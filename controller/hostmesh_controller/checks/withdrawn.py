@@ -4,13 +4,21 @@ from collections.abc import Iterator
 
 from hostmesh_controller.checks.finding import NOT_FOUND, Finding
 from hostmesh_controller.checks.index import Relation
-from hostmesh_controller.checks.relations import Reference, destinations, port_numbers, service_names
+from hostmesh_controller.checks.relations import (
+    Reference,
+    destinations,
+    labels_of,
+    port_numbers,
+    selector_of,
+    service_names,
+)
 from hostmesh_controller.checks.world import World
 from hostmesh_controller.model import ApiObject, ObjectKey, Path, path_text
 from hostmesh_controller.model.destination_rule import DestinationRuleSpec
 from hostmesh_controller.model.gateway import GatewaySpec
 from hostmesh_controller.model.secret import SecretSpec
 from hostmesh_controller.model.virtual_service import VirtualServiceSpec
+from hostmesh_controller.model.workloads import WorkloadEntrySpec
 
 
 def check_withdrawn(key: ObjectKey, before: World, after: World) -> Iterator[Finding]:
@@ -23,6 +31,8 @@ def check_withdrawn(key: ObjectKey, before: World, after: World) -> Iterator[Fin
         return
     if isinstance(old.spec, DestinationRuleSpec):
         yield from _subsets(old, old.spec, after)
+    if isinstance(old.spec, WorkloadEntrySpec):
+        yield from _members(old, before, after)
     if new is None:
         yield from _names(old, after)
     for name in service_names(old, after.domain):
@@ -90,6 +100,21 @@ def _subsets(old: ApiObject, spec: DestinationRuleSpec, after: World) -> Iterato
             )
             yield Finding(_where(old, after, "subsets"), message, "still-referred", istio_code=NOT_FOUND)
             lost.discard(subset)
+
+
+def _members(old: ApiObject, before: World, after: World) -> Iterator[Finding]:
+    """Yield the subsets of which a workload was the last member."""
+    labels = labels_of(old)
+    for service in sorted(before.selecting(old), key=lambda each: each.key):
+        for name in service_names(service, after.domain) if service.key in after.objects else ():
+            for rule in after.at(Relation.RULE, name):
+                assert isinstance(rule.spec, DestinationRuleSpec)
+                for subset in rule.spec.subsets:
+                    wanted = {**selector_of(service), **subset.labels}
+                    was = wanted.items() <= labels.items()
+                    if was and not any(True for _ in after.selected(wanted, service.key.namespace)):
+                        message = f"the subset {subset.name!r} of {name!r} ({rule.key}) loses its last workload"
+                        yield Finding(_where(old, after), message, "empty-subset", istio_code="IST0173")
 
 
 def _references(host: str, world: World) -> Iterator[tuple[ApiObject, Reference]]:

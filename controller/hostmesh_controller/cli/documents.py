@@ -166,7 +166,9 @@ def _unified_resource(each: dict[str, Any]) -> str:
 
 def _warn(result: dict[str, Any]) -> None:
     for problem in result.get("warnings", ()):
-        note(problem_line(problem))
+        # What is only worth knowing is for `validate`, and for programs.
+        if problem["severity"] != "info":
+            note(problem_line(problem))
 
 
 def _wait(connection: Connection, revision: int, wait_s: int) -> dict[str, Any]:

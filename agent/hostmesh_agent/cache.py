@@ -1,8 +1,9 @@
 """Last-known-good configuration on disk: what Envoy accepted, so that a reboot needs no controller.
 
 One SQLite file: atomic by its write-ahead log, one transaction per batch. Each row carries a checksum of its own,
-since SQLite does not notice a flipped bit in a value. What cannot be read is set aside, never in the way: the cache
-can be fetched again, a host that does not start cannot.
+since SQLite does not notice a flipped bit in a value. Only root can read it (0600 in a directory of 0700): where there
+is a gateway it holds the private keys of stored credentials. What cannot be read is set aside, never in the way: the
+cache can be fetched again, a host that does not start cannot.
 """
 
 import sqlite3
@@ -86,6 +87,8 @@ class Cache:
             self._path.chmod(0o600)
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")
+            # A gateway's private keys are among the resources: what is deleted is overwritten.
+            connection.execute("PRAGMA secure_delete=ON")
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             if version == 0:
                 connection.executescript(f"BEGIN; {_SCHEMA}; PRAGMA user_version={FORMAT}; COMMIT;")

@@ -44,6 +44,8 @@ from hostmesh_agent.workdir import Account
 
 MAX_FILES: Final = 1 << 20
 """Wanted limit of open files: Envoy needs two per proxied connection. Also the kernel's default for fs.nr_open."""
+_CAPABILITIES: Final = "net_bind_service"
+"""What `launch` leaves an Envoy, which cannot gain it later."""
 _SAYS_ALL: Final = ("exit code 0", "killed by SIGTERM", "killed by SIGKILL")
 """Ends that somebody wanted: what Envoy said before has nothing to do with them."""
 _HOUSEKEEPING_S: Final = 60.0
@@ -122,7 +124,7 @@ class EnvoyCommand:
 
     def command_sha256(self) -> str:
         """Covers all that a running Envoy cannot change: arguments, user, limits."""
-        parts = [*self.argv(), self.owner.uid, self.owner.gid, self.max_files]
+        parts = [*self.argv(), self.owner.uid, self.owner.gid, self.max_files, _CAPABILITIES]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def differences(self, record: process.Record) -> str:

@@ -21,7 +21,10 @@ EXIT_NOT_STARTED: Final = 126
 _PR_CAPBSET_DROP: Final = 24
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _PR_CAP_AMBIENT: Final = 47
+_PR_CAP_AMBIENT_RAISE: Final = 2
 _PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
+_PR_SET_KEEPCAPS: Final = 8
+_CAP_NET_BIND_SERVICE: Final = 10
 _CAPABILITY_VERSION_3: Final = 0x20080522
 _CAPABILITIES: Final = 64
 
@@ -73,28 +76,48 @@ def write_record(path: str, facts: dict[str, str]) -> None:
     os.replace(draft, path)  # noqa: PTH105 - as above
 
 
-def _prctl(option: int, argument: int = 0) -> bool:
-    return bool(ctypes.CDLL(None, use_errno=True).prctl(option, argument, 0, 0, 0) == 0)
+def _prctl(option: int, argument: int = 0, second: int = 0) -> bool:
+    return bool(ctypes.CDLL(None, use_errno=True).prctl(option, argument, second, 0, 0) == 0)
 
 
-def _clear_capabilities() -> None:
+def _has_capability(capability: int) -> bool:
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    none = (ctypes.c_uint32 * 6)()
-    if ctypes.CDLL(None, use_errno=True).capset(header, none) != 0:
+    # Effective, permitted, inheritable, of the capabilities 0 to 31; then the same of the others.
+    data = (ctypes.c_uint32 * 6)()
+    if ctypes.CDLL(None, use_errno=True).capget(header, data) != 0:
+        raise OSError(ctypes.get_errno(), "capget")
+    return bool(data[1] & 1 << capability)
+
+
+def _set_capabilities(only: int) -> None:
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    data = (ctypes.c_uint32 * 6)(only, only, only, 0, 0, 0)
+    if ctypes.CDLL(None, use_errno=True).capset(header, data) != 0:
         raise OSError(ctypes.get_errno(), "capset")
 
 
 def give_up_privileges(uid: int | None, gid: int) -> None:
-    """Become `uid`, with no other group and no capability, and no way to gain one."""
+    """Become `uid`, with no other group, the one capability that is kept, and no way to gain another.
+
+    That is to bind ports below 1024, if we have it: a Gateway may ask for one at any time, a running Envoy cannot gain
+    it, and starting another would cut connections. The alternative, net.ipv4.ip_unprivileged_port_start, would give
+    such ports to every user of the host.
+    """
     _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
+    kept = _has_capability(_CAP_NET_BIND_SERVICE)
     if uid is not None:
         for capability in range(_CAPABILITIES):
-            _prctl(_PR_CAPBSET_DROP, capability)
+            if not (kept and capability == _CAP_NET_BIND_SERVICE):
+                _prctl(_PR_CAPBSET_DROP, capability)
         os.setgroups([])
+        # What is permitted would go with the user; an exec ends this again.
+        _prctl(_PR_SET_KEEPCAPS, 1)
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
-    # setresuid clears them too, unless securebits say otherwise; the inheritable set it never clears.
-    _clear_capabilities()
+    _set_capabilities(1 << _CAP_NET_BIND_SERVICE if kept else 0)
+    if kept:
+        # Only what is ambient survives the exec of a program without capabilities of its own.
+        _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _CAP_NET_BIND_SERVICE)
     if not _prctl(_PR_SET_NO_NEW_PRIVS, 1):
         raise OSError("prctl(PR_SET_NO_NEW_PRIVS) failed")
 

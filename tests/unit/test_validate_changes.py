@@ -28,7 +28,7 @@ def test_deleting_what_others_refer_to_is_a_warning() -> None:
         f"to the subset 'v2' of {REVIEWS!r}, which nothing defines any more: such requests fail with 503. Change the "
         "route first"
     ]
-    assert losses([ObjectKey("VirtualService", "default", "r"), ObjectKey("WorkloadEntry", "default", "w")], MESH) == []
+    assert losses([ObjectKey("VirtualService", "default", "r")], MESH) == []
 
 
 def test_deleting_all_together_leaves_nobody_behind() -> None:

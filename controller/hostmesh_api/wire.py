@@ -41,6 +41,7 @@ CLUSTER_TYPE: Final = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
 ENDPOINT_TYPE: Final = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
 ROUTE_TYPE: Final = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
 VIRTUAL_HOST_TYPE: Final = "type.googleapis.com/envoy.config.route.v3.VirtualHost"
+EXTENSION_TYPE: Final = "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig"
 SECRET_TYPE: Final = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"  # noqa: S105 - a type
 
 ROOTS: Final = "certs/roots"
@@ -48,5 +49,7 @@ SYSTEM_ROOTS: Final = "system/roots.pem"
 """The roots that the host's operating system trusts: a link that the agent makes in Envoy's working directory."""
 SVID_SECRET: Final = "workload"  # noqa: S105 - the name of a secret, not a secret
 ROOTS_SECRET: Final = "roots"  # noqa: S105 - the name of a secret, not a secret
+WASM_PULL_POLICY: Final = "ISTIO_META_WASM_IMAGE_PULL_POLICY"
+"""Variable of a plugin's machine that is for the agent: `IfNotPresent` or `Always`. It takes out all such variables."""
 RELAY_CLUSTER: Final = "hostmesh-relay"
 """Envoy's static cluster for the agent's ADS socket."""

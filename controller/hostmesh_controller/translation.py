@@ -20,6 +20,7 @@ from google.protobuf.message import Message
 from hostmesh_api.wire import (
     CLUSTER_TYPE,
     ENDPOINT_TYPE,
+    EXTENSION_TYPE,
     HOST_CONFIG_TYPE,
     LISTENER_TYPE,
     ROUTE_TYPE,
@@ -49,8 +50,18 @@ TYPES: Final[Mapping[str, str]] = {
     "cluster": CLUSTER_TYPE,
     "endpoint": ENDPOINT_TYPE,
     "secret": SECRET_TYPE,
+    "extension": EXTENSION_TYPE,
 }
 """Short names of what is translated to, in the order in which Envoy comes to ask for it."""
+
+_DISCOVERING: Final = frozenset(
+    {
+        "envoy.config.listener.v3.Filter",
+        "envoy.config.listener.v3.ListenerFilter",
+        "envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter",
+    }
+)
+"""Filters that may ask for their configuration by their name (ECDS)."""
 
 _EPOCH: Final = datetime(2026, 1, 1, tzinfo=UTC)
 """Offline, all objects are of the same age; their order is then that of their names."""
@@ -192,6 +203,8 @@ def _asked_in(message: Message) -> Iterator[_Asked]:
         yield _Asked(ROUTE_TYPE, message.route_config_name)
     if isinstance(message, SdsSecretConfig) and message.sds_config.HasField("ads"):
         yield _Asked(SECRET_TYPE, message.name)
+    if full_name in _DISCOVERING and message.HasField("config_discovery"):
+        yield _Asked(EXTENSION_TYPE, getattr(message, "name", ""))
     weighted = message.DESCRIPTOR.name == "ClusterWeight"
     for descriptor, value in message.ListFields():
         if descriptor.type == FieldDescriptor.TYPE_STRING and (

@@ -9,6 +9,7 @@ from hostmesh_controller.checks.annotations import check_annotations, suppressed
 from hostmesh_controller.checks.delegates import check_delegates
 from hostmesh_controller.checks.destination_rules import check_destination_rule
 from hostmesh_controller.checks.envoy_filters import check_envoy_filter
+from hostmesh_controller.checks.envoy_values import check_envoy_values
 from hostmesh_controller.checks.exports import check_exports
 from hostmesh_controller.checks.finding import Finding
 from hostmesh_controller.checks.gateway_routes import check_gateway_routes
@@ -96,6 +97,7 @@ def _findings(item: ApiObject, world: World) -> Iterator[Finding]:
             yield from check_mesh_config(spec, world)
         case EnvoyFilterSpec() as spec:
             yield from check_envoy_filter(spec)
+            yield from check_envoy_values(spec)
 
 
 def _is_suppressed(item: ApiObject, finding: Finding) -> bool:

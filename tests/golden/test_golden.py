@@ -44,7 +44,7 @@ def translated(mesh: Mesh, host: str) -> dict[str, dict[str, Any]]:
     for asked, message in reachable(mesh, host):
         result[short[asked.type_url]][asked.name] = None if message is None else as_json(message)
     # Whatever a case has nothing of is left out.
-    return {name: found for name, found in result.items() if found or name not in {"route", "secret"}}
+    return {name: found for name, found in result.items() if found or name not in {"route", "secret", "extension"}}
 
 
 def text_of(value: Any, indent: int = 0) -> str:

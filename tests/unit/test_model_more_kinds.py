@@ -322,7 +322,6 @@ REFUSED: list[tuple[str, Body, str]] = [
     ("EnvoyFilter", {"configPatches": [{}]}, "spec.configPatches[0].applyTo: required field 'applyTo' is missing"),
     ("EnvoyFilter", {"configPatches": [{}]}, "spec.configPatches[0].patch: required field 'patch' is missing"),
     ("EnvoyFilter", patch("CLUSTERS"), "did you mean 'CLUSTER'?"),
-    ("EnvoyFilter", patch("BOOTSTRAP"), "applyTo: BOOTSTRAP: not supported: the agent of each host"),
     ("EnvoyFilter", patch(patch={"value": {}}), "patch.operation: required field 'operation' is missing"),
     ("EnvoyFilter", patch(patch={"operation": "ADD"}), "patch.value: operation ADD needs a value"),
     ("EnvoyFilter", patch(patch={"operation": "ADD", "value": []}), "patch.value: expected a mapping, found a list"),

@@ -9,6 +9,7 @@ from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryResponse
 from hostmesh_api.wire import (
     CLUSTER_TYPE,
     ENDPOINT_TYPE,
+    EXTENSION_TYPE,
     HOST_CONFIG_TYPE,
     LISTENER_TYPE,
     ROUTE_TYPE,
@@ -21,6 +22,7 @@ WILDCARD: Final = "*"
 PUSH_ORDER: Final = (
     HOST_CONFIG_TYPE,
     SECRET_TYPE,
+    EXTENSION_TYPE,
     CLUSTER_TYPE,
     ENDPOINT_TYPE,
     LISTENER_TYPE,

@@ -38,7 +38,7 @@ def _sidecar_labels(spec: Spec) -> Mapping[str, str]:
 def patches_of(mesh: Mesh, faces: Iterable[Face]) -> tuple[ObjectKey, ...]:
     """Return the EnvoyFilters of a host in the order of their application.
 
-    Those of the root namespace come first, then by priority, age and name, as in Istio.
+    By priority, as in Istio; of one priority those of the root namespace come first, then the oldest.
     """
     faces = tuple(faces)
     root = mesh.settings.root_namespace
@@ -50,5 +50,6 @@ def patches_of(mesh: Mesh, faces: Iterable[Face]) -> tuple[ObjectKey, ...]:
         if any(item.key.namespace in {root, face.namespace} and face.selected_by(labels) for face in faces):
             created = item.metadata.creation_timestamp
             age = created.timestamp() if created else 0.0
-            result.append(((item.key.namespace != root, spec.priority, age, item.key.name), item.key))
+            name = f"{item.key.name}.{item.key.namespace}"
+            result.append(((spec.priority, item.key.namespace != root, age, name), item.key))
     return tuple(key for _, key in sorted(result, key=lambda each: each[0]))

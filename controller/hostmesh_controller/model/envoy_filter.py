@@ -197,10 +197,6 @@ class ConfigPatch(Spec):
 
     @model_validator(mode="after")
     def _parts_line_up(self) -> "ConfigPatch":
-        if self.apply_to == "BOOTSTRAP":
-            raise fault(
-                "not-supported", "BOOTSTRAP: not supported: the agent of each host makes Envoy's bootstrap", "applyTo"
-            )
         if self.match is None:
             return self
         found = {

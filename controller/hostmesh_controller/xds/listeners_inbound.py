@@ -86,7 +86,7 @@ def _mutual_tls(port: InboundPort, trust_domain: str, more: Extensions) -> list[
     slug = identity_of(port.workload, trust_domain).slug
     as_http = tls.downstream(slug, trust_domain, tls.SERVE_HTTP)
     as_tcp = tls.downstream(slug, trust_domain, tls.SERVE_TCP)
-    http = [filters.inbound_http(port.number, _route(port.number), more.http, mutual_tls=True)]
+    http = [*more.network, filters.inbound_http(port.number, _route(port.number), more.http, mutual_tls=True)]
     if port.protocol.is_detected:
         # The caller passes on whatever version its program speaks: it is found out again, and nothing is negotiated.
         as_any_http = tls.downstream(slug, trust_domain, ())
@@ -100,7 +100,7 @@ def _mutual_tls(port: InboundPort, trust_domain: str, more: Extensions) -> list[
 
 
 def _plaintext(port: InboundPort, more: Extensions) -> list[FilterChain]:
-    http = [filters.inbound_http(port.number, _route(port.number), more.http, mutual_tls=False)]
+    http = [*more.network, filters.inbound_http(port.number, _route(port.number), more.http, mutual_tls=False)]
     if port.protocol.is_detected:
         return [
             _chain(port, "plaintext-http", http, transport=_RAW, protocols=PLAIN_HTTP),

@@ -60,8 +60,8 @@ def port_listener(settings: Settings, plan: Plan, port: int, more: Extensions, *
     where a route asks for them.
     """
     services = plan.ports[port]
-    dialled = filters.tcp_to_destination()
-    http = [filters.outbound_http(port, more.http)] if port in plan.http_ports else dialled
+    dialled = [*more.network, *filters.tcp_to_destination()]
+    http = [*more.network, filters.outbound_http(port, more.http)] if port in plan.http_ports else dialled
     chains = [_chain("mesh", (str(settings.vip4), str(settings.vip6)), http)]
     chains += [chain for service in services for chain in _service_chains(plan, service, port, http, dialled)]
     chains = _distinct(chains)

@@ -36,13 +36,19 @@ from hostmesh_controller.xds.sidecar_beyond import beyond_virtual_host
 class _Meaning:
     """What a host header stands for: a service, or a host that VirtualServices alone have; and whose routes may hold.
 
-    `names` are the dependency names by which it was found.
+    `names` are the dependency names by which it was found, `hostname` the one that it has ("": there is no such host).
     """
 
     service: Service | None
     items: tuple[ApiObject, ...]
     names: tuple[str, ...]
 
+    hostname: str = ""
+
+
+def meant_hostname(mesh: Mesh, viewer: Viewer, name: VirtualHostName) -> str:
+    """Return the host of a service or a VirtualService that a host header stands for; "" where there is none."""
+    return _meaning(mesh, viewer, name).hostname
 
 def dependencies(mesh: Mesh, host: str, name: str) -> tuple[str, ...]:
     parsed = parse_virtual_host(name)
@@ -93,7 +99,7 @@ def _meaning(mesh: Mesh, viewer: Viewer, name: VirtualHostName) -> _Meaning:
         service = service_for_header(mesh, (each,), name.port, viewer)
         if service is not None:
             names |= dict.fromkeys((service.id.hostname, *wildcards(service.id.hostname)))
-            return _Meaning(service, http_candidates(mesh, service, viewer), tuple(names))
+            return _Meaning(service, http_candidates(mesh, service, viewer), tuple(names), service.id.hostname)
         found = virtual_services_of(mesh, each, viewer)
         names |= {other: None for item in found for other in virtual_service_hosts(item, mesh.settings.domain)}
         items = tuple(item for item in found if _serves(mesh, viewer, item, name.port))

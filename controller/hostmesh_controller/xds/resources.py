@@ -18,6 +18,7 @@ from hostmesh_controller.xds import (
     gateway_passthrough,
     of_clusters,
     of_endpoints,
+    of_extensions,
     of_listeners,
     of_routes,
     of_secrets,
@@ -123,6 +124,7 @@ _TYPES: Final[Mapping[str, _Type]] = MappingProxyType(
         wire.ENDPOINT_TYPE: _Type(_endpoints, _cluster_dependencies, shared=True),
         wire.ROUTE_TYPE: _Type(of_routes.resource, of_routes.dependencies),
         wire.SECRET_TYPE: _Type(of_secrets.resource, of_secrets.dependencies),
+        wire.EXTENSION_TYPE: _Type(of_extensions.resource, of_extensions.dependencies),
         wire.VIRTUAL_HOST_TYPE: _Type(of_virtual_hosts.resource, of_virtual_hosts.dependencies, shared=True),
     }
 )

@@ -146,7 +146,8 @@ def _say_effects(result: dict[str, Any]) -> None:
     for each in result["resources"]:
         typer.echo(f"  {each['type']} {each['name']} {each['action']} on {_hosts_text(each['proxies'])}")
     proxies = result["proxies"]
-    typer.echo(f"{len(proxies)} proxies would change" if proxies else "no connected proxy would be told anything else")
+    count = "1 proxy" if len(proxies) == 1 else f"{len(proxies)} proxies"
+    typer.echo(f"{count} would be told of it" if proxies else "no connected proxy would be told anything else")
 
 
 def _hosts_text(hosts: list[str]) -> str:

@@ -14,6 +14,7 @@ from hostmesh_controller.explain.inbound import arrival
 from hostmesh_controller.explain.sight import Sight, origin_of
 from hostmesh_controller.explain.story import Step
 from hostmesh_controller.names import BLACK_HOLE, canonical_address
+from hostmesh_controller.xds.breakers import UNLIMITED
 from hostmesh_controller.xds.endpoints import MATCH_KEY
 
 SHOWN: Final = 20
@@ -78,12 +79,10 @@ def _destination(sight: Sight, call: Call, name: str, share: float, *, http: boo
 
 def _cluster_why(cluster: Cluster, share: float) -> str:
     origin = origin_of(cluster.metadata)
-    parts = [f"{share:.0%} of the calls" if share < 1 else "", origin, f"as {_called(cluster)}"]
+    # An on-demand cluster has the name of what was dialled, and counts under the service's.
+    service = f"it stands for {cluster.alt_stat_name}" if cluster.alt_stat_name else ""
+    parts = [f"{share:.0%} of the calls" if share < 1 else "", origin, service]
     return "; ".join(part for part in parts if part)
-
-
-def _called(cluster: Cluster) -> str:
-    return cluster.alt_stat_name or cluster.name
 
 
 def _cluster_details(cluster: Cluster) -> dict[str, object]:
@@ -96,8 +95,10 @@ def _cluster_details(cluster: Cluster) -> dict[str, object]:
     if cluster.HasField("outlier_detection"):
         details["outlier_detection"] = True
     for limits in cluster.circuit_breakers.thresholds[:1]:
-        details["max_connections"] = limits.max_connections.value
-        details["max_requests"] = limits.max_requests.value
+        for name in ("max_connections", "max_pending_requests", "max_requests"):
+            value = getattr(limits, name).value
+            if value < UNLIMITED:
+                details[name] = value
     return details
 
 

@@ -70,11 +70,18 @@ def mesh_of(services: int) -> World:
 
 
 SMALL, LARGE = 50, 5000
+SERVER = "{port: {number: 80, name: h, protocol: HTTP}, hosts: [a.test]}"
 CHANGES = {
     "an endpoint": workload("w7", "app: s7, env: prod, version: v2", "10.0.0.8"),
     "a new endpoint": workload("new", "app: s7, env: prod", "10.9.0.1"),
     "a service": service("s7", "{name: http, port: 81}"),
     "routes": istio("VirtualService", "s7", "hosts: [s7], http: [{route: [{destination: {host: s8}}]}]"),
+    "an export": istio(
+        "VirtualService", "s7", "hosts: [s7], exportTo: [none], http: [{directResponse: {status: 200}}]"
+    ),
+    "a gateway": istio("Gateway", "g", f"selector: {{app: s7}}, servers: [{SERVER}]"),
+    "a Sidecar": istio("Sidecar", "s", "workloadSelector: {labels: {app: s7}}, egress: [{hosts: [./*]}]"),
+    "a host": "apiVersion: hostmesh.io/v1\nkind: Host\nmetadata: {name: h}\nspec: {addresses: [10.0.0.8]}\n",
     "subsets": istio("DestinationRule", "s7", "host: s7, subsets: [{name: v1, labels: {env: prod}}]"),
 }
 

@@ -167,5 +167,21 @@ def test_a_longer_prefix_after_a_shorter_one_has_no_effect_where_the_rest_is_not
         prefixes("uri: {prefix: /a}, headers: {x: {prefix: v}}", "uri: {prefix: /ab}, headers: {x: {exact: v1}}")
         == hidden
     )
+    assert prefixes("uri: {prefix: /a}, sourceNamespace: a", "uri: {prefix: /ab}, sourceNamespace: a") == hidden
+    assert prefixes("uri: {prefix: /a}, sourceNamespace: a", "uri: {prefix: /ab}") == []
+    assert prefixes("uri: {prefix: /a}, sourceLabels: {a: b}", "uri: {prefix: /ab}, sourceLabels: {a: b}") == hidden
+    assert prefixes("uri: {prefix: /a}, sourceLabels: {a: b}", "uri: {prefix: /ab}") == []
     assert prefixes("uri: {prefix: /a}, withoutHeaders: {x: {}}", "uri: {prefix: /ab}") == []
     assert prefixes("uri: {prefix: /a}", "uri: {prefix: /AB}, ignoreUriCase: true") == []
+
+
+def test_a_wildcard_that_all_see_over_hosts_that_some_see_is_told_from_both_sides() -> None:
+    wide = istio("VirtualService", "wide", "hosts: ['*.test'], http: [{directResponse: {status: 200}}]")
+    kept = istio("VirtualService", "kept", "hosts: [a.test], exportTo: ['.'], http: [{directResponse: {status: 200}}]")
+    assert findings(kept, wide) == [
+        "f.yaml:4: info: spec.hosts[0]: VirtualService default/wide has routes for hosts that 'a.test' overlaps; for "
+        "each name the nearest host holds"
+    ]
+    assert codes(wide, kept) == ["IST0109 overlapping-host spec.hosts[0]"]
+    assert codes(kept.replace("a.test", "a.other"), wide) == []
+    assert codes(kept.replace("exportTo: ['.'], ", ""), wide) == []

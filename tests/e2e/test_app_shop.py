@@ -159,20 +159,17 @@ def test_a_circuit_breaks_at_its_limits_and_closes_again(shop: Shop) -> None:
 def test_an_instance_that_fails_is_left_out_and_comes_back(shop: Shop) -> None:
     with shop.app.configured("ratings-ejection"):
         shop.app.behave("east", 9084, status=500)
-        first = shop.front.many(RATINGS, 20)
-        assert first["statuses"].get("500", 0) == 2, first
-        assert set(first["versions"]) == {"ratings south"}
+        # Envoy tells its workers of a failing instance at once, or up to a second after it told them something else.
+        eventually(lambda: shop.front.many(RATINGS, 20)["versions"] == {"ratings south": 20}, "north is left out")
         shop.app.behave("east", 9084)
-        back = eventually(lambda: "ratings north" in shop.front.many(RATINGS, 10)["versions"], "north serves again")
-        assert back
+        eventually(lambda: "ratings north" in shop.front.many(RATINGS, 10)["versions"], "north serves again")
 
 
 def test_callers_stay_in_their_locality_and_leave_it_only_while_it_is_ill(shop: Shop) -> None:
     with shop.app.configured("catalog-locality", "catalog-south"):
         assert shop.front.many(CATALOG, 30)["versions"] == {"catalog v1": 30}
         shop.app.behave("east", 9081, status=503)
-        ill = shop.front.many(CATALOG, 30)
-        assert ill["versions"].get("catalog v2", 0) > 20, ill
+        eventually(lambda: shop.front.many(CATALOG, 20)["versions"] == {"catalog v2": 20}, "all go to the south")
         shop.app.behave("east", 9081)
         eventually(lambda: shop.front.many(CATALOG, 10)["versions"] == {"catalog v1": 10}, "all are back in the north")
 

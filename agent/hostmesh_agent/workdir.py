@@ -64,6 +64,18 @@ def prepare(directory: Path, owner: Account) -> None:
         os.chown(directory, 0, owner.gid)
     if stat.S_IMODE(info.st_mode) != _DIRECTORY_MODE:
         directory.chmod(_DIRECTORY_MODE)
+    if owner.switch:
+        _share_log(directory, owner)
+
+
+def _share_log(directory: Path, owner: Account) -> None:
+    """Let Envoy's group write the log: an access log to /dev/stdout opens it anew, by its name."""
+    descriptor = open_log(directory)
+    try:
+        os.fchown(descriptor, 0, owner.gid)
+        os.fchmod(descriptor, 0o660)
+    finally:
+        os.close(descriptor)
 
 
 def check_reachable(path: Path, owner: Account) -> None:

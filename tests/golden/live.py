@@ -244,6 +244,7 @@ def _host(mesh: Mesh, name: str, directory: Path, space: Space, authority: Autho
     for path in [directory, *directory.rglob("*")]:
         shutil.chown(path, ENVOY_UID, ENVOY_UID)
     with ads.serving(), space(), (directory / "envoy.log").open("wb") as log:
+        shutil.chown(directory / "envoy.log", ENVOY_UID)  # as the agent does, for access logs to /dev/stdout
         process = subprocess.Popen(
             [
                 # Not Popen(user=…): that forks, and a fork of a process that runs gRPC's threads may crash.

@@ -1,9 +1,11 @@
 """Sidecars and mesh-wide settings under real Envoys: what may be called, where calls go, what is written of them."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 
@@ -122,3 +124,47 @@ def test_allow_any_passes_on_what_is_not_in_the_mesh() -> None:
         with web():
             assert "program: outsider" in get(OUTSIDER, 8080, "outsider.example.com").body
             assert talk(OUTSIDER, 9999, b"hello") == b"hello"
+
+
+def with_config(**config: Any) -> Mesh:
+    return mesh_of([*OBJECTS, obj("MeshConfig", "default", config)])
+
+
+def written(host: LiveHost) -> str:
+    return (host.directory / "envoy.log").read_text()
+
+
+def test_the_access_log_is_written_in_istios_format_and_follows_what_the_mesh_says() -> None:
+    mesh = with_config(accessLogFile="/dev/stdout")
+    with ExitStack() as stack:
+        net = running(mesh, stack)
+        web, db = net.hosts["web"], net.hosts["db"]
+        with web():
+            get(vip(mesh, "db"), 8080, "db", "/a?b=c", {"User-Agent": "a test"})
+            outbound = re.compile(
+                r'^\[\S+\] "GET /a\?b=c HTTP/1\.1" 200 - via_upstream - "-" 0 \d+ \d+ - "-" "a test" "\S+" "db" '
+                r'"10\.9\.0\.2:8080" outbound\|8080\|\|db\.default\.svc\.cluster\.local \S+ \S+ \S+ - default$',
+                re.MULTILINE,
+            )
+            inbound = re.compile(r'^\[\S+\] "GET /a\?b=c HTTP/1.1" 200 .* inbound\|8080\|\| .* default$', re.MULTILINE)
+            # Envoy writes its logs every ten seconds.
+            wait_until("the line of the caller", lambda: outbound.search(written(web)) is not None, 20)
+            wait_until("the line of the program's side", lambda: inbound.search(written(db)) is not None, 20)
+            assert talk(vip(mesh, "db-tcp"), 3306, b"hello") == b"hello"
+            tcp = re.compile(r'^\[\S+\] "- - -" 0 - - - "-" 5 5 .* outbound\|3306\|\|db-tcp', re.MULTILINE)
+            wait_until("the line of the connection", lambda: tcp.search(written(web)) is not None, 20)
+
+
+@pytest.mark.parametrize("timeout", ["0s", "1s"])
+def test_a_server_that_speaks_first_is_heard_whatever_the_detection_timeout(timeout: str) -> None:
+    mesh = mesh_of(
+        [*OBJECTS, service("first", 4000, "any"), obj("MeshConfig", "default", {"protocolDetectionTimeout": timeout})]
+    )
+    with ExitStack() as stack:
+        net = running(mesh, stack)
+        programs = Programs()
+        stack.callback(programs.close)
+        with net.hosts["db"]():
+            programs.echo(4000, b"welcome")
+        with net.hosts["web"]():
+            assert talk(vip(mesh, "first"), 4000, b"hello", greeting=b"welcome") == b"hello"

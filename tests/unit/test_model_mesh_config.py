@@ -35,7 +35,7 @@ FULL: dict[str, Any] = {
     "defaultHttpRetryPolicy": {"attempts": 1, "retryOn": "5xx"},
     "localityLbSetting": {"enabled": False},
     "accessLogFile": "/dev/stdout",
-    "accessLogFormat": "%START_TIME%\n",
+    "accessLogFormat": '{"at": "%START_TIME%"}\n',
     "accessLogEncoding": "JSON",
     "trustDomain": "example.com",
     "trustDomainAliases": ["old.example.com"],

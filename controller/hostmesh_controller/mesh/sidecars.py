@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from hostmesh_controller.mesh.index import Mesh
-from hostmesh_controller.mesh.records import Service, ServicePort
+from hostmesh_controller.mesh.records import Host, Service, ServicePort
 from hostmesh_controller.mesh.viewer import Viewer
 from hostmesh_controller.model.sidecar import EgressListener, SidecarSpec
 from hostmesh_controller.names import OutboundName, expand, host_matches
@@ -117,3 +117,8 @@ def beyond(mesh: Mesh, viewer: Viewer) -> Beyond:
     assert viewer.sidecar is not None
     host = expand(proxy.host, viewer.sidecar.namespace, mesh.settings.domain)
     return Beyond(proxy=str(OutboundName(proxy.port.number, proxy.subset or "", host)))
+
+
+def captures_all(mesh: Mesh, host: Host) -> bool:
+    """Tell whether every outbound connection of a host comes by Envoy: declared, or needed to keep some inside."""
+    return host.capture_all or not beyond(mesh, mesh.viewer_of(host.name)).is_open

@@ -3,11 +3,12 @@
 A spec holds a value for every field, so readers ask it without knowing who set it; `laid_over` joins two of them.
 """
 
+import json
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Annotated, ClassVar, Final, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from hostmesh_controller.model.connection_pool import TcpKeepalive
 from hostmesh_controller.model.durations import Duration
@@ -151,6 +152,24 @@ class MeshConfigSpec(Spec):
     mesh_mtls: MeshTls = Field(default=MeshTls(), alias="meshMTLS")
     verify_certificate_at_client: Flag = True
     default_config: ProxyDefaults = ProxyDefaults()
+
+    @model_validator(mode="after")
+    def _the_log_can_be_written(self) -> "MeshConfigSpec":
+        if (
+            self.access_log_encoding == "JSON"
+            and self.access_log_format
+            and not _is_json_object(self.access_log_format)
+        ):
+            message = 'with accessLogEncoding JSON it is a JSON object, such as {"code": "%RESPONSE_CODE%"}'
+            raise fault("value", message, "accessLogFormat")
+        return self
+
+
+def _is_json_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
 
 
 def laid_over(above: MeshConfigSpec, below: MeshConfigSpec) -> MeshConfigSpec:

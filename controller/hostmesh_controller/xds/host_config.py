@@ -6,6 +6,7 @@ from hostmesh_controller.mesh.inbound import inbound_ports, ports_of
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.records import Host, Workload
 from hostmesh_controller.mesh.selection import identity_of
+from hostmesh_controller.mesh.sidecars import captures_all
 from hostmesh_controller.model.workloads import Probe
 from hostmesh_controller.names import DNS_LISTENER, VIRTUAL_INBOUND, VIRTUAL_OUTBOUND
 from hostmesh_controller.xds.outbound import Plan, explicit_prefixes
@@ -25,8 +26,7 @@ def host_config(mesh: Mesh, host: Host, plan: Plan, inbound_version: str) -> pb.
         workloads=[_workload(mesh, workload) for workload in workloads],
         outbound_spiffe_id=outbound_identity(mesh, host),
         capture=pb.Capture(
-            # What is not to be called as if there were no mesh must come by Envoy.
-            scope=pb.Capture.ALL if host.capture_all or not plan.beyond.is_open else pb.Capture.MESH,
+            scope=pb.Capture.ALL if captures_all(mesh, host) else pb.Capture.MESH,
             inbound_ports=sorted({port.number for port in inbound_ports(mesh, host.name)}),
             outbound_prefixes=[*virtual, *explicit_prefixes(plan.explicit)],
             virtual_prefixes=virtual,

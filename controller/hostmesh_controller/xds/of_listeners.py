@@ -16,6 +16,7 @@ from hostmesh_controller.xds import dns, gateway_listeners, listeners_inbound, l
 from hostmesh_controller.xds.encoding import resource as encoded
 from hostmesh_controller.xds.http_extensions import Direction, Extensions, Traffic, extensions
 from hostmesh_controller.xds.keeping import kept
+from hostmesh_controller.xds.listener_settings import settled
 from hostmesh_controller.xds.outbound import plan
 
 
@@ -44,7 +45,8 @@ def resource(mesh: Mesh, host: Host, name: str) -> Resource | None:
     planned = plan(mesh, viewer)
     if name == VIRTUAL_OUTBOUND:
         virtual = listeners_outbound.virtual_outbound
-        return kept(mesh, (name, viewer, ipv6), (planned,), name, lambda: virtual(mesh.settings, planned, ipv6=ipv6))
+        make = lambda: settled(virtual(mesh.settings, planned, ipv6=ipv6), mesh.config)  # noqa: E731 - as above
+        return kept(mesh, (name, viewer, ipv6), (planned,), name, make)
     port = parse_port_listener(name)
     if port is None or port not in planned.ports:
         return None
@@ -54,7 +56,7 @@ def resource(mesh: Mesh, host: Host, name: str) -> Resource | None:
         (name, viewer, ipv6, more.key, len(more.inputs)),
         (planned, *more.inputs),
         name,
-        lambda: listeners_outbound.port_listener(mesh.settings, planned, port, more, ipv6=ipv6),
+        lambda: settled(listeners_outbound.port_listener(mesh.settings, planned, port, more, ipv6=ipv6), mesh.config),
     )
 
 
@@ -64,4 +66,4 @@ def _virtual_inbound(mesh: Mesh, host: Host, *, ipv6: bool) -> Resource:
 
     ports = inbound_ports(mesh, host.name)
     message = listeners_inbound.virtual_inbound(ports, mesh.settings.trust_domain, more, ipv6=ipv6)
-    return encoded(VIRTUAL_INBOUND, message)
+    return encoded(VIRTUAL_INBOUND, settled(message, mesh.config))

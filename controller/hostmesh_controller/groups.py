@@ -7,7 +7,7 @@ address, and from nothing else: it changes with the group, and is nobody's to ed
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from hostmesh_api.identity import HostIdentity
@@ -208,8 +208,23 @@ def derive(changed: Sequence[ApiObject], existing: Mapping[ObjectKey, ApiObject]
             message = f"{entry.key} is there and not of {group}: delete or rename it, the member needs its name"
             problems.append(_problem(host, ("metadata", "name"), message))
     problems += _edits(changed, existing, wanted, membership)
+    problems += [warning for item in changed for warning in _probes_elsewhere(item)]
     puts = tuple(entry for key, entry in wanted.items() if key not in new)
     return Derived(puts, tuple(key for key in gone if key not in wanted), tuple(problems))
+
+
+def _probes_elsewhere(item: ApiObject) -> Iterator[Problem]:
+    """Yield a warning for a probe that no agent will do: of a name, which is not the member's own address."""
+    probe = item.spec.probe if isinstance(item.spec, WorkloadGroupSpec) else None
+    for way, looks in () if probe is None else (("httpGet", probe.http_get), ("tcpSocket", probe.tcp_socket)):
+        host = None if looks is None else looks.host
+        if host and host.lower() != "localhost" and canonical_address(host) is None:
+            message = (
+                f"members look at themselves alone, by an address or localhost: {host!r} counts as a failure; leave it "
+                "out (and set the header Host with httpHeaders)"
+            )
+            path = ("spec", "probe", way, "host")
+            yield replace(_problem(item, path, message), code="probe-elsewhere", severity="warning")
 
 
 def _unreadable(host: ApiObject) -> Iterator[Problem]:

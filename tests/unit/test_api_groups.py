@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from hostmesh_api.v1.hostmesh_pb2 import HostReport, WorkloadLease
 from hostmesh_controller.groups import Candidate, NotAdmittedError
 from hostmesh_controller.model.objects import ObjectKey
-from running_controller import App, running_app
+from running_controller import App, run_cli, running_app
 
 GROUP = ObjectKey("WorkloadGroup", "default", "web")
 POOL = """
@@ -150,3 +151,28 @@ async def test_a_wish_for_a_token_that_cannot_be_is_refused(
     answer = await app.root.post("/v1/tokens", json=wish)
     assert answer.status_code == status
     assert said in answer.text
+
+
+async def test_a_member_is_shown_with_its_group_and_its_health(app: App) -> None:
+    report = HostReport(
+        leases=[WorkloadLease(namespace="default", name="web-vm-1", health=WorkloadLease.UNHEALTHY, health_reason="x")]
+    )
+    await app.published()
+    await app.controller.registrar.states.reported("vm-1", report, frozenset())
+    shown = {each["name"]: each for each in (await app.root.get("/v1/hosts")).json()["items"]}
+    assert (shown["vm-1"]["group"], shown["vm-1"]["unhealthy"]) == ("default/web", {"default/web-vm-1": "x"})
+    assert shown["vm-2"]["unhealthy"] == {}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "name the HOST that may join, or the --group"),
+        (("vm-1", "--group", "default/web"), "name the HOST that may join, or the --group"),
+        (("vm-1", "--max-joins", "2"), "are for a --group"),
+    ],
+)
+def test_a_token_is_asked_for_a_host_or_for_a_group(words: tuple[str, ...], said: str) -> None:
+    done = run_cli("token", "create", *words)
+    assert done.returncode == 2
+    assert said in " ".join(done.stderr.replace("│", " ").split())

@@ -166,6 +166,14 @@ def test_a_member_does_not_take_the_name_of_an_entry_that_is_there() -> None:
     )
 
 
+def test_a_probe_of_somebody_else_is_a_warning() -> None:
+    existing, membership = world()
+    for host_name, warned in (("example.com", True), ("localhost", False), ("10.0.0.1", False), (None, False)):
+        get = {"port": 80} | ({} if host_name is None else {"host": host_name})
+        problems = derive([group(probe={"httpGet": get})], existing, membership).problems
+        assert [(each.path, each.is_error) for each in problems] == [("spec.probe.httpGet.host", False)] * warned
+
+
 def test_a_host_goes_with_its_entry_and_a_group_only_without_members() -> None:
     existing, membership = world(group(), host(), member_entry(group(), host()))
     assert refuse_deletion([VM1], existing, membership) == ([ENTRY], [])

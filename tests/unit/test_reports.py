@@ -24,7 +24,7 @@ from hostmesh_api.v1.hostmesh_pb2 import (
 )
 from hostmesh_api.v1.hostmesh_pb2_grpc import ReportingStub
 from hostmesh_controller import reports
-from hostmesh_controller.reports import HostStates, bounded, has_ipv6, ready_workloads
+from hostmesh_controller.reports import HostStates, bounded, has_ipv6, healthy_workloads, ready_workloads
 from hostmesh_controller.store import HostState
 from hostmesh_controller.store.sqlite import open_store
 from identity_servers import Controller
@@ -242,3 +242,17 @@ async def test_an_agent_reports_over_its_own_certificate_for_its_own_workloads_a
             with pytest.raises(grpc.aio.AioRpcError) as raised:
                 await ReportingStub(channel).Report(said, timeout=10)
         assert raised.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_a_change_of_health_is_told_and_what_is_not_probed_is_healthy(world: World) -> None:
+    def said(health: "WorkloadLease.Health.ValueType") -> HostReport:
+        return HostReport(leases=[WorkloadLease(namespace="shop", name="cart-1", health=health)])
+
+    seen = []
+    for health in (WorkloadLease.UNHEALTHY, WorkloadLease.HEALTHY, WorkloadLease.NOT_PROBED):
+        await world.states.reported("web-1", said(health), frozenset())
+        seen.append(healthy_workloads(await world.states.state("web-1")))
+    assert seen == [frozenset(), {CART}, {CART}]
+    assert len(world.changes) == 1
+    # A workload of which nothing is said yet is new: whether it is well shows when its probe has succeeded.
+    assert healthy_workloads(HostState()) == frozenset()

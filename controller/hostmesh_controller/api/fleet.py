@@ -7,7 +7,7 @@ from typing import Any
 
 from google.protobuf.json_format import MessageToDict
 
-from hostmesh_api.v1.hostmesh_pb2 import HostReport
+from hostmesh_api.v1.hostmesh_pb2 import HostReport, WorkloadLease
 from hostmesh_controller.api.bodies import moment
 from hostmesh_controller.hub import ProxyState
 from hostmesh_controller.store import CertificateRecord, HostState
@@ -17,7 +17,11 @@ _DAY_S = 86_400.0
 
 @dataclass(frozen=True, slots=True)
 class HostView:
-    """One registered host. `proxy` is None while it is not connected, `workloads` are "namespace/name"."""
+    """One registered host.
+
+    `proxy` is None while it is not connected, `workloads` are "namespace/name", `group` is the WorkloadGroup that it is
+    a member of, "namespace/name", None for none.
+    """
 
     name: str
     spec: Mapping[str, Any]
@@ -25,6 +29,14 @@ class HostView:
     state: HostState
     proxy: ProxyState | None
     workloads: tuple[str, ...]
+    group: str | None = None
+
+    @property
+    def unhealthy(self) -> Mapping[str, str]:
+        """Workloads whose probe fails, and why."""
+        leases = {f"{each.namespace}/{each.name}": each for each in self.report.leases}
+        found = ((name, leases[name]) for name in self.workloads if name in leases)
+        return {name: each.health_reason for name, each in found if each.health == WorkloadLease.UNHEALTHY}
 
     @property
     def report(self) -> HostReport:
@@ -59,6 +71,8 @@ def host_body(view: HostView) -> dict[str, Any]:
         "connected": view.proxy is not None,
         "workloads": list(view.workloads),
         "ready": list(view.ready),
+        "unhealthy": dict(view.unhealthy),
+        "group": view.group,
         "joined_at": moment(view.state.joined_at),
         "left_at": moment(view.state.left_at),
         "last_report_at": moment(view.state.last_report_at),

@@ -13,6 +13,7 @@ from hostmesh_controller.api.fleet import HostView, host_body, host_details
 from hostmesh_controller.api.parts import Parts, Using
 from hostmesh_controller.api.principals import Admin, Viewer
 from hostmesh_controller.api.tokens import join_string
+from hostmesh_controller.groups import MEMBER_OF
 from hostmesh_controller.model import ApiObject, ObjectKey
 from hostmesh_controller.registrar import MissingError
 from hostmesh_controller.review import Documents, read_one
@@ -112,5 +113,6 @@ async def _view(parts: Parts, item: ApiObject, proxies: dict[str, Any]) -> HostV
         labels=item.metadata.labels,
         state=await parts.registrar.states.state(name),
         proxy=proxies.get(name),
+        group=item.metadata.annotations.get(MEMBER_OF),
         workloads=tuple(f"{each.key.namespace}/{each.key.name}" for each in parts.registrar.mesh.workloads_of(name)),
     )

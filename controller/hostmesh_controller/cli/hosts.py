@@ -68,11 +68,17 @@ def list_hosts(ctx: typer.Context, output: Output = Format.TABLE) -> None:
             each["state"],
             each["connected"],
             f"{len(each['ready'])}/{len(each['workloads'])}",
+            f"{len(each['workloads']) - len(each['unhealthy'])}/{len(each['workloads'])}",
+            each["group"],
             age(each["last_report_at"]),
         )
         for each in items
     ]
-    table(("NAME", "ADDRESSES", "STATE", "CONNECTED", "READY", "LAST REPORT"), rows, empty="no hosts are registered")
+    table(
+        ("NAME", "ADDRESSES", "STATE", "CONNECTED", "READY", "HEALTHY", "GROUP", "LAST REPORT"),
+        rows,
+        empty="no hosts are registered",
+    )
 
 
 @app.command("show")
@@ -93,7 +99,10 @@ def remove(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask on a terminal.")] = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Put a host out of the mesh: its stream is cut and its certificates are not renewed."""
+    """Put a host out of the mesh: its stream is cut and its certificates are not renewed.
+
+    With a member of a group its WorkloadEntry goes. The group's join token still lets it in, until it is revoked.
+    """
     connection: Connection = ctx.obj
     if not yes and sys.stdin.isatty():
         typer.confirm(f"Remove host {host} from the mesh?", abort=True, err=True)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from envoy.config.core.v3.base_pb2 import TrafficDirection
+from envoy.config.core.v3.socket_option_pb2 import SocketOption
 from envoy.config.listener.v3.listener_components_pb2 import Filter, FilterChain, FilterChainMatch
 from envoy.config.listener.v3.listener_pb2 import AdditionalAddress, Listener
 
@@ -18,7 +19,6 @@ from hostmesh_controller.mesh.gateways import NO_GATEWAYS, GatewayPort, Served, 
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.records import Host
 from hostmesh_controller.mesh.selection import identity_of
-from hostmesh_controller.mesh.sidecars import captures_all
 from hostmesh_controller.mesh.viewer import Viewer
 from hostmesh_controller.mesh.visibility import view
 from hostmesh_controller.xds import filters, gateway_tls, listeners_outbound
@@ -28,7 +28,6 @@ from hostmesh_controller.xds.gateway_connections import by_server_name, connecti
 from hostmesh_controller.xds.gateway_passthrough import passthrough_chains
 from hostmesh_controller.xds.host_config import outbound_identity
 from hostmesh_controller.xds.http_extensions import Direction, Extensions, Traffic, extensions
-from hostmesh_controller.xds.listener_settings import settled
 from hostmesh_controller.xds.outbound import Plan, plan
 from hostmesh_controller.xds.sources import cidr, socket
 
@@ -36,6 +35,14 @@ HANDSHAKE_TIMEOUT_S: Final = 15.0
 """How long a client may take over its handshake (Istio's number)."""
 PEEK_TIMEOUT_S: Final = 2.0
 """How long first bytes are waited for on a port that the host's programs call too: a server there may speak first."""
+KEPT_ALIVE: Final = SocketOption(
+    description="SOL_SOCKET SO_KEEPALIVE", level=1, name=9, int_value=1, state=SocketOption.STATE_PREBIND
+)
+"""Finds strangers that are gone; and it tells Envoy to open a socket where the same listener had none before.
+
+A listener of the host's own calls that becomes a gateway's keeps its name and address, and unless it has other socket
+options, Envoy goes on without a socket (observed with 1.40).
+"""
 LOOPBACK: Final = ("127.0.0.0/8", "::1/128")
 
 
@@ -53,7 +60,7 @@ def resource(mesh: Mesh, host: Host, name: str) -> Resource | None:
     if port is None:
         return None
     made = listener(mesh, host, port)
-    return None if made is None else encoded(name, settled(made, mesh.config))
+    return None if made is None else encoded(name, made)
 
 
 def listener(mesh: Mesh, host: Host, port: GatewayPort) -> Listener | None:
@@ -67,13 +74,14 @@ def listener(mesh: Mesh, host: Host, port: GatewayPort) -> Listener | None:
         name=port.listener,
         address=socket(port.address, port.number),
         additional_addresses=_also_v6(port, ipv6=ipv6),
+        socket_options=[KEPT_ALIVE],
         traffic_direction=TrafficDirection.OUTBOUND,
     )
     if any(chain.filter_chain_match.server_names or chain.HasField("transport_socket") for chain in chains):
         result.listener_filters.append(filters.tls_inspector())
     called = None if port.bind else _called(mesh, plan(mesh, viewer), port.number, host, ipv6=ipv6)
     if called is not None:
-        _share(result, called, host, chains, captures=captures_all(mesh, host))
+        _share(result, called, host, chains)
     result.filter_chains.extend(chains)
     return result
 
@@ -91,7 +99,7 @@ def _called(mesh: Mesh, planned: Plan, number: int, host: Host, *, ipv6: bool) -
     dialled = mesh.memo.get(
         ("ports", planned.viewer), (seen,), lambda: {port.number for each in seen.services for port in each.ports}
     )
-    if not captures_all(mesh, host) and number not in dialled:
+    if not host.capture_all and number not in dialled:
         return None
     whole = listeners_outbound.virtual_outbound(mesh.settings, planned, ipv6=ipv6)
     dialled_here = [chain for chain in whole.filter_chains if not chain.filter_chain_match.HasField("destination_port")]
@@ -100,7 +108,7 @@ def _called(mesh: Mesh, planned: Plan, number: int, host: Host, *, ipv6: bool) -
     return whole
 
 
-def _share(result: Listener, called: Listener, host: Host, chains: Iterable[FilterChain], *, captures: bool) -> None:
+def _share(result: Listener, called: Listener, host: Host, chains: Iterable[FilterChain]) -> None:
     """Put the chains of the host's own calls into a gateway's listener."""
     result.filter_chains.extend(called.filter_chains)
     names = {each.name for each in result.listener_filters}
@@ -108,7 +116,7 @@ def _share(result: Listener, called: Listener, host: Host, chains: Iterable[Filt
     if result.listener_filters:
         result.listener_filters_timeout.CopyFrom(duration(PEEK_TIMEOUT_S))
         result.continue_on_listener_filters_timeout = True
-    if captures:
+    if host.capture_all:
         own = [*map(cidr, host.addresses), *map(cidr, LOOPBACK)]
         for chain in chains:
             chain.filter_chain_match.prefix_ranges.extend(own)

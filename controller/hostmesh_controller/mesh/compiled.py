@@ -68,23 +68,40 @@ def service_hostnames(item: ApiObject, domain: str) -> tuple[str, ...]:
 
 
 def virtual_hostnames(item: ApiObject, domain: str) -> tuple[str, ...]:
-    """Return the host names for which the object needs a virtual address; wildcards cannot have one."""
+    """Return the host names for which the object needs a virtual address.
+
+    Wildcards cannot have one, and where callers dial the endpoints themselves nobody would be behind it.
+    """
+    if isinstance(item.spec, ServiceEntrySpec) and not _has_virtual_addresses(Resolution(item.spec.resolution)):
+        return ()
     return tuple(host for host in service_hostnames(item, domain) if not host.startswith("*"))
 
 
-def compile_services(item: ApiObject, settings: Settings, vips: Mapping[str, int]) -> tuple[Service, ...]:
-    """Return the services that an object defines: one, or one per host of a ServiceEntry."""
+def _has_virtual_addresses(resolution: Resolution) -> bool:
+    return resolution not in {Resolution.NONE, Resolution.DYNAMIC_DNS}
+
+
+def compile_services(
+    item: ApiObject, settings: Settings, vips: Mapping[str, int], exports: tuple[str, ...] = ("*",)
+) -> tuple[Service, ...]:
+    """Return the services that an object defines: one, or one per host of a ServiceEntry.
+
+    `exports` is whom those are shown to that do not say.
+    """
     if isinstance(item.spec, ServiceSpec):
-        return (_service(item, item.spec, settings, vips),)
+        return (_service(item, item.spec, settings, vips, exports),)
     if isinstance(item.spec, ServiceEntrySpec):
         hosts = service_hostnames(item, settings.domain)
-        return tuple(_service_entry(item, item.spec, host, settings, vips) for host in hosts)
+        return tuple(_service_entry(item, item.spec, host, settings, vips, exports) for host in hosts)
     return ()
 
 
-def _service(item: ApiObject, spec: ServiceSpec, settings: Settings, vips: Mapping[str, int]) -> Service:
+def _service(
+    item: ApiObject, spec: ServiceSpec, settings: Settings, vips: Mapping[str, int], exports: tuple[str, ...]
+) -> Service:
     hostname = service_hostname(item.key.name, item.key.namespace, settings.domain)
-    exported = item.metadata.annotations.get(EXPORT_TO_ANNOTATION, "")
+    written = item.metadata.annotations.get(EXPORT_TO_ANNOTATION, "").split(",")
+    exported = tuple(part.strip() for part in written if part.strip())
     return Service(
         id=ServiceId(hostname, item.key),
         order=order_of(item),
@@ -100,16 +117,22 @@ def _service(item: ApiObject, spec: ServiceSpec, settings: Settings, vips: Mappi
         external=False,
         selector=dict(spec.selector) or None,
         named_endpoints=(),
-        export_to=export_to(tuple(part.strip() for part in exported.split(",") if part.strip()), item.key.namespace),
+        export_to=export_to(exported or exports, item.key.namespace),
         short=True,
     )
 
 
 def _service_entry(
-    item: ApiObject, spec: ServiceEntrySpec, hostname: str, settings: Settings, vips: Mapping[str, int]
+    item: ApiObject,
+    spec: ServiceEntrySpec,
+    hostname: str,
+    settings: Settings,
+    vips: Mapping[str, int],
+    exports: tuple[str, ...],
 ) -> Service:
     resolution = Resolution(spec.resolution)
     by_name = resolution in {Resolution.DNS, Resolution.DNS_ROUND_ROBIN}
+    index = vips.get(hostname) if _has_virtual_addresses(resolution) else None
     return Service(
         id=ServiceId(hostname, item.key),
         order=order_of(item),
@@ -119,13 +142,13 @@ def _service_entry(
             if port.mesh_protocol is not Protocol.UDP
         ),
         addresses=_prefixes(spec.addresses),
-        vip4=_virtual(settings.vip4, vips.get(hostname)),
-        vip6=_virtual(settings.vip6, vips.get(hostname)),
+        vip4=_virtual(settings.vip4, index),
+        vip6=_virtual(settings.vip6, index),
         resolution=resolution,
         external=spec.location == "MESH_EXTERNAL",
         selector=dict(spec.workload_selector.labels) if spec.workload_selector else None,
         named_endpoints=_named_endpoints(spec, hostname) if by_name else (),
-        export_to=export_to(spec.export_to, item.key.namespace),
+        export_to=export_to(spec.export_to or exports, item.key.namespace),
         subject_alt_names=spec.subject_alt_names,
     )
 
@@ -142,7 +165,7 @@ def _named_endpoints(spec: ServiceEntrySpec, hostname: str) -> tuple[NamedEndpoi
 
 
 def compile_workload(item: ApiObject) -> Workload | None:
-    """Return the workload of a WorkloadEntry, not yet placed on a host, or None if its address is not an IP."""
+    """Return the workload of a WorkloadEntry, not yet placed on a host, or None if it has no address."""
     spec = item.spec
     assert isinstance(spec, WorkloadEntrySpec)
     made = _workload(WorkloadKey(item.key.namespace, item.key.name), spec, dict(item.metadata.labels))
@@ -159,7 +182,7 @@ def compile_inline_workloads(item: ApiObject) -> tuple[Workload, ...]:
         return ()
     result: dict[WorkloadKey, Workload] = {}
     for entry in spec.endpoints:
-        name = f"{item.key.name}@{canonical_address(entry.address or '')}"
+        name = f"{item.key.name}@{canonical_address(entry.address or '') or entry.address}"
         key = WorkloadKey(item.key.namespace, name)
         count = 1
         while key in result:
@@ -175,9 +198,10 @@ def compile_inline_workloads(item: ApiObject) -> tuple[Workload, ...]:
 def _workload(
     key: WorkloadKey, spec: WorkloadSpec, labels: dict[str, str], owner: ApiObject | None = None
 ) -> Workload | None:
-    address = canonical_address(spec.address or "")
-    if address is None:
+    if not spec.address:
         return None
+    # A name is for services that look their endpoints up; a Unix socket is the caller's own.
+    address = canonical_address(spec.address) or spec.address
     return Workload(
         key=key,
         address=address,

@@ -69,6 +69,20 @@ def compared_labels(item: ApiObject) -> frozenset[str]:
     return frozenset(selector_of(item) or ()).union(*map(label_keys, settings))
 
 
+def shapes_connections(item: ApiObject) -> bool:
+    """Tell whether a rule says something of connections that is realised where they are taken, not in a cluster."""
+    spec = spec_of(item)
+    for policy in (spec.traffic_policy, *(subset.traffic_policy for subset in spec.subsets)):
+        if policy is None:
+            continue
+        pools = (policy.connection_pool, *(port.connection_pool for port in policy.port_level_settings))
+        settings = (pool.tcp for pool in pools if pool is not None and pool.tcp is not None)
+        bounded = any(tcp.idle_timeout is not None or tcp.max_connection_duration is not None for tcp in settings)
+        if bounded or policy.tunnel is not None:
+            return True
+    return False
+
+
 def settings_of(balancer: LoadBalancer) -> tuple[Setting, ...]:
     """Return what a balancer says of localities."""
     return tuple(each for each in (balancer.locality_lb_setting, balancer.zone_aware_lb_setting) if each is not None)

@@ -36,7 +36,8 @@ class Mesh:
     """One revision: the objects as they are configured, and the indexes over what they mean.
 
     Tables share what did not change with the revision before. `services_by_label` holds each service that selects
-    workloads under one of the labels it demands; `tcp_routes` holds the VirtualServices that have any;
+    workloads under one of the labels it demands; `tcp_routes` holds the VirtualServices that have any, `tcp_rules` the
+    DestinationRules that say how long connections last or that tunnel them;
     `keys_by_kind` the kinds that are few (`of_kind`); `caller_labels` the label keys by which a rule tells callers
     apart, `labels_in_use` all of them. `gateways` holds the hosts that serve any; `bound` the VirtualServices of each
     gateway (`namespace/name`); `credential_users` the DestinationRules that name a stored credential.
@@ -69,6 +70,7 @@ class Mesh:
     virtual_services: Table[str, frozenset[ObjectKey]] = field(default_factory=Table)
     tcp_routes: Table[ObjectKey, ApiObject] = field(default_factory=Table)
     destination_rules: Table[str, frozenset[ObjectKey]] = field(default_factory=Table)
+    tcp_rules: Table[ObjectKey, ApiObject] = field(default_factory=Table)
     gateways: Table[str, HostGateways] = field(default_factory=Table)
     bound: Table[str, frozenset[ObjectKey]] = field(default_factory=Table)
     credential_users: Table[str, frozenset[ObjectKey]] = field(default_factory=Table)

@@ -10,12 +10,15 @@ from hostmesh_controller.mesh.records import (
     Endpoint,
     Member,
     Mode,
+    Resolution,
     Service,
     ServiceId,
     ServicePort,
     Workload,
     WorkloadKey,
 )
+from hostmesh_controller.model.workloads import UNIX
+from hostmesh_controller.names import canonical_address
 
 
 def identity_of(workload: Workload, trust_domain: str) -> WorkloadIdentity:
@@ -73,12 +76,12 @@ def member(mesh: Mesh, service: Service, workload: Workload) -> Member:
     that is not healthy is left out, as in Istio; its identity stays, so that clusters do not change with health.
     """
     if workload.host is None or service.external:
-        return Member(dict(_plain(service, workload)), None)
+        return Member(dict(_plain(mesh, service, workload)), None)
     if not mesh.is_healthy(workload):
         return Member({}, identity_of(workload, mesh.settings.trust_domain).uri)
     runtime = mesh.runtime_of(workload.host)
     endpoints: dict[int, Endpoint] = {}
-    for number, endpoint in _plain(service, workload):
+    for number, endpoint in _plain(mesh, service, workload):
         gateway = mesh.gateways.get(workload.host, NO_GATEWAYS).listens(endpoint.address, endpoint.port)
         mode = mesh.mode_of(workload, endpoint.port) if gateway is None else Mode.PERMISSIVE
         tls = mode is not Mode.DISABLE and runtime.serves(workload.key, endpoint.port)
@@ -91,11 +94,14 @@ def member(mesh: Mesh, service: Service, workload: Workload) -> Member:
     return Member(endpoints, identity_of(workload, mesh.settings.trust_domain).uri)
 
 
-def _plain(service: Service, workload: Workload) -> Iterator[tuple[int, Endpoint]]:
+def _plain(mesh: Mesh, service: Service, workload: Workload) -> Iterator[tuple[int, Endpoint]]:
+    address, locality = workload.address, workload.locality
+    if service.resolution is Resolution.STATIC and not address.startswith(UNIX) and canonical_address(address) is None:
+        # A name is nothing that can be called: it is for services that look their endpoints up.
+        return
+    if not locality and workload.host is not None:
+        locality = mesh.hosts[workload.host].locality
     for port in service.ports:
         number = endpoint_port(port, workload.ports)
         if number is not None:
-            yield (
-                port.number,
-                Endpoint(workload.address, number, workload.labels, workload.weight, workload.locality, tls=False),
-            )
+            yield port.number, Endpoint(address, number, workload.labels, workload.weight, locality, tls=False)

@@ -2,10 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.records import Service, ServiceId, Touched, Workload, WorkloadKey
 from hostmesh_controller.model.objects import ApiObject, ObjectKey
+
+
+BLOCKS: Final = "blocks"
+"""The dependency name of everything that is found by an address inside of a block, or not found there."""
 
 
 @dataclass(slots=True)

@@ -17,6 +17,9 @@ def take_hosts(step: Step, runtime: Mapping[str, HostRuntime]) -> None:
         old, new = step.old.hosts.get(key.name), compile_host(after) if after else None
         hosts[key.name] = new
         step.touched_hosts.add(key.name)
+        if old and new and old.locality != new.locality:
+            # Its endpoints are where it is.
+            step.recheck.update(step.old.workloads_by_host.get(key.name, ()))
         for address in old.addresses if old else ():
             edit.remove(address, key.name)
             step.moved.update(step.old.workloads_by_address.get(address, ()))

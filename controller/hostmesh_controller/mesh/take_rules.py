@@ -3,6 +3,9 @@
 from dataclasses import replace
 
 from hostmesh_controller.mesh.compiled import EVERYWHERE
+from hostmesh_controller.mesh.destination_rules import shapes_connections
+from hostmesh_controller.mesh.delegates import http_routes, mirrors
+from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.rules import caller_labels, destination_rule_hosts
 from hostmesh_controller.mesh.step import Step, object_dependency
 from hostmesh_controller.mesh.table import IndexEdit
@@ -11,7 +14,7 @@ from hostmesh_controller.mesh.virtual_services import (
     exported,
     gateways_of,
     has_connection_routes,
-    has_mirrors,
+    may_have_mirrors,
     virtual_service_hosts,
     virtual_service_spec,
 )
@@ -42,7 +45,7 @@ def _take_virtual_services(step: Step) -> None:
                 _touch(step, host)
                 if has_connection_routes(item) and host.startswith("*"):
                     _touch_covered(step, host)
-        listed[key] = after if after is not None and (has_connection_routes(after) or has_mirrors(after)) else None
+        listed[key] = after if after is not None and (has_connection_routes(after) or may_have_mirrors(after)) else None
         _touch_viewers(step, before, after)
     step.mesh = replace(
         step.mesh,
@@ -53,26 +56,26 @@ def _take_virtual_services(step: Step) -> None:
 
 def _touch_viewers(step: Step, before: ApiObject | None, after: ApiObject | None) -> None:
     """Touch the hosts whose listeners or standing clusters are made from a VirtualService, if that is different."""
-    if _beyond_virtual_hosts(before) == _beyond_virtual_hosts(after):
+    parts = [(item, _beyond_virtual_hosts(mesh, item)) for mesh, item in ((step.old, before), (step.mesh, after))]
+    if parts[0][1] == parts[1][1]:
         return
-    found = [item for item in (before, after) if item is not None and _beyond_virtual_hosts(item) is not None]
-    seen = frozenset(name for item in found for name in exported(step.mesh, item))
+    seen = frozenset(
+        name for item, part in parts if item is not None and part is not None for name in exported(step.mesh, item)
+    )
     viewers = step.old.viewers
     step.touched_hosts.update(
         viewers if seen & EVERYWHERE else (host for host, each in viewers.items() if each.namespace in seen)
     )
 
 
-def _beyond_virtual_hosts(item: ApiObject | None) -> object:
+def _beyond_virtual_hosts(mesh: Mesh, item: ApiObject | None) -> object:
     """Return all of a VirtualService that becomes more than virtual hosts, None for nothing."""
     if item is None:
         return None
     spec = virtual_service_spec(item)
     if spec.hosts and gateways_of(item).isdisjoint(MESH_ONLY):
         return None
-    copies = tuple(
-        (http.mirror, http.mirrors, http.delegate) for http in spec.http if http.mirror or http.mirrors or http.delegate
-    )
+    copies = tuple(destination for http in http_routes(mesh, item) for destination in mirrors(http))
     if not copies and not has_connection_routes(item):
         return None
     created = item.metadata.creation_timestamp
@@ -81,14 +84,23 @@ def _beyond_virtual_hosts(item: ApiObject | None) -> object:
 
 def _take_destination_rules(step: Step) -> None:
     by_host: IndexEdit[str, ObjectKey] = IndexEdit()
+    shaping: dict[ObjectKey, ApiObject | None] = {}
     for key, before, after in step.before_and_after("DestinationRule"):
+        if any(item is not None and shapes_connections(item) for item in (before, after)):
+            # Such connections have filter chains of their own.
+            step.touched_hosts.update(step.old.viewers)
+        shaping[key] = after if after is not None and shapes_connections(after) else None
         for item, edit in ((before, by_host.remove), (after, by_host.add)):
             for host in destination_rule_hosts(item, step.mesh.settings.domain) if item is not None else ():
                 edit(host, key)
                 _touch(step, host)
                 if host.startswith("*"):
                     _touch_covered(step, host)
-    step.mesh = replace(step.mesh, destination_rules=by_host.apply(step.mesh.destination_rules))
+    step.mesh = replace(
+        step.mesh,
+        destination_rules=by_host.apply(step.mesh.destination_rules),
+        tcp_rules=step.mesh.tcp_rules.changed(shaping),
+    )
 
 
 def _touch(step: Step, host: str) -> None:

@@ -7,7 +7,7 @@ from typing import Final
 from hostmesh_controller.mesh.compiled import blocks, compile_services, single_addresses
 from hostmesh_controller.mesh.records import Service, ServiceId
 from hostmesh_controller.mesh.selection import selector_key
-from hostmesh_controller.mesh.step import Step
+from hostmesh_controller.mesh.step import BLOCKS, Step
 from hostmesh_controller.mesh.table import IndexEdit
 from hostmesh_controller.model.objects import ObjectKey
 
@@ -20,7 +20,8 @@ def take_services(step: Step, vips: Mapping[str, int]) -> None:
         sources |= _sources_with_other_vips(step, vips)
     for source in sources:
         after = step.mesh.objects.get(source)
-        compiled = compile_services(after, step.mesh.settings, vips) if after else ()
+        exports = step.mesh.config.default_service_export_to
+        compiled = compile_services(after, step.mesh.settings, vips, exports) if after else ()
         records = dict.fromkeys(step.old.services_by_source.get(source, ())) | {item.id: item for item in compiled}
         step.services |= {item: new for item, new in records.items() if new != step.old.services.get(item)}
     _index_services(step)
@@ -66,5 +67,5 @@ def _touch_service(step: Step, service: Service) -> None:
     step.touched_services.add(service.id.hostname)
     step.touched_services.update(single_addresses(service))
     if blocks(service):
-        # Any address inside the block may be called: there is no list of dependents by name.
-        step.everything = True
+        # Any address inside the block may be called: what was found by a block, or not at all, depends on all of them.
+        step.touched_services.add(BLOCKS)

@@ -6,6 +6,7 @@ from ipaddress import ip_address, ip_network
 
 from hostmesh_controller.mesh.compiled import blocks
 from hostmesh_controller.mesh.index import Mesh
+from hostmesh_controller.mesh.merging import whole
 from hostmesh_controller.mesh.records import Service, ServiceId
 from hostmesh_controller.mesh.sidecars import Scope, scope, sidecar
 from hostmesh_controller.mesh.viewer import Viewer
@@ -66,7 +67,7 @@ def destination_named(mesh: Mesh, hostname: str, viewer: Viewer) -> Service | No
     A Sidecar restricts what programs call; where a route that holds for them leads is not restricted by it.
     """
     ids = mesh.services_by_hostname.get(hostname, frozenset())
-    shown = [mesh.services[item] for item in ids if exported(mesh.services[item], viewer)]
+    shown = [whole(mesh, mesh.services[item]) for item in ids if exported(mesh.services[item], viewer)]
     return seen_first(shown, viewer)
 
 
@@ -101,7 +102,7 @@ def service_for_header(mesh: Mesh, hosts: Iterable[str], port: int, viewer: View
 
 
 def _first(mesh: Mesh, ids: Iterable[ServiceId], viewer: Viewer) -> Service | None:
-    found = (seen(mesh, mesh.services[item], viewer) for item in ids)
+    found = (seen(mesh, whole(mesh, mesh.services[item]), viewer) for item in ids)
     return seen_first([service for service in found if service is not None], viewer)
 
 

@@ -23,10 +23,12 @@ from envoy.extensions.filters.network.http_connection_manager.v3.http_connection
 )
 from envoy.extensions.filters.network.set_filter_state.v3.set_filter_state_pb2 import Config as SetFilterState
 from envoy.extensions.filters.network.tcp_proxy.v3.tcp_proxy_pb2 import TcpProxy
+from envoy.type.v3.hash_policy_pb2 import HashPolicy
 from google.protobuf.message import Message
 from google.protobuf.wrappers_pb2 import BoolValue
 
 from hostmesh_controller.names import BLACK_HOLE
+from hostmesh_controller.xds.connection_policy import ConnectionPolicy, shape
 from hostmesh_controller.xds.encoding import any_of, duration
 from hostmesh_controller.xds.sources import ads
 
@@ -61,23 +63,34 @@ def tcp_to_destination() -> list[Filter]:
     )
     proxy = _tcp_proxy(BLACK_HOLE, "outbound_tcp")
     proxy.on_demand.CopyFrom(_tcp_on_demand())
+    proxy.hash_policy.append(_by_source())
     return [
         network_filter("envoy.filters.network.set_filter_state", SetFilterState(on_new_connection=[name])),
         network_filter("envoy.filters.network.tcp_proxy", proxy),
     ]
 
 
-def tcp_weighted(stat_prefix: str, weights: Sequence[tuple[str, int]]) -> list[Filter]:
+def tcp_weighted(
+    stat_prefix: str, weights: Sequence[tuple[str, int]], policy: ConnectionPolicy | None = None
+) -> list[Filter]:
     """Return the filters that spread connections over on-demand clusters by weight; without any they are closed."""
     if not weights:
         return tcp(BLACK_HOLE)
     proxy = TcpProxy(stat_prefix=stat_prefix, idle_timeout=duration(0), on_demand=_tcp_on_demand())
+    proxy.hash_policy.append(_by_source())
+    if policy is not None:
+        shape(proxy, policy)
     if len(weights) == 1:
         proxy.cluster = weights[0][0]
     else:
         for cluster, weight in weights:
             proxy.weighted_clusters.clusters.add(name=cluster, weight=weight)
     return [network_filter("envoy.filters.network.tcp_proxy", proxy)]
+
+
+def _by_source() -> HashPolicy:
+    # It counts only in clusters that choose an endpoint by a hash. Of a connection there is nothing else to hash.
+    return HashPolicy(source_ip=HashPolicy.SourceIp())
 
 
 def _tcp_proxy(cluster: str, stat_prefix: str = "") -> TcpProxy:

@@ -6,12 +6,14 @@ from google.protobuf.message import Message
 
 from hostmesh_api.delta import Resource
 from hostmesh_api.identity import parse_identity
+from hostmesh_controller.mesh import merging
 from hostmesh_controller.mesh.destination_rules import destination_rules_for
 from hostmesh_controller.mesh.inbound import inbound_ports
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.peers import selects
 from hostmesh_controller.mesh.records import Endpoint, Endpoints, Host, NamedEndpoint, Resolution, Service, ServicePort
 from hostmesh_controller.mesh.selection import endpoint_port
+from hostmesh_controller.mesh.step import BLOCKS
 from hostmesh_controller.mesh.viewer import Viewer
 from hostmesh_controller.mesh.visibility import destination_named, service_at
 from hostmesh_controller.model.objects import ApiObject, ObjectKey
@@ -25,7 +27,7 @@ from hostmesh_controller.names import (
     parse_outbound,
     parse_tcp,
 )
-from hostmesh_controller.xds import clusters
+from hostmesh_controller.xds import clusters, health_checks, rate_limits
 from hostmesh_controller.xds.cluster_target import Outbound, is_passthrough
 from hostmesh_controller.xds.endpoints import endpoints_of
 from hostmesh_controller.xds.host_config import outbound_identity
@@ -40,7 +42,8 @@ BY_NAME = frozenset({Resolution.DNS, Resolution.DNS_ROUND_ROBIN})
 def wildcard(mesh: Mesh, host: str) -> tuple[str, ...]:
     inbound = sorted({port.number for port in inbound_ports(mesh, host)})
     copied = mirror_clusters(mesh, mesh.viewer_of(host))
-    return tuple(dict.fromkeys((BLACK_HOLE, PASSTHROUGH, *map(inbound_cluster, inbound), *copied)))
+    counting = rate_limits.services_of(mesh, mesh.hosts[host]) if host in mesh.hosts else ()
+    return tuple(dict.fromkeys((BLACK_HOLE, PASSTHROUGH, *map(inbound_cluster, inbound), *copied, *counting)))
 
 
 def dependencies(mesh: Mesh, host: str, name: str) -> tuple[str, ...]:
@@ -52,12 +55,15 @@ def dependencies(mesh: Mesh, host: str, name: str) -> tuple[str, ...]:
         return ()
     viewer = mesh.viewer_of(host)
     service = service_at(mesh, dialled.address, dialled.port, viewer)
+    owners = mesh.services_by_address.get(dialled.address, ())
+    exact = any(mesh.services[item].port(dialled.port) for item in owners)
+    found_by = (dialled.address,) if exact else (dialled.address, BLOCKS)
     if service is None:
-        return (dialled.address,)
+        return found_by
     port = service.port(dialled.port)
     assert port is not None
     targets = (parse_outbound(cluster) for cluster, _ in tcp_weights(mesh, service, port, viewer))
-    return (dialled.address, service.id.hostname, *(target.hostname for target in targets if target))
+    return (*found_by, service.id.hostname, *(target.hostname for target in targets if target))
 
 
 def resource(mesh: Mesh, host: Host, name: str) -> Resource | None:
@@ -116,7 +122,7 @@ def _outbound(mesh: Mesh, host: Host, name: OutboundName, dialled: TcpName | Non
         return None
     policy = policy_for(rules, name.subset, port.number)
     spread = spread_of(policy, mesh.config)
-    of_service = mesh.endpoints_of(service)
+    of_service = merging.endpoints_of(mesh, service)
     place = place_of(viewer, spread) if service.resolution in BY_NAME else Place()
     groups = _named_groups(service, port, of_service, labels, spread, place)
     if service.resolution in BY_NAME and not groups:
@@ -125,7 +131,8 @@ def _outbound(mesh: Mesh, host: Host, name: OutboundName, dialled: TcpName | Non
     namespace = viewer.namespace if policy.tls is not None and policy.tls.credential_name else ""
     # A cluster that gets its endpoints by EDS is made from the identities alone: health changes leave it as it is.
     in_the_cluster = service.resolution in BY_NAME or is_passthrough(policy)
-    inputs = (service, rules, of_service if in_the_cluster else of_service.identities)
+    check = health_checks.check_of(mesh, service, port, viewer)
+    inputs = (service, rules, check, of_service if in_the_cluster else of_service.identities)
 
     def make() -> Message:
         target = Outbound(
@@ -143,7 +150,10 @@ def _outbound(mesh: Mesh, host: Host, name: OutboundName, dialled: TcpName | Non
             groups=groups,
             all_tls=_all_tls(of_service, port),
         )
-        return clusters.outbound(target) if dialled is None else clusters.tcp(str(dialled), target)
+        cluster = clusters.outbound(target) if dialled is None else clusters.tcp(str(dialled), target)
+        if check is not None:
+            health_checks.set_health_check(cluster, check, service, port)
+        return cluster
 
     key = (
         name,
@@ -179,7 +189,7 @@ def _named_groups(
     """Return the endpoints that a cluster looks up in DNS itself; none for other clusters."""
     if service.resolution not in BY_NAME:
         return ()
-    named = [_named(item, port) for item in service.named_endpoints if selects(labels, item.labels)]
+    named = [_named(item, port) for item in merging.named_endpoints(service, port) if selects(labels, item.labels)]
     found = endpoints_of(of_service, port.number, labels)
     if service.resolution is Resolution.DNS_ROUND_ROBIN:
         # Envoy takes one name there.

@@ -2,6 +2,7 @@
 
 from hostmesh_api import wire
 from hostmesh_api.delta import Resource
+from hostmesh_controller.mesh import merging
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.records import Host, Resolution
 from hostmesh_controller.names import parse_outbound, parse_tcp
@@ -35,7 +36,7 @@ def resource(mesh: Mesh, host: Host, name: str) -> Resource | None:
         return None
     spread = spread_of(policy_for(rules, outbound.subset, outbound.port), mesh.config)
     place = place_of(viewer, spread)
-    of_service = mesh.endpoints_of(service)
+    of_service = merging.endpoints_of(mesh, service)
 
     def make() -> Resource:
         chosen = endpoints.endpoints_of(of_service, outbound.port, labels)

@@ -1,10 +1,11 @@
 """What a viewer calls outbound: port numbers with what is spoken on them, addresses, and routes of connections."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from hostmesh_controller.mesh.delegates import http_routes, mirrors
+from hostmesh_controller.mesh.destination_rules import rule_hosts
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.records import Service, ServiceId
 from hostmesh_controller.mesh.sidecars import OPEN, Beyond, beyond
@@ -13,7 +14,8 @@ from hostmesh_controller.mesh.virtual_services import in_order, virtual_service_
 from hostmesh_controller.mesh.visibility import View, service_named, view
 from hostmesh_controller.model.objects import ApiObject
 from hostmesh_controller.model.virtual_service import Destination
-from hostmesh_controller.names import expand, host_matches
+from hostmesh_controller.names import OutboundName, expand, host_matches, parse_outbound
+from hostmesh_controller.xds.connection_policy import ConnectionPolicy, Policies, connection_policies
 from hostmesh_controller.xds.connections import Ways, destination_cluster, is_tls, tcp_weights, ways
 
 __all__ = [
@@ -38,7 +40,7 @@ class Plan:
     `explicit`: services with addresses outside the virtual ranges. `ports`: port numbers that need a listener of their
     own, each with the services on it. `http_ports`: those of them that need the HTTP code. `ways`: ports of services
     whose connections do not simply go to the cluster of the address that was dialled. `beyond`: what happens to all
-    other destinations.
+    other destinations. `policies`: how connections to a cluster are kept, by its name, where a rule says so.
     """
 
     viewer: Viewer
@@ -47,16 +49,47 @@ class Plan:
     http_ports: frozenset[int]
     ways: Mapping[Port, Ways]
     beyond: Beyond = OPEN
+    policies: Mapping[str, ConnectionPolicy] = field(default_factory=dict)
 
 
 def plan(mesh: Mesh, viewer: Viewer) -> Plan:
     """Return the plan of a viewer; the same object for as long as nothing it reads is different."""
     seen = view(mesh, viewer)
     routed = _routed(mesh, seen)
-    return mesh.memo.get(("plan", viewer), (seen, routed), lambda: _plan(mesh, seen, dict(routed)))
+    policies = _policies(mesh, seen, routed)
+    return mesh.memo.get(("plan", viewer), (seen, routed, policies), lambda: _plan(mesh, seen, dict(routed), policies))
 
 
-def _plan(mesh: Mesh, seen: View, routed: Mapping[Port, Ways]) -> Plan:
+def _policies(mesh: Mesh, seen: View, routed: tuple[tuple[Port, Ways], ...]) -> Policies:
+    """Return how connections are kept, for all clusters of which a rule says so; equal is the same object."""
+
+    def make() -> Policies:
+        targets = [way.to for _, each in routed for way in each.special] + [each.by_default for _, each in routed]
+        names = {to[0][0] for to in targets if len(to) == 1}
+        for item in mesh.tcp_rules.values():
+            for host in rule_hosts(item, mesh.settings.domain):
+                names.update(_own_clusters(_covered(mesh, seen, host)))
+        made = connection_policies(mesh, seen.viewer, names) if mesh.tcp_rules else ()
+        return mesh.memo.get(("policies", seen.viewer, made), (), lambda: made)
+
+    return mesh.memo.get(("policies", seen.viewer), (seen, routed, mesh.tcp_rules, mesh.destination_rules), make)
+
+
+def _covered(mesh: Mesh, seen: View, host: str) -> Iterable[Service]:
+    if host.startswith("*"):
+        return (service for service in seen.services if host_matches(host, service.id.hostname))
+    return filter(None, [service_named(mesh, host, seen.viewer)])
+
+
+def _own_clusters(services: Iterable[Service]) -> Iterator[str]:
+    for service in services:
+        for port in service.ports:
+            # What speaks HTTP, or may do so, is not looked at as a connection.
+            if not port.protocol.is_http and not port.protocol.is_detected:
+                yield str(OutboundName(port.number, "", service.id.hostname))
+
+
+def _plan(mesh: Mesh, seen: View, routed: Mapping[Port, Ways], policies: Policies) -> Plan:
     by_port: dict[int, list[Service]] = {}
     http: set[int] = set()
     found: dict[Port, Ways] = {}
@@ -71,13 +104,17 @@ def _plan(mesh: Mesh, seen: View, routed: Mapping[Port, Ways]) -> Plan:
                 own = ways(mesh, service, port, seen.viewer)
             if own is not None and own.need_chains:
                 found[key] = own
+    # A cluster whose connections are kept otherwise needs a chain of its own on its port.
+    shaped = {name.port for name in map(parse_outbound, dict(policies)) if name is not None and not name.subset}
+    chains = {number for _, number in found} | (shaped & by_port.keys())
     return Plan(
         viewer=seen.viewer,
         explicit=tuple(service for service in seen.services if service.addresses),
-        ports={number: tuple(by_port[number]) for number in sorted(http | {number for _, number in found})},
+        ports={number: tuple(by_port[number]) for number in sorted(http | chains)},
         http_ports=frozenset(http),
         ways=found,
         beyond=beyond(mesh, seen.viewer),
+        policies=dict(policies),
     )
 
 

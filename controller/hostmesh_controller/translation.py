@@ -131,7 +131,7 @@ def select_types(names: Sequence[str]) -> frozenset[str]:
 
 
 def offline_mesh(objects: Sequence[ApiObject], *, trust_domain: str, domain: str) -> Mesh:
-    """Build the mesh of documents alone: virtual addresses in the order of names, every host joined and ready."""
+    """Build the mesh of documents alone: virtual addresses in the order of names, every host joined, ready and well."""
     settings = Settings(trust_domain=trust_domain, domain=domain, vip4=VIP4, vip6=VIP6)
     aged = [replace(each, metadata=replace(each.metadata, creation_timestamp=_EPOCH)) for each in objects]
     names = sorted({name for each in aged for name in virtual_hostnames(each, domain)})
@@ -142,6 +142,7 @@ def offline_mesh(objects: Sequence[ApiObject], *, trust_domain: str, domain: str
             joined=True,
             ready=frozenset((each.key.namespace, each.key.name) for each in first.workloads_of(name)),
             ipv6=any(is_v6(address) for address in host.addresses),
+            healthy=frozenset(each.key for each in first.workloads_of(name)),
         )
         for name, host in first.hosts.items()
     }

@@ -48,9 +48,10 @@ def vips_of(objects: list[ApiObject], settings: Settings = SETTINGS) -> dict[str
 
 
 def all_ready(objects: list[ApiObject], *, ipv6: bool = False) -> dict[str, HostRuntime]:
-    """Say that every host joined and that every workload can be called with mutual TLS."""
+    """Say that every host joined, and that every workload is well and can be called with mutual TLS."""
     mesh = build(SETTINGS, objects, {}, {})
-    return {host: HostRuntime(True, frozenset(mesh.workloads_by_host.get(host, ())), ipv6) for host in mesh.hosts}
+    placed = {host: frozenset(mesh.workloads_by_host.get(host, ())) for host in mesh.hosts}
+    return {host: HostRuntime(True, here, ipv6, healthy=here) for host, here in placed.items()}
 
 
 def mesh_of(objects: list[ApiObject], runtime: Mapping[str, HostRuntime] | None = None) -> Mesh:

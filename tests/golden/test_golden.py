@@ -29,7 +29,8 @@ def runtime_of(case: str, objects: list[ApiObject]) -> Mapping[str, HostRuntime]
     runtime = all_ready(objects)
     for host, facts in (YAML(typ="safe", pure=True).load(path) if path.exists() else {}).items():
         ready = frozenset((each["namespace"], each["name"]) for each in facts.get("ready", ()))
-        runtime[host] = HostRuntime(facts["joined"], ready, facts.get("ipv6", False))
+        unhealthy = frozenset((each["namespace"], each["name"]) for each in facts.get("unhealthy", ()))
+        runtime[host] = HostRuntime(facts["joined"], ready, facts.get("ipv6", False), healthy=ready - unhealthy)
     return runtime
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Final
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hostmesh_controller.model import ObjectKey
+from hostmesh_controller.model.redaction import redacted
 from hostmesh_controller.registrar import Change
 from hostmesh_controller.store import ApiTokenRecord, AuditRecord, StoredObject, TokenRecord
 from hostmesh_controller.tokens import MAX_ALLOWED, MAX_GROUP_LIFE, MAX_LIFE
@@ -105,7 +106,7 @@ def object_body(stored: StoredObject) -> dict[str, Any]:
         "uid": stored.uid,
         "revision": stored.revision,
         "created_at": moment(stored.created_at),
-        "document": stored.document,
+        "document": redacted(stored.document),
     }
 
 

@@ -1,7 +1,7 @@
 """apply, validate, diff and delete of whole documents."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -15,6 +15,7 @@ from hostmesh_controller.api.parts import Parts, Using
 from hostmesh_controller.api.principals import Editor, Principal, Role, Viewer
 from hostmesh_controller.load import Problem
 from hostmesh_controller.model import KINDS, ObjectKey
+from hostmesh_controller.model.redaction import redacted
 from hostmesh_controller.registrar import MissingError, Outcome
 from hostmesh_controller.review import Documents as Read
 from hostmesh_controller.review import problem_body, read, read_one
@@ -52,8 +53,14 @@ async def diff(request: Documents, parts: Using, _who: Viewer) -> dict[str, Any]
     """Tell what apply would change: each object before and after, and each resource of the connected proxies."""
     outcome, effects = await parts.registrar.preview(await _read(parts, request))
     body = {**outcome_body(outcome), **await asyncio.to_thread(effects_body, effects, whole=True)}
-    body["objects"] = [{**change_body(each), "before": each.before, "after": each.after} for each in outcome.changes]
+    body["objects"] = [
+        {**change_body(each), "before": _shown(each.before), "after": _shown(each.after)} for each in outcome.changes
+    ]
     return body
+
+
+def _shown(document: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    return None if document is None else redacted(document)
 
 
 @router.post("/delete")

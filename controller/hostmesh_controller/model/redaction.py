@@ -9,6 +9,7 @@ from hashlib import sha256
 from typing import Any, Final
 
 DIGEST_CHARS: Final = 16
+REDACTED: Final = "(redacted,"
 _KIND: Final = "Secret"
 _PUBLIC: Final = frozenset({"tls.crt", "cert", "ca.crt", "cacert", "ca.crl", "tls.crl", "crl", "tls.ocsp-staple"})
 """What any client of a gateway sees anyway; all else is taken for secret."""
@@ -16,7 +17,7 @@ _VALUES: Final = ("data", "stringData")
 
 
 def redacted_text(digest: str) -> str:
-    return f"(redacted, sha256 {digest})"
+    return f"{REDACTED} sha256 {digest})"
 
 
 def redacted(document: Mapping[str, Any]) -> dict[str, Any]:

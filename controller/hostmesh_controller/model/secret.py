@@ -12,6 +12,7 @@ from typing import Annotated, ClassVar, Final
 from pydantic import Field, PlainSerializer, PlainValidator, model_validator
 
 from hostmesh_controller.model.pem import check_certificates, check_key, check_ocsp_staple, check_revocations
+from hostmesh_controller.model.redaction import REDACTED
 from hostmesh_controller.model.schema import Spec, fault
 from hostmesh_controller.suggest import did_you_mean
 
@@ -54,6 +55,8 @@ def _texts(value: object) -> Mapping[str, str]:
             raise fault("unknown-field", f"{name} means nothing here{near}: there are {', '.join(_KNOWN)}")
         if not isinstance(text, str):
             raise fault("type", "expected a text", key)
+        if text.startswith(REDACTED):
+            raise fault("redacted", "the value was left out where this Secret was read; give it again", key)
     return dict(value)
 
 

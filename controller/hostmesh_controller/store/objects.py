@@ -9,6 +9,7 @@ from uuid import uuid4
 from sqlalchemy import Connection, Row, bindparam, delete, insert, select, tuple_, update
 
 from hostmesh_controller.model.objects import ObjectKey
+from hostmesh_controller.model.redaction import redacted
 from hostmesh_controller.store import tables
 from hostmesh_controller.store.records import AuditRecord, Commit, Delete, Document, Put, StoredObject
 
@@ -103,8 +104,9 @@ def _audit_row(
         "at": now,
         "actor": actor,
         "action": action,
-        "before": _text(before.document) if before else None,
-        "after": _text(after),
+        # The log is shown to people, and kept for longer than the objects: no key gets into it.
+        "before": _text(redacted(before.document)) if before else None,
+        "after": _text(redacted(after)) if after is not None else None,
         "revision": revision,
     }
 

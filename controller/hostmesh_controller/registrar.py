@@ -359,10 +359,13 @@ class Registrar:
     async def _release(self, before: Iterable[ApiObject]) -> None:
         """Give back virtual addresses of names that nothing defines any more, now that these objects are different."""
         names = self._virtual_names(before)
-        gone = {name for name in names if name in self._vips and not self._world.bucket(Relation.SERVICE, name)}
+        gone = {name for name in names if name in self._vips and not self._needs_address(name)}
         if gone:
             await asyncio.to_thread(self._store.release_vips, gone)
             self._vips = {name: index for name, index in self._vips.items() if name not in gone}
+
+    def _needs_address(self, name: str) -> bool:
+        return name in self._virtual_names(self._world.bucket(Relation.SERVICE, name).values())
 
     async def _publish(self, pending: _Pending) -> None:
         if pending.hosts:

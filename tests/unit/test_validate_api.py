@@ -43,7 +43,11 @@ async def test_a_deletion_says_who_is_left_behind(tmp_path: Path) -> None:
 
 async def test_a_name_that_nothing_defines_any_more_gives_its_address_back(tmp_path: Path) -> None:
     async with running_app(tmp_path) as app:
-        entry = istio("ServiceEntry", "e", "hosts: [a.test, b.test], ports: [{number: 80, name: http, protocol: HTTP}]")
+        entry = istio(
+            "ServiceEntry",
+            "e",
+            "hosts: [a.test, b.test], resolution: DNS, ports: [{number: 80, name: http, protocol: HTTP}]",
+        )
         await app.root.post("/v1/apply", json=body(entry + service("kept")))
         names = set(app.controller.registrar._vips)
         assert {"a.test", "b.test", "kept.default.svc.cluster.local"} <= names

@@ -61,7 +61,9 @@ def test_a_proxy_for_all_that_leaves_is_deprecated_and_must_be_there() -> None:
 
 def patches(*parts: str, priority: int = 0) -> list[str]:
     text = istio("EnvoyFilter", "e", f"priority: {priority}, configPatches: [{', '.join(parts)}]")
-    return codes(text.replace("istio.io/v1\n", "istio.io/v1alpha3\n"))
+    found = codes(text.replace("istio.io/v1\n", "istio.io/v1alpha3\n"))
+    # What is wrong with the values themselves has its own tests.
+    return [each for each in found if each.startswith("IST")]
 
 
 def patch(where: str, operation: str, match: str = "") -> str:

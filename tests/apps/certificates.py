@@ -1,5 +1,6 @@
 """Certificates as a company has them: one authority, and servers and clients that it vouches for."""
 
+from base64 import b64encode
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -12,19 +13,35 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 _LIFE: Final = timedelta(days=1)
 
 
-def make_certificates(directory: Path, *names: str) -> None:
-    """Write `ca.pem`, and for each DNS name `NAME.crt`, `NAME.key` and both of them as `NAME.pem`."""
-    authority = ec.generate_private_key(ec.SECP256R1())
-    issuer = _name("the company")
-    root = _certificate(issuer, issuer, authority, authority, x509.BasicConstraints(ca=True, path_length=None))
-    (directory / "ca.pem").write_bytes(root.public_bytes(Encoding.PEM))
-    for name in names:
+class Company:
+    """An authority, kept in memory, and a folder for what it issues."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = _name("the company")
+        root = _certificate(self._name, self._name, self._key, self._key, x509.BasicConstraints(True, None))
+        (directory / "ca.pem").write_bytes(root.public_bytes(Encoding.PEM))
+
+    @property
+    def ca(self) -> Path:
+        """Whom to trust."""
+        return self._directory / "ca.pem"
+
+    def issue(self, name: str) -> Path:
+        """Write `NAME.crt`, `NAME.key` and both of them as `NAME.pem`, and return the last; a new key each time."""
         key = ec.generate_private_key(ec.SECP256R1())
-        leaf = _certificate(_name(name), issuer, key, authority, x509.SubjectAlternativeName([x509.DNSName(name)]))
+        leaf = _certificate(_name(name), self._name, key, self._key, x509.SubjectAlternativeName([x509.DNSName(name)]))
         chain = leaf.public_bytes(Encoding.PEM)
         secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         for suffix, content in (("crt", chain), ("key", secret), ("pem", chain + secret)):
-            (directory / f"{name}.{suffix}").write_bytes(content)
+            (self._directory / f"{name}.{suffix}").write_bytes(content)
+        return self._directory / f"{name}.pem"
+
+    def secret(self, name: str) -> dict[str, str]:
+        """What a Secret of the last certificate issued to the name has, in base64: `certificate`, `key`, `ca`."""
+        files = {"certificate": f"{name}.crt", "key": f"{name}.key", "ca": "ca.pem"}
+        return {field: b64encode((self._directory / file).read_bytes()).decode() for field, file in files.items()}
 
 
 def _name(text: str) -> x509.Name:

@@ -1,13 +1,14 @@
 """A shop of four services, one in three versions, runs the classic tasks of Istio's networking API on hosts."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import pytest
 
-from apps.certificates import make_certificates
-from apps.stage import App, Caller, app_on, lab_of, wait_for_port
+from apps.certificates import Company
+from apps.stage import App, Caller, Reply, app_on, lab_of, wait_for_port
 from e2e.driver import eventually
 
 REVIEWS = "http://reviews:9080/"
@@ -25,7 +26,15 @@ class Shop:
     app: App
     front: Caller
     outside: Caller
-    certificates: Path
+    company: Company
+
+    def knock(self, url: str, **told: Any) -> Reply:
+        """Call the gateway from outside, by a name that only its configuration knows."""
+        return self.outside.get(url, **self.door(url), **told)
+
+    def door(self, url: str) -> dict[str, Any]:
+        port = 443 if url.startswith("https") else 80
+        return {"connect": [self.app.addresses["edge"], port], "ca": str(self.company.ca)}
 
     def page(self, path: str = "/", **headers: str) -> dict[str, dict[str, object]]:
         """What the storefront was told by the services behind it."""
@@ -39,18 +48,17 @@ class Shop:
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     with lab_of("front", "east", "west", "edge", outside="outside") as lab:
         app = app_on(lab, "shop")
-        certificates = Path(tmp_path_factory.mktemp("certificates"))
-        make_certificates(certificates, "api.partner.example", "shop.example", "bank.example")
-        lab.put("front", CA, (certificates / "ca.pem").read_text())
-        _start(app, certificates)
+        company = Company(tmp_path_factory.mktemp("company"))
+        lab.put("front", CA, company.ca.read_text())
+        _start(app, company)
         app.apply("shop")
         lab.wait_for_workloads()
         app.apply("reviews-subsets")
         with Caller(lab, "front") as front, Caller(lab, "outside") as outside:
-            yield Shop(app, front, outside, certificates)
+            yield Shop(app, front, outside, company)
 
 
-def _start(app: App, certificates: Path) -> None:
+def _start(app: App, company: Company) -> None:
     calls = [f"catalog={CATALOG}", f"reviews={REVIEWS}"]
     app.program("front", "service", "storefront", "--calls", *calls)
     app.program("east", "service", "catalog", "--port", "9081")
@@ -60,8 +68,7 @@ def _start(app: App, certificates: Path) -> None:
         app.program(host, "service", "reviews", "--version", version, "--port", port, *ratings)
     app.program("west", "service", "catalog", "--version", "v2", "--port", "9081")
     for name, port in (("partner", "8443"), ("bank", "9443")):
-        certificate = str(certificates / f"{DOMAINS[name]}.pem")
-        app.program("outside", "service", name, "--port", port, "--tls", certificate)
+        app.program("outside", "service", name, "--port", port, "--tls", str(company.issue(DOMAINS[name])))
     for host, version in (("east", "north"), ("west", "south")):
         app.program(host, "service", "ratings", "--version", version, "--port", "9084")
     wait_for_port(app.lab, "front", 9080)
@@ -185,7 +192,7 @@ def test_tls_is_originated_towards_a_service_outside(shop: Shop) -> None:
         reply = shop.front.get("http://api.partner.example/orders")
         assert (reply.status, reply.who, reply.json["path"]) == (200, "partner v1", "/orders")
         # A program that speaks TLS itself is passed on, and checks the certificate itself.
-        reply = shop.front.get("https://api.partner.example/orders", ca=f"{shop.certificates}/ca.pem")
+        reply = shop.front.get("https://api.partner.example/orders", ca=str(shop.company.ca))
         assert (reply.status, reply.who) == (200, "partner v1")
     with shop.app.configured("partner", ca=CA, name="other.partner.example"):
         assert shop.front.get("http://api.partner.example/orders").status == 503
@@ -199,3 +206,50 @@ def test_requests_are_mirrored_and_the_mirrors_answers_are_not_heard(shop: Shop)
         assert (seen["statuses"], seen["versions"]) == ({"200": 20}, {"reviews v1": 20})
         eventually(lambda: shop.app.served("west", 9082).get("/mirrored", 0) - before == 20, "v2 heard all of them")
         shop.app.behave("west", 9082)
+
+
+@pytest.fixture
+def ingress(shop: Shop) -> Iterator[Shop]:
+    """The shop's door is open."""
+    with ExitStack() as stack:
+        shop.company.issue("shop.example")
+        stack.enter_context(shop.app.configured("credential", **shop.company.secret("shop.example")))
+        stack.enter_context(shop.app.configured("ingress", v1="100", v3="0"))
+        yield shop
+
+
+def test_strangers_come_in_by_https_and_are_told_so(ingress: Shop) -> None:
+    reply = ingress.knock("https://shop.example/")
+    assert (reply.status, reply.who) == (200, "storefront v1"), reply
+    assert "sa/ingress" in reply.json["headers"]["x-forwarded-client-cert"]
+    reply = ingress.knock("http://shop.example/reviews/")
+    assert (reply.status, reply.headers["location"]) == (301, "https://shop.example/reviews/")
+    assert ingress.knock("https://shop.example/reviews/").json["path"] == "/"
+    assert ingress.knock("https://shop.example/nowhere").status == 404
+
+
+def test_tls_of_others_is_passed_on_by_its_name(ingress: Shop) -> None:
+    reply = ingress.knock("https://bank.example/account")
+    assert (reply.status, reply.who, reply.json["path"]) == (200, "bank v1", "/account"), reply
+    unknown = ingress.knock("https://nobody.example/")
+    assert unknown.status == 0, unknown
+
+
+def test_a_partner_shows_a_certificate_and_a_stranger_is_refused(ingress: Shop) -> None:
+    ingress.company.issue("partners.shop.example")
+    ingress.app.apply("credential", **ingress.company.secret("partners.shop.example"))
+    own = str(ingress.company.issue("a-partner.example"))
+    assert ingress.knock("https://partners.shop.example/", certificate=own).status == 200
+    assert ingress.knock("https://partners.shop.example/").status == 0
+
+
+def test_a_new_certificate_and_other_weights_fail_no_stranger(ingress: Shop) -> None:
+    url = "https://shop.example/reviews/"
+    with ingress.outside.load(url, **ingress.door(url)) as load:
+        for v1, v3 in ((50, 50), (0, 100), (100, 0)):
+            ingress.company.issue("shop.example")
+            ingress.app.apply("credential", **ingress.company.secret("shop.example"))
+            ingress.app.apply("ingress", v1=str(v1), v3=str(v3))
+            seen = load.fresh(100)
+            assert abs(100 * seen["versions"].get("reviews v3", 0) / seen["sent"] - v3) < 25, seen
+    assert load.tally["failed"] == 0, load.tally

@@ -2,11 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
-from apps.certificates import make_certificates
+from apps.certificates import Company
 from apps.stage import App, Caller, app_on, lab_of, wait_for_port
 
 VAULTS = ("gold.vault.example", "silver.vault.example")
@@ -25,24 +24,23 @@ class Streams:
 def streams(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Streams]:
     with lab_of("client", "one", "two", outside="outside") as lab:
         app = app_on(lab, "streams")
-        certificates = Path(tmp_path_factory.mktemp("certificates"))
-        make_certificates(certificates, *VAULTS)
-        _start(app, certificates)
+        company = Company(tmp_path_factory.mktemp("company"))
+        _start(app, company)
         app.apply("streams")
         app.apply("subsets")
         lab.wait_for_workloads()
         with Caller(lab, "client") as client:
-            yield Streams(app, client, f"{certificates}/ca.pem")
+            yield Streams(app, client, str(company.ca))
 
 
-def _start(app: App, certificates: Path) -> None:
+def _start(app: App, company: Company) -> None:
     for host in ("one", "two"):
         app.program(host, "streams", "tcp", host, "9000")
         app.program(host, "streams", "grpc", host, "9090")
     app.program("one", "streams", "ws", "one", "9070")
     app.program("two", "streams", "tcp", "two", "9001")
     for name, port in zip(VAULTS, ("7443", "8443"), strict=True):
-        app.program("outside", "service", name, "--port", port, "--tls", f"{certificates}/{name}.pem")
+        app.program("outside", "service", name, "--port", port, "--tls", str(company.issue(name)))
     wait_for_port(app.lab, "one", 9000, 9070, 9090)
     wait_for_port(app.lab, "two", 9000, 9001, 9090)
     wait_for_port(app.lab, "outside", 7443, 8443)

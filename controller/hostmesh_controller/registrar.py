@@ -29,6 +29,7 @@ from hostmesh_controller.model.objects import ApiObject, ObjectKey
 from hostmesh_controller.reports import HostStates, captured_ports, has_ipv6, healthy_workloads
 from hostmesh_controller.review import Documents, Review, read_one, read_stored, review, review_deletion
 from hostmesh_controller.store import Delete, HostState, Put, Store, StoredObject
+from hostmesh_controller.table import Table
 
 WINDOW_S: Final = 0.008
 """How long a change waits for others: unnoticed by people, long enough to take a storm of reports together."""
@@ -96,7 +97,7 @@ class Registrar:
         self._membership = Membership()
         # Replaced, never changed: the mesh takes the same mapping as "nothing changed".
         self._vips: Mapping[str, int] = {}
-        self._runtime: Mapping[str, HostRuntime] = {}
+        self._runtime: Table[str, HostRuntime] = Table()
         self._revision = 0
         self._pending = _Pending()
         self._wake = asyncio.Event()
@@ -149,7 +150,8 @@ class Registrar:
         names = self._virtual_names(self._objects.values())
         self._vips = dict(await asyncio.to_thread(self._store.allocate_vips, names))
         states = await asyncio.to_thread(self._store.host_states)
-        self._runtime = {host: runtime_of(state) for host, state in states.items() if self.registered(host)}
+        found = {host: runtime_of(state) for host, state in states.items() if self.registered(host)}
+        self._runtime = Table[str, HostRuntime]().changed(found)
         mesh = await asyncio.to_thread(self._build)
         self._hub.publish(mesh, Touched(everything=True), revision)
 
@@ -384,14 +386,9 @@ class Registrar:
         self._stale = settings is not self._settings
         self._hub.publish(mesh, touched, pending.revision or self._hub.revision)
 
-    async def _runtime_with(self, hosts: Iterable[str]) -> dict[str, HostRuntime]:
-        runtime = dict(self._runtime)
-        for host in hosts:
-            if self.registered(host):
-                runtime[host] = runtime_of(await self._states.state(host))
-            else:
-                runtime.pop(host, None)
-        return runtime
+    async def _runtime_with(self, hosts: Iterable[str]) -> Table[str, HostRuntime]:
+        found = {host: runtime_of(await self._states.state(host)) if self.registered(host) else None for host in hosts}
+        return self._runtime.changed(found)
 
     def _build(self) -> Mesh:
         return meshes.build(self._settings, list(self._objects.values()), self._vips, self._runtime)

@@ -33,6 +33,11 @@ class Table(Mapping[K, V], Generic[K, V]):
     def __len__(self) -> int:
         return self._length
 
+    @property
+    def shards(self) -> tuple[Mapping[K, V], ...]:
+        """The parts of the table; those in which two tables do not differ may be the same objects."""
+        return self._shards
+
     def changed(self, changes: Mapping[K, V | None]) -> "Table[K, V]":
         """Return this table with each key set to its new value, or removed where that is None.
 
@@ -63,6 +68,17 @@ class Table(Mapping[K, V], Generic[K, V]):
         result._length = length
         return result
 
+    def differing(self, other: "Table[K, V]") -> set[K]:
+        """Return the keys whose values are other objects, or there in one of both only.
+
+        It costs the shards in which they differ, however large the tables are.
+        """
+        found: set[K] = set()
+        for own, theirs in zip(self._shards, other.shards, strict=True):
+            if own is not theirs:
+                found.update(key for key in own.keys() | theirs.keys() if own.get(key) is not theirs.get(key))
+        return found
+
 
 class IndexEdit(Generic[K, V]):
     """Collects what enters and leaves an index of sets, so that each set is copied once however much changes."""
@@ -87,6 +103,9 @@ class IndexEdit(Generic[K, V]):
         changes: dict[K, frozenset[V] | None] = {}
         for key in self._added.keys() | self._removed.keys():
             old = index.get(key, frozenset())
+            if self._removed[key].isdisjoint(old) and self._added[key] <= old:
+                # What most changes do to most sets; a label that all workloads have is a large set.
+                continue
             new = (old - self._removed[key]) | self._added[key]
             if new != old:
                 changes[key] = new or None

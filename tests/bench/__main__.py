@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 
-from bench import connect, host, push, rules
+from bench import connect, endpoint, host, push, rules
 from bench.figure import Benchmark, Figure, machine, table
 from bench.hosts import Hosts
 from bench.stage import Stage
@@ -29,6 +29,7 @@ def benchmarks(stage: Stage, hosts: Hosts) -> list[Benchmark]:
         Benchmark("idle", partial(connect.idle, stage)),
         Benchmark("restart", partial(connect.restart, stage)),
         Benchmark("memory", partial(connect.memory, stage)),
+        Benchmark("endpoint-5000", endpoint.endpoint),
         Benchmark("rules", rules.rules),
         Benchmark("agent", partial(host.agent, hosts)),
         Benchmark("first", partial(host.first, hosts)),

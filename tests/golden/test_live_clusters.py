@@ -87,7 +87,9 @@ def routes(name: str, *destinations: dict[str, Any]) -> ApiObject:
 
 
 RING = {"loadBalancer": {"consistentHash": {"httpHeaderName": "x-user"}}}
-COOKIE = {"loadBalancer": {"consistentHash": {"httpCookie": {"name": "stick", "ttl": "60s"}, "maglev": {"tableSize": 65537}}}}
+COOKIE = {
+    "loadBalancer": {"consistentHash": {"httpCookie": {"name": "stick", "ttl": "60s"}, "maglev": {"tableSize": 65537}}}
+}
 EJECT = {"consecutive5xxErrors": 1, "interval": "0.1s", "baseEjectionTime": "0.3s", "maxEjectionPercent": 100}
 OBJECTS = [
     obj("Host", "web", {"addresses": [WEB], "locality": HERE}),

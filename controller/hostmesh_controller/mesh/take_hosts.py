@@ -1,13 +1,13 @@
 """Hosts, the addresses they have, and what is true of them now."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from hostmesh_controller.mesh.compiled import compile_host
 from hostmesh_controller.mesh.index import NO_HOST
 from hostmesh_controller.mesh.records import Host, HostRuntime
 from hostmesh_controller.mesh.step import Step
-from hostmesh_controller.mesh.table import IndexEdit
+from hostmesh_controller.mesh.table import IndexEdit, Table
 
 
 def take_hosts(step: Step, runtime: Mapping[str, HostRuntime]) -> None:
@@ -37,7 +37,7 @@ def take_hosts(step: Step, runtime: Mapping[str, HostRuntime]) -> None:
 
 
 def _take_runtime(step: Step, runtime: Mapping[str, HostRuntime]) -> None:
-    for host in step.old.runtime.keys() | runtime.keys():
+    for host in _hosts_that_differ(step.old.runtime, runtime):
         old, new = step.old.runtime.get(host, NO_HOST), runtime.get(host, NO_HOST)
         if old is new or old == new:
             continue
@@ -49,3 +49,10 @@ def _take_runtime(step: Step, runtime: Mapping[str, HostRuntime]) -> None:
         else:
             differ = (old.ready ^ new.ready) | (old.healthy ^ new.healthy)
             step.recheck.update(key for key in here if key in differ)
+
+
+def _hosts_that_differ(old: Mapping[str, HostRuntime], new: Mapping[str, HostRuntime]) -> Iterable[str]:
+    """Return the hosts of which something else may be true now; few of tables that share what did not change."""
+    if isinstance(old, Table) and isinstance(new, Table):
+        return old.differing(new)
+    return old.keys() | new.keys()

@@ -15,9 +15,10 @@ SELECTING: Final = ("Sidecar", "EnvoyFilter")
 
 def take_viewers(step: Step) -> None:
     of_the_mesh = label_keys(step.mesh.config.locality_lb_setting)
-    keys = of_the_mesh.union(*step.mesh.caller_labels.values())
-    if keys != step.mesh.labels_in_use:
-        step.mesh = replace(step.mesh, labels_in_use=keys)
+    if step.mesh.caller_labels is not step.old.caller_labels or not of_the_mesh <= step.mesh.labels_in_use:
+        keys = of_the_mesh.union(*step.mesh.caller_labels.values())
+        if keys != step.mesh.labels_in_use:
+            step.mesh = replace(step.mesh, labels_in_use=keys)
     if step.mesh.labels_in_use is not step.old.labels_in_use or step.has_changed(*SELECTING):
         concerned = set(step.mesh.hosts)
     else:

@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from hostmesh_controller.mesh.compiled import EVERYWHERE
-from hostmesh_controller.mesh.destination_rules import shapes_connections
 from hostmesh_controller.mesh.delegates import http_routes, mirrors
+from hostmesh_controller.mesh.destination_rules import shapes_connections
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.rules import caller_labels, destination_rule_hosts
 from hostmesh_controller.mesh.step import Step, object_dependency

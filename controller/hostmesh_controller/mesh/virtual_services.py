@@ -124,7 +124,7 @@ def has_connection_routes(item: ApiObject) -> bool:
     return bool(spec.tcp or spec.tls)
 
 
-def has_mirrors(item: ApiObject) -> bool:
-    """Tell whether requests may be copied; by a delegate too, which is not looked at."""
+def may_have_mirrors(item: ApiObject) -> bool:
+    """Tell whether requests may be copied; delegates may do it, which are not looked at."""
     https = virtual_service_spec(item).http
     return any(http.mirror is not None or http.mirrors or http.delegate is not None for http in https)

@@ -36,15 +36,23 @@ class Way:
 
 @dataclass(frozen=True, slots=True)
 class Ways:
-    """Where connections to one port go: `special` ones first, the others `by_default` where the port is dialled."""
+    """Where connections to one port go: `special` ones first, the others `by_default` where the port is dialled.
+
+    `routed`: because a route says so; else the default is the port's own cluster.
+    """
 
     special: tuple[Way, ...]
     by_default: Weights
+    routed: bool = False
 
     @property
     def need_chains(self) -> bool:
-        """Whether filter chains are needed; else connections go to the one cluster of the address that was dialled."""
-        return bool(self.special) or len(self.by_default) != 1
+        """Whether filter chains are needed; else connections go to the cluster of the address that was dialled.
+
+        A route has one even if it leads to one cluster: while its weights change from and to zero the listener stays,
+        and with it the connections of others on the port.
+        """
+        return bool(self.special) or self.routed
 
 
 def is_tls(port: ServicePort) -> bool:
@@ -60,7 +68,7 @@ def ways(mesh: Mesh, service: Service, port: ServicePort, viewer: Viewer) -> Way
         special = _distinct(_tls_ways(mesh, rules, service, port, viewer))
         if special:
             # As in Istio: where some server names have routes the others have none.
-            return Ways(special, ())
+            return Ways(special, (), routed=True)
         return Ways(_by_own_name(service, own), own)
     return _tcp_ways(mesh, rules, service, port, viewer, own)
 
@@ -114,7 +122,7 @@ def _tcp_ways(
             to = _weights(mesh, item, route.route, port, viewer)
             holding = [match for match in route.match if _holds(item, match, port.number, viewer)]
             if not route.match or any(not match.destination_subnets for match in holding):
-                return Ways(_distinct(special), to)
+                return Ways(_distinct(special), to, routed=True)
             subnets = tuple(subnet for match in holding for subnet in match.destination_subnets)
             dialled = _dialled(service, subnets) if subnets else None
             if dialled is not None:

@@ -101,21 +101,27 @@ def _service_chains(
         yield _chain(f"{name}:http", prefixes, http, PLAIN_HTTP)
     ways = plan.ways.get((service.id, port))
     own = str(OutboundName(port, "", name))
+    policy = plan.policies.get(own)
+    if ways is None and policy is not None and not found.protocol.is_detected:
+        yield _chain(own, prefixes, filters.tcp_weighted(own, ((own, 1),), policy))
+        return
     if ways is None:
         # On the virtual addresses alone the chain of all of them does the same where there is no HTTP.
         yield _chain(name, prefixes if port in plan.http_ports else service.addresses, dialled)
         return
     for index, way in enumerate(ways.special):
-        yield _way(f"{own}~{index}", own, way)
-    if len(ways.by_default) == 1:
+        yield _way(plan, f"{own}~{index}", own, way)
+    only = ways.by_default[0][0] if len(ways.by_default) == 1 else ""
+    if not ways.routed and only not in plan.policies:
         shared = {prefix for way in ways.special if way.server_names for prefix in way.prefixes}
         yield _chain(name, [prefix for prefix in prefixes if prefix not in shared], dialled)
     else:
-        yield _chain(own, prefixes, filters.tcp_weighted(own, ways.by_default))
+        yield _chain(own, prefixes, filters.tcp_weighted(own, ways.by_default, plan.policies.get(only)))
 
 
-def _way(name: str, stat_prefix: str, way: Way) -> FilterChain:
-    chain = _chain(name, way.prefixes, filters.tcp_weighted(stat_prefix, way.to))
+def _way(plan: Plan, name: str, stat_prefix: str, way: Way) -> FilterChain:
+    policy = plan.policies.get(way.to[0][0]) if len(way.to) == 1 else None
+    chain = _chain(name, way.prefixes, filters.tcp_weighted(stat_prefix, way.to, policy))
     chain.filter_chain_match.server_names.extend(way.server_names)
     return chain
 

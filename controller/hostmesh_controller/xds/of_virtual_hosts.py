@@ -7,6 +7,7 @@ from hostmesh_api.delta import Resource
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.records import Host, Service
 from hostmesh_controller.mesh.sidecars import beyond
+from hostmesh_controller.mesh.step import BLOCKS
 from hostmesh_controller.mesh.viewer import Viewer
 from hostmesh_controller.mesh.virtual_services import http_candidates, virtual_service_hosts, virtual_services_of
 from hostmesh_controller.mesh.visibility import destination_named, service_for_header
@@ -42,13 +43,13 @@ class _Meaning:
     service: Service | None
     items: tuple[ApiObject, ...]
     names: tuple[str, ...]
-
     hostname: str = ""
 
 
 def meant_hostname(mesh: Mesh, viewer: Viewer, name: VirtualHostName) -> str:
     """Return the host of a service or a VirtualService that a host header stands for; "" where there is none."""
     return _meaning(mesh, viewer, name).hostname
+
 
 def dependencies(mesh: Mesh, host: str, name: str) -> tuple[str, ...]:
     parsed = parse_virtual_host(name)
@@ -94,7 +95,7 @@ def _meaning(mesh: Mesh, viewer: Viewer, name: VirtualHostName) -> _Meaning:
     hosts = (address,) if address else candidates(host, viewer.namespace, mesh.settings.domain)
     if port not in {None, name.port}:
         return _Meaning(None, (), hosts)
-    names: dict[str, None] = dict.fromkeys(hosts)
+    names: dict[str, None] = dict.fromkeys((*hosts, BLOCKS) if address else hosts)
     for each in hosts:
         service = service_for_header(mesh, (each,), name.port, viewer)
         if service is not None:
@@ -104,7 +105,7 @@ def _meaning(mesh: Mesh, viewer: Viewer, name: VirtualHostName) -> _Meaning:
         names |= {other: None for item in found for other in virtual_service_hosts(item, mesh.settings.domain)}
         items = tuple(item for item in found if _serves(mesh, viewer, item, name.port))
         if items:
-            return _Meaning(None, items, tuple(names))
+            return _Meaning(None, items, tuple(names), each)
     return _Meaning(None, (), tuple(names))
 
 

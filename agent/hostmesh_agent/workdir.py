@@ -9,10 +9,21 @@ import os
 import pwd
 import shutil
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from hostmesh_api import wire
+
+SYSTEM_ROOTS: Final = (
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+)
+"""Where Debian, Fedora and RHEL, older RHEL, SUSE and Alpine keep the roots that they trust."""
 LOG: Final = "envoy.log"
 BOOTSTRAP: Final = "bootstrap.json"
 HOLD: Final = "hold"
@@ -66,6 +77,24 @@ def prepare(directory: Path, owner: Account) -> None:
         directory.chmod(_DIRECTORY_MODE)
     if owner.switch:
         _share_log(directory, owner)
+    link_system_roots(directory)
+
+
+def link_system_roots(directory: Path, candidates: Iterable[str] = SYSTEM_ROOTS) -> Path | None:
+    """Give the operating system's trusted roots one name that is the same on every host, and return where they are.
+
+    The link is dangling where none of the files is there: what needs the roots then fails, and nothing is trusted.
+    """
+    found = next((path for path in map(Path, candidates) if path.is_file()), None)
+    link = directory / wire.SYSTEM_ROOTS
+    link.parent.mkdir(mode=0o755, exist_ok=True)
+    target = found or Path(next(iter(candidates)))
+    if not link.is_symlink() or link.readlink() != target:
+        draft = link.with_name(f".{link.name}.{os.getpid()}")
+        draft.unlink(missing_ok=True)
+        draft.symlink_to(target)
+        draft.replace(link)
+    return found
 
 
 def _share_log(directory: Path, owner: Account) -> None:

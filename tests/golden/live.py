@@ -22,7 +22,7 @@ import grpc
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, Resource
 
 import pki
-from hostmesh_agent import bootstrap, capture
+from hostmesh_agent import bootstrap, capture, workdir
 from hostmesh_agent.capture import CaptureRequest, HostFloor, Scope
 from hostmesh_agent.certs import roots_sds, svid_sds
 from hostmesh_agent.keys import Svid
@@ -243,6 +243,7 @@ def _host(mesh: Mesh, name: str, directory: Path, space: Space, authority: Autho
     (directory / "bootstrap.json").write_text(json.dumps(document))
     for path in [directory, *directory.rglob("*")]:
         shutil.chown(path, ENVOY_UID, ENVOY_UID)
+    workdir.link_system_roots(directory)
     with ads.serving(), space(), (directory / "envoy.log").open("wb") as log:
         shutil.chown(directory / "envoy.log", ENVOY_UID)  # as the agent does, for access logs to /dev/stdout
         process = subprocess.Popen(

@@ -99,14 +99,17 @@ def parse_port(text: str) -> int | None:
     return port if port <= MAX_PORT else None
 
 
-def inbound_cluster(port: int) -> str:
-    return f"{_INBOUND}|{port}||"
+def inbound_cluster(port: int, address: str = "") -> str:
+    """Return the name of the cluster of a program of the host; `address` where another program has the same port."""
+    return f"{_INBOUND}|{port}|{address}|"
 
 
 def parse_inbound(name: str) -> int | None:
     """Return the port of an `inbound|PORT||` cluster name, or None."""
     parts = name.split("|")
-    return parse_port(parts[1]) if len(parts) == 4 and parts[0] == _INBOUND and not parts[2] + parts[3] else None
+    if len(parts) != 4 or parts[0] != _INBOUND or parts[3] or (parts[2] and canonical_address(parts[2]) is None):
+        return None
+    return parse_port(parts[1])
 
 
 def port_listener(port: int) -> str:

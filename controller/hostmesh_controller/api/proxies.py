@@ -12,6 +12,7 @@ from hostmesh_controller.api.hosts import view_of, views
 from hostmesh_controller.api.parts import Parts, Using
 from hostmesh_controller.api.principals import Viewer
 from hostmesh_controller.mesh.inbound import ports_of
+from hostmesh_controller.mesh.ingress import serves_mesh_tls
 
 router = APIRouter(prefix="/v1", tags=["proxies"])
 
@@ -58,11 +59,10 @@ def _settled(parts: Parts, revision: int) -> dict[str, Any]:
     mesh = parts.hub.mesh
     hosts = []
     for host, acked in sorted(parts.hub.converged(revision).items()):
-        runtime = mesh.runtime_of(host)
         waiting = [
             each.key
             for each in mesh.workloads_of(host)
-            if not all(runtime.serves(each.key, port) for port in ports_of(mesh, each))
+            if not all(serves_mesh_tls(mesh, each, port) for port in ports_of(mesh, each))
         ]
         hosts.append({"host": host, "acked": acked, "waiting_workloads": [f"{ns}/{name}" for ns, name in waiting]})
     done = parts.hub.revision >= revision and all(each["acked"] and not each["waiting_workloads"] for each in hosts)

@@ -41,6 +41,7 @@ class Mesh:
     `keys_by_kind` the kinds that are few (`of_kind`); `caller_labels` the label keys by which a rule tells callers
     apart, `labels_in_use` all of them. `gateways` holds the hosts that serve any; `bound` the VirtualServices of each
     gateway (`namespace/name`); `credential_users` the DestinationRules that name a stored credential.
+    `inbound_sidecars` holds the Sidecars that have a word on a workload's inbound connections.
     """
 
     settings: Settings
@@ -74,6 +75,7 @@ class Mesh:
     gateways: Table[str, HostGateways] = field(default_factory=Table)
     bound: Table[str, frozenset[ObjectKey]] = field(default_factory=Table)
     credential_users: Table[str, frozenset[ObjectKey]] = field(default_factory=Table)
+    inbound_sidecars: Table[WorkloadKey, ObjectKey] = field(default_factory=Table)
     memo: Memo = field(default_factory=Memo, compare=False, repr=False)
 
     def mode_of(self, workload: Workload, port: int) -> Mode:

@@ -18,6 +18,7 @@ from hostmesh_controller.mesh.take_objects import take_objects
 from hostmesh_controller.mesh.take_policies import take_policies
 from hostmesh_controller.mesh.take_rules import take_rules
 from hostmesh_controller.mesh.take_services import take_services
+from hostmesh_controller.mesh.take_sidecars import take_sidecars
 from hostmesh_controller.mesh.take_viewers import take_viewers
 from hostmesh_controller.mesh.take_workloads import take_workloads
 from hostmesh_controller.model.objects import ApiObject, ObjectKey
@@ -69,6 +70,7 @@ def _next(
     take_hosts(step, runtime)
     take_workloads(step)
     take_services(step, vips)
+    take_sidecars(step)
     take_gateways(step)
     take_endpoints(step)
     take_rules(step)

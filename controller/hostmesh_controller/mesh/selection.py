@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from hostmesh_api.identity import WorkloadIdentity
 from hostmesh_controller.mesh.gateways import NO_GATEWAYS
 from hostmesh_controller.mesh.index import LabelKey, Mesh
+from hostmesh_controller.mesh.ingress import serves_mesh_tls
 from hostmesh_controller.mesh.peers import selects
 from hostmesh_controller.mesh.records import (
     Endpoint,
@@ -79,12 +80,11 @@ def member(mesh: Mesh, service: Service, workload: Workload) -> Member:
         return Member(dict(_plain(mesh, service, workload)), None)
     if not mesh.is_healthy(workload):
         return Member({}, identity_of(workload, mesh.settings.trust_domain).uri)
-    runtime = mesh.runtime_of(workload.host)
     endpoints: dict[int, Endpoint] = {}
     for number, endpoint in _plain(mesh, service, workload):
         gateway = mesh.gateways.get(workload.host, NO_GATEWAYS).listens(endpoint.address, endpoint.port)
         mode = mesh.mode_of(workload, endpoint.port) if gateway is None else Mode.PERMISSIVE
-        tls = mode is not Mode.DISABLE and runtime.serves(workload.key, endpoint.port)
+        tls = mode is not Mode.DISABLE and serves_mesh_tls(mesh, workload, endpoint.port)
         if gateway is not None:
             tls = gateway.demands_mesh_tls
         if tls or mode is not Mode.STRICT:

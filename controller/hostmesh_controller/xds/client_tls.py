@@ -39,7 +39,10 @@ def origination(client: ClientTls, target: Outbound) -> TransportSocket:
     if not accepted and not client.sni and name:
         accepted = (name,)
     _show(common, client, target.namespace)
-    _verify(common, client, target.namespace, accepted)
+    if target.verifies:
+        _verify(common, client, target.namespace, accepted)
+    else:
+        common.validation_context.SetInParent()
     return TransportSocket(name=TLS, typed_config=any_of(UpstreamTlsContext(common_tls_context=common, sni=name)))
 
 
@@ -54,9 +57,6 @@ def _show(common: CommonTlsContext, client: ClientTls, namespace: str) -> None:
 
 
 def _verify(common: CommonTlsContext, client: ClientTls, namespace: str, accepted: Iterable[str]) -> None:
-    if client.insecure_skip_verify:
-        common.validation_context.SetInParent()
-        return
     context = CertificateValidationContext(match_typed_subject_alt_names=[_matcher(item) for item in accepted])
     if client.ca_crl:
         context.crl.CopyFrom(DataSource(filename=client.ca_crl))

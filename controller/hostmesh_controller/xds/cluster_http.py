@@ -25,7 +25,7 @@ def set_http(cluster: Cluster, target: Outbound) -> None:
         options.explicit_http_config.http2_protocol_options.CopyFrom(_http2(pool))
     elif target.port.protocol.is_detected:
         options = same_as_downstream()
-    _bound(options, pool)
+    bound(options, pool)
     _set_names(options, target)
     codes = (
         target.policy.outlier_detection.outlier_detection_http_error_codes if target.policy.outlier_detection else ()
@@ -53,7 +53,8 @@ def _http2(pool: ConnectionPool | None) -> Http2ProtocolOptions:
     return result
 
 
-def _bound(options: HttpProtocolOptions, pool: ConnectionPool | None) -> None:
+def bound(options: HttpProtocolOptions, pool: ConnectionPool | None) -> None:
+    """Set for how long and for how many requests connections are kept."""
     http, tcp = (pool.http, pool.tcp) if pool else (None, None)
     idle = http.idle_timeout if http else None
     if idle is None and tcp is not None:
@@ -74,7 +75,7 @@ def _set_names(options: HttpProtocolOptions, target: Outbound) -> None:
     if client is None or client.mode not in {"SIMPLE", "MUTUAL"} or client.sni:
         return
     options.upstream_http_protocol_options.auto_sni = True
-    if not client.subject_alt_names and not client.insecure_skip_verify:
+    if not client.subject_alt_names and target.verifies:
         options.upstream_http_protocol_options.auto_san_validation = True
 
 

@@ -70,6 +70,16 @@ class Outbound:
         return http is not None and http.use_client_protocol
 
     @property
+    def verifies(self) -> bool:
+        """Whether a certificate is looked at where the rule has TLS of its own."""
+        client = self.policy.tls
+        if client is None or client.insecure_skip_verify:
+            return False
+        # Without an authority that the rule names, the mesh says whether the system's are asked.
+        named = bool(client.ca_certificates or client.credential_name)
+        return named or self.config.verify_certificate_at_client
+
+    @property
     def stat_name(self) -> str:
         """The name in statistics that the mesh's pattern gives, or "" for the cluster's own."""
         pattern = self.config.outbound_cluster_stat_name

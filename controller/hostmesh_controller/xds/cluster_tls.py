@@ -55,7 +55,10 @@ def _by_default(target: Outbound) -> bool:
 
 def _mutual(target: Outbound) -> TransportSocket:
     client = target.policy.tls
-    accepted: tuple[str, ...] = tuple(sorted({*target.identities, *target.service.subject_alt_names}))
+    named = {*target.identities, *target.service.subject_alt_names}
+    accepted: tuple[str, ...] = tuple(
+        sorted(tls.with_aliases(named, target.trust_domain, target.config.trust_domain_aliases))
+    )
     if client is not None and client.subject_alt_names:
         accepted = client.subject_alt_names
     elif not accepted and not target.service.external:

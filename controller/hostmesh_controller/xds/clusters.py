@@ -3,11 +3,9 @@
 from typing import Final
 
 from envoy.config.cluster.v3.cluster_pb2 import Cluster
-from envoy.config.core.v3.address_pb2 import BindConfig, ExtraSourceAddress, SocketAddress
 
-from hostmesh_api import wire
 from hostmesh_controller.model.mesh_config import MeshConfigSpec
-from hostmesh_controller.names import BLACK_HOLE, PASSTHROUGH, inbound_cluster
+from hostmesh_controller.names import BLACK_HOLE, PASSTHROUGH
 from hostmesh_controller.xds import cluster_http, cluster_tls
 from hostmesh_controller.xds.breakers import circuit_breakers, keepalive, outlier_detection
 from hostmesh_controller.xds.cluster_discovery import discover
@@ -45,28 +43,6 @@ def missing(name: str) -> Cluster:
     for one in vain. Such names come from the configuration, so that there are not many.
     """
     return Cluster(name=name, type=Cluster.STATIC, connect_timeout=duration(BLACK_HOLE_CONNECT_TIMEOUT_S))
-
-
-def inbound(port: int, config: MeshConfigSpec, *, ipv6: bool) -> Cluster:
-    """Return the cluster of the local program's port: where the caller dialled, from an address told apart by rules.
-
-    Requests keep the HTTP version they came with.
-    """
-    bind = BindConfig(source_address=SocketAddress(address=wire.INBOUND_SOURCE_V4, port_value=0))
-    if ipv6:
-        extra = ExtraSourceAddress(address=SocketAddress(address=wire.INBOUND_SOURCE_V6, port_value=0))
-        bind.extra_source_addresses.append(extra)
-    cluster = Cluster(
-        name=inbound_cluster(port),
-        type=Cluster.ORIGINAL_DST,
-        lb_policy=Cluster.CLUSTER_PROVIDED,
-        connect_timeout=duration(config.connect_timeout.total_seconds()),
-        upstream_bind_config=bind,
-        circuit_breakers=circuit_breakers(None),
-    )
-    keepalive(cluster, None, config.tcp_keepalive)
-    cluster_http.set_options(cluster, cluster_http.same_as_downstream())
-    return cluster
 
 
 def outbound(target: Outbound) -> Cluster:

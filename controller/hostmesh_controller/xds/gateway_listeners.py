@@ -19,6 +19,7 @@ from hostmesh_controller.mesh.gateways import NO_GATEWAYS, GatewayPort, Served, 
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.records import Host
 from hostmesh_controller.mesh.selection import identity_of
+from hostmesh_controller.mesh.sidecars import captures_all
 from hostmesh_controller.mesh.viewer import Viewer
 from hostmesh_controller.mesh.visibility import view
 from hostmesh_controller.xds import filters, gateway_tls, listeners_outbound
@@ -28,8 +29,10 @@ from hostmesh_controller.xds.gateway_connections import by_server_name, connecti
 from hostmesh_controller.xds.gateway_passthrough import passthrough_chains
 from hostmesh_controller.xds.host_config import outbound_identity
 from hostmesh_controller.xds.http_extensions import Direction, Extensions, Traffic, extensions
+from hostmesh_controller.xds.listener_settings import settled
 from hostmesh_controller.xds.outbound import Plan, plan
 from hostmesh_controller.xds.sources import cidr, socket
+from hostmesh_controller.xds.tls import trust_of
 
 HANDSHAKE_TIMEOUT_S: Final = 15.0
 """How long a client may take over its handshake (Istio's number)."""
@@ -60,7 +63,7 @@ def resource(mesh: Mesh, host: Host, name: str) -> Resource | None:
     if port is None:
         return None
     made = listener(mesh, host, port)
-    return None if made is None else encoded(name, made)
+    return None if made is None else encoded(name, settled(made, mesh.config))
 
 
 def listener(mesh: Mesh, host: Host, port: GatewayPort) -> Listener | None:
@@ -81,7 +84,7 @@ def listener(mesh: Mesh, host: Host, port: GatewayPort) -> Listener | None:
         result.listener_filters.append(filters.tls_inspector())
     called = None if port.bind else _called(mesh, plan(mesh, viewer), port.number, host, ipv6=ipv6)
     if called is not None:
-        _share(result, called, host, chains)
+        _share(result, called, host, chains, captures=captures_all(mesh, host))
     result.filter_chains.extend(chains)
     return result
 
@@ -99,7 +102,7 @@ def _called(mesh: Mesh, planned: Plan, number: int, host: Host, *, ipv6: bool) -
     dialled = mesh.memo.get(
         ("ports", planned.viewer), (seen,), lambda: {port.number for each in seen.services for port in each.ports}
     )
-    if not host.capture_all and number not in dialled:
+    if not captures_all(mesh, host) and number not in dialled:
         return None
     whole = listeners_outbound.virtual_outbound(mesh.settings, planned, ipv6=ipv6)
     dialled_here = [chain for chain in whole.filter_chains if not chain.filter_chain_match.HasField("destination_port")]
@@ -108,7 +111,7 @@ def _called(mesh: Mesh, planned: Plan, number: int, host: Host, *, ipv6: bool) -
     return whole
 
 
-def _share(result: Listener, called: Listener, host: Host, chains: Iterable[FilterChain]) -> None:
+def _share(result: Listener, called: Listener, host: Host, chains: Iterable[FilterChain], *, captures: bool) -> None:
     """Put the chains of the host's own calls into a gateway's listener."""
     result.filter_chains.extend(called.filter_chains)
     names = {each.name for each in result.listener_filters}
@@ -116,7 +119,7 @@ def _share(result: Listener, called: Listener, host: Host, chains: Iterable[Filt
     if result.listener_filters:
         result.listener_filters_timeout.CopyFrom(duration(PEEK_TIMEOUT_S))
         result.continue_on_listener_filters_timeout = True
-    if host.capture_all:
+    if captures:
         own = [*map(cidr, host.addresses), *map(cidr, LOOPBACK)]
         for chain in chains:
             chain.filter_chain_match.prefix_ranges.extend(own)
@@ -143,8 +146,8 @@ def _chains(mesh: Mesh, host: Host, viewer: Viewer, served: Served, more: Extens
             chain.filters.extend([*more.network, *to] if to else [])
         if chain.filters:
             chain.filter_chain_match.CopyFrom(_by_name(served.server_names, ()).filter_chain_match)
-            trust_domain = mesh.settings.trust_domain
-            chain.transport_socket.CopyFrom(gateway_tls.downstream(served, _slug(mesh, host, served), trust_domain))
+            trust = trust_of(mesh.settings, mesh.config)
+            chain.transport_socket.CopyFrom(gateway_tls.downstream(served, _slug(mesh, host, served), trust))
             chain.transport_socket_connect_timeout.CopyFrom(duration(HANDSHAKE_TIMEOUT_S))
             yield chain
 

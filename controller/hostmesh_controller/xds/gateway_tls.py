@@ -34,26 +34,29 @@ _VERSIONS: Final = {
 _VALIDATING: Final = frozenset({"MUTUAL", "OPTIONAL_MUTUAL", "ISTIO_MUTUAL"})
 
 
-def downstream(served: Served, slug: str, trust_domain: str) -> TransportSocket:
+def downstream(served: Served, slug: str, trust: tls.Trust) -> TransportSocket:
     """Return the TLS of a server that does not pass it through.
 
     Args:
         served: the server.
         slug: the directory of the certificate of the gateway's workload, for mode ISTIO_MUTUAL.
-        trust_domain: whose identities mode ISTIO_MUTUAL takes.
+        trust: whose identities mode ISTIO_MUTUAL takes.
     """
     settings = served.server.tls
     assert settings is not None
     mutual = settings.mode == "ISTIO_MUTUAL"
     common = CommonTlsContext(alpn_protocols=MESH_TCP if mutual and not terminates_https(served.server) else HTTP)
     if mutual:
+        if trust.tls13:
+            common.tls_params.tls_minimum_protocol_version = TlsParameters.TLSv1_3
+            common.tls_params.tls_maximum_protocol_version = TlsParameters.TLSv1_3
         directory = f"{tls.CERTIFICATES}/{slug}"
         common.tls_certificate_sds_secret_configs.append(secret(wire.SVID_SECRET, directory))
     else:
         common.tls_certificate_sds_secret_configs.extend(map(ads_secret, _certificates(served, settings)))
-        _set_parameters(common, settings)
+        set_parameters(common, settings)
     if settings.mode in _VALIDATING:
-        _verify(common, served, settings, trust_domain)
+        _verify(common, served, settings, trust)
     context = DownstreamTlsContext(
         common_tls_context=common,
         require_client_certificate=BoolValue(value=settings.mode in {"MUTUAL", "ISTIO_MUTUAL"}),
@@ -69,7 +72,7 @@ def _certificates(served: Served, settings: ServerTls) -> Iterable[str]:
     return [certificate_name(settings.server_certificate, settings.private_key)]
 
 
-def _verify(common: CommonTlsContext, served: Served, settings: ServerTls, trust_domain: str) -> None:
+def _verify(common: CommonTlsContext, served: Served, settings: ServerTls, trust: tls.Trust) -> None:
     context = CertificateValidationContext(
         match_typed_subject_alt_names=[each for name in settings.subject_alt_names for each in _exactly(name)],
         verify_certificate_spki=settings.verify_certificate_spki,
@@ -81,8 +84,8 @@ def _verify(common: CommonTlsContext, served: Served, settings: ServerTls, trust
         context.trust_chain_verification = CertificateValidationContext.ACCEPT_UNTRUSTED
     if settings.mode == "ISTIO_MUTUAL":
         if not settings.subject_alt_names:
-            anyone = StringMatcher(prefix=f"spiffe://{trust_domain}/")
-            context.match_typed_subject_alt_names.add(san_type=SubjectAltNameMatcher.URI, matcher=anyone)
+            for anyone in trust.callers:
+                context.match_typed_subject_alt_names.add(san_type=SubjectAltNameMatcher.URI, matcher=anyone)
         roots = secret(wire.ROOTS_SECRET, wire.ROOTS)
     else:
         roots = ads_secret(served.roots or roots_name(settings.ca_certificates))
@@ -104,7 +107,8 @@ def _exactly(name: str) -> list[SubjectAltNameMatcher]:
     return [SubjectAltNameMatcher(san_type=kind, matcher=StringMatcher(exact=address or name)) for kind in kinds]
 
 
-def _set_parameters(common: CommonTlsContext, settings: ServerTls) -> None:
+def set_parameters(common: CommonTlsContext, settings: ServerTls) -> None:
+    """Set versions, ciphers and curves as far as they are said."""
     # What is not said is Envoy's: TLS 1.2 and 1.3, with its own ciphers and curves.
     parameters = TlsParameters(
         cipher_suites=[each for each in dict.fromkeys(settings.cipher_suites) if each in CIPHER_SUITES],

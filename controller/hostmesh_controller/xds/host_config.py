@@ -2,7 +2,7 @@
 
 from hostmesh_api.identity import HostIdentity
 from hostmesh_api.v1 import hostmesh_pb2 as pb
-from hostmesh_controller.mesh.inbound import inbound_ports, ports_of
+from hostmesh_controller.mesh.inbound import captured_ports, inbound_ports, ports_of
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.records import Host, Workload
 from hostmesh_controller.mesh.selection import identity_of
@@ -27,7 +27,7 @@ def host_config(mesh: Mesh, host: Host, plan: Plan, inbound_version: str) -> pb.
         outbound_spiffe_id=outbound_identity(mesh, host),
         capture=pb.Capture(
             scope=pb.Capture.ALL if captures_all(mesh, host) else pb.Capture.MESH,
-            inbound_ports=sorted({port.number for port in inbound_ports(mesh, host.name)}),
+            inbound_ports=captured_ports(mesh, host.name),
             outbound_prefixes=[*virtual, *explicit_prefixes(plan.explicit)],
             virtual_prefixes=virtual,
             dns=True,
@@ -69,7 +69,8 @@ def _spellings(mesh: Mesh, host: Host, workload: Workload) -> set[str]:
 def _workload(mesh: Mesh, workload: Workload) -> pb.Workload:
     identity = identity_of(workload, mesh.settings.trust_domain)
     probe = mesh.probe_of(workload)
-    mine = {port.number for port in inbound_ports(mesh, workload.host or "") if port.workload.key == workload.key}
+    found = inbound_ports(mesh, workload.host or "")
+    mine = {port.number for port in found if port.workload.key == workload.key and not port.bind}
     return pb.Workload(
         namespace=workload.key.namespace,
         name=workload.key.name,

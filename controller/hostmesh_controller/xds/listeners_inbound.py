@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from envoy.config.core.v3.base_pb2 import TrafficDirection, TransportSocket
-from envoy.config.listener.v3.listener_components_pb2 import Filter, FilterChain, FilterChainMatch
+from envoy.config.listener.v3.listener_components_pb2 import Filter, FilterChain, FilterChainMatch, ListenerFilter
 from envoy.config.listener.v3.listener_pb2 import AdditionalAddress, Listener
 from envoy.config.route.v3.route_components_pb2 import Route, RouteAction, RouteMatch, VirtualHost
 from envoy.config.route.v3.route_pb2 import RouteConfiguration
@@ -19,12 +19,15 @@ from hostmesh_api import wire
 from hostmesh_controller.mesh.inbound import InboundPort
 from hostmesh_controller.mesh.records import Mode
 from hostmesh_controller.mesh.selection import identity_of
+from hostmesh_controller.model.server_tls import ServerTls
 from hostmesh_controller.names import BLACK_HOLE, VIRTUAL_INBOUND, inbound_cluster
 from hostmesh_controller.xds import filters, tls
 from hostmesh_controller.xds.encoding import duration
 from hostmesh_controller.xds.http_extensions import Extensions
 from hostmesh_controller.xds.listeners_outbound import PLAIN_HTTP
+from hostmesh_controller.xds.sidecar_tls import from_files
 from hostmesh_controller.xds.sources import cidr, socket
+from hostmesh_controller.xds.tls import Trust
 
 PEEK_TIMEOUT_S: Final = 2.0
 """How long to wait for a caller's first bytes; a plaintext caller that waits for the server to speak is let in then."""
@@ -33,34 +36,60 @@ _RAW: Final = "raw_buffer"
 
 
 def virtual_inbound(
-    ports: Sequence[InboundPort], trust_domain: str, more: Callable[[InboundPort], Extensions], *, ipv6: bool
+    ports: Sequence[InboundPort], trust: Trust, more: Callable[[InboundPort], Extensions], *, ipv6: bool
 ) -> Listener:
     """Return the listener to which captured inbound connections are redirected.
 
     Args:
         ports: of all workloads of the host, by number.
-        trust_domain: whose identities are let in.
+        trust: whose identities are let in.
         more: the filters of extensions for a port.
         ipv6: the host has IPv6.
     """
-    # Where mutual TLS is off nothing has to be looked at, and a server that speaks first is not held up.
-    unread = {port.number for port in ports if port.mode is Mode.DISABLE and not port.protocol.is_detected}
-    looked_into = {port.number for port in ports if port.protocol.is_detected}
-    listener_filters = [filters.original_destination(), filters.tls_inspector(filters.ports_predicate(unread))]
-    if looked_into:
-        only = filters.negated(filters.ports_predicate(looked_into))
-        listener_filters.append(filters.http_inspector(only))
     return Listener(
         name=VIRTUAL_INBOUND,
         address=socket("0.0.0.0", wire.INBOUND_PORT),  # noqa: S104 - callers dial any of the host's addresses
         additional_addresses=[AdditionalAddress(address=socket("::", wire.INBOUND_PORT))] if ipv6 else [],
         use_original_dst=BoolValue(value=False),
-        filter_chains=[_here(), *(chain for port in ports for chain in _chains(port, trust_domain, more(port)))],
-        listener_filters=listener_filters,
+        filter_chains=[_here(), *(chain for port in ports for chain in _chains(port, trust, more(port)))],
+        listener_filters=[filters.original_destination(), *_inspectors(ports)],
         listener_filters_timeout=duration(PEEK_TIMEOUT_S),
         continue_on_listener_filters_timeout=True,
         traffic_direction=TrafficDirection.INBOUND,
     )
+
+
+def bound_name(port: InboundPort) -> str:
+    """Return the name of the listener of a port on which Envoy itself listens: Istio's."""
+    return f"{port.bind}_{port.number}"
+
+
+def bound_listener(port: InboundPort, trust: Trust, more: Extensions) -> Listener:
+    """Return the listener of a port on which Envoy itself listens, as a Sidecar asks for: nothing is captured."""
+    return Listener(
+        name=bound_name(port),
+        address=socket(port.bind.strip("[]"), port.number),
+        filter_chains=_chains(port, trust, more),
+        listener_filters=_inspectors([port]),
+        listener_filters_timeout=duration(PEEK_TIMEOUT_S),
+        continue_on_listener_filters_timeout=True,
+        traffic_direction=TrafficDirection.INBOUND,
+    )
+
+
+def _inspectors(ports: Sequence[InboundPort]) -> list[ListenerFilter]:
+    # Where mutual TLS is off nothing has to be looked at, and a server that speaks first is not held up.
+    unread = {
+        port.number
+        for port in ports
+        if port.mode is Mode.DISABLE and not port.protocol.is_detected and port.own_tls is None
+    }
+    looked_into = {port.number for port in ports if port.protocol.is_detected}
+    result = [filters.tls_inspector(filters.ports_predicate(unread))]
+    if looked_into:
+        only = filters.negated(filters.ports_predicate(looked_into))
+        result.append(filters.http_inspector(only))
+    return result
 
 
 def _here() -> FilterChain:
@@ -72,24 +101,36 @@ def _here() -> FilterChain:
     )
 
 
-def _chains(port: InboundPort, trust_domain: str, more: Extensions) -> list[FilterChain]:
+def _chains(port: InboundPort, trust: Trust, more: Extensions) -> list[FilterChain]:
+    if port.own_tls is not None:
+        return [_own_tls(port, port.own_tls, more)]
     result: list[FilterChain] = []
     if port.mode is not Mode.DISABLE:
-        result.extend(_mutual_tls(port, trust_domain, more))
+        result.extend(_mutual_tls(port, trust, more))
     if port.mode is not Mode.STRICT:
         result.extend(_plaintext(port, more))
         result.append(_chain(port, "own-tls", _tcp(port, more), transport=_TLS))
     return result
 
 
-def _mutual_tls(port: InboundPort, trust_domain: str, more: Extensions) -> list[FilterChain]:
-    slug = identity_of(port.workload, trust_domain).slug
-    as_http = tls.downstream(slug, trust_domain, tls.SERVE_HTTP)
-    as_tcp = tls.downstream(slug, trust_domain, tls.SERVE_TCP)
-    http = [*more.network, filters.inbound_http(port.number, _route(port.number), more.http, mutual_tls=True)]
+def _own_tls(port: InboundPort, settings: ServerTls, more: Extensions) -> FilterChain:
+    """Return the chain that ends TLS for the program with certificates in files, as a Sidecar asks for."""
+    to = _http(port, more, mutual_tls=False) if port.protocol.is_http else _tcp(port, more)
+    return _chain(port, "tls", to, transport=_TLS, socket_=from_files(settings))
+
+
+def _http(port: InboundPort, more: Extensions, *, mutual_tls: bool) -> list[Filter]:
+    return [*more.network, filters.inbound_http(port.number, _route(port), more.http, mutual_tls=mutual_tls)]
+
+
+def _mutual_tls(port: InboundPort, trust: Trust, more: Extensions) -> list[FilterChain]:
+    slug = identity_of(port.workload, trust.domain).slug
+    as_http = tls.downstream(slug, trust, tls.SERVE_HTTP)
+    as_tcp = tls.downstream(slug, trust, tls.SERVE_TCP)
+    http = _http(port, more, mutual_tls=True)
     if port.protocol.is_detected:
         # The caller passes on whatever version its program speaks: it is found out again, and nothing is negotiated.
-        as_any_http = tls.downstream(slug, trust_domain, ())
+        as_any_http = tls.downstream(slug, trust, ())
         return [
             _chain(port, "mtls-http", http, transport=_TLS, protocols=tls.MESH_HTTP, socket_=as_any_http),
             _chain(port, "mtls", _tcp(port, more), transport=_TLS, protocols=tls.SERVE_TCP, socket_=as_tcp),
@@ -100,7 +141,7 @@ def _mutual_tls(port: InboundPort, trust_domain: str, more: Extensions) -> list[
 
 
 def _plaintext(port: InboundPort, more: Extensions) -> list[FilterChain]:
-    http = [*more.network, filters.inbound_http(port.number, _route(port.number), more.http, mutual_tls=False)]
+    http = _http(port, more, mutual_tls=False)
     if port.protocol.is_detected:
         return [
             _chain(port, "plaintext-http", http, transport=_RAW, protocols=PLAIN_HTTP),
@@ -110,7 +151,7 @@ def _plaintext(port: InboundPort, more: Extensions) -> list[FilterChain]:
 
 
 def _tcp(port: InboundPort, more: Extensions) -> list[Filter]:
-    return [*more.network, *filters.tcp(inbound_cluster(port.number))]
+    return [*more.network, *filters.tcp(port.cluster)]
 
 
 def _chain(
@@ -136,12 +177,12 @@ def _chain(
     )
 
 
-def _route(port: int) -> RouteConfiguration:
-    name = inbound_cluster(port)
-    action = RouteAction(cluster=name, timeout=duration(0))
+def _route(port: InboundPort) -> RouteConfiguration:
+    name = inbound_cluster(port.number)
+    action = RouteAction(cluster=port.cluster, timeout=duration(0))
     route = Route(name="default", match=RouteMatch(prefix="/"), route=action)
     return RouteConfiguration(
         name=name,
-        virtual_hosts=[VirtualHost(name=f"inbound|http|{port}", domains=["*"], routes=[route])],
+        virtual_hosts=[VirtualHost(name=f"inbound|http|{port.number}", domains=["*"], routes=[route])],
         validate_clusters=BoolValue(value=False),
     )

@@ -1,6 +1,7 @@
 """Which cluster a host gets for a name, and what it depends on."""
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 
 from google.protobuf.message import Message
 
@@ -22,12 +23,11 @@ from hostmesh_controller.names import (
     PASSTHROUGH,
     OutboundName,
     TcpName,
-    inbound_cluster,
     parse_inbound,
     parse_outbound,
     parse_tcp,
 )
-from hostmesh_controller.xds import clusters, health_checks, rate_limits
+from hostmesh_controller.xds import clusters, health_checks, inbound_clusters, rate_limits
 from hostmesh_controller.xds.cluster_target import Outbound, is_passthrough
 from hostmesh_controller.xds.endpoints import endpoints_of
 from hostmesh_controller.xds.host_config import outbound_identity
@@ -40,10 +40,10 @@ BY_NAME = frozenset({Resolution.DNS, Resolution.DNS_ROUND_ROBIN})
 
 
 def wildcard(mesh: Mesh, host: str) -> tuple[str, ...]:
-    inbound = sorted({port.number for port in inbound_ports(mesh, host)})
+    inbound = (port.cluster for port in inbound_ports(mesh, host))
     copied = mirror_clusters(mesh, mesh.viewer_of(host))
     counting = rate_limits.services_of(mesh, mesh.hosts[host]) if host in mesh.hosts else ()
-    return tuple(dict.fromkeys((BLACK_HOLE, PASSTHROUGH, *map(inbound_cluster, inbound), *copied, *counting)))
+    return tuple(dict.fromkeys((BLACK_HOLE, PASSTHROUGH, *inbound, *copied, *counting)))
 
 
 def dependencies(mesh: Mesh, host: str, name: str) -> tuple[str, ...]:
@@ -71,12 +71,8 @@ def resource(mesh: Mesh, host: Host, name: str) -> Resource | None:
         return kept(mesh, name, (), name, lambda: clusters.passthrough(mesh.config))
     if name == BLACK_HOLE:
         return kept(mesh, name, (), name, clusters.black_hole)
-    inbound = parse_inbound(name)
-    if inbound is not None:
-        if all(port.number != inbound for port in inbound_ports(mesh, host.name)):
-            return None
-        ipv6 = mesh.runtime_of(host.name).ipv6
-        return kept(mesh, (name, ipv6), (), name, lambda: clusters.inbound(inbound, mesh.config, ipv6=ipv6))
+    if parse_inbound(name) is not None:
+        return _inbound(mesh, host, name)
     outbound = parse_outbound(name)
     if outbound is not None:
         found = _outbound(mesh, host, outbound, None)
@@ -86,6 +82,18 @@ def resource(mesh: Mesh, host: Host, name: str) -> Resource | None:
         return None
     target = dialled_target(mesh, mesh.viewer_of(host.name), dialled)
     return None if target is None else _outbound(mesh, host, target, dialled)
+
+
+def _inbound(mesh: Mesh, host: Host, name: str) -> Resource | None:
+    port = next((port for port in inbound_ports(mesh, host.name) if port.cluster == name), None)
+    if port is None:
+        return None
+    ipv6, stat = mesh.runtime_of(host.name).ipv6, inbound_clusters.statistics_name(mesh, port)
+    at = inbound_clusters.address_of(port, mesh.config)
+    own = None if at is None else (port.workload.address, at.SerializeToString(deterministic=True))
+    key = ("inbound", name, ipv6, stat, own)
+    make = partial(inbound_clusters.inbound, port, mesh.config, stat, ipv6=ipv6)
+    return kept(mesh, key, (port.listener, port.pool), name, make)
 
 
 def dialled_target(mesh: Mesh, viewer: Viewer, dialled: TcpName) -> OutboundName | None:

@@ -18,12 +18,14 @@ from hostmesh_controller.xds.http_extensions import Direction, Extensions, Traff
 from hostmesh_controller.xds.keeping import kept
 from hostmesh_controller.xds.listener_settings import settled
 from hostmesh_controller.xds.outbound import plan
+from hostmesh_controller.xds.tls import trust_of
 
 
 def wildcard(mesh: Mesh, host: str) -> tuple[str, ...]:
     ports = plan(mesh, mesh.viewer_of(host)).ports
     gateways = gateway_listeners.wildcard(mesh, host)
-    return (DNS_LISTENER, VIRTUAL_INBOUND, VIRTUAL_OUTBOUND, *map(port_listener, ports), *gateways)
+    bound = (listeners_inbound.bound_name(port) for port in inbound_ports(mesh, host) if port.bind)
+    return (DNS_LISTENER, VIRTUAL_INBOUND, VIRTUAL_OUTBOUND, *map(port_listener, ports), *gateways, *bound)
 
 
 def dependencies(_mesh: Mesh, _host: str, _name: str) -> tuple[str, ...]:
@@ -33,8 +35,6 @@ def dependencies(_mesh: Mesh, _host: str, _name: str) -> tuple[str, ...]:
 
 def resource(mesh: Mesh, host: Host, name: str) -> Resource | None:
     viewer, ipv6 = mesh.viewer_of(host.name), mesh.runtime_of(host.name).ipv6
-    if name == VIRTUAL_INBOUND:
-        return _virtual_inbound(mesh, host, ipv6=ipv6)
     if name == DNS_LISTENER:
         seen = view(mesh, viewer)
         make = lambda: dns.listener(viewer.namespace, seen.services, mesh.memo)  # noqa: E731 - one of three makers
@@ -42,6 +42,9 @@ def resource(mesh: Mesh, host: Host, name: str) -> Resource | None:
     gateway = gateway_listeners.resource(mesh, host, name)
     if gateway is not None:
         return gateway
+    inbound = _inbound(mesh, host, name, ipv6=ipv6)
+    if inbound is not None:
+        return inbound
     planned = plan(mesh, viewer)
     if name == VIRTUAL_OUTBOUND:
         virtual = listeners_outbound.virtual_outbound
@@ -60,10 +63,15 @@ def resource(mesh: Mesh, host: Host, name: str) -> Resource | None:
     )
 
 
-def _virtual_inbound(mesh: Mesh, host: Host, *, ipv6: bool) -> Resource:
+def _inbound(mesh: Mesh, host: Host, name: str, *, ipv6: bool) -> Resource | None:
     def more(port: InboundPort) -> Extensions:
         return extensions(mesh, host, Traffic(Direction.INBOUND, port.number, port.workload))
 
-    ports = inbound_ports(mesh, host.name)
-    message = listeners_inbound.virtual_inbound(ports, mesh.settings.trust_domain, more, ipv6=ipv6)
-    return encoded(VIRTUAL_INBOUND, settled(message, mesh.config))
+    ports, trust = inbound_ports(mesh, host.name), trust_of(mesh.settings, mesh.config)
+    if name == VIRTUAL_INBOUND:
+        captured = [port for port in ports if not port.bind]
+        return encoded(name, settled(listeners_inbound.virtual_inbound(captured, trust, more, ipv6=ipv6), mesh.config))
+    for port in ports:
+        if port.bind and name == listeners_inbound.bound_name(port):
+            return encoded(name, settled(listeners_inbound.bound_listener(port, trust, more(port)), mesh.config))
+    return None

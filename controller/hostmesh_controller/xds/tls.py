@@ -5,6 +5,7 @@ that a program's own TLS is not taken for the mesh's; and the one that is negoti
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Final
 
 from envoy.config.core.v3.base_pb2 import TransportSocket
@@ -19,6 +20,8 @@ from envoy.type.matcher.v3.string_pb2 import StringMatcher
 from google.protobuf.wrappers_pb2 import BoolValue
 
 from hostmesh_api import wire
+from hostmesh_controller.mesh.records import Settings
+from hostmesh_controller.model.mesh_config import MeshConfigSpec
 from hostmesh_controller.xds.encoding import any_of
 from hostmesh_controller.xds.sources import secret
 
@@ -46,20 +49,38 @@ _VERSIONS: Final = TlsParameters(
 """Envoy's clients stop at 1.2 unless told."""
 
 
-def downstream(slug: str, trust_domain: str, serve: Iterable[str]) -> TransportSocket:
-    """Return what a workload shows to its callers, and its demand for a certificate of the trust domain.
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """Who is let in with the mesh's mutual TLS: identities of the domain and of its aliases. `tls13`: no older TLS."""
+
+    domain: str
+    aliases: tuple[str, ...] = ()
+    tls13: bool = False
+
+    @property
+    def callers(self) -> list[StringMatcher]:
+        return [StringMatcher(prefix=f"spiffe://{each}/") for each in dict.fromkeys((self.domain, *self.aliases))]
+
+
+def trust_of(settings: Settings, config: MeshConfigSpec) -> Trust:
+    version = config.mesh_mtls.min_protocol_version
+    return Trust(settings.trust_domain, config.trust_domain_aliases, version == "TLSV1_3")
+
+
+def downstream(slug: str, trust: Trust, serve: Iterable[str]) -> TransportSocket:
+    """Return what a workload shows to its callers, and its demand for a certificate.
 
     Args:
         slug: the directory of the workload's certificate.
-        trust_domain: callers must have an identity in it.
+        trust: whose identities callers must have.
         serve: protocols to negotiate, the preferred first.
     """
     context = DownstreamTlsContext(
-        common_tls_context=_common(
-            f"{CERTIFICATES}/{slug}", serve, [_uri(StringMatcher(prefix=f"spiffe://{trust_domain}/"))]
-        ),
+        common_tls_context=_common(f"{CERTIFICATES}/{slug}", serve, map(_uri, trust.callers)),
         require_client_certificate=BoolValue(value=True),
     )
+    if trust.tls13:
+        context.common_tls_context.tls_params.tls_minimum_protocol_version = TlsParameters.TLSv1_3
     return TransportSocket(name=TLS, typed_config=any_of(context))
 
 
@@ -72,6 +93,17 @@ def upstream(slug: str, identities: Iterable[str], server_name: str, offer: Iter
     accepted = [_uri(StringMatcher(exact=identity)) for identity in identities]
     context = UpstreamTlsContext(common_tls_context=_common(f"{CERTIFICATES}/{slug}", offer, accepted), sni=server_name)
     return TransportSocket(name=TLS, typed_config=any_of(context))
+
+
+def with_aliases(identities: Iterable[str], trust_domain: str, aliases: Iterable[str]) -> set[str]:
+    """Return SPIFFE IDs, and for those of the trust domain or an alias of it the same of all of these domains."""
+    domains = tuple(f"spiffe://{each}/" for each in (trust_domain, *aliases))
+    result = set(identities)
+    for identity in tuple(result):
+        own = next((each for each in domains if identity.startswith(each)), None)
+        if own is not None:
+            result.update(each + identity.removeprefix(own) for each in domains)
+    return result
 
 
 def plaintext() -> TransportSocket:

@@ -86,7 +86,8 @@ def test_a_plain_route_has_istios_defaults() -> None:
 def test_a_timeout_is_a_grpc_callers_too() -> None:
     action = route(to(timeout="10s")).route
     assert action.timeout.seconds == 10
-    assert action.max_stream_duration.grpc_timeout_header_max.seconds == 10
+    assert action.max_grpc_timeout.seconds == 10
+    assert not action.HasField("max_stream_duration")
 
 
 @pytest.mark.parametrize(

@@ -60,11 +60,12 @@ def set_outcome(route: Route, http: HttpRoute, around: Surroundings) -> None:
 def set_timeout(action: RouteAction, timeout: timedelta | None) -> None:
     """Set the timeout: Istio has none unless one is set, where Envoy's own default is 15 s.
 
-    A gRPC caller's own, shorter one holds too. Istio says so in a field for which Envoy logs a warning per route.
+    A gRPC caller's own, shorter one holds too. Envoy logs a warning per route for the field that says so, as it does
+    under Istio; but it passes over `timeout` where the new field, `max_stream_duration`, is there.
     """
     wire = duration(timeout.total_seconds() if timeout is not None else 0)
     action.timeout.CopyFrom(wire)
-    action.max_stream_duration.grpc_timeout_header_max.CopyFrom(wire)
+    action.max_grpc_timeout.CopyFrom(wire)
 
 
 def _forward(route: Route, http: HttpRoute, around: Surroundings) -> None:

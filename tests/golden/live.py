@@ -60,12 +60,17 @@ class Source:
     mesh: Mesh
     host: str
     held: Callable[[str], Mapping[str, str]] = lambda _: {}
+    extension: Callable[[DeltaResource], DeltaResource | None] = lambda resource: resource
+    """What an agent makes of an extension's configuration."""
 
     def names(self, type_url: str) -> tuple[str, ...]:
         return xds.wildcard(self.mesh, self.host, type_url)
 
     def answer(self, type_url: str, name: str) -> Answer:
         found = xds.resource(self.mesh, self.host, type_url, name)
+        if type_url == wire.EXTENSION_TYPE and found is not None:
+            given = self.extension(found)
+            return None if given is None else Answer(given)
         # Envoy keeps a virtual host that it has when it is told that there is none: it must be told to remove it.
         gone = found is not None and self.held(type_url).get(name, found.version) != found.version
         if gone and type_url == wire.VIRTUAL_HOST_TYPE and not _has_body(found):
@@ -111,7 +116,7 @@ class Ads:
 
     def take(self, mesh: Mesh) -> None:
         """Send what a new revision makes different."""
-        self.source = Source(mesh, self.source.host)
+        self.source = Source(mesh, self.source.host, extension=self.source.extension)
         for wake in self._wakes:
             wake.put("changed")
 
@@ -194,8 +199,8 @@ class Network:
 
 
 @contextmanager
-def network(mesh: Mesh, outsider_address: str) -> Iterator[Network]:
-    """Run every host of a mesh, each with its own Envoy and rules.
+def network(mesh: Mesh, outsider_address: str, resolv_conf: str = "") -> Iterator[Network]:
+    """Run every host of a mesh, each with its own Envoy and rules. `resolv_conf` is what Envoy finds in /etc.
 
     What Envoy refuses fails the test, when it is over.
     """
@@ -214,7 +219,7 @@ def network(mesh: Mesh, outsider_address: str) -> Iterator[Network]:
         for index, name in enumerate(sorted(mesh.hosts)):
             space = stack.enter_context(new_space())
             _plug(cable, space, f"port{index}", mesh.hosts[name].addresses)
-            result[name] = stack.enter_context(_host(mesh, name, directory / name, space, authority))
+            result[name] = stack.enter_context(_host(mesh, name, directory / name, space, authority, resolv_conf))
         yield Network(result, outsider, authority)
         refused = {name: host.ads.nacks for name, host in result.items() if host.ads.nacks}
         assert not refused, f"Envoy refused: {refused}"
@@ -233,7 +238,9 @@ def _plug(cable: Space, space: Space, port: str, addresses: tuple[str, ...]) -> 
 
 
 @contextmanager
-def _host(mesh: Mesh, name: str, directory: Path, space: Space, authority: Authority) -> Iterator[LiveHost]:
+def _host(
+    mesh: Mesh, name: str, directory: Path, space: Space, authority: Authority, resolv_conf: str
+) -> Iterator[LiveHost]:
     directory.mkdir()
     config = _host_config(mesh, name)
     _certificates(directory, config, authority)
@@ -244,10 +251,13 @@ def _host(mesh: Mesh, name: str, directory: Path, space: Space, authority: Autho
     for path in [directory, *directory.rglob("*")]:
         shutil.chown(path, ENVOY_UID, ENVOY_UID)
     workdir.link_system_roots(directory)
+    (directory / "resolv.conf").write_text(resolv_conf)
+    mount = "mount --bind resolv.conf /etc/resolv.conf && " if resolv_conf else ""
     with ads.serving(), space(), (directory / "envoy.log").open("wb") as log:
         shutil.chown(directory / "envoy.log", ENVOY_UID)  # as the agent does, for access logs to /dev/stdout
         process = subprocess.Popen(
             [
+                *("unshare", "--mount", "sh", "-c", f'{mount}exec "$@"', "sh"),
                 # Not Popen(user=…): that forks, and a fork of a process that runs gRPC's threads may crash.
                 *("setpriv", f"--reuid={ENVOY_UID}", f"--regid={ENVOY_UID}", "--clear-groups"),
                 envoy_binary(),

@@ -170,6 +170,16 @@ def test_an_edit_that_leaves_connections_as_they_are_sends_no_listener(fleet: Fl
     assert fleet.publish(obj("VirtualService", "db", {**both, "tcp": [none]})) == set()
 
 
+def test_a_gateway_has_the_clusters_of_its_mirrors(fleet: Fleet) -> None:
+    server = {"port": {"number": 80, "name": "http", "protocol": "HTTP"}, "hosts": ["*"]}
+    edge = {"selector": {"app": "edge"}, "servers": [server]}
+    entry = {"address": "10.0.0.3", "labels": {"app": "edge"}}
+    fleet.publish(obj("Gateway", "edge", edge), obj("WorkloadEntry", "edge", entry))
+    copied = "outbound|8080||web.default.svc.cluster.local"
+    sent = fleet.publish(http("shop", to("a", mirror={"host": "web"}), hosts=("shop.com",), gateways=["edge"]))
+    assert {each for each in sent if each[1] == wire.CLUSTER_TYPE} == {("far", wire.CLUSTER_TYPE, copied)}
+
+
 def test_the_cluster_of_a_mirror_is_there_before_it_is_asked_for(fleet: Fleet) -> None:
     copied = "outbound|8080||web.default.svc.cluster.local"
     sent = fleet.publish(http("a", to("a", mirror={"host": "web"})))

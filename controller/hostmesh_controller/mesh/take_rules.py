@@ -73,10 +73,10 @@ def _beyond_virtual_hosts(mesh: Mesh, item: ApiObject | None) -> object:
     if item is None:
         return None
     spec = virtual_service_spec(item)
-    if spec.hosts and gateways_of(item).isdisjoint(MESH_ONLY):
-        return None
     copies = tuple(destination for http in http_routes(mesh, item) for destination in mirrors(http))
-    if not copies and not has_connection_routes(item):
+    for_mesh = not gateways_of(item).isdisjoint(MESH_ONLY)
+    # Of gateways' connections `take_gateways` tells.
+    if not copies and not (for_mesh and has_connection_routes(item)):
         return None
     created = item.metadata.creation_timestamp
     return spec.hosts, spec.gateways, spec.export_to, spec.tcp, spec.tls, copies, created

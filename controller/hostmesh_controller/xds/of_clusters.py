@@ -41,7 +41,7 @@ BY_NAME = frozenset({Resolution.DNS, Resolution.DNS_ROUND_ROBIN})
 
 def wildcard(mesh: Mesh, host: str) -> tuple[str, ...]:
     inbound = (port.cluster for port in inbound_ports(mesh, host))
-    copied = mirror_clusters(mesh, mesh.viewer_of(host))
+    copied = mirror_clusters(mesh, host)
     counting = rate_limits.services_of(mesh, mesh.hosts[host]) if host in mesh.hosts else ()
     return tuple(dict.fromkeys((BLACK_HOLE, PASSTHROUGH, *inbound, *copied, *counting)))
 

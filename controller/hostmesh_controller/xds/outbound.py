@@ -6,6 +6,7 @@ from typing import Final
 
 from hostmesh_controller.mesh.delegates import http_routes, mirrors
 from hostmesh_controller.mesh.destination_rules import rule_hosts
+from hostmesh_controller.mesh.gateways import NO_GATEWAYS, HostGateways
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.records import Service, ServiceId
 from hostmesh_controller.mesh.sidecars import OPEN, Beyond, beyond
@@ -153,27 +154,40 @@ def _named(mesh: Mesh, seen: View, item: ApiObject) -> Iterator[Service]:
                 yield by_address
 
 
-def mirror_clusters(mesh: Mesh, viewer: Viewer) -> tuple[str, ...]:
-    """Return the clusters to which copies of requests go, by name.
+def mirror_clusters(mesh: Mesh, host: str) -> tuple[str, ...]:
+    """Return the clusters to which a host's Envoy sends copies of requests, by name.
 
     Envoy asks on demand for the cluster of a request, not for those of its copies: these must be there before.
     """
+    viewer = mesh.viewer_of(host)
     seen = view(mesh, viewer)
+    served = mesh.gateways.get(host, NO_GATEWAYS)
 
     def make() -> tuple[str, ...]:
-        return tuple(sorted({name for item in _rules(mesh, viewer) for name in _mirrors(mesh, seen, item)}))
+        found = {name for item in _rules(mesh, viewer) for name in _called_copies(mesh, seen, item)}
+        return tuple(sorted(found.union(_gateway_copies(mesh, viewer, served))))
 
-    return mesh.memo.get(("mirrors", viewer), (seen, mesh.tcp_routes), make)
+    if not mesh.tcp_routes:
+        return ()
+    return mesh.memo.get(("mirrors", viewer, served is NO_GATEWAYS or host), (seen, mesh.tcp_routes, served), make)
 
 
-def _mirrors(mesh: Mesh, seen: View, item: ApiObject) -> Iterator[str]:
-    copied = [destination for http in http_routes(mesh, item) for destination in mirrors(http)]
-    if not copied:
-        return
+def _called_copies(mesh: Mesh, seen: View, item: ApiObject) -> Iterator[str]:
     ports = {port.number for service in _named(mesh, seen, item) for port in service.ports}
-    for destination in copied:
-        for number in ports or {HTTP_PORT}:
-            yield str(destination_cluster(mesh, destination, number, seen.viewer))
+    yield from _copies(mesh, seen.viewer, item, ports or {HTTP_PORT})
+
+
+def _gateway_copies(mesh: Mesh, viewer: Viewer, served: HostGateways) -> Iterator[str]:
+    for server in (server for port in served.ports for server in port.servers):
+        items = in_order(mesh, mesh.tcp_routes.values(), viewer, frozenset({server.gateway_name}))
+        for item in items:
+            yield from _copies(mesh, viewer, item, {server.server.port.number})
+
+
+def _copies(mesh: Mesh, viewer: Viewer, item: ApiObject, ports: Iterable[int]) -> Iterator[str]:
+    """Return the clusters of the copies of requests to any of the ports."""
+    copied = [destination for http in http_routes(mesh, item) for destination in mirrors(http)]
+    return (str(destination_cluster(mesh, each, number, viewer)) for each in copied for number in ports)
 
 
 def explicit_prefixes(services: Iterable[Service]) -> tuple[str, ...]:

@@ -1,11 +1,11 @@
 """The value of an EnvoyFilter's patch: Envoy's own configuration as JSON, made into the message it stands for.
 
-What is wrong in it is told with its place, as for our own fields: a name that Envoy does not know would otherwise be
-dropped in silence.
+As in Istio, a field that Envoy does not have refuses nothing: it is left out, and told with its place so that it is not
+dropped in silence. What cannot be read is refused.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Final, NamedTuple, cast
 
@@ -14,6 +14,7 @@ from google.protobuf.json_format import ParseDict, ParseError
 from google.protobuf.message import Message
 
 from hostmesh_controller.envoy_types import message_class, neighbours
+from hostmesh_controller.model.durations import Duration
 from hostmesh_controller.suggest import did_you_mean
 
 TYPES: Final[Mapping[str, str]] = {
@@ -32,11 +33,14 @@ TYPES: Final[Mapping[str, str]] = {
 """The message that a value is, by `applyTo`."""
 
 _ANY: Final = "google.protobuf.Any"
+_DURATION: Final = "google.protobuf.Duration"
 _WELL_KNOWN: Final = "google.protobuf."
 _OLD: Final = re.compile(r"^envoy\..*\.v2(alpha\d*)?\.")
 """The messages are known to us, but Envoy does not take them any more."""
 _ISTIO: Final = ("istio.envoy.config.filter.", "stats.PluginConfig", "envoy.tcp.metadataexchange.")
 """Filters that Istio's build of Envoy has; `stats.PluginConfig` is Istio's telemetry."""
+
+_UNKNOWN_FIELD: Final = "unknown-field"
 
 Path = tuple[str | int, ...]
 
@@ -50,85 +54,116 @@ class ValueFault(NamedTuple):
 
 
 class BadValueError(ValueError):
-    """A value that is not what it must be."""
+    """A value that cannot be read."""
 
     def __init__(self, faults: tuple[ValueFault, ...]) -> None:
         super().__init__("; ".join(each.message for each in faults))
         self.faults = faults
 
 
-def parsed(apply_to: str, value: Mapping[str, Any]) -> Message:
-    """Return the message that a patch's value is.
+class Parsed(NamedTuple):
+    """The message that a value is, and what was left out of the value because Envoy does not have it."""
+
+    message: Message
+    unknown: tuple[ValueFault, ...]
+
+
+def parsed(apply_to: str, value: Mapping[str, Any]) -> Parsed:
+    """Read a patch's value.
 
     Raises:
-        BadValueError: a field or a type that Envoy does not have, or a value of the wrong kind.
+        BadValueError: a type that Envoy does not have, or a value of the wrong kind.
     """
     found = message_class(TYPES[apply_to])
     assert found is not None
-    faults = tuple(_faults(_descriptor(found), value, ()))
-    if faults:
-        raise BadValueError(faults)
+    faults: list[ValueFault] = []
+    known = _known(_descriptor(found), value, (), faults)
+    refused = tuple(each for each in faults if each.code != _UNKNOWN_FIELD)
+    if refused:
+        raise BadValueError(refused)
     message = found()
     try:
-        ParseDict(dict(value), message)
+        ParseDict(known, message)
     except ParseError as error:
         raise BadValueError((ValueFault((), str(error).partition("\n")[0], "value"),)) from error
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         # json_format lets some of them through for values of the wrong shape.
         raise BadValueError((ValueFault((), f"cannot be read: {error}", "value"),)) from error
-    return message
+    return Parsed(message, tuple(faults))
 
 
-def _faults(descriptor: Descriptor, value: object, path: Path) -> Iterator[ValueFault]:
-    """Yield names that a message, and types that Envoy, does not have; values are looked at by protobuf itself."""
+def _known(descriptor: Descriptor, value: Any, path: Path, faults: list[ValueFault]) -> Any:
+    """Return what a message takes of a value; tell fields that it, and types that Envoy, does not have.
+
+    Values are looked at by protobuf itself.
+    """
     if descriptor.full_name == _ANY:
-        yield from _any_faults(value, path)
-        return
-    # Durations, wrappers and free-form structs have a JSON form of their own.
+        return _known_any(value, path, faults)
+    if descriptor.full_name == _DURATION:
+        return _seconds(value)
+    # Wrappers and free-form structs have a JSON form of their own.
     if descriptor.full_name.startswith(_WELL_KNOWN) or not isinstance(value, Mapping):
-        return
+        return value
     fields = _fields(descriptor)
+    result: dict[str, Any] = {}
     for name, inner in value.items():
         field = fields.get(name)
         if field is None:
             message = f"{descriptor.full_name} has no field {name!r}{did_you_mean(str(name), fields)}"
-            yield ValueFault((*path, name), message, "unknown-field")
+            faults.append(ValueFault((*path, name), message, _UNKNOWN_FIELD))
         elif field.message_type is not None:
-            yield from _field_faults(field.message_type, inner, (*path, name))
+            result[name] = _known_field(field.message_type, inner, (*path, name), faults)
+        else:
+            result[name] = inner
+    return result
 
 
-def _field_faults(descriptor: Descriptor, value: object, path: Path) -> Iterator[ValueFault]:
+def _known_field(descriptor: Descriptor, value: Any, path: Path, faults: list[ValueFault]) -> Any:
     if descriptor.GetOptions().map_entry:
         of = descriptor.fields_by_name["value"].message_type
-        for key, inner in value.items() if isinstance(value, Mapping) else ():
-            if of is not None:
-                yield from _faults(of, inner, (*path, key))
-    elif isinstance(value, list | tuple):
-        for index, inner in enumerate(value):
-            yield from _faults(descriptor, inner, (*path, index))
-    else:
-        yield from _faults(descriptor, value, path)
+        if of is None or not isinstance(value, Mapping):
+            return value
+        return {key: _known(of, inner, (*path, key), faults) for key, inner in value.items()}
+    # A list has a JSON form of its own for Struct's ListValue alone.
+    if isinstance(value, list | tuple):
+        return [_known(descriptor, inner, (*path, index), faults) for index, inner in enumerate(value)]
+    return _known(descriptor, value, path, faults)
 
 
-def _any_faults(value: object, path: Path) -> Iterator[ValueFault]:
+def _known_any(value: Any, path: Path, faults: list[ValueFault]) -> Any:
     if not isinstance(value, Mapping):
-        yield ValueFault(path, 'expected a mapping with "@type" and the fields of that type', "value")
-        return
+        faults.append(ValueFault(path, 'expected a mapping with "@type" and the fields of that type', "value"))
+        return value
     if not value:
-        return
+        return value
     type_url = value.get("@type")
     if not isinstance(type_url, str):
         near = next((name for name in ("type", "@Type", "type_url", "typeUrl") if name in value), None)
         hint = f" (not {near!r})" if near else ""
-        yield ValueFault(path, f'"@type" is missing{hint}: which of Envoy\'s messages this is', "missing")
-        return
+        missing = f'"@type" is missing{hint}: which of Envoy\'s messages this is'
+        faults.append(ValueFault(path, missing, "missing"))
+        return value
     name = type_url.rpartition("/")[2]
     found = None if _OLD.search(name) else message_class(name)
     if found is None:
-        yield ValueFault((*path, "@type"), _unknown_type(name), "unknown-type")
-    else:
-        rest = {key: inner for key, inner in value.items() if key != "@type"}
-        yield from _faults(_descriptor(found), rest, path)
+        faults.append(ValueFault((*path, "@type"), _unknown_type(name), "unknown-type"))
+        return value
+    descriptor = _descriptor(found)
+    rest = {key: inner for key, inner in value.items() if key != "@type"}
+    if descriptor.full_name.startswith(_WELL_KNOWN):
+        return value
+    return {"@type": type_url, **_known(descriptor, rest, path, faults)}
+
+
+def _seconds(value: Any) -> Any:
+    """Return a duration as protobuf writes it, in seconds; Istio takes Go's other units too."""
+    if not isinstance(value, str) or (value.endswith("s") and value[:-1].isdigit()):
+        return value
+    try:
+        length = Duration(value)
+    except ValueError:
+        return value
+    return f"{length.days * 86_400 + length.seconds}.{length.microseconds:06d}s"
 
 
 def _unknown_type(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Values of EnvoyFilter patches: what Envoy does not know is refused, with its place and the nearest name."""
+"""Values of EnvoyFilter patches: what cannot be read is refused; what Envoy does not know is left out, and told."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import pytest
 
 from golden.objects import obj
 from hostmesh_controller.checks.world import World
-from hostmesh_controller.envoy_values import TYPES, BadValueError, parsed
+from hostmesh_controller.envoy_values import TYPES, BadValueError, ValueFault, parsed
 from hostmesh_controller.model import ApiObject
 from hostmesh_controller.validate import validate
 
@@ -17,21 +17,19 @@ def with_filter(**config: Any) -> dict[str, Any]:
     return {"name": "x", "typed_config": config}
 
 
+def texts(faults: tuple[ValueFault, ...]) -> list[str]:
+    return [f"{'.'.join(map(str, each.path))}: {each.message}" for each in faults]
+
+
 @pytest.mark.parametrize(
     ("apply_to", "value", "expected"),
     [
-        ("CLUSTER", {"nam": "x"}, "nam: envoy.config.cluster.v3.Cluster has no field 'nam'; did you mean 'name'?"),
-        (
-            "CLUSTER",
-            {"load_assignment": {"endpoints": [{"lbEndpoint": []}]}},
-            "load_assignment.endpoints.0.lbEndpoint: envoy.config.endpoint.v3.LocalityLbEndpoints has no field",
-        ),
         ("CLUSTER", {"connect_timeout": "abc"}, "Duration must end with letter"),
-        ("CLUSTER", {"lbPolicy": "BEST"}, "Invalid enum value BEST"),
+        ("CLUSTER", {"name": False}, "name"),
         ("CLUSTER", {"health_checks": 5}, "health_checks"),
+        ("CLUSTER", {"lbPolicy": "BEST", "nam": "x"}, "Invalid enum value BEST"),
         ("HTTP_FILTER", with_filter(inlineCode="x"), 'typed_config: "@type" is missing'),
         ("HTTP_FILTER", {"name": "x", "typed_config": "y"}, 'typed_config: expected a mapping with "@type"'),
-        ("HTTP_FILTER", with_filter(**{"@type": LUA, "code": "x"}), "typed_config.code: envoy.extensions.filters.http"),
         (
             "HTTP_FILTER",
             with_filter(**{"@type": LUA + "a"}),
@@ -53,29 +51,58 @@ def with_filter(**config: Any) -> dict[str, Any]:
             "Istio's own build of Envoy",
         ),
         ("HTTP_FILTER", with_filter(**{"@type": "type.googleapis.com/../x.Y"}), "Envoy has no type"),
-        ("ROUTE_CONFIGURATION", {"virtual_hosts": [{"domain": ["*"]}]}, "did you mean 'domains'?"),
     ],
 )
-def test_what_envoy_does_not_know_is_refused_with_its_place(
-    apply_to: str, value: dict[str, Any], expected: str
-) -> None:
+def test_what_cannot_be_read_is_refused_with_its_place(apply_to: str, value: dict[str, Any], expected: str) -> None:
     with pytest.raises(BadValueError) as caught:
         parsed(apply_to, value)
-    told = [f"{'.'.join(map(str, each.path))}: {each.message}" for each in caught.value.faults]
+    told = texts(caught.value.faults)
     assert any(expected in each for each in told), told
+
+
+@pytest.mark.parametrize(
+    ("apply_to", "value", "rest", "expected"),
+    [
+        ("CLUSTER", {"nam": "x"}, {}, "nam: envoy.config.cluster.v3.Cluster has no field 'nam'; did you mean 'name'?"),
+        (
+            "CLUSTER",
+            {"name": "x", "load_assignment": {"endpoints": [{"lbEndpoint": []}]}},
+            {"name": "x", "load_assignment": {"endpoints": [{}]}},
+            "load_assignment.endpoints.0.lbEndpoint: envoy.config.endpoint.v3.LocalityLbEndpoints has no field",
+        ),
+        (
+            "HTTP_FILTER",
+            with_filter(**{"@type": LUA, "code": "x"}),
+            with_filter(**{"@type": LUA}),
+            "typed_config.code: envoy.extensions.filters.http",
+        ),
+        ("ROUTE_CONFIGURATION", {"virtual_hosts": [{"domain": ["*"]}]}, {"virtual_hosts": [{}]}, "'domains'?"),
+    ],
+)
+def test_what_envoy_does_not_know_is_left_out_and_told_with_its_place(
+    apply_to: str, value: dict[str, Any], rest: dict[str, Any], expected: str
+) -> None:
+    message, unknown = parsed(apply_to, value)
+    assert any(expected in each for each in texts(unknown)), unknown
+    assert parsed(apply_to, rest) == (message, ())
+
+
+def test_durations_may_have_the_units_of_go() -> None:
+    for written, seconds in (("500ms", "0.5s"), ("1m30s", "90s"), ("1.5h", "5400s"), ("7s", "7s")):
+        assert parsed("CLUSTER", {"connect_timeout": written}) == parsed("CLUSTER", {"connect_timeout": seconds})
 
 
 @pytest.mark.parametrize("apply_to", sorted(TYPES))
 def test_everything_that_can_be_patched_has_a_message(apply_to: str) -> None:
-    assert parsed(apply_to, {}).DESCRIPTOR.full_name == TYPES[apply_to]
+    assert parsed(apply_to, {}).message.DESCRIPTOR.full_name == TYPES[apply_to]
 
 
 def test_both_spellings_of_a_field_and_free_form_structs_are_taken() -> None:
     struct = {"@type": "type.googleapis.com/udpa.type.v1.TypedStruct", "type_url": LUA, "value": {"any thing": [1]}}
-    assert parsed("HTTP_FILTER", with_filter(**struct)).IsInitialized()
+    assert parsed("HTTP_FILTER", with_filter(**struct)).unknown == ()
     assert parsed("CLUSTER", {"connectTimeout": "1s"}) == parsed("CLUSTER", {"connect_timeout": "1s"})
     metadata = {"metadata": {"filter_metadata": {"mine": {"a": {"b": True}}}}}
-    assert parsed("CLUSTER", metadata).IsInitialized()
+    assert parsed("CLUSTER", metadata).unknown == ()
 
 
 def envoy_filter(apply_to: str, operation: str, value: dict[str, Any] | None, **more: Any) -> ApiObject:
@@ -86,8 +113,14 @@ def envoy_filter(apply_to: str, operation: str, value: dict[str, Any] | None, **
 @pytest.mark.parametrize(
     ("item", "severity", "path", "message"),
     [
-        (envoy_filter("CLUSTER", "MERGE", {"nam": "x"}), "error", ".value.nam", "did you mean 'name'?"),
-        (envoy_filter("CLUSTER", "ADD", {}), "error", ".value", "what is added as CLUSTER needs a name"),
+        (envoy_filter("CLUSTER", "MERGE", {"nam": "x"}), "warning", ".value.nam", "did you mean 'name'?"),
+        (envoy_filter("CLUSTER", "MERGE", {"name": 5}), "error", ".value", "Envoy filter:"),
+        (
+            envoy_filter("CLUSTER", "ADD", {}),
+            "warning",
+            ".value",
+            "what is added as CLUSTER does nothing without a name",
+        ),
         (envoy_filter("BOOTSTRAP", "MERGE", {"admin": {}}), "error", ".value", "admin of Envoy's bootstrap"),
         (envoy_filter("BOOTSTRAP", "ADD", {}), "warning", ".operation", "ADD does nothing to BOOTSTRAP"),
         (envoy_filter("HTTP_FILTER", "REMOVE", None), "warning", ".operation", "does nothing without a match"),

@@ -33,7 +33,7 @@ _THE_AGENTS: Final[Mapping[str, str]] = {
 
 
 def check_envoy_values(spec: EnvoyFilterSpec) -> Iterator[Finding]:
-    """Yield what Envoy does not know in a value, and patches that change nothing."""
+    """Yield what cannot be read in a value and what Envoy does not know in it, and patches that change nothing."""
     for index, each in enumerate(spec.config_patches):
         path: Path = ("spec", "configPatches", index)
         yield from _value(path, each)
@@ -45,17 +45,19 @@ def _value(path: Path, each: ConfigPatch) -> Iterator[Finding]:
         return
     value = (*path, "patch", "value")
     try:
-        message = parsed(each.apply_to, each.patch.value)
+        message, unknown = parsed(each.apply_to, each.patch.value)
     except BadValueError as error:
         for fault in error.faults:
             yield Finding((*value, *fault.path), f"Envoy filter: {fault.message}", fault.code, "error")
         return
+    for fault in unknown:
+        yield Finding((*value, *fault.path), f"Envoy filter: {fault.message}; it is left out", fault.code)
     if each.apply_to == "BOOTSTRAP":
         for field, why in _THE_AGENTS.items():
             if message.HasField(field):
                 yield Finding(value, f"{field} of Envoy's bootstrap cannot be patched: {why}", "not-supported", "error")
     elif each.patch.operation == "ADD" and _unnamed(each, message):
-        yield Finding(value, f"what is added as {each.apply_to} needs a name", "missing", "error")
+        yield Finding(value, f"what is added as {each.apply_to} has no effect without a name", "missing")
 
 
 def _unnamed(each: ConfigPatch, message: object) -> bool:

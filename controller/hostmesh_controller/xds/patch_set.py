@@ -123,7 +123,7 @@ def _patch(written: ConfigPatch) -> Patch:
         apply_to=written.apply_to,
         operation="ADD" if operation in _INSERTS and written.apply_to not in _ORDERED else operation,
         match=written.match or _NOTHING,
-        value=None if value is None or operation == "REMOVE" else parsed(written.apply_to, value),
+        value=None if value is None or operation == "REMOVE" else parsed(written.apply_to, value).message,
     )
 
 

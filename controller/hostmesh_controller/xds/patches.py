@@ -152,7 +152,8 @@ def _additions(mesh: Mesh, host: Host, patches: PatchSet, type_url: str) -> Iter
     for patch in patches.of(_ADDED.get(type_url, "")):
         if patch.operation == "ADD" and patch.adds_in(contexts):
             assert isinstance(patch.value, Listener | Cluster)
-            yield patch.value.name, patch.value
+            if patch.value.name:
+                yield patch.value.name, patch.value
 
 
 def _cluster_names(mesh: Mesh, host: Host, viewer: Viewer, name: str) -> ClusterNames:

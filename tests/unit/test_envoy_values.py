@@ -119,7 +119,7 @@ def envoy_filter(apply_to: str, operation: str, value: dict[str, Any] | None, **
             envoy_filter("CLUSTER", "ADD", {}),
             "warning",
             ".value",
-            "what is added as CLUSTER does nothing without a name",
+            "is added as CLUSTER has no effect without",
         ),
         (envoy_filter("BOOTSTRAP", "MERGE", {"admin": {}}), "error", ".value", "admin of Envoy's bootstrap"),
         (envoy_filter("BOOTSTRAP", "ADD", {}), "warning", ".operation", "ADD does nothing to BOOTSTRAP"),

@@ -313,6 +313,10 @@ class Exchange:
             if self._down is not None and again:
                 self._down.force(type_url, again)
 
+    def has_refused(self) -> bool:
+        """Tell whether there is something that Envoy would not take."""
+        return any(shelf.refused for shelf in self._shelves.values())
+
     @staticmethod
     def _undo(shelf: _Shelf, name: str) -> None:
         if name in shelf.held:
@@ -335,7 +339,9 @@ class Exchange:
         self._changes[type_url, name] = Change(type_url, name, entry)
 
     def _keep_refusal(self, refusal: Refusal) -> None:
-        self.refusals = [*self.refusals, refusal][-_KEPT_REFUSALS:]
+        # What is offered again and refused again is told once, with its last time.
+        others = [each for each in self.refusals if each[1:] != refusal[1:]]
+        self.refusals = [*others, refusal][-_KEPT_REFUSALS:]
 
     def take_changes(self) -> list[Change]:
         """Return what is to be written to disk since the last call."""

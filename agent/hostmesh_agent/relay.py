@@ -32,6 +32,9 @@ STABLE_S: Final = 10.0
 """A stream that lived this long starts the back-off anew."""
 PATIENCE_S: Final = 5.0
 """How long the controller may be away before unknown names are answered as absent: longer than its restart."""
+RETRY_FIRST_S: Final = 15.0
+RETRY_LAST_S: Final = 300.0
+"""How long after Envoy refused something it is offered it again: a missing file may be there, a taken port free."""
 
 Context = grpc.aio.ServicerContext[DeltaDiscoveryRequest, bytes]
 Upstream = grpc.aio.StreamStreamCall[DeltaDiscoveryRequest, DeltaDiscoveryResponse]
@@ -72,6 +75,7 @@ class Relay:
         node_metadata: Mapping[str, bool | str],
         connect: Callable[[], grpc.aio.Channel],
         on_host_config: Callable[[HostConfig], Awaitable[None]],
+        retry_first_s: float = RETRY_FIRST_S,
     ) -> None:
         self._cache = cache
         self._exchange = Exchange(cache.entries())
@@ -89,6 +93,8 @@ class Relay:
         self._connected_at: datetime | None = None
         self._last_error = ""
         self._call: Upstream | None = None
+        self._retry: asyncio.TimerHandle | None = None
+        self._retry_first_s = self._retry_s = retry_first_s
 
     def state(self) -> RelayState:
         """Return what is true now."""
@@ -130,6 +136,8 @@ class Relay:
                 group.create_task(self._apply_own())
                 group.create_task(self._write_disk())
         finally:
+            if self._retry is not None:
+                self._retry.cancel()
             await server.stop(grace=None)
             await self._save()
 
@@ -189,6 +197,13 @@ class Relay:
     def _settle(self) -> None:
         self._tell(self._exchange.settle(datetime.now(UTC)))
         self._disk.set()
+        if self._retry is None and self._exchange.has_refused():
+            self._retry = asyncio.get_running_loop().call_later(self._retry_s, self._retry_refused)
+
+    def _retry_refused(self) -> None:
+        self._retry = None
+        self._retry_s = min(self._retry_s * 2, RETRY_LAST_S)
+        self.try_again()
 
     def _tell(self, requests: Iterable[DeltaDiscoveryRequest]) -> None:
         if self._connected_at is not None:
@@ -266,6 +281,7 @@ class Relay:
 
     def _take(self, response: DeltaDiscoveryResponse) -> None:
         self._exchange.update(ClientStream.update(response))
+        self._retry_s = self._retry_first_s
         if response.type_url == HOST_CONFIG_TYPE:
             self._own_changed.set()
         else:

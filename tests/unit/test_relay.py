@@ -15,7 +15,7 @@ from hostmesh_agent.cache import Cache
 from hostmesh_agent.relay import Relay
 from hostmesh_api.delta import Answer, ClientStream, Resource, ServerStream
 from hostmesh_api.v1.hostmesh_pb2 import HostConfig
-from hostmesh_api.wire import ADS_METHOD, ADS_SERVICE, CLUSTER_TYPE, HOST_CONFIG_TYPE, LISTENER_TYPE
+from hostmesh_api.wire import ADS_METHOD, ADS_SERVICE, CLUSTER_TYPE, HOST_CONFIG_TYPE, LISTENER_TYPE, SECRET_TYPE
 
 BOUND_S = 10.0
 
@@ -138,7 +138,7 @@ async def ignore(config: HostConfig) -> None:
 
 @asynccontextmanager
 async def relaying(
-    directory: Path, on_host_config: Callable[[HostConfig], Awaitable[None]] = ignore
+    directory: Path, on_host_config: Callable[[HostConfig], Awaitable[None]] = ignore, **more: float
 ) -> AsyncIterator[Relay]:
     cache = Cache(directory / "cache")
     relay = Relay(
@@ -149,6 +149,7 @@ async def relaying(
         node_metadata={"IPV6": True},
         connect=lambda: grpc.aio.insecure_channel(f"unix:{directory / 'controller.sock'}"),
         on_host_config=on_host_config,
+        **more,
     )
     task = asyncio.ensure_future(relay.run())
     try:
@@ -180,6 +181,26 @@ async def test_envoy_gets_what_the_controller_sends_and_its_refusal_gets_back(
         controller.put(LISTENER_TYPE, resource("in", "2"))
         await proxy.nack(await proxy.next(), "filter is bad")
         await until(lambda: controller.requests[-1].error_detail.message == "in: filter is bad")
+
+
+async def test_what_envoy_refused_is_offered_again_after_a_while_and_told_once(
+    tmp_path: Path, controller: Controller
+) -> None:
+    controller.put(SECRET_TYPE, resource("file-cert:/c~/k", "1"))
+    async with (
+        controller.running(),
+        relaying(tmp_path, retry_first_s=0.05) as relay,
+        envoy(tmp_path / "xds.sock") as proxy,
+    ):
+        await proxy.ask(SECRET_TYPE, "file-cert:/c~/k")
+        for _ in range(3):
+            await proxy.nack(await proxy.next(), "no such file")
+        await proxy.ack(await proxy.next())
+        await until(lambda: relay.accepted_version(SECRET_TYPE, "file-cert:/c~/k") == "1")
+        assert [each.message for each in relay.state().refusals] == ["no such file"]
+        assert [each.error_detail.message for each in controller.requests if each.HasField("error_detail")] == [
+            "file-cert:/c~/k: no such file"
+        ]
 
 
 async def test_a_second_life_answers_from_disk_while_the_controller_is_away(

@@ -10,7 +10,8 @@
     scopes       which Sidecar and EnvoyFilters hold for a host
     mesh_config  MeshConfig, from the file and the object
     visibility   what a namespace sees; what a host name or an address means to it
-    rules        which VirtualServices and DestinationRules hold
+    rules        by what rules tell callers apart; virtual_services, destination_rules: which of them hold
+    delegates    the routes of a VirtualService with those of its delegates in their places
     inbound      which ports of a host are served, by whom and how
     revision     build, update: from one revision to the next, and whom that touches
     step         one update under way; take_*: its steps

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 from hostmesh_controller.mesh.compiled import EVERYWHERE
 from hostmesh_controller.mesh.delegates import http_routes, mirrors
-from hostmesh_controller.mesh.destination_rules import shapes_connections
+from hostmesh_controller.mesh.destination_rules import rule_hosts, shapes_connections
 from hostmesh_controller.mesh.index import Mesh
-from hostmesh_controller.mesh.rules import caller_labels, destination_rule_hosts
+from hostmesh_controller.mesh.rules import caller_labels
 from hostmesh_controller.mesh.step import Step, object_dependency
 from hostmesh_controller.mesh.table import IndexEdit
 from hostmesh_controller.mesh.virtual_services import (
@@ -91,7 +91,7 @@ def _take_destination_rules(step: Step) -> None:
             step.touched_hosts.update(step.old.viewers)
         shaping[key] = after if after is not None and shapes_connections(after) else None
         for item, edit in ((before, by_host.remove), (after, by_host.add)):
-            for host in destination_rule_hosts(item, step.mesh.settings.domain) if item is not None else ():
+            for host in rule_hosts(item, step.mesh.settings.domain) if item is not None else ():
                 edit(host, key)
                 _touch(step, host)
                 if host.startswith("*"):

@@ -5,12 +5,12 @@
     patches             EnvoyFilter, on finished resources
     http_extensions     Wasm plugins and rate limits: more filters for a chain
     keeping             what is made once for many hosts
-    outbound            what a namespace calls: ports, addresses, TCP routes
+    outbound            what a viewer calls: ports, addresses; connections: routes of connections
     listeners_outbound  virtualOutbound and 0.0.0.0_PORT
     listeners_inbound   virtualInbound
     dns                 the DNS listener
     filters             the filters that listeners are put together from
-    routes              RDS and VHDS; route_match, route_action: VirtualService
+    routes              RDS and VHDS; route_*: the parts of a VirtualService's routes
     clusters            CDS; policy: DestinationRule; breakers, client_tls: its parts
     endpoints           EDS
     tls                 mutual TLS of the mesh

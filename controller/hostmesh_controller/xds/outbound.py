@@ -31,7 +31,10 @@ __all__ = [
 
 Port = tuple[ServiceId, int]
 HTTP_PORT: Final = 80
-"""The port on which hosts can be called that VirtualServices alone have, as in Istio."""
+"""The port on which hosts can be called that VirtualServices alone have, as in Istio.
+
+They have no virtual address: their names would then lead into the mesh on all other ports too, where nobody answers. A
+program reaches them as in Istio, by a request with that host header; a ServiceEntry gives a name its address."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ acknowledged when Envoy has settled all of it.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest
 from envoy.service.discovery.v3.discovery_pb2 import Resource as ResourceMessage
@@ -18,6 +18,7 @@ from hostmesh_api.delta import WILDCARD, WILDCARD_TYPES, Answer, ClientStream, P
 from hostmesh_api.wire import (
     CLUSTER_TYPE,
     ENDPOINT_TYPE,
+    EXTENSION_TYPE,
     HOST_CONFIG_NAME,
     HOST_CONFIG_TYPE,
     LISTENER_TYPE,
@@ -73,11 +74,27 @@ class _Shelf:
     """The controller has answered "*", now or in an earlier life."""
 
 
+class Extensions(Protocol):
+    """What makes configurations of extensions fit for this host: they may name what has to be fetched first."""
+
+    def given(self, resource: Resource) -> Resource | None:
+        """Return what Envoy gets for what the controller sent, under a version of its own; None: not decided yet."""
+
+    def forget(self, name: str) -> None: ...
+
+
 class Exchange:
     """The state between the two streams. Callers feed it events and write what it returns."""
 
-    def __init__(self, entries: Iterable[Entry] = (), *, max_virtual_hosts: int = MAX_VIRTUAL_HOSTS) -> None:
+    def __init__(
+        self,
+        entries: Iterable[Entry] = (),
+        *,
+        max_virtual_hosts: int = MAX_VIRTUAL_HOSTS,
+        extensions: Extensions | None = None,
+    ) -> None:
         self._max_virtual_hosts = max_virtual_hosts
+        self._extensions = extensions
         self._shelves: dict[str, _Shelf] = {}
         self._down: ServerStream | None = None
         self._up = ClientStream()
@@ -167,10 +184,12 @@ class Exchange:
         """Tell whether Envoy keeps what the controller removed.
 
         Connections that came while a port was captured live on under the chain that let them in, for as long as Envoy
-        drains it, and their next requests still go to its cluster. Without a chain nothing else gets there.
+        drains it, and their next requests still go to its cluster. Without a chain nothing else gets there. And a
+        filter that has lost its configuration refuses everything until its chain goes.
         """
         has_it = self._down is not None and name in self._shelf(type_url).held
-        return has_it and type_url == CLUSTER_TYPE and name.startswith(_INBOUND_CLUSTER)
+        is_inbound = type_url == CLUSTER_TYPE and name.startswith(_INBOUND_CLUSTER)
+        return has_it and (is_inbound or type_url == EXTENSION_TYPE)
 
     # The agent's own resource
 
@@ -251,7 +270,14 @@ class Exchange:
             self._forget(type_url, self._shelf(type_url), name)
         return [request for request in requests if request is not None]
 
+    def extension_decided(self, name: str) -> None:
+        """Say that `Extensions.given` has another answer for a name."""
+        if self._down is not None:
+            self._down.mark(EXTENSION_TYPE, [name])
+
     def _forget(self, type_url: str, shelf: _Shelf, name: str) -> None:
+        if type_url == EXTENSION_TYPE and self._extensions is not None:
+            self._extensions.forget(name)
         shelf.held.pop(name, None)
         shelf.absent.discard(name)
         shelf.fresh.discard(name)
@@ -382,6 +408,9 @@ class Exchange:
             if type_url != VIRTUAL_HOST_TYPE:
                 return Answer(None)
             resource = _no_virtual_host(name)
+        if type_url == EXTENSION_TYPE and self._extensions is not None:
+            given = self._extensions.given(resource)
+            return None if given is None else Answer(given)
         if type_url == VIRTUAL_HOST_TYPE and self._takes_away(resource):
             return Answer(None)
         if type_url == CLUSTER_TYPE and self._makes_way(name):

@@ -21,7 +21,7 @@ from envoy.service.discovery.v3.discovery_pb2 import Resource as ResourceMessage
 from google.protobuf.struct_pb2 import Struct
 
 from hostmesh_agent.cache import Cache
-from hostmesh_agent.exchange import Exchange, Refusal
+from hostmesh_agent.exchange import Exchange, Extensions, Refusal
 from hostmesh_api.delta import ClientStream
 from hostmesh_api.v1.hostmesh_pb2 import HostConfig
 from hostmesh_api.wire import ADS_METHOD, ADS_SERVICE, HOST_CONFIG_TYPE
@@ -76,9 +76,10 @@ class Relay:
         connect: Callable[[], grpc.aio.Channel],
         on_host_config: Callable[[HostConfig], Awaitable[None]],
         retry_first_s: float = RETRY_FIRST_S,
+        extensions: Extensions | None = None,
     ) -> None:
         self._cache = cache
-        self._exchange = Exchange(cache.entries())
+        self._exchange = Exchange(cache.entries(), extensions=extensions)
         self._socket = socket
         self._envoy_uid = envoy_uid
         self._host = host
@@ -120,6 +121,11 @@ class Relay:
     def try_again(self) -> None:
         """Offer Envoy once more what it refused, now that its files have changed."""
         self._exchange.try_again()
+        self._wake_envoy()
+
+    def extension_decided(self, name: str) -> None:
+        """Offer Envoy an extension's configuration again: what it needs is here now, or something stands for it."""
+        self._exchange.extension_decided(name)
         self._wake_envoy()
 
     def reconnect(self) -> None:

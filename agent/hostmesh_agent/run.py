@@ -28,6 +28,7 @@ from hostmesh_agent import (
     lock,
     process,
     report,
+    modules,
     slim,
     status,
     workdir,
@@ -43,6 +44,7 @@ from hostmesh_agent.envoy import BuiltinSupervisor, EnvoyCommand, files_limit
 from hostmesh_agent.identities import AGENT, Identities
 from hostmesh_agent.probe_ways import Ways
 from hostmesh_agent.probes import Memory, Probes
+from hostmesh_agent.modules import Modules
 from hostmesh_agent.relay import Relay
 from hostmesh_agent.services import Services
 from hostmesh_agent.state import State, StateError
@@ -130,6 +132,7 @@ class Agent:
             on_host_config=self._take,
         )
         self._identities = Identities(
+        self._modules = Modules(config.envoy_dir / modules.DIRECTORY, command.owner.gid, self._module_decided)
             state,
             Certificates(
                 state,
@@ -138,6 +141,7 @@ class Agent:
                 self._issue,
                 now,
             ),
+            extensions=self._modules,
             now,
             changed=self._certificate_came,
             host_renewed=self._relay.reconnect,
@@ -191,6 +195,7 @@ class Agent:
         if cached is None:
             log.info("no configuration yet: waiting for the controller")
             return
+        self._modules.close()
         try:
             await self._take(cached)
         except converge.RefusedError as error:
@@ -264,6 +269,10 @@ class Agent:
                 pause_s = _FIRST_PAUSE_S
             except TimeoutError:
                 pause_s = min(pause_s * 2, _LAST_PAUSE_S)
+    def _module_decided(self, name: str) -> None:
+        self._relay.extension_decided(name)
+        self._reporter.changed()
+
 
     async def _step(self) -> None:
         async with self._stepping:
@@ -367,6 +376,7 @@ class Agent:
 
     async def _listening(self) -> list[ListeningSocket]:
         at = asyncio.get_running_loop().time()
+            problems=[status.module_problem(each) for each in self._modules.states() if each.error and not each.there],
         if self._sockets is None or at - self._sockets[0] >= _SOCKETS_EVERY_S:
             try:
                 self._sockets = (at, await asyncio.to_thread(self._services.look))
@@ -416,3 +426,4 @@ def _addresses(endpoints: tuple[str, ...]) -> frozenset[tuple[str, int]]:
             for *_, address in socket.getaddrinfo(name.strip("[]"), int(port), type=socket.SOCK_STREAM):
                 found.add((str(address[0]), int(port)))
     return frozenset(found)
+                modules=self._modules.states(),

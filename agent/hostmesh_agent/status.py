@@ -17,6 +17,7 @@ from hostmesh_agent.envoy import EnvoyStatus
 from hostmesh_agent.identities import AGENT
 from hostmesh_agent.keyroom import validity
 from hostmesh_agent.lifecycle import Phase
+from hostmesh_agent.modules import ModuleState
 from hostmesh_agent.relay import RelayState
 from hostmesh_agent.rotation import Validity
 from hostmesh_agent.state import HostRecord, NotJoinedError, State, StateError
@@ -45,6 +46,7 @@ class Facts:
     listeners: frozenset[str]
     capture_wanted: str
     """Empty if it is; else why the owner of the host does not want it."""
+    modules: Sequence[ModuleState] = ()
 
 
 def capture_wanted(config: AgentConfig) -> str:
@@ -97,6 +99,10 @@ def document(facts: Facts, now: datetime) -> dict[str, Any]:
             ],
             "lost": relay.lost,
             "listeners_wanted": sorted(facts.listeners_wanted),
+            "modules": [
+                {"plugin": each.name, "url": each.url, "there": each.there, "error": each.error}
+                for each in facts.modules
+            ],
         },
         "capture": {
             "state": enforced.capture.state,
@@ -148,10 +154,17 @@ def _problems(facts: Facts, now: datetime) -> Iterator[str]:
         yield f"Envoy is {envoy.view.phase.value}{why}"
     if envoy.restart_needed:
         yield f"Envoy needs a restart: {envoy.restart_needed}"
+    yield from map(module_problem, (each for each in facts.modules if each.error and not each.there))
     if facts.enforced.capture.state == "error":
         yield f"capture: {facts.enforced.capture.error}"
     yield from (f"capture waits: {each}" for each in facts.lacking)
     yield from (f"{each.namespace}/{each.name} is not ready" for each in facts.leases if not each.ready)
+
+
+def module_problem(module: ModuleState) -> str:
+    """Say why a plugin does not run, and what happens instead."""
+    instead = "everything passes without it" if module.fail_open else "what it guards is refused"
+    return f"the Wasm module of {module.name} ({module.url}) is not there, {instead}: {module.error}"
 
 
 def offline(config: AgentConfig, why: str, now: datetime) -> dict[str, Any]:

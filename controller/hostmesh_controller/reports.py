@@ -34,6 +34,7 @@ MAX_ADDRESSES: Final = 256
 MAX_SOCKETS: Final = 2048
 MAX_LEASES: Final = 1024
 MAX_PORTS: Final = 1024
+MAX_PROBLEMS: Final = 64
 MAX_TEXT_CHARS: Final = 1024
 
 Workload = tuple[str, str]
@@ -236,6 +237,7 @@ def bounded(report: HostReport) -> HostReport:
     copy.DiscardUnknownFields()
     del copy.listening[MAX_SOCKETS:]
     del copy.leases[MAX_LEASES:]
+    copy.problems[:] = [text[:MAX_TEXT_CHARS] for text in copy.problems[:MAX_PROBLEMS]]
     for lease in copy.leases:
         del lease.captured_ports[MAX_PORTS:]
     addresses = sorted(filter(None, map(_canonical, copy.facts.addresses[:MAX_ADDRESSES])))

@@ -38,6 +38,7 @@ from netns.space import Space, new_space, run
 
 ENVOY_UID: Final = 901
 WAIT_S: Final = 10.0
+Extension = Callable[[DeltaResource], DeltaResource | None]
 
 
 def envoy_binary() -> Path:
@@ -60,13 +61,13 @@ class Source:
     mesh: Mesh
     host: str
     held: Callable[[str], Mapping[str, str]] = lambda _: {}
-    extension: Callable[[DeltaResource], DeltaResource | None] = lambda resource: resource
+    extension: Extension = lambda resource: resource
     """What an agent makes of an extension's configuration."""
 
     def names(self, type_url: str) -> tuple[str, ...]:
         return xds.wildcard(self.mesh, self.host, type_url)
 
-    def answer(self, type_url: str, name: str) -> Answer:
+    def answer(self, type_url: str, name: str) -> Answer | None:
         found = xds.resource(self.mesh, self.host, type_url, name)
         if type_url == wire.EXTENSION_TYPE and found is not None:
             given = self.extension(found)
@@ -199,10 +200,12 @@ class Network:
 
 
 @contextmanager
-def network(mesh: Mesh, outsider_address: str, resolv_conf: str = "") -> Iterator[Network]:
+def network(
+    mesh: Mesh, outsider_address: str, resolv_conf: str = "", *, extension: Extension = lambda resource: resource
+) -> Iterator[Network]:
     """Run every host of a mesh, each with its own Envoy and rules. `resolv_conf` is what Envoy finds in /etc.
 
-    What Envoy refuses fails the test, when it is over.
+    What Envoy refuses fails the test, when it is over. `extension` is what agents make of an extension's configuration.
     """
     with ExitStack() as stack:
         # Not pytest's own directory: Envoy runs as another user, who must be able to enter.
@@ -219,7 +222,8 @@ def network(mesh: Mesh, outsider_address: str, resolv_conf: str = "") -> Iterato
         for index, name in enumerate(sorted(mesh.hosts)):
             space = stack.enter_context(new_space())
             _plug(cable, space, f"port{index}", mesh.hosts[name].addresses)
-            result[name] = stack.enter_context(_host(mesh, name, directory / name, space, authority, resolv_conf))
+            source = Source(mesh, name, extension=extension)
+            result[name] = stack.enter_context(_host(source, directory / name, space, authority, resolv_conf))
         yield Network(result, outsider, authority)
         refused = {name: host.ads.nacks for name, host in result.items() if host.ads.nacks}
         assert not refused, f"Envoy refused: {refused}"
@@ -238,13 +242,12 @@ def _plug(cable: Space, space: Space, port: str, addresses: tuple[str, ...]) -> 
 
 
 @contextmanager
-def _host(
-    mesh: Mesh, name: str, directory: Path, space: Space, authority: Authority, resolv_conf: str
-) -> Iterator[LiveHost]:
+def _host(source: Source, directory: Path, space: Space, authority: Authority, resolv_conf: str) -> Iterator[LiveHost]:
     directory.mkdir()
-    config = _host_config(mesh, name)
+    name = source.host
+    config = _host_config(source.mesh, name)
     _certificates(directory, config, authority)
-    ads = Ads(Source(mesh, name), directory / "xds.sock")
+    ads = Ads(source, directory / "xds.sock")
     document = json.loads(bootstrap.build(bootstrap.BootstrapInput(name, ads.path, 4096)))
     document["admin"].pop("allow_paths")  # tests look at everything
     (directory / "bootstrap.json").write_text(json.dumps(document))

@@ -80,7 +80,8 @@ def listener(name: str = "0.0.0.0_80", port: int = 80, **more: Any) -> Listener:
         ],
         "default_filter_chain": {"name": "rest", "filters": [tcp]},
     }
-    return parse(Listener(), document | more)
+    found: Listener = parse(Listener(), document | more)
+    return found
 
 
 def parse(message: Any, document: Mapping[str, Any]) -> Any:
@@ -392,7 +393,8 @@ def table(name: str = "80", **more: Any) -> RouteConfiguration:
         {"name": "a.example.com:80", "domains": ["a.example.com", "a"], "routes": routes},
         {"name": "b.example.com:80", "domains": ["b.example.com"], "routes": routes[:1]},
     ]
-    return parse(RouteConfiguration(), {"name": name, "virtual_hosts": hosts} | more)
+    found: RouteConfiguration = parse(RouteConfiguration(), {"name": name, "virtual_hosts": hosts} | more)
+    return found
 
 
 def routed(patch: Json, *contexts: str, of: RouteConfiguration | None = None) -> RouteConfiguration:

@@ -220,12 +220,16 @@ class HostConfig(_message.Message):
     CAPTURE_FIELD_NUMBER: _builtins.int
     BUNDLE_PEM_FIELD_NUMBER: _builtins.int
     LISTENERS_FIELD_NUMBER: _builtins.int
+    BOOTSTRAP_PATCH_FIELD_NUMBER: _builtins.int
+    ENVOY_FIELD_NUMBER: _builtins.int
     host: _builtins.str
     trust_domain: _builtins.str
     outbound_spiffe_id: _builtins.str
     """SPIFFE ID under which the host's programs call others: a workload's, or the host's own."""
     bundle_pem: _builtins.bytes
     """Every root to trust; PEM."""
+    bootstrap_patch: _builtins.str
+    """What EnvoyFilters change in Envoy's bootstrap: JSON of envoy.config.bootstrap.v3.Bootstrap; "" for nothing."""
     @_builtins.property
     def workloads(self) -> _containers.RepeatedCompositeFieldContainer[Global___Workload]:
         """Workloads of this host, each with the identity it is served under."""
@@ -238,6 +242,8 @@ class HostConfig(_message.Message):
         acknowledged; "" where any version will do. A port is not captured before Envoy has the chains that serve it.
         """
 
+    @_builtins.property
+    def envoy(self) -> Global___EnvoySettings: ...
     def __init__(
         self,
         *,
@@ -248,14 +254,48 @@ class HostConfig(_message.Message):
         capture: Global___Capture | None = ...,
         bundle_pem: _builtins.bytes = ...,
         listeners: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        bootstrap_patch: _builtins.str = ...,
+        envoy: Global___EnvoySettings | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["capture", b"capture"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["capture", b"capture", "envoy", b"envoy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_pem", b"bundle_pem", "capture", b"capture", "host", b"host", "listeners", b"listeners", "outbound_spiffe_id", b"outbound_spiffe_id", "trust_domain", b"trust_domain", "workloads", b"workloads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bootstrap_patch", b"bootstrap_patch", "bundle_pem", b"bundle_pem", "capture", b"capture", "envoy", b"envoy", "host", b"host", "listeners", b"listeners", "outbound_spiffe_id", b"outbound_spiffe_id", "trust_domain", b"trust_domain", "workloads", b"workloads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HostConfig: _TypeAlias = HostConfig  # noqa: Y015
+
+@_typing.final
+class EnvoySettings(_message.Message):
+    """How Envoy is run and ended. The owner of the host has the last word on its threads (agent.toml)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONCURRENCY_FIELD_NUMBER: _builtins.int
+    DRAIN_S_FIELD_NUMBER: _builtins.int
+    TERMINATION_DRAIN_MS_FIELD_NUMBER: _builtins.int
+    concurrency: _builtins.int
+    """Worker threads, 0 for one on each core; unset: the host decides."""
+    drain_s: _builtins.int
+    """How long connections of a listener that changes or goes may last."""
+    termination_drain_ms: _builtins.int
+    """How long what is under way may last when Envoy is to end."""
+    def __init__(
+        self,
+        *,
+        concurrency: _builtins.int | None = ...,
+        drain_s: _builtins.int = ...,
+        termination_drain_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_concurrency", b"_concurrency", "concurrency", b"concurrency"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_concurrency", b"_concurrency", "concurrency", b"concurrency", "drain_s", b"drain_s", "termination_drain_ms", b"termination_drain_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__concurrency: _TypeAlias = _typing.Literal["concurrency"]  # noqa: Y015
+    _WhichOneofArgType__concurrency: _TypeAlias = _typing.Literal["_concurrency", b"_concurrency"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__concurrency) -> _WhichOneofReturnType__concurrency | None: ...
+
+Global___EnvoySettings: _TypeAlias = EnvoySettings  # noqa: Y015
 
 @_typing.final
 class Workload(_message.Message):
@@ -635,6 +675,7 @@ class HostReport(_message.Message):
     CAPTURE_FIELD_NUMBER: _builtins.int
     LEASES_FIELD_NUMBER: _builtins.int
     HOST_CERTIFICATE_NOT_AFTER_FIELD_NUMBER: _builtins.int
+    PROBLEMS_FIELD_NUMBER: _builtins.int
     host_certificate_not_after: _builtins.int
     """PEM leaf expiry of the host certificate, seconds since the epoch."""
     @_builtins.property
@@ -651,6 +692,10 @@ class HostReport(_message.Message):
     def leases(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkloadLease]:
         """One lease per workload: present while the agent vouches for it."""
 
+    @_builtins.property
+    def problems(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What of the configuration does not work on this host, for people: one sentence each."""
+
     def __init__(
         self,
         *,
@@ -661,10 +706,11 @@ class HostReport(_message.Message):
         capture: Global___CaptureState | None = ...,
         leases: _abc.Iterable[Global___WorkloadLease] | None = ...,
         host_certificate_not_after: _builtins.int = ...,
+        problems: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capture", b"capture", "envoy", b"envoy", "facts", b"facts", "load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capture", b"capture", "envoy", b"envoy", "facts", b"facts", "host_certificate_not_after", b"host_certificate_not_after", "leases", b"leases", "listening", b"listening", "load", b"load"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capture", b"capture", "envoy", b"envoy", "facts", b"facts", "host_certificate_not_after", b"host_certificate_not_after", "leases", b"leases", "listening", b"listening", "load", b"load", "problems", b"problems"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

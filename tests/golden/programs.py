@@ -168,7 +168,7 @@ def server_tls(certificate: Path) -> ssl.SSLContext:
     return context
 
 
-def hello_tls(address: str, port: int, protocols: list[str]) -> str:
+def hello_tls(address: str, port: int, protocols: list[str], server_name: str = "db") -> str:
     """Speak TLS without a certificate, ask for something, and return the first line of the answer or the failure."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
@@ -178,7 +178,7 @@ def hello_tls(address: str, port: int, protocols: list[str]) -> str:
     try:
         with (
             socket.create_connection((address, port), WAIT_S) as plain,
-            context.wrap_socket(plain, server_hostname="db") as client,
+            context.wrap_socket(plain, server_hostname=server_name) as client,
         ):
             client.sendall(b"GET / HTTP/1.1\r\nHost: db\r\nConnection: close\r\n\r\n")
             return client.recv(1000).partition(b"\r\n")[0].decode()

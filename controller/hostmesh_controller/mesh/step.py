@@ -8,9 +8,11 @@ from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.records import Service, ServiceId, Touched, Workload, WorkloadKey
 from hostmesh_controller.model.objects import ApiObject, ObjectKey
 
-
 BLOCKS: Final = "blocks"
 """The dependency name of everything that is found by an address inside of a block, or not found there."""
+
+BY_NAME: Final = "by-name"
+"""The dependency name of every name that nobody has: what happens to it changes with services that have no address."""
 
 
 @dataclass(slots=True)

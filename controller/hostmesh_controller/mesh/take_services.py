@@ -7,7 +7,7 @@ from typing import Final
 from hostmesh_controller.mesh.compiled import blocks, compile_services, single_addresses
 from hostmesh_controller.mesh.records import Service, ServiceId
 from hostmesh_controller.mesh.selection import selector_key
-from hostmesh_controller.mesh.step import BLOCKS, Step
+from hostmesh_controller.mesh.step import BLOCKS, BY_NAME, Step
 from hostmesh_controller.mesh.table import IndexEdit
 from hostmesh_controller.model.objects import ObjectKey
 
@@ -66,6 +66,8 @@ def _index_services(step: Step) -> None:
 def _touch_service(step: Step, service: Service) -> None:
     step.touched_services.add(service.id.hostname)
     step.touched_services.update(single_addresses(service))
+    if not service.addresses and service.vip4 is None:
+        step.touched_services.add(BY_NAME)
     if blocks(service):
         # Any address inside the block may be called: what was found by a block, or not at all, depends on all of them.
         step.touched_services.add(BLOCKS)

@@ -18,7 +18,7 @@ from hostmesh_api import wire
 from hostmesh_controller import names
 from hostmesh_controller.mesh.records import Service, Settings
 from hostmesh_controller.names import BLACK_HOLE, PASSTHROUGH, VIRTUAL_OUTBOUND, OutboundName
-from hostmesh_controller.xds import filters
+from hostmesh_controller.xds import called_by_name, filters
 from hostmesh_controller.xds.connections import Way, prefixes_of
 from hostmesh_controller.xds.encoding import duration
 from hostmesh_controller.xds.http_extensions import Extensions
@@ -61,11 +61,12 @@ def port_listener(settings: Settings, plan: Plan, port: int, more: Extensions, *
     """
     services = plan.ports[port]
     dialled = [*more.network, *filters.tcp_to_destination()]
-    http = [*more.network, filters.outbound_http(port, more.http)] if port in plan.http_ports else dialled
+    lookup = called_by_name.http_lookup(services)
+    http = [*more.network, filters.outbound_http(port, (*more.http, *lookup))] if port in plan.http_ports else dialled
     chains = [_chain("mesh", (str(settings.vip4), str(settings.vip6)), http)]
     chains += [chain for service in services for chain in _service_chains(plan, service, port, http, dialled)]
     chains = _distinct(chains)
-    if port in plan.http_ports and not plan.beyond.is_open:
+    if port in plan.http_ports and (not plan.beyond.is_open or called_by_name.by_host_header(services, port)):
         chains.append(_all_other_http(http))
     listener = Listener(
         name=names.port_listener(port),
@@ -110,7 +111,7 @@ def _service_chains(
         yield _chain(name, prefixes if port in plan.http_ports else service.addresses, dialled)
         return
     for index, way in enumerate(ways.special):
-        yield _way(plan, f"{own}~{index}", own, way)
+        yield _way(plan, f"{own}~{index}", own, way, called_by_name.tls_lookup(service, port))
     only = ways.by_default[0][0] if len(ways.by_default) == 1 else ""
     if not ways.routed and only not in plan.policies:
         shared = {prefix for way in ways.special if way.server_names for prefix in way.prefixes}
@@ -119,9 +120,9 @@ def _service_chains(
         yield _chain(own, prefixes, filters.tcp_weighted(own, ways.by_default, plan.policies.get(only)))
 
 
-def _way(plan: Plan, name: str, stat_prefix: str, way: Way) -> FilterChain:
+def _way(plan: Plan, name: str, stat_prefix: str, way: Way, first: Sequence[Filter]) -> FilterChain:
     policy = plan.policies.get(way.to[0][0]) if len(way.to) == 1 else None
-    chain = _chain(name, way.prefixes, filters.tcp_weighted(stat_prefix, way.to, policy))
+    chain = _chain(name, way.prefixes, [*first, *filters.tcp_weighted(stat_prefix, way.to, policy)])
     chain.filter_chain_match.server_names.extend(way.server_names)
     return chain
 
@@ -187,7 +188,7 @@ def _all_else(plan: Plan) -> FilterChain:
 
 
 def _all_other_http(http: Sequence[Filter]) -> FilterChain:
-    """Return the chain of requests to addresses that the viewer does not see, where these are not simply passed on.
+    """Return the chain of requests to addresses that the viewer does not see, where these are looked into.
 
     Whom they are for is known by their name alone. What is not for a service is then told so, and not just cut off.
     """

@@ -7,7 +7,7 @@ from hostmesh_api.delta import Resource
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.records import Host, Service
 from hostmesh_controller.mesh.sidecars import beyond
-from hostmesh_controller.mesh.step import BLOCKS
+from hostmesh_controller.mesh.step import BLOCKS, BY_NAME
 from hostmesh_controller.mesh.viewer import Viewer
 from hostmesh_controller.mesh.virtual_services import http_candidates, virtual_service_hosts, virtual_services_of
 from hostmesh_controller.mesh.visibility import destination_named, service_for_header
@@ -21,9 +21,10 @@ from hostmesh_controller.names import (
     split_header,
     wildcards,
 )
+from hostmesh_controller.xds.called_by_name import by_host_header, passed_on
 from hostmesh_controller.xds.encoding import absent
 from hostmesh_controller.xds.encoding import resource as encoded
-from hostmesh_controller.xds.outbound import HTTP_PORT
+from hostmesh_controller.xds.outbound import HTTP_PORT, plan
 from hostmesh_controller.xds.routes import (
     service_inputs,
     virtual_host,
@@ -59,7 +60,8 @@ def dependencies(mesh: Mesh, host: str, name: str) -> tuple[str, ...]:
     # One of a partial wildcard is told of by the whole one above it (`take_rules`): there are few of these.
     names = (each for each in meaning.names if not is_partial_wildcard(each))
     routes = (each for item in meaning.items for each in virtual_service_dependencies(mesh, item))
-    return (*names, *routes)
+    # What happens to a name that nobody has depends on whether others are told apart by their names.
+    return (*names, *routes, *((BY_NAME,) if meaning.service is None and not meaning.items else ()))
 
 
 def resource(mesh: Mesh, host: Host, name: str) -> Resource | None:
@@ -85,6 +87,8 @@ def resource(mesh: Mesh, host: Host, name: str) -> Resource | None:
 
 def _unknown(mesh: Mesh, viewer: Viewer, parsed: VirtualHostName) -> Resource:
     found = beyond_virtual_host(parsed, beyond(mesh, viewer))
+    if found is None and by_host_header(plan(mesh, viewer).ports.get(parsed.port, ()), parsed.port):
+        found = passed_on(parsed)
     name = str(parsed)
     return absent(name) if found is None else encoded(name, found, aliases=(name,))
 

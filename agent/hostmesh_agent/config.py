@@ -35,8 +35,13 @@ class EnvoySettings:
     concurrency: int = 0
     log_level: str = "warning"
 
-    def workers(self, cpus: int) -> int:
-        return self.concurrency or max(1, min(cpus, MAX_DEFAULT_CONCURRENCY))
+    def workers(self, cpus: int, wanted: int | None = None) -> int:
+        """Return Envoy's worker threads: this host's word, else the mesh's (0 is one for each core), else few."""
+        if self.concurrency:
+            return self.concurrency
+        if wanted is not None:
+            return wanted or cpus
+        return max(1, min(cpus, MAX_DEFAULT_CONCURRENCY))
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,8 @@ _CAPABILITIES: Final = "net_bind_service"
 _SAYS_ALL: Final = ("exit code 0", "killed by SIGTERM", "killed by SIGKILL")
 """Ends that somebody wanted: what Envoy said before has nothing to do with them."""
 _HOUSEKEEPING_S: Final = 60.0
+DRAIN_S: Final = 45
+"""Istio's default. Envoy's own would keep listeners that went away for ten minutes."""
 _FIRST_PROBE_S: Final = 0.02
 _MAX_PROBE_S: Final = 1.0
 
@@ -72,6 +74,9 @@ class Supervisor(Protocol):
 
     def status(self) -> EnvoyStatus: ...
 
+    def command_changed(self) -> None:
+        """Look again at what the running Envoy was started with: it keeps that, and the next one is another."""
+
     def request_stop(self) -> None:
         """End Envoy and start no other; `run` returns when that is done."""
 
@@ -87,6 +92,7 @@ class EnvoyCommand:
     concurrency: int
     log_level: str
     max_files: int
+    drain_s: int = DRAIN_S
 
     def argv(self) -> list[str]:
         return [
@@ -97,6 +103,8 @@ class EnvoyCommand:
             "--disable-hot-restart",
             "--concurrency",
             str(self.concurrency),
+            "--drain-time-s",
+            str(self.drain_s),
             "--log-level",
             self.log_level,
         ]
@@ -178,6 +186,13 @@ class BuiltinSupervisor:
 
     def status(self) -> EnvoyStatus:
         return self._status
+
+    def command_changed(self) -> None:
+        record = process.read_record(self._directory)
+        if record is None or self._process is None:
+            return
+        self._status = replace(self._status, restart_needed=self._command().differences(record))
+        self._changed()
 
     def request_stop(self) -> None:
         self._events.put_nowait(StopRequested())

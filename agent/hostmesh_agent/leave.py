@@ -13,7 +13,8 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Final
 
-from hostmesh_agent import capture, control, enrol, lock, process
+from hostmesh_agent import capture, control, drain, enrol, lock, process
+from hostmesh_agent.admin import Admin
 from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.dns import Resolver, ResolverError
 from hostmesh_agent.state import State, StateError
@@ -58,7 +59,7 @@ def _steps(config: AgentConfig) -> Iterator[Step]:
     yield "controller", lambda: _tell_controller(state)
     yield "name resolution", lambda: _restore_names(config)
     yield "capture", _clear_capture
-    yield "Envoy", lambda: "stopped" if process.stop_recorded(config.envoy_dir, ENVOY_ENDS_WITHIN_S) else ""
+    yield "Envoy", lambda: _stop_envoy(config)
     yield "Envoy's files", lambda: _remove_tree(config)
     yield "identity", lambda: _forget(state)
 
@@ -84,6 +85,13 @@ def _clear_capture() -> str:
     had_rules = capture.Capture().state().state != "off"
     capture.clear()
     return "removed" if had_rules else ""
+
+
+def _stop_envoy(config: AgentConfig) -> str:
+    """Nothing new comes to it any more, once capture is gone; what is under way may finish."""
+    if process.recorded_runs(config.envoy_dir):
+        asyncio.run(drain.drained(Admin(config.admin_socket), drain.noted_s(config.envoy_dir)))
+    return "stopped" if process.stop_recorded(config.envoy_dir, ENVOY_ENDS_WITHIN_S) else ""
 
 
 def _remove_tree(config: AgentConfig) -> str:

@@ -12,6 +12,7 @@ import signal
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -22,13 +23,14 @@ from hostmesh_agent import (
     bootstrap,
     control,
     converge,
+    drain,
     enrol,
     generation,
     host,
     lock,
+    modules,
     process,
     report,
-    modules,
     slim,
     status,
     workdir,
@@ -40,17 +42,24 @@ from hostmesh_agent.capture import floor as kernel_floor
 from hostmesh_agent.certs import Certificates, Wanted
 from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.enforce import Enforced, Enforcement
-from hostmesh_agent.envoy import BuiltinSupervisor, EnvoyCommand, files_limit
+from hostmesh_agent.envoy import DRAIN_S, BuiltinSupervisor, EnvoyCommand, files_limit
 from hostmesh_agent.identities import AGENT, Identities
+from hostmesh_agent.modules import Modules
 from hostmesh_agent.probe_ways import Ways
 from hostmesh_agent.probes import Memory, Probes
-from hostmesh_agent.modules import Modules
 from hostmesh_agent.relay import Relay
 from hostmesh_agent.services import Services
 from hostmesh_agent.state import State, StateError
 from hostmesh_agent.svid import Svid
 from hostmesh_agent.uplink import Uplink
-from hostmesh_api.v1.hostmesh_pb2 import CaptureState, HostConfig, HostReport, ListeningSocket, WorkloadLease
+from hostmesh_api.v1.hostmesh_pb2 import (
+    CaptureState,
+    EnvoySettings,
+    HostConfig,
+    HostReport,
+    ListeningSocket,
+    WorkloadLease,
+)
 from hostmesh_api.wire import LISTENER_TYPE
 
 PULSE_S: Final = 10.0
@@ -116,12 +125,14 @@ class Agent:
         self._online = False
         self._settled = asyncio.Event()
         self._uplink = Uplink(state)
-        self._supervisor = BuiltinSupervisor(lambda: command, self._something_changed)
+        self._command = command
+        self._supervisor = BuiltinSupervisor(lambda: self._command, self._something_changed)
         self._admin = Admin(config.admin_socket)
         self._envoy_uid = command.owner.uid
         self._enforcement = Enforcement(
             dns=config.dns.enabled, resolv_conf=config.dns.resolv_conf, state_dir=config.state_dir
         )
+        self._modules = Modules(config.envoy_dir / modules.DIRECTORY, command.owner.gid, self._module_decided)
         self._relay = Relay(
             cache=Cache(config.state_dir / "cache"),
             socket=config.xds_socket,
@@ -130,9 +141,9 @@ class Agent:
             node_metadata={"agent_version": host.agent_version(), "ipv6": kernel_floor.ipv6_enabled()},
             connect=self._uplink.connect,
             on_host_config=self._take,
+            extensions=self._modules,
         )
         self._identities = Identities(
-        self._modules = Modules(config.envoy_dir / modules.DIRECTORY, command.owner.gid, self._module_decided)
             state,
             Certificates(
                 state,
@@ -141,7 +152,6 @@ class Agent:
                 self._issue,
                 now,
             ),
-            extensions=self._modules,
             now,
             changed=self._certificate_came,
             host_renewed=self._relay.reconnect,
@@ -185,6 +195,7 @@ class Agent:
             await self._stopping.wait()
             for each in parts:
                 each.cancel()
+        self._modules.close()
         log.info("agent ended; Envoy and capture stay as they are")
 
     # Configuration
@@ -195,7 +206,6 @@ class Agent:
         if cached is None:
             log.info("no configuration yet: waiting for the controller")
             return
-        self._modules.close()
         try:
             await self._take(cached)
         except converge.RefusedError as error:
@@ -215,11 +225,26 @@ class Agent:
         self._floor = floor
         self._host_config = config
         self._probes.configure(config.workloads)
+        if config.HasField("envoy"):
+            self._take_envoy_settings(config.envoy)
         self._configured.set()
         # Capture narrows before Envoy is given listeners that no longer serve what was captured.
         await self._step()
         self._something_changed()
         self._sweep_later(want)
+
+    def _take_envoy_settings(self, settings: EnvoySettings) -> None:
+        """Use them for the next Envoy; the running one keeps its own."""
+        wanted = settings.concurrency if settings.HasField("concurrency") else None
+        command = replace(
+            self._command,
+            concurrency=self._config.envoy.workers(host.cpus(), wanted),
+            drain_s=settings.drain_s or DRAIN_S,
+        )
+        if command != self._command:
+            self._command = command
+            self._supervisor.command_changed()
+        drain.note(self._config.envoy_dir, settings.termination_drain_ms)
 
     def _sweep_later(self, want: Wanted) -> None:
         config = self._host_config
@@ -243,6 +268,10 @@ class Agent:
     def _certificate_came(self) -> None:
         self._relay.try_again()
         self._something_changed()
+
+    def _module_decided(self, name: str) -> None:
+        self._relay.extension_decided(name)
+        self._reporter.changed()
 
     def _something_changed(self) -> None:
         self._wake.set()
@@ -269,10 +298,6 @@ class Agent:
                 pause_s = _FIRST_PAUSE_S
             except TimeoutError:
                 pause_s = min(pause_s * 2, _LAST_PAUSE_S)
-    def _module_decided(self, name: str) -> None:
-        self._relay.extension_decided(name)
-        self._reporter.changed()
-
 
     async def _step(self) -> None:
         async with self._stepping:
@@ -351,6 +376,7 @@ class Agent:
             capture=self._capture_state(),
             leases=self._leases(),
             host_certificate_not_after=0 if own is None else int(own.not_after.timestamp()),
+            problems=[status.module_problem(each) for each in self._modules.states() if each.error and not each.there],
         )
 
     def _leases(self) -> list[WorkloadLease]:
@@ -376,7 +402,6 @@ class Agent:
 
     async def _listening(self) -> list[ListeningSocket]:
         at = asyncio.get_running_loop().time()
-            problems=[status.module_problem(each) for each in self._modules.states() if each.error and not each.there],
         if self._sockets is None or at - self._sockets[0] >= _SOCKETS_EVERY_S:
             try:
                 self._sockets = (at, await asyncio.to_thread(self._services.look))
@@ -404,6 +429,7 @@ class Agent:
                 listeners_wanted=tuple(wanted),
                 listeners=await self._listeners(wanted),
                 capture_wanted=status.capture_wanted(self._config),
+                modules=self._modules.states(),
             ),
             now(),
         )
@@ -426,4 +452,3 @@ def _addresses(endpoints: tuple[str, ...]) -> frozenset[tuple[str, int]]:
             for *_, address in socket.getaddrinfo(name.strip("[]"), int(port), type=socket.SOCK_STREAM):
                 found.add((str(address[0]), int(port)))
     return frozenset(found)
-                modules=self._modules.states(),

@@ -56,8 +56,6 @@ FULL: dict[str, Any] = {
         "concurrency": 2,
         "drainDuration": "10s",
         "terminationDrainDuration": "0s",
-        "statNameLength": 100,
-        "proxyStatsMatcher": {"inclusionPrefixes": ["a"], "inclusionSuffixes": ["b"], "inclusionRegexps": ["c.*"]},
     },
 }
 
@@ -95,7 +93,8 @@ def test_the_defaults_are_istio_s() -> None:
         ({"defaultConfig": {"holdApplicationUntilProxyStarts": True}}, "not supported: programs on a host are started"),
         ({"defaultConfig": {"drainDuration": "1.5s"}}, "spec.defaultConfig.drainDuration: 1.5s: Envoy drains in whole"),
         ({"defaultConfig": {"concurency": 2}}, "did you mean 'concurrency'?"),
-        ({"defaultConfig": {"proxyStatsMatcher": {"inclusionRegexps": ["("]}}}, "inclusionRegexps[0]: '(' without ')'"),
+        ({"defaultConfig": {"proxyStatsMatcher": {}}}, "all of Envoy's statistics are kept"),
+        ({"defaultConfig": {"statNameLength": 100}}, "Istio ignores it"),
         ({"connect_timeout": "1s"}, "did you mean 'connectTimeout'?"),
         ({"localityLbSetting": {"failover": [{"from": "a", "to": "a"}]}}, "'a' cannot step in for itself"),
     ],
@@ -135,9 +134,9 @@ def test_a_mistake_in_a_mesh_file_is_told_with_its_line(text: str, place: tuple[
 
 
 def test_settings_lie_over_others_field_by_field_and_the_proxy_s_one_by_one() -> None:
-    below = settings("connectTimeout: 3s\naccessLogFile: /a\ndefaultConfig: {concurrency: 2, statNameLength: 5}\n")
+    below = settings("connectTimeout: 3s\naccessLogFile: /a\ndefaultConfig: {concurrency: 2, drainDuration: 5s}\n")
     above = settings("connectTimeout: 4s\ndefaultConfig: {concurrency: 3}\n")
     both = laid_over(above, below)
     assert (both.connect_timeout, both.access_log_file) == (Duration("4s"), "/a")
-    assert (both.default_config.concurrency, both.default_config.stat_name_length) == (3, 5)
+    assert (both.default_config.concurrency, both.default_config.drain_duration.total_seconds()) == (3, 5)
     assert laid_over(MeshConfigSpec(), below) == below

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.mesh_config import mesh_config
+from hostmesh_controller.mesh.proxy_config import take_proxy_configs
 from hostmesh_controller.mesh.records import HostRuntime, Settings, Touched
 from hostmesh_controller.mesh.step import begin
 from hostmesh_controller.mesh.take_endpoints import take_endpoints
@@ -71,6 +72,7 @@ def _next(
     take_workloads(step)
     take_services(step, vips)
     take_sidecars(step)
+    take_proxy_configs(step)
     take_gateways(step)
     take_endpoints(step)
     take_rules(step)

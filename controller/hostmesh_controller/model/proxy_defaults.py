@@ -7,7 +7,6 @@ from typing import Annotated, ClassVar, Final
 from pydantic import AfterValidator
 
 from hostmesh_controller.model.durations import Duration
-from hostmesh_controller.model.route_fields import Regex
 from hostmesh_controller.model.schema import AnyDuration, Count, PositiveDuration, Spec, fault
 
 _AGENT: Final = "the agent of each host decides it; see its configuration"
@@ -53,6 +52,8 @@ _REFUSED: Final[Mapping[str, str]] = {
     "fileFlushMinSizeKb": _LATER,
     "statsCompression": _LATER,
     "connectionSettings": _LATER,
+    "statNameLength": "Istio ignores it: names of Envoy's statistics have no limit any more",
+    "proxyStatsMatcher": "all of Envoy's statistics are kept; leave some out where they are collected",
 }
 
 
@@ -60,14 +61,6 @@ def _whole_seconds(value: Duration) -> Duration:
     if value % timedelta(seconds=1):
         raise fault("duration", f"{value}: Envoy drains in whole seconds")
     return value
-
-
-class StatsMatcher(Spec):
-    """Which of Envoy's statistics are kept beside the ones that are always."""
-
-    inclusion_prefixes: tuple[str, ...] = ()
-    inclusion_suffixes: tuple[str, ...] = ()
-    inclusion_regexps: tuple[Regex, ...] = ()
 
 
 class ProxyDefaults(Spec):
@@ -78,5 +71,3 @@ class ProxyDefaults(Spec):
     concurrency: Count | None = None
     drain_duration: Annotated[PositiveDuration, AfterValidator(_whole_seconds)] = Duration("45s")
     termination_drain_duration: AnyDuration = Duration("5s")
-    stat_name_length: Count = 189
-    proxy_stats_matcher: StatsMatcher | None = None

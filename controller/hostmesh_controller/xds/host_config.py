@@ -4,6 +4,7 @@ from hostmesh_api.identity import HostIdentity
 from hostmesh_api.v1 import hostmesh_pb2 as pb
 from hostmesh_controller.mesh.inbound import captured_ports, inbound_ports, ports_of
 from hostmesh_controller.mesh.index import Mesh
+from hostmesh_controller.mesh.proxy_config import concurrency_of
 from hostmesh_controller.mesh.records import Host, Workload
 from hostmesh_controller.mesh.selection import identity_of
 from hostmesh_controller.mesh.sidecars import captures_all
@@ -33,7 +34,17 @@ def host_config(mesh: Mesh, host: Host, plan: Plan, inbound_version: str) -> pb.
             dns=True,
         ),
         bundle_pem=settings.bundle_pem,
+        envoy=_envoy(mesh, host),
         listeners={DNS_LISTENER: "", VIRTUAL_INBOUND: inbound_version, VIRTUAL_OUTBOUND: ""},
+    )
+
+
+def _envoy(mesh: Mesh, host: Host) -> pb.EnvoySettings:
+    defaults = mesh.config.default_config
+    return pb.EnvoySettings(
+        concurrency=concurrency_of(mesh, host),
+        drain_s=int(defaults.drain_duration.total_seconds()),
+        termination_drain_ms=int(defaults.termination_drain_duration.total_seconds() * 1000),
     )
 
 

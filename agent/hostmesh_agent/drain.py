@@ -1,0 +1,50 @@
+"""Before Envoy is ended, what it has under way may finish, for as long as the mesh says."""
+
+import asyncio
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from hostmesh_agent.admin import Admin, AdminError
+
+FILE: Final = "termination-drain-ms"
+"""In Envoy's directory: what ends it may be a `leave` without an agent."""
+DEFAULT_S: Final = 5.0
+"""Istio's default."""
+LONGEST_S: Final = 300.0
+_LOOK_S: Final = 0.1
+
+
+def note(directory: Path, wanted_ms: int) -> None:
+    """Write down how long an end of Envoy waits."""
+    draft = directory / f".{FILE}.{os.getpid()}"
+    draft.write_text(str(wanted_ms), encoding="ascii")
+    draft.replace(directory / FILE)
+
+
+def noted_s(directory: Path) -> float:
+    """Return for how long an end of Envoy waits, in seconds; the default where nothing was written down."""
+    with suppress(OSError, ValueError):
+        return min(int((directory / FILE).read_text(encoding="ascii")) / 1000, LONGEST_S)
+    return DEFAULT_S
+
+
+async def drained(admin: Admin, within_s: float) -> bool:
+    """Let Envoy take nothing new, and wait until nothing is under way; return whether that came in time."""
+    try:
+        async with asyncio.timeout(within_s):
+            await admin.drain()
+            while True:
+                if not await _open_connections(admin):
+                    return True
+                await asyncio.sleep(_LOOK_S)
+    except (AdminError, TimeoutError):
+        return False
+
+
+async def _open_connections(admin: Admin) -> int:
+    found = await admin.stats("downstream_cx_active")
+    return sum(
+        value for name, value in found.items() if name.startswith("listener.") and not name.startswith("listener.admin")
+    )

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -62,8 +63,7 @@ class Lab:
 
     def hostmesh(self, *words: str, text_in: str = "", check: bool = True) -> subprocess.CompletedProcess[str]:
         """`hostmesh WORDS` with what `hostmesh lab env` prints."""
-        exports = self.verb("env").stdout
-        command = ["sh", "-c", f'{exports}\nexec "$@"', "sh", HOSTMESH, *words]
+        command = ["sh", "-c", f'{_exports(self)}\nexec "$@"', "sh", HOSTMESH, *words]
         return _run(command, text_in, check=check)
 
     def apply(self, text: str) -> None:
@@ -98,6 +98,12 @@ class Answer:
     def json(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.body)
         return found
+
+
+@cache
+def _exports(lab: Lab) -> str:
+    """What `hostmesh lab env` prints, asked once: it follows from the lab's directory."""
+    return lab.verb("env").stdout
 
 
 def _run(command: list[str], text_in: str, *, check: bool) -> subprocess.CompletedProcess[str]:

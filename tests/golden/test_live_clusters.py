@@ -15,7 +15,7 @@ import pytest
 
 from golden.live import LiveHost, Network, network, wait_until
 from golden.objects import mesh_of, obj
-from golden.programs import Answer, Programs, get
+from golden.programs import Answer, Programs, get, talk
 from hostmesh_api import wire
 from hostmesh_controller.mesh import Mesh, update
 from hostmesh_controller.model.objects import ApiObject
@@ -136,6 +136,12 @@ OBJECTS = [
     service("announced-http"),
     endpoint("announced-http", 9021),
     rule("announced-http", {"proxyProtocol": {"version": "V2"}}),
+    service("tunnelled", "tcp", 3308),
+    endpoint("tunnelled", 9022, number_name="tcp"),
+    rule("tunnelled", {"tunnel": {"targetHost": "far.test", "targetPort": 5432}}),
+    service("short", "tcp", 3309),
+    endpoint("short", 9023, number_name="tcp"),
+    rule("short", {"connectionPool": {"tcp": {"maxConnectionDuration": "200ms"}}}),
     service("by-source", "tcp", 3307),
     *(endpoint("by-source", 9000 + index, number_name="tcp") for index in range(3)),
     rule("by-source", {"loadBalancer": {"consistentHash": {"useSourceIp": True}}}),
@@ -167,6 +173,7 @@ def world(mesh: Mesh) -> Iterator[World]:
         with running.outsider():
             for index in range(3):
                 programs.http(9000 + index, f"p{index}")
+            programs.echo(9023)
             first, second = Moody("first", 9010), Moody("second", 9011)
         yield World(running, first, second)
         first.close()
@@ -323,6 +330,36 @@ def test_the_callers_address_is_told_ahead_of_requests(world: World, web: LiveHo
 
         pool.submit(request)
         assert line.result(10).startswith(b"\r\n\r\n\0\r\nQUIT\n\x21\x11")
+
+
+def tunnel(listener: socket.socket) -> bytes:
+    """Take one CONNECT, agree, and say again what is said through it; return the request."""
+    connection, _ = listener.accept()
+    with connection:
+        connection.settimeout(10)
+        request = connection.recv(4096)
+        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        connection.sendall(connection.recv(4096))
+        return request
+
+
+def test_connections_go_through_a_tunnel_that_a_rule_asks_for(world: World, web: LiveHost, mesh: Mesh) -> None:
+    with world.net.outsider():
+        listener = socket.create_server(("0.0.0.0", 9022))
+    with listener, ThreadPoolExecutor(1) as pool:
+        listener.settimeout(10)
+        asked = pool.submit(tunnel, listener)
+        address = str(wire.VIP4[mesh.vips["tunnelled.default.svc.cluster.local"]])
+        assert talk(address, 3308, b"hello") == b"hello"
+        assert asked.result(10).startswith(b"CONNECT far.test:5432 HTTP/1.1\r\n")
+
+
+def test_a_connection_ends_when_a_rule_says_so(web: LiveHost, mesh: Mesh) -> None:
+    address = str(wire.VIP4[mesh.vips["short.default.svc.cluster.local"]])
+    with socket.create_connection((address, 3309), 10) as client:
+        client.sendall(b"hello")
+        assert client.recv(5) == b"hello"
+        assert client.recv(1) == b""
 
 
 def test_connections_of_one_address_go_to_one_endpoint(web: LiveHost, mesh: Mesh) -> None:

@@ -30,6 +30,10 @@ ADMIN_PATHS: Final = (
 )
 """What the admin socket answers. Not config_dump, quitquitquit, runtime_modify: nothing on the host needs them."""
 
+AGENTS_OWN: Final = frozenset({"node", "admin", "dynamic_resources"})
+"""Who the host is, how the agent looks at Envoy, and where Envoy's configuration comes from: no patch changes it."""
+_ONE_OF: Final = {"stats_flush_interval": frozenset({"stats_flush_on_admin"})}
+"""Fields that Envoy takes instead of others."""
 _FILES_PER_CONNECTION: Final = 2
 _FILES_RESERVED: Final = 512
 _MIN_CONNECTIONS: Final = 256
@@ -38,11 +42,15 @@ _ADMIN_SOCKET_MODE: Final = 0o600
 
 @dataclass(frozen=True, slots=True)
 class BootstrapInput:
-    """`max_files` is Envoy's limit of open files: it bounds the connections that are accepted."""
+    """`max_files` is Envoy's limit of open files: it bounds the connections that are accepted.
+
+    `patch` is what EnvoyFilters change, as JSON of Envoy's Bootstrap in its own field names; "" for nothing.
+    """
 
     host: str
     xds_socket: Path
     max_files: int
+    patch: str = ""
 
 
 def max_connections(max_files: int) -> int:
@@ -61,7 +69,31 @@ def build(wanted: BootstrapInput) -> bytes:
         # No sink is configured: flushing only when somebody reads keeps an idle Envoy idle.
         "stats_flush_on_admin": True,
     }
+    if wanted.patch:
+        document = patched(document, json.loads(wanted.patch))
     return json.dumps(document, sort_keys=True, indent=1).encode() + b"\n"
+
+
+def patched(document: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
+    """Return a bootstrap with a patch merged into it: lists grow, single values are replaced.
+
+    What the agent itself depends on stays as it is, whatever the patch says.
+    """
+    allowed = {name: value for name, value in patch.items() if name not in AGENTS_OWN}
+    for chosen, others in _ONE_OF.items():
+        if chosen in allowed:
+            document = {name: value for name, value in document.items() if name not in others}
+    merged: dict[str, Any] = _merged(document, allowed)
+    return merged
+
+
+def _merged(ours: Any, theirs: Any) -> Any:
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        common = {name: _merged(ours[name], theirs[name]) for name in ours.keys() & theirs.keys()}
+        return {**ours, **theirs, **common}
+    if isinstance(ours, list) and isinstance(theirs, list):
+        return [*ours, *theirs]
+    return theirs
 
 
 def _admin() -> dict[str, Any]:

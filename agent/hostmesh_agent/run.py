@@ -33,6 +33,7 @@ from hostmesh_agent import (
     report,
     slim,
     status,
+    trial,
     workdir,
 )
 from hostmesh_agent.admin import Admin, AdminError
@@ -132,6 +133,7 @@ class Agent:
         self._enforcement = Enforcement(
             dns=config.dns.enabled, resolv_conf=config.dns.resolv_conf, state_dir=config.state_dir
         )
+        self._bootstrap_patch = self._bootstrap_problem = ""
         self._modules = Modules(config.envoy_dir / modules.DIRECTORY, command.owner.gid, self._module_decided)
         self._relay = Relay(
             cache=Cache(config.state_dir / "cache"),
@@ -227,6 +229,7 @@ class Agent:
         self._probes.configure(config.workloads)
         if config.HasField("envoy"):
             self._take_envoy_settings(config.envoy)
+        await self._take_bootstrap(config.bootstrap_patch)
         self._configured.set()
         # Capture narrows before Envoy is given listeners that no longer serve what was captured.
         await self._step()
@@ -245,6 +248,24 @@ class Agent:
             self._command = command
             self._supervisor.command_changed()
         drain.note(self._config.envoy_dir, settings.termination_drain_ms)
+
+    async def _take_bootstrap(self, patch: str) -> None:
+        """Start the next Envoy with a patched bootstrap if Envoy takes it; the running one keeps its own."""
+        if patch == self._bootstrap_patch:
+            return
+        self._bootstrap_patch, self._bootstrap_problem = patch, ""
+        wanted = bootstrap.BootstrapInput(self._record.host, self._config.xds_socket, self._command.max_files, patch)
+        try:
+            command = replace(self._command, bootstrap=bootstrap.build(wanted))
+            why = await trial.refusal(command) if patch else ""
+        except (OSError, ValueError, workdir.WorkdirError) as error:
+            why = str(error)
+        if why:
+            self._bootstrap_problem = f"Envoy's bootstrap is not as EnvoyFilters want it: {why}"
+            log.error("patched bootstrap refused", reason=why)
+            return
+        self._command = command
+        self._supervisor.command_changed()
 
     def _sweep_later(self, want: Wanted) -> None:
         config = self._host_config
@@ -376,7 +397,7 @@ class Agent:
             capture=self._capture_state(),
             leases=self._leases(),
             host_certificate_not_after=0 if own is None else int(own.not_after.timestamp()),
-            problems=[status.module_problem(each) for each in self._modules.states() if each.error and not each.there],
+            problems=list(status.configuration_problems(self._modules.states(), self._bootstrap_problem)),
         )
 
     def _leases(self) -> list[WorkloadLease]:
@@ -430,6 +451,7 @@ class Agent:
                 listeners=await self._listeners(wanted),
                 capture_wanted=status.capture_wanted(self._config),
                 modules=self._modules.states(),
+                bootstrap_problem=self._bootstrap_problem,
             ),
             now(),
         )

@@ -3,7 +3,7 @@
 The agent answers from what it knows; without an agent the same document is made from the disk and the kernel.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -47,6 +47,8 @@ class Facts:
     capture_wanted: str
     """Empty if it is; else why the owner of the host does not want it."""
     modules: Sequence[ModuleState] = ()
+    bootstrap_problem: str = ""
+    """Why Envoy's bootstrap is not as the configuration wants it."""
 
 
 def capture_wanted(config: AgentConfig) -> str:
@@ -154,17 +156,21 @@ def _problems(facts: Facts, now: datetime) -> Iterator[str]:
         yield f"Envoy is {envoy.view.phase.value}{why}"
     if envoy.restart_needed:
         yield f"Envoy needs a restart: {envoy.restart_needed}"
-    yield from map(module_problem, (each for each in facts.modules if each.error and not each.there))
+    yield from configuration_problems(facts.modules, facts.bootstrap_problem)
     if facts.enforced.capture.state == "error":
         yield f"capture: {facts.enforced.capture.error}"
     yield from (f"capture waits: {each}" for each in facts.lacking)
     yield from (f"{each.namespace}/{each.name} is not ready" for each in facts.leases if not each.ready)
 
 
-def module_problem(module: ModuleState) -> str:
-    """Say why a plugin does not run, and what happens instead."""
-    instead = "everything passes without it" if module.fail_open else "what it guards is refused"
-    return f"the Wasm module of {module.name} ({module.url}) is not there, {instead}: {module.error}"
+def configuration_problems(modules: Iterable[ModuleState], bootstrap_problem: str) -> Iterator[str]:
+    """Yield what of the configuration does not work here, and what happens instead."""
+    if bootstrap_problem:
+        yield bootstrap_problem
+    for each in modules:
+        if each.error and not each.there:
+            instead = "everything passes without it" if each.fail_open else "what it guards is refused"
+            yield f"the Wasm module of {each.name} ({each.url}) is not there, {instead}: {each.error}"
 
 
 def offline(config: AgentConfig, why: str, now: datetime) -> dict[str, Any]:

@@ -26,6 +26,7 @@ SYSTEM_ROOTS: Final = (
 """Where Debian, Fedora and RHEL, older RHEL, SUSE and Alpine keep the roots that they trust."""
 LOG: Final = "envoy.log"
 BOOTSTRAP: Final = "bootstrap.json"
+TRIAL: Final = "bootstrap-trial.json"
 HOLD: Final = "hold"
 LOG_BOUND_BYTES: Final = 16 << 20
 _DIRECTORY_MODE: Final = 0o1770
@@ -117,10 +118,10 @@ def check_reachable(path: Path, owner: Account) -> None:
             raise WorkdirError(f"{parent}: Envoy's user {user!r} cannot search it (chmod o+x {parent})")
 
 
-def write_bootstrap(directory: Path, content: bytes, owner: Account) -> Path:
-    """Write bootstrap.json atomically, for Envoy's group to read."""
-    target = directory / BOOTSTRAP
-    draft = directory / f".{BOOTSTRAP}.{os.getpid()}"
+def write_bootstrap(directory: Path, content: bytes, owner: Account, name: str = BOOTSTRAP) -> Path:
+    """Write bootstrap.json (or another `name`) atomically, for Envoy's group to read."""
+    target = directory / name
+    draft = directory / f".{name}.{os.getpid()}"
     draft.unlink(missing_ok=True)
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o640)
     with os.fdopen(descriptor, "wb") as file:

@@ -1,5 +1,6 @@
 """EnvoyFilter patches: every operation on everything it applies to, on resources written here."""
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -15,7 +16,9 @@ from google.protobuf.json_format import ParseDict
 from golden.objects import mesh_of, obj
 from hostmesh_controller.envoy_types import message_class
 from hostmesh_controller.mesh.viewer import Viewer
+from hostmesh_controller.model.objects import ApiObject
 from hostmesh_controller.xds.messages import as_json
+from hostmesh_controller.xds.patch_bootstrap import bootstrap_patch
 from hostmesh_controller.xds.patch_clusters import ClusterNames, patch_cluster
 from hostmesh_controller.xds.patch_listeners import patch_listener
 from hostmesh_controller.xds.patch_routes import patch_routes
@@ -532,3 +535,41 @@ def test_a_cluster_gets_a_transport_socket_or_another_or_more_in_its_own() -> No
     assert chosen is not None
     assert "transportSocket" not in chosen
     assert chosen["transportSocketMatches"][0]["transportSocket"]["typedConfig"]["sni"] == "new"
+
+
+# Bootstrap
+
+
+def test_all_changes_of_the_bootstrap_are_merged_in_order_into_one() -> None:
+    first = change("BOOTSTRAP", "MERGE", {"stats_config": {"stats_tags": [{"tag_name": "a"}]}})
+    second = change(
+        "BOOTSTRAP", "MERGE", {"statsConfig": {"statsTags": [{"tagName": "b"}]}, "stats_flush_interval": "5s"}
+    )
+    late = obj("EnvoyFilter", "late", {"configPatches": [first], "priority": 5})
+    early = obj("EnvoyFilter", "early", {"configPatches": [second]})
+    mesh = mesh_of([obj("Host", "web", {"addresses": ["10.9.0.1"]}), late, early])
+    found = json.loads(bootstrap_patch(mesh, mesh.viewer_of("web")))
+    assert found == {
+        "stats_config": {"stats_tags": [{"tag_name": "b"}, {"tag_name": "a"}]},
+        "stats_flush_interval": "5s",
+    }
+    assert bootstrap_patch(mesh_of([]), Viewer()) == ""
+
+
+# Which filters, and in which order
+
+
+def test_filters_are_applied_by_priority_then_those_of_the_root_namespace_then_by_age() -> None:
+    def named(name: str, priority: int = 0, **more: Any) -> ApiObject:
+        return obj("EnvoyFilter", name, {"priority": priority}, **more)
+
+    filters = [
+        named("young", age=9),
+        named("old", age=1),
+        named("root", namespace="istio-system", age=10),
+        named("first", -5, age=20),
+        named("root-last", 3, namespace="istio-system"),
+        named("elsewhere", namespace="other"),
+    ]
+    mesh = mesh_of([obj("Host", "web", {"addresses": ["10.9.0.1"]}), *filters])
+    assert [key.name for key in mesh.viewer_of("web").patches] == ["first", "root", "old", "young", "root-last"]

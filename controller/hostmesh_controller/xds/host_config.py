@@ -11,6 +11,7 @@ from hostmesh_controller.mesh.sidecars import captures_all
 from hostmesh_controller.model.workloads import Probe
 from hostmesh_controller.names import DNS_LISTENER, VIRTUAL_INBOUND, VIRTUAL_OUTBOUND
 from hostmesh_controller.xds.outbound import Plan, explicit_prefixes
+from hostmesh_controller.xds.patch_bootstrap import bootstrap_patch
 
 
 def host_config(mesh: Mesh, host: Host, plan: Plan, inbound_version: str) -> pb.HostConfig:
@@ -36,6 +37,7 @@ def host_config(mesh: Mesh, host: Host, plan: Plan, inbound_version: str) -> pb.
         bundle_pem=settings.bundle_pem,
         envoy=_envoy(mesh, host),
         listeners={DNS_LISTENER: "", VIRTUAL_INBOUND: inbound_version, VIRTUAL_OUTBOUND: ""},
+        bootstrap_patch=bootstrap_patch(mesh, mesh.viewer_of(host.name)),
     )
 
 

@@ -1,0 +1,66 @@
+"""A patched bootstrap is what Envoy is started with next, if Envoy takes it."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hostmesh_agent import artifact, bootstrap, trial, workdir
+from hostmesh_agent.bootstrap import BootstrapInput, build
+from hostmesh_agent.envoy import EnvoyCommand, files_limit
+
+STATS = {"stats_config": {"stats_tags": [{"tag_name": "mine", "fixed_value": "x"}]}, "stats_flush_interval": "7s"}
+BAD = {"static_resources": {"clusters": [{"name": "x", "type": "EDS"}]}}
+
+
+def wanted(patch: object) -> BootstrapInput:
+    return BootstrapInput("web-1", Path("/run/hostmesh/xds.sock"), 1 << 12, json.dumps(patch) if patch else "")
+
+
+@pytest.fixture
+def command() -> Iterator[EnvoyCommand]:
+    with tempfile.TemporaryDirectory(prefix="hostmesh-", ignore_cleanup_errors=True) as name:
+        path = Path(name)
+        path.chmod(0o755)
+        root = os.geteuid() == 0
+        owner = workdir.account("nobody") if root else workdir.Account(os.geteuid(), os.getegid(), switch=False)
+        workdir.prepare(path / "envoy", owner)
+        installed = artifact.install(None, None, path)
+        yield EnvoyCommand(installed, build(wanted(None)), path / "envoy", owner, 1, "warning", files_limit())
+
+
+def test_lists_grow_and_single_values_are_replaced() -> None:
+    patch = {"static_resources": {"clusters": [{"name": "mine"}]}, "overload_manager": {"refresh_interval": "5s"}}
+    document = json.loads(build(wanted(patch)))
+    assert [each["name"] for each in document["static_resources"]["clusters"]] == ["hostmesh-relay", "mine"]
+    assert document["overload_manager"]["refresh_interval"] == "5s"
+    assert len(document["overload_manager"]["resource_monitors"]) == 1
+    assert "stats_flush_on_admin" not in json.loads(build(wanted(STATS)))
+
+
+def test_what_the_agent_depends_on_cannot_be_patched() -> None:
+    patch = {"node": {"id": "other"}, "admin": {"allow_paths": []}, "dynamic_resources": {"cds_config": {}}}
+    assert build(wanted(patch)) == build(wanted(None))
+    assert patch.keys() == bootstrap.AGENTS_OWN
+
+
+async def test_envoy_takes_a_good_patch_and_says_what_is_wrong_with_another(command: EnvoyCommand) -> None:
+    before = sorted(command.directory.iterdir())
+    assert await trial.refusal(replace(command, bootstrap=build(wanted(STATS)))) == ""
+    assert "eds" in (await trial.refusal(replace(command, bootstrap=build(wanted(BAD))))).lower()
+    assert sorted(command.directory.iterdir()) == before
+
+
+async def test_an_envoy_that_does_not_say_is_not_waited_for(
+    command: EnvoyCommand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = command.directory.parent / "slow"
+    slow.write_text("#!/bin/sh\nexec sleep 60\n")
+    slow.chmod(0o755)
+    monkeypatch.setattr(trial, "WITHIN_S", 0.5)
+    said = await trial.refusal(replace(command, installed=replace(command.installed, path=slow)))
+    assert said.startswith("Envoy does not say within")

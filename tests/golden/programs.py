@@ -72,7 +72,10 @@ class Programs:
 
     def echo(self, port: int, greeting: bytes = b"") -> None:
         """Say the greeting, then say again whatever is said."""
-        listener = socket.create_server(("0.0.0.0", port))
+        self.echo_on(socket.create_server(("0.0.0.0", port)), greeting)
+
+    def echo_on(self, listener: socket.socket, greeting: bytes = b"") -> None:
+        """The same on a socket that listens already."""
         threading.Thread(target=_accept, args=(listener, greeting), daemon=True).start()
         self._closers += [lambda: listener.shutdown(socket.SHUT_RDWR), listener.close]
 

@@ -3,15 +3,18 @@
 import os
 import re
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 
 from golden.live import LiveHost, Network, network, wait_until
 from golden.objects import SETTINGS, mesh_of, obj
-from golden.programs import Programs, get, talk
+from golden.programs import WAIT_S, Programs, get, talk
 from hostmesh_api import wire
 from hostmesh_controller.mesh import Mesh
 from hostmesh_controller.model.objects import ApiObject
@@ -168,3 +171,92 @@ def test_a_server_that_speaks_first_is_heard_whatever_the_detection_timeout(time
             programs.echo(4000, b"welcome")
         with net.hosts["web"]():
             assert talk(vip(mesh, "first"), 4000, b"hello", greeting=b"welcome") == b"hello"
+
+
+def ingress(number: int, protocol: str, endpoint: str, mode: str = "DEFAULT") -> dict[str, Any]:
+    port = {"number": number, "protocol": protocol, "name": "own"}
+    return {"port": port, "defaultEndpoint": endpoint, "captureMode": mode}
+
+
+def test_an_ingress_listener_leads_to_its_default_endpoint(shared: Path) -> None:
+    """By loopback and by a Unix socket, where nobody else can call the programs; captured, and on a port of Envoy's."""
+    path = shared / "program.sock"
+    own = obj(
+        "Sidecar",
+        "db",
+        {
+            "workloadSelector": {"labels": {"app": "db"}},
+            "ingress": [
+                ingress(8080, "HTTP", "127.0.0.1:7001"),
+                ingress(3306, "TCP", f"unix://{path}"),
+                ingress(8082, "HTTP", "127.0.0.1:7001", "NONE"),
+            ],
+        },
+    )
+    mesh = mesh_of([*OBJECTS, service("db-bound", 8082, "http"), service("db-left", 9999, "tcp"), own])
+    with ExitStack() as stack:
+        programs = Programs()
+        stack.callback(programs.close)
+        net = stack.enter_context(network(mesh, OUTSIDER))
+        with net.hosts["db"]():
+            programs.http(7001, "inside", address="127.0.0.1")
+            programs.echo(9999)
+            listener = socket.create_server(str(path), family=socket.AF_UNIX)
+            path.chmod(0o777)
+            programs.echo_on(listener)
+        with net.hosts["web"]():
+            answer = get(vip(mesh, "db"), 8080, "db")
+            assert "program: inside" in answer.body
+            assert "URI=spiffe://cluster.local/ns/default/sa/web" in answer.got["x-forwarded-client-cert"]
+            assert talk(vip(mesh, "db-tcp"), 3306, b"hello") == b"hello"
+            assert "program: inside" in get(vip(mesh, "db-bound"), 8082, "db-bound").body
+            # It is not listed: not captured, and called as any other port.
+            assert talk(DB, 9999, b"hello") == b"hello"
+
+
+def test_an_egress_listener_of_envoys_own_is_called_by_its_address_or_its_socket(shared: Path) -> None:
+    path = shared / "out.sock"
+    everything = {"hosts": ["*/*"]}
+
+    def port(number: int, protocol: str) -> dict[str, Any]:
+        return {"number": number, "protocol": protocol, "name": "own"}
+
+    own = obj(
+        "Sidecar",
+        "web",
+        {
+            "workloadSelector": {"labels": {"app": "web"}},
+            "egress": [
+                {"port": port(8080, "HTTP"), "captureMode": "NONE", **everything},
+                {"port": port(9306, "TCP"), "captureMode": "NONE", "hosts": ["*/db-tcp.default.svc.cluster.local"]},
+                {"port": port(0, "HTTP"), "bind": f"unix://{path}", "hosts": ["*/db.default.svc.cluster.local"]},
+                everything,
+            ],
+        },
+    )
+    mesh = mesh_of([*OBJECTS, own])
+    with ExitStack() as stack:
+        web = running(mesh, stack).hosts["web"]
+        with web():
+            assert "program: db" in get("127.0.0.1", 8080, "db").body
+            assert get("127.0.0.1", 8080, "nobody").status == 404
+            assert talk("127.0.0.1", 9306, b"hello") == b"hello"
+            assert "program: db" in get(vip(mesh, "db"), 8080, "db").body
+            for header, expected in (("db", 200), ("db:8080", 200), ("db-tcp", 404)):
+                assert by_socket(path, header).startswith(f"HTTP/1.1 {expected} ".encode())
+
+
+def by_socket(path: Path, host: str) -> bytes:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(WAIT_S)
+        client.connect(str(path))
+        client.sendall(f"GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+        return b"".join(iter(lambda: client.recv(65536), b""))
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A directory in which Envoy's user may make sockets."""
+    with TemporaryDirectory(prefix="hostmesh-sockets-") as found:
+        Path(found).chmod(0o777)
+        yield Path(found)

@@ -59,9 +59,7 @@ def scope(mesh: Mesh, viewer: Viewer) -> Scope | None:
     if spec is None or not spec.egress:
         return None
     assert viewer.sidecar is not None
-    namespace = viewer.sidecar.namespace
-    # In the root namespace a Sidecar is for all namespaces: "." is then the viewer's own.
-    own = viewer.namespace if namespace == mesh.settings.root_namespace else namespace
+    own = _own_namespace(mesh, viewer, viewer.sidecar.namespace)
     return mesh.memo.get(("scope", viewer.sidecar, own), (spec,), lambda: _scope(spec, own))
 
 
@@ -70,16 +68,23 @@ def _scope(spec: SidecarSpec, own: str) -> Scope:
     rest: tuple[Import, ...] = ()
     for listener in spec.egress:
         imports = tuple(_import(host, own) for host in listener.hosts)
-        number = _number(listener)
-        if number is None:
+        if listener.port is None:
             rest = imports
-        else:
-            by_port[number] = imports
+        elif listener.port.number:
+            by_port[listener.port.number] = imports
     return Scope(by_port, rest)
 
 
-def _number(listener: EgressListener) -> int | None:
-    return listener.port.number if listener.port is not None else None
+def imports_of(mesh: Mesh, viewer: Viewer, listener: EgressListener) -> tuple[Import, ...]:
+    """Return what one egress listener of the viewer's Sidecar imports."""
+    assert viewer.sidecar is not None
+    own = _own_namespace(mesh, viewer, viewer.sidecar.namespace)
+    return tuple(_import(host, own) for host in listener.hosts)
+
+
+def _own_namespace(mesh: Mesh, viewer: Viewer, namespace: str) -> str:
+    # In the root namespace a Sidecar is for all namespaces: "." is then the viewer's own.
+    return viewer.namespace if namespace == mesh.settings.root_namespace else namespace
 
 
 def _import(text: str, own: str) -> Import:

@@ -102,13 +102,14 @@ def _tcp_on_demand() -> TcpProxy.OnDemand:
     return TcpProxy.OnDemand(odcds_config=ads(), timeout=duration(ON_DEMAND_TIMEOUT_S))
 
 
-def outbound_http(port: int, more: Iterable[HttpFilter] = ()) -> Filter:
+def outbound_http(port: int, more: Iterable[HttpFilter] = (), *, table: str = "") -> Filter:
     """Return the HTTP code of an outbound port: routes and clusters are asked for at their first use.
 
-    That comes first: all other filters then see the route. After them `more`, filters of extensions.
+    That comes first: all other filters then see the route. After them `more`, filters of extensions. `table` names the
+    routes where they are not those of the port.
     """
     manager = _http_manager(f"outbound_0.0.0.0_{port}")
-    manager.rds.CopyFrom(Rds(config_source=ads(), route_config_name=str(port)))
+    manager.rds.CopyFrom(Rds(config_source=ads(), route_config_name=table or str(port)))
     manager.forward_client_cert_details = HttpConnectionManager.SANITIZE
     manager.http_filters.extend(_routing(more))
     return network_filter("envoy.filters.network.http_connection_manager", manager)

@@ -18,6 +18,7 @@ from hostmesh_controller.xds.http_extensions import Direction, Extensions, Traff
 from hostmesh_controller.xds.keeping import kept
 from hostmesh_controller.xds.listener_settings import settled
 from hostmesh_controller.xds.outbound import plan
+from hostmesh_controller.xds.sidecar_egress import bound_listener, bound_listeners
 from hostmesh_controller.xds.tls import trust_of
 
 
@@ -25,7 +26,8 @@ def wildcard(mesh: Mesh, host: str) -> tuple[str, ...]:
     ports = plan(mesh, mesh.viewer_of(host)).ports
     gateways = gateway_listeners.wildcard(mesh, host)
     bound = (listeners_inbound.bound_name(port) for port in inbound_ports(mesh, host) if port.bind)
-    return (DNS_LISTENER, VIRTUAL_INBOUND, VIRTUAL_OUTBOUND, *map(port_listener, ports), *gateways, *bound)
+    called = (each.name for each in bound_listeners(mesh, mesh.viewer_of(host)))
+    return (DNS_LISTENER, VIRTUAL_INBOUND, VIRTUAL_OUTBOUND, *map(port_listener, ports), *gateways, *bound, *called)
 
 
 def dependencies(_mesh: Mesh, _host: str, _name: str) -> tuple[str, ...]:
@@ -45,6 +47,10 @@ def resource(mesh: Mesh, host: Host, name: str) -> Resource | None:
     inbound = _inbound(mesh, host, name, ipv6=ipv6)
     if inbound is not None:
         return inbound
+    for each in bound_listeners(mesh, viewer):
+        if each.name == name:
+            more = extensions(mesh, host, Traffic(Direction.OUTBOUND, each.port))
+            return encoded(name, settled(bound_listener(each, more), mesh.config))
     planned = plan(mesh, viewer)
     if name == VIRTUAL_OUTBOUND:
         virtual = listeners_outbound.virtual_outbound

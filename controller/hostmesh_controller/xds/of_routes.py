@@ -7,6 +7,7 @@ from hostmesh_controller.mesh.records import Host
 from hostmesh_controller.names import parse_port
 from hostmesh_controller.xds import gateway_routes, routes
 from hostmesh_controller.xds.keeping import kept
+from hostmesh_controller.xds.sidecar_egress import bound_listeners
 
 
 def dependencies(mesh: Mesh, host: str, name: str) -> tuple[str, ...]:
@@ -17,5 +18,7 @@ def dependencies(mesh: Mesh, host: str, name: str) -> tuple[str, ...]:
 def resource(mesh: Mesh, host: Host, name: str) -> Resource | None:
     if gateway_routes.is_gateway_table(name):
         return gateway_routes.resource(mesh, host, name)
+    if name in {each.table for each in bound_listeners(mesh, mesh.viewer_of(host.name)) if not each.port}:
+        return kept(mesh, (wire.ROUTE_TYPE, name), (), name, lambda: routes.table(name))
     port = parse_port(name)
     return None if port is None else kept(mesh, (wire.ROUTE_TYPE, port), (), name, lambda: routes.table(port))

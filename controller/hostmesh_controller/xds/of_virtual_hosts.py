@@ -32,6 +32,7 @@ from hostmesh_controller.xds.routes import (
     virtual_service_inputs,
 )
 from hostmesh_controller.xds.sidecar_beyond import beyond_virtual_host
+from hostmesh_controller.xds.sidecar_egress import SocketHost, socket_host
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,9 @@ def meant_hostname(mesh: Mesh, viewer: Viewer, name: VirtualHostName) -> str:
 
 
 def dependencies(mesh: Mesh, host: str, name: str) -> tuple[str, ...]:
+    by_socket = socket_host(mesh, mesh.viewer_of(host), name)
+    if by_socket is not None:
+        return _socket_dependencies(mesh, mesh.viewer_of(host), by_socket)
     parsed = parse_virtual_host(name)
     if parsed is None:
         return ()
@@ -67,6 +71,9 @@ def dependencies(mesh: Mesh, host: str, name: str) -> tuple[str, ...]:
 def resource(mesh: Mesh, host: Host, name: str) -> Resource | None:
     """Return the virtual host of a name; one that does not exist is a resource that says so (see `absent`)."""
     viewer = mesh.viewer_of(host.name)
+    by_socket = socket_host(mesh, viewer, name)
+    if by_socket is not None:
+        return _of_socket(mesh, viewer, name, by_socket)
     parsed = parse_virtual_host(name)
     if parsed is None:
         return absent(name)
@@ -83,6 +90,27 @@ def resource(mesh: Mesh, host: Host, name: str) -> Resource | None:
 
     key = (wire.VIRTUAL_HOST_TYPE, name, viewer, tuple(key for key, _ in parts))
     return mesh.memo.get(key, inputs, make) or _unknown(mesh, viewer, parsed)
+
+
+def _of_socket(mesh: Mesh, viewer: Viewer, name: str, found: SocketHost) -> Resource:
+    """Return the virtual host of a header that came by a Unix socket."""
+    header = VirtualHostName(found.port, name.rpartition("/")[2])
+    made = beyond_virtual_host(header, beyond(mesh, viewer))
+    if found.service is not None:
+        made = virtual_host(mesh, viewer, header, found.service, http_candidates(mesh, found.service, viewer)) or made
+    if made is None:
+        return absent(name)
+    made.name = name
+    return encoded(name, made, aliases=(name,))
+
+
+def _socket_dependencies(mesh: Mesh, viewer: Viewer, found: SocketHost) -> tuple[str, ...]:
+    if found.service is None:
+        return found.hosts
+    hostname = found.service.id.hostname
+    items = http_candidates(mesh, found.service, viewer)
+    routes = (each for item in items for each in virtual_service_dependencies(mesh, item))
+    return (*found.hosts, hostname, *wildcards(hostname), *routes)
 
 
 def _unknown(mesh: Mesh, viewer: Viewer, parsed: VirtualHostName) -> Resource:

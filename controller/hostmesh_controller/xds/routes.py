@@ -35,8 +35,8 @@ MAX_BODY_BYTES: Final = 1024 * 1024
 _METADATA: Final = "istio"
 
 
-def table(port: int) -> RouteConfiguration:
-    """Return the routes of an outbound port: none, all are asked for."""
+def table(port: int | str) -> RouteConfiguration:
+    """Return the routes of an outbound port, or of a Unix socket: none, all are asked for."""
     return RouteConfiguration(
         name=str(port),
         vhds=Vhds(config_source=ads(FIRST_ANSWER_TIMEOUT_S)),

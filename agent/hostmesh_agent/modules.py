@@ -17,7 +17,6 @@ from typing import Any, Final
 
 import structlog
 
-from hostmesh_agent import wasm_fetch
 from hostmesh_agent.wasm import Want, want_of, with_file, without_module
 from hostmesh_api.delta import Resource
 
@@ -34,6 +33,11 @@ KEPT_S: Final = 24 * 3600.0
 """How long a module that nobody needs stays (Istio's number): a plugin may be taken back."""
 SWEEP_AFTER_S: Final = 3600.0
 """From the start on: before that Envoy may not have asked for all that it uses."""
+# Not imported: the agent has no TLS (see `slim`), and this needs it.
+_FETCH: Final = str(Path(__file__).with_name("wasm_fetch.py"))
+_EXIT_NEVER: Final = 1
+_EXIT_LATER: Final = 75
+"""Its exit codes."""
 _INDEX: Final = "index.json"
 _MODE: Final = 0o750
 _CHUNK_BYTES: Final = 1 << 20
@@ -182,7 +186,7 @@ class Modules:
             return True
         module.error = told
         log.warning("wasm module cannot be fetched", plugin=want.name, url=want.url, reason=told)
-        if code == wasm_fetch.EXIT_NEVER:
+        if code == _EXIT_NEVER:
             self._give_up(module, told)
         return False
 
@@ -208,7 +212,7 @@ class Modules:
     async def _fetch(self, want: Want) -> tuple[int, str]:
         """Return the exit code of `wasm_fetch` and what it says."""
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", "-S", wasm_fetch.__file__),
+            *(sys.executable, "-I", "-S", _FETCH),
             *(str(self._directory), str(self._group), want.sha256, want.url),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
@@ -221,13 +225,13 @@ class Modules:
             async with asyncio.timeout(TIMEOUT_S):
                 out, _ = await process.communicate()
         except TimeoutError:
-            return wasm_fetch.EXIT_LATER, f"not within {TIMEOUT_S:.0f} s"
+            return _EXIT_LATER, f"not within {TIMEOUT_S:.0f} s"
         finally:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
         code = process.returncode
-        return wasm_fetch.EXIT_LATER if code is None else code, out.decode(errors="replace").strip()[:500]
+        return _EXIT_LATER if code is None else code, out.decode(errors="replace").strip()[:500]
 
     def _prepare(self) -> None:
         if self._ready:

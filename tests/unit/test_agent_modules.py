@@ -318,3 +318,7 @@ def test_what_names_no_address_is_left_as_it_is() -> None:
     assert want_of(local) is None
     assert with_file(local, "other", "y") is local
     assert without_module(local) is local
+
+
+def test_agent_and_process_mean_the_same_by_an_exit_code() -> None:
+    assert (modules._EXIT_NEVER, modules._EXIT_LATER) == (wasm_fetch.EXIT_NEVER, wasm_fetch.EXIT_LATER)

@@ -11,7 +11,14 @@ from google.protobuf.duration_pb2 import Duration
 from hostmesh_agent.cache import Entry
 from hostmesh_agent.exchange import GIVEN_UP_AFTER, Exchange
 from hostmesh_api.delta import ClientStream, Push, Resource, Update
-from hostmesh_api.wire import CLUSTER_TYPE, ENDPOINT_TYPE, HOST_CONFIG_TYPE, LISTENER_TYPE, VIRTUAL_HOST_TYPE
+from hostmesh_api.wire import (
+    CLUSTER_TYPE,
+    ENDPOINT_TYPE,
+    HOST_CONFIG_TYPE,
+    LISTENER_TYPE,
+    ROUTE_TYPE,
+    VIRTUAL_HOST_TYPE,
+)
 from hostmesh_controller.xds import clusters
 from hostmesh_controller.xds.encoding import resource as encoded
 
@@ -146,6 +153,25 @@ def test_what_envoy_refused_is_offered_again_when_its_files_have_changed() -> No
     assert exchange.accepted_version(LISTENER_TYPE, "in") == "1"
     exchange.try_again()
     assert exchange.pushes() == []
+
+
+def test_an_update_is_acknowledged_though_envoy_asks_for_a_name_that_nobody_knows_yet() -> None:
+    """The controller has one response of a type in flight: it could not answer for the name before that."""
+    exchange = connected()
+    exchange.receive(ask(ROUTE_TYPE, "http.80"), NOW)
+    exchange.update(Update(ROUTE_TYPE, "u1", (resource("http.80", "1"),), ()))
+    push = only(exchange.pushes())
+    exchange.receive(ClientStream.ack(push.type_url, push.nonce), NOW)
+    assert describe(exchange.settle(NOW)) == ["ack RouteConfiguration u1"]
+    exchange.update(Update(ROUTE_TYPE, "u2", (resource("http.80", "2"),), ()))
+    assert describe(exchange.receive(ask(ROUTE_TYPE, "http.8090"), NOW)) == ["want RouteConfiguration http.8090 {}"]
+    push = only(exchange.pushes())
+    assert sent(push) == {"http.80": "2"}
+    exchange.receive(ClientStream.ack(push.type_url, push.nonce), NOW)
+    assert exchange.pushes() == []
+    assert describe(exchange.settle(NOW)) == ["ack RouteConfiguration u2"]
+    exchange.update(Update(ROUTE_TYPE, "u3", (resource("http.8090", "1"),), ()))
+    assert sent(only(exchange.pushes())) == {"http.8090": "1"}
 
 
 def test_a_bad_resource_does_not_keep_its_neighbours_from_being_accepted() -> None:

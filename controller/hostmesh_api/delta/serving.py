@@ -27,6 +27,8 @@ class _Subscription:
     """Name to version of what the client has, as far as it was told or told us."""
     dirty: set[str] = field(default_factory=set)
     dirty_all: bool = False
+    waiting: set[str] = field(default_factory=set)
+    """Names of which the source knows nothing yet. They may stay so for long: nothing else waits for them."""
     forced: set[str] = field(default_factory=set)
     """Names to answer even when the version is the one the client has."""
     must_answer: bool = False
@@ -38,7 +40,11 @@ class _Subscription:
 
     def due(self) -> bool:
         """Tell whether something may have to be sent, now or once what is in flight has been answered."""
-        return bool(self.dirty or self.dirty_all or self.must_answer)
+        return bool(self.dirty or self.dirty_all or self.waiting or self.must_answer)
+
+    def owes(self) -> bool:
+        """Tell whether the client has still to be told something that is known."""
+        return bool(self.nonce or self.dirty or self.dirty_all or (self.must_answer and not self.waiting))
 
 
 def _place(type_url: str) -> int:
@@ -127,7 +133,7 @@ class ServerStream:
                 continue
             gone.append(name)
             state.held.pop(name, None)
-            for pending in (state.dirty, state.forced, state.alone):
+            for pending in (state.dirty, state.waiting, state.forced, state.alone):
                 pending.discard(name)
         return tuple(gone)
 
@@ -168,7 +174,7 @@ class ServerStream:
     def settled(self, type_url: str) -> bool:
         """Tell whether the client has acknowledged (or refused) all that it is due of a type."""
         state = self._types.get(type_url)
-        return state is None or not (state.nonce or state.due())
+        return state is None or not state.owes()
 
     def idle(self) -> bool:
         """Tell whether the client has acknowledged (or refused) all that it is due."""
@@ -210,7 +216,8 @@ class ServerStream:
                 sent.append(name)
                 state.held[name] = answer.resource.version
                 state.forced.discard(name)
-        state.dirty = waiting if now is due else set(due).difference(now) | waiting
+        state.dirty = set() if now is due else set(due).difference(now)
+        state.waiting = state.waiting.difference(now) | waiting
         nothing = not bodies and not removed
         if nothing and (waiting or not state.must_answer):
             return None
@@ -232,7 +239,7 @@ class ServerStream:
 
     @staticmethod
     def _due(type_url: str, state: _Subscription, source: Source) -> list[str] | None:
-        due = state.dirty
+        due = state.dirty | state.waiting
         if state.dirty_all:
             everything = set(state.names)
             if state.wildcard:

@@ -60,13 +60,23 @@ def rule_hosts(item: ApiObject, domain: str) -> tuple[str, ...]:
 
 def compared_labels(item: ApiObject) -> frozenset[str]:
     """Return the keys of the callers' labels on which it depends what a rule means to them."""
+    settings = [each for balancer in _balancers(item) for each in settings_of(balancer)]
+    return frozenset(selector_of(item) or ()).union(*map(label_keys, settings))
+
+
+def _balancers(item: ApiObject) -> list[LoadBalancer]:
     spec = spec_of(item)
     whole = (spec.traffic_policy, *(subset.traffic_policy for subset in spec.subsets))
     policies = [policy for policy in whole if policy is not None]
-    balancers = [policy.load_balancer for policy in policies]
-    balancers += [port.load_balancer for policy in policies for port in policy.port_level_settings]
-    settings = [each for balancer in balancers if balancer is not None for each in settings_of(balancer)]
-    return frozenset(selector_of(item) or ()).union(*map(label_keys, settings))
+    found = [policy.load_balancer for policy in policies]
+    found += [port.load_balancer for policy in policies for port in policy.port_level_settings]
+    return [balancer for balancer in found if balancer is not None]
+
+
+def may_be_dialled(mesh: Mesh, hostname: str) -> bool:
+    """Tell whether a rule lets callers of a service dial its endpoints themselves."""
+    keys = (key for host in _patterns(hostname) for key in mesh.destination_rules.get(host, ()))
+    return any(each.simple == "PASSTHROUGH" for key in keys for each in _balancers(mesh.objects[key]))
 
 
 def shapes_connections(item: ApiObject) -> bool:

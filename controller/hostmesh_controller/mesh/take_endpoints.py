@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
+from hostmesh_controller.mesh.destination_rules import may_be_dialled
 from hostmesh_controller.mesh.index import NO_ENDPOINTS
 from hostmesh_controller.mesh.records import Endpoints, Member, Resolution, Service, ServiceId, WorkloadKey
 from hostmesh_controller.mesh.selection import member, services_of, workloads_behind
@@ -61,7 +62,8 @@ def _touch_endpoints(step: Step, item: ServiceId, new: Endpoints | None) -> None
         return
     service = step.mesh.services.get(item) or step.old.services[item]
     in_the_cluster = service.resolution in {Resolution.DNS, Resolution.DNS_ROUND_ROBIN}
-    if in_the_cluster or before.identities != after.identities:
+    # How endpoints are called that callers dial themselves is the cluster's, too.
+    if in_the_cluster or may_be_dialled(step.old, item.hostname) or before.identities != after.identities:
         step.touched_services.add(item.hostname)
     step.touched_endpoints.add(item.hostname)
 

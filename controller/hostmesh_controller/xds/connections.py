@@ -63,14 +63,21 @@ def is_tls(port: ServicePort) -> bool:
 def ways(mesh: Mesh, service: Service, port: ServicePort, viewer: Viewer) -> Ways:
     """Return where a viewer's connections to a port go, which is not of plain HTTP."""
     rules = connection_rules(mesh, service, viewer)
-    own: Weights = ((str(OutboundName(port.number, "", service.id.hostname)), 1),)
-    if is_tls(port):
-        special = _distinct(_tls_ways(mesh, rules, service, port, viewer))
-        if special:
-            # As in Istio: where some server names have routes the others have none.
-            return Ways(special, (), routed=True)
-        return Ways(_by_own_name(service, own), own)
-    return _tcp_ways(mesh, rules, service, port, viewer, own)
+    if not is_tls(port):
+        return _tcp_ways(mesh, rules, service, port, viewer)
+    special = _distinct(_tls_ways(mesh, rules, service, port, viewer))
+    # As in Istio: where some server names have routes the others have none.
+    return Ways(special, (), routed=True) if special else own_ways(service, port)
+
+
+def own_ways(service: Service, port: ServicePort) -> Ways:
+    """Return where connections to a port go that has no routes."""
+    own = _own(service, port)
+    return Ways(_by_own_name(service, own) if is_tls(port) else (), own)
+
+
+def _own(service: Service, port: ServicePort) -> Weights:
+    return ((str(OutboundName(port.number, "", service.id.hostname)), 1),)
 
 
 def prefixes_of(service: Service) -> tuple[str, ...]:
@@ -113,9 +120,7 @@ def _tls_ways(
                         yield Way(dialled, _server_names(match.sni_hosts), to)
 
 
-def _tcp_ways(
-    mesh: Mesh, rules: Iterable[ApiObject], service: Service, port: ServicePort, viewer: Viewer, own: Weights
-) -> Ways:
+def _tcp_ways(mesh: Mesh, rules: Iterable[ApiObject], service: Service, port: ServicePort, viewer: Viewer) -> Ways:
     special: list[Way] = []
     for item in rules:
         for route in virtual_service_spec(item).tcp:
@@ -127,7 +132,7 @@ def _tcp_ways(
             dialled = _dialled(service, subnets) if subnets else None
             if dialled is not None:
                 special.append(Way(dialled, (), to))
-    return Ways(_distinct(special), own)
+    return Ways(_distinct(special), _own(service, port))
 
 
 def _holds(item: ApiObject, match: ConnectionMatch, port: int, viewer: Viewer) -> bool:

@@ -17,7 +17,7 @@ from hostmesh_controller.model.objects import ApiObject
 from hostmesh_controller.model.virtual_service import Destination
 from hostmesh_controller.names import OutboundName, expand, host_matches, parse_outbound
 from hostmesh_controller.xds.connection_policy import ConnectionPolicy, Policies, connection_policies
-from hostmesh_controller.xds.connections import Ways, destination_cluster, is_tls, tcp_weights, ways
+from hostmesh_controller.xds.connections import Ways, destination_cluster, is_tls, own_ways, tcp_weights, ways
 
 __all__ = [
     "HTTP_PORT",
@@ -93,29 +93,56 @@ def _own_clusters(services: Iterable[Service]) -> Iterator[str]:
                 yield str(OutboundName(port.number, "", service.id.hostname))
 
 
+@dataclass(frozen=True, slots=True)
+class _Ports:
+    """What the services of a view say of port numbers, before any route does.
+
+    `ways`: of TLS ports whose connections are told apart by server names.
+    """
+
+    explicit: tuple[Service, ...]
+    by_number: Mapping[int, tuple[Service, ...]]
+    http: frozenset[int]
+    ways: Mapping[Port, Ways]
+
+
+def _ports(mesh: Mesh, seen: View) -> _Ports:
+    """Return what an edited route leaves as it is: this looks at every service."""
+
+    def make() -> _Ports:
+        by_number: dict[int, list[Service]] = {}
+        http: set[int] = set()
+        found: dict[Port, Ways] = {}
+        for service in seen.services:
+            for port in service.ports:
+                by_number.setdefault(port.number, []).append(service)
+                if port.protocol.is_http or port.protocol.is_detected:
+                    http.add(port.number)
+                elif is_tls(port):
+                    own = own_ways(service, port)
+                    if own.need_chains:
+                        found[service.id, port.number] = own
+        return _Ports(
+            explicit=tuple(service for service in seen.services if service.addresses),
+            by_number={number: tuple(services) for number, services in by_number.items()},
+            http=frozenset(http),
+            ways=found,
+        )
+
+    return mesh.memo.get(("ports", seen.viewer), (seen,), make)
+
+
 def _plan(mesh: Mesh, seen: View, routed: Mapping[Port, Ways], policies: Policies) -> Plan:
-    by_port: dict[int, list[Service]] = {}
-    http: set[int] = set()
-    found: dict[Port, Ways] = {}
-    for service in seen.services:
-        for port in service.ports:
-            by_port.setdefault(port.number, []).append(service)
-            if port.protocol.is_http or port.protocol.is_detected:
-                http.add(port.number)
-            key = (service.id, port.number)
-            own = routed.get(key)
-            if own is None and is_tls(port):
-                own = ways(mesh, service, port, seen.viewer)
-            if own is not None and own.need_chains:
-                found[key] = own
+    ports = _ports(mesh, seen)
+    found = {key: each for key, each in {**ports.ways, **routed}.items() if each.need_chains}
     # A cluster whose connections are kept otherwise needs a chain of its own on its port.
     shaped = {name.port for name in map(parse_outbound, dict(policies)) if name is not None and not name.subset}
-    chains = {number for _, number in found} | (shaped & by_port.keys())
+    chains = {number for _, number in found} | (shaped & ports.by_number.keys())
     return Plan(
         viewer=seen.viewer,
-        explicit=tuple(service for service in seen.services if service.addresses),
-        ports={number: tuple(by_port[number]) for number in sorted(http | chains)},
-        http_ports=frozenset(http),
+        explicit=ports.explicit,
+        ports={number: ports.by_number[number] for number in sorted(ports.http | chains)},
+        http_ports=ports.http,
         ways=found,
         beyond=beyond(mesh, seen.viewer),
         policies=dict(policies),

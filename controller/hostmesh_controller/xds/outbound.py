@@ -129,7 +129,7 @@ def _ports(mesh: Mesh, seen: View) -> _Ports:
             ways=found,
         )
 
-    return mesh.memo.get(("ports", seen.viewer), (seen,), make)
+    return mesh.memo.get(("planned ports", seen.viewer), (seen,), make)
 
 
 def _plan(mesh: Mesh, seen: View, routed: Mapping[Port, Ways], policies: Policies) -> Plan:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -135,7 +136,7 @@ def test_no_key_is_shown_and_the_hosts_copy_is_roots_alone(edge: Lab) -> None:
     shown = edge.hostmesh("get", "secret", "shop", "-n", "istio-system", "-o", "yaml").stdout
     assert "BEGIN CERTIFICATE" in shown
     assert "PRIVATE KEY" not in shown
-    listed = edge.exec("client", "sh", "-c", "find / -xdev -name 'last-known-good.sqlite*' -exec stat -c %a:%U {} +")
+    listed = edge.exec("client", "sh", "-c", "find /var/lib/hostmesh -name 'last-known-good.sqlite*' -exec stat -c %a:%U {} +")
     assert set(listed.stdout.split()) == {"600:root"}
 
 
@@ -172,3 +173,65 @@ def _refused(lab: Lab, name: str) -> str:
     return next(
         (nack["message"] for each in found for nack in each["nacks"] if name in nack["names"] + [nack["message"]]), ""
     )
+
+
+WAY_OUT = """
+apiVersion: v1
+kind: Service
+metadata: {{name: way-out, namespace: istio-system}}
+spec:
+  selector: {{istio: ingressgateway}}
+  ports:
+  - {{name: http, port: 80, targetPort: 8090}}
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: site}}
+spec:
+  hosts: [site.example.org]
+  ports:
+  - {{number: 80, name: http, protocol: HTTP, targetPort: 8000}}
+  location: MESH_EXTERNAL
+  resolution: STATIC
+  endpoints: [{{address: {outside}}}]
+---
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {{name: way-out, namespace: istio-system}}
+spec:
+  selector: {{istio: ingressgateway}}
+  servers:
+  - port: {{number: 8090, name: http, protocol: HTTP}}
+    hosts: [site.example.org]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: site}}
+spec:
+  hosts: [site.example.org]
+  gateways: [mesh, istio-system/way-out]
+  http:
+  - match: [{{gateways: [mesh]}}]
+    route:
+    - destination: {{host: way-out.istio-system.svc.cluster.local, port: {{number: 80}}}}
+  - match: [{{gateways: [istio-system/way-out]}}]
+    route:
+    - destination: {{host: site.example.org, port: {{number: 80}}}}
+"""
+
+
+def test_programs_go_out_by_the_gateway(edge: Lab) -> None:
+    edge.detach("outside", "python3", str(PROGRAMS / "http_echo.py"), "8000", "site", user="app")
+    text = WAY_OUT.format(outside=edge.ip("outside"))
+    edge.apply(text)
+    try:
+        answer = eventually(lambda: site(edge), "the site answers")
+        assert answer["peer"].endswith(edge.ip("client"))
+    finally:
+        edge.hostmesh("delete", "-f", "-", text_in=text)
+
+
+def site(lab: Lab) -> dict[str, Any]:
+    """Return what the site saw of a call by a program of the server's host; nothing if it did not answer."""
+    answer = lab.curl("server", "http://site.example.org/")
+    return answer.json if answer.status == 200 else {}

@@ -68,6 +68,21 @@ def mtls(mode: str, app: str = "", ports: str = "") -> Spec:
     return {"mtls": {"mode": mode}, **own, **({"portLevelMtls": {80: {"mode": ports}}} if ports else {})}
 
 
+def imports(*hosts: str, number: int | None = None, protocol: str = "HTTP", **more: Any) -> Spec:
+    """An egress listener."""
+    port = {} if number is None else {"port": {"number": number, "protocol": protocol, "name": "own"}}
+    return {"hosts": list(hosts), **port, **more}
+
+
+def ingress(number: int, **more: Any) -> Spec:
+    return {"port": {"number": number, "protocol": "HTTP", "name": "own"}, **more}
+
+
+def for_app(app: str, **more: Any) -> Spec:
+    return {"workloadSelector": {"labels": {"app": app}}, **more}
+
+
+CLOSED = {"mode": "REGISTRY_ONLY"}
 A1, B1, API, DB = HOSTNAMES[0], HOSTNAMES[1], *EXTERNAL
 SUBSETS = [{"name": "v1", "labels": {"version": "v1"}}]
 
@@ -168,6 +183,33 @@ SLOTS: dict[tuple[str, str, str], list[Variant]] = {
     ),
     ("PeerAuthentication", "a", "p2"): variants(mtls("PERMISSIVE", "s1"), mtls("STRICT", "s1"), mtls("UNSET")),
     ("PeerAuthentication", "istio-system", "p1"): variants(mtls("STRICT"), mtls("DISABLE")),
+    ("Sidecar", "a", "s1"): variants(
+        {"egress": [{"hosts": ["./*"]}]},
+        {"egress": [imports("b/*", number=80), imports("*/*")], "outboundTrafficPolicy": CLOSED},
+        {"egress": [imports("*/*", number=80, captureMode="NONE"), imports("./*")]},
+        {"egress": [imports("*/*", number=90, bind="192.0.2.77", protocol="TCP"), imports("*/*")]},
+        {"egress": [imports("a/*", number=0, bind="unix:///run/s1"), imports("b/*")]},
+        {"outboundTrafficPolicy": {"mode": "ALLOW_ANY", "egressProxy": {"host": API, "port": {"number": 80}}}},
+        {"ingress": [ingress(8080)]},
+        {"ingress": [ingress(80, captureMode="NONE", defaultEndpoint="127.0.0.1:81"), ingress(90)]},
+    ),
+    ("Sidecar", "a", "s2"): variants(
+        for_app("s1", ingress=[ingress(80, defaultEndpoint="127.0.0.1:81")]),
+        for_app("s2", ingress=[ingress(80, defaultEndpoint="127.0.0.1:82")], egress=[imports("b/*")]),
+        for_app("s1", inboundConnectionPool={"tcp": {"maxConnections": 3}}),
+        for_app("s1", outboundTrafficPolicy=CLOSED),
+    ),
+    ("Sidecar", "istio-system", "s1"): variants({"egress": [imports("./*")]}, {"ingress": [ingress(80)]}),
+    ("ProxyConfig", "a", "p1"): variants({"concurrency": 1}, {"selector": {"matchLabels": {"app": "s1"}}}),
+    ("ProxyConfig", "istio-system", "p1"): variants({"concurrency": 3}),
+    ("MeshConfig", "", "default"): variants(
+        {"outboundTrafficPolicy": CLOSED},
+        {
+            "accessLogFile": "/dev/stdout",
+            "trustDomainAliases": ["old.org"],
+            "inboundTrafficPolicy": {"mode": "LOCALHOST"},
+        },
+    ),
 }
 Slot = tuple[str, str, str]
 KEYS = st.sampled_from(sorted(SLOTS))
@@ -227,7 +269,8 @@ def all_names(meshes: Iterable[Mesh]) -> Names:
     names += [(wire.ENDPOINT_TYPE, name) for name in clusters]
     names += [(wire.CLUSTER_TYPE, f"tcp|{address}:{number}") for address in addresses for number in (80, 90)]
     names += [(wire.VIRTUAL_HOST_TYPE, f"{number}/{header}") for number in (80, 91) for header in headers]
-    names += [(wire.ROUTE_TYPE, "80")]
+    names += [(wire.VIRTUAL_HOST_TYPE, f"unix:///run/s1/{header}") for header in headers]
+    names += [(wire.ROUTE_TYPE, each) for each in ("80", "unix:///run/s1")]
     for mesh in meshes:
         for name in HOSTS:
             for type_url in (wire.LISTENER_TYPE, wire.CLUSTER_TYPE, wire.HOST_CONFIG_TYPE):

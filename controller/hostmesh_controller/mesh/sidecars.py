@@ -4,12 +4,13 @@ A viewer without a Sidecar, or with one that says nothing of its egress, takes e
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.records import Host, Service, ServicePort
 from hostmesh_controller.mesh.viewer import Viewer
+from hostmesh_controller.model.protocols import Protocol, entry_protocol
 from hostmesh_controller.model.sidecar import EgressListener, SidecarSpec
 from hostmesh_controller.names import OutboundName, expand, host_matches
 
@@ -29,14 +30,23 @@ class Import(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What the egress listeners of a Sidecar import: `by_port` for those of one port, `rest` for all other ports."""
+    """What the egress listeners of a Sidecar import: `by_port` for those of one port, `rest` for all other ports.
+
+    `protocols` is what is spoken on a port as its listener has it, whatever services say.
+    """
 
     by_port: dict[int, tuple[Import, ...]]
     rest: tuple[Import, ...]
+    protocols: dict[int, Protocol] = field(default_factory=dict)
 
     def takes_port(self, service: Service, port: ServicePort) -> bool:
         wanted = self.by_port.get(port.number, self.rest)
         return any(each.covers(service.id.namespace, service.id.hostname) for each in wanted)
+
+    def as_spoken(self, port: ServicePort) -> ServicePort:
+        """Return a port with what the listener of its number says of its protocol."""
+        protocol = self.protocols.get(port.number, port.protocol)
+        return port if protocol is port.protocol else replace(port, protocol=protocol)
 
     def takes(self, namespace: str, host: str) -> bool:
         """Tell whether a host is imported on any port: so are the VirtualServices that name it."""
@@ -66,13 +76,16 @@ def scope(mesh: Mesh, viewer: Viewer) -> Scope | None:
 def _scope(spec: SidecarSpec, own: str) -> Scope:
     by_port: dict[int, tuple[Import, ...]] = {}
     rest: tuple[Import, ...] = ()
+    protocols: dict[int, Protocol] = {}
     for listener in spec.egress:
         imports = tuple(_import(host, own) for host in listener.hosts)
         if listener.port is None:
             rest = imports
         elif listener.port.number:
             by_port[listener.port.number] = imports
-    return Scope(by_port, rest)
+            if listener.port.protocol:
+                protocols[listener.port.number] = entry_protocol(listener.port.protocol)
+    return Scope(by_port, rest, protocols)
 
 
 def imports_of(mesh: Mesh, viewer: Viewer, listener: EgressListener) -> tuple[Import, ...]:

@@ -35,14 +35,13 @@ def seen(mesh: Mesh, service: Service, viewer: Viewer) -> Service | None:
 
 
 def _imported(mesh: Mesh, service: Service, imported: Scope) -> Service | None:
-    ports = tuple(port for port in service.ports if imported.takes_port(service, port))
-    if len(ports) == len(service.ports):
+    ports = tuple(imported.as_spoken(port) for port in service.ports if imported.takes_port(service, port))
+    if ports == service.ports:
         return service if ports or imported.takes(service.id.namespace, service.id.hostname) else None
     if not ports:
         return None
-    numbers = tuple(port.number for port in ports)
     # Kept, so that it is the same object as long as the service is: what is made from it is then kept too.
-    return mesh.memo.get(("imported", service.id, numbers), (service,), lambda: replace(service, ports=ports))
+    return mesh.memo.get(("imported", service.id, ports), (service,), lambda: replace(service, ports=ports))
 
 
 def view(mesh: Mesh, viewer: Viewer) -> View:

@@ -1,5 +1,7 @@
 """The agent's own resource: its host's workloads, identities, and what to capture."""
 
+from collections.abc import Sequence
+
 from hostmesh_api.identity import HostIdentity
 from hostmesh_api.v1 import hostmesh_pb2 as pb
 from hostmesh_controller.mesh.inbound import captured_ports, inbound_ports, ports_of
@@ -12,6 +14,7 @@ from hostmesh_controller.model.workloads import Probe
 from hostmesh_controller.names import DNS_LISTENER, VIRTUAL_INBOUND, VIRTUAL_OUTBOUND
 from hostmesh_controller.xds.outbound import Plan, explicit_prefixes
 from hostmesh_controller.xds.patch_bootstrap import bootstrap_patch
+from hostmesh_controller.xds.sidecar_egress import captured_prefixes
 
 
 def host_config(mesh: Mesh, host: Host, plan: Plan, inbound_version: str) -> pb.HostConfig:
@@ -30,7 +33,7 @@ def host_config(mesh: Mesh, host: Host, plan: Plan, inbound_version: str) -> pb.
         capture=pb.Capture(
             scope=pb.Capture.ALL if captures_all(mesh, host) else pb.Capture.MESH,
             inbound_ports=captured_ports(mesh, host.name),
-            outbound_prefixes=[*virtual, *explicit_prefixes(plan.explicit)],
+            outbound_prefixes=_called_prefixes(mesh, plan, virtual),
             virtual_prefixes=virtual,
             dns=True,
         ),
@@ -39,6 +42,12 @@ def host_config(mesh: Mesh, host: Host, plan: Plan, inbound_version: str) -> pb.
         listeners={DNS_LISTENER: "", VIRTUAL_INBOUND: inbound_version, VIRTUAL_OUTBOUND: ""},
         bootstrap_patch=bootstrap_patch(mesh, mesh.viewer_of(host.name)),
     )
+
+
+def _called_prefixes(mesh: Mesh, plan: Plan, virtual: Sequence[str]) -> list[str]:
+    explicit = explicit_prefixes(plan.explicit)
+    own = (each for each in captured_prefixes(mesh, plan.viewer) if each not in explicit)
+    return [*virtual, *explicit, *own]
 
 
 def _envoy(mesh: Mesh, host: Host) -> pb.EnvoySettings:

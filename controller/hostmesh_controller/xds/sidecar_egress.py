@@ -1,13 +1,18 @@
-"""Egress listeners on which Envoy itself listens: programs call them by a local address or a Unix socket."""
+"""Egress listeners with an address of their own: programs call them by it, or by a Unix socket.
+
+Envoy listens there itself, or (where the listener is captured) connections to the address are captured.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Final
 
 from envoy.config.core.v3.address_pb2 import Address, Pipe
 from envoy.config.core.v3.base_pb2 import TrafficDirection
 from envoy.config.listener.v3.listener_components_pb2 import FilterChain, FilterChainMatch
 from envoy.config.listener.v3.listener_pb2 import Listener
+from google.protobuf.wrappers_pb2 import BoolValue
 
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.records import Service, ServicePort
@@ -17,7 +22,7 @@ from hostmesh_controller.mesh.visibility import destination_named, exported
 from hostmesh_controller.model.listeners import UNIX
 from hostmesh_controller.model.protocols import Protocol, entry_protocol
 from hostmesh_controller.model.sidecar import EgressListener
-from hostmesh_controller.names import OutboundName, candidates, split_header
+from hostmesh_controller.names import OutboundName, candidates, canonical_prefix, split_header
 from hostmesh_controller.xds import filters
 from hostmesh_controller.xds.connections import Weights
 from hostmesh_controller.xds.encoding import duration
@@ -32,13 +37,14 @@ _HTTP_PORT: Final = 80
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """A listener of Envoy's own for calls to the mesh. `port` is 0 for a Unix socket; `to`: where bytes go."""
+    """A listener for calls to the mesh. `port` is 0 for a Unix socket; `to`: where bytes go; `captured`: not bound."""
 
     bind: str
     port: int
     protocol: Protocol
     imports: tuple[Import, ...]
     to: Weights
+    captured: bool = False
 
     @property
     def name(self) -> str:
@@ -52,7 +58,7 @@ class Bound:
 
 
 def bound_listeners(mesh: Mesh, viewer: Viewer) -> tuple[Bound, ...]:
-    """Return the egress listeners of a viewer that are not captured."""
+    """Return the egress listeners of a viewer that have an address of their own."""
     spec = sidecar(mesh, viewer)
     listeners = tuple(each for each in spec.egress if is_bound(each)) if spec is not None else ()
     if not listeners:
@@ -64,15 +70,24 @@ def bound_listeners(mesh: Mesh, viewer: Viewer) -> tuple[Bound, ...]:
 
 
 def is_bound(listener: EgressListener) -> bool:
-    return listener.capture_mode == "NONE" or listener.bind.startswith(UNIX)
+    return listener.capture_mode == "NONE" or bool(listener.bind)
+
+
+def captured_prefixes(mesh: Mesh, viewer: Viewer) -> tuple[str, ...]:
+    """Return the addresses that are captured because an egress listener has them; loopback never is."""
+    found = {each.bind for each in bound_listeners(mesh, viewer) if each.captured}
+    prefixes = (canonical_prefix(bind) for bind in found if not ip_address(bind).is_loopback)
+    return tuple(sorted(prefix for prefix in prefixes if prefix is not None))
 
 
 def _bound(mesh: Mesh, viewer: Viewer, listener: EgressListener) -> Iterator[Bound]:
     imports, bind = imports_of(mesh, viewer, listener), listener.bind or LOCALHOST
+    captured = listener.capture_mode != "NONE" and not bind.startswith(UNIX)
     services = _imported(mesh, viewer, imports)
     if listener.port is not None:
         protocol = entry_protocol(listener.port.protocol, listener.port.name)
-        yield Bound(bind, listener.port.number, protocol, imports, _to(mesh, viewer, services, listener.port.number))
+        to = _to(mesh, viewer, services, listener.port.number)
+        yield Bound(bind, listener.port.number, protocol, imports, to, captured)
         return
     # Without a port there is one for each port of the services, which speaks what the oldest of them does.
     ports: dict[int, Protocol] = {}
@@ -80,7 +95,7 @@ def _bound(mesh: Mesh, viewer: Viewer, listener: EgressListener) -> Iterator[Bou
         for port in service.ports:
             ports.setdefault(port.number, port.protocol)
     for number, protocol in sorted(ports.items()):
-        yield Bound(bind, number, protocol, imports, _to(mesh, viewer, services, number))
+        yield Bound(bind, number, protocol, imports, _to(mesh, viewer, services, number), captured)
 
 
 def _imported(mesh: Mesh, viewer: Viewer, imports: tuple[Import, ...]) -> list[Service]:
@@ -109,12 +124,13 @@ def _weights(mesh: Mesh, viewer: Viewer, service: Service, port: ServicePort) ->
 
 
 def bound_listener(bound: Bound, more: Extensions) -> Listener:
-    """Return the listener of an egress listener that is not captured."""
+    """Return the listener of an egress listener with an address of its own."""
     unix = bound.bind.startswith(UNIX)
     path = Address(pipe=Pipe(path=bound.bind.removeprefix(UNIX)))
     listener = Listener(
         name=bound.name,
         address=path if unix else socket(bound.bind.strip("[]"), bound.port),
+        bind_to_port=BoolValue(value=False) if bound.captured else None,
         traffic_direction=TrafficDirection.OUTBOUND,
     )
     http = [*more.network, filters.outbound_http(bound.port, more.http, table=bound.table)]

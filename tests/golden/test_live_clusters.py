@@ -20,7 +20,7 @@ from hostmesh_api import wire
 from hostmesh_controller.mesh import Mesh, update
 from hostmesh_controller.model.objects import ApiObject
 
-WEB, OUTSIDER = "10.9.0.1", "10.9.0.9"
+WEB, OLD, OUTSIDER = "10.9.0.1", "10.9.0.2", "10.9.0.9"
 HERE, NEAR, FAR = "eu/eu-1/a", "eu/eu-2", "us/us-1"
 
 pytestmark = pytest.mark.skipif(
@@ -94,6 +94,10 @@ EJECT = {"consecutive5xxErrors": 1, "interval": "0.1s", "baseEjectionTime": "0.3
 OBJECTS = [
     obj("Host", "web", {"addresses": [WEB], "locality": HERE}),
     obj("WorkloadEntry", "web", {"address": WEB, "labels": {"app": "web"}}),
+    obj("Host", "old", {"addresses": [OLD]}),
+    obj("WorkloadEntry", "old", {"address": OLD, "labels": {"app": "upgraded"}, "ports": {"http": 8090}}),
+    service("upgraded"),
+    rule("upgraded", {"connectionPool": {"http": {"h2UpgradePolicy": "UPGRADE"}}}),
     service("ring"),
     *(endpoint("ring", 9000 + index) for index in range(3)),
     rule("ring", RING),
@@ -175,6 +179,8 @@ def world(mesh: Mesh) -> Iterator[World]:
                 programs.http(9000 + index, f"p{index}")
             programs.echo(9023)
             first, second = Moody("first", 9010), Moody("second", 9011)
+        with running.hosts["old"]():
+            programs.http(8090, "old")
         yield World(running, first, second)
         first.close()
         second.close()
@@ -365,3 +371,11 @@ def test_a_connection_ends_when_a_rule_says_so(web: LiveHost, mesh: Mesh) -> Non
 def test_connections_of_one_address_go_to_one_endpoint(web: LiveHost, mesh: Mesh) -> None:
     address = str(wire.VIP4[mesh.vips["by-source.default.svc.cluster.local"]])
     assert len({program(get(address, 3307, "x")) for _ in range(8)}) == 1
+
+
+def test_proxies_speak_http2_where_a_rule_says_so_and_the_program_what_its_port_says(
+    world: World, web: LiveHost, mesh: Mesh
+) -> None:
+    assert program(call(mesh, "upgraded")) == "old"
+    assert cluster_stat(web, "upgraded", "upstream_cx_http2_total") == 1
+    assert world.net.hosts["old"].stat(r"cluster\.inbound\|8090\|\|;?\.upstream_cx_http1_total") == 1

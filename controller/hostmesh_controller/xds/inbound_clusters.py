@@ -6,6 +6,7 @@ from envoy.config.cluster.v3.cluster_pb2 import Cluster
 from envoy.config.core.v3.address_pb2 import Address, BindConfig, ExtraSourceAddress, Pipe, SocketAddress
 from envoy.config.endpoint.v3.endpoint_components_pb2 import Endpoint, LbEndpoint, LocalityLbEndpoints
 from envoy.config.endpoint.v3.endpoint_pb2 import ClusterLoadAssignment
+from envoy.extensions.upstreams.http.v3.http_protocol_options_pb2 import HttpProtocolOptions
 
 from hostmesh_api import wire
 from hostmesh_controller.mesh.inbound import InboundPort
@@ -13,6 +14,7 @@ from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.selection import endpoint_port, services_of
 from hostmesh_controller.model.listeners import UNIX
 from hostmesh_controller.model.mesh_config import MeshConfigSpec
+from hostmesh_controller.model.protocols import Protocol
 from hostmesh_controller.names import is_v6
 from hostmesh_controller.xds import cluster_http
 from hostmesh_controller.xds.breakers import circuit_breakers, keepalive
@@ -28,7 +30,7 @@ def inbound(port: InboundPort, config: MeshConfigSpec, stat: str, *, ipv6: bool)
     """Return the cluster of a local program's port.
 
     That is where the caller dialled, unless the Sidecar or the mesh says otherwise, from an address told apart by
-    rules. Requests keep the HTTP version they came with.
+    rules. Requests keep the HTTP version they came with, unless the port is declared as plain HTTP: that is HTTP/1.1.
 
     Args:
         port: which one.
@@ -55,10 +57,19 @@ def inbound(port: InboundPort, config: MeshConfigSpec, stat: str, *, ipv6: bool)
     if at is None or at.socket_address.address == port.workload.address:
         cluster.upstream_bind_config.CopyFrom(_source(ipv6=ipv6))
     keepalive(cluster, port.pool, config.tcp_keepalive)
-    options = cluster_http.same_as_downstream()
+    options = _spoken(port)
     cluster_http.bound(options, port.pool)
     cluster_http.set_options(cluster, options)
     return cluster
+
+
+def _spoken(port: InboundPort) -> HttpProtocolOptions:
+    if port.protocol is not Protocol.HTTP:
+        return cluster_http.same_as_downstream()
+    # Between proxies it may be HTTP/2, which a program that declares plain HTTP need not speak.
+    options = HttpProtocolOptions()
+    options.explicit_http_config.http_protocol_options.SetInParent()
+    return options
 
 
 def address_of(port: InboundPort, config: MeshConfigSpec) -> Address | None:

@@ -91,7 +91,7 @@ def _inbound(mesh: Mesh, host: Host, name: str) -> Resource | None:
     ipv6, stat = mesh.runtime_of(host.name).ipv6, inbound_clusters.statistics_name(mesh, port)
     at = inbound_clusters.address_of(port, mesh.config)
     own = None if at is None else (port.workload.address, at.SerializeToString(deterministic=True))
-    key = ("inbound", name, ipv6, stat, own)
+    key = ("inbound", name, ipv6, stat, own, port.protocol)
     make = partial(inbound_clusters.inbound, port, mesh.config, stat, ipv6=ipv6)
     return kept(mesh, key, (port.listener, port.pool), name, make)
 

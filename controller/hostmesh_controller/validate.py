@@ -20,6 +20,7 @@ from hostmesh_controller.checks.route_order import check_route_order
 from hostmesh_controller.checks.selectors import check_selector
 from hostmesh_controller.checks.services import check_service
 from hostmesh_controller.checks.settings import check_settings
+from hostmesh_controller.checks.sidecar_listeners import check_sidecar_listeners
 from hostmesh_controller.checks.sidecars import check_sidecar
 from hostmesh_controller.checks.virtual_services import check_virtual_service
 from hostmesh_controller.checks.withdrawn import check_withdrawn
@@ -93,6 +94,7 @@ def _findings(item: ApiObject, world: World) -> Iterator[Finding]:
         case SidecarSpec() as spec:
             yield from check_sidecar(item, spec, world)
             yield from check_outbound_policy(spec)
+            yield from check_sidecar_listeners(spec)
         case MeshConfigSpec() as spec:
             yield from check_mesh_config(spec, world)
         case EnvoyFilterSpec() as spec:

@@ -229,6 +229,7 @@ def test_an_egress_listener_of_envoys_own_is_called_by_its_address_or_its_socket
             "egress": [
                 {"port": port(8080, "HTTP"), "captureMode": "NONE", **everything},
                 {"port": port(9306, "TCP"), "captureMode": "NONE", "hosts": ["*/db-tcp.default.svc.cluster.local"]},
+                {"port": port(9307, "TCP"), "bind": "10.9.0.77", "hosts": ["*/db-tcp.default.svc.cluster.local"]},
                 {"port": port(0, "HTTP"), "bind": f"unix://{path}", "hosts": ["*/db.default.svc.cluster.local"]},
                 everything,
             ],
@@ -240,7 +241,8 @@ def test_an_egress_listener_of_envoys_own_is_called_by_its_address_or_its_socket
         with web():
             assert "program: db" in get("127.0.0.1", 8080, "db").body
             assert get("127.0.0.1", 8080, "nobody").status == 404
-            assert talk("127.0.0.1", 9306, b"hello") == b"hello"
+            for address, number in (("127.0.0.1", 9306), ("10.9.0.77", 9307)):
+                assert talk(address, number, b"hello") == b"hello"
             assert "program: db" in get(vip(mesh, "db"), 8080, "db").body
             for header, expected in (("db", 200), ("db:8080", 200), ("db-tcp", 404)):
                 assert by_socket(path, header).startswith(f"HTTP/1.1 {expected} ".encode())

@@ -67,7 +67,7 @@ def outside(port: int) -> dict[str, Any]:
 
 OBJECTS = [
     obj("Host", "out", {"addresses": [WAY_OUT], "namespace": "edge"}),
-    obj("Host", "app", {"addresses": [APP]}),
+    obj("Host", "app", {"addresses": [APP], "capture": {"scope": "all"}}),
     obj("WorkloadEntry", "out", {"address": WAY_OUT, "labels": {"app": "out"}, "serviceAccount": "out"}, "edge"),
     obj("WorkloadEntry", "app", {"address": APP, "labels": {"app": "app"}, "serviceAccount": "app"}),
     obj(
@@ -141,6 +141,7 @@ def net(mesh: Mesh, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Networ
         own.load_cert_chain(*OUTSIDE.write(tmp_path_factory.mktemp("site"), "site"))
         with running.outsider():
             programs.http(8000, "site")
+            programs.http(8044, "beyond")
             programs.http(8001, "site with tls", tls=own)
         yield running
 
@@ -240,6 +241,9 @@ def test_a_gateway_comes_and_goes_on_a_port_that_programs_of_its_host_call(
     with_it = update(mesh, {here.key: here, routes.key: routes}, mesh.vips, mesh.runtime)[0]
     app.take(with_it)
     wait_until("it serves", lambda: answers(APP, 8044, "here.example.com") == 418)
+    assert answers("127.0.0.1", 8044, "here.example.com") == 418
+    # The host captures everything: what is outside the mesh is not the gateway's.
+    assert get(OUTSIDER, 8044, "here.example.com").got["program"] == "beyond"
     assert get(vip, 8044, "site.example.com").got["program"] == "site"
     app.take(mesh)
     wait_until("it is gone", lambda: answers(APP, 8044, "here.example.com") is None)

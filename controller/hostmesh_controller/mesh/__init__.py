@@ -12,6 +12,7 @@
     visibility   what a namespace sees; what a host name or an address means to it
     rules        by what rules tell callers apart; virtual_services, destination_rules: which of them hold
     delegates    the routes of a VirtualService with those of its delegates in their places
+    gateways     what a host at the edge listens to; gateway_merge makes it of all Gateways that select the host
     inbound      which ports of a host are served, by whom and how
     revision     build, update: from one revision to the next, and whom that touches
     step         one update under way; take_*: its steps

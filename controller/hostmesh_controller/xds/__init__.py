@@ -1,13 +1,14 @@
 """From the mesh to Envoy's configuration: pure constructors, one resource at a time.
 
     resources           the entry: (mesh, host, type, name) -> bytes, the names of `*`, and what a resource depends on
-    of_*                the same for one type: listeners, clusters, endpoints, routes, virtual hosts
+    of_*                the same for one type: listeners, clusters, endpoints, routes, virtual hosts, secrets
     patches             EnvoyFilter, on finished resources
     http_extensions     Wasm plugins and rate limits: more filters for a chain
     keeping             what is made once for many hosts
     outbound            what a viewer calls: ports, addresses; connections: routes of connections
     listeners_outbound  virtualOutbound and 0.0.0.0_PORT
     listeners_inbound   virtualInbound
+    gateway_*           listeners, route tables, TLS and connections of gateways; file_secrets: certificates in files
     dns                 the DNS listener
     filters             the filters that listeners are put together from
     routes              RDS and VHDS; route_*: the parts of a VirtualService's routes
@@ -16,6 +17,7 @@
     tls                 mutual TLS of the mesh
     host_config         the agent's own resource
     sources             where Envoy gets what it asks for
+    redaction           secrets as people may see them
     encoding            messages to bytes and versions; messages: and back, of any of Envoy's types
 
 Every resource is asked for by a host, since what a host sees depends on its namespace; resources that are equal for

@@ -64,7 +64,7 @@ def port_listener(settings: Settings, plan: Plan, port: int, more: Extensions, *
     lookup = called_by_name.http_lookup(services)
     http = [*more.network, filters.outbound_http(port, (*more.http, *lookup))] if port in plan.http_ports else dialled
     chains = [_chain("mesh", (str(settings.vip4), str(settings.vip6)), http)]
-    chains += [chain for service in services for chain in _service_chains(plan, service, port, http, dialled)]
+    chains += [chain for service in plan.apart[port] for chain in _service_chains(plan, service, port, http, dialled)]
     chains = _distinct(chains)
     if port in plan.http_ports and (not plan.beyond.is_open or called_by_name.by_host_header(services, port)):
         chains.append(_all_other_http(http))
@@ -93,21 +93,24 @@ def _service_chains(
     """Yield the chains of a service, the nearest conditions first."""
     found = service.port(port)
     assert found is not None
-    name, prefixes = service.id.hostname, prefixes_of(service)
+    name = service.id.hostname
     if found.protocol.is_http:
         if service.addresses:
             yield _chain(name, service.addresses, http)
         return
-    if found.protocol.is_detected:
-        yield _chain(f"{name}:http", prefixes, http, PLAIN_HTTP)
     ways = plan.ways.get((service.id, port))
     own = str(OutboundName(port, "", name))
     policy = plan.policies.get(own)
+    if ways is None and policy is None and port not in plan.http_ports and not service.addresses:
+        # On the virtual addresses alone the chain of all of them does the same where there is no HTTP.
+        return
+    prefixes = prefixes_of(service)
+    if found.protocol.is_detected:
+        yield _chain(f"{name}:http", prefixes, http, PLAIN_HTTP)
     if ways is None and policy is not None and not found.protocol.is_detected:
         yield _chain(own, prefixes, filters.tcp_weighted(own, ((own, 1),), policy))
         return
     if ways is None:
-        # On the virtual addresses alone the chain of all of them does the same where there is no HTTP.
         yield _chain(name, prefixes if port in plan.http_ports else service.addresses, dialled)
         return
     for index, way in enumerate(ways.special):

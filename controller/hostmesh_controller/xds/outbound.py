@@ -1,6 +1,6 @@
 """What a viewer calls outbound: port numbers with what is spoken on them, addresses, and routes of connections."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -42,14 +42,16 @@ class Plan:
     """What the outbound listeners of a viewer are made from.
 
     `explicit`: services with addresses outside the virtual ranges. `ports`: port numbers that need a listener of their
-    own, each with the services on it. `http_ports`: those of them that need the HTTP code. `ways`: ports of services
-    whose connections do not simply go to the cluster of the address that was dialled. `beyond`: what happens to all
-    other destinations. `policies`: how connections to a cluster are kept, by its name, where a rule says so.
+    own, each with the services on it; `apart`: those of them that may have filter chains of their own. `http_ports`:
+    the numbers that need the HTTP code. `ways`: ports of services whose connections do not simply go to the cluster of
+    the address that was dialled. `beyond`: what happens to all other destinations. `policies`: how connections to a
+    cluster are kept, by its name, where a rule says so.
     """
 
     viewer: Viewer
     explicit: tuple[Service, ...]
     ports: Mapping[int, tuple[Service, ...]]
+    apart: Mapping[int, tuple[Service, ...]]
     http_ports: frozenset[int]
     ways: Mapping[Port, Ways]
     beyond: Beyond = OPEN
@@ -97,10 +99,13 @@ def _own_clusters(services: Iterable[Service]) -> Iterator[str]:
 class _Ports:
     """What the services of a view say of port numbers, before any route does.
 
-    `ways`: of TLS ports whose connections are told apart by server names.
+    `ways`: of TLS ports whose connections are told apart by server names. `apart`: services that have filter chains of
+    their own whatever routes say: they have addresses, or do not speak HTTP where others do.
     """
 
     explicit: tuple[Service, ...]
+    by_id: Mapping[ServiceId, Service]
+    apart: Mapping[int, tuple[Service, ...]]
     by_number: Mapping[int, tuple[Service, ...]]
     http: frozenset[int]
     ways: Mapping[Port, Ways]
@@ -124,6 +129,11 @@ def _ports(mesh: Mesh, seen: View) -> _Ports:
                         found[service.id, port.number] = own
         return _Ports(
             explicit=tuple(service for service in seen.services if service.addresses),
+            by_id={service.id: service for service in seen.services},
+            apart={
+                number: tuple(service for service in services if _is_apart(service, number, http))
+                for number, services in by_number.items()
+            },
             by_number={number: tuple(services) for number, services in by_number.items()},
             http=frozenset(http),
             ways=found,
@@ -132,16 +142,28 @@ def _ports(mesh: Mesh, seen: View) -> _Ports:
     return mesh.memo.get(("planned ports", seen.viewer), (seen,), make)
 
 
+def _is_apart(service: Service, number: int, http: Container[int]) -> bool:
+    port = service.port(number)
+    return bool(service.addresses) or (number in http and port is not None and not port.protocol.is_http)
+
+
 def _plan(mesh: Mesh, seen: View, routed: Mapping[Port, Ways], policies: Policies) -> Plan:
     ports = _ports(mesh, seen)
     found = {key: each for key, each in {**ports.ways, **routed}.items() if each.need_chains}
     # A cluster whose connections are kept otherwise needs a chain of its own on its port.
     shaped = {name.port for name in map(parse_outbound, dict(policies)) if name is not None and not name.subset}
     chains = {number for _, number in found} | (shaped & ports.by_number.keys())
+    numbers = sorted(ports.http | chains)
+    apart = {number: ports.by_number[number] if number in shaped else ports.apart[number] for number in numbers}
+    for item, number in found:
+        if all(service.id != item for service in apart[number]):
+            both = (*apart[number], ports.by_id[item])
+            apart[number] = tuple(sorted(both, key=lambda service: service.id.hostname))
     return Plan(
         viewer=seen.viewer,
         explicit=ports.explicit,
-        ports={number: ports.by_number[number] for number in sorted(ports.http | chains)},
+        ports={number: ports.by_number[number] for number in numbers},
+        apart=apart,
         http_ports=ports.http,
         ways=found,
         beyond=beyond(mesh, seen.viewer),

@@ -220,6 +220,25 @@ async def test_an_adopted_envoy_with_another_bootstrap_goes_on_and_is_reported(e
         )
 
 
+async def test_an_envoy_that_the_mesh_wants_otherwise_goes_on_and_the_status_says_so(envoy: EnvoyCommand) -> None:
+    async with supervised(envoy) as agent:
+        first = await agent.phase(Phase.LIVE)
+        agent.wanted = replace(envoy, concurrency=3, drain_s=7)
+        agent.supervisor.command_changed()
+        assert agent.supervisor.status().restart_needed == "its arguments, user or limits are others"
+        agent.wanted = envoy
+        agent.supervisor.command_changed()
+        assert agent.supervisor.status().restart_needed == ""
+        assert await agent.phase(Phase.LIVE) == first
+
+
+async def test_envoys_log_can_be_written_by_an_access_log_to_stdout(program: EnvoyCommand) -> None:
+    async with supervised(program) as agent:
+        await agent.running()
+        info = (program.directory / workdir.LOG).stat()
+        assert not program.owner.switch or (info.st_gid, info.st_mode & 0o777) == (program.owner.gid, 0o660)
+
+
 def test_envoy_outlives_an_agent_that_is_killed(envoy: EnvoyCommand, state_dir: Path) -> None:
     script = f"""
 import asyncio, json, sys

@@ -269,7 +269,7 @@ def all_names(meshes: Iterable[Mesh]) -> Names:
     names += [(wire.ENDPOINT_TYPE, name) for name in clusters]
     names += [(wire.CLUSTER_TYPE, f"tcp|{address}:{number}") for address in addresses for number in (80, 90)]
     names += [(wire.VIRTUAL_HOST_TYPE, f"{number}/{header}") for number in (80, 91) for header in headers]
-    names += [(wire.VIRTUAL_HOST_TYPE, f"unix:///run/s1/{header}") for header in headers]
+    names += [(wire.VIRTUAL_HOST_TYPE, f"unix:///run/s1/{header}") for header in ("s1", "nobody")]
     names += [(wire.ROUTE_TYPE, each) for each in ("80", "unix:///run/s1")]
     for mesh in meshes:
         for name in HOSTS:

@@ -33,6 +33,7 @@ from hostmesh_controller.xds.endpoints import endpoints_of
 from hostmesh_controller.xds.host_config import outbound_identity
 from hostmesh_controller.xds.keeping import kept
 from hostmesh_controller.xds.localities import Group, Place, Spread, grouped, place_of, spread_of
+from hostmesh_controller.xds.origins import origin_of_cluster
 from hostmesh_controller.xds.outbound import mirror_clusters, tcp_weights
 from hostmesh_controller.xds.policy import policy_for, subset_labels
 
@@ -159,6 +160,7 @@ def _outbound(mesh: Mesh, host: Host, name: OutboundName, dialled: TcpName | Non
             all_tls=_all_tls(of_service, port),
         )
         cluster = clusters.outbound(target) if dialled is None else clusters.tcp(str(dialled), target)
+        cluster.metadata.CopyFrom(origin_of_cluster(service, name.subset, keys_of(rules)))
         if check is not None:
             health_checks.set_health_check(cluster, check, service, port)
         return cluster

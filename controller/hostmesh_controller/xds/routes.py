@@ -3,7 +3,6 @@
 from collections.abc import Collection, Iterable
 from typing import Final
 
-from envoy.config.core.v3.base_pb2 import Metadata
 from envoy.config.route.v3.route_components_pb2 import Decorator, Route, RouteAction, RouteMatch, VirtualHost
 from envoy.config.route.v3.route_pb2 import RouteConfiguration, Vhds
 from google.protobuf.wrappers_pb2 import BoolValue, UInt32Value
@@ -21,6 +20,7 @@ from hostmesh_controller.model.virtual_service import HttpMatch, HttpRoute
 from hostmesh_controller.names import OutboundName, VirtualHostName, parse_outbound
 from hostmesh_controller.xds.connections import destination_cluster
 from hostmesh_controller.xds.load_balancing import hash_policies
+from hostmesh_controller.xds.origins import origin_of_route
 from hostmesh_controller.xds.policy import policy_for
 from hostmesh_controller.xds.route_action import Surroundings, set_outcome, set_timeout
 from hostmesh_controller.xds.route_match import is_for, path_match, takes_everything
@@ -32,7 +32,6 @@ FIRST_ANSWER_TIMEOUT_S: Final = 0.01
 DEFAULT_ROUTE: Final = "default"
 MAX_BODY_BYTES: Final = 1024 * 1024
 """Of an answer that Envoy gives by itself, as the API promises. Envoy's own limit is 4 KiB."""
-_METADATA: Final = "istio"
 
 
 def table(port: int | str) -> RouteConfiguration:
@@ -150,7 +149,7 @@ def _default(mesh: Mesh, viewer: Viewer, port: int, service: Service) -> Route:
 
 
 def _route(item: ApiObject, http: HttpRoute, match: HttpMatch | None, around: Surroundings) -> Route:
-    route = Route(name=_route_name(http, match), match=path_match(match), metadata=_origin(item))
+    route = Route(name=_route_name(http, match), match=path_match(match), metadata=origin_of_route(item.key))
     if match is not None and match.stat_prefix:
         route.stat_prefix = match.stat_prefix
     set_outcome(route, http, around)
@@ -161,13 +160,6 @@ def _route(item: ApiObject, http: HttpRoute, match: HttpMatch | None, around: Su
 def _route_name(http: HttpRoute, match: HttpMatch | None) -> str:
     own = http.name or ""
     return f"{own}.{match.name}" if match is not None and match.name else own
-
-
-def _origin(item: ApiObject) -> Metadata:
-    result = Metadata()
-    path = f"/apis/networking.istio.io/v1/namespaces/{item.key.namespace}/virtual-service/{item.key.name}"
-    result.filter_metadata[_METADATA].fields["config"].string_value = path
-    return result
 
 
 def _operation(route: Route, own_name: str, port: int) -> str:

@@ -80,6 +80,9 @@ class Extensions(Protocol):
     def given(self, resource: Resource) -> Resource | None:
         """Return what Envoy gets for what the controller sent, under a version of its own; None: not decided yet."""
 
+    def refused(self, resource: Resource, why: str) -> None:
+        """Take to the answer that stands for what Envoy would not have."""
+
     def forget(self, name: str) -> None: ...
 
 
@@ -307,14 +310,23 @@ class Exchange:
             return []
         requests = self._forget_given_up(now)
         for type_url, shelf in self._shelves.items():
-            if type_url != HOST_CONFIG_TYPE and (shelf.owed or shelf.fresh) and self._down.settled(type_url):
+            if type_url == HOST_CONFIG_TYPE or not (shelf.owed or shelf.fresh) or self._is_undecided(type_url, shelf):
+                continue
+            if self._down.settled(type_url):
                 requests += self._conclude(type_url, shelf, now)
         return requests
+
+    def _is_undecided(self, type_url: str, shelf: _Shelf) -> bool:
+        """Tell whether Envoy has not been sent something that came, because what it needs is still being fetched."""
+        extensions = self._extensions
+        if type_url != EXTENSION_TYPE or extensions is None:
+            return False
+        return any(name in shelf.held and extensions.given(shelf.held[name]) is None for name in shelf.fresh)
 
     def _conclude(self, type_url: str, shelf: _Shelf, now: datetime) -> list[DeltaDiscoveryRequest]:
         failures = {name: message for name, message in shelf.failures.items() if name in shelf.fresh}
         for name in shelf.fresh:
-            if name in failures:
+            if name in failures and not self._stands_in(type_url, shelf, name, failures[name]):
                 self._undo(shelf, name)
             else:
                 self._accept(type_url, shelf, name)
@@ -363,6 +375,17 @@ class Exchange:
         shelf.good[name] = resource
         entry = Entry(type_url, name in shelf.listed, resource)
         self._changes[type_url, name] = Change(type_url, name, entry)
+
+    def _stands_in(self, type_url: str, shelf: _Shelf, name: str, message: str) -> bool:
+        """Tell whether Envoy gets something else in place of a first configuration of an extension that it refused.
+
+        Without any, its filter would refuse everything, whatever the configuration says of failures.
+        """
+        resource = shelf.held.get(name)
+        if type_url != EXTENSION_TYPE or self._extensions is None or resource is None or name in shelf.good:
+            return False
+        self._extensions.refused(resource, message)
+        return True
 
     def _keep_refusal(self, refusal: Refusal) -> None:
         # What is offered again and refused again is told once, with its last time.

@@ -134,6 +134,17 @@ class Modules:
         module.task = asyncio.get_running_loop().create_task(self._get(module), name=f"wasm {resource.name}")
         return None
 
+    def refused(self, resource: Resource, why: str) -> None:
+        """Take to what stands for a plugin whose module is here and which Envoy would not have."""
+        want = want_of(resource)
+        if want is None:
+            return
+        self.forget(resource.name)
+        error = f"Envoy refuses it: {why}"
+        self._modules[resource.name] = _Module(resource, want, given=without_module(resource), error=error)
+        log.warning("wasm module refused by envoy", plugin=want.name, url=want.url, reason=why)
+        self._decided(want.name)
+
     def forget(self, name: str) -> None:
         """Stop caring for a plugin that is gone."""
         module = self._modules.pop(name, None)

@@ -273,6 +273,19 @@ async def test_an_index_that_cannot_be_read_is_made_anew(directory: Path, file: 
     host.modules.close()
 
 
+async def test_what_envoy_refuses_is_replaced_until_there_is_another(directory: Path, file: Path) -> None:
+    host = Host(directory)
+    resource = plugin(f"file://{file}", failStrategy="FAIL_OPEN")
+    await host.get(resource)
+    host.modules.refused(resource, "Unable to create Wasm plugin")
+    await host.again(resource)
+    assert told(host.modules.given(resource))["rulesStatPrefix"] == "wasm-default-allow"
+    [state] = host.modules.states()
+    assert (state.there, state.error) == (False, "Envoy refuses it: Unable to create Wasm plugin")
+    assert "local" in code(await host.get(plugin(f"file://{file}", pluginName="another")))
+    host.modules.close()
+
+
 def tar(data: bytes) -> bytes:
     made = io.BytesIO()
     with tarfile.open(fileobj=made, mode="w") as archive:

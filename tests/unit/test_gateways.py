@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from envoy.config.route.v3.route_pb2 import RouteConfiguration
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest
+from pydantic import ValidationError
 
 from golden.objects import mesh_of, obj
 from hostmesh_api import wire
@@ -102,11 +103,10 @@ def test_tls_servers_share_a_port_and_no_host_is_served_twice() -> None:
     assert "port 443 already serves a.example.com" in found.passed_over[0]
 
 
-def test_a_socket_is_passed_over() -> None:
+def test_a_socket_is_refused_by_name() -> None:
     socket = {"port": {"number": 0, "name": "s", "protocol": "HTTP"}, "bind": "unix:///run/x.sock", "hosts": ["*"]}
-    found = served(gateway("a", socket, server(82, "HTTP", "*")))
-    assert set(ports(found)) == {"0.0.0.0_82"}
-    assert found.passed_over == ("Gateway default/a: server 's': a gateway does not listen on a Unix socket",)
+    with pytest.raises(ValidationError, match="it listens on ports alone"):
+        gateway("a", socket)
 
 
 def test_a_port_is_mapped_by_the_service_before_the_workload_and_named_as_istio_names_it() -> None:

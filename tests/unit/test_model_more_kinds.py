@@ -81,7 +81,7 @@ FULL: list[tuple[str, Body]] = [
                     "TLS", name="four", tls={"mode": "OPTIONAL_MUTUAL", **FILES, "caCertificates": "/a", "caCrl": "/b"}
                 ),
                 server("TLS", name="five", tls={"mode": "SIMPLE", "credentialNames": ["a", "b"]}),
-                server("TCP", number=0, name="six", bind="unix:///run/a.sock"),
+                server("TCP", name="six", bind="10.0.0.1"),
                 server("GRPC", number=90, name="seven", hosts=["*", "./*", "ns/*.example.com", "10.0.0.1", "*/a.b"]),
             ],
         },
@@ -239,7 +239,11 @@ REFUSED: list[tuple[str, Body, str]] = [
     ("Gateway", gateway(protocol="TCP", number=0), "spec.servers[0].port.number: must be between 1 and 65535, found 0"),
     ("Gateway", gateway(protocol="TCP", number=65536), "must be between 1 and 65535, found 65536"),
     ("Gateway", gateway(protocol="TCP", number=15001), "port 15001 is Envoy's own"),
-    ("Gateway", gateway(protocol="TCP", bind="unix:///a"), "spec.servers[0].port.number: a Unix socket has no port"),
+    (
+        "Gateway",
+        gateway(protocol="TCP", bind="unix:///a"),
+        "spec.servers[0].bind: a gateway's callers are on other hosts",
+    ),
     ("Gateway", gateway(protocol="TCP", bind="unix://a"), "spec.servers[0].bind: 'a' is not the absolute path"),
     ("Gateway", gateway(protocol="TCP", bind="localhost"), "spec.servers[0].bind: 'localhost' is not an IP address"),
     ("Gateway", gateway(protocol="TCP", tls={}), "spec.servers[0].tls: protocol TCP has no tls settings"),

@@ -27,7 +27,6 @@ from hostmesh_controller.mesh.records import Host, Workload
 from hostmesh_controller.mesh.selection import endpoint_port, services_of
 from hostmesh_controller.mesh.viewer import Face, faces_of, namespace_of
 from hostmesh_controller.model.gateway import Server
-from hostmesh_controller.model.listeners import UNIX
 from hostmesh_controller.model.objects import ApiObject, ObjectKey
 
 
@@ -136,8 +135,6 @@ class _Merge:
             port.taken.update(served.hosts)
 
     def _problem(self, served: Served, server: Server) -> str:
-        if server.bind.startswith(UNIX):
-            return "a gateway does not listen on a Unix socket"
         if served.port in {OUTBOUND_PORT, INBOUND_PORT}:
             return f"port {served.port} is Envoy's own"
         port = self.ports.get(_place(served))

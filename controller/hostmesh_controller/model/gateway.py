@@ -26,7 +26,7 @@ def _server_host(value: str) -> str:
 
 
 class ServerPort(Spec):
-    """`number` is 0 only where `bind` is a Unix socket."""
+    """Where a server listens, and what is spoken there."""
 
     refused: ClassVar[Mapping[str, str]] = {"targetPort": "it has no effect on a Gateway; remove it"}
 
@@ -52,11 +52,10 @@ class Server(Spec):
     def _port_fits_the_address(self) -> "Server":
         number = self.port.number
         if self.bind.startswith(UNIX):
-            if number:
-                raise fault("port", "a Unix socket has no port: write 0", "port", "number")
-        elif not 1 <= number <= _PORT_MAX:
+            raise fault("not-supported", "a gateway's callers are on other hosts: it listens on ports alone", "bind")
+        if not 1 <= number <= _PORT_MAX:
             raise fault("port", f"must be between 1 and {_PORT_MAX}, found {number}", "port", "number")
-        elif number in {OUTBOUND_PORT, INBOUND_PORT}:
+        if number in {OUTBOUND_PORT, INBOUND_PORT}:
             message = f"port {number} is Envoy's own on every host of the mesh: use another"
             raise fault("port", message, "port", "number")
         return self

@@ -109,6 +109,8 @@ SHOP = {
             ],
         },
         to("socket", match=[{"uri": {"prefix": "/socket"}}], retries={"attempts": 3}, timeout="5s"),
+        to("silent", match=[{"uri": {"prefix": "/patient"}}]),
+        to("silent", match=[{"uri": {"prefix": "/hasty"}}], timeout="50ms"),
         to("nobody.example.com", match=[{"uri": {"prefix": "/nobody"}}]),
     ],
 }
@@ -124,6 +126,7 @@ OBJECTS = [
     workload("app", APP, "v1"),
     service("shop", 8001),
     service("socket", 8009),
+    service("silent", 8010),
     *(service(name, port) for name, port in PORTS.items()),
     obj("VirtualService", "shop", SHOP),
     obj("VirtualService", "part", PART),
@@ -149,6 +152,8 @@ def net(mesh: Mesh, recorders: dict[str, Recorder]) -> Iterator[Network]:
         running = stack.enter_context(network(mesh, OUTSIDER))
         with running.hosts["app"]():
             programs.upgrades(8009)
+            # Connections are made, and nobody ever answers.
+            stack.enter_context(socket.create_server(("0.0.0.0", 8010)))
             for name, port in PORTS.items():
                 stack.callback(recorders[name].serve(port).close)
         yield running
@@ -308,8 +313,13 @@ def test_a_fault_holds_a_request(web: LiveHost, shop: Shop) -> None:
 
 
 def test_a_grpc_callers_own_timeout_holds(web: LiveHost, shop: Shop) -> None:
-    answer = shop("/slow", content_type="application/grpc", grpc_timeout="50m")
-    assert answer.headers["grpc-status"] == "4"
+    answer = shop("/patient", content_type="application/grpc", grpc_timeout="50m")
+    # Envoy's word for an answer that did not come in time.
+    assert answer.headers["grpc-status"] == "14"
+
+
+def test_a_routes_timeout_holds(web: LiveHost, shop: Shop) -> None:
+    assert shop("/hasty").status == 504
 
 
 def test_a_path_and_an_authority_are_rewritten(web: LiveHost, shop: Shop, recorders: dict[str, Recorder]) -> None:

@@ -37,7 +37,7 @@ def passed_on(name: VirtualHostName) -> VirtualHost:
     action = RouteAction(cluster=PASSTHROUGH)
     set_timeout(action, None)
     route = Route(name=ALLOW_ANY, match=RouteMatch(prefix="/"), route=action)
-    return VirtualHost(name=str(name), domains=[name.header], routes=[route])
+    return VirtualHost(name=str(name), domains=[name.header], routes=[route], include_request_attempt_count=True)
 
 
 def is_looked_up(service: Service) -> bool:

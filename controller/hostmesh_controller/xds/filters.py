@@ -178,7 +178,7 @@ def _http_manager(stat_prefix: str) -> HttpConnectionManager:
 
 
 def _router() -> HttpFilter:
-    return http_filter("envoy.filters.http.router", Router(suppress_envoy_headers=True))
+    return http_filter("envoy.filters.http.router", Router())
 
 
 def original_destination() -> ListenerFilter:

@@ -129,6 +129,7 @@ def _specific_first(host: str) -> tuple[bool, int, str]:
 
 def _virtual_host(domains: list[str], entry: _Named) -> VirtualHost:
     result = VirtualHost(
+        include_request_attempt_count=True,
         name=_domain_name(domains[0], entry.port),
         domains=domains,
         routes=sorted(entry.routes, key=_takes_everything),

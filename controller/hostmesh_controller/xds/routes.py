@@ -65,7 +65,7 @@ def virtual_host(
         if service is None:
             return None
         routes = [_default(mesh, viewer, name.port, service)]
-    return VirtualHost(name=str(name), domains=[name.header], routes=routes)
+    return VirtualHost(name=str(name), domains=[name.header], routes=routes, include_request_attempt_count=True)
 
 
 def virtual_service_routes(

@@ -23,6 +23,7 @@ from hostmesh_controller.checks.settings import check_settings
 from hostmesh_controller.checks.sidecar_listeners import check_sidecar_listeners
 from hostmesh_controller.checks.sidecars import check_sidecar
 from hostmesh_controller.checks.virtual_services import check_virtual_service
+from hostmesh_controller.checks.wasm_plugins import check_wasm_plugin
 from hostmesh_controller.checks.withdrawn import check_withdrawn
 from hostmesh_controller.checks.world import World
 from hostmesh_controller.load import Problem
@@ -36,6 +37,7 @@ from hostmesh_controller.model.security import PeerAuthenticationSpec
 from hostmesh_controller.model.services import ServiceSpec
 from hostmesh_controller.model.sidecar import SidecarSpec
 from hostmesh_controller.model.virtual_service import VirtualServiceSpec
+from hostmesh_controller.model.wasm_plugin import WasmPluginSpec
 from hostmesh_controller.model.workloads import ServiceEntrySpec, WorkloadEntrySpec
 
 
@@ -100,6 +102,8 @@ def _findings(item: ApiObject, world: World) -> Iterator[Finding]:
         case EnvoyFilterSpec() as spec:
             yield from check_envoy_filter(spec)
             yield from check_envoy_values(spec)
+        case WasmPluginSpec() as spec:
+            yield from check_wasm_plugin(spec)
 
 
 def _is_suppressed(item: ApiObject, finding: Finding) -> bool:

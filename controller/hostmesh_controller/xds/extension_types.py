@@ -9,6 +9,9 @@ from envoy.extensions.filters.network.http_connection_manager.v3.http_connection
 
 from hostmesh_controller.mesh.records import Workload
 
+ANY_PORT: Final = 0
+"""Of traffic in a filter chain that is for all port numbers."""
+
 
 class Direction(StrEnum):
     """Which side of a call a filter chain is on; a gateway's is its own."""

@@ -21,7 +21,7 @@ from hostmesh_controller.names import BLACK_HOLE, PASSTHROUGH, VIRTUAL_OUTBOUND,
 from hostmesh_controller.xds import called_by_name, filters
 from hostmesh_controller.xds.connections import Way, prefixes_of
 from hostmesh_controller.xds.encoding import duration
-from hostmesh_controller.xds.http_extensions import Extensions
+from hostmesh_controller.xds.extension_types import NONE, Extensions
 from hostmesh_controller.xds.outbound import Plan
 from hostmesh_controller.xds.sources import cidr, socket
 
@@ -31,16 +31,20 @@ PLAIN_HTTP: Final = ("http/1.0", "http/1.1", "h2c")
 """What Envoy's HTTP inspector finds."""
 
 
-def virtual_outbound(settings: Settings, plan: Plan, *, ipv6: bool) -> Listener:
-    """Return the listener to which all captured outbound connections are redirected."""
+def virtual_outbound(settings: Settings, plan: Plan, more: Extensions = NONE, *, ipv6: bool) -> Listener:
+    """Return the listener to which all captured outbound connections are redirected.
+
+    `more` are the filters of extensions that do not tell ports apart: a chain is for all ports of its addresses.
+    """
     here = FilterChain(
         name="virtualOutbound-blackhole",
         # Dialled by itself, it would call itself for ever.
         filter_chain_match=FilterChainMatch(destination_port=UInt32Value(value=wire.OUTBOUND_PORT)),
         filters=filters.tcp(BLACK_HOLE),
     )
-    mesh = _chain("mesh", (str(settings.vip4), str(settings.vip6)), filters.tcp_to_destination())
-    explicit = _explicit(plan.explicit, filters.tcp_to_destination())
+    dialled = [*more.network, *filters.tcp_to_destination()]
+    mesh = _chain("mesh", (str(settings.vip4), str(settings.vip6)), dialled)
+    explicit = _explicit(plan.explicit, dialled)
     return Listener(
         name=VIRTUAL_OUTBOUND,
         address=socket("0.0.0.0", wire.OUTBOUND_PORT),  # noqa: S104 - redirects arrive at any of the host's addresses

@@ -14,6 +14,7 @@ from hostmesh_controller.names import (
 )
 from hostmesh_controller.xds import dns, gateway_listeners, listeners_inbound, listeners_outbound
 from hostmesh_controller.xds.encoding import resource as encoded
+from hostmesh_controller.xds.extension_types import ANY_PORT
 from hostmesh_controller.xds.http_extensions import Direction, Extensions, Traffic, extensions
 from hostmesh_controller.xds.keeping import kept
 from hostmesh_controller.xds.listener_settings import settled
@@ -54,8 +55,10 @@ def resource(mesh: Mesh, host: Host, name: str) -> Resource | None:
     planned = plan(mesh, viewer)
     if name == VIRTUAL_OUTBOUND:
         virtual = listeners_outbound.virtual_outbound
-        make = lambda: settled(virtual(mesh.settings, planned, ipv6=ipv6), mesh.config)  # noqa: E731 - as above
-        return kept(mesh, (name, viewer, ipv6), (planned,), name, make)
+        more = extensions(mesh, host, Traffic(Direction.OUTBOUND, ANY_PORT))
+        make = lambda: settled(virtual(mesh.settings, planned, more, ipv6=ipv6), mesh.config)  # noqa: E731 - as above
+        key = (name, viewer, ipv6, more.key, len(more.inputs))
+        return kept(mesh, key, (planned, *more.inputs), name, make)
     port = parse_port_listener(name)
     if port is None or port not in planned.ports:
         return None

@@ -33,8 +33,6 @@ KIND: Final = "WasmPlugin"
 PREFIX: Final = "extensions.istio.io/wasmplugin/"
 """What the names of these filters, and of their configurations, begin with (Istio's form)."""
 RUNTIME: Final = "envoy.wasm.runtime.v8"
-ANY_PORT: Final = 0
-"""Connections of a filter chain that is for all port numbers."""
 FETCH_TIMEOUT_S: Final = 30.0
 """Istio's number."""
 

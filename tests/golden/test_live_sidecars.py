@@ -145,7 +145,7 @@ def test_the_access_log_is_written_in_istios_format_and_follows_what_the_mesh_sa
         with web():
             get(vip(mesh, "db"), 8080, "db", "/a?b=c", {"User-Agent": "a test"})
             outbound = re.compile(
-                r'^\[\S+\] "GET /a\?b=c HTTP/1\.1" 200 - via_upstream - "-" 0 \d+ \d+ - "-" "a test" "\S+" "db" '
+                r'^\[\S+\] "GET /a\?b=c HTTP/1\.1" 200 - via_upstream - "-" 0 \d+ \d+ \d+ "-" "a test" "\S+" "db" '
                 r'"10\.9\.0\.2:8080" outbound\|8080\|\|db\.default\.svc\.cluster\.local \S+ \S+ \S+ - default$',
                 re.MULTILINE,
             )

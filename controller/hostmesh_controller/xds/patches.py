@@ -23,6 +23,7 @@ from hostmesh_controller.mesh.selection import endpoint_port, services_of
 from hostmesh_controller.mesh.viewer import Viewer
 from hostmesh_controller.names import DNS_LISTENER, VIRTUAL_INBOUND, parse_inbound, parse_outbound, parse_tcp
 from hostmesh_controller.xds.encoding import resource as encoded
+from hostmesh_controller.xds.listeners_inbound import bound_name
 from hostmesh_controller.xds.messages import message_of
 from hostmesh_controller.xds.of_clusters import dialled_target, service_port
 from hostmesh_controller.xds.patch_clusters import ClusterNames, patch_cluster
@@ -92,7 +93,7 @@ def contexts_of(mesh: Mesh, host: Host, type_url: str, name: str) -> frozenset[s
     match type_url:
         case wire.LISTENER_TYPE if name == DNS_LISTENER:
             return frozenset()
-        case wire.LISTENER_TYPE if name == VIRTUAL_INBOUND:
+        case wire.LISTENER_TYPE if name == VIRTUAL_INBOUND or name in _bound_inbound(mesh, host):
             return frozenset({INBOUND})
         case wire.LISTENER_TYPE:
             return frozenset({GATEWAY if gateways.port_of(name) is not None else OUTBOUND})
@@ -102,6 +103,10 @@ def contexts_of(mesh: Mesh, host: Host, type_url: str, name: str) -> frozenset[s
             return frozenset({INBOUND})
         case _:
             return frozenset({OUTBOUND, GATEWAY} if gateways.ports else {OUTBOUND})
+
+
+def _bound_inbound(mesh: Mesh, host: Host) -> frozenset[str]:
+    return frozenset(bound_name(port) for port in inbound_ports(mesh, host.name) if port.bind)
 
 
 def _apply(

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Final, NamedTuple, cast
 
+from google.protobuf.any_pb2 import Any as WireAny
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.json_format import ParseDict, ParseError
 from google.protobuf.message import Message
@@ -89,7 +90,28 @@ def parsed(apply_to: str, value: Mapping[str, Any]) -> Parsed:
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         # json_format lets some of them through for values of the wrong shape.
         raise BadValueError((ValueFault((), f"cannot be read: {error}", "value"),)) from error
+    _settle(message)
     return Parsed(message, tuple(faults))
+
+
+def _settle(message: Message) -> None:
+    """Pack what is packed inside of a message anew: maps are packed in any order, and bytes are what is compared."""
+    if isinstance(message, WireAny):
+        found = message_class(message.type_url.rpartition("/")[2])
+        if found is not None:
+            inner = found.FromString(message.value)
+            _settle(inner)
+            message.value = inner.SerializeToString(deterministic=True)
+        return
+    for descriptor, value in message.ListFields():
+        if descriptor.message_type is None:
+            continue
+        if isinstance(value, Message):
+            _settle(value)
+            continue
+        for each in value.values() if hasattr(value, "values") else value:
+            if isinstance(each, Message):
+                _settle(each)
 
 
 def _known(descriptor: Descriptor, value: Any, path: Path, faults: list[ValueFault]) -> Any:

@@ -6,6 +6,7 @@ import pytest
 
 from golden.objects import obj
 from hostmesh_controller.checks.world import World
+from hostmesh_controller.envoy_types import message_class
 from hostmesh_controller.envoy_values import TYPES, BadValueError, ValueFault, parsed
 from hostmesh_controller.model import ApiObject
 from hostmesh_controller.validate import validate
@@ -139,3 +140,13 @@ def test_what_cannot_work_is_refused_and_what_does_nothing_is_told(
     assert [
         each for each in problems if each.severity == severity and each.path.endswith(path) and message in each.message
     ], problems
+
+
+def test_the_same_value_is_the_same_bytes_in_every_process() -> None:
+    """Maps have another order in each process: what is packed into an Any must not show it."""
+    struct = {"@type": "type.googleapis.com/udpa.type.v1.TypedStruct", "value": {f"k{n}": n for n in range(50)}}
+    found = parsed("HTTP_FILTER", with_filter(**struct)).message
+    packed: Any = getattr(found, "typed_config")  # noqa: B009 - a message of any type
+    kind = message_class("udpa.type.v1.TypedStruct")
+    assert kind is not None
+    assert packed.value == kind.FromString(packed.value).SerializeToString(deterministic=True)

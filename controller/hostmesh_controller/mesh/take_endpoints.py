@@ -11,19 +11,20 @@ from hostmesh_controller.mesh.step import Step
 
 
 def take_endpoints(step: Step) -> None:
-    affected: dict[ServiceId, set[WorkloadKey]] = {}
+    gone: dict[ServiceId, set[WorkloadKey]] = {}
+    there: dict[ServiceId, set[WorkloadKey]] = {}
     for key in step.workloads.keys() | step.recheck:
-        for mesh in (step.old, step.mesh):
+        for mesh, affected in ((step.old, gone), (step.mesh, there)):
             workload = mesh.workloads.get(key)
             for behind in services_of(mesh, workload) if workload else ():
                 affected.setdefault(behind.id, set()).add(key)
     endpoints: dict[ServiceId, Endpoints | None] = {}
     for item, service in step.services.items():
         endpoints[item] = _all_endpoints(step, service) if service else None
-    for item, keys in affected.items():
+    for item in gone.keys() | there.keys():
         current = step.mesh.services.get(item)
         if item not in endpoints and current is not None:
-            endpoints[item] = _changed_endpoints(step, current, keys)
+            endpoints[item] = _changed_endpoints(step, current, gone.get(item, set()), there.get(item, set()))
     for item, new in endpoints.items():
         _touch_endpoints(step, item, new)
     step.mesh = replace(step.mesh, endpoints=step.mesh.endpoints.changed(endpoints))
@@ -37,17 +38,16 @@ def _all_endpoints(step: Step, service: Service) -> Endpoints:
     )
 
 
-def _changed_endpoints(step: Step, service: Service, keys: set[WorkloadKey]) -> Endpoints:
+def _changed_endpoints(step: Step, service: Service, gone: set[WorkloadKey], there: set[WorkloadKey]) -> Endpoints:
+    """Return the endpoints without the workloads of `gone`, and with those of `there` as they are now."""
     old = step.old.endpoints.get(service.id, NO_ENDPOINTS)
     members = dict(old.members)
-    for key in keys:
-        workload = step.mesh.workloads.get(key)
-        if workload is not None and service.id in {item.id for item in services_of(step.mesh, workload)}:
-            new = member(step.mesh, service, workload)
-            if new != members.get(key):
-                members[key] = new
-        else:
-            members.pop(key, None)
+    for key in gone - there:
+        members.pop(key, None)
+    for key in there:
+        new = member(step.mesh, service, step.mesh.workloads[key])
+        if new != members.get(key):
+            members[key] = new
     return _kept(old, members)
 
 

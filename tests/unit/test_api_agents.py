@@ -192,6 +192,28 @@ async def test_a_host_that_does_not_acknowledge_is_named_when_the_wait_is_over(
         await client.delete("/v1/hosts/slow", params={"workloads": "true"})
 
 
+async def test_nobody_waits_for_an_agent_to_vouch_for_the_port_of_a_gateway(
+    controller: Process, tmp_path: Path
+) -> None:
+    async with admin(controller) as client:
+        agent = await join(await register(client, "edge", "10.1.0.5"))
+        async with configured(agent):
+            async with agent.channel() as channel:
+                reporting: Any = ReportingStub(channel)
+                lease = WorkloadLease(namespace="default", name="edge", ready=True, captured_ports=[])
+                await reporting.Report(HostReport(leases=[lease]), timeout=START_S)
+            path = tmp_path / "gateway.yaml"
+            path.write_text(
+                "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: edge}\n"
+                "spec:\n  selector: {app: edge}\n"
+                "  servers: [{port: {number: 8080, name: http, protocol: HTTP}, hosts: ['*']}]\n"
+            )
+            applied = await asyncio.to_thread(controller.cli, "apply", "-f", str(path), "--wait", "10s")
+            assert applied.stdout.splitlines()[-1] == "applied; 1 of 1 connected hosts have it", applied.stderr
+            await asyncio.to_thread(controller.cli, "delete", "-f", str(path), "--wait", "0s")
+        await client.delete("/v1/hosts/edge", params={"workloads": "true"})
+
+
 async def test_a_join_string_works_once_and_a_workloads_certificate_only_where_it_is_placed(
     controller: Process,
 ) -> None:

@@ -11,7 +11,7 @@ from hostmesh_controller.api.fleet import proxy_body
 from hostmesh_controller.api.hosts import view_of, views
 from hostmesh_controller.api.parts import Parts, Using
 from hostmesh_controller.api.principals import Viewer
-from hostmesh_controller.mesh.inbound import ports_of
+from hostmesh_controller.mesh.inbound import inbound_ports
 from hostmesh_controller.mesh.ingress import serves_mesh_tls
 
 router = APIRouter(prefix="/v1", tags=["proxies"])
@@ -59,11 +59,13 @@ def _settled(parts: Parts, revision: int) -> dict[str, Any]:
     mesh = parts.hub.mesh
     hosts = []
     for host, acked in sorted(parts.hub.converged(revision).items()):
-        waiting = [
-            each.key
-            for each in mesh.workloads_of(host)
-            if not all(serves_mesh_tls(mesh, each, port) for port in ports_of(mesh, each))
-        ]
-        hosts.append({"host": host, "acked": acked, "waiting_workloads": [f"{ns}/{name}" for ns, name in waiting]})
+        # The ports of a gateway are Envoy's own: no agent vouches for them.
+        waiting = dict.fromkeys(
+            port.workload.key
+            for port in inbound_ports(mesh, host)
+            if not serves_mesh_tls(mesh, port.workload, port.number)
+        )
+        names = sorted(f"{namespace}/{name}" for namespace, name in waiting)
+        hosts.append({"host": host, "acked": acked, "waiting_workloads": names})
     done = parts.hub.revision >= revision and all(each["acked"] and not each["waiting_workloads"] for each in hosts)
     return {"revision": revision, "converged": done, "hosts": hosts}

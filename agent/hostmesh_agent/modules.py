@@ -175,10 +175,10 @@ class Modules:
                 else:
                     await asyncio.sleep(LATER_S[min(later, len(LATER_S) - 1)])
                     later += 1
-        except OSError as error:
-            # The disk: the owner of the host must act, and what guards a port must not be left open meanwhile.
-            log.error("wasm module cannot be kept", plugin=module.want.name, reason=str(error))
-            self._give_up(module, str(error))
+        except Exception as error:
+            # Mostly the disk, and then the owner of the host must act. Whatever it is: Envoy waits for an answer.
+            log.error("wasm module cannot be kept", plugin=module.want.name, reason=str(error), exc_info=error)
+            self._give_up(module, str(error) or type(error).__name__)
 
     async def _attempt(self, module: _Module) -> bool:
         want = module.want

@@ -14,6 +14,7 @@ from hostmesh_api.wire import WASM_PULL_POLICY
 _TYPE: Final = "type.googleapis.com/"
 _HTTP: Final = f"{_TYPE}envoy.extensions.filters.http.wasm.v3.Wasm"
 _NETWORK: Final = f"{_TYPE}envoy.extensions.filters.network.wasm.v3.Wasm"
+_STRUCTS: Final = frozenset({f"{_TYPE}udpa.type.v1.TypedStruct", f"{_TYPE}xds.type.v3.TypedStruct"})
 _OUR_VARIABLES: Final = "ISTIO_META_"
 """What begins like this is for the agent, not for the module."""
 ALWAYS: Final = "Always"
@@ -100,21 +101,45 @@ def _opened(resource: Resource) -> _Opened | None:
     config = TypedExtensionConfig()
     if not wrapped.resource.Unpack(config):
         return None
+    found = _filter(config.typed_config)
+    if found is None:
+        return None
+    if found.config.vm_config.code.WhichOneof("specifier") != "remote":
+        return None
+    network = found.DESCRIPTOR.full_name == _NETWORK.removeprefix(_TYPE)
+    return _Opened(wrapped, config, found, found.config, network)
+
+
+def _filter(packed: Any) -> Any:
+    """Return the Wasm filter that is packed, as itself or as a free-form struct with its type; None for others."""
+    type_url, struct = packed.type_url, None
+    if type_url in _STRUCTS:
+        from udpa.type.v1.typed_struct_pb2 import TypedStruct
+
+        # Both kinds have the same fields.
+        struct = TypedStruct.FromString(packed.value)
+        type_url = struct.type_url
     found: Any
-    if config.typed_config.type_url == _HTTP:
+    if type_url == _HTTP:
         from envoy.extensions.filters.http.wasm.v3.wasm_pb2 import Wasm as HttpWasm
 
         found = HttpWasm()
-    elif config.typed_config.type_url == _NETWORK:
+    elif type_url == _NETWORK:
         from envoy.extensions.filters.network.wasm.v3.wasm_pb2 import Wasm as NetworkWasm
 
         found = NetworkWasm()
     else:
         return None
-    config.typed_config.Unpack(found)
-    if found.config.vm_config.code.WhichOneof("specifier") != "remote":
+    if struct is None:
+        found.ParseFromString(packed.value)
+        return found
+    from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
+
+    try:
+        return ParseDict(MessageToDict(struct.value), found)
+    except ParseError:
+        # Envoy says what is wrong with it.
         return None
-    return _Opened(wrapped, config, found, found.config, config.typed_config.type_url == _NETWORK)
 
 
 def _fails_open(plugin: Any) -> bool:

@@ -24,6 +24,7 @@ from hostmesh_agent import modules, wasm_fetch
 from hostmesh_agent.modules import Modules
 from hostmesh_agent.wasm import want_of, with_file, without_module
 from hostmesh_api.delta import Resource
+from hostmesh_controller.envoy_values import parsed
 from hostmesh_controller.xds.encoding import resource as encoded
 from hostmesh_controller.xds.messages import as_json
 from hostmesh_controller.xds.wasm import configuration
@@ -283,6 +284,29 @@ async def test_what_envoy_refuses_is_replaced_until_there_is_another(directory: 
     [state] = host.modules.states()
     assert (state.there, state.error) == (False, "Envoy refuses it: Unable to create Wasm plugin")
     assert "local" in code(await host.get(plugin(f"file://{file}", pluginName="another")))
+    host.modules.close()
+
+
+async def test_a_plugin_of_an_envoy_filter_may_be_a_free_form_struct(directory: Path, file: Path) -> None:
+    remote = {"http_uri": {"uri": f"file://{file}", "cluster": "_", "timeout": "5s"}, "sha256": SHA256}
+    struct = {
+        "@type": "type.googleapis.com/udpa.type.v1.TypedStruct",
+        "type_url": "type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm",
+        "value": {"config": {"root_id": "mine", "vm_config": {"code": {"remote": remote}}}},
+    }
+    message = parsed("EXTENSION_CONFIG", {"name": "mine", "typed_config": struct}).message
+    host = Host(directory)
+    config = told(await host.get(encoded("mine", message)))["config"]
+    assert (config["rootId"], config["vmConfig"]["code"]["local"]["filename"]) == ("mine", f"wasm/{SHA256}.wasm")
+    host.modules.close()
+
+
+async def test_a_disk_that_takes_nothing_leaves_nothing_open(directory: Path, file: Path) -> None:
+    write(directory.parent / "wasm", "a file where the directory should be")
+    host = Host(directory)
+    assert told(await host.get(plugin(f"file://{file}")))["rulesStatPrefix"] == "wasm-default-deny"
+    [state] = host.modules.states()
+    assert "wasm" in state.error
     host.modules.close()
 
 

@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
+import pki
 from golden.live import LiveHost, Network, network, wait_until
 from golden.objects import SETTINGS, mesh_of, obj
-from golden.programs import WAIT_S, Programs, get, talk
+from golden.programs import WAIT_S, Programs, get, hello_tls, server_tls, talk
 from hostmesh_api import wire
+from hostmesh_api.identity import WorkloadIdentity
 from hostmesh_controller.mesh import Mesh
 from hostmesh_controller.model.objects import ApiObject
 
@@ -89,6 +91,34 @@ def test_registry_only_closes_connections_to_what_is_not_in_the_mesh(closed: tup
             assert talk(OUTSIDER, port, b"hello") == b""
         with pytest.raises((ConnectionError, OSError)):
             get(OUTSIDER, 80, "outsider")
+
+
+def test_registry_only_knows_tls_by_its_server_name_whatever_address_is_dialled(tmp_path: Path) -> None:
+    entry = obj(
+        "ServiceEntry",
+        "db",
+        {
+            "hosts": ["db"],
+            "location": "MESH_EXTERNAL",
+            "resolution": "STATIC",
+            "ports": [{"number": 8443, "name": "tls", "protocol": "TLS"}],
+            "endpoints": [{"address": OUTSIDER}],
+        },
+    )
+    mesh = mesh_of([*OBJECTS, entry, CLOSED])
+    with ExitStack() as stack:
+        net = stack.enter_context(network(mesh, OUTSIDER))
+        programs = Programs()
+        stack.callback(programs.close)
+        certificate = tmp_path / "own.pem"
+        own = pki.svid(net.authority, WorkloadIdentity("cluster.local", "default", "own"))
+        certificate.write_bytes(own.one_file)
+        with net.outsider():
+            programs.http(8443, "outsider", tls=server_tls(certificate))
+        with net.hosts["web"]():
+            # Nobody has that address.
+            assert hello_tls("10.9.0.99", 8443, []).startswith("HTTP/1.1 200")
+            assert talk(OUTSIDER, 8443, b"hello") == b""
 
 
 def test_registry_only_leaves_the_mesh_ssh_resolvers_the_controller_and_the_host_itself_alone(

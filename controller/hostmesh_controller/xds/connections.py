@@ -8,6 +8,7 @@ from typing import Final
 from hostmesh_controller.mesh.compiled import blocks, single_addresses
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.records import Service, ServicePort
+from hostmesh_controller.mesh.sidecars import beyond
 from hostmesh_controller.mesh.viewer import Viewer
 from hostmesh_controller.mesh.virtual_services import MESH_ONLY, connection_rules, gateway_name, virtual_service_spec
 from hostmesh_controller.mesh.visibility import destination_named
@@ -67,13 +68,24 @@ def ways(mesh: Mesh, service: Service, port: ServicePort, viewer: Viewer) -> Way
         return _tcp_ways(mesh, rules, service, port, viewer)
     special = _distinct(_tls_ways(mesh, rules, service, port, viewer))
     # As in Istio: where some server names have routes the others have none.
-    return Ways(special, (), routed=True) if special else own_ways(service, port)
+    if special:
+        return Ways(special, (), routed=True)
+    return own_ways(service, port, anywhere=not beyond(mesh, viewer).is_open)
 
 
-def own_ways(service: Service, port: ServicePort) -> Ways:
-    """Return where connections to a port go that has no routes."""
+def own_ways(service: Service, port: ServicePort, *, anywhere: bool) -> Ways:
+    """Return where connections to a port go that has no routes.
+
+    `anywhere`: TLS is told by its server name whatever address is dialled, as in Istio. Where other destinations are
+    simply passed on nobody needs that: whoever found the real address of a service gets there.
+    """
     own = _own(service, port)
-    return Ways(_by_own_name(service, own) if is_tls(port) else (), own)
+    if not is_tls(port):
+        return Ways((), own)
+    by_name = _by_own_name(service, own)
+    if anywhere and all(way.prefixes for way in by_name):
+        by_name = (*by_name, Way((), _server_names((service.id.hostname,)), own))
+    return Ways(by_name, own)
 
 
 def _own(service: Service, port: ServicePort) -> Weights:

@@ -115,6 +115,7 @@ def _ports(mesh: Mesh, seen: View) -> _Ports:
     """Return what an edited route leaves as it is: this looks at every service."""
 
     def make() -> _Ports:
+        anywhere = not beyond(mesh, seen.viewer).is_open
         by_number: dict[int, list[Service]] = {}
         http: set[int] = set()
         found: dict[Port, Ways] = {}
@@ -124,7 +125,7 @@ def _ports(mesh: Mesh, seen: View) -> _Ports:
                 if port.protocol.is_http or port.protocol.is_detected:
                     http.add(port.number)
                 elif is_tls(port):
-                    own = own_ways(service, port)
+                    own = own_ways(service, port, anywhere=anywhere)
                     if own.need_chains:
                         found[service.id, port.number] = own
         return _Ports(

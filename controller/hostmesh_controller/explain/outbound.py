@@ -26,6 +26,7 @@ from hostmesh_controller.mesh import Mesh
 from hostmesh_controller.mesh.records import Service
 from hostmesh_controller.mesh.visibility import service_at, service_named
 from hostmesh_controller.names import (
+    BLACK_HOLE,
     VIRTUAL_OUTBOUND,
     TcpName,
     VirtualHostName,
@@ -179,7 +180,7 @@ class _Walk:
     def _tcp(self, proxy: TcpProxy, address: str) -> Targets:
         if proxy.HasField("weighted_clusters"):
             return Targets(tuple((each.name, each.weight) for each in proxy.weighted_clusters.clusters), http=False)
-        if proxy.HasField("on_demand"):
+        if proxy.cluster == BLACK_HOLE and proxy.HasField("on_demand"):
             # The chain's other filter names the cluster by the destination that was dialled.
             return Targets(((str(TcpName(address, self.call.port)), 1),), http=False)
         return Targets(((proxy.cluster, 1),), http=False)

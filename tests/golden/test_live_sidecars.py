@@ -244,6 +244,46 @@ def test_an_ingress_listener_leads_to_its_default_endpoint(shared: Path) -> None
             assert talk(DB, 9999, b"hello") == b"hello"
 
 
+def test_an_ingress_listener_ends_tls_with_files_of_the_host_and_programs_on_loopback_are_reached(shared: Path) -> None:
+    path = shared / "own.pem"
+    tls = {"mode": "SIMPLE", "serverCertificate": str(path), "privateKey": str(path)}
+    port = {"number": 9443, "protocol": "HTTPS", "name": "https"}
+    mesh = mesh_of(
+        [
+            *OBJECTS,
+            obj(
+                "Sidecar",
+                "db",
+                {
+                    "workloadSelector": {"labels": {"app": "db"}},
+                    "ingress": [
+                        {"port": port, "tls": tls, "defaultEndpoint": "127.0.0.1:8080"},
+                        {"port": {"number": 8080, "protocol": "HTTP", "name": "http"}},
+                    ],
+                },
+            ),
+            obj(
+                "PeerAuthentication",
+                "db",
+                {"selector": {"matchLabels": {"app": "db"}}, "portLevelMtls": {9443: {"mode": "DISABLE"}}},
+            ),
+            obj("MeshConfig", "default", {"inboundTrafficPolicy": {"mode": "LOCALHOST"}}),
+        ]
+    )
+    with ExitStack() as stack:
+        programs = Programs()
+        stack.callback(programs.close)
+        authority = pki.new_authority(shared / "authority", "cluster.local")
+        path.write_bytes(pki.svid(authority, WorkloadIdentity("cluster.local", "default", "own")).one_file)
+        net = stack.enter_context(network(mesh, OUTSIDER))
+        with net.hosts["db"]():
+            programs.http(8080, "loopback", address="127.0.0.1")
+        with net.outsider():
+            assert hello_tls(DB, 9443, []).startswith("HTTP/1.1 200")
+        with net.hosts["web"]():
+            assert "program: loopback" in get(vip(mesh, "db"), 8080, "db").body
+
+
 def test_an_egress_listener_of_envoys_own_is_called_by_its_address_or_its_socket(shared: Path) -> None:
     path = shared / "out.sock"
     everything = {"hosts": ["*/*"]}

@@ -374,6 +374,7 @@ def test_a_typed_struct_is_taken_as_it_is() -> None:
         ({"proxyVersion": r"^1\.30.*"}, True),
         ({"proxyVersion": r"1\.[0-9]+"}, True),
         ({"proxyVersion": r"^1\.16.*"}, False),
+        ({"proxyVersion": "1" * 1025 + "|1"}, False),
         ({"metadata": {"NAMESPACE": "default"}}, True),
         ({"metadata": {"NAMESPACE": "other"}}, False),
         ({"metadata": {"unknown": "x"}}, False),

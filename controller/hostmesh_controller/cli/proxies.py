@@ -38,6 +38,8 @@ def status(
                 f"\n{each['host']} refused {_short(nack['type'])} {', '.join(nack['names'])} "
                 f"{age(nack['at'])} ago: {_end_of(nack['message'])}"
             )
+        for problem in each["problems"]:
+            typer.echo(f"\n{each['host']}: {problem}")
 
 
 def _row(each: dict[str, Any]) -> tuple[object, ...]:

@@ -2,8 +2,8 @@
 
     resources           the entry: (mesh, host, type, name) -> bytes, the names of `*`, and what a resource depends on
     of_*                the same for one type: listeners, clusters, endpoints, routes, virtual hosts, secrets
-    patches             EnvoyFilter, on finished resources
-    http_extensions     Wasm plugins and rate limits: more filters for a chain
+    patches             EnvoyFilter, on finished resources; patch_set: which hold; patch_*: what each kind does
+    http_extensions     Wasm plugins (wasm) and rate limits: more filters for a chain
     keeping             what is made once for many hosts
     outbound            what a viewer calls: ports, addresses; connections: routes of connections
     listeners_outbound  virtualOutbound and 0.0.0.0_PORT

@@ -28,6 +28,7 @@ INBOUND: Final = "SIDECAR_INBOUND"
 OUTBOUND: Final = "SIDECAR_OUTBOUND"
 GATEWAY: Final = "GATEWAY"
 _ANY: Final = "ANY"
+_MAX_VERSION_CHARS: Final = 1024
 _NOTHING: Final = ObjectMatch()
 _INSERTS: Final = frozenset({"INSERT_BEFORE", "INSERT_AFTER", "INSERT_FIRST"})
 _ORDERED: Final = frozenset({"HTTP_FILTER", "NETWORK_FILTER", "HTTP_ROUTE", "LISTENER_FILTER"})
@@ -132,4 +133,14 @@ def _is_for_proxy(match: ProxyMatch, namespace: str) -> bool:
     metadata = {"ISTIO_VERSION": ISTIO_VERSION, "NAMESPACE": namespace}
     if any(metadata.get(name) != value for name, value in match.metadata.items()):
         return False
-    return not match.proxy_version or re.search(match.proxy_version, ISTIO_VERSION) is not None
+    return not match.proxy_version or _is_version(match.proxy_version)
+
+
+def _is_version(expression: str) -> bool:
+    """Tell whether an expression means our version. One that is too long (as in Istio) or not ours means none."""
+    if len(expression) > _MAX_VERSION_CHARS:
+        return False
+    try:
+        return re.search(expression, ISTIO_VERSION) is not None
+    except re.error:
+        return False

@@ -6,7 +6,7 @@ from typing import Final
 from hostmesh_controller.checks.finding import Finding
 from hostmesh_controller.envoy_values import BadValueError, parsed
 from hostmesh_controller.model import Path
-from hostmesh_controller.model.envoy_filter import ConfigPatch, EnvoyFilterSpec
+from hostmesh_controller.model.envoy_filter import MAX_VERSION_CHARS, ConfigPatch, EnvoyFilterSpec
 
 _MERGES: Final = frozenset({"MERGE", "MERGE_AND_REPLACE_LIST"})
 _INSERTS: Final = frozenset({"INSERT_BEFORE", "INSERT_AFTER", "INSERT_FIRST"})
@@ -66,6 +66,10 @@ def _unnamed(each: ConfigPatch, message: object) -> bool:
 
 
 def _effect(path: Path, each: ConfigPatch) -> Iterator[Finding]:
+    proxy = each.match.proxy if each.match is not None else None
+    if proxy is not None and len(proxy.proxy_version) > MAX_VERSION_CHARS:
+        message = f"proxyVersion match exceeds {MAX_VERSION_CHARS} characters: the patch is for no proxy"
+        yield Finding((*path, "match", "proxy", "proxyVersion"), message, "ineffective-match")
     operation, where = each.patch.operation, each.apply_to
     place = (*path, "patch", "operation")
     if operation not in _OPERATIONS[where]:

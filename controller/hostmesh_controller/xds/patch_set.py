@@ -11,6 +11,7 @@ from hostmesh_controller.envoy_values import BadValueError, parsed
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.viewer import Viewer
 from hostmesh_controller.model.envoy_filter import (
+    MAX_VERSION_CHARS,
     ClusterMatch,
     ConfigPatch,
     EnvoyFilterSpec,
@@ -28,7 +29,6 @@ INBOUND: Final = "SIDECAR_INBOUND"
 OUTBOUND: Final = "SIDECAR_OUTBOUND"
 GATEWAY: Final = "GATEWAY"
 _ANY: Final = "ANY"
-_MAX_VERSION_CHARS: Final = 1024
 _NOTHING: Final = ObjectMatch()
 _INSERTS: Final = frozenset({"INSERT_BEFORE", "INSERT_AFTER", "INSERT_FIRST"})
 _ORDERED: Final = frozenset({"HTTP_FILTER", "NETWORK_FILTER", "HTTP_ROUTE", "LISTENER_FILTER"})
@@ -138,7 +138,7 @@ def _is_for_proxy(match: ProxyMatch, namespace: str) -> bool:
 
 def _is_version(expression: str) -> bool:
     """Tell whether an expression means our version. One that is too long (as in Istio) or not ours means none."""
-    if len(expression) > _MAX_VERSION_CHARS:
+    if len(expression) > MAX_VERSION_CHARS:
         return False
     try:
         return re.search(expression, ISTIO_VERSION) is not None

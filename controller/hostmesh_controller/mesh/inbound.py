@@ -98,6 +98,13 @@ def captured_ports(mesh: Mesh, host: str) -> tuple[int, ...]:
     return tuple(sorted({port.number for port in inbound_ports(mesh, host) if not port.bind}))
 
 
+def bound_ports(mesh: Mesh, host: str) -> tuple[InboundPort, ...]:
+    """Return the ports of a host on which Envoy itself listens. Asked for each listener: most hosts have none."""
+    if not any(key in mesh.inbound_sidecars for key in mesh.workloads_by_host.get(host, ())):
+        return ()
+    return tuple(port for port in inbound_ports(mesh, host) if port.bind)
+
+
 def ports_of(mesh: Mesh, workload: Workload) -> dict[int, Protocol]:
     """Return the numbers on which a workload listens and what each speaks.
 

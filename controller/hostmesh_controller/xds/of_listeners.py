@@ -1,7 +1,7 @@
 """Which listener a host gets for a name."""
 
 from hostmesh_api.delta import Resource
-from hostmesh_controller.mesh.inbound import InboundPort, inbound_ports
+from hostmesh_controller.mesh.inbound import InboundPort, bound_ports, inbound_ports
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.records import Host
 from hostmesh_controller.mesh.visibility import view
@@ -26,7 +26,7 @@ from hostmesh_controller.xds.tls import trust_of
 def wildcard(mesh: Mesh, host: str) -> tuple[str, ...]:
     ports = plan(mesh, mesh.viewer_of(host)).ports
     gateways = gateway_listeners.wildcard(mesh, host)
-    bound = (listeners_inbound.bound_name(port) for port in inbound_ports(mesh, host) if port.bind)
+    bound = map(listeners_inbound.bound_name, bound_ports(mesh, host))
     called = (each.name for each in bound_listeners(mesh, mesh.viewer_of(host)))
     return (DNS_LISTENER, VIRTUAL_INBOUND, VIRTUAL_OUTBOUND, *map(port_listener, ports), *gateways, *bound, *called)
 
@@ -76,11 +76,11 @@ def _inbound(mesh: Mesh, host: Host, name: str, *, ipv6: bool) -> Resource | Non
     def more(port: InboundPort) -> Extensions:
         return extensions(mesh, host, Traffic(Direction.INBOUND, port.number, port.workload))
 
-    ports, trust = inbound_ports(mesh, host.name), trust_of(mesh.settings, mesh.config)
+    trust = trust_of(mesh.settings, mesh.config)
     if name == VIRTUAL_INBOUND:
-        captured = [port for port in ports if not port.bind]
+        captured = [port for port in inbound_ports(mesh, host.name) if not port.bind]
         return encoded(name, settled(listeners_inbound.virtual_inbound(captured, trust, more, ipv6=ipv6), mesh.config))
-    for port in ports:
-        if port.bind and name == listeners_inbound.bound_name(port):
+    for port in bound_ports(mesh, host.name):
+        if name == listeners_inbound.bound_name(port):
             return encoded(name, settled(listeners_inbound.bound_listener(port, trust, more(port)), mesh.config))
     return None

@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 from hostmesh_api import wire
 from hostmesh_api.delta import Resource
 from hostmesh_controller.mesh.gateways import NO_GATEWAYS
-from hostmesh_controller.mesh.inbound import inbound_ports
+from hostmesh_controller.mesh.inbound import bound_ports, inbound_ports
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.records import Host
 from hostmesh_controller.mesh.selection import endpoint_port, services_of
@@ -106,7 +106,7 @@ def contexts_of(mesh: Mesh, host: Host, type_url: str, name: str) -> frozenset[s
 
 
 def _bound_inbound(mesh: Mesh, host: Host) -> frozenset[str]:
-    return frozenset(bound_name(port) for port in inbound_ports(mesh, host.name) if port.bind)
+    return frozenset(map(bound_name, bound_ports(mesh, host.name)))
 
 
 def _apply(

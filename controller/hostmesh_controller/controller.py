@@ -257,6 +257,7 @@ def readings(hub: Hub, revision: Callable[[], int]) -> Iterable[Reading]:
         "push_bytes": ("Bytes of responses sent to proxies.", counts.push_bytes),
         "acks": ("Responses that proxies acknowledged.", counts.acks),
         "nacks": ("Responses that proxies refused.", counts.nacks),
+        "faults": ("Resources that could not be made: a mistake of the controller.", counts.faults),
     }
     yield Reading(f"{prefix}_connected_proxies", "Hosts with an open stream.", (), {(): hub.connected()})
     yield Reading(f"{prefix}_store_revision", "Newest revision of the store.", (), {(): revision()})

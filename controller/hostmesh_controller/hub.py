@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
+import structlog
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest
 
 from hostmesh_api.delta import WILDCARD, Answer, Nack, Push, ServerStream, Source
@@ -26,9 +27,17 @@ MAX_TYPES: Final = 16
 """Types one host may ask for; an Envoy has about ten."""
 MAX_TYPE_CHARS: Final = 256
 
+MAX_ANSWERS: Final = 200_000
+"""Answers that are kept for others to ask for: peers choose the names, and a mesh may stand still for weeks."""
+_MAX_KEPT_NAME_CHARS: Final = 1024
+"""A longer name is nobody else's."""
+
 _KEPT_NACKS: Final = 20
 _KEPT_NACK_CHARS: Final = 4096
 _KEPT_NACK_NAMES: Final = 100
+_KEPT_FAULTS: Final = 1000
+
+_log = structlog.stdlib.get_logger(__name__)
 
 Key = tuple[str, str]
 """Type URL and name of a resource."""
@@ -82,6 +91,8 @@ class Counts:
     push_bytes: Counter[str] = field(default_factory=Counter)
     acks: Counter[str] = field(default_factory=Counter)
     nacks: Counter[str] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
+    """What could not be made: a mistake of this program."""
 
 
 @dataclass(slots=True, eq=False)
@@ -113,10 +124,10 @@ class _HostView:
     hub: "Hub"
     host: str
 
-    def names(self, type_url: str) -> Iterable[str]:
-        return xds.wildcard(self.hub.mesh, self.host, type_url)
+    def names(self, type_url: str) -> Iterable[str] | None:
+        return self.hub.names(self.host, type_url)
 
-    def answer(self, type_url: str, name: str) -> Answer:
+    def answer(self, type_url: str, name: str) -> Answer | None:
         return self.hub.answer(self.host, type_url, name)
 
 
@@ -124,16 +135,25 @@ class Hub:
     """The connected hosts and the mesh they are shown."""
 
     def __init__(
-        self, mesh: Mesh, revision: int, *, max_names: int = MAX_NAMES, max_name_chars: int = MAX_NAME_CHARS
+        self,
+        mesh: Mesh,
+        revision: int,
+        *,
+        max_names: int = MAX_NAMES,
+        max_name_chars: int = MAX_NAME_CHARS,
+        max_answers: int = MAX_ANSWERS,
     ) -> None:
         self._mesh = mesh
         self._revision = revision
         self._max_names = max_names
         self._max_name_chars = max_name_chars
+        self._max_answers = max_answers
         self._connections: dict[str, Connection] = {}
         self._watchers: dict[str, dict[Connection, set[Key]]] = {}
         self._answers: dict[tuple[Hashable, str, str], Answer] = {}
         """What was answered from this mesh, by audience, type and name."""
+        self._faulty: set[Key] = set()
+        """What could not be made from this mesh, and was told."""
         self.counts = Counts()
 
     @property
@@ -170,17 +190,48 @@ class Hub:
         connection.wake()
         return True
 
-    def answer(self, host: str, type_url: str, name: str) -> Answer:
-        """Return what a host gets for a name now."""
-        audience = xds.audience(self._mesh, host, type_url)
-        if audience is None:
-            return Answer(xds.resource(self._mesh, host, type_url, name))
-        # A change of a shared service asks this once for each proxy: 1 µs, where finding the resource takes 15.
-        key = (audience, type_url, name)
-        known = self._answers.get(key)
-        if known is None:
-            known = self._answers[key] = Answer(xds.resource(self._mesh, host, type_url, name))
+    def names(self, host: str, type_url: str) -> tuple[str, ...] | None:
+        """Return what a host gets by wildcard now; None if that cannot be told: then it keeps what it has."""
+        try:
+            return xds.wildcard(self._mesh, host, type_url)
+        except Exception as error:
+            self._fault(host, type_url, WILDCARD, error)
+            return None
+
+    def answer(self, host: str, type_url: str, name: str) -> Answer | None:
+        """Return what a host gets for a name now; None if it cannot be made: then the host keeps what it has.
+
+        One object that this program stumbles over must not keep everything else from everybody.
+        """
+        try:
+            audience = xds.audience(self._mesh, host, type_url)
+            if audience is None:
+                return Answer(xds.resource(self._mesh, host, type_url, name))
+            # A change of a shared service asks this once for each proxy: 1 µs, where finding the resource takes 15.
+            key = (audience, type_url, name)
+            known = self._answers.get(key)
+            if known is None:
+                known = Answer(xds.resource(self._mesh, host, type_url, name))
+                if len(self._answers) >= self._max_answers:
+                    self._answers.clear()
+                if len(name) <= _MAX_KEPT_NAME_CHARS:
+                    self._answers[key] = known
+        except Exception as error:
+            self._fault(host, type_url, name, error)
+            return None
         return known
+
+    def _fault(self, host: str, type_url: str, name: str, error: Exception) -> None:
+        self.counts.faults[type_url] += 1
+        if (type_url, name) not in self._faulty and len(self._faulty) < _KEPT_FAULTS:
+            self._faulty.add((type_url, name))
+            _log.error(
+                "a resource could not be made; proxies keep what they have",
+                host=host,
+                type_url=type_url,
+                name=name,
+                exc_info=error,
+            )
 
     def receive(self, connection: Connection, request: DeltaDiscoveryRequest, now: datetime) -> bool:
         """Take a request from a host; return whether something may be due to it now.
@@ -235,6 +286,7 @@ class Hub:
         """Show another mesh; wake the hosts that `touched` concerns."""
         if mesh is not self._mesh:
             self._answers = {}
+            self._faulty = set()
         self._mesh, self._revision = mesh, revision
         concerned: set[Connection] = set()
         for connection in self._wholly_concerned(touched):
@@ -282,7 +334,11 @@ class Hub:
                     self._watch(connection, (type_url, name))
 
     def _watch(self, connection: Connection, key: Key) -> None:
-        depends = xds.dependencies(self._mesh, connection.host, *key)
+        try:
+            depends = xds.dependencies(self._mesh, connection.host, *key)
+        except Exception as error:
+            self._fault(connection.host, *key, error)
+            depends = connection.watched.get(key, ())
         if connection.watched.get(key) == depends:
             return
         self._unwatch(connection, key)
@@ -313,6 +369,10 @@ class Hub:
     def proxies(self) -> list[ProxyState]:
         """Return the state of every connected host, by name."""
         return [self._state(self._connections[host]) for host in sorted(self._connections)]
+
+    def answers_kept(self) -> int:
+        """Return how many answers are kept for others who may ask for the same."""
+        return len(self._answers)
 
     def connected(self) -> int:
         """Return how many hosts are connected."""

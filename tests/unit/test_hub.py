@@ -1,17 +1,20 @@
 """The hub with a real mesh: who is woken by a change, and what each is sent."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
+from structlog.testing import capture_logs
 
 from golden.objects import mesh_of, obj
 from hostmesh_api.delta import ClientStream, Push
-from hostmesh_api.wire import CLUSTER_TYPE, ENDPOINT_TYPE, HOST_CONFIG_TYPE, LISTENER_TYPE
+from hostmesh_api.wire import CLUSTER_TYPE, ENDPOINT_TYPE, HOST_CONFIG_TYPE, LISTENER_TYPE, VIRTUAL_HOST_TYPE
 from hostmesh_controller import hub
 from hostmesh_controller.hub import Connection, Hub, TooManyNamesError
 from hostmesh_controller.mesh import Mesh, update
+from hostmesh_controller.model.destination_rule import DestinationRuleSpec
 from hostmesh_controller.model.objects import ApiObject
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -34,8 +37,8 @@ def the_mesh() -> Mesh:
 class Fleet:
     """Hosts connected to one hub; remembers who was woken."""
 
-    def __init__(self, max_names: int = 100, max_name_chars: int = 10_000) -> None:
-        self.hub = Hub(the_mesh(), 1, max_names=max_names, max_name_chars=max_name_chars)
+    def __init__(self, max_names: int = 100, max_name_chars: int = 10_000, max_answers: int = 1000) -> None:
+        self.hub = Hub(the_mesh(), 1, max_names=max_names, max_name_chars=max_name_chars, max_answers=max_answers)
         self.woken: list[str] = []
 
     def connect(self, host: str) -> Connection:
@@ -224,3 +227,51 @@ def test_a_huge_refusal_is_kept_short(fleet: Fleet) -> None:
     fleet.hub.receive(one, ClientStream.nack(push.type_url, push.nonce, "x" * 1_000_000), NOW)
     ((kept,),) = (each.nacks for each in fleet.hub.proxies())
     assert len(kept.message) < 10_000
+
+
+def test_names_that_come_and_go_leave_nothing_behind() -> None:
+    fleet = Fleet(max_names=200, max_answers=50)
+    one = fleet.connect("one")
+    fleet.ask(one, CLUSTER_TYPE, "*")
+    fleet.take(one)
+    reached = []
+    for turn in range(20):
+        clusters = [f"outbound|80||nobody-{turn}-{number}.test" for number in range(30)]
+        for type_url, asked in (
+            (CLUSTER_TYPE, clusters),
+            (ENDPOINT_TYPE, clusters),
+            (VIRTUAL_HOST_TYPE, [f"80/{name}" for name in clusters]),
+        ):
+            fleet.ask(one, type_url, *asked)
+            fleet.take(one)
+            gone = DeltaDiscoveryRequest(type_url=type_url, resource_names_unsubscribe=asked)
+            fleet.hub.receive(one, gone, NOW)
+        assert fleet.hub.answers_kept() <= 50
+        reached.append((len(fleet.hub.mesh.memo), len(one.watched), one.name_chars))
+    assert len(set(reached)) == 1, reached
+
+
+def broken_rule(host: str) -> ApiObject:
+    """An object that no check lets in and that the constructors stumble over."""
+    rule = obj("DestinationRule", f"broken-{host}", {"host": host, "trafficPolicy": {"tls": {"mode": "DISABLE"}}})
+    assert isinstance(rule.spec, DestinationRuleSpec)
+    assert rule.spec.traffic_policy is not None
+    policy = rule.spec.traffic_policy.model_copy(update={"outlier_detection": "none such"})
+    return replace(rule, spec=rule.spec.model_copy(update={"traffic_policy": policy}))
+
+
+def test_what_cannot_be_made_is_told_and_takes_nothing_else_from_anybody(fleet: Fleet) -> None:
+    one = fleet.connect("one")
+    fleet.ask(one, CLUSTER_TYPE, "*", A, B)
+    held = names(fleet.take(one))
+    assert {A, B} <= set(held)
+    with capture_logs() as logs:
+        fleet.publish(broken_rule("a"), obj("DestinationRule", "b", {"host": "b", "trafficPolicy": {"tls": {}}}))
+        pushes = fleet.take(one)
+        fleet.take(one)
+    assert names(pushes) == [B]
+    assert [removed for push in pushes for removed in push.removed] == []
+    assert [(each["name"], each["log_level"]) for each in logs] == [(A, "error")]
+    assert fleet.hub.counts.faults[CLUSTER_TYPE] >= 1
+    fleet.publish(obj("DestinationRule", "broken-a", {"host": "a", "trafficPolicy": {"tls": {"mode": "SIMPLE"}}}))
+    assert names(fleet.take(one)) == [A]

@@ -92,6 +92,8 @@ def test_the_defaults_are_istio_s() -> None:
         ({"extensionProviders": []}, "spec.extensionProviders: not supported: a later release"),
         ({"defaultConfig": {"holdApplicationUntilProxyStarts": True}}, "not supported: programs on a host are started"),
         ({"defaultConfig": {"drainDuration": "1.5s"}}, "spec.defaultConfig.drainDuration: 1.5s: Envoy drains in whole"),
+        ({"defaultConfig": {"drainDuration": "2562047h"}}, "spec.defaultConfig.drainDuration: 2562047h is too long"),
+        ({"defaultConfig": {"terminationDrainDuration": "1200h"}}, "1200h is too long"),
         ({"defaultConfig": {"concurency": 2}}, "did you mean 'concurrency'?"),
         ({"defaultConfig": {"proxyStatsMatcher": {}}}, "all of Envoy's statistics are kept"),
         ({"defaultConfig": {"statNameLength": 100}}, "Istio ignores it"),

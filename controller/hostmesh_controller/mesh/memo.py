@@ -20,6 +20,9 @@ class Memo:
     def __init__(self) -> None:
         self._entries: dict[Hashable, tuple[tuple[object, ...], Any]] = {}
 
+    def __len__(self) -> int:
+        return len(self._entries)
+
     def get(self, key: Hashable, inputs: tuple[object, ...], make: Callable[[], T]) -> T:
         """Return `make()`, or its earlier result for the same key and the identical inputs (a fixed number of them)."""
         entry = self._entries.get(key)

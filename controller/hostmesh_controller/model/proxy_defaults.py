@@ -15,6 +15,7 @@ _TELEMETRY: Final = "a later release: tracing, metrics and access logs by servic
 _KUBERNETES: Final = "it is about injected containers, which hosts do not have"
 _CONTROLLER: Final = "an agent knows its controller from the join string"
 _LATER: Final = "a later release"
+_LONGEST: Final = timedelta(days=30)
 
 _REFUSED: Final[Mapping[str, str]] = {
     "configPath": _AGENT,
@@ -63,11 +64,20 @@ def _whole_seconds(value: Duration) -> Duration:
     return value
 
 
+def _within_days(value: Duration) -> Duration:
+    # It is a number of 32 bits to Envoy and to the agent, of milliseconds.
+    if value > _LONGEST:
+        raise fault("duration", f"{value} is too long: nothing is drained for more than {_LONGEST.days} days")
+    return value
+
+
 class ProxyDefaults(Spec):
     """`concurrency` is Envoy's worker threads: None and 0 are one for each core."""
 
     refused: ClassVar[Mapping[str, str]] = _REFUSED
 
     concurrency: Count | None = None
-    drain_duration: Annotated[PositiveDuration, AfterValidator(_whole_seconds)] = Duration("45s")
-    termination_drain_duration: AnyDuration = Duration("5s")
+    drain_duration: Annotated[PositiveDuration, AfterValidator(_whole_seconds), AfterValidator(_within_days)] = (
+        Duration("45s")
+    )
+    termination_drain_duration: Annotated[AnyDuration, AfterValidator(_within_days)] = Duration("5s")

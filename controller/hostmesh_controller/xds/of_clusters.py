@@ -29,6 +29,7 @@ from hostmesh_controller.names import (
 )
 from hostmesh_controller.xds import clusters, health_checks, inbound_clusters, rate_limits
 from hostmesh_controller.xds.cluster_target import Outbound, is_passthrough
+from hostmesh_controller.xds.encoding import resource as encoded
 from hostmesh_controller.xds.endpoints import endpoints_of
 from hostmesh_controller.xds.host_config import outbound_identity
 from hostmesh_controller.xds.keeping import kept
@@ -76,8 +77,8 @@ def resource(mesh: Mesh, host: Host, name: str) -> Resource | None:
         return _inbound(mesh, host, name)
     outbound = parse_outbound(name)
     if outbound is not None:
-        found = _outbound(mesh, host, outbound, None)
-        return found or kept(mesh, ("missing", name), (), name, lambda: clusters.missing(name))
+        # What does not exist is not kept: a peer may ask for any number of such names.
+        return _outbound(mesh, host, outbound, None) or encoded(name, clusters.missing(name))
     dialled = parse_tcp(name)
     if dialled is None:
         return None

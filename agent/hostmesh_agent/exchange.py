@@ -6,14 +6,15 @@ acknowledged when Envoy has settled all of it.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
 
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest
-from envoy.service.discovery.v3.discovery_pb2 import Resource as ResourceMessage
 
+from hostmesh_agent.absence import AWAY, is_no_cluster, is_no_virtual_host, no_virtual_host
 from hostmesh_agent.cache import Change, Entry
+from hostmesh_agent.refusals import Refusal, with_refusal
+from hostmesh_agent.shelf import Shelf
 from hostmesh_api.delta import WILDCARD, WILDCARD_TYPES, Answer, ClientStream, Push, Resource, ServerStream, Update
 from hostmesh_api.wire import (
     CLUSTER_TYPE,
@@ -25,53 +26,14 @@ from hostmesh_api.wire import (
     VIRTUAL_HOST_TYPE,
 )
 
-_KEPT_REFUSALS: Final = 20
 GIVEN_UP_AFTER: Final = timedelta(seconds=30)
 """An Envoy that ends gives up all its names on the way out: only what a living one gives up is forgotten."""
 _INBOUND_CLUSTER: Final = "inbound|"
-_STATIC_AND_TIMEOUT: Final = b"\x10\x00\x22"
-"""Of Envoy's Cluster on the wire: type STATIC, and the tag of the connect timeout; a byte for its length follows."""
-_AWAY: Final = "away"
-"""Version of the answer "no such virtual host" that stands while the controller is not asked."""
 MAX_VIRTUAL_HOSTS: Final = 10_000
 """Virtual hosts that the controller is asked to keep up to date. Programs choose the names, one with each Host header,
 and the controller ends the stream of a host that asks for too much: no program may bring that about."""
 _MAX_VIRTUAL_HOST_CHARS: Final = 512
 """What is longer is no host: `65535/`, 253 characters, `.:65535`."""
-
-
-class Refusal(NamedTuple):
-    """Something Envoy or the agent refused."""
-
-    at: datetime
-    type_url: str
-    name: str
-    message: str
-
-
-@dataclass(slots=True)
-class _Shelf:
-    """One type's resources."""
-
-    held: dict[str, Resource] = field(default_factory=dict)
-    """The controller's newest."""
-    good: dict[str, Resource] = field(default_factory=dict)
-    """What Envoy accepted; on disk."""
-    listed: set[str] = field(default_factory=set)
-    """Names that came under "*"."""
-    lingering: set[str] = field(default_factory=set)
-    """Names the controller removed that Envoy keeps until it connects again; in `held` and `listed` for so long."""
-    absent: set[str] = field(default_factory=set)
-    """Names the controller said do not exist."""
-    fresh: set[str] = field(default_factory=set)
-    """Names that changed and are not settled yet."""
-    owed: list[str] = field(default_factory=list)
-    """Nonces of the controller's responses that are not acknowledged yet."""
-    failures: dict[str, str] = field(default_factory=dict)
-    refused: dict[str, Resource] = field(default_factory=dict)
-    """What Envoy would not take, for another try when its files have changed."""
-    complete: bool = False
-    """The controller has answered "*", now or in an earlier life."""
 
 
 class Extensions(Protocol):
@@ -98,7 +60,7 @@ class Exchange:
     ) -> None:
         self._max_virtual_hosts = max_virtual_hosts
         self._extensions = extensions
-        self._shelves: dict[str, _Shelf] = {}
+        self._shelves: dict[str, Shelf] = {}
         self._down: ServerStream | None = None
         self._up = ClientStream()
         self._cut_off = False
@@ -122,15 +84,15 @@ class Exchange:
         else:
             self._up.want(entry.type_url, [name])
 
-    def _shelf(self, type_url: str) -> _Shelf:
-        return self._shelves.setdefault(type_url, _Shelf())
+    def _shelf(self, type_url: str) -> Shelf:
+        return self._shelves.setdefault(type_url, Shelf())
 
     # The controller's side
 
     def connected(self) -> list[DeltaDiscoveryRequest]:
         """Open the stream to the controller; return its first requests."""
         self._cut_off = False
-        return self._up.open({type_url: _versions(shelf.good) for type_url, shelf in self._shelves.items()})
+        return self._up.open({type_url: shelf.versions() for type_url, shelf in self._shelves.items()})
 
     def disconnected(self) -> None:
         """Close the stream to the controller; what it is owed is void."""
@@ -155,25 +117,13 @@ class Exchange:
         if type_url == CLUSTER_TYPE:
             # The endpoints of a cluster that comes (back) are on their way. That there were none was said when it went:
             # told so once more, Envoy would take the cluster into use without endpoints.
-            came = [each.name for each in update.resources if _is_nothing(shelf.held.get(each.name))]
+            came = [each.name for each in update.resources if is_no_cluster(shelf.held.get(each.name))]
             self._shelf(ENDPOINT_TYPE).absent.difference_update(came)
             self._returning.update(name for name in came if name in shelf.held)
         for resource in update.resources:
-            shelf.refused.pop(resource.name, None)
-            shelf.held[resource.name] = resource
-            shelf.lingering.discard(resource.name)
-            shelf.absent.discard(resource.name)
-            if not self._up.wants(type_url, resource.name):
-                shelf.listed.add(resource.name)
+            shelf.put(resource, listed=not self._up.wants(type_url, resource.name))
         for name in update.removed:
-            shelf.refused.pop(name, None)
-            if self._lingers(type_url, name):
-                shelf.lingering.add(name)
-                continue
-            shelf.held.pop(name, None)
-            shelf.listed.discard(name)
-            if self._up.wants(type_url, name):
-                shelf.absent.add(name)
+            shelf.remove(name, asked=self._up.wants(type_url, name), lingers=self._lingers(type_url, name))
         names = [*(resource.name for resource in update.resources), *update.removed]
         shelf.fresh.update(names)
         shelf.owed.append(update.nonce)
@@ -215,10 +165,7 @@ class Exchange:
         self._down = ServerStream()
         self._given_up.clear()
         for shelf in self._shelves.values():
-            for name in shelf.lingering:
-                shelf.held.pop(name, None)
-                shelf.listed.discard(name)
-            shelf.lingering.clear()
+            shelf.end_lingering()
 
     def envoy_disconnected(self) -> None:
         """End the stream with Envoy."""
@@ -236,7 +183,7 @@ class Exchange:
             (name,) = received.nacked.names
             shelf.failures[name] = received.nacked.message
             shelf.fresh.add(name)
-            self._keep_refusal(Refusal(now, type_url, name, received.nacked.message))
+            self.refusals = with_refusal(self.refusals, Refusal(now, type_url, name, received.nacked.message))
         for name in received.subscribed:
             self._given_up.pop((type_url, name), None)
         for name in received.unsubscribed:
@@ -245,10 +192,10 @@ class Exchange:
         asked, dropped = received.subscribed, None
         if type_url == VIRTUAL_HOST_TYPE and asked:
             asked, dropped = self._make_room(shelf, asked)
-        requests = [dropped, self._up.want(type_url, asked), self._up.open_type(type_url, _versions(shelf.good))]
+        requests = [dropped, self._up.want(type_url, asked), self._up.open_type(type_url, shelf.versions())]
         return [request for request in requests if request is not None]
 
-    def _make_room(self, shelf: _Shelf, names: Iterable[str]) -> tuple[tuple[str, ...], DeltaDiscoveryRequest | None]:
+    def _make_room(self, shelf: Shelf, names: Iterable[str]) -> tuple[tuple[str, ...], DeltaDiscoveryRequest | None]:
         """Return which of the new virtual hosts to ask for, and what to tell of others that are given up for them.
 
         Given up are those that do not exist. Envoy keeps its answer to them, and is not told if that changes.
@@ -259,11 +206,11 @@ class Exchange:
         if len(new) <= room:
             return names, None
         wanted = self._up.wanted(VIRTUAL_HOST_TYPE)
-        nobody = [name for name in wanted if name in shelf.held and _is_nobody(shelf.held[name])]
-        for name in nobody:
+        not_there = [name for name in wanted if name in shelf.held and is_no_virtual_host(shelf.held[name])]
+        for name in not_there:
             self._forget(VIRTUAL_HOST_TYPE, shelf, name)
-        dropped = self._up.drop(VIRTUAL_HOST_TYPE, nobody)
-        return new[: max(room + len(nobody), 0)], dropped
+        dropped = self._up.drop(VIRTUAL_HOST_TYPE, not_there)
+        return new[: max(room + len(not_there), 0)], dropped
 
     def _forget_given_up(self, now: datetime) -> list[DeltaDiscoveryRequest]:
         due = [key for key, since in self._given_up.items() if now - since >= GIVEN_UP_AFTER]
@@ -278,13 +225,10 @@ class Exchange:
         if self._down is not None:
             self._down.mark(EXTENSION_TYPE, [name])
 
-    def _forget(self, type_url: str, shelf: _Shelf, name: str) -> None:
+    def _forget(self, type_url: str, shelf: Shelf, name: str) -> None:
         if type_url == EXTENSION_TYPE and self._extensions is not None:
             self._extensions.forget(name)
-        shelf.held.pop(name, None)
-        shelf.absent.discard(name)
-        shelf.fresh.discard(name)
-        if shelf.good.pop(name, None) is not None:
+        if shelf.forget(name):
             self._changes[type_url, name] = Change(type_url, name, None)
 
     def pushes(self) -> list[Push]:
@@ -316,18 +260,18 @@ class Exchange:
                 requests += self._conclude(type_url, shelf, now)
         return requests
 
-    def _is_undecided(self, type_url: str, shelf: _Shelf) -> bool:
+    def _is_undecided(self, type_url: str, shelf: Shelf) -> bool:
         """Tell whether Envoy has not been sent something that came, because what it needs is still being fetched."""
         extensions = self._extensions
         if type_url != EXTENSION_TYPE or extensions is None:
             return False
         return any(name in shelf.held and extensions.given(shelf.held[name]) is None for name in shelf.fresh)
 
-    def _conclude(self, type_url: str, shelf: _Shelf, now: datetime) -> list[DeltaDiscoveryRequest]:
+    def _conclude(self, type_url: str, shelf: Shelf, now: datetime) -> list[DeltaDiscoveryRequest]:
         failures = {name: message for name, message in shelf.failures.items() if name in shelf.fresh}
         for name in shelf.fresh:
             if name in failures and not self._stands_in(type_url, shelf, name, failures[name]):
-                self._undo(shelf, name)
+                shelf.undo(name)
             else:
                 self._accept(type_url, shelf, name)
         shelf.fresh.clear()
@@ -337,17 +281,14 @@ class Exchange:
             return [ClientStream.ack(type_url, nonce) for nonce in nonces]
         if type_url == HOST_CONFIG_TYPE:
             for name, message in failures.items():
-                self._keep_refusal(Refusal(now, type_url, name, message))
+                self.refusals = with_refusal(self.refusals, Refusal(now, type_url, name, message))
         told = "; ".join(f"{name}: {message}" for name, message in sorted(failures.items()))
         return [ClientStream.nack(type_url, nonce, told) for nonce in nonces]
 
     def try_again(self) -> None:
         """Offer Envoy once more what it refused: a certificate that was missing may be there now."""
         for type_url, shelf in self._shelves.items():
-            again, shelf.refused = shelf.refused, {}
-            shelf.held.update(again)
-            shelf.absent.difference_update(again)
-            shelf.fresh.update(again)
+            again = shelf.offer_again()
             if self._down is not None and again:
                 self._down.force(type_url, again)
 
@@ -355,18 +296,7 @@ class Exchange:
         """Tell whether there is something that Envoy would not take."""
         return any(shelf.refused for shelf in self._shelves.values())
 
-    @staticmethod
-    def _undo(shelf: _Shelf, name: str) -> None:
-        if name in shelf.held:
-            shelf.refused[name] = shelf.held[name]
-        good = shelf.good.get(name)
-        if good is None:
-            shelf.held.pop(name, None)
-            shelf.absent.add(name)
-        else:
-            shelf.held[name] = good
-
-    def _accept(self, type_url: str, shelf: _Shelf, name: str) -> None:
+    def _accept(self, type_url: str, shelf: Shelf, name: str) -> None:
         resource = shelf.held.get(name)
         if resource is None or name in shelf.lingering:
             if shelf.good.pop(name, None) is not None:
@@ -376,7 +306,7 @@ class Exchange:
         entry = Entry(type_url, name in shelf.listed, resource)
         self._changes[type_url, name] = Change(type_url, name, entry)
 
-    def _stands_in(self, type_url: str, shelf: _Shelf, name: str, message: str) -> bool:
+    def _stands_in(self, type_url: str, shelf: Shelf, name: str, message: str) -> bool:
         """Tell whether Envoy gets something else in place of a first configuration of an extension that it refused.
 
         Without any, its filter would refuse everything, whatever the configuration says of failures.
@@ -386,11 +316,6 @@ class Exchange:
             return False
         self._extensions.refused(resource, message)
         return True
-
-    def _keep_refusal(self, refusal: Refusal) -> None:
-        # What is offered again and refused again is told once, with its last time.
-        others = [each for each in self.refusals if each[1:] != refusal[1:]]
-        self.refusals = [*others, refusal][-_KEPT_REFUSALS:]
 
     def take_changes(self) -> list[Change]:
         """Return what is to be written to disk since the last call."""
@@ -430,7 +355,7 @@ class Exchange:
                 return None
             if type_url != VIRTUAL_HOST_TYPE:
                 return Answer(None)
-            resource = _no_virtual_host(name)
+            resource = no_virtual_host(name)
         if type_url == EXTENSION_TYPE and self._extensions is not None:
             given = self._extensions.given(resource)
             return None if given is None else Answer(given)
@@ -460,32 +385,4 @@ class Exchange:
         if self._down is None:
             return False
         version = self._down.held(VIRTUAL_HOST_TYPE).get(resource.name)
-        return version not in (None, _AWAY, resource.version) and _is_nobody(resource)
-
-
-def _versions(resources: Mapping[str, Resource]) -> dict[str, str]:
-    return {name: resource.version for name, resource in resources.items()}
-
-
-def _is_nobody(resource: Resource) -> bool:
-    """Tell whether a resource says that there is no such virtual host."""
-    return not ResourceMessage.FromString(resource.body).HasField("resource")
-
-
-def _is_nothing(cluster: Resource | None) -> bool:
-    """Tell whether a cluster is not there, or stands for one that does not exist.
-
-    Such a one is static and has a name and a timeout and nothing else. It is not parsed: Envoy's message of clusters,
-    with all that it needs, is nothing that an agent has to load.
-    """
-    if cluster is None:
-        return True
-    value = ResourceMessage.FromString(cluster.body).resource.value
-    rest = value.partition(cluster.name.encode())[2]
-    return rest.startswith(_STATIC_AND_TIMEOUT) and len(rest) == 4 + rest[3]
-
-
-def _no_virtual_host(name: str) -> Resource:
-    """Return the answer that makes Envoy respond 404 at once: a resource that carries its alias and nothing else."""
-    message = ResourceMessage(name=name, version=_AWAY, aliases=[name])
-    return Resource(name, _AWAY, message.SerializeToString(deterministic=True))
+        return version not in (None, AWAY, resource.version) and is_no_virtual_host(resource)

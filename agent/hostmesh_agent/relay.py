@@ -21,7 +21,8 @@ from envoy.service.discovery.v3.discovery_pb2 import Resource as ResourceMessage
 from google.protobuf.struct_pb2 import Struct
 
 from hostmesh_agent.cache import Cache
-from hostmesh_agent.exchange import Exchange, Extensions, Refusal
+from hostmesh_agent.exchange import Exchange, Extensions
+from hostmesh_agent.refusals import Refusal
 from hostmesh_api.delta import ClientStream
 from hostmesh_api.v1.hostmesh_pb2 import HostConfig
 from hostmesh_api.wire import ADS_METHOD, ADS_SERVICE, HOST_CONFIG_TYPE

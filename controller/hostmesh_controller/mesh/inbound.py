@@ -8,6 +8,7 @@ from hostmesh_controller.mesh.ingress import ingress_of, is_bound, pool_of
 from hostmesh_controller.mesh.records import Mode, Workload
 from hostmesh_controller.mesh.selection import endpoint_port, services_of
 from hostmesh_controller.model.connection_pool import ConnectionPool
+from hostmesh_controller.model.http_actions import InboundRetries
 from hostmesh_controller.model.protocols import Protocol, entry_protocol
 from hostmesh_controller.model.server_tls import ServerTls
 from hostmesh_controller.model.sidecar import IngressListener
@@ -26,6 +27,7 @@ class InboundPort:
         shared: another workload has this number on another address.
         listener: the Sidecar's, None where services say that the workload listens there.
         pool: bounds of the connections to the program.
+        retries: how often a request is tried again at the program; None is Istio's default.
     """
 
     number: int
@@ -35,6 +37,7 @@ class InboundPort:
     shared: bool
     listener: IngressListener | None = None
     pool: ConnectionPool | None = None
+    retries: InboundRetries | None = None
 
     @property
     def cluster(self) -> str:
@@ -90,6 +93,7 @@ def _port(mesh: Mesh, number: int, workload: Workload, protocol: Protocol, *, sh
         shared,
         listener,
         pool_of(mesh, workload, number),
+        mesh.config.default_inbound_http_retry_policy,
     )
 
 

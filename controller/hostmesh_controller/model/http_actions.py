@@ -233,6 +233,26 @@ class Retries(Spec):
         return self
 
 
+class InboundRetries(Spec):
+    """How often a proxy tries a request again at its own program. `attempts` 0 turns it off."""
+
+    refused: ClassVar[Mapping[str, str]] = {
+        "perTryTimeout": "Istio ignores it here: the caller's proxy has the timeouts",
+        "retryIgnorePreviousHosts": "Istio ignores it here: there is one program to ask",
+        "retryRemoteLocalities": "Istio ignores it here: there is one program to ask",
+    }
+
+    attempts: Count = 0
+    retry_on: RetryOn | None = None
+    backoff: MillisecondDuration | None = None
+
+    @model_validator(mode="after")
+    def _there_are_tries(self) -> "InboundRetries":
+        if self.attempts == 0 and (self.backoff is not None or self.retry_on):
+            raise fault("retries", "attempts is 0, which turns retries off: say how many, or remove the rest")
+        return self
+
+
 class CorsPolicy(Spec):
     """Which other origins' pages may call, and what browsers are told. `allow_origin` is the old list of exact ones."""
 

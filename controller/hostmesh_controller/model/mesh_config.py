@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from hostmesh_controller.model.connection_pool import TcpKeepalive
 from hostmesh_controller.model.durations import Duration
-from hostmesh_controller.model.http_actions import Retries
+from hostmesh_controller.model.http_actions import InboundRetries, Retries
 from hostmesh_controller.model.localities import LocalityLbSetting
 from hostmesh_controller.model.proxy_defaults import ProxyDefaults
 from hostmesh_controller.model.route_fields import Line
@@ -62,7 +62,6 @@ _REFUSED: Final[Mapping[str, str]] = {
     "discoverySelectors": _KUBERNETES,
     "tlsDefaults": "a later release: set TLS versions in Gateways",
     "defaultTrafficPolicy": "a later release: set it in DestinationRules",
-    "defaultInboundHttpRetryPolicy": "a later release: set retries in VirtualServices or defaultHttpRetryPolicy",
 }
 
 
@@ -132,6 +131,7 @@ class MeshConfigSpec(Spec):
     connect_timeout: Annotated[PositiveDuration, AfterValidator(_connect_timeout)] = Duration("10s")
     tcp_keepalive: TcpKeepalive | None = None
     default_http_retry_policy: Retries | None = None
+    default_inbound_http_retry_policy: InboundRetries | None = None
     locality_lb_setting: LocalityLbSetting = LocalityLbSetting(enabled=True)
     access_log_file: str = ""
     access_log_format: str = ""

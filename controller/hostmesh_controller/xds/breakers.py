@@ -38,6 +38,8 @@ def circuit_breakers(pool: ConnectionPool | None, budget: RetryBudget | None = N
         max_pending_requests=_limit(http.http1_max_pending_requests),
         max_requests=_limit(http.http2_max_requests),
         max_retries=_limit(http.max_retries),
+        # What is left is told in Envoy's statistics (`remaining_pending`, …), where Istio's users look for it.
+        track_remaining=True,
     )
     if budget is not None:
         percent = _RETRY_PERCENT if budget.percent is None else budget.percent

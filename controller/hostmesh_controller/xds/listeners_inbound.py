@@ -19,12 +19,14 @@ from hostmesh_api import wire
 from hostmesh_controller.mesh.inbound import InboundPort
 from hostmesh_controller.mesh.records import Mode
 from hostmesh_controller.mesh.selection import identity_of
+from hostmesh_controller.model.protocols import Protocol
 from hostmesh_controller.model.server_tls import ServerTls
 from hostmesh_controller.names import BLACK_HOLE, VIRTUAL_INBOUND, inbound_cluster
 from hostmesh_controller.xds import filters, tls
 from hostmesh_controller.xds.encoding import duration
 from hostmesh_controller.xds.http_extensions import Extensions
 from hostmesh_controller.xds.listeners_outbound import PLAIN_HTTP
+from hostmesh_controller.xds.route_retries import inbound_retry_policy
 from hostmesh_controller.xds.sidecar_tls import from_files
 from hostmesh_controller.xds.sources import cidr, socket
 from hostmesh_controller.xds.tls import Trust
@@ -179,7 +181,9 @@ def _chain(
 
 def _route(port: InboundPort) -> RouteConfiguration:
     name = inbound_cluster(port.number)
-    action = RouteAction(cluster=port.cluster, timeout=duration(0))
+    # Streams of gRPC may not be begun anew.
+    retries = None if port.protocol is Protocol.GRPC else inbound_retry_policy(port.retries)
+    action = RouteAction(cluster=port.cluster, timeout=duration(0), retry_policy=retries)
     route = Route(name="default", match=RouteMatch(prefix="/"), route=action)
     return RouteConfiguration(
         name=name,

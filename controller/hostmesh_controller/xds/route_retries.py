@@ -10,11 +10,13 @@ from envoy.extensions.retry.priority.previous_priorities.v3.previous_priorities_
 )
 from google.protobuf.wrappers_pb2 import UInt32Value
 
-from hostmesh_controller.model.virtual_service import Retries
+from hostmesh_controller.model.http_actions import InboundRetries, Retries
 from hostmesh_controller.xds.encoding import any_of, duration
 
 RETRY_ON: Final = "connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes"
 """What most likely never reached the program."""
+INBOUND_RETRY_ON: Final = "reset-before-request"
+"""What the program never saw: it closed an idle connection while a request was on its way. Safe for any method."""
 ATTEMPTS: Final = 2
 _SELECTION_ATTEMPTS: Final = 5
 """Istio's: how often another endpoint is chosen when one comes up that was tried already."""
@@ -50,16 +52,30 @@ def retry_policy(retries: Retries | None, *, hashed: bool) -> RetryPolicy | None
     return policy
 
 
+def inbound_retry_policy(retries: InboundRetries | None) -> RetryPolicy | None:
+    """Return the retries of a proxy at its own program, or None if it has none; `retries` None is Istio's default."""
+    policy = RetryPolicy(retry_on=INBOUND_RETRY_ON, num_retries=UInt32Value(value=ATTEMPTS))
+    if retries is not None:
+        if not retries.attempts:
+            return None
+        _set_tries(policy, retries)
+    return policy
+
+
 def _set(policy: RetryPolicy, retries: Retries) -> None:
-    policy.num_retries.value = retries.attempts
-    if retries.retry_on:
-        _set_conditions(policy, retries.retry_on)
+    _set_tries(policy, retries)
     if retries.per_try_timeout is not None:
         policy.per_try_timeout.CopyFrom(duration(retries.per_try_timeout.total_seconds()))
     if retries.retry_remote_localities:
         policy.retry_priority.name = "envoy.retry_priorities.previous_priorities"
         config = PreviousPrioritiesConfig(update_frequency=_UPDATE_FREQUENCY)
         policy.retry_priority.typed_config.CopyFrom(any_of(config))
+
+
+def _set_tries(policy: RetryPolicy, retries: Retries | InboundRetries) -> None:
+    policy.num_retries.value = retries.attempts
+    if retries.retry_on:
+        _set_conditions(policy, retries.retry_on)
     if retries.backoff is not None:
         policy.retry_back_off.base_interval.CopyFrom(duration(retries.backoff.total_seconds()))
 

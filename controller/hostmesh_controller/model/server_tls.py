@@ -1,8 +1,9 @@
 """TLS as a server speaks it: at a Gateway, or at the ingress listener of a Sidecar."""
 
+import re
 from typing import Annotated, Final, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from hostmesh_controller.model.schema import Flag, Spec, at_most_one, fault
 
@@ -35,6 +36,23 @@ _OWN_CERTIFICATES: Final = (
 )
 
 
+# One that is none would be refused by Envoy, and the whole listener with it.
+_SPKI: Final = re.compile(r"[A-Za-z0-9+/]{43}=")
+_HASH: Final = re.compile(r"[0-9a-fA-F]{64}|[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){31}")
+
+
+def _spki(value: str) -> str:
+    if not _SPKI.fullmatch(value):
+        raise fault("value", f"{value!r} is no SHA-256 of a public key in base64: 44 characters, the last one '='")
+    return value
+
+
+def _hash(value: str) -> str:
+    if not _HASH.fullmatch(value):
+        raise fault("value", f"{value!r} is no SHA-256 of a certificate: 64 hexadecimal digits, or 32 pairs with ':'")
+    return value
+
+
 class ServerTls(Spec):
     """Certificates come from Secrets (`credential_name`) or from files on the host; never from both.
 
@@ -54,8 +72,8 @@ class ServerTls(Spec):
     credential_names: Annotated[tuple[str, ...], Field(min_length=1, max_length=2)] | None = None
     ca_cert_credential_name: str = ""
     subject_alt_names: tuple[str, ...] = ()
-    verify_certificate_spki: tuple[str, ...] = ()
-    verify_certificate_hash: tuple[str, ...] = ()
+    verify_certificate_spki: tuple[Annotated[str, AfterValidator(_spki)], ...] = ()
+    verify_certificate_hash: tuple[Annotated[str, AfterValidator(_hash)], ...] = ()
     min_protocol_version: TlsVersion = "TLS_AUTO"
     max_protocol_version: TlsVersion = "TLS_AUTO"
     cipher_suites: tuple[str, ...] = ()

@@ -14,6 +14,7 @@ from hostmesh_controller.model.connection_pool import TcpKeepalive
 from hostmesh_controller.model.durations import Duration
 from hostmesh_controller.model.http_actions import InboundRetries, Retries
 from hostmesh_controller.model.localities import LocalityLbSetting
+from hostmesh_controller.model.log_format import check_log_format
 from hostmesh_controller.model.proxy_defaults import ProxyDefaults
 from hostmesh_controller.model.route_fields import Line
 from hostmesh_controller.model.schema import (
@@ -121,6 +122,11 @@ def _trust_domain(value: str) -> str:
     return value
 
 
+def _log_format(value: str) -> str:
+    with as_fault("log-format"):
+        return check_log_format(value)
+
+
 class MeshConfigSpec(Spec):
     """All mesh-wide settings. None of `trust_domain` and `root_namespace`: the controller's own configuration."""
 
@@ -134,7 +140,7 @@ class MeshConfigSpec(Spec):
     default_inbound_http_retry_policy: InboundRetries | None = None
     locality_lb_setting: LocalityLbSetting = LocalityLbSetting(enabled=True)
     access_log_file: str = ""
-    access_log_format: str = ""
+    access_log_format: Annotated[str, AfterValidator(_log_format)] = ""
     access_log_encoding: Literal["TEXT", "JSON"] = "TEXT"
     trust_domain: Annotated[str, AfterValidator(_trust_domain)] | None = None
     trust_domain_aliases: tuple[Annotated[str, AfterValidator(_trust_domain)], ...] = ()

@@ -135,6 +135,14 @@ def test_a_host_whose_agent_has_not_joined_is_reached_without_its_proxy() -> Non
     assert "has not joined" in story.steps[-1].why
 
 
+def test_the_port_of_a_gateway_is_envoys_own() -> None:
+    server = {"port": {"number": 8080, "name": "http", "protocol": "HTTP"}, "hosts": ["*"]}
+    gateway = obj("Gateway", "way-in", {"selector": {"app": "reviews"}, "servers": [server]})
+    story = told(the_mesh(gateway), "http://reviews:9080/")
+    assert stages(story)["inbound"] == "host server, 0.0.0.0_8080"
+    assert story.steps[-1].why == "Envoy itself listens there, for Gateway default/way-in"
+
+
 def test_a_host_that_is_not_there_is_an_error() -> None:
     with pytest.raises(UnknownHostError, match="'nobody'"):
         explain(the_mesh(), "nobody", parse_call("db:5432"))

@@ -5,6 +5,8 @@ from hostmesh_controller.explain.chains import Connection, chain_for
 from hostmesh_controller.explain.sight import Sight
 from hostmesh_controller.explain.story import Step
 from hostmesh_controller.mesh import Mesh
+from hostmesh_controller.mesh.gateways import NO_GATEWAYS
+from hostmesh_controller.mesh.inbound import bound_ports
 from hostmesh_controller.mesh.records import Mode
 from hostmesh_controller.names import VIRTUAL_INBOUND
 from hostmesh_controller.xds.tls import MESH_HTTP, SERVE_TCP
@@ -20,6 +22,12 @@ def arrival(mesh: Mesh, call: Call, address: str, port: int, *, mutual_tls: bool
     runtime = mesh.runtime_of(name)
     if not runtime.joined:
         return [Step("inbound", f"host {name}", "its agent has not joined: straight to the program")], True
+    gateway = mesh.gateways.get(name, NO_GATEWAYS).listens(address, port)
+    if gateway is not None:
+        owners = ", ".join(sorted({f"Gateway {served.gateway_name}" for served in gateway.servers}))
+        return [Step("inbound", f"host {name}, {gateway.listener}", f"Envoy itself listens there, for {owners}")], True
+    if any(each.number == port for each in bound_ports(mesh, name)):
+        return [Step("inbound", f"host {name}", f"Envoy itself listens on port {port}, for a Sidecar's ingress")], True
     if port not in sight.config().capture.inbound_ports:
         return [Step("inbound", f"host {name}", f"port {port} is not captured: straight to the program")], True
     listener = sight.listener(VIRTUAL_INBOUND)

@@ -139,6 +139,29 @@ def test_a_port_is_mapped_by_the_service_before_the_workload_and_named_as_istio_
     ]
 
 
+def test_a_service_entry_that_lists_the_gateways_address_maps_its_port_too() -> None:
+    entry = obj(
+        "ServiceEntry",
+        "edge",
+        {
+            "hosts": ["edge.example.com"],
+            "location": "MESH_INTERNAL",
+            "resolution": "STATIC",
+            "ports": [{"number": 80, "name": "http", "protocol": "HTTP", "targetPort": 8080}],
+            "endpoints": [{"address": "10.0.0.1"}],
+        },
+        "istio-system",
+    )
+    assert ports(served(entry, gateway("g", server(80, "HTTP", "*")))) == {"0.0.0.0_8080": ["http-80"]}
+
+
+def test_a_service_with_istios_label_maps_no_port() -> None:
+    label = {"experimental.istio.io/disable-gateway-port-translation": "true"}
+    spec = {"selector": {"app": "edge"}, "ports": [{"name": "http", "port": 80, "targetPort": 8080}]}
+    found = served(obj("Service", "edge", spec, labels=label), gateway("g", server(80, "HTTP", "*")))
+    assert ports(found) == {"0.0.0.0_80": ["http-80"]}
+
+
 def test_a_service_that_comes_later_moves_the_port_and_the_update_is_what_build_makes() -> None:
     first = mesh_of([*HOSTS, gateway("g", server(80, "HTTP", "*"))])
     service = obj(

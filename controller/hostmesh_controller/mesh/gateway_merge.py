@@ -6,6 +6,7 @@ apart by their hosts; whoever fits neither is passed over.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from hostmesh_api.wire import INBOUND_PORT, OUTBOUND_PORT
 from hostmesh_controller.mesh.gateways import (
@@ -23,11 +24,14 @@ from hostmesh_controller.mesh.gateways import (
     speech_of,
 )
 from hostmesh_controller.mesh.index import Mesh
-from hostmesh_controller.mesh.records import Host, Workload
+from hostmesh_controller.mesh.records import Host, Service, Workload
 from hostmesh_controller.mesh.selection import endpoint_port, services_of
 from hostmesh_controller.mesh.viewer import Face, faces_of, namespace_of
 from hostmesh_controller.model.gateway import Server
 from hostmesh_controller.model.objects import ApiObject, ObjectKey
+
+_UNTRANSLATED: Final = "experimental.istio.io/disable-gateway-port-translation"
+"""Istio's label of a Service whose target ports are not where gateways listen."""
 
 
 def gateways_of(mesh: Mesh, host: Host) -> HostGateways:
@@ -85,12 +89,26 @@ def _own_host(host: str, namespace: str) -> str:
 
 def _bound_port(mesh: Mesh, number: int, workload: Workload | None) -> int:
     """Return where a server listens: if a Service before the workload has its port, where that leads to."""
-    for service in services_of(mesh, workload) if workload else ():
+    for each, service in _services_before(mesh, workload) if workload else ():
         port = service.port(number)
-        target = endpoint_port(port, workload.ports) if port and workload else None
+        target = endpoint_port(port, each.ports) if port else None
         if target is not None:
             return target
     return number
+
+
+def _services_before(mesh: Mesh, workload: Workload) -> Iterator[tuple[Workload, Service]]:
+    """Yield the services before a gateway's workload, each with the workload that it is to it.
+
+    Last come ServiceEntries that list the address of the workload: they have a workload of their own there.
+    """
+    here = mesh.workloads_of(workload.host) if workload.host is not None else ()
+    listed = (each for each in here if each.owner is not None and each.address == workload.address)
+    for each in (workload, *(one for one in listed if one.key != workload.key)):
+        for service in services_of(mesh, each):
+            item = mesh.objects.get(service.id.source)
+            if item is None or _UNTRANSLATED not in item.metadata.labels:
+                yield each, service
 
 
 @dataclass(slots=True)

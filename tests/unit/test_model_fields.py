@@ -54,6 +54,12 @@ def test_durations_of_one_length_are_equal_however_they_are_written() -> None:
     assert hash(Duration("90s")) == hash(Duration("1m30s"))
 
 
+def test_a_duration_that_envoy_would_refuse_as_too_long_is_refused() -> None:
+    assert Duration("9223372035s") < timedelta(seconds=9223372036)
+    with pytest.raises(ValueError, match="292 years"):
+        Duration("9223372036s")
+
+
 def test_a_duration_survives_copying_and_pickling() -> None:
     duration = Duration("1m30s")
     assert str(copy.deepcopy(duration)) == "1m30s"

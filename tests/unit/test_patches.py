@@ -339,6 +339,17 @@ def test_http_filters_are_put_where_they_are_wanted(
     assert http_filters(patched(patch_set(http(operation, sub_filter)))) == expected
 
 
+@pytest.mark.parametrize("operation", ["ADD", "INSERT_FIRST", "INSERT_BEFORE", "INSERT_AFTER", "REPLACE"])
+@pytest.mark.parametrize("where", ["LISTENER_FILTER", "NETWORK_FILTER", "HTTP_FILTER"])
+def test_a_filter_without_a_name_which_envoy_would_refuse_with_its_listener_is_not_put_in(
+    where: str, operation: str
+) -> None:
+    first: Json = {"filter": {"name": HCM} | ({"subFilter": {"name": "lua"}} if where == "HTTP_FILTER" else {})}
+    of: Json = {"listenerFilter": "first"} if where == "LISTENER_FILTER" else {"filterChain": first}
+    found = must(patched(patch_set(change(where, operation, {}, listener=of))))
+    assert found == listener()
+
+
 def test_an_http_filter_is_merged_after_all_that_is_added_removed_and_replaced() -> None:
     """As in Istio: the order among patches of one kind is kept, merges come last."""
     value = {"name": "new", "typed_config": {"@type": LUA_TYPE, "stat_prefix": "late"}}

@@ -100,6 +100,13 @@ def test_a_priority_says_the_order_of_relative_operations() -> None:
     assert patches(patch("HTTP_FILTER", "INSERT_BEFORE"), priority=10) == []
 
 
+@pytest.mark.parametrize("where", ["LISTENER_FILTER", "NETWORK_FILTER", "HTTP_FILTER"])
+def test_a_filter_without_a_name_is_told(where: str) -> None:
+    nameless = patch(where, "INSERT_FIRST").replace("{name: lua}", "{}")
+    text = istio("EnvoyFilter", "e", f"configPatches: [{nameless}]").replace("istio.io/v1\n", "istio.io/v1alpha3\n")
+    assert codes(text) == ["missing spec.configPatches[0].patch.value"]
+
+
 def test_a_relative_operation_after_one_for_some_versions_has_its_own_code() -> None:
     first = patch("HTTP_FILTER", "ADD", "proxy: {proxyVersion: '1.2.*'}")
     assert patches(first, patch("HTTP_FILTER", "INSERT_BEFORE")) == [

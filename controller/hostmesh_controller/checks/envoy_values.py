@@ -6,7 +6,7 @@ from typing import Final
 from hostmesh_controller.checks.finding import Finding
 from hostmesh_controller.envoy_values import BadValueError, parsed
 from hostmesh_controller.model import Path
-from hostmesh_controller.model.envoy_filter import MAX_VERSION_CHARS, ConfigPatch, EnvoyFilterSpec
+from hostmesh_controller.model.envoy_filter import FILTERS, MAX_VERSION_CHARS, PUTS, ConfigPatch, EnvoyFilterSpec
 
 _MERGES: Final = frozenset({"MERGE", "MERGE_AND_REPLACE_LIST"})
 _INSERTS: Final = frozenset({"INSERT_BEFORE", "INSERT_AFTER", "INSERT_FIRST"})
@@ -56,13 +56,14 @@ def _value(path: Path, each: ConfigPatch) -> Iterator[Finding]:
         for field, why in _THE_AGENTS.items():
             if message.HasField(field):
                 yield Finding(value, f"{field} of Envoy's bootstrap cannot be patched: {why}", "not-supported", "error")
-    elif each.patch.operation == "ADD" and _unnamed(each, message):
+    elif _unnamed(each, message):
         yield Finding(value, f"what is added as {each.apply_to} has no effect without a name", "missing")
 
 
 def _unnamed(each: ConfigPatch, message: object) -> bool:
-    named = {"LISTENER", "CLUSTER", "EXTENSION_CONFIG"}
-    return each.apply_to in named and not getattr(message, "name", "")
+    added = each.patch.operation == "ADD" and each.apply_to in {"LISTENER", "CLUSTER", "EXTENSION_CONFIG"}
+    put = each.patch.operation in PUTS and each.apply_to in FILTERS
+    return (added or put) and not getattr(message, "name", "")
 
 
 def _effect(path: Path, each: ConfigPatch) -> Iterator[Finding]:

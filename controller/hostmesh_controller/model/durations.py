@@ -12,8 +12,8 @@ _UNITS_US = {"ns": Decimal("0.001"), "us": Decimal(1), "µs": Decimal(1), "μs":
 }
 _PART = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)")
 _TEXT = re.compile(rf"(?:{_PART.pattern})+")
-_MAX_US = Decimal(2**63 - 1) / 1000
-"""Go counts nanoseconds in 64 bits."""
+_MAX_US = Decimal((2**63 - 1) // 10**9 * 10**6 - 1)
+"""Go counts nanoseconds in 64 bits, and so does Envoy, which refuses the last second that begins in them."""
 _MAX_LENGTH = 64
 
 

@@ -40,6 +40,9 @@ _HTTP_CONNECTION_MANAGERS: Final = frozenset(
 )
 MAX_VERSION_CHARS: Final = 1024
 """Of an expression for the proxy's version (Istio's limit)."""
+FILTERS: Final = frozenset({"LISTENER_FILTER", "NETWORK_FILTER", "HTTP_FILTER"})
+PUTS: Final = frozenset({"ADD", "REPLACE", "INSERT_BEFORE", "INSERT_AFTER", "INSERT_FIRST"})
+"""Operations that make the value an item of its own."""
 _WAYPOINT: Final = "waypoints are proxies of ambient mode, which hosts do not have"
 
 

@@ -11,7 +11,9 @@ from hostmesh_controller.envoy_values import BadValueError, parsed
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.viewer import Viewer
 from hostmesh_controller.model.envoy_filter import (
+    FILTERS,
     MAX_VERSION_CHARS,
+    PUTS,
     ClusterMatch,
     ConfigPatch,
     EnvoyFilterSpec,
@@ -113,6 +115,9 @@ def _each(spec: EnvoyFilterSpec) -> list[tuple[ProxyMatch | None, Patch]]:
             patch = _patch(written)
         except BadValueError:
             # It is refused where it is applied (`checks.envoy_values`); one that an older version took is left out.
+            continue
+        if patch.apply_to in FILTERS and patch.operation in PUTS and not getattr(patch.value, "name", ""):
+            # Envoy would refuse the whole listener.
             continue
         result.append((written.match.proxy if written.match else None, patch))
     return result

@@ -10,9 +10,10 @@ from hostmesh_api import wire
 from hostmesh_api.v1.hostmesh_pb2 import HostConfig
 from hostmesh_controller import xds
 from hostmesh_controller.mesh import HostRuntime, Mesh, Touched, build, host_dependency, update
-from hostmesh_controller.mesh.viewer import Viewer
+from hostmesh_controller.mesh.compiled import virtual_hostnames
 from hostmesh_controller.mesh.inbound import inbound_ports
 from hostmesh_controller.mesh.records import Endpoint, Mode
+from hostmesh_controller.mesh.viewer import Viewer
 from hostmesh_controller.mesh.visibility import service_at, service_named
 from hostmesh_controller.model.objects import ApiObject
 
@@ -195,7 +196,9 @@ def test_a_name_is_the_callers_own_then_the_oldest_and_only_what_is_exported() -
             obj("ServiceEntry", "e", entry | {"exportTo": ["."]}, "z", age=0),
         ]
     )
-    seen = {namespace: service_named(mesh, "shared.example.com", Viewer(namespace)) for namespace in ("a", "b", "c", "z")}
+    seen = {
+        namespace: service_named(mesh, "shared.example.com", Viewer(namespace)) for namespace in ("a", "b", "c", "z")
+    }
     assert {key: found.id.namespace for key, found in seen.items() if found} == {"a": "a", "b": "b", "c": "a", "z": "z"}
 
 
@@ -272,3 +275,15 @@ def test_a_mesh_without_anything_is_a_mesh() -> None:
     mesh = build(SETTINGS, [], {}, {})
     assert list(mesh.hosts) == []
     assert all_ready([]) == {}
+
+
+def test_a_name_that_is_only_for_udp_has_no_virtual_address_and_is_not_answered() -> None:
+    ports = [{"name": "udp-log", "port": 514, "protocol": "UDP"}]
+    logs = obj("Service", "logs", {"selector": {"app": "logs"}, "ports": ports})
+    mixed = obj("Service", "mixed", {"selector": {"app": "logs"}, "ports": [*ports, {"name": "tcp", "port": 514}]})
+    assert virtual_hostnames(logs, "cluster.local") == ()
+    assert virtual_hostnames(mixed, "cluster.local") == ("mixed.default.svc.cluster.local",)
+    listener = xds.resource(mesh_of([host(), logs, mixed]), "one", wire.LISTENER_TYPE, "dns")
+    assert listener is not None
+    assert b"mixed.default" in listener.body
+    assert b"logs.default" not in listener.body

@@ -113,3 +113,14 @@ def test_a_namespace_that_nothing_is_in_cannot_see_anything() -> None:
     assert codes(text, "apiVersion: v1\nkind: Namespace\nmetadata: {name: nowhere}\n") == []
     annotated = service("a", rest=", annotations: {networking.istio.io/exportTo: 'default, nowhere'}")
     assert codes(annotated) == ["unknown-namespace metadata.annotations['networking.istio.io/exportTo']"]
+
+
+def test_udp_is_told_to_be_passed_by_and_to_need_a_name_of_its_own_beside_tcp() -> None:
+    alone = REVIEWS.replace("name: http, port: 9080", "name: udp-log, port: 514, protocol: UDP")
+    assert codes(alone) == ["udp-port spec.ports[0]"]
+    assert "passed by" in findings(alone)[0]
+    http = "{name: http, port: 9080}"
+    beside = REVIEWS.replace(http, http + ", {name: dns, port: 53, protocol: UDP}")
+    assert codes(beside) == ["udp-port spec.ports[1]"]
+    assert "virtual address" in findings(beside)[0]
+    assert codes(REVIEWS) == []

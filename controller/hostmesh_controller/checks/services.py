@@ -29,11 +29,32 @@ def check_service(item: ApiObject, world: World) -> Iterator[Finding]:
     yield from _check_target_ports(item, world)
     yield from _check_reserved(item)
     yield from _check_addresses(item, world)
+    yield from _check_udp(item)
     if isinstance(item.spec, ServiceSpec):
         yield from _check_port_names(item.spec)
     elif isinstance(item.spec, ServiceEntrySpec):
         yield from _check_protocols(item, item.spec, world)
         yield from _check_virtual_addresses(item.spec)
+
+
+def _check_udp(item: ApiObject) -> Iterator[Finding]:
+    """Tell that UDP is passed by, and warn where that leaves programs with an address at which nobody answers it."""
+    spec = item.spec
+    assert isinstance(spec, ServiceSpec | ServiceEntrySpec)
+    protocols = [port.mesh_protocol for port in spec.ports]
+    udp = [index for index, protocol in enumerate(protocols) if protocol is Protocol.UDP]
+    alone = len(udp) == len(protocols)
+    for index in udp:
+        path: Path = ("spec", "ports", index)
+        if alone:
+            message = "UDP is passed by: it goes where the name leads without the mesh"
+            yield Finding(path, message, "udp-port", "info")
+        else:
+            message = (
+                "UDP is passed by, and nobody answers it at this name's virtual address, which its other ports need: "
+                "give UDP a name of its own, or send it to a workload's own address"
+            )
+            yield Finding(path, message, "udp-port")
 
 
 def _check_names(item: ApiObject, world: World) -> Iterator[Finding]:

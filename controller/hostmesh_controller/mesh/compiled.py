@@ -70,11 +70,19 @@ def service_hostnames(item: ApiObject, domain: str) -> tuple[str, ...]:
 def virtual_hostnames(item: ApiObject, domain: str) -> tuple[str, ...]:
     """Return the host names for which the object needs a virtual address.
 
-    Wildcards cannot have one, and where callers dial the endpoints themselves nobody would be behind it.
+    Wildcards cannot have one, and where callers dial the endpoints themselves nobody would be behind it. Nor would
+    anybody behind the one of a name that is only for UDP, which passes the mesh by: it is looked up as it was before.
     """
-    if isinstance(item.spec, ServiceEntrySpec) and not _has_virtual_addresses(Resolution(item.spec.resolution)):
+    spec = item.spec
+    if isinstance(spec, ServiceEntrySpec) and not _has_virtual_addresses(Resolution(spec.resolution)):
+        return ()
+    if isinstance(spec, ServiceSpec | ServiceEntrySpec) and _is_for_udp(spec):
         return ()
     return tuple(host for host in service_hostnames(item, domain) if not host.startswith("*"))
+
+
+def _is_for_udp(spec: ServiceSpec | ServiceEntrySpec) -> bool:
+    return bool(spec.ports) and all(port.mesh_protocol is Protocol.UDP for port in spec.ports)
 
 
 def _has_virtual_addresses(resolution: Resolution) -> bool:

@@ -63,7 +63,7 @@ def member_entry(group: ApiObject, host: ApiObject) -> ApiObject:
     assert isinstance(spec, WorkloadGroupSpec)
     assert isinstance(of_host, HostSpec)
     labels = {**spec.template.labels, **spec.metadata.labels}
-    annotations = {GROUP_ANNOTATION: group.key.name, **spec.metadata.annotations}
+    annotations = {**spec.metadata.annotations, GROUP_ANNOTATION: group.key.name}
     if spec.probe is not None:
         annotations[HEALTH_CHECKS_ANNOTATION] = "true"
     key = entry_key(group.key, host.key.name)
@@ -203,10 +203,13 @@ def derive(changed: Sequence[ApiObject], existing: Mapping[ObjectKey, ApiObject]
         except NotAdmittedError as error:
             problems.append(_problem(made, ("spec", "template"), str(error)))
             continue
-        wanted[entry.key] = entry
-        if entry.key in existing and membership.owner(entry.key, existing) is None:
-            message = f"{entry.key} is there and not of {group}: delete or rename it, the member needs its name"
+        # Hosts choose their names, and `a` in group `b-c` has the entry that `c-a` in group `b` would have.
+        taken = entry.key in existing and membership.owner(entry.key, existing) != name
+        if taken or entry.key in wanted:
+            message = f"{entry.key} is there and not of {group}: delete or rename it, or let the host have another name"
             problems.append(_problem(host, ("metadata", "name"), message))
+            continue
+        wanted[entry.key] = entry
     problems += _edits(changed, existing, wanted, membership)
     problems += [warning for item in changed for warning in _probes_elsewhere(item)]
     puts = tuple(entry for key, entry in wanted.items() if key not in new)

@@ -176,3 +176,16 @@ def test_a_token_is_asked_for_a_host_or_for_a_group(words: tuple[str, ...], said
     done = run_cli("token", "create", *words)
     assert done.returncode == 2
     assert said in " ".join(done.stderr.replace("│", " ").split())
+
+
+async def test_a_host_cannot_choose_a_name_that_makes_it_another_member_s_entry(app: App) -> None:
+    answer = await app.apply(POOL.format(version="v1").replace("{name: web}", "{name: web-a}"))
+    assert answer.status_code == 200
+    other = ObjectKey("WorkloadGroup", "default", "web-a")
+    await app.controller.registrar.admit(Candidate(other, "x", "10.0.0.7"), actor="token:t")
+    before = await entry(app, "a-x")
+    with pytest.raises(NotAdmittedError, match="WorkloadEntry default/web-a-x is there and not of"):
+        await admit(app, "a-x", "10.0.0.66")
+    assert await entry(app, "a-x") == before
+    assert before["spec"]["address"] == "10.0.0.7"
+    assert not app.controller.registrar.registered("a-x")

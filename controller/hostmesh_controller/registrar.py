@@ -11,42 +11,32 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, Final, Literal
+from typing import Final
 
 import structlog
 
 from hostmesh_controller import groups
 from hostmesh_controller import mesh as meshes
+from hostmesh_controller.changes import Change, Planned, as_if_stored, deletion, with_facts
 from hostmesh_controller.checks.index import Relation
 from hostmesh_controller.checks.world import World
 from hostmesh_controller.groups import Candidate, Membership, NotAdmittedError
 from hostmesh_controller.hub import Hub
 from hostmesh_controller.impact import Effect, concerned, impact
+from hostmesh_controller.load import Problem
 from hostmesh_controller.mesh import HostRuntime, Mesh, Settings, Touched
 from hostmesh_controller.mesh.compiled import virtual_hostnames
 from hostmesh_controller.model.mesh_config import MeshConfigSpec
 from hostmesh_controller.model.objects import ApiObject, ObjectKey
-from hostmesh_controller.reports import HostStates, captured_ports, has_ipv6, healthy_workloads
+from hostmesh_controller.reports import HostStates, runtime_of
 from hostmesh_controller.review import Documents, Review, read_one, read_stored, review, review_deletion
-from hostmesh_controller.store import Delete, HostState, Put, Store, StoredObject
+from hostmesh_controller.store import Delete, Put, Store, StoredObject
 from hostmesh_controller.table import Table
 
 WINDOW_S: Final = 0.008
 """How long a change waits for others: unnoticed by people, long enough to take a storm of reports together."""
 
 _log = structlog.stdlib.get_logger(__name__)
-
-Action = Literal["created", "configured", "unchanged", "deleted", "missing"]
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """What happened, or would happen, to one object; `before` and `after` are None where there is none."""
-
-    key: ObjectKey
-    action: Action
-    before: Mapping[str, Any] | None
-    after: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +46,6 @@ class Outcome:
     review: Review
     changes: tuple[Change, ...]
     revision: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Planned:
-    """What a write would do, and the verdict on it."""
-
-    objects: tuple[ApiObject, ...]
-    deletes: tuple[ObjectKey, ...]
-    review: Review
 
 
 class MissingError(Exception):
@@ -166,18 +147,23 @@ class Registrar:
 
     async def _apply(self, documents: Documents, actor: str, *, dry_run: bool = False) -> Outcome:
         planned = await self._planned(documents)
-        changes = (*map(self._change, planned.objects), *map(self._deletion, planned.deletes))
+        changes = planned.changes(self._objects)
         if planned.review.errors or dry_run:
             return Outcome(planned.review, changes, self._revision)
         puts = [Put(item.key, item.to_dict()) for item in planned.objects]
         await self._commit([*puts, *map(Delete, planned.deletes)], planned.objects, actor)
         return Outcome(planned.review, changes, self._revision)
 
-    async def _planned(self, documents: Documents) -> _Planned:
+    async def _planned(self, documents: Documents) -> Planned:
+        whole, deletes = self._with_members(documents)
+        verdict = await asyncio.to_thread(review, whole, self._world)
+        return Planned(tuple(whole.objects), deletes, verdict)
+
+    def _with_members(self, documents: Documents) -> tuple[Documents, tuple[ObjectKey, ...]]:
+        """Return documents with the entries of members that follow from them, and those that go."""
         derived = groups.derive(documents.objects, self._objects, self._membership)
         whole = Documents(documents.objects + derived.puts, documents.problems + derived.problems)
-        verdict = await asyncio.to_thread(review, whole, self._world)
-        return _Planned(tuple(whole.objects), tuple(derived.deletes), verdict)
+        return whole, tuple(derived.deletes)
 
     async def preview(self, documents: Documents) -> tuple[Outcome, tuple[Effect, ...]]:
         """Tell what applying documents would change, down to the resources of the proxies that are connected now.
@@ -186,23 +172,17 @@ class Registrar:
         """
         async with self._writing:
             planned = await self._planned(documents)
-            changes = (*map(self._change, planned.objects), *map(self._deletion, planned.deletes))
+            changes = planned.changes(self._objects)
             outcome = Outcome(planned.review, changes, self._revision)
             if planned.review.errors:
                 return outcome, ()
+            now, at = self.mesh, self._now()
             changed: dict[ObjectKey, ApiObject | None] = dict.fromkeys(planned.deletes)
-            changed |= {item.key: self._as_if_stored(item) for item in planned.objects}
-            now = self.mesh
+            changed |= {item.key: as_if_stored(item, self._objects, at) for item in planned.objects}
             vips = self._vips_with(self._virtual_names(planned.objects), now.vips)
             then, touched = await asyncio.to_thread(meshes.update, now, changed, vips, now.runtime)
             asked = concerned(self._hub, touched)
             return outcome, await asyncio.to_thread(impact, now, then, *asked)
-
-    def _as_if_stored(self, item: ApiObject) -> ApiObject:
-        known = self._objects.get(item.key)
-        created = self._now() if known is None else known.metadata.creation_timestamp
-        uid = None if known is None else known.metadata.uid
-        return replace(item, metadata=replace(item.metadata, uid=uid, creation_timestamp=created))
 
     def _vips_with(self, names: Iterable[str], known: Mapping[str, int]) -> Mapping[str, int]:
         new = [name for name in names if name not in known]
@@ -214,7 +194,12 @@ class Registrar:
 
     def membership_problem(self, candidate: Candidate) -> str | None:
         """Return why a host cannot join a group, as far as can be said at once; None if it can."""
-        return groups.refusal_of(candidate, self._objects)
+        problem = groups.refusal_of(candidate, self._objects)
+        if problem is not None or groups.is_member(candidate, self._objects):
+            return problem
+        documents = read_one(groups.host_document(candidate), "request", "default")
+        errors = review(self._with_members(documents)[0], self._world).errors
+        return _not_admitted(candidate, errors) if errors else None
 
     def is_member(self, candidate: Candidate) -> bool:
         """Tell whether the candidate is a member already, and may join again."""
@@ -235,8 +220,7 @@ class Registrar:
                 return
             outcome = await self._apply(read_one(groups.host_document(candidate), "request", "default"), actor)
             if outcome.review.errors:
-                reasons = "; ".join(each.message for each in outcome.review.errors)
-                raise NotAdmittedError(f"host {candidate.name!r} cannot join {candidate.group}: {reasons}")
+                raise NotAdmittedError(_not_admitted(candidate, outcome.review.errors))
 
     async def left(self, host: str) -> None:
         """Take note that a host leaves by its own will. A member of a group was made by joining, and ends by leaving.
@@ -266,7 +250,7 @@ class Registrar:
                 raise MissingError(missing)
             more, problems = groups.refuse_deletion(keys, self._objects, self._membership)
             keys = [*keys, *more]
-            changes = tuple(self._deletion(key) for key in dict.fromkeys(keys))
+            changes = tuple(deletion(key, self._objects) for key in dict.fromkeys(keys))
             if problems:
                 return Outcome(Review(errors=tuple(problems)), changes, self._revision)
             verdict = await asyncio.to_thread(review_deletion, keys, self._world)
@@ -400,31 +384,7 @@ class Registrar:
     def _virtual_names(self, objects: Iterable[ApiObject]) -> set[str]:
         return {name for item in objects for name in virtual_hostnames(item, self._settings.domain)}
 
-    def _change(self, item: ApiObject) -> Change:
-        after = item.to_dict()
-        known = self._objects.get(item.key)
-        before = None if known is None else known.to_dict()
-        action: Action = "created" if before is None else "unchanged" if before == after else "configured"
-        return Change(item.key, action, before, after)
 
-    def _deletion(self, key: ObjectKey) -> Change:
-        known = self._objects.get(key)
-        return Change(key, "missing", None, None) if known is None else Change(key, "deleted", known.to_dict(), None)
-
-
-def with_facts(item: ApiObject, record: StoredObject) -> ApiObject:
-    """Return the object with the store's uid and creation time, which decide between conflicting objects."""
-    metadata = replace(item.metadata, uid=record.uid, creation_timestamp=record.created_at)
-    return replace(item, metadata=metadata)
-
-
-def runtime_of(state: HostState) -> HostRuntime:
-    """Return what the mesh needs to know of a host's state."""
-    joined = state.joined_at is not None and (state.left_at is None or state.left_at < state.joined_at)
-    return HostRuntime(
-        joined=joined,
-        ready=state.ready if joined else frozenset(),
-        ipv6=has_ipv6(state),
-        captured=captured_ports(state) if joined else frozenset(),
-        healthy=healthy_workloads(state) if joined else frozenset(),
-    )
+def _not_admitted(candidate: Candidate, errors: Iterable[Problem]) -> str:
+    reasons = "; ".join(each.message for each in errors)
+    return f"host {candidate.name!r} cannot join {candidate.group}: {reasons}"

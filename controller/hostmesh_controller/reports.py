@@ -15,6 +15,7 @@ import structlog
 
 from hostmesh_api.v1.hostmesh_pb2 import HostReport, ReportResponse, WorkloadLease
 from hostmesh_api.v1.hostmesh_pb2_grpc import ReportingServicer as ReportingBase
+from hostmesh_controller.mesh import HostRuntime
 from hostmesh_controller.names import canonical_address
 from hostmesh_controller.peers import Context, Peers
 from hostmesh_controller.store import HostState, StoreError
@@ -224,6 +225,18 @@ def has_ipv6(state: HostState) -> bool:
     """Tell whether the host last reported an IPv6 address that others can reach."""
     parsed = (ipaddress.ip_address(each) for each in addresses_of(state))
     return any(each.version == 6 and not (each.is_link_local or each.is_loopback) for each in parsed)
+
+
+def runtime_of(state: HostState) -> HostRuntime:
+    """Return what the mesh needs to know of a host's state."""
+    joined = state.joined_at is not None and (state.left_at is None or state.left_at < state.joined_at)
+    return HostRuntime(
+        joined=joined,
+        ready=state.ready if joined else frozenset(),
+        ipv6=has_ipv6(state),
+        captured=captured_ports(state) if joined else frozenset(),
+        healthy=healthy_workloads(state) if joined else frozenset(),
+    )
 
 
 def bounded(report: HostReport) -> HostReport:

@@ -5,9 +5,9 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from hostmesh_controller.changes import Change
 from hostmesh_controller.model import ObjectKey
 from hostmesh_controller.model.redaction import redacted
-from hostmesh_controller.registrar import Change
 from hostmesh_controller.store import ApiTokenRecord, AuditRecord, StoredObject, TokenRecord
 from hostmesh_controller.tokens import MAX_ALLOWED, MAX_GROUP_LIFE, MAX_LIFE
 

@@ -189,3 +189,14 @@ async def test_a_host_cannot_choose_a_name_that_makes_it_another_member_s_entry(
     assert await entry(app, "a-x") == before
     assert before["spec"]["address"] == "10.0.0.7"
     assert not app.controller.registrar.registered("a-x")
+
+
+async def test_what_will_be_refused_is_known_before_the_token_is_used(app: App) -> None:
+    registrar = app.controller.registrar
+    assert registrar.membership_problem(Candidate(GROUP, "vm-9", "10.0.0.9")) is None
+    assert registrar.membership_problem(Candidate(GROUP, "vm-1", "10.0.0.1")) is None
+    taken = registrar.membership_problem(Candidate(GROUP, "vm-9", "10.0.0.1"))
+    with pytest.raises(NotAdmittedError) as refused:
+        await admit(app, "vm-9", "10.0.0.1")
+    assert taken == str(refused.value)
+    assert "vm-1" in taken

@@ -8,7 +8,6 @@ import asyncio
 import hashlib
 import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import Any, Final
 
 import structlog
 
+from hostmesh_agent.child import PYTHON, running
 from hostmesh_agent.wasm import Want, want_of, with_file, without_module
 from hostmesh_api.delta import Resource
 
@@ -222,25 +222,12 @@ class Modules:
 
     async def _fetch(self, want: Want) -> tuple[int, str]:
         """Return the exit code of `wasm_fetch` and what it says."""
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", "-S", _FETCH),
-            *(str(self._directory), str(self._group), want.sha256, want.url),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-            cwd="/",
-            env={},
-            start_new_session=True,
-        )
+        fetch = (*PYTHON, _FETCH, str(self._directory), str(self._group), want.sha256, want.url)
         try:
-            async with asyncio.timeout(TIMEOUT_S):
+            async with asyncio.timeout(TIMEOUT_S), running(*fetch, stdout=asyncio.subprocess.PIPE) as process:
                 out, _ = await process.communicate()
         except TimeoutError:
             return _EXIT_LATER, f"not within {TIMEOUT_S:.0f} s"
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
         code = process.returncode
         return _EXIT_LATER if code is None else code, out.decode(errors="replace").strip()[:500]
 

@@ -7,23 +7,20 @@ away, and it is killed with its children when its time is over.
 """
 
 import asyncio
-import os
 import pwd
-import signal
 import socket
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from urllib.parse import quote
 
 import grpc
 from google.protobuf.message import DecodeError
 from google.protobuf.wrappers_pb2 import StringValue, UInt32Value
 
+from hostmesh_agent.child import PYTHON, running
 from hostmesh_agent.probes import Look
 from hostmesh_api.v1.hostmesh_pb2 import Probe
 from hostmesh_api.wire import VIP4, VIP6
@@ -34,6 +31,7 @@ _TLS: Final = str(Path(__file__).with_name("probe_tls.py"))
 _EXEC: Final = str(Path(__file__).with_name("probe_exec.py"))
 _EXIT_CODES: Final = {0: "", 126: "{} cannot be run by the user of probes", 127: "there is no command {}"}
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_UMASK: Final = 0o077
 _SERVING: Final = 1
 """grpc.health.v1.HealthCheckResponse.ServingStatus"""
 _OPTIONS: Final = (("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1))
@@ -82,8 +80,8 @@ class Ways:
         if not self.exec_user:
             raise NotHereError("probes.exec_user in agent.toml is empty: this host runs no commands")
         user, group = _unprivileged(self.exec_user)
-        become = (sys.executable, "-I", "-S", _EXEC, str(user), str(group))
-        async with _running(*become, *command, env={"PATH": _PATH}) as process:
+        become = (*PYTHON, _EXEC, str(user), str(group))
+        async with running(*become, *command, env={"PATH": _PATH}, umask=_UMASK) as process:
             code = await process.wait()
         return Look(code == 0, _EXIT_CODES.get(code, f"{command[0]} ended with code {code}").format(command[0]))
 
@@ -141,8 +139,8 @@ async def _https_status(request: bytes, host: str, port: int) -> int | None:
 
     In a process of its own: the agent has no TLS but gRPC's (see `slim`), and few programs are probed this way.
     """
-    command = (sys.executable, "-I", "-S", _TLS, host, str(port))
-    async with _running(*command, env={}, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE) as process:
+    pipe = asyncio.subprocess.PIPE
+    async with running(*PYTHON, _TLS, host, str(port), stdin=pipe, stdout=pipe) as process:
         answer, _ = await process.communicate(request)
     if process.returncode:
         raise NotHereError(answer.decode(errors="replace").strip() or "the TLS connection failed")
@@ -204,25 +202,3 @@ def _unprivileged(name: str) -> tuple[int, int]:
     if found.pw_uid == 0:
         raise NotHereError("commands do not run as root: see probes.exec_user in agent.toml")
     return found.pw_uid, found.pw_gid
-
-
-@asynccontextmanager
-async def _running(*command: str, **options: Any) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run a command in a session of its own; nothing of it is left afterwards."""
-    devnull = asyncio.subprocess.DEVNULL
-    settings: dict[str, Any] = {
-        "stdin": devnull,
-        "stdout": devnull,
-        "stderr": devnull,
-        "cwd": "/",
-        "umask": 0o077,
-        **options,
-    }
-    process = await asyncio.create_subprocess_exec(*command, start_new_session=True, **settings)
-    try:
-        yield process
-    finally:
-        # The session outlives its first process: what that left behind ends here.
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()

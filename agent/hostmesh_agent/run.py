@@ -9,10 +9,8 @@ The end of the agent, however it comes, leaves Envoy, the rules and the files as
 
 import asyncio
 import signal
-import socket
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -20,10 +18,8 @@ import structlog
 
 from hostmesh_agent import (
     artifact,
-    bootstrap,
     control,
     converge,
-    drain,
     enrol,
     generation,
     host,
@@ -33,7 +29,6 @@ from hostmesh_agent import (
     report,
     slim,
     status,
-    trial,
     workdir,
 )
 from hostmesh_agent.admin import Admin, AdminError
@@ -43,31 +38,24 @@ from hostmesh_agent.capture import floor as kernel_floor
 from hostmesh_agent.certs import Certificates, Wanted
 from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.enforce import Enforced, Enforcement
-from hostmesh_agent.envoy import DRAIN_S, BuiltinSupervisor, EnvoyCommand, files_limit
+from hostmesh_agent.envoy import BuiltinSupervisor, EnvoyCommand
 from hostmesh_agent.identities import AGENT, Identities
 from hostmesh_agent.modules import Modules
+from hostmesh_agent.next_envoy import NextEnvoy, first_command
 from hostmesh_agent.probe_ways import Ways
 from hostmesh_agent.probes import Memory, Probes
 from hostmesh_agent.relay import Relay
-from hostmesh_agent.services import Services
+from hostmesh_agent.services import Listening
 from hostmesh_agent.state import State, StateError
 from hostmesh_agent.svid import Svid
 from hostmesh_agent.uplink import Uplink
-from hostmesh_api.v1.hostmesh_pb2 import (
-    CaptureState,
-    EnvoySettings,
-    HostConfig,
-    HostReport,
-    ListeningSocket,
-    WorkloadLease,
-)
+from hostmesh_api.v1.hostmesh_pb2 import CaptureState, HostConfig, HostReport, WorkloadLease
 from hostmesh_api.wire import LISTENER_TYPE
 
 PULSE_S: Final = 10.0
 """How often what is in force is compared with what should be, when nothing happens."""
 _FIRST_PAUSE_S: Final = 0.05
 _LAST_PAUSE_S: Final = 2.0
-_SOCKETS_EVERY_S: Final = 60.0
 _SWEEP_AFTER_S: Final = 60.0
 """Envoy drains listeners that went away; their certificates stay until then."""
 
@@ -99,17 +87,7 @@ async def prepare(config: AgentConfig) -> "Agent":
     workdir.prepare(config.envoy_dir, owner)
     workdir.check_reachable(config.xds_socket, owner)
     installed = await asyncio.to_thread(artifact.install, config.envoy.binary, config.envoy.sha256, config.state_dir)
-    max_files = files_limit()
-    command = EnvoyCommand(
-        installed=installed,
-        bootstrap=bootstrap.build(bootstrap.BootstrapInput(record.host, config.xds_socket, max_files)),
-        directory=config.envoy_dir,
-        owner=owner,
-        concurrency=config.envoy.workers(host.cpus()),
-        log_level=config.envoy.log_level,
-        max_files=max_files,
-    )
-    return Agent(config, state, command)
+    return Agent(config, state, first_command(config, record.host, owner, installed))
 
 
 class Agent:
@@ -126,14 +104,13 @@ class Agent:
         self._online = False
         self._settled = asyncio.Event()
         self._uplink = Uplink(state)
-        self._command = command
-        self._supervisor = BuiltinSupervisor(lambda: self._command, self._something_changed)
+        self._next_envoy = NextEnvoy(config, self._record.host, command)
+        self._supervisor = BuiltinSupervisor(lambda: self._next_envoy.command, self._something_changed)
         self._admin = Admin(config.admin_socket)
         self._envoy_uid = command.owner.uid
         self._enforcement = Enforcement(
             dns=config.dns.enabled, resolv_conf=config.dns.resolv_conf, state_dir=config.state_dir
         )
-        self._bootstrap_patch = self._bootstrap_problem = ""
         self._modules = Modules(config.envoy_dir / modules.DIRECTORY, command.owner.gid, self._module_decided)
         self._relay = Relay(
             cache=Cache(config.state_dir / "cache"),
@@ -159,8 +136,7 @@ class Agent:
             host_renewed=self._relay.reconnect,
         )
         self._reporter = report.Reporter(self._report, self._uplink.report)
-        self._services = Services()
-        self._sockets: tuple[float, list[ListeningSocket]] | None = None
+        self._listening = Listening()
         self._facts = host.fixed_facts()
         memory = Memory(config.run_dir / "health.json", self._facts.boot_id)
         self._probes = Probes(Ways(config.probes.exec_user).look, memory, self._reporter.changed)
@@ -221,51 +197,26 @@ class Agent:
 
     async def _take(self, config: HostConfig) -> None:
         """Put a HostConfig's certificates in place; only then it counts. Raises to refuse it."""
-        floor = await asyncio.to_thread(self._make_floor)
+        floor = await asyncio.to_thread(
+            kernel_floor.look,
+            self._envoy_uid,
+            self._record.agents_endpoints,
+            self._config.capture.exclude_inbound_ports,
+        )
         want = converge.check(config, self._record, floor)
         await self._identities.apply(want)
         self._floor = floor
         self._host_config = config
         self._probes.configure(config.workloads)
-        if config.HasField("envoy"):
-            self._take_envoy_settings(config.envoy)
-        await self._take_bootstrap(config.bootstrap_patch)
+        if config.HasField("envoy") and self._next_envoy.take_settings(config.envoy):
+            self._supervisor.command_changed()
+        if await self._next_envoy.take_patch(config.bootstrap_patch):
+            self._supervisor.command_changed()
         self._configured.set()
         # Capture narrows before Envoy is given listeners that no longer serve what was captured.
         await self._step()
         self._something_changed()
         self._sweep_later(want)
-
-    def _take_envoy_settings(self, settings: EnvoySettings) -> None:
-        """Use them for the next Envoy; the running one keeps its own."""
-        wanted = settings.concurrency if settings.HasField("concurrency") else None
-        command = replace(
-            self._command,
-            concurrency=self._config.envoy.workers(host.cpus(), wanted),
-            drain_s=settings.drain_s or DRAIN_S,
-        )
-        if command != self._command:
-            self._command = command
-            self._supervisor.command_changed()
-        drain.note(self._config.envoy_dir, settings.termination_drain_ms)
-
-    async def _take_bootstrap(self, patch: str) -> None:
-        """Start the next Envoy with a patched bootstrap if Envoy takes it; the running one keeps its own."""
-        if patch == self._bootstrap_patch:
-            return
-        self._bootstrap_patch, self._bootstrap_problem = patch, ""
-        wanted = bootstrap.BootstrapInput(self._record.host, self._config.xds_socket, self._command.max_files, patch)
-        try:
-            command = replace(self._command, bootstrap=bootstrap.build(wanted))
-            why = await trial.refusal(command) if patch else ""
-        except (OSError, ValueError, workdir.WorkdirError) as error:
-            why = str(error)
-        if why:
-            self._bootstrap_problem = f"Envoy's bootstrap is not as EnvoyFilters want it: {why}"
-            log.error("patched bootstrap refused", reason=why)
-            return
-        self._command = command
-        self._supervisor.command_changed()
 
     def _sweep_later(self, want: Wanted) -> None:
         config = self._host_config
@@ -276,15 +227,6 @@ class Agent:
                 self._wake.set()
 
         asyncio.get_running_loop().call_later(_SWEEP_AFTER_S, due)
-
-    def _make_floor(self) -> HostFloor:
-        return HostFloor(
-            envoy_uid=self._envoy_uid,
-            ssh_ports=kernel_floor.ssh_ports(),
-            never_inbound_ports=frozenset(self._config.capture.exclude_inbound_ports),
-            controller=_addresses(self._record.agents_endpoints),
-            ipv6=kernel_floor.ipv6_enabled(),
-        )
 
     def _certificate_came(self) -> None:
         self._relay.try_again()
@@ -392,12 +334,12 @@ class Agent:
         return HostReport(
             facts=host.facts(self._facts, self._supervisor.status().version),
             load=host.load(),
-            listening=await self._listening(),
+            listening=await self._listening.sockets(),
             envoy=report.envoy_state(self._supervisor.status()),
             capture=self._capture_state(),
             leases=self._leases(),
             host_certificate_not_after=0 if own is None else int(own.not_after.timestamp()),
-            problems=list(status.configuration_problems(self._modules.states(), self._bootstrap_problem)),
+            problems=list(status.configuration_problems(self._modules.states(), self._next_envoy.problem)),
         )
 
     def _leases(self) -> list[WorkloadLease]:
@@ -421,16 +363,6 @@ class Agent:
             {name: each.not_after for name, each in validities.items()}, self._enforced.in_force.inbound_ports
         )
 
-    async def _listening(self) -> list[ListeningSocket]:
-        at = asyncio.get_running_loop().time()
-        if self._sockets is None or at - self._sockets[0] >= _SOCKETS_EVERY_S:
-            try:
-                self._sockets = (at, await asyncio.to_thread(self._services.look))
-            except OSError as error:
-                log.warning("listening sockets cannot be read", error=str(error))
-                self._sockets = (at, [])
-        return self._sockets[1]
-
     # The control socket
 
     async def _status(self) -> dict[str, Any]:
@@ -451,7 +383,7 @@ class Agent:
                 listeners=await self._listeners(wanted),
                 capture_wanted=status.capture_wanted(self._config),
                 modules=self._modules.states(),
-                bootstrap_problem=self._bootstrap_problem,
+                bootstrap_problem=self._next_envoy.problem,
             ),
             now(),
         )
@@ -463,14 +395,3 @@ class Agent:
     async def _refresh(self) -> dict[str, Any]:
         self._something_changed()
         return {"refreshing": True}
-
-
-def _addresses(endpoints: tuple[str, ...]) -> frozenset[tuple[str, int]]:
-    """Resolve the controllers' endpoints, as far as that can be done now: their ports are left alone in any case."""
-    found: set[tuple[str, int]] = set()
-    for endpoint in endpoints:
-        name, _, port = endpoint.rpartition(":")
-        with suppress(OSError, ValueError):
-            for *_, address in socket.getaddrinfo(name.strip("[]"), int(port), type=socket.SOCK_STREAM):
-                found.add((str(address[0]), int(port)))
-    return frozenset(found)

@@ -4,6 +4,7 @@ The kernel is asked for listening TCP sockets only (sock_diag(7)), so a host wit
 an idle one. Which program holds a socket needs a walk through /proc, and that is done for new sockets only.
 """
 
+import asyncio
 import contextlib
 import os
 import socket
@@ -13,8 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import structlog
+
 from hostmesh_api.v1.hostmesh_pb2 import ListeningSocket
 
+EVERY_S: Final = 60.0
 MAX_SOCKETS: Final = 512
 """A report stays small whatever the host does."""
 
@@ -33,6 +37,8 @@ _ANSWER: Final = struct.Struct("=BBxx2s2x16s40xII")
 _ANSWER_BYTES: Final = 72
 _RECEIVE_BYTES: Final = 1 << 18
 _TIMEOUT_S: Final = 2.0
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -82,6 +88,27 @@ class Services:
             )
             for each in found[:MAX_SOCKETS]
         ]
+
+
+class Listening:
+    """The listening sockets for reports: looked at once a minute, however often something else changes."""
+
+    def __init__(self) -> None:
+        self._services = Services()
+        self._found: list[ListeningSocket] = []
+        self._next_look = 0.0
+
+    async def sockets(self) -> list[ListeningSocket]:
+        """Return what listens; nothing if that cannot be read."""
+        at = asyncio.get_running_loop().time()
+        if at >= self._next_look:
+            self._next_look = at + EVERY_S
+            try:
+                self._found = await asyncio.to_thread(self._services.look)
+            except OSError as error:
+                log.warning("listening sockets cannot be read", error=str(error))
+                self._found = []
+        return self._found
 
 
 def listeners() -> list[Listener]:

@@ -2,12 +2,11 @@
 
 import asyncio
 import json
-import sys
-from contextlib import suppress
 from dataclasses import replace
 from typing import Final
 
 from hostmesh_agent import launch, workdir
+from hostmesh_agent.child import PYTHON, running
 from hostmesh_agent.envoy import EnvoyCommand
 
 WITHIN_S: Final = 30.0
@@ -34,25 +33,15 @@ async def _asked(command: EnvoyCommand) -> str:
     argv = [str(command.installed.path), "--mode", "validate", "--config-path", workdir.TRIAL, "--log-level", "error"]
     spec = replace(command, log_level="error").spec()
     spec["argv"], spec["record"] = argv, str(command.directory / _RECORD)
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-I", "-S", launch.__file__, json.dumps(spec)),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        cwd="/",
-        env={},
-        start_new_session=True,
-    )
+    starter = (*PYTHON, launch.__file__, json.dumps(spec))
     try:
-        async with asyncio.timeout(WITHIN_S):
+        async with (
+            asyncio.timeout(WITHIN_S),
+            running(*starter, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT) as process,
+        ):
             said, _ = await process.communicate()
     except TimeoutError:
         return f"Envoy does not say within {WITHIN_S:.0f} s whether it takes it"
-    finally:
-        if process.returncode is None:
-            with suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
     if process.returncode == 0:
         return ""
     lines = [line for line in said.decode(errors="replace").splitlines() if line.strip()]

@@ -9,12 +9,14 @@ import hashlib
 import http.client
 import io
 import ipaddress
+import lzma
 import os
 import socket
 import sys
 import tarfile
 import urllib.error
 import urllib.request
+import zlib
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -31,8 +33,9 @@ _TAR_AT: Final = 257
 _TAR: Final = b"ustar"
 _BOXES: Final = 4
 """How many wrappings are taken off."""
-_METADATA: Final = frozenset({"fd00:ec2::254", "100.100.100.200"})
-"""Metadata services of clouds that are not link-local: what answers there is for the host alone."""
+_METADATA: Final = frozenset({"fd00:ec2::254", "fd20:ce::254", "100.100.100.200", "168.63.129.16"})
+"""Metadata services of clouds (AWS, Google, Alibaba, Azure) that are not link-local: they answer to the host alone."""
+_NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 _FINAL: Final = frozenset({501, 505, 511})
 """Of the statuses from 500 on those that stay (Istio's list)."""
 
@@ -109,10 +112,20 @@ class _SecureConnection(http.client.HTTPSConnection):
 
 def refuse_metadata(connection: socket.socket) -> None:
     """Close a connection to the metadata service of a cloud: a configuration must not make root ask there."""
-    address = ipaddress.ip_address(connection.getpeername()[0].partition("%")[0])
+    address = _plain(ipaddress.ip_address(connection.getpeername()[0].partition("%")[0]))
     if address.is_link_local or str(address) in _METADATA:
         connection.close()
         raise NeverError(f"modules are not fetched from {address}: that is for the host alone")
+
+
+def _plain(
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address,
+) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """Return the IPv4 address that is reached by an IPv6 address in which it is written, or the address itself."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return address
+    inside = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return address.ipv4_mapped or (inside if address in _NAT64 else address)
 
 
 def bounded(file: Any) -> bytes:
@@ -135,7 +148,7 @@ def unboxed(data: bytes) -> bytes:
 def _opened(data: bytes, take: Any) -> bytes:
     try:
         found: bytes = take(io.BytesIO(data))
-    except (OSError, EOFError, tarfile.TarError) as error:
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError) as error:
         raise NeverError(f"it cannot be unpacked: {error}") from None
     return found
 
@@ -150,12 +163,15 @@ def _first_file(box: BinaryIO) -> bytes:
 
 
 def checked(module: bytes, wanted: str) -> str:
-    """Return the sum of a module; it must be the one that is wanted, if one is."""
+    """Return the sum of a module; it must be the one that is wanted, if one is.
+
+    Of what is no module nothing is told: it may be any file of the host.
+    """
+    if not module.startswith(_MAGIC) or len(module) < 8:
+        raise NeverError("it is not a Wasm module")
     found = hashlib.sha256(module).hexdigest()
     if wanted and found != wanted:
         raise NeverError(f"its sha256 is {found}, wanted is {wanted}")
-    if not module.startswith(_MAGIC) or len(module) < 8:
-        raise NeverError("it is not a Wasm module")
     return found
 
 

@@ -1,4 +1,4 @@
-"""What the host itself insists on: where its SSH servers listen, and whether it has IPv6.
+"""What the host itself insists on: where its SSH servers listen, where its controllers are, whether it has IPv6.
 
 SSH ports are looked for in three places, since each alone misses one: the sockets of running servers and sessions
 (misses a server that is down), sshd's own account of its configuration (misses other servers), and systemd's socket
@@ -8,20 +8,39 @@ few costs the way into the host.
 
 import re
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterable
+from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
 import psutil
 
-from hostmesh_agent.capture.plan import SSH_PORT
+from hostmesh_agent.capture.plan import SSH_PORT, HostFloor
 
 _SERVERS: Final = ("sshd", "dropbear")  # also sshd-session and sshd-auth of OpenSSH 9.8 and later
 _SOCKET_UNITS: Final = ("ssh.socket", "sshd.socket", "dropbear.socket")
 _COMMAND_WITHIN_S: Final = 5.0
 _IPV6_SWITCHES: Final = ("all", "lo")
+
+
+def look(envoy_uid: int, controllers: Iterable[str], never_inbound_ports: Iterable[int]) -> HostFloor:
+    """Return the host's floor as it is now. Blocks: names are resolved and programs asked.
+
+    Args:
+        envoy_uid: as whom Envoy runs.
+        controllers: their endpoints, `NAME:PORT`.
+        never_inbound_ports: what the owner of the host does not want captured.
+    """
+    return HostFloor(
+        envoy_uid=envoy_uid,
+        ssh_ports=ssh_ports(),
+        never_inbound_ports=frozenset(never_inbound_ports),
+        controller=_addresses(controllers),
+        ipv6=ipv6_enabled(),
+    )
 
 
 def ssh_ports() -> frozenset[int]:
@@ -50,6 +69,17 @@ def ports_of_sshd_config(text: str) -> frozenset[int]:
 def ports_of_socket_units(text: str) -> frozenset[int]:
     """Return the ports in what `systemctl show -p Listen` prints ("Listen=[::]:22 (Stream)")."""
     return _ports(re.findall(r"^Listen=(?:.*:)?(\d+) \(Stream\)", text, re.MULTILINE))
+
+
+def _addresses(endpoints: Iterable[str]) -> frozenset[tuple[str, int]]:
+    """Resolve the controllers' endpoints, as far as that can be done now: their ports are left alone in any case."""
+    found: set[tuple[str, int]] = set()
+    for endpoint in endpoints:
+        name, _, port = endpoint.rpartition(":")
+        with suppress(OSError, ValueError):
+            for *_, address in socket.getaddrinfo(name.strip("[]"), int(port), type=socket.SOCK_STREAM):
+                found.add((str(address[0]), int(port)))
+    return frozenset(found)
 
 
 def _ports(numbers: Iterable[str]) -> frozenset[int]:

@@ -1,0 +1,69 @@
+"""What the next Envoy is started with: the host's own settings, the mesh's, and what EnvoyFilters patch.
+
+A running Envoy keeps what it was started with.
+"""
+
+from dataclasses import replace
+
+import structlog
+
+from hostmesh_agent import bootstrap, drain, host, trial, workdir
+from hostmesh_agent.artifact import Installed
+from hostmesh_agent.config import AgentConfig
+from hostmesh_agent.envoy import DRAIN_S, EnvoyCommand, files_limit
+from hostmesh_agent.workdir import Account
+from hostmesh_api.v1.hostmesh_pb2 import EnvoySettings
+
+log = structlog.get_logger(__name__)
+
+
+def first_command(config: AgentConfig, name: str, owner: Account, installed: Installed) -> EnvoyCommand:
+    """Return what Envoy is started with before the controller has said anything, on the host of this name."""
+    max_files = files_limit()
+    return EnvoyCommand(
+        installed=installed,
+        bootstrap=bootstrap.build(bootstrap.BootstrapInput(name, config.xds_socket, max_files)),
+        directory=config.envoy_dir,
+        owner=owner,
+        concurrency=config.envoy.workers(host.cpus()),
+        log_level=config.envoy.log_level,
+        max_files=max_files,
+    )
+
+
+class NextEnvoy:
+    """The command of the next Envoy. `problem` says why it is not patched as EnvoyFilters want it; "" if it is."""
+
+    def __init__(self, config: AgentConfig, name: str, command: EnvoyCommand) -> None:
+        self._config = config
+        self._name = name
+        self._patch = ""
+        self.command = command
+        self.problem = ""
+
+    def take_settings(self, settings: EnvoySettings) -> bool:
+        """Use the mesh's settings from now on; return whether the command is another one."""
+        wanted = settings.concurrency if settings.HasField("concurrency") else None
+        before = self.command
+        workers = self._config.envoy.workers(host.cpus(), wanted)
+        self.command = replace(before, concurrency=workers, drain_s=settings.drain_s or DRAIN_S)
+        drain.note(self._config.envoy_dir, settings.termination_drain_ms)
+        return self.command != before
+
+    async def take_patch(self, patch: str) -> bool:
+        """Patch the bootstrap if Envoy takes it; return whether the command is another one."""
+        if patch == self._patch:
+            return False
+        self._patch, self.problem = patch, ""
+        wanted = bootstrap.BootstrapInput(self._name, self._config.xds_socket, self.command.max_files, patch)
+        try:
+            command = replace(self.command, bootstrap=bootstrap.build(wanted))
+            why = await trial.refusal(command) if patch else ""
+        except (OSError, ValueError, workdir.WorkdirError) as error:
+            why = str(error)
+        if why:
+            self.problem = f"Envoy's bootstrap is not as EnvoyFilters want it: {why}"
+            log.error("patched bootstrap refused", reason=why)
+            return False
+        self.command = command
+        return True

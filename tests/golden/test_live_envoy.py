@@ -161,7 +161,9 @@ def test_a_request_finds_its_service_at_first_use_with_mutual_tls(web: LiveHost,
     assert answer.headers["server"].startswith("BaseHTTP")
 
 
-@pytest.mark.parametrize("host", ["db", "db:80", "db.default", "db.default.svc:80", "DB.default.svc.cluster.local"])
+@pytest.mark.parametrize(
+    "host", ["db", "db:80", "db:12345", "db.default", "db.default.svc:80", "DB.default.svc.cluster.local"]
+)
 def test_a_service_has_all_its_names(web: LiveHost, mesh: Mesh, host: str) -> None:
     assert get(vip(mesh, "db"), 80, host).got["program"] == "db"
 

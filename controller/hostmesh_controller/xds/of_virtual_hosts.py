@@ -125,7 +125,7 @@ def _meaning(mesh: Mesh, viewer: Viewer, name: VirtualHostName) -> _Meaning:
     host, port = split_header(name.header)
     address = canonical_address(host)
     hosts = (address,) if address else candidates(host, viewer.namespace, mesh.settings.domain)
-    if port not in {None, name.port}:
+    if port == 0:  # What is behind the colon is no port. Which one it is does not count, as in Istio.
         return _Meaning(None, (), hosts)
     names: dict[str, None] = dict.fromkeys((*hosts, BLOCKS) if address else hosts)
     for each in hosts:

@@ -95,7 +95,7 @@ def _closeness(domain: str, parsed: VirtualHostName) -> int:
 def _spellings(parsed: VirtualHostName) -> Iterator[str]:
     yield parsed.header
     host, port = split_header(parsed.header)
-    yield host if port == parsed.port else f"{parsed.header}:{parsed.port}"
+    yield host if port is not None else f"{parsed.header}:{parsed.port}"
 
 
 def _compared(domain: str, header: str) -> int:

@@ -9,7 +9,6 @@ import hashlib
 import http.client
 import io
 import ipaddress
-import lzma
 import os
 import socket
 import sys
@@ -148,7 +147,7 @@ def unboxed(data: bytes) -> bytes:
 def _opened(data: bytes, take: Any) -> bytes:
     try:
         found: bytes = take(io.BytesIO(data))
-    except (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError) as error:
+    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
         raise NeverError(f"it cannot be unpacked: {error}") from None
     return found
 

@@ -322,8 +322,15 @@ def tar(data: bytes) -> bytes:
 def test_a_module_may_be_in_gzip_and_tar() -> None:
     for boxed in (MODULE, gzip.compress(MODULE), tar(MODULE), gzip.compress(tar(MODULE))):
         assert wasm_fetch.unboxed(boxed) == MODULE
-    with pytest.raises(wasm_fetch.NeverError, match="unpacked"):
-        wasm_fetch.unboxed(gzip.compress(MODULE)[:50])
+    for broken in (gzip.compress(MODULE)[:50], b"\x1f\x8b\x08" + bytes(7) + b"\xff" * 100):
+        with pytest.raises(wasm_fetch.NeverError, match="unpacked"):
+            wasm_fetch.unboxed(broken)
+
+
+def test_nothing_is_told_of_a_file_that_is_no_module() -> None:
+    for wanted in ("", "0" * 64):
+        with pytest.raises(wasm_fetch.NeverError, match=r"^it is not a Wasm module$"):
+            wasm_fetch.checked(b"root:secret:1:0", wanted)
 
 
 def test_what_is_too_large_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,7 +339,13 @@ def test_what_is_too_large_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatc
         wasm_fetch.unboxed(gzip.compress(bytes(2 << 20)))
 
 
-@pytest.mark.parametrize("address", ["169.254.169.254", "fe80::1%eth0", "fd00:ec2::254", "100.100.100.200"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("169.254.169.254", "fe80::1%eth0", "fd00:ec2::254", "fd20:ce::254", "100.100.100.200", "168.63.129.16"),
+        *("::ffff:169.254.169.254", "::ffff:100.100.100.200", "64:ff9b::169.254.169.254"),
+    ],
+)
 def test_no_configuration_makes_the_agent_ask_a_metadata_service(address: str) -> None:
     class Connection:
         closed = False

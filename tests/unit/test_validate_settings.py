@@ -141,3 +141,12 @@ def test_settings_of_entries_that_do_nothing_are_told() -> None:
 def test_a_workload_that_is_nowhere_is_told() -> None:
     assert codes(istio("WorkloadEntry", "w", "network: n1")) == ["IST0133 ineffective-setting spec"]
     assert codes(workload("w", "app: a")) == []
+
+
+def test_a_log_file_that_some_envoy_may_not_be_able_to_write_is_a_warning() -> None:
+    def mesh_config(path: str) -> str:
+        head = "apiVersion: hostmesh.io/v1\nkind: MeshConfig\nmetadata: {name: default}\n"
+        return f"{head}spec: {{accessLogFile: {path}}}\n"
+
+    assert codes(mesh_config("/dev/stdout")) == []
+    assert codes(mesh_config("/var/log/mesh.log")) == ["log-file spec.accessLogFile"]

@@ -13,6 +13,12 @@ _ALL = (
     "could not be enforced. SSH, the controllers, resolvers and the host itself are still called directly"
 )
 
+_ALWAYS_THERE = frozenset({"", "/dev/stdout", "/dev/stderr"})
+_MAY_BE_REFUSED = (
+    "the Envoy of every host must be able to write to this file, as its own user: one that cannot refuses all "
+    "listeners and goes on with those that it has. It grows without bounds; /dev/stdout is Envoy's log, which has some"
+)
+
 
 def check_mesh_config(spec: MeshConfigSpec, world: World) -> Iterator[Finding]:
     """Yield settings that the controller was started with otherwise, and what closing the mesh means for hosts."""
@@ -20,6 +26,8 @@ def check_mesh_config(spec: MeshConfigSpec, world: World) -> Iterator[Finding]:
         yield Finding(("spec", name), message, "fixed-setting", "error")
     if spec.outbound_traffic_policy.mode == "REGISTRY_ONLY":
         yield Finding(("spec", "outboundTrafficPolicy", "mode"), _ALL, "captures-all")
+    if spec.access_log_file not in _ALWAYS_THERE:
+        yield Finding(("spec", "accessLogFile"), _MAY_BE_REFUSED, "log-file")
 
 
 def check_outbound_policy(spec: SidecarSpec) -> Iterator[Finding]:

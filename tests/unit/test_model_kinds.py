@@ -289,6 +289,14 @@ def test_all_mistakes_of_a_document_are_told_at_once() -> None:
         ({"kind": "Virtualservice"}, "unknown kind 'Virtualservice'; did you mean 'VirtualService'?"),
         ({"kind": "Telemetry"}, "kind 'Telemetry' is not supported yet"),
         ({"kind": "Deployment"}, "kind 'Deployment' is Kubernetes' own and has no meaning for hosts; leave it out"),
+        (
+            {"kind": "Gateway", "apiVersion": "gateway.networking.k8s.io/v1"},
+            "Kubernetes' Gateway API (Gateway) is not supported: write Istio's Gateway and VirtualService instead",
+        ),
+        (
+            {"kind": "HTTPRoute", "apiVersion": "gateway.networking.k8s.io/v1beta1"},
+            "Kubernetes' Gateway API (HTTPRoute) is not supported: write Istio's Gateway and VirtualService instead",
+        ),
         ({"kind": None}, "required field 'kind' is missing"),
         ({"kind": 5}, "expected a string, found the number 5"),
         ({"apiVersion": None}, "required field 'apiVersion' is missing"),

@@ -72,6 +72,8 @@ def test_tls_that_names_no_roots_is_told() -> None:
     port = "trafficPolicy: {portLevelSettings: [{port: {number: 80}, tls: {mode: SIMPLE}}]}"
     assert codes(rule(port), REVIEWS) == ["IST0129 no-ca-certificates spec.trafficPolicy.portLevelSettings[0].tls"]
     assert codes(rule(port.replace("SIMPLE", "DISABLE")), REVIEWS) == []
+    credential = "mode: SIMPLE, credentialName: theirs"
+    assert "ca.crt of the Secret 'theirs' alone" in findings(rule(tls(credential)), REVIEWS)[0]
 
 
 def policy(mode: str, namespace: str = "default", rest: str = "") -> str:

@@ -124,3 +124,9 @@ def test_udp_is_told_to_be_passed_by_and_to_need_a_name_of_its_own_beside_tcp() 
     assert codes(beside) == ["udp-port spec.ports[1]"]
     assert "virtual address" in findings(beside)[0]
     assert codes(REVIEWS) == []
+
+
+def test_a_service_without_an_address_is_told_that_hosts_give_it_one() -> None:
+    headless = REVIEWS.replace("spec: {", "spec: {clusterIP: None, ")
+    assert codes(headless) == ["headless spec.clusterIP"]
+    assert "virtual address all the same" in findings(headless)[0]

@@ -93,6 +93,11 @@ def _check_verification(path: Path, tls: ClientTls, host: str, port: int | None)
     at = f"{host!r}" if port is None else f"{host!r} at port {port}"
     if tls.insecure_skip_verify:
         message = f"insecureSkipVerify: the certificate of {at} is not verified; set caCertificates instead"
+    elif tls.credential_name:
+        message = (
+            f"TLS mode {tls.mode} without caCertificates: the certificate of {at} is checked against ca.crt of the "
+            f"Secret {tls.credential_name!r} alone; see that it is there"
+        )
     else:
         message = (
             f"TLS mode {tls.mode} without caCertificates: the certificate of {at} is checked against the host's own "

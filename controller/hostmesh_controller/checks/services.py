@@ -32,6 +32,7 @@ def check_service(item: ApiObject, world: World) -> Iterator[Finding]:
     yield from _check_udp(item)
     if isinstance(item.spec, ServiceSpec):
         yield from _check_port_names(item.spec)
+        yield from _check_headless(item.spec)
     elif isinstance(item.spec, ServiceEntrySpec):
         yield from _check_protocols(item, item.spec, world)
         yield from _check_virtual_addresses(item.spec)
@@ -55,6 +56,16 @@ def _check_udp(item: ApiObject) -> Iterator[Finding]:
                 "give UDP a name of its own, or send it to a workload's own address"
             )
             yield Finding(path, message, "udp-port")
+
+
+def _check_headless(spec: ServiceSpec) -> Iterator[Finding]:
+    """Warn of a Service without an address of its own: hosts give it one all the same."""
+    if "None" in {spec.cluster_ip, *spec.cluster_ips}:
+        message = (
+            "clusterIP None: on hosts the name has a virtual address all the same, and calls are spread over the "
+            "workloads; a program that means one of them calls that one's own address"
+        )
+        yield Finding(("spec", "clusterIP"), message, "headless")
 
 
 def _check_names(item: ApiObject, world: World) -> Iterator[Finding]:

@@ -15,6 +15,7 @@ from hostmesh_controller.suggest import did_you_mean
 
 SpecT = TypeVar("SpecT", bound=Spec)
 
+_GATEWAY_API: Final = "gateway.networking.k8s.io/"
 _OBJECT: Final = frozenset({"apiVersion", "kind", "metadata", "status"})
 _TOP: Final = ("apiVersion", "kind", "metadata", "spec", "status")
 _METADATA: Final = ("name", "namespace", "labels", "annotations")
@@ -117,6 +118,9 @@ def _kind(document: Mapping[str, Any]) -> tuple[KindInfo | None, list[Fault]]:
     if not isinstance(kind, str) or not kind:
         return None, faults
     info = KINDS.get(kind)
+    if str(document.get("apiVersion")).startswith(_GATEWAY_API):
+        message = f"Kubernetes' Gateway API ({kind}) is not supported: write Istio's Gateway and VirtualService instead"
+        return None, [*faults, Fault(("apiVersion",), message, "unknown-kind")]
     if info is None:
         return None, [*faults, Fault(("kind",), _unknown_kind(kind), "unknown-kind")]
     api_version = document.get("apiVersion")

@@ -1,6 +1,7 @@
 """How much may be asked of a service at once, and when an endpoint that fails is left alone."""
 
-from typing import Annotated, Literal
+from datetime import timedelta
+from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -24,12 +25,33 @@ def _zero_or_ms(value: Duration) -> Duration:
     return value
 
 
+_MAX_PROBES: Final = 127
+_MAX_PAUSE: Final = timedelta(seconds=32767)
+"""Linux takes no more (include/net/tcp.h): Envoy would close every connection that it cannot set this for."""
+
+
+def _kernel_counts(value: int) -> int:
+    if value > _MAX_PROBES:
+        raise fault("value", f"{value} is more than the {_MAX_PROBES} that Linux counts: no connection could be made")
+    return value
+
+
+def _kernel_waits(value: Duration) -> Duration:
+    if value >= _MAX_PAUSE + timedelta(seconds=1):
+        longest = int(_MAX_PAUSE.total_seconds())
+        raise fault("duration", f"{value.text!r} is more than the {longest}s of Linux: no connection could be made")
+    return value
+
+
+KeepaliveDuration = Annotated[MillisecondDuration, AfterValidator(_kernel_waits)]
+
+
 class TcpKeepalive(Spec):
     """Probes of a connection that is idle. None is the kernel's own setting; no part set turns probes on with these."""
 
-    probes: Unsigned | None = None
-    time: MillisecondDuration | None = None
-    interval: MillisecondDuration | None = None
+    probes: Annotated[Unsigned, AfterValidator(_kernel_counts)] | None = None
+    time: KeepaliveDuration | None = None
+    interval: KeepaliveDuration | None = None
 
 
 class TcpSettings(Spec):

@@ -12,6 +12,8 @@ VIRTUAL_OUTBOUND: Final = "virtualOutbound"
 DNS_LISTENER: Final = "dns"
 PASSTHROUGH: Final = "PassthroughCluster"
 BLACK_HOLE: Final = "BlackHoleCluster"
+MESH: Final = "mesh"
+"""The gateway that stands for the proxies of the hosts."""
 
 _OUTBOUND: Final = "outbound"
 _INBOUND: Final = "inbound"
@@ -155,8 +157,25 @@ def wildcards(host: str) -> tuple[str, ...]:
 
 
 def host_matches(pattern: str, host: str) -> bool:
-    """Tell whether a host pattern of the configuration (`*`, `*.example.com`, or a full name) covers `host`."""
+    """Tell whether a name or pattern of the configuration (`*`, `*.example.com`) covers `host`, a name or pattern."""
     return host.endswith(pattern[1:]) if pattern.startswith("*") else pattern == host
+
+
+def hosts_overlap(one: str, other: str) -> bool:
+    """Tell whether one of two names or patterns covers the other."""
+    return host_matches(one, other) or host_matches(other, one)
+
+
+def gateway_name(name: str, namespace: str) -> str:
+    """Return `mesh`, or the NAMESPACE/NAME of a gateway that an object of `namespace` names."""
+    if name == MESH:
+        return name
+    owner, slash, own = name.rpartition("/")
+    if slash:
+        return f"{namespace if owner == '.' else owner}/{own}"
+    # The old form: NAME.NAMESPACE, perhaps with more behind it.
+    own, dot, rest = name.partition(".")
+    return f"{rest.partition('.')[0] if dot else namespace}/{own}"
 
 
 def split_header(header: str) -> tuple[str, int | None]:

@@ -16,7 +16,6 @@ from hostmesh_controller.mesh import Mesh, build, update
 from hostmesh_controller.mesh.gateways import NO_GATEWAYS, HostGateways
 from hostmesh_controller.mesh.inbound import inbound_ports
 from hostmesh_controller.model.objects import ApiObject
-from hostmesh_controller.xds.gateway_bound import covered
 from hostmesh_controller.xds.messages import message_of
 
 HOSTS = [
@@ -247,14 +246,6 @@ def test_one_that_is_not_exported_to_the_gateways_namespace_is_not_there() -> No
         "other",
     )
     assert table(mesh_of([*HOSTS, gateway("g", server(80, "HTTP", "*")), hidden])) == {"blackhole:80": ["*"]}
-
-
-def test_a_pattern_covers_names_and_narrower_patterns() -> None:
-    assert covered("a.example.com", "*")
-    assert covered("*.a.example.com", "*.example.com")
-    assert not covered("example.com", "*.example.com")
-    assert not covered("*", "*.example.com")
-    assert covered("*", "*")
 
 
 def hub_of(mesh: Mesh, name: str = "http.80") -> tuple[Hub, Any]:

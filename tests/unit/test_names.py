@@ -97,3 +97,14 @@ def test_addresses_have_one_spelling() -> None:
     assert names.canonical_address("FD00:0:0::1") == "fd00::1"
     assert names.canonical_prefix("10.0.0.7/8") == "10.0.0.0/8"
     assert names.canonical_prefix("example.com") is None
+
+
+def test_a_pattern_covers_names_and_narrower_patterns() -> None:
+    assert names.host_matches("*", "a.example.com")
+    assert names.host_matches("*", "*")
+    assert names.host_matches("*.example.com", "*.a.example.com")
+    assert names.host_matches("*-a.example.com", "b-a.example.com")
+    assert not names.host_matches("*.example.com", "example.com")
+    assert not names.host_matches("*.example.com", "*")
+    assert names.hosts_overlap("*.example.com", "*")
+    assert not names.hosts_overlap("*.example.com", "*.example.org")

@@ -9,8 +9,8 @@ from envoy.service.discovery.v3.discovery_pb2 import Resource
 from golden.objects import mesh_of, obj
 from hostmesh_api import wire
 from hostmesh_controller import xds
-from hostmesh_controller.mesh.virtual_services import gateway_name
 from hostmesh_controller.model.objects import ApiObject
+from hostmesh_controller.names import gateway_name
 
 HOSTS = [
     obj("Host", "one", {"addresses": ["10.0.0.1"], "namespace": "default"}),

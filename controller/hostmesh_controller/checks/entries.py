@@ -11,7 +11,6 @@ from hostmesh_controller.checks.relations import (
     destinations,
     exported_to,
     full,
-    gateway_name,
     inline_workloads,
     label_texts,
     labels_of,
@@ -26,9 +25,9 @@ from hostmesh_controller.model.hosts import HostSpec
 from hostmesh_controller.model.security import PeerAuthenticationSpec
 from hostmesh_controller.model.services import ServiceSpec
 from hostmesh_controller.model.sidecar import SidecarSpec
-from hostmesh_controller.model.virtual_service import MESH, VirtualServiceSpec
+from hostmesh_controller.model.virtual_service import VirtualServiceSpec
 from hostmesh_controller.model.workloads import ServiceEntrySpec, WorkloadEntrySpec, WorkloadGroupSpec
-from hostmesh_controller.names import wildcards
+from hostmesh_controller.names import MESH, gateway_name, wildcards
 
 
 def entries_of(item: ApiObject, domain: str) -> Iterator[Entry]:

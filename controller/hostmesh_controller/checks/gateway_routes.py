@@ -4,12 +4,12 @@ from collections.abc import Iterator, Sequence
 
 from hostmesh_controller.checks.finding import NOT_FOUND, Finding
 from hostmesh_controller.checks.index import Relation
-from hostmesh_controller.checks.relations import destinations, gateway_name
+from hostmesh_controller.checks.relations import destinations
 from hostmesh_controller.checks.world import World
 from hostmesh_controller.model import ApiObject, ObjectKey, Path
-from hostmesh_controller.model.domains import overlap
 from hostmesh_controller.model.gateway import GatewaySpec
-from hostmesh_controller.model.virtual_service import MESH, ConnectionMatch, HttpMatch, VirtualServiceSpec
+from hostmesh_controller.model.virtual_service import ConnectionMatch, HttpMatch, VirtualServiceSpec
+from hostmesh_controller.names import MESH, gateway_name, hosts_overlap
 
 
 def check_gateway_routes(item: ApiObject, spec: VirtualServiceSpec, world: World) -> Iterator[Finding]:
@@ -31,7 +31,7 @@ def _check_gateway(item: ApiObject, spec: VirtualServiceSpec, path: Path, name: 
         return
     assert isinstance(gateway.spec, GatewaySpec)
     hosts = sorted(set(_hosts_for(gateway, gateway.spec, item.key.namespace)))
-    if spec.hosts and not any(overlap(theirs, host.lower()) for theirs in hosts for host in spec.hosts):
+    if spec.hosts and not any(hosts_overlap(theirs, host.lower()) for theirs in hosts for host in spec.hosts):
         there = f"it has {', '.join(hosts)}" if hosts else "none of its servers is for this namespace"
         message = f"none of the hosts ({', '.join(spec.hosts)}) is in {gateway.key}: {there}"
         yield Finding(path, message, "host-not-in-gateway", istio_code="IST0132")
@@ -48,9 +48,9 @@ def _hosts_for(gateway: ApiObject, spec: GatewaySpec, namespace: str) -> Iterato
 
 
 def _check_matches(item: ApiObject, spec: VirtualServiceSpec) -> Iterator[Finding]:
-    bound = {name if name == MESH else gateway_name(name, item.key.namespace) for name in spec.gateways or (MESH,)}
+    bound = {gateway_name(name, item.key.namespace) for name in spec.gateways or (MESH,)}
     for path, name in _match_gateways(spec):
-        if spec.hosts and (name if name == MESH else gateway_name(name, item.key.namespace)) not in bound:
+        if spec.hosts and gateway_name(name, item.key.namespace) not in bound:
             message = f"this VirtualService is not bound to {name!r}: add it to spec.gateways, or remove it here"
             yield Finding(path, message, "unbound-gateway")
 

@@ -86,14 +86,6 @@ def destinations(spec: VirtualServiceSpec) -> Iterator[Reference]:
                 yield Reference(("spec", protocol, index, "route", place, "destination"), target.destination)
 
 
-def gateway_name(name: str, namespace: str) -> str:
-    """Return NAMESPACE/NAME for a gateway as an object of `namespace` writes it; the old form is NAME.NAMESPACE…"""
-    if "/" in name:
-        return name
-    short, dot, rest = name.partition(".")
-    return f"{rest.partition('.')[0]}/{short}" if dot else f"{namespace}/{name}"
-
-
 def delegate_name(item: ApiObject, delegate: Delegate) -> str:
     """Return NAMESPACE/NAME of the VirtualService that has the routes of another one's rule."""
     return f"{delegate.namespace or item.key.namespace}/{delegate.name}"

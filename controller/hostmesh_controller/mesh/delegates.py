@@ -4,10 +4,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from hostmesh_controller.mesh.index import Mesh
-from hostmesh_controller.mesh.virtual_services import gateway_name, is_visible, virtual_service_spec
+from hostmesh_controller.mesh.virtual_services import is_visible, virtual_service_spec
 from hostmesh_controller.model.objects import ApiObject, ObjectKey
 from hostmesh_controller.model.virtual_service import Destination, HttpMatch, HttpRoute, StringMatch
-from hostmesh_controller.names import expand
+from hostmesh_controller.names import expand, gateway_name
 
 _INHERITED = (
     *("rewrite", "direct_response", "timeout", "retries", "fault", "cors_policy", "headers"),
@@ -61,7 +61,7 @@ def full_names(http: HttpRoute, namespace: str, domain: str) -> HttpRoute:
     """Return a route in which destinations and gateways have their full names."""
 
     def full(destination: Destination) -> Destination:
-        return destination.model_copy(update={"host": expand(destination.host, namespace, domain)})
+        return full_destination(destination, namespace, domain)
 
     def bound(match: HttpMatch) -> HttpMatch:
         gateways = tuple(gateway_name(name, namespace) for name in match.gateways)
@@ -75,6 +75,11 @@ def full_names(http: HttpRoute, namespace: str, domain: str) -> HttpRoute:
             "mirrors": tuple(each.model_copy(update={"destination": full(each.destination)}) for each in http.mirrors),
         }
     )
+
+
+def full_destination(destination: Destination, namespace: str, domain: str) -> Destination:
+    """Return a destination as an object of `namespace` writes it, with its full name."""
+    return destination.model_copy(update={"host": expand(destination.host, namespace, domain)})
 
 
 def merged_route(root: HttpRoute, delegate: HttpRoute) -> HttpRoute | None:

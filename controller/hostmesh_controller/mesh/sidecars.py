@@ -12,7 +12,7 @@ from hostmesh_controller.mesh.records import Host, Service, ServicePort
 from hostmesh_controller.mesh.viewer import Viewer
 from hostmesh_controller.model.protocols import Protocol, entry_protocol
 from hostmesh_controller.model.sidecar import EgressListener, SidecarSpec
-from hostmesh_controller.names import OutboundName, expand, host_matches
+from hostmesh_controller.names import OutboundName, expand, hosts_overlap
 
 
 class Import(NamedTuple):
@@ -23,9 +23,7 @@ class Import(NamedTuple):
 
     def covers(self, namespace: str, host: str) -> bool:
         """Tell whether a host of a namespace is meant; of two wildcards, whether one covers the other."""
-        if self.namespace not in {"*", namespace}:
-            return False
-        return host_matches(self.host, host) or (host.startswith("*") and host_matches(host, self.host))
+        return self.namespace in {"*", namespace} and hosts_overlap(self.host, host)
 
 
 @dataclass(frozen=True, slots=True)

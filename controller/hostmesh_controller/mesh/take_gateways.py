@@ -4,12 +4,12 @@ from dataclasses import replace
 
 from hostmesh_controller.mesh.gateway_merge import gateways_of
 from hostmesh_controller.mesh.gateways import NO_GATEWAYS, HostGateways, client_credentials
-from hostmesh_controller.mesh.records import MESH
 from hostmesh_controller.mesh.step import Step, object_dependency
 from hostmesh_controller.mesh.table import IndexEdit
 from hostmesh_controller.mesh.virtual_services import gateways_of as gateways_named
 from hostmesh_controller.mesh.virtual_services import virtual_service_spec
 from hostmesh_controller.model.objects import ApiObject, ObjectKey
+from hostmesh_controller.names import MESH
 
 
 def take_gateways(step: Step) -> None:

@@ -9,12 +9,12 @@ from typing import Final
 
 from hostmesh_controller.mesh.compiled import export_to, order_of, single_addresses
 from hostmesh_controller.mesh.index import Mesh
-from hostmesh_controller.mesh.records import MESH, Service
+from hostmesh_controller.mesh.records import Service
 from hostmesh_controller.mesh.sidecars import Scope, scope
 from hostmesh_controller.mesh.viewer import Viewer
 from hostmesh_controller.model.objects import ApiObject
 from hostmesh_controller.model.virtual_service import VirtualServiceSpec
-from hostmesh_controller.names import canonical_address, expand, wildcards
+from hostmesh_controller.names import MESH, canonical_address, expand, gateway_name, wildcards
 
 MESH_ONLY: Final = frozenset({MESH})
 """The gateway names that stand for the hosts' own proxies."""
@@ -29,18 +29,6 @@ def virtual_service_hosts(item: ApiObject, domain: str) -> tuple[str, ...]:
     """Return the hosts of a VirtualService by their full names; an IP address stays one. A delegate has none."""
     hosts = virtual_service_spec(item).hosts
     return tuple(canonical_address(host) or expand(host, item.key.namespace, domain) for host in hosts)
-
-
-def gateway_name(name: str, namespace: str) -> str:
-    """Return `mesh`, or the NAMESPACE/NAME of a gateway that an object of `namespace` names."""
-    if name == MESH:
-        return name
-    owner, slash, own = name.rpartition("/")
-    if slash:
-        return f"{namespace if owner == '.' else owner}/{own}"
-    # The old form: NAME.NAMESPACE, perhaps with more behind it.
-    own, dot, rest = name.partition(".")
-    return f"{rest.partition('.')[0] if dot else namespace}/{own}"
 
 
 def gateways_of(item: ApiObject) -> frozenset[str]:

@@ -1,4 +1,4 @@
-"""Host names as Istio takes them: names, wildcards, and which of them covers which."""
+"""Which host names Istio takes: names, short and full, and wildcards."""
 
 import re
 from ipaddress import ip_address, ip_network
@@ -73,15 +73,3 @@ def check_subnet(value: str) -> str:
     if "/" in value and not value.rpartition("/")[2].isdigit():
         raise ValueError(f"{value!r} is not a CIDR block: write the length of the prefix, as in 10.0.0.0/8")
     return value
-
-
-def covers(pattern: str, name: str) -> bool:
-    """Whether everything that `name` (a name or a wildcard) stands for, `pattern` stands for too."""
-    if pattern.startswith(WILDCARD):
-        return name.removeprefix(WILDCARD).endswith(pattern[1:]) and len(name) >= len(pattern) - 1
-    return pattern == name
-
-
-def overlap(one: str, other: str) -> bool:
-    """Whether one of two names or wildcards covers the other."""
-    return covers(one, other) or covers(other, one)

@@ -5,13 +5,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import Field, model_validator
 
-from hostmesh_controller.model.domains import (
-    WILDCARD,
-    covers,
-    is_ip,
-    is_partial_wildcard,
-    overlap,
-)
+from hostmesh_controller.model.domains import WILDCARD, is_ip, is_partial_wildcard
 from hostmesh_controller.model.exports import RuleExportTo
 from hostmesh_controller.model.http_actions import (
     CorsPolicy,
@@ -52,6 +46,7 @@ from hostmesh_controller.model.tcp_routes import (
     TlsRoute,
     check_weights,
 )
+from hostmesh_controller.names import MESH, host_matches, hosts_overlap
 
 __all__ = [
     "AbsentMatch",
@@ -86,8 +81,6 @@ __all__ = [
     "VirtualServiceSpec",
 ]
 
-MESH: Final = "mesh"
-"""The gateway that stands for the proxies of the hosts."""
 _AUTHORITY: Final = frozenset({":authority", "host"})
 
 
@@ -220,7 +213,7 @@ class VirtualServiceSpec(Spec):
             for other in self.hosts[:index]:
                 if host == other:
                     raise fault("duplicate-host", f"host {host!r} is there twice", "hosts", index)
-                if overlap(host, other):
+                if hosts_overlap(host, other):
                     raise fault("duplicate-host", f"host {host!r} overlaps {other!r}", "hosts", index)
         return self
 
@@ -258,6 +251,6 @@ class VirtualServiceSpec(Spec):
             return f"{name!r}: server names are matched by whole labels, as in '*.example.com'"
         if name.startswith(GENERATED_SERVER_NAME) and self.for_mesh:
             return f"{name!r}: only gateways are called by the server names of clusters"
-        if not any(covers(host, name) for host in self.hosts):
+        if not any(host_matches(host, name) for host in self.hosts):
             return f"{name!r} is covered by none of the hosts: {', '.join(self.hosts)}"
         return None

@@ -6,16 +6,17 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Final
 
 from hostmesh_controller.mesh.compiled import blocks, single_addresses
+from hostmesh_controller.mesh.delegates import full_destination
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.records import Service, ServicePort
 from hostmesh_controller.mesh.sidecars import beyond
 from hostmesh_controller.mesh.viewer import Viewer
-from hostmesh_controller.mesh.virtual_services import MESH_ONLY, connection_rules, gateway_name, virtual_service_spec
+from hostmesh_controller.mesh.virtual_services import MESH_ONLY, connection_rules, virtual_service_spec
 from hostmesh_controller.mesh.visibility import destination_named
 from hostmesh_controller.model.objects import ApiObject
 from hostmesh_controller.model.protocols import Protocol
 from hostmesh_controller.model.virtual_service import ConnectionMatch, Destination, RouteDestination
-from hostmesh_controller.names import OutboundName, canonical_prefix, expand
+from hostmesh_controller.names import OutboundName, canonical_prefix, gateway_name
 
 Weights = tuple[tuple[str, int], ...]
 """Clusters with their weights; none at all: connections are closed."""
@@ -191,8 +192,7 @@ def _weights(
     mesh: Mesh, item: ApiObject, routes: tuple[RouteDestination, ...], port: ServicePort, viewer: Viewer
 ) -> Weights:
     def cluster(destination: Destination) -> str:
-        host = expand(destination.host, item.key.namespace, mesh.settings.domain)
-        full = destination.model_copy(update={"host": host})
+        full = full_destination(destination, item.key.namespace, mesh.settings.domain)
         return str(destination_cluster(mesh, full, port.number, viewer))
 
     if len(routes) == 1:

@@ -5,7 +5,7 @@ from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.viewer import Viewer
 from hostmesh_controller.mesh.virtual_services import in_order, virtual_service_spec
 from hostmesh_controller.model.objects import ApiObject
-from hostmesh_controller.names import expand
+from hostmesh_controller.names import expand, host_matches
 
 
 def bound_virtual_services(mesh: Mesh, gateway: str, viewer: Viewer) -> tuple[ApiObject, ...]:
@@ -20,15 +20,8 @@ def shared_hosts(served: Served, item: ApiObject, domain: str) -> tuple[str, ...
     result: dict[str, None] = {}
     for host in served.hosts_for(item.key.namespace):
         for other in own:
-            if covered(host, other):
+            if host_matches(other, host):
                 result[host] = None
-            elif covered(other, host):
+            elif host_matches(host, other):
                 result[other] = None
     return tuple(result)
-
-
-def covered(host: str, pattern: str) -> bool:
-    """Tell whether every name of `host` (a name or a pattern such as `*.example.com`) is one of `pattern`."""
-    if not pattern.startswith("*"):
-        return host == pattern
-    return len(host) >= len(pattern) and host.removeprefix("*").endswith(pattern[1:])

@@ -5,14 +5,15 @@ from dataclasses import dataclass
 
 from envoy.config.listener.v3.listener_components_pb2 import Filter
 
+from hostmesh_controller.mesh.delegates import full_destination
 from hostmesh_controller.mesh.gateways import Served
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.viewer import Viewer
-from hostmesh_controller.mesh.virtual_services import gateway_name, virtual_service_spec
+from hostmesh_controller.mesh.virtual_services import virtual_service_spec
 from hostmesh_controller.model.http_actions import Destination
 from hostmesh_controller.model.objects import ApiObject
 from hostmesh_controller.model.tcp_routes import ConnectionMatch, RouteDestination
-from hostmesh_controller.names import expand
+from hostmesh_controller.names import gateway_name
 from hostmesh_controller.xds.connections import destination_cluster
 from hostmesh_controller.xds.filters import tcp_weighted
 from hostmesh_controller.xds.gateway_bound import bound_virtual_services, shared_hosts
@@ -63,8 +64,8 @@ def _filters(
     number = served.server.port.number
 
     def cluster(destination: Destination) -> str:
-        host = expand(destination.host, item.key.namespace, mesh.settings.domain)
-        return str(destination_cluster(mesh, destination.model_copy(update={"host": host}), number, viewer))
+        full = full_destination(destination, item.key.namespace, mesh.settings.domain)
+        return str(destination_cluster(mesh, full, number, viewer))
 
     if len(to) == 1:
         name = cluster(to[0].destination)

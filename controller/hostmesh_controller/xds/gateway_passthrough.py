@@ -19,10 +19,9 @@ from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.records import Host
 from hostmesh_controller.mesh.viewer import Viewer
 from hostmesh_controller.mesh.visibility import view
-from hostmesh_controller.names import OutboundName, parse_port
+from hostmesh_controller.names import OutboundName, host_matches, parse_port
 from hostmesh_controller.xds import filters, of_clusters, of_endpoints, tls
 from hostmesh_controller.xds.encoding import resource as encoded
-from hostmesh_controller.xds.gateway_bound import covered
 
 _PREFIX: Final = "outbound_."
 
@@ -40,7 +39,7 @@ def passthrough_chains(mesh: Mesh, viewer: Viewer, hosts: Iterable[str]) -> Iter
     """Yield the chains of every port and subset of the mesh's services that one of the hosts covers."""
     patterns = tuple(hosts)
     for service in view(mesh, viewer).services:
-        if service.external or not any(covered(service.id.hostname, pattern) for pattern in patterns):
+        if service.external or not any(host_matches(pattern, service.id.hostname) for pattern in patterns):
             continue
         rules = map(spec_of, destination_rules_for(mesh, service, viewer))
         subsets = dict.fromkeys(subset.name for rule in rules for subset in rule.subsets)
@@ -84,7 +83,7 @@ def _passes_on(mesh: Mesh, host: Host, target: OutboundName) -> bool:
     return any(
         served.server.tls is not None
         and served.server.tls.mode == "AUTO_PASSTHROUGH"
-        and any(covered(target.hostname, pattern) for pattern in served.server_names)
+        and any(host_matches(pattern, target.hostname) for pattern in served.server_names)
         for served in servers
     )
 

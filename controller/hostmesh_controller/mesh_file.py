@@ -1,6 +1,5 @@
 """The file that controller.toml calls `mesh_config`: read, judged, or refused with the places of what is wrong."""
 
-
 from hostmesh_controller.checks.mesh_settings import disagreements
 from hostmesh_controller.config import Config, ConfigError
 from hostmesh_controller.load_mesh import read_mesh_file

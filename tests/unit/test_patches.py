@@ -17,6 +17,7 @@ from golden.objects import mesh_of, obj
 from hostmesh_controller.envoy_types import message_class
 from hostmesh_controller.mesh.viewer import Viewer
 from hostmesh_controller.model.objects import ApiObject
+from hostmesh_controller.xds.cluster_http import PROTOCOL_OPTIONS
 from hostmesh_controller.xds.messages import as_json
 from hostmesh_controller.xds.patch_bootstrap import bootstrap_patch
 from hostmesh_controller.xds.patch_clusters import ClusterNames, patch_cluster
@@ -33,6 +34,7 @@ ROUTER = "envoy.filters.http.router"
 ROUTER_TYPE = f"{TYPE}.filters.http.router.v3.Router"
 LUA_TYPE = f"{TYPE}.filters.http.lua.v3.Lua"
 TLS_TYPE = f"{TYPE}.transport_sockets.tls.v3.DownstreamTlsContext"
+UPSTREAM = f"{TYPE}.upstreams.http.v3"
 UPSTREAM_TLS = f"{TYPE}.transport_sockets.tls.v3.UpstreamTlsContext"
 
 Json = dict[str, Any]
@@ -547,6 +549,40 @@ def test_a_cluster_gets_a_transport_socket_or_another_or_more_in_its_own() -> No
     assert chosen is not None
     assert "transportSocket" not in chosen
     assert chosen["transportSocketMatches"][0]["transportSocket"]["typedConfig"]["sni"] == "new"
+    marked = clustered(patch, transport_socket_matches=[plain_match()], transport_socket=socket("tls"))
+    assert marked is not None
+    assert marked["transportSocket"]["typedConfig"]["sni"] == "new"
+    assert marked["transportSocketMatches"][0]["transportSocket"]["name"] == "raw"
+
+
+def plain_match() -> Json:
+    return {"name": "plain", "match": {"tlsMode": "disabled"}, "transport_socket": {"name": "raw"}}
+
+
+@pytest.mark.parametrize(
+    ("value", "offered"),
+    [
+        ({"http2_protocol_options": {}}, ["istio-h2", "istio", "h2"]),
+        (
+            {
+                "typed_extension_protocol_options": {
+                    PROTOCOL_OPTIONS: {
+                        "@type": f"{UPSTREAM}.HttpProtocolOptions",
+                        "explicit_http_config": {"http2_protocol_options": {"max_concurrent_streams": 5}},
+                    }
+                }
+            },
+            ["istio-h2", "istio", "h2"],
+        ),
+        ({"alt_stat_name": "x"}, ["istio-http/1.1", "istio", "http/1.1"]),
+    ],
+)
+def test_a_cluster_that_is_made_to_speak_http2_offers_it_to_the_mesh(value: Json, offered: list[str]) -> None:
+    common = {"alpn_protocols": ["istio-http/1.1", "istio", "http/1.1"]}
+    socket = {"name": "tls", "typed_config": {"@type": UPSTREAM_TLS, "common_tls_context": common}}
+    found = clustered(change("CLUSTER", "MERGE", value), transport_socket=socket)
+    assert found is not None
+    assert found["transportSocket"]["typedConfig"]["commonTlsContext"]["alpnProtocols"] == offered
 
 
 # Bootstrap

@@ -33,10 +33,7 @@ def set_http(cluster: Cluster, target: Outbound) -> None:
     matcher = failures(codes)
     if matcher is not None:
         options.outlier_detection.error_matcher.CopyFrom(matcher)
-    if options.ByteSize():
-        if options.WhichOneof("upstream_protocol_options") is None:
-            options.explicit_http_config.http_protocol_options.CopyFrom(Http1ProtocolOptions())
-        set_options(cluster, options)
+    set_spoken(cluster, options)
 
 
 def _http2(pool: ConnectionPool | None) -> Http2ProtocolOptions:
@@ -85,6 +82,17 @@ def same_as_downstream() -> HttpProtocolOptions:
     options.use_downstream_protocol_config.http_protocol_options.CopyFrom(Http1ProtocolOptions())
     options.use_downstream_protocol_config.http2_protocol_options.CopyFrom(Http2ProtocolOptions())
     return options
+
+
+def set_spoken(cluster: Cluster, options: HttpProtocolOptions) -> None:
+    """Set the options of a cluster that speaks HTTP/1.1 if they say nothing else.
+
+    Without any there are none: what EnvoyFilters of old merge in (`http2_protocol_options`) counts then, as in Istio.
+    """
+    if options.ByteSize():
+        if options.WhichOneof("upstream_protocol_options") is None:
+            options.explicit_http_config.http_protocol_options.CopyFrom(Http1ProtocolOptions())
+        set_options(cluster, options)
 
 
 def set_options(cluster: Cluster, options: HttpProtocolOptions) -> None:

@@ -59,17 +59,13 @@ def inbound(port: InboundPort, config: MeshConfigSpec, stat: str, *, ipv6: bool)
     keepalive(cluster, port.pool, config.tcp_keepalive)
     options = _spoken(port)
     cluster_http.bound(options, port.pool)
-    cluster_http.set_options(cluster, options)
+    cluster_http.set_spoken(cluster, options)
     return cluster
 
 
 def _spoken(port: InboundPort) -> HttpProtocolOptions:
-    if port.protocol is not Protocol.HTTP:
-        return cluster_http.same_as_downstream()
     # Between proxies it may be HTTP/2, which a program that declares plain HTTP need not speak.
-    options = HttpProtocolOptions()
-    options.explicit_http_config.http_protocol_options.SetInParent()
-    return options
+    return HttpProtocolOptions() if port.protocol is Protocol.HTTP else cluster_http.same_as_downstream()
 
 
 def address_of(port: InboundPort, config: MeshConfigSpec) -> Address | None:

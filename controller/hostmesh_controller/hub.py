@@ -15,9 +15,9 @@ import structlog
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest
 
 from hostmesh_api.delta import WILDCARD, Answer, Nack, Push, ServerStream, Source
-from hostmesh_api.wire import ENDPOINT_TYPE
+from hostmesh_api.wire import CLUSTER_TYPE, ENDPOINT_TYPE, LISTENER_TYPE
 from hostmesh_controller import xds
-from hostmesh_controller.mesh import Mesh, Touched
+from hostmesh_controller.mesh import Mesh, Touched, host_dependency
 
 MAX_NAMES: Final = 50_000
 """Names one host may ask for: ten times the largest mesh we promise, so that one agent cannot exhaust memory."""
@@ -107,6 +107,8 @@ class Connection:
     stream: ServerStream = field(default_factory=ServerStream)
     closed: bool = False
     watched: dict[Key, tuple[str, ...]] = field(default_factory=dict)
+    standing: frozenset[Key] = frozenset()
+    """Those of `watched` that the host has without asking for them."""
     name_chars: int = 0
     """Of all names in `watched`."""
     last_ack_at: dict[str, datetime] = field(default_factory=dict)
@@ -152,6 +154,8 @@ class Hub:
         self._watchers: dict[str, dict[Connection, set[Key]]] = {}
         self._answers: dict[tuple[Hashable, str, str], Answer] = {}
         """What was answered from this mesh, by audience, type and name."""
+        self._depends: dict[tuple[Hashable, str, str], tuple[str, ...]] = {}
+        """What such an answer depends on."""
         self._faulty: set[Key] = set()
         """What could not be made from this mesh, and was told."""
         self.counts = Counts()
@@ -253,6 +257,8 @@ class Hub:
                 self._watch(connection, (type_url, name))
         for name in received.unsubscribed:
             self._unwatch(connection, (type_url, name))
+        if WILDCARD in received.subscribed or received.unsubscribed:
+            self._stand(connection)
         return connection.stream.due()
 
     def _check_size(self, connection: Connection, request: DeltaDiscoveryRequest) -> None:
@@ -286,14 +292,15 @@ class Hub:
         """Show another mesh; wake the hosts that `touched` concerns."""
         if mesh is not self._mesh:
             self._answers = {}
+            self._depends = {}
             self._faulty = set()
+        before = self._mesh
         self._mesh, self._revision = mesh, revision
         concerned: set[Connection] = set()
         for connection in self._wholly_concerned(touched):
-            connection.stream.mark_all()
+            self._mark_whole(connection)
             concerned.add(connection)
-            for key in list(connection.watched):
-                self._watch(connection, key)
+        concerned |= self._mark_callers(before, touched)
         for service in touched.services:
             self._mark(service, concerned, endpoints_only=False)
         for service in touched.endpoints - touched.services:
@@ -301,21 +308,54 @@ class Hub:
         for connection in concerned:
             connection.wake()
 
+    def _mark_whole(self, connection: Connection) -> None:
+        connection.stream.mark_all()
+        self._stand(connection)
+        for key in list(connection.watched):
+            self._watch(connection, key)
+
+    def _mark_callers(self, before: Mesh, touched: Touched) -> set[Connection]:
+        """Mark what hosts call by, and return those of whom something may be due."""
+        if touched.everything:
+            return set()
+        concerned: set[Connection] = set()
+        known: dict[Hashable, frozenset[Key]] = {}
+        for host in touched.callers & self._connections.keys():
+            connection, viewer = self._connections[host], self._mesh.viewer_of(host)
+            try:
+                names = known.get(viewer)
+                if names is None or host in before.gateways or host in self._mesh.gateways:
+                    names, shared = xds.called_by(before, self._mesh, host)
+                    known |= {viewer: names} if shared else {}
+            except Exception as error:
+                self._fault(host, LISTENER_TYPE, WILDCARD, error)
+                self._mark_whole(connection)
+                concerned.add(connection)
+                continue
+            self._stand(connection)
+            for type_url, name in names:
+                connection.stream.mark_listed(type_url, (name,))
+            if names:
+                concerned.add(connection)
+        return concerned
+
     def _wholly_concerned(self, touched: Touched) -> list[Connection]:
         if touched.everything:
             return list(self._connections.values())
         return [self._connections[host] for host in touched.hosts if host in self._connections]
 
     def wholly_concerned(self, touched: Touched) -> list[str]:
-        """Return the connected hosts of which every resource may be another."""
-        return [each.host for each in self._wholly_concerned(touched)]
+        """Return the connected hosts that may also get what they do not have now."""
+        callers = (host for host in touched.callers if host in self._connections)
+        return [*(each.host for each in self._wholly_concerned(touched)), *callers]
 
     def concerned(self, touched: Touched) -> Iterator[tuple[str, str, str]]:
         """Yield host, type and name of what `publish` would look at, of the names that hosts have now."""
-        for connection in self._wholly_concerned(touched):
+        for host in self.wholly_concerned(touched):
             for type_url in xds.WILDCARD_TYPES:
-                names = xds.wildcard(self._mesh, connection.host, type_url)
-                yield from ((connection.host, type_url, name) for name in names)
+                names = xds.wildcard(self._mesh, host, type_url)
+                yield from ((host, type_url, name) for name in names)
+        for connection in self._wholly_concerned(touched):
             yield from ((connection.host, *key) for key in connection.watched)
         for service in touched.services | touched.endpoints:
             for connection, keys in self._watchers.get(service, {}).items():
@@ -335,7 +375,7 @@ class Hub:
 
     def _watch(self, connection: Connection, key: Key) -> None:
         try:
-            depends = xds.dependencies(self._mesh, connection.host, *key)
+            depends = self._dependencies(connection.host, key)
         except Exception as error:
             self._fault(connection.host, *key, error)
             depends = connection.watched.get(key, ())
@@ -346,6 +386,41 @@ class Hub:
         connection.name_chars += len(key[1])
         for service in depends:
             self._watchers.setdefault(service, {}).setdefault(connection, set()).add(key)
+
+    def _dependencies(self, host: str, key: Key) -> tuple[str, ...]:
+        """Return what a name depends on; of names that mean the same to many hosts it is looked up once."""
+        audience = xds.audience(self._mesh, host, key[0])
+        if audience is None:
+            return xds.dependencies(self._mesh, host, *key)
+        own = host_dependency(host)
+        others = self._depends.get((audience, *key))
+        if others is None:
+            others = tuple(each for each in xds.dependencies(self._mesh, host, *key) if each != own)
+            if len(self._depends) >= self._max_answers:
+                self._depends.clear()
+            if len(key[1]) <= _MAX_KEPT_NAME_CHARS:
+                self._depends[audience, *key] = others
+        return (own, *others)
+
+    def _stand(self, connection: Connection) -> None:
+        """Watch what a host has without asking for it, where others' changes can make it another."""
+        now: frozenset[Key] = frozenset()
+        try:
+            if connection.stream.has_wildcard(CLUSTER_TYPE):
+                names = xds.standing_clusters(self._mesh, connection.host)
+                now = frozenset((CLUSTER_TYPE, name) for name in names)
+        except Exception as error:
+            self._fault(connection.host, CLUSTER_TYPE, WILDCARD, error)
+            return
+        held = connection.stream.held(CLUSTER_TYPE)
+        # One that is not listed any more is still there for whoever calls it: Envoy does not ask for what it has.
+        now |= {key for key in connection.standing if key[1] in held}
+        for key in connection.standing - now:
+            if not connection.stream.has_asked(*key):
+                self._unwatch(connection, key)
+        connection.standing = now
+        for key in now:
+            self._watch(connection, key)
 
     def _unwatch(self, connection: Connection, key: Key) -> None:
         depends = connection.watched.pop(key, None)

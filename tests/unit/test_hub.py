@@ -1,6 +1,6 @@
 """The hub with a real mesh: who is woken by a change, and what each is sent."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -9,7 +9,7 @@ from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, Delt
 from structlog.testing import capture_logs
 
 from golden.objects import mesh_of, obj
-from hostmesh_api.delta import ClientStream, Push
+from hostmesh_api.delta import Answer, ClientStream, Push, Source
 from hostmesh_api.wire import CLUSTER_TYPE, ENDPOINT_TYPE, HOST_CONFIG_TYPE, LISTENER_TYPE, VIRTUAL_HOST_TYPE
 from hostmesh_controller import hub
 from hostmesh_controller.hub import Connection, Hub, TooManyNamesError
@@ -61,6 +61,21 @@ class Fleet:
         self.woken.clear()
         mesh, touched = update(self.hub.mesh, {each.key: each for each in objects}, self.hub.mesh.vips, {})
         self.hub.publish(mesh, touched, self.hub.revision + 1)
+
+
+class Noting:
+    """A source of a stream that notes of which names it is asked."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self.asked: list[str] = []
+
+    def names(self, type_url: str) -> Iterable[str] | None:
+        return self._source.names(type_url)
+
+    def answer(self, type_url: str, name: str) -> Answer | None:
+        self.asked.append(name)
+        return self._source.answer(type_url, name)
 
 
 @pytest.fixture
@@ -275,3 +290,38 @@ def test_what_cannot_be_made_is_told_and_takes_nothing_else_from_anybody(fleet: 
     assert fleet.hub.counts.faults[CLUSTER_TYPE] >= 1
     fleet.publish(obj("DestinationRule", "broken-a", {"host": "a", "trafficPolicy": {"tls": {"mode": "SIMPLE"}}}))
     assert names(fleet.take(one)) == [A]
+
+
+def test_a_cluster_of_copies_follows_the_rules_of_its_service_though_nobody_asks_for_it(fleet: Fleet) -> None:
+    one = fleet.connect("one")
+    fleet.ask(one, CLUSTER_TYPE, "*")
+    fleet.take(one)
+    routes = [{"route": [{"destination": {"host": "a"}}], "mirror": {"host": "b"}}]
+    fleet.publish(obj("VirtualService", "v", {"hosts": ["a"], "http": routes}))
+    assert names(fleet.take(one)) == [B]
+    fleet.publish(obj("DestinationRule", "b", {"host": "b", "trafficPolicy": {"tls": {"mode": "DISABLE"}}}))
+    assert names(fleet.take(one)) == [B]
+    fleet.publish(obj("VirtualService", "v", {"hosts": ["a"], "http": [{"route": routes[0]["route"]}]}))
+    fleet.take(one)
+    # It goes on to be held, and is then not asked for when requests go there.
+    fleet.publish(obj("DestinationRule", "b", {"host": "b", "trafficPolicy": {"tls": {"mode": "SIMPLE"}}}))
+    assert names(fleet.take(one)) == [B]
+
+
+def test_a_service_more_is_told_to_the_listeners_by_which_it_is_called_and_nothing_else_is_looked_at(
+    fleet: Fleet,
+) -> None:
+    one = fleet.connect("one")
+    fleet.ask(one, LISTENER_TYPE, "*")
+    fleet.ask(one, HOST_CONFIG_TYPE, "self")
+    fleet.ask(one, CLUSTER_TYPE, "*", A)
+    fleet.take(one)
+    one.source = source = Noting(one.source)
+    fleet.publish(obj("Service", "c", {"ports": [{"name": "http", "port": 81}]}))
+    assert fleet.woken == ["one"]
+    assert names(fleet.take(one)) == ["0.0.0.0_81"]
+    assert source.asked == ["0.0.0.0_81", "dns"]
+    del source.asked[:]
+    tcp = [{"route": [{"destination": {"host": "a"}, "weight": 1}, {"destination": {"host": "b"}, "weight": 1}]}]
+    fleet.publish(obj("VirtualService", "t", {"hosts": ["a"], "tcp": tcp}))
+    assert source.asked == []

@@ -3,6 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hostmesh_controller.mesh.memo import Memo
 from hostmesh_controller.mesh.table import IndexEdit, Table
 
 keys = st.integers(0, 600)
@@ -49,3 +50,18 @@ def test_an_index_forgets_keys_without_values_and_the_last_word_counts() -> None
     edit = IndexEdit()
     edit.remove("a", 1)
     assert dict(edit.apply(index)) == {}
+
+
+def test_what_is_kept_is_made_again_from_what_was_and_stays_the_same_object_while_it_is_equal() -> None:
+    memo, seen = Memo(), list[tuple[tuple[object, ...], object]]()
+
+    def make(inputs: tuple[object, ...], result: str | None) -> str:
+        seen.append((inputs, result))
+        return f"made {len(seen)}"
+
+    first, second = object(), object()
+    assert [memo.step("key", (each,), make) for each in (first, first, second)] == ["made 1", "made 1", "made 2"]
+    assert seen == [((), None), ((first,), "made 1")]
+    known = memo.same("other", (1, 2))
+    assert memo.same("other", (1, *[2])) is known
+    assert memo.same("other", (3,)) == (3,)

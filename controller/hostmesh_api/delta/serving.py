@@ -143,6 +143,15 @@ class ServerStream:
         if state is not None:
             state.dirty.update(name for name in names if name in state.names or name in state.held)
 
+    def mark_listed(self, type_url: str, names: Iterable[str]) -> None:
+        """Say that these names may have changed, or are new or gone, of those that the client gets without asking.
+
+        Passed over by a client that asked for others only.
+        """
+        state = self._types.get(type_url)
+        if state is not None:
+            state.dirty.update(name for name in names if state.wildcard or name in state.names or name in state.held)
+
     def force(self, type_url: str, names: Iterable[str]) -> None:
         """Have these names sent again, changed or not; those that the client did not ask for are passed over."""
         state = self._types.get(type_url)
@@ -165,6 +174,16 @@ class ServerStream:
         """Yield each type with the names asked for, "*" among them where all are."""
         for type_url, state in self._types.items():
             yield type_url, frozenset(state.names | ({WILDCARD} if state.wildcard else set()))
+
+    def has_wildcard(self, type_url: str) -> bool:
+        """Tell whether the client wants all that there is of a type."""
+        state = self._types.get(type_url)
+        return state is not None and state.wildcard
+
+    def has_asked(self, type_url: str, name: str) -> bool:
+        """Tell whether the client asked for a name itself."""
+        state = self._types.get(type_url)
+        return state is not None and name in state.names
 
     def held(self, type_url: str) -> Mapping[str, str]:
         """Return name to version of what the client has of a type."""

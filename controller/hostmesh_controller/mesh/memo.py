@@ -30,10 +30,35 @@ class Memo:
             result: T = entry[1]
             return result
         result = make()
+        self._keep(key, inputs, result)
+        return result
+
+    def step(self, key: Hashable, inputs: tuple[object, ...], make: Callable[[tuple[Any, ...], T | None], T]) -> T:
+        """Return the same as `get`; `make` is told the earlier inputs and their result ((), None: there are none).
+
+        It may start from them: what it returns must follow from the new inputs alone all the same.
+        """
+        entry = self._entries.get(key)
+        if entry is not None and all(map(_is, entry[0], inputs)):
+            result: T = entry[1]
+            return result
+        result = make(*entry) if entry is not None else make((), None)
+        self._keep(key, inputs, result)
+        return result
+
+    def same(self, key: Hashable, value: T) -> T:
+        """Return the object that was kept under the key if it equals `value`, else keep and return that."""
+        entry = self._entries.get(key)
+        if entry is not None and entry[1] == value:
+            known: T = entry[1]
+            return known
+        self._keep(key, (), value)
+        return value
+
+    def _keep(self, key: Hashable, inputs: tuple[object, ...], result: object) -> None:
         if len(self._entries) >= _MAX_ENTRIES:
             self._entries.clear()
         self._entries[key] = (inputs, result)
-        return result
 
 
 def _is(left: object, right: object) -> bool:

@@ -59,6 +59,8 @@ class HostRuntime:
 class Touched:
     """What a change can have changed; more than needed is allowed, less is a bug.
 
+    `callers`: hosts for which other services, addresses or routes of connections may be there to call: their outbound
+    listeners, what HostConfig says of it, and which clusters are in `*` may differ.
     `hosts`: hosts whose own resources may differ (listeners, clusters, HostConfig, and the names in `*`).
     `services`: dependency names (`xds.dependencies`) of which any resource may differ.
     `endpoints`: dependency names of which endpoints (EDS) alone may differ.
@@ -69,6 +71,7 @@ class Touched:
     services: frozenset[str] = frozenset()
     endpoints: frozenset[str] = frozenset()
     everything: bool = False
+    callers: frozenset[str] = frozenset()
 
 
 class Order(NamedTuple):

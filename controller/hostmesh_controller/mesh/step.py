@@ -32,6 +32,7 @@ class Step:
     """Records that are different now."""
     everything: bool = False
     touched_hosts: set[str] = field(default_factory=set)
+    touched_callers: set[str] = field(default_factory=set)
     touched_services: set[str] = field(default_factory=set)
     touched_endpoints: set[str] = field(default_factory=set)
 
@@ -41,6 +42,7 @@ class Step:
             frozenset(self.touched_services),
             frozenset(self.touched_endpoints),
             self.everything,
+            frozenset(self.touched_callers - self.touched_hosts),
         )
 
     def before_and_after(self, *kinds: str) -> list[tuple[ObjectKey, ApiObject | None, ApiObject | None]]:

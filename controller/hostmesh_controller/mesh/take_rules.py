@@ -55,7 +55,7 @@ def _take_virtual_services(step: Step) -> None:
 
 
 def _touch_viewers(step: Step, before: ApiObject | None, after: ApiObject | None) -> None:
-    """Touch the hosts whose listeners or standing clusters are made from a VirtualService, if that is different."""
+    """Touch the callers whose listeners or standing clusters are made from a VirtualService, if that is different."""
     parts = [(item, _beyond_virtual_hosts(mesh, item)) for mesh, item in ((step.old, before), (step.mesh, after))]
     if parts[0][1] == parts[1][1]:
         return
@@ -63,7 +63,7 @@ def _touch_viewers(step: Step, before: ApiObject | None, after: ApiObject | None
         name for item, part in parts if item is not None and part is not None for name in exported(step.mesh, item)
     )
     viewers = step.old.viewers
-    step.touched_hosts.update(
+    step.touched_callers.update(
         viewers if seen & EVERYWHERE else (host for host, each in viewers.items() if each.namespace in seen)
     )
 
@@ -88,7 +88,7 @@ def _take_destination_rules(step: Step) -> None:
     for key, before, after in step.before_and_after("DestinationRule"):
         if any(item is not None and shapes_connections(item) for item in (before, after)):
             # Such connections have filter chains of their own.
-            step.touched_hosts.update(step.old.viewers)
+            step.touched_callers.update(step.old.viewers)
         shaping[key] = after if after is not None and shapes_connections(after) else None
         for item, edit in ((before, by_host.remove), (after, by_host.add)):
             for host in rule_hosts(item, step.mesh.settings.domain) if item is not None else ():

@@ -74,6 +74,6 @@ def _touch_hosts_that_see(step: Step) -> None:
         return
     for mesh in (step.old, step.mesh):
         viewers = mesh.viewers
-        step.touched_hosts.update(
+        step.touched_callers.update(
             viewers if seen & EVERYWHERE else (host for host, each in viewers.items() if each.namespace in seen)
         )

@@ -3,12 +3,14 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
+from typing import Any
 
 from hostmesh_controller.mesh.compiled import blocks
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.merging import whole
 from hostmesh_controller.mesh.records import Service, ServiceId
 from hostmesh_controller.mesh.sidecars import Scope, scope, sidecar
+from hostmesh_controller.mesh.table import Table
 from hostmesh_controller.mesh.viewer import Viewer
 from hostmesh_controller.names import canonical_address
 
@@ -46,12 +48,32 @@ def _imported(mesh: Mesh, service: Service, imported: Scope) -> Service | None:
 
 def view(mesh: Mesh, viewer: Viewer) -> View:
     """Return what a viewer sees; the same object for as long as no service is different."""
+    found, spec = _services(mesh, viewer), sidecar(mesh, viewer)
+    return mesh.memo.get(("view", viewer), (found, spec), lambda: View(viewer, found))
 
-    def make() -> View:
-        found = (service_named(mesh, hostname, viewer) for hostname in sorted(mesh.services_by_hostname))
-        return View(viewer, tuple(service for service in found if service is not None))
 
-    return mesh.memo.get(("view", viewer), (mesh.services, sidecar(mesh, viewer)), make)
+def _services(mesh: Mesh, viewer: Viewer) -> tuple[Service, ...]:
+    """Return the services that viewers of a namespace see who have the same Sidecar.
+
+    What changed of the mesh's services is looked at, not each of them.
+    """
+
+    def make(earlier: tuple[Any, ...], known: tuple[Service, ...] | None) -> tuple[Service, ...]:
+        if known is None or earlier[1] is not spec:
+            known, hostnames = (), set(mesh.services_by_hostname)
+        else:
+            before: Table[ServiceId, Service] = earlier[0]
+            hostnames = {item.hostname for item in before.differing(mesh.services)}
+        new = [service_named(mesh, hostname, viewer) for hostname in hostnames]
+        same = [service for service in known if service.id.hostname not in hostnames]
+        return tuple(sorted((*same, *filter(None, new)), key=_hostname))
+
+    spec = sidecar(mesh, viewer)
+    return mesh.memo.step(("seen services", viewer.namespace, viewer.sidecar), (mesh.services, spec), make)
+
+
+def _hostname(service: Service) -> str:
+    return service.id.hostname
 
 
 def service_named(mesh: Mesh, hostname: str, viewer: Viewer) -> Service | None:

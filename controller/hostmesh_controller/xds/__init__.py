@@ -6,6 +6,7 @@
     http_extensions     Wasm plugins (wasm) and rate limits: more filters for a chain
     keeping             what is made once for many hosts
     outbound            what a viewer calls: ports, addresses; connections: routes of connections
+    calling             which resources another set of things to call makes others
     listeners_outbound  virtualOutbound and 0.0.0.0_PORT
     listeners_inbound   virtualInbound
     gateway_*           listeners, route tables, TLS and connections of gateways; file_secrets: certificates in files
@@ -25,7 +26,19 @@ many hosts are made once (see `mesh.memo`).
 """
 
 from hostmesh_api.delta import Resource
+from hostmesh_controller.xds.calling import called_by, standing_clusters
 from hostmesh_controller.xds.encoding import is_absent
 from hostmesh_controller.xds.resources import WILDCARD_TYPES, audience, dependencies, knows_host, resource, wildcard
 
-__all__ = ["WILDCARD_TYPES", "Resource", "audience", "dependencies", "is_absent", "knows_host", "resource", "wildcard"]
+__all__ = [
+    "WILDCARD_TYPES",
+    "Resource",
+    "audience",
+    "called_by",
+    "dependencies",
+    "is_absent",
+    "knows_host",
+    "resource",
+    "standing_clusters",
+    "wildcard",
+]

@@ -18,7 +18,7 @@ from hostmesh_controller.xds.extension_types import ANY_PORT
 from hostmesh_controller.xds.http_extensions import Direction, Extensions, Traffic, extensions
 from hostmesh_controller.xds.keeping import kept
 from hostmesh_controller.xds.listener_settings import settled
-from hostmesh_controller.xds.outbound import plan
+from hostmesh_controller.xds.outbound import Plan, plan
 from hostmesh_controller.xds.sidecar_egress import bound_listener, bound_listeners
 from hostmesh_controller.xds.tls import trust_of
 
@@ -41,7 +41,7 @@ def resource(mesh: Mesh, host: Host, name: str) -> Resource | None:
     if name == DNS_LISTENER:
         seen = view(mesh, viewer)
         make = lambda: dns.listener(viewer.namespace, seen.services, mesh.memo)  # noqa: E731 - one of three makers
-        return kept(mesh, (name, viewer), (seen,), name, make)
+        return kept(mesh, (name, viewer.namespace, viewer.sidecar), (seen.services,), name, make)
     gateway = gateway_listeners.resource(mesh, host, name)
     if gateway is not None:
         return gateway
@@ -58,18 +58,27 @@ def resource(mesh: Mesh, host: Host, name: str) -> Resource | None:
         more = extensions(mesh, host, Traffic(Direction.OUTBOUND, ANY_PORT))
         make = lambda: settled(virtual(mesh.settings, planned, more, ipv6=ipv6), mesh.config)  # noqa: E731 - as above
         key = (name, viewer, ipv6, more.key, len(more.inputs))
-        return kept(mesh, key, (planned, *more.inputs), name, make)
+        part = mesh.memo.same(("planned for all ports", viewer), planned.of_all_ports())
+        return kept(mesh, key, (part, *more.inputs), name, make)
     port = parse_port_listener(name)
     if port is None or port not in planned.ports:
         return None
     more = extensions(mesh, host, Traffic(Direction.OUTBOUND, port))
+    part = planned_for(mesh, planned, port)
     return kept(
         mesh,
         (name, viewer, ipv6, more.key, len(more.inputs)),
-        (planned, *more.inputs),
+        (part, *more.inputs),
         name,
         lambda: settled(listeners_outbound.port_listener(mesh.settings, planned, port, more, ipv6=ipv6), mesh.config),
     )
+
+
+def planned_for(mesh: Mesh, planned: Plan, port: int) -> tuple[object, ...]:
+    """Return what a port's listener is made from: the same object while it is equal, whatever other ports have."""
+    key = (planned.viewer, port)
+    make = lambda: mesh.memo.same(("planned for", *key), planned.of_port(port))  # noqa: E731 - a line is enough
+    return mesh.memo.get(("part of plan", *key), (planned,), make)
 
 
 def _inbound(mesh: Mesh, host: Host, name: str, *, ipv6: bool) -> Resource | None:

@@ -9,7 +9,7 @@ from hostmesh_controller.mesh.destination_rules import rule_hosts
 from hostmesh_controller.mesh.gateways import NO_GATEWAYS, HostGateways
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.records import Service, ServiceId
-from hostmesh_controller.mesh.sidecars import OPEN, Beyond, beyond
+from hostmesh_controller.mesh.sidecars import OPEN, Beyond, beyond, sidecar
 from hostmesh_controller.mesh.viewer import Viewer
 from hostmesh_controller.mesh.virtual_services import in_order, virtual_service_hosts
 from hostmesh_controller.mesh.visibility import View, service_named, view
@@ -56,6 +56,21 @@ class Plan:
     ways: Mapping[Port, Ways]
     beyond: Beyond = OPEN
     policies: Mapping[str, ConnectionPolicy] = field(default_factory=dict)
+
+    def of_all_ports(self) -> tuple[object, ...]:
+        """Return what the listener of all ports is made from."""
+        return self.explicit, self.beyond
+
+    def of_port(self, port: int) -> tuple[object, ...]:
+        """Return what the listener of a port number is made from."""
+        apart = self.apart[port]
+        found = tuple(self.ways.get((service.id, port)) for service in apart)
+        names = [str(OutboundName(port, "", service.id.hostname)) for service in apart] if self.policies else []
+        if self.policies:
+            targets = [to for each in found if each for to in (each.by_default, *(way.to for way in each.special))]
+            names += [to[0][0] for to in targets if len(to) == 1]
+        kept = tuple(self.policies.get(name) for name in names)
+        return self.ports[port], apart, port in self.http_ports, found, kept, self.beyond
 
 
 def plan(mesh: Mesh, viewer: Viewer) -> Plan:
@@ -140,7 +155,8 @@ def _ports(mesh: Mesh, seen: View) -> _Ports:
             ways=found,
         )
 
-    return mesh.memo.get(("planned ports", seen.viewer), (seen,), make)
+    key = ("planned ports", seen.viewer.namespace, seen.viewer.sidecar)
+    return mesh.memo.get(key, (seen.services, sidecar(mesh, seen.viewer)), make)
 
 
 def _is_apart(service: Service, number: int, http: Container[int]) -> bool:

@@ -12,7 +12,7 @@ from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, Delt
 from envoy.service.discovery.v3.discovery_pb2 import Resource as ResourceMessage
 
 from hostmesh_agent.cache import Cache
-from hostmesh_agent.relay import Relay
+from hostmesh_agent.relay import RETRY_FIRST_S, Relay
 from hostmesh_api.delta import Answer, ClientStream, Resource, ServerStream
 from hostmesh_api.v1.hostmesh_pb2 import HostConfig
 from hostmesh_api.wire import ADS_METHOD, ADS_SERVICE, CLUSTER_TYPE, HOST_CONFIG_TYPE, LISTENER_TYPE, SECRET_TYPE
@@ -138,7 +138,9 @@ async def ignore(config: HostConfig) -> None:
 
 @asynccontextmanager
 async def relaying(
-    directory: Path, on_host_config: Callable[[HostConfig], Awaitable[None]] = ignore, **more: float
+    directory: Path,
+    on_host_config: Callable[[HostConfig], Awaitable[None]] = ignore,
+    retry_first_s: float = RETRY_FIRST_S,
 ) -> AsyncIterator[Relay]:
     cache = Cache(directory / "cache")
     relay = Relay(
@@ -149,7 +151,7 @@ async def relaying(
         node_metadata={"IPV6": True},
         connect=lambda: grpc.aio.insecure_channel(f"unix:{directory / 'controller.sock'}"),
         on_host_config=on_host_config,
-        **more,
+        retry_first_s=retry_first_s,
     )
     task = asyncio.ensure_future(relay.run())
     try:

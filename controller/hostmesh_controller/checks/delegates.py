@@ -1,13 +1,14 @@
 """VirtualServices that leave their routes to others, and those others."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from hostmesh_controller.checks.finding import NOT_FOUND, Finding
 from hostmesh_controller.checks.index import Relation
 from hostmesh_controller.checks.relations import delegate_name, exported_to
 from hostmesh_controller.checks.world import World
 from hostmesh_controller.model import ApiObject, ObjectKey
-from hostmesh_controller.model.http_match import HttpMatch, StringMatch
+from hostmesh_controller.model.delegation import conflict
+from hostmesh_controller.model.http_match import HttpMatch
 from hostmesh_controller.model.virtual_service import HttpRoute, VirtualServiceSpec
 from hostmesh_controller.suggest import did_you_mean
 
@@ -79,40 +80,4 @@ def conflicting(root: tuple[HttpMatch, ...], leaf: tuple[HttpMatch, ...]) -> boo
     """Tell whether Istio drops a delegate's route: one of its matches is within none of the root's."""
     if not root or not leaf:
         return False
-    return any(all(_conflict(above, below) for above in root) for below in leaf)
-
-
-def _conflict(root: HttpMatch, leaf: HttpMatch) -> bool:
-    texts = (
-        (root.uri, leaf.uri),
-        (root.scheme, leaf.scheme),
-        (root.method, leaf.method),
-        (root.authority, leaf.authority),
-    )
-    return (
-        any(_text_conflict(*pair) for pair in texts)
-        or _map_conflict(root.headers, leaf.headers)
-        or _map_conflict(root.without_headers, leaf.without_headers)
-        or _map_conflict(root.query_params, leaf.query_params)
-        or root.ignore_uri_case != leaf.ignore_uri_case
-        or bool(root.port and leaf.port and root.port != leaf.port)
-        or bool(root.source_namespace and leaf.source_namespace != root.source_namespace)
-        or any(root.source_labels.get(name, value) != value for name, value in leaf.source_labels.items())
-        or bool(root.gateways and leaf.gateways and not set(leaf.gateways) <= set(root.gateways))
-    )
-
-
-def _map_conflict(root: Mapping[str, StringMatch], leaf: Mapping[str, StringMatch]) -> bool:
-    return any(_text_conflict(root.get(name), match) for name, match in leaf.items())
-
-
-def _text_conflict(root: StringMatch | None, leaf: StringMatch | None) -> bool:
-    if root is None or leaf is None:
-        return False
-    if root.regex or leaf.regex:
-        return bool((root.regex or root.prefix or root.exact) and (leaf.regex or leaf.prefix or leaf.exact))
-    if root.exact:
-        return leaf.exact != root.exact
-    if root.prefix and (leaf.prefix or leaf.exact):
-        return not (leaf.prefix or leaf.exact or "").startswith(root.prefix)
-    return True
+    return any(all(conflict(above, below) for above in root) for below in leaf)

@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 
 from hostmesh_controller.checks.finding import Finding
-from hostmesh_controller.checks.relations import EXPORT_TO, exported_to
+from hostmesh_controller.checks.relations import exported_to
 from hostmesh_controller.checks.world import World
 from hostmesh_controller.model import ApiObject, Path
 from hostmesh_controller.model.destination_rule import DestinationRuleSpec
+from hostmesh_controller.model.exports import ANNOTATION
 from hostmesh_controller.model.services import ServiceSpec
 from hostmesh_controller.model.virtual_service import VirtualServiceSpec
 from hostmesh_controller.model.workloads import ServiceEntrySpec
@@ -23,7 +24,7 @@ def check_exports(item: ApiObject, world: World) -> Iterator[Finding]:
 def _path(item: ApiObject, name: str) -> Path:
     match item.spec:
         case ServiceSpec():
-            return ("metadata", "annotations", EXPORT_TO)
+            return ("metadata", "annotations", ANNOTATION)
         case ServiceEntrySpec() | VirtualServiceSpec() | DestinationRuleSpec():
             return ("spec", "exportTo", list(item.spec.export_to).index(name))
     return ("spec",)

@@ -6,6 +6,7 @@ from typing import Final, NamedTuple
 from hostmesh_api.wire import ADMIN_PORT, AGENTS_PORT, JOIN_PORT
 from hostmesh_controller.model import ApiObject, Path
 from hostmesh_controller.model.destination_rule import DestinationRuleSpec
+from hostmesh_controller.model.exports import annotated, export_to
 from hostmesh_controller.model.gateway import GatewaySpec
 from hostmesh_controller.model.hosts import HostSpec
 from hostmesh_controller.model.protocols import Protocol
@@ -13,9 +14,6 @@ from hostmesh_controller.model.services import ServiceSpec
 from hostmesh_controller.model.virtual_service import Delegate, Destination, VirtualServiceSpec
 from hostmesh_controller.model.workloads import ServiceEntrySpec, Workload, WorkloadEntrySpec, WorkloadGroupSpec
 from hostmesh_controller.names import canonical_address, expand, service_hostname
-
-EXPORT_TO: Final = "networking.istio.io/exportTo"
-"""The annotation that says for a Service what `exportTo` says for others."""
 
 NEVER_CAPTURED: Final = {
     22: "SSH",
@@ -207,12 +205,9 @@ def exported_to(item: ApiObject) -> frozenset[str]:
     """Return the namespaces that may see an object, "*" among them where all may."""
     match item.spec:
         case ServiceSpec():
-            annotation = item.metadata.annotations.get(EXPORT_TO, "")
-            values = tuple(part.strip() for part in annotation.split(",") if part.strip())
+            values = annotated(item.metadata.annotations)
         case ServiceEntrySpec() | VirtualServiceSpec() | DestinationRuleSpec():
-            values = tuple(item.spec.export_to)
+            values = item.spec.export_to
         case _:
             values = ()
-    if not values or "*" in values:
-        return frozenset({"*"})
-    return frozenset(item.key.namespace if value == "." else value for value in values if value != "~")
+    return export_to(values, item.key.namespace)

@@ -44,7 +44,6 @@ NEVER_CAPTURED: Final = {
     JOIN_PORT: "the controller's ports are never captured",
     ADMIN_PORT: "the controller's ports are never captured",
 }
-_INSPECTORS: Final = {"tls": "tls_inspector", "http": "http_inspector"}
 
 
 class UnknownHostError(Exception):

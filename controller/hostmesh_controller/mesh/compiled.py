@@ -18,6 +18,7 @@ from hostmesh_controller.mesh.records import (
     WorkloadKey,
 )
 from hostmesh_controller.model.adoption import endpoint_ports
+from hostmesh_controller.model.exports import annotated, export_to
 from hostmesh_controller.model.hosts import HostSpec
 from hostmesh_controller.model.objects import ApiObject, ObjectKey
 from hostmesh_controller.model.protocols import Protocol
@@ -26,7 +27,6 @@ from hostmesh_controller.model.workloads import GROUP_ANNOTATION, ServiceEntrySp
 from hostmesh_controller.model.workloads import Workload as WorkloadSpec
 from hostmesh_controller.names import canonical_address, canonical_prefix, is_single, service_hostname, virtual_address
 
-EXPORT_TO_ANNOTATION: Final = "networking.istio.io/exportTo"
 EVERYWHERE: Final = frozenset({"*"})
 DEFAULT_SERVICE_ACCOUNT: Final = "default"
 
@@ -34,13 +34,6 @@ DEFAULT_SERVICE_ACCOUNT: Final = "default"
 def order_of(item: ApiObject) -> Order:
     created = item.metadata.creation_timestamp
     return Order(created.timestamp() if created else 0.0, item.key.namespace, item.key.name)
-
-
-def export_to(values: tuple[str, ...], namespace: str) -> frozenset[str]:
-    """Return the namespaces that may see an object: `.` is its own, nothing means everywhere, `~` nowhere."""
-    if not values or "*" in values:
-        return EVERYWHERE
-    return frozenset(namespace if value == "." else value for value in values if value != "~")
 
 
 def compile_host(item: ApiObject) -> Host:
@@ -108,8 +101,6 @@ def _service(
     item: ApiObject, spec: ServiceSpec, settings: Settings, vips: Mapping[str, int], exports: tuple[str, ...]
 ) -> Service:
     hostname = service_hostname(item.key.name, item.key.namespace, settings.domain)
-    written = item.metadata.annotations.get(EXPORT_TO_ANNOTATION, "").split(",")
-    exported = tuple(part.strip() for part in written if part.strip())
     return Service(
         id=ServiceId(hostname, item.key),
         order=order_of(item),
@@ -125,7 +116,7 @@ def _service(
         external=False,
         selector=dict(spec.selector) or None,
         named_endpoints=(),
-        export_to=export_to(exported or exports, item.key.namespace),
+        export_to=export_to(annotated(item.metadata.annotations) or exports, item.key.namespace),
         short=True,
     )
 

@@ -1,12 +1,13 @@
 """The HTTP routes of a VirtualService, with those of its delegates in their places, as Istio merges them."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.virtual_services import is_visible, virtual_service_spec
+from hostmesh_controller.model.delegation import MAPPINGS, TEXTS, conflict
 from hostmesh_controller.model.objects import ApiObject, ObjectKey
-from hostmesh_controller.model.virtual_service import Destination, HttpMatch, HttpRoute, StringMatch
+from hostmesh_controller.model.virtual_service import Destination, HttpMatch, HttpRoute
 from hostmesh_controller.names import expand, gateway_name
 
 _INHERITED = (
@@ -14,8 +15,6 @@ _INHERITED = (
     *("mirror", "mirrors", "mirror_percent", "mirror_percentage"),
 )
 """What a delegate's route takes from the root's where it has none itself."""
-_TEXTS = ("uri", "scheme", "method", "authority")
-_MAPPINGS = ("headers", "without_headers", "query_params")
 
 
 def delegates_of(item: ApiObject) -> tuple[ObjectKey, ...]:
@@ -100,7 +99,7 @@ def merged_matches(root: tuple[HttpMatch, ...], delegate: tuple[HttpMatch, ...])
         return root or delegate
     result: list[HttpMatch] = []
     for match in delegate:
-        found = [_merged_match(each, match) for each in root if not _conflict(each, match)]
+        found = [_merged_match(each, match) for each in root if not conflict(each, match)]
         if not found:
             return None
         result += found
@@ -109,54 +108,16 @@ def merged_matches(root: tuple[HttpMatch, ...], delegate: tuple[HttpMatch, ...])
 
 def _merged_match(root: HttpMatch, delegate: HttpMatch) -> HttpMatch:
     update: dict[str, Any] = {"name": _joined(root.name, delegate.name)}
-    for field in (*_TEXTS, "port", "source_namespace", "gateways", "stat_prefix"):
+    for field in (*TEXTS, "port", "source_namespace", "gateways", "stat_prefix"):
         if getattr(delegate, field) in (None, "", ()):
             update[field] = getattr(root, field)
-    for field in (*_MAPPINGS, "source_labels"):
+    for field in (*MAPPINGS, "source_labels"):
         update[field] = {**getattr(root, field), **getattr(delegate, field)}
     return delegate.model_copy(update=update)
 
 
 def _joined(root: str | None, delegate: str | None) -> str | None:
     return f"{root}-{delegate}" if root and delegate else delegate or root
-
-
-def _conflict(root: HttpMatch, leaf: HttpMatch) -> bool:
-    return (
-        any(_text_conflict(getattr(root, field), getattr(leaf, field)) for field in _TEXTS)
-        or any(_mapping_conflict(getattr(root, field), getattr(leaf, field)) for field in _MAPPINGS)
-        or root.ignore_uri_case != leaf.ignore_uri_case
-        or (root.port is not None and leaf.port is not None and root.port != leaf.port)
-        # As in Istio: where the root tells the namespace, the delegate must tell it again.
-        or bool(root.source_namespace and leaf.source_namespace != root.source_namespace)
-        or any(root.source_labels.get(key, value) != value for key, value in leaf.source_labels.items())
-        or bool(root.gateways and leaf.gateways and not _covers(root.gateways, leaf.gateways))
-    )
-
-
-def _covers(root: tuple[str, ...], leaf: tuple[str, ...]) -> bool:
-    return len(root) >= len(leaf) and set(leaf) <= set(root)
-
-
-def _mapping_conflict(root: Mapping[str, StringMatch], leaf: Mapping[str, StringMatch]) -> bool:
-    return any(_text_conflict(root.get(key), value) for key, value in leaf.items())
-
-
-def _text_conflict(root: StringMatch | None, leaf: StringMatch | None) -> bool:
-    """Tell whether what `leaf` takes is not surely part of what `root` takes."""
-    if root is None or leaf is None:
-        return False
-    if (root.regex and _says_something(leaf)) or (leaf.regex and _says_something(root)):
-        return True
-    if root.exact:
-        return bool(leaf.prefix) or leaf.exact != root.exact
-    if root.prefix and (leaf.prefix or leaf.exact):
-        return not (leaf.prefix or leaf.exact or "").startswith(root.prefix)
-    return True
-
-
-def _says_something(match: StringMatch) -> bool:
-    return bool(match.regex or match.prefix or match.exact)
 
 
 def destination_hosts(routes: Iterable[HttpRoute]) -> tuple[str, ...]:

@@ -7,11 +7,12 @@ namespaces, then what is public; in each the oldest. A name goes before wildcard
 from collections.abc import Iterable
 from typing import Final
 
-from hostmesh_controller.mesh.compiled import export_to, order_of, single_addresses
+from hostmesh_controller.mesh.compiled import order_of, single_addresses
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.records import Service
 from hostmesh_controller.mesh.sidecars import Scope, scope
 from hostmesh_controller.mesh.viewer import Viewer
+from hostmesh_controller.model.exports import export_to
 from hostmesh_controller.model.objects import ApiObject
 from hostmesh_controller.model.virtual_service import VirtualServiceSpec
 from hostmesh_controller.names import MESH, canonical_address, expand, gateway_name, wildcards

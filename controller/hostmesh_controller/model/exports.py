@@ -1,6 +1,6 @@
-"""exportTo: to which namespaces an object is visible."""
+"""exportTo: what may be in it, and to which namespaces an object is visible."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Final
 
 from pydantic import AfterValidator, ValidationInfo
@@ -8,9 +8,23 @@ from pydantic import AfterValidator, ValidationInfo
 from hostmesh_controller.model.domains import is_label
 from hostmesh_controller.model.schema import fault
 
+ANNOTATION: Final = "networking.istio.io/exportTo"
+"""It says for a Service what `exportTo` says for others."""
 OWN: Final = "."
 EVERY: Final = "*"
 NONE: Final = "~"
+
+
+def export_to(values: Sequence[str], namespace: str) -> frozenset[str]:
+    """Return the namespaces that may see an object of a namespace; `*` stands for all, nothing is `*`, `~` nobody."""
+    if not values or EVERY in values:
+        return frozenset({EVERY})
+    return frozenset(namespace if value == OWN else value for value in values if value != NONE)
+
+
+def annotated(annotations: Mapping[str, str]) -> tuple[str, ...]:
+    """Return what a Service's annotations say about whom it is shown to."""
+    return tuple(part.strip() for part in annotations.get(ANNOTATION, "").split(",") if part.strip())
 
 
 def _own_namespace(info: ValidationInfo) -> str | None:

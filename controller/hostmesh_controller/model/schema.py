@@ -252,7 +252,6 @@ OptionalPortName = Annotated[str, _checked(_port_name, "port-name", or_empty=Tru
 TargetPort = Annotated[int | str, PlainValidator(_target_port)]
 ClusterIp = Annotated[str, _checked(_cluster_ip, "address")]
 Label = Annotated[str, _checked(check_label, "name")]
-Subdomain = Annotated[str, _checked(check_subdomain, "name")]
 OptionalSubdomain = Annotated[str, _checked(check_subdomain, "name", or_empty=True)]
 LabelKey = Annotated[str, _checked(check_label_key, "label")]
 LabelValue = Annotated[str, _checked(check_label_value, "label")]

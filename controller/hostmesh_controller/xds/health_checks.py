@@ -8,11 +8,11 @@ from envoy.type.v3.percent_pb2 import Percent
 from envoy.type.v3.range_pb2 import Int64Range
 from google.protobuf.wrappers_pb2 import BoolValue, UInt32Value
 
-from hostmesh_controller.mesh.compiled import export_to
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.records import Service, ServicePort
 from hostmesh_controller.mesh.take_extensions import checked_host
 from hostmesh_controller.mesh.viewer import Viewer
+from hostmesh_controller.model.exports import export_to
 from hostmesh_controller.model.health_check import HealthCheckSpec, HttpCheck
 from hostmesh_controller.model.objects import ApiObject
 from hostmesh_controller.xds.encoding import duration

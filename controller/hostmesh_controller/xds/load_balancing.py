@@ -114,9 +114,3 @@ def _set_cookie(wire: RouteAction.HashPolicy.Cookie, cookie: HttpCookie) -> None
         wire.ttl.CopyFrom(duration(cookie.ttl.total_seconds()))
     for attribute in cookie.attributes:
         wire.attributes.add(name=attribute.name, value=attribute.value or "")
-
-
-def prefers_sources(policy: Policy) -> bool:
-    """Tell whether a TCP connection's endpoint is chosen by the caller's address."""
-    settings = policy.load_balancer.consistent_hash if policy.load_balancer else None
-    return settings is not None and bool(settings.use_source_ip)

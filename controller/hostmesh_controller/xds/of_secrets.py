@@ -11,12 +11,12 @@ from envoy.extensions.transport_sockets.tls.v3.common_pb2 import CertificateVali
 from envoy.extensions.transport_sockets.tls.v3.secret_pb2 import Secret
 
 from hostmesh_api.delta import Resource
-from hostmesh_controller.mesh.compiled import export_to
 from hostmesh_controller.mesh.gateways import CREDENTIAL, NO_GATEWAYS, ROOTS_SUFFIX
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.records import Host
 from hostmesh_controller.mesh.step import object_dependency
 from hostmesh_controller.model.destination_rule import DestinationRuleSpec
+from hostmesh_controller.model.exports import export_to
 from hostmesh_controller.model.objects import ObjectKey
 from hostmesh_controller.model.secret import SecretSpec
 from hostmesh_controller.xds.encoding import resource as encoded

@@ -5,7 +5,7 @@ what it refuses is undone here and told to the controller, and only then. The co
 acknowledged when Envoy has settled all of it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Final, Protocol
 
@@ -13,6 +13,7 @@ from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest
 
 from hostmesh_agent.absence import AWAY, is_no_cluster, is_no_virtual_host, no_virtual_host
 from hostmesh_agent.cache import Change, Entry
+from hostmesh_agent.chosen import BY_PROGRAMS, MAX_CHOSEN, MAX_CHOSEN_CHARS, is_absent
 from hostmesh_agent.refusals import Refusal, with_refusal
 from hostmesh_agent.shelf import Shelf
 from hostmesh_api.delta import WILDCARD, WILDCARD_TYPES, Answer, ClientStream, Push, Resource, ServerStream, Update
@@ -29,11 +30,6 @@ from hostmesh_api.wire import (
 GIVEN_UP_AFTER: Final = timedelta(seconds=30)
 """An Envoy that ends gives up all its names on the way out: only what a living one gives up is forgotten."""
 _INBOUND_CLUSTER: Final = "inbound|"
-MAX_VIRTUAL_HOSTS: Final = 10_000
-"""Virtual hosts that the controller is asked to keep up to date. Programs choose the names, one with each Host header,
-and the controller ends the stream of a host that asks for too much: no program may bring that about."""
-_MAX_VIRTUAL_HOST_CHARS: Final = 512
-"""What is longer is no host: `65535/`, 253 characters, `.:65535`."""
 
 
 class Extensions(Protocol):
@@ -55,10 +51,10 @@ class Exchange:
         self,
         entries: Iterable[Entry] = (),
         *,
-        max_virtual_hosts: int = MAX_VIRTUAL_HOSTS,
+        max_chosen: int = MAX_CHOSEN,
         extensions: Extensions | None = None,
     ) -> None:
-        self._max_virtual_hosts = max_virtual_hosts
+        self._max_chosen = max_chosen
         self._extensions = extensions
         self._shelves: dict[str, Shelf] = {}
         self._down: ServerStream | None = None
@@ -190,27 +186,35 @@ class Exchange:
             if name != WILDCARD:
                 self._given_up[type_url, name] = now
         asked, dropped = received.subscribed, None
-        if type_url == VIRTUAL_HOST_TYPE and asked:
-            asked, dropped = self._make_room(shelf, asked)
+        if type_url in BY_PROGRAMS and request.resource_names_subscribe:
+            # A name that was given up here and is asked for again by Envoy, which has it still, counts as new.
+            asked, dropped = self._make_room(type_url, shelf, tuple(request.resource_names_subscribe))
         requests = [dropped, self._up.want(type_url, asked), self._up.open_type(type_url, shelf.versions())]
         return [request for request in requests if request is not None]
 
-    def _make_room(self, shelf: Shelf, names: Iterable[str]) -> tuple[tuple[str, ...], DeltaDiscoveryRequest | None]:
-        """Return which of the new virtual hosts to ask for, and what to tell of others that are given up for them.
+    def _make_room(
+        self, type_url: str, shelf: Shelf, asked: Sequence[str]
+    ) -> tuple[tuple[str, ...], DeltaDiscoveryRequest | None]:
+        """Return which of the names to ask for, and what to tell of others that are given up for them.
 
-        Given up are those that do not exist. Envoy keeps its answer to them, and is not told if that changes.
+        Bounded are those that programs choose. Given up are those that do not exist: Envoy keeps its answer to them,
+        and is not told if that changes.
         """
-        names = tuple(name for name in names if len(name) <= _MAX_VIRTUAL_HOST_CHARS)
-        new = tuple(name for name in names if not self._up.wants(VIRTUAL_HOST_TYPE, name))
-        room = self._max_virtual_hosts - self._up.count(VIRTUAL_HOST_TYPE)
-        if len(new) <= room:
+        is_chosen = BY_PROGRAMS[type_url]
+        names = tuple(name for name in asked if not is_chosen(name) or len(name) <= MAX_CHOSEN_CHARS)
+        new = tuple(name for name in names if is_chosen(name) and not self._up.wants(type_url, name))
+        if not new or self._up.count(type_url) + len(new) <= self._max_chosen:
             return names, None
-        wanted = self._up.wanted(VIRTUAL_HOST_TYPE)
-        not_there = [name for name in wanted if name in shelf.held and is_no_virtual_host(shelf.held[name])]
+        wanted = [name for name in self._up.wanted(type_url) if is_chosen(name)]
+        if len(wanted) + len(new) <= self._max_chosen:
+            return names, None
+        not_there = [name for name in wanted if is_absent(type_url, shelf, name)]
         for name in not_there:
-            self._forget(VIRTUAL_HOST_TYPE, shelf, name)
-        dropped = self._up.drop(VIRTUAL_HOST_TYPE, not_there)
-        return new[: max(room + len(not_there), 0)], dropped
+            self._forget(type_url, shelf, name)
+        dropped = self._up.drop(type_url, not_there)
+        room = max(self._max_chosen - (len(wanted) - len(not_there)), 0)
+        beyond = frozenset(new[room:])
+        return tuple(name for name in names if name not in beyond), dropped
 
     def _forget_given_up(self, now: datetime) -> list[DeltaDiscoveryRequest]:
         due = [key for key, since in self._given_up.items() if now - since >= GIVEN_UP_AFTER]

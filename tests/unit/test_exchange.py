@@ -338,7 +338,7 @@ def nobody(name: str) -> Resource:
 
 
 def test_programs_that_call_ever_new_hosts_do_not_use_up_what_the_controller_grants() -> None:
-    exchange = Exchange(max_virtual_hosts=3)
+    exchange = Exchange(max_chosen=3)
     exchange.envoy_connected()
     exchange.connected()
     exchange.receive(ask(VIRTUAL_HOST_TYPE, "80/real", "80/no-1", "80/no-2"), NOW)
@@ -355,8 +355,29 @@ def test_programs_that_call_ever_new_hosts_do_not_use_up_what_the_controller_gra
     assert {change.name for change in exchange.take_changes() if change.entry is None} == {"80/no-1", "80/no-2"}
 
 
+def test_programs_that_dial_ever_new_addresses_do_not_use_up_what_the_controller_grants() -> None:
+    exchange = Exchange(max_chosen=3)
+    exchange.envoy_connected()
+    exchange.connected()
+    real, named = "tcp|240.240.0.1:80", "outbound|80||a.test"
+    tried = [f"tcp|240.240.0.1:{number}" for number in (81, 82)]
+    exchange.receive(ask(CLUSTER_TYPE, "*", named, real, *tried), NOW)
+    exchange.update(Update(CLUSTER_TYPE, "u1", (resource(real, "1"), resource(named, "1")), tuple(tried)))
+    acknowledge(exchange)
+
+    dropped, asked = exchange.receive(ask(CLUSTER_TYPE, "tcp|240.240.0.1:83", "outbound|80||b.test"), NOW)
+    assert sorted(dropped.resource_names_unsubscribe) == tried
+    assert list(asked.resource_names_subscribe) == ["outbound|80||b.test", "tcp|240.240.0.1:83"]
+
+    [again] = exchange.receive(ask(CLUSTER_TYPE, tried[0]), NOW)
+    assert list(again.resource_names_subscribe) == [tried[0]]
+    assert exchange.receive(ask(CLUSTER_TYPE, tried[1]), NOW) == []
+    found = DeltaDiscoveryResponse.FromString(only(exchange.pushes()).data)
+    assert list(found.removed_resources) == [tried[1]]
+
+
 def test_virtual_hosts_beyond_the_bound_and_names_too_long_for_one_are_answered_here_as_not_there() -> None:
-    exchange = Exchange(max_virtual_hosts=1)
+    exchange = Exchange(max_chosen=1)
     exchange.envoy_connected()
     exchange.connected()
     exchange.receive(ask(VIRTUAL_HOST_TYPE, "80/a"), NOW)

@@ -136,7 +136,8 @@ def test_no_key_is_shown_and_the_hosts_copy_is_roots_alone(edge: Lab) -> None:
     shown = edge.hostmesh("get", "secret", "shop", "-n", "istio-system", "-o", "yaml").stdout
     assert "BEGIN CERTIFICATE" in shown
     assert "PRIVATE KEY" not in shown
-    listed = edge.exec("client", "sh", "-c", "find /var/lib/hostmesh -name 'last-known-good.sqlite*' -exec stat -c %a:%U {} +")
+    find = "find /var/lib/hostmesh -name 'last-known-good.sqlite*' -exec stat -c %a:%U {} +"
+    listed = edge.exec("client", "sh", "-c", find)
     assert set(listed.stdout.split()) == {"600:root"}
 
 

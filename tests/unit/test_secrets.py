@@ -81,6 +81,9 @@ def test_what_kubectl_noted_of_a_secret_is_left_out_too() -> None:
 def test_a_key_in_the_wrong_place_is_left_out() -> None:
     assert "PRIVATE" not in str(redacted({"kind": "Secret", "stringData": {"tls.crt": PAIR.key}}))
     assert "PRIVATE" not in str(redacted({"kind": "Secret", "stringData": PAIR.key}))
+    noted = {"kind": "Secret", "metadata": {"annotations": {"backup": PAIR.key, "team": "shop"}}}
+    assert "PRIVATE" not in str(redacted(noted))
+    assert redacted(noted)["metadata"]["annotations"]["team"] == "shop"
 
 
 def key_line(pem: str) -> str:

@@ -36,14 +36,15 @@ def redacted(document: Mapping[str, Any]) -> dict[str, Any]:
             result[field] = _value("", values)
     metadata = document.get("metadata")
     if isinstance(metadata, Mapping) and isinstance(metadata.get("annotations"), Mapping):
-        # kubectl keeps the whole document in one.
+        # kubectl keeps the whole document in one; others, keys as they were before.
         result["metadata"] = {**metadata, "annotations": dict(map(_annotation, metadata["annotations"].items()))}
     return result
 
 
 def _annotation(item: tuple[str, Any]) -> tuple[str, Any]:
     name, value = item
-    return (name, _value("", value)) if name.endswith("/last-applied-configuration") else item
+    is_copy = name.endswith("/last-applied-configuration") or "PRIVATE KEY" in str(value)
+    return (name, _value("", value)) if is_copy else item
 
 
 def _value(name: str, value: Any) -> Any:

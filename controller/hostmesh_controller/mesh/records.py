@@ -8,14 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from hostmesh_controller.model.mesh_config import MeshConfigSpec
 from hostmesh_controller.model.objects import ObjectKey
 from hostmesh_controller.model.protocols import Protocol
-
-MESH: Literal["mesh"] = "mesh"
-"""The gateway name under which Istio's API addresses the hosts themselves."""
 
 
 @dataclass(frozen=True, slots=True)

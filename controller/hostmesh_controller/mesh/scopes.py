@@ -1,13 +1,16 @@
-"""Which Sidecar and which EnvoyFilters hold for a host."""
+"""Which Sidecar and which EnvoyFilters hold for a host, and for whom an object with a selector is."""
 
 from collections.abc import Iterable, Mapping
 
+from hostmesh_controller.mesh.compiled import order_of
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.viewer import Face
 from hostmesh_controller.model.envoy_filter import EnvoyFilterSpec
-from hostmesh_controller.model.objects import ObjectKey
+from hostmesh_controller.model.objects import ApiObject, ObjectKey
+from hostmesh_controller.model.rate_limit import RateLimitSpec
 from hostmesh_controller.model.schema import Spec
 from hostmesh_controller.model.sidecar import SidecarSpec
+from hostmesh_controller.model.wasm_plugin import WasmPluginSpec
 
 
 def sidecar_of(mesh: Mesh, faces: Iterable[Face]) -> ObjectKey | None:
@@ -44,12 +47,27 @@ def patches_of(mesh: Mesh, faces: Iterable[Face]) -> tuple[ObjectKey, ...]:
     root = mesh.settings.root_namespace
     result: list[tuple[tuple[object, ...], ObjectKey]] = []
     for item in mesh.of_kind("EnvoyFilter"):
-        spec = item.spec
-        assert isinstance(spec, EnvoyFilterSpec)
-        labels = spec.workload_selector.labels if spec.workload_selector else {}
-        if any(item.key.namespace in {root, face.namespace} and face.selected_by(labels) for face in faces):
-            created = item.metadata.creation_timestamp
-            age = created.timestamp() if created else 0.0
+        assert isinstance(item.spec, EnvoyFilterSpec)
+        if any(is_for(mesh, item, face) for face in faces):
             name = f"{item.key.name}.{item.key.namespace}"
-            result.append(((spec.priority, item.key.namespace != root, age, name), item.key))
+            order = (item.spec.priority, item.key.namespace != root, order_of(item).created, name)
+            result.append((order, item.key))
     return tuple(key for _, key in sorted(result, key=lambda each: each[0]))
+
+
+def is_for(mesh: Mesh, item: ApiObject, face: Face) -> bool:
+    """Tell whether an EnvoyFilter, RateLimit or WasmPlugin is for a workload.
+
+    It selects within its namespace, in the root namespace within all; without a selector it is for everybody.
+    """
+    labels = _selector(item)
+    return item.key.namespace in {face.namespace, mesh.settings.root_namespace} and face.selected_by(labels)
+
+
+def _selector(item: ApiObject) -> Mapping[str, str]:
+    match item.spec:
+        case EnvoyFilterSpec(workload_selector=selector) if selector:
+            return selector.labels
+        case RateLimitSpec(selector=selector) | WasmPluginSpec(selector=selector) if selector:
+            return selector.match_labels
+    return {}

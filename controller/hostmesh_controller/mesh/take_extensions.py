@@ -1,15 +1,13 @@
 """Objects that add filters to the hosts whose workloads they select, and active health checks."""
 
-from collections.abc import Mapping
 from typing import Final
 
 from hostmesh_controller.mesh.index import Mesh
+from hostmesh_controller.mesh.scopes import is_for
 from hostmesh_controller.mesh.step import Step, object_dependency
 from hostmesh_controller.mesh.viewer import faces_of
 from hostmesh_controller.model.health_check import HealthCheckSpec
 from hostmesh_controller.model.objects import ApiObject
-from hostmesh_controller.model.rate_limit import RateLimitSpec
-from hostmesh_controller.model.wasm_plugin import WasmPluginSpec
 from hostmesh_controller.names import expand
 
 SELECTING: Final = ("RateLimit", "WasmPlugin")
@@ -35,20 +33,5 @@ def checked_host(item: ApiObject, domain: str) -> str:
 
 
 def selected_hosts(mesh: Mesh, item: ApiObject) -> set[str]:
-    """Return the hosts that have a workload which an object of a selecting kind chooses.
-
-    It chooses within its namespace, and in all namespaces if it is in the root namespace.
-    """
-    labels = _labels(item)
-    everywhere = item.key.namespace == mesh.settings.root_namespace
-    return {
-        name
-        for name, host in mesh.hosts.items()
-        for face in faces_of(mesh, host)
-        if (everywhere or face.namespace == item.key.namespace) and face.selected_by(labels)
-    }
-
-
-def _labels(item: ApiObject) -> Mapping[str, str]:
-    assert isinstance(item.spec, RateLimitSpec | WasmPluginSpec)
-    return item.spec.selector.match_labels if item.spec.selector else {}
+    """Return the hosts that have a workload which an object of a selecting kind chooses."""
+    return {name for name, host in mesh.hosts.items() if any(is_for(mesh, item, face) for face in faces_of(mesh, host))}

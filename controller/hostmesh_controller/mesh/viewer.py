@@ -12,7 +12,7 @@ from hostmesh_controller.model.objects import ObjectKey
 
 if TYPE_CHECKING:
     from hostmesh_controller.mesh.index import Mesh
-    from hostmesh_controller.mesh.records import Host
+    from hostmesh_controller.mesh.records import Host, Workload
 
 DEFAULT_NAMESPACE: Final = "default"
 
@@ -55,12 +55,17 @@ class Viewer:
         return not labels or any(own >= labels.items() for own in self.labels)
 
 
+def face_of(host: "Host", workload: "Workload") -> Face:
+    """Return what selectors of workloads see of a workload on a host."""
+    return Face(workload.key.namespace, {**host.labels, **workload.labels})
+
+
 def faces_of(mesh: "Mesh", host: "Host") -> tuple[Face, ...]:
     """Return what selectors of workloads see of a host: each of its workloads, by name, or itself if it has none."""
     workloads = mesh.workloads_of(host.name)
     if not workloads:
         return (Face(namespace_of(mesh, host), host.labels),)
-    return tuple(Face(each.key.namespace, {**host.labels, **each.labels}) for each in workloads)
+    return tuple(face_of(host, each) for each in workloads)
 
 
 def namespace_of(mesh: "Mesh", host: "Host") -> str:

@@ -7,7 +7,9 @@ from typing import Final
 from envoy.config.listener.v3.listener_components_pb2 import Filter
 from envoy.extensions.filters.network.http_connection_manager.v3.http_connection_manager_pb2 import HttpFilter
 
-from hostmesh_controller.mesh.records import Workload
+from hostmesh_controller.mesh.index import Mesh
+from hostmesh_controller.mesh.records import Host, Workload
+from hostmesh_controller.mesh.viewer import Face, face_of, faces_of
 
 ANY_PORT: Final = 0
 """Of traffic in a filter chain that is for all port numbers."""
@@ -28,6 +30,11 @@ class Traffic:
     direction: Direction
     port: int
     workload: Workload | None = None
+
+
+def faces_behind(mesh: Mesh, host: Host, traffic: Traffic) -> tuple[Face, ...]:
+    """Return whoever the traffic belongs to: one workload inbound, the whole host else."""
+    return faces_of(mesh, host) if traffic.workload is None else (face_of(host, traffic.workload),)
 
 
 @dataclass(frozen=True, slots=True)

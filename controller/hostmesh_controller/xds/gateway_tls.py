@@ -73,15 +73,9 @@ def _certificates(served: Served, settings: ServerTls) -> Iterable[str]:
 
 
 def _verify(common: CommonTlsContext, served: Served, settings: ServerTls, trust: tls.Trust) -> None:
-    context = CertificateValidationContext(
-        match_typed_subject_alt_names=[each for name in settings.subject_alt_names for each in _exactly(name)],
-        verify_certificate_spki=settings.verify_certificate_spki,
-        verify_certificate_hash=settings.verify_certificate_hash,
-    )
-    if settings.ca_crl:
-        context.crl.CopyFrom(DataSource(filename=settings.ca_crl))
-    if settings.insecure_skip_verify:
-        context.trust_chain_verification = CertificateValidationContext.ACCEPT_UNTRUSTED
+    context = demands(settings)
+    for name in settings.subject_alt_names:
+        context.match_typed_subject_alt_names.extend(_exactly(name))
     if settings.mode == "ISTIO_MUTUAL":
         if not settings.subject_alt_names:
             for anyone in trust.callers:
@@ -94,6 +88,19 @@ def _verify(common: CommonTlsContext, served: Served, settings: ServerTls, trust
             default_validation_context=context, validation_context_sds_secret_config=roots
         )
     )
+
+
+def demands(settings: ServerTls) -> CertificateValidationContext:
+    """Return what is demanded of clients' certificates besides their roots and names."""
+    context = CertificateValidationContext(
+        verify_certificate_spki=settings.verify_certificate_spki,
+        verify_certificate_hash=settings.verify_certificate_hash,
+    )
+    if settings.ca_crl:
+        context.crl.CopyFrom(DataSource(filename=settings.ca_crl))
+    if settings.insecure_skip_verify:
+        context.trust_chain_verification = CertificateValidationContext.ACCEPT_UNTRUSTED
+    return context
 
 
 def _exactly(name: str) -> list[SubjectAltNameMatcher]:

@@ -9,7 +9,7 @@ from envoy.extensions.upstreams.http.v3.http_protocol_options_pb2 import HttpPro
 
 from hostmesh_controller.xds.cluster_http import PROTOCOL_OPTIONS
 from hostmesh_controller.xds.encoding import any_of
-from hostmesh_controller.xds.patch_merge import apply_merge, merged_any
+from hostmesh_controller.xds.patch_merge import apply_merge, merge_extension
 from hostmesh_controller.xds.patch_set import Patch, PatchSet
 from hostmesh_controller.xds.tls import OFFER_HTTP1, OFFER_HTTP2
 
@@ -102,8 +102,5 @@ def _merged_transport_socket(cluster: Cluster, patch: Patch) -> bool:
     else:
         cluster.transport_socket.CopyFrom(theirs)
         return True
-    if ours.HasField("typed_config") and theirs.HasField("typed_config"):
-        merged = merged_any(ours.typed_config, theirs.typed_config)
-        if merged is not None:
-            ours.typed_config.CopyFrom(merged)
+    merge_extension(ours, theirs)
     return True

@@ -6,7 +6,7 @@ from envoy.config.listener.v3.listener_pb2 import Listener
 from hostmesh_controller.model.envoy_filter import FilterChainMatch
 from hostmesh_controller.names import VIRTUAL_INBOUND, VIRTUAL_OUTBOUND
 from hostmesh_controller.xds.patch_filters import patch_filters
-from hostmesh_controller.xds.patch_merge import apply_merge, changed_list, merge_extension, merged_any, refill
+from hostmesh_controller.xds.patch_merge import apply_merge, changed_list, merge_extension, refill
 from hostmesh_controller.xds.patch_set import Patch, PatchSet
 
 TARGETS = ("LISTENER", "LISTENER_FILTER", "FILTER_CHAIN", "NETWORK_FILTER", "HTTP_FILTER")
@@ -94,13 +94,9 @@ def _merged_transport_socket(chain: FilterChain, patch: Patch) -> bool:
     assert isinstance(value, FilterChain)
     if not (value.HasField("transport_socket") and chain.HasField("transport_socket")):
         return False
-    ours, theirs = chain.transport_socket, value.transport_socket
-    if ours.name != theirs.name:
+    if chain.transport_socket.name != value.transport_socket.name:
         return False
-    if ours.HasField("typed_config") and theirs.HasField("typed_config"):
-        found = merged_any(ours.typed_config, theirs.typed_config)
-        if found is not None:
-            ours.typed_config.CopyFrom(found)
+    merge_extension(chain.transport_socket, value.transport_socket)
     return True
 
 

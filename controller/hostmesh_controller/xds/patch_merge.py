@@ -56,7 +56,7 @@ def merged_any(packed: WireAny, value: WireAny) -> WireAny | None:
 
 
 def merge_extension(into: Any, value: Any) -> None:
-    """Merge a filter into another of its kind, `typed_config` by what is in it.
+    """Merge a filter or a transport socket into another of its kind, `typed_config` by what is in it.
 
     The value's name wins, so that a filter can be renamed; one without `typed_config` changes the name alone.
     """

@@ -4,7 +4,7 @@ Every rule is a filter of its own, since Envoy's filter has one answer and one m
 proxy, and by each filter chain of it: while a port takes plaintext beside mutual TLS, the two are counted apart.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Final, cast
 
 from envoy.config.core.v3.base_pb2 import (
@@ -33,12 +33,13 @@ from google.protobuf.wrappers_pb2 import UInt32Value, UInt64Value
 
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.records import Host
+from hostmesh_controller.mesh.scopes import is_for
 from hostmesh_controller.mesh.viewer import faces_of
 from hostmesh_controller.model.objects import ApiObject
 from hostmesh_controller.model.rate_limit import LimitResponse, LimitRule, LimitService, PerValue, RateLimitSpec
 from hostmesh_controller.names import OutboundName, expand
 from hostmesh_controller.xds.encoding import any_of, duration
-from hostmesh_controller.xds.extension_types import NONE, Direction, Extensions, Traffic
+from hostmesh_controller.xds.extension_types import NONE, Direction, Extensions, Traffic, faces_behind
 from hostmesh_controller.xds.filters import http_filter, network_filter
 from hostmesh_controller.xds.rate_limit_terms import condition, value
 
@@ -59,7 +60,8 @@ def limits_of(mesh: Mesh, host: Host, traffic: Traffic) -> Extensions:
     """Return the filters of the limits that hold for one port of a host's workload, or of a gateway's."""
     if traffic.direction is Direction.OUTBOUND:
         return NONE
-    items = tuple(item for item in mesh.of_kind(KIND) if _holds_for(mesh, item, host, traffic))
+    faces = faces_behind(mesh, host, traffic)
+    items = tuple(item for item in mesh.of_kind(KIND) if any(is_for(mesh, item, face) for face in faces))
     if not items:
         return NONE
     http: list[HttpFilter] = []
@@ -82,7 +84,7 @@ def services_of(mesh: Mesh, host: Host) -> tuple[str, ...]:
         str(_service_name(mesh, item, spec.global_service))
         for item in mesh.of_kind(KIND)
         for spec in (_spec(item),)
-        if spec.global_service is not None and _selects_host(mesh, item, host)
+        if spec.global_service is not None and any(is_for(mesh, item, face) for face in faces_of(mesh, host))
     }
     return tuple(sorted(found))
 
@@ -90,28 +92,6 @@ def services_of(mesh: Mesh, host: Host) -> tuple[str, ...]:
 def _spec(item: ApiObject) -> RateLimitSpec:
     assert isinstance(item.spec, RateLimitSpec)
     return item.spec
-
-
-def _labels(item: ApiObject) -> Mapping[str, str]:
-    selector = _spec(item).selector
-    return selector.match_labels if selector else {}
-
-
-def _in_scope(mesh: Mesh, item: ApiObject, namespace: str) -> bool:
-    return item.key.namespace in {namespace, mesh.settings.root_namespace}
-
-
-def _selects_host(mesh: Mesh, item: ApiObject, host: Host) -> bool:
-    faces = faces_of(mesh, host)
-    return any(_in_scope(mesh, item, face.namespace) and face.selected_by(_labels(item)) for face in faces)
-
-
-def _holds_for(mesh: Mesh, item: ApiObject, host: Host, traffic: Traffic) -> bool:
-    workload = traffic.workload
-    if workload is None:
-        return _selects_host(mesh, item, host)
-    labels = {**host.labels, **workload.labels}
-    return _in_scope(mesh, item, workload.key.namespace) and _labels(item).items() <= labels.items()
 
 
 def _is_for(rule: LimitRule, port: int) -> bool:

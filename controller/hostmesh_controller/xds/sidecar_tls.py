@@ -1,14 +1,13 @@
 """TLS that ends at a Sidecar's ingress, with certificates in files of the host."""
 
-from envoy.config.core.v3.base_pb2 import DataSource, TransportSocket
-from envoy.extensions.transport_sockets.tls.v3.common_pb2 import CertificateValidationContext
+from envoy.config.core.v3.base_pb2 import TransportSocket
 from envoy.extensions.transport_sockets.tls.v3.tls_pb2 import CommonTlsContext, DownstreamTlsContext
 from google.protobuf.wrappers_pb2 import BoolValue
 
 from hostmesh_controller.model.server_tls import ServerTls
 from hostmesh_controller.xds.encoding import any_of
 from hostmesh_controller.xds.file_secrets import certificate_name, roots_name
-from hostmesh_controller.xds.gateway_tls import HTTP, set_parameters
+from hostmesh_controller.xds.gateway_tls import HTTP, demands, set_parameters
 from hostmesh_controller.xds.sources import ads_secret
 from hostmesh_controller.xds.tls import TLS
 
@@ -27,15 +26,7 @@ def from_files(settings: ServerTls) -> TransportSocket:
 
 
 def _validation(settings: ServerTls) -> CommonTlsContext.CombinedCertificateValidationContext:
-    context = CertificateValidationContext(
-        verify_certificate_spki=settings.verify_certificate_spki,
-        verify_certificate_hash=settings.verify_certificate_hash,
-    )
-    if settings.ca_crl:
-        context.crl.CopyFrom(DataSource(filename=settings.ca_crl))
-    if settings.insecure_skip_verify:
-        context.trust_chain_verification = CertificateValidationContext.ACCEPT_UNTRUSTED
     return CommonTlsContext.CombinedCertificateValidationContext(
-        default_validation_context=context,
+        default_validation_context=demands(settings),
         validation_context_sds_secret_config=ads_secret(roots_name(settings.ca_certificates)),
     )

@@ -22,11 +22,12 @@ from google.protobuf.wrappers_pb2 import StringValue
 from hostmesh_api.wire import WASM_PULL_POLICY
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.records import Host
-from hostmesh_controller.mesh.viewer import Face, faces_of
+from hostmesh_controller.mesh.scopes import is_for
+from hostmesh_controller.mesh.viewer import faces_of
 from hostmesh_controller.model.objects import ApiObject, ObjectKey
 from hostmesh_controller.model.wasm_plugin import TrafficSelector, WasmPluginSpec
 from hostmesh_controller.xds.encoding import any_of, duration
-from hostmesh_controller.xds.extension_types import NONE, Direction, Extensions, Traffic
+from hostmesh_controller.xds.extension_types import NONE, Direction, Extensions, Traffic, faces_behind
 from hostmesh_controller.xds.sources import ads
 
 KIND: Final = "WasmPlugin"
@@ -74,7 +75,7 @@ def plugin_key(name: str) -> ObjectKey | None:
 
 def is_selected(mesh: Mesh, host: Host, item: ApiObject) -> bool:
     """Tell whether a WasmPlugin is for some workload of a host."""
-    return any(_is_for(mesh, item, face) for face in faces_of(mesh, host))
+    return any(is_for(mesh, item, face) for face in faces_of(mesh, host))
 
 
 def configuration(item: ApiObject) -> TypedExtensionConfig:
@@ -130,20 +131,10 @@ def _plain(value: object) -> object:
 
 def _selected(mesh: Mesh, host: Host, traffic: Traffic) -> Iterator[ApiObject]:
     """Yield the plugins of whoever the traffic belongs to: one workload inbound, the whole host else."""
-    workload = traffic.workload
-    if workload is None:
-        faces: tuple[Face, ...] = faces_of(mesh, host)
-    else:
-        faces = (Face(workload.key.namespace, {**host.labels, **workload.labels}),)
+    faces = faces_behind(mesh, host, traffic)
     for item in mesh.of_kind(KIND):
-        if any(_is_for(mesh, item, face) for face in faces):
+        if any(is_for(mesh, item, face) for face in faces):
             yield item
-
-
-def _is_for(mesh: Mesh, item: ApiObject, face: Face) -> bool:
-    spec = _spec(item)
-    labels = spec.selector.match_labels if spec.selector else {}
-    return item.key.namespace in {face.namespace, mesh.settings.root_namespace} and face.selected_by(labels)
 
 
 def _matches(spec: WasmPluginSpec, traffic: Traffic) -> bool:

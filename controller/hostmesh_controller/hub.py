@@ -301,10 +301,14 @@ class Hub:
             self._mark_whole(connection)
             concerned.add(connection)
         concerned |= self._mark_callers(before, touched)
+        again: dict[tuple[Connection, Key], None] = {}
         for service in touched.services:
-            self._mark(service, concerned, endpoints_only=False)
+            again |= dict.fromkeys(self._mark(service, concerned, endpoints_only=False))
         for service in touched.endpoints - touched.services:
             self._mark(service, concerned, endpoints_only=True)
+        # Once for each, however many of the names are touched that it depends on.
+        for connection, key in again:
+            self._watch(connection, key)
         for connection in concerned:
             connection.wake()
 
@@ -363,15 +367,17 @@ class Hub:
                     if service in touched.services or type_url == ENDPOINT_TYPE:
                         yield connection.host, type_url, name
 
-    def _mark(self, service: str, concerned: set[Connection], *, endpoints_only: bool) -> None:
-        for connection, keys in list(self._watchers.get(service, {}).items()):
-            for type_url, name in list(keys):
-                if endpoints_only and type_url != ENDPOINT_TYPE:
+    def _mark(self, service: str, concerned: set[Connection], *, endpoints_only: bool) -> list[tuple[Connection, Key]]:
+        """Mark what depends on a name, and return it."""
+        found: list[tuple[Connection, Key]] = []
+        for connection, keys in self._watchers.get(service, {}).items():
+            for key in keys:
+                if endpoints_only and key[0] != ENDPOINT_TYPE:
                     continue
-                connection.stream.mark(type_url, (name,))
+                connection.stream.mark(key[0], key[1:])
                 concerned.add(connection)
-                if not endpoints_only:
-                    self._watch(connection, (type_url, name))
+                found.append((connection, key))
+        return found
 
     def _watch(self, connection: Connection, key: Key) -> None:
         try:

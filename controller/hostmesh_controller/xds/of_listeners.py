@@ -1,5 +1,7 @@
 """Which listener a host gets for a name."""
 
+from envoy.config.listener.v3.listener_pb2 import Listener
+
 from hostmesh_api.delta import Resource
 from hostmesh_controller.mesh.inbound import InboundPort, bound_ports, inbound_ports
 from hostmesh_controller.mesh.index import Mesh
@@ -87,8 +89,18 @@ def _inbound(mesh: Mesh, host: Host, name: str, *, ipv6: bool) -> Resource | Non
 
     trust = trust_of(mesh.settings, mesh.config)
     if name == VIRTUAL_INBOUND:
-        captured = [port for port in inbound_ports(mesh, host.name) if not port.bind]
-        return encoded(name, settled(listeners_inbound.virtual_inbound(captured, trust, more, ipv6=ipv6), mesh.config))
+        # HostConfig names its version, and most of what touches a host leaves its ports as they are.
+        captured = mesh.memo.same(
+            ("captured", host.name), tuple(port for port in inbound_ports(mesh, host.name) if not port.bind)
+        )
+        added = {(port.number, port.workload.key): more(port) for port in captured}
+        key = (name, host.name, ipv6, tuple((each.key, len(each.inputs)) for each in added.values()))
+
+        def make() -> Listener:
+            chosen = lambda port: added[port.number, port.workload.key]  # noqa: E731 - a line is enough
+            return settled(listeners_inbound.virtual_inbound(captured, trust, chosen, ipv6=ipv6), mesh.config)
+
+        return kept(mesh, key, (captured, *(item for each in added.values() for item in each.inputs)), name, make)
     for port in bound_ports(mesh, host.name):
         if name == listeners_inbound.bound_name(port):
             return encoded(name, settled(listeners_inbound.bound_listener(port, trust, more(port)), mesh.config))

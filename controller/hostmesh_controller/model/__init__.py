@@ -1,8 +1,27 @@
 """The configuration API: objects like Kubernetes', of Istio's kinds and our own.
 
-schema and durations are what fields are made of; one file per family of kinds has their specs (services, workloads,
-hosts, virtual_service, destination_rule, security); kinds is the register of them. objects is what all have in
-common, documents reads one object from mappings and lists, faults words what is wrong with it.
+    objects          what all have in common: a key, metadata, a spec, the place it was read from
+    kinds            the register of kinds
+    documents        one object from mappings and lists; faults: what is wrong with it, in the words of its author
+    schema           what specs are made of; durations, domains, exports, patterns, log_format, pem: types of fields
+    redaction        documents as people may see them
+
+Kinds, one file per family; behind a kind the files of its parts:
+
+    hosts            Host
+    services         Namespace, ServiceAccount, Service; protocols: what a port speaks
+    workloads        WorkloadGroup; workload_entry, service_entry, probes; adoption: identities of listed endpoints
+    virtual_service  http_match, http_actions, tcp_routes, route_fields; delegation: which matches agree
+    destination_rule connection_pool, load_balancing, localities, client_tls
+    gateway          listeners and server_tls, which are sidecar's too
+    sidecar
+    envoy_filter
+    mesh_config      proxy_defaults: its defaultConfig; proxy_config: ProxyConfig
+    security         PeerAuthentication
+    secret
+    wasm_plugin
+    rate_limit
+    health_check
 
     from hostmesh_controller.model import KINDS, ApiObject, ObjectKey, from_document
 """

@@ -1,4 +1,4 @@
-"""Where a caller's requests go first: locality load balancing of a DestinationRule."""
+"""Where a caller's requests go first: locality load balancing of a DestinationRule, or of the whole mesh."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Final

@@ -65,6 +65,7 @@ def build(wanted: BootstrapInput) -> bytes:
         "admin": _admin(),
         "dynamic_resources": _dynamic_resources(),
         "static_resources": {"clusters": [_relay_cluster(wanted.xds_socket)]},
+        "layered_runtime": runtime(),
         "overload_manager": _overload_manager(max_connections(wanted.max_files)),
         # No sink is configured: flushing only when somebody reads keeps an idle Envoy idle.
         "stats_flush_on_admin": True,
@@ -126,6 +127,20 @@ def _dynamic_resources() -> dict[str, Any]:
         "cds_config": over_ads,
         "lds_config": over_ads,
     }
+
+
+def runtime() -> dict[str, Any]:
+    """Return the switches of Envoy that are not as it has them by itself: those of Istio's proxies.
+
+    Envoy would refuse a regular expression that RE2 compiles to more than 100 steps, and all of its virtual host with
+    it; it would refuse paths with a fragment, and lose hosts in a coalesced update (envoyproxy/envoy issue 45212).
+    """
+    flags = {
+        "re2.max_program_size.error_level": 32768,
+        "envoy.reloadable_features.http_reject_path_with_fragment": False,
+        "envoy.reloadable_features.coalesce_lb_rebuilds_on_batch_update": False,
+    }
+    return {"layers": [{"name": "hostmesh", "static_layer": flags}]}
 
 
 def _relay_cluster(xds_socket: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import pki
 from golden.live import envoy_binary
+from hostmesh_agent.bootstrap import runtime
 from hostmesh_agent.certs import roots_sds, svid_sds
 from hostmesh_api import wire
 from hostmesh_api.identity import WorkloadIdentity
@@ -56,6 +57,7 @@ def _bootstrap(resources: Resources) -> dict[str, Any]:
     ]
     return {
         "node": {"id": "golden", "cluster": "hostmesh"},
+        "layered_runtime": runtime(),
         "dynamic_resources": {
             "ads_config": {
                 "api_type": "DELTA_GRPC",

@@ -1,6 +1,7 @@
 import json
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 from hostmesh_agent import artifact
@@ -28,6 +29,40 @@ def test_the_admin_interface_is_private_and_does_not_give_its_configuration_away
         assert allowed.fullmatch(path), path
     for path in ("/", "/config_dump", "/config_dump?/ready", "/quitquitquit", "/runtime_modify", "/ready/x", "/readyx"):
         assert not allowed.fullmatch(path), path
+
+
+def refusal(directory: Path, content: bytes) -> str:
+    (directory / "bootstrap.json").write_bytes(content)
+    command = [str(artifact.find(None)), "--mode", "validate", "--disable-hot-restart", "-c", "bootstrap.json"]
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=20)
+    return done.stderr if done.returncode else ""
+
+
+def test_envoy_takes_regular_expressions_of_any_length_that_istio_s_proxies_take(tmp_path: Path) -> None:
+    route = {"match": {"safe_regex": {"regex": "/" + "a{300}[0-9a-f]{8}"}}, "direct_response": {"status": 200}}
+    extensions = "type.googleapis.com/envoy.extensions.filters.network"
+    manager = {
+        "@type": f"{extensions}.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": "own",
+        "route_config": {"virtual_hosts": [{"name": "own", "domains": ["*"], "routes": [route]}]},
+    }
+    listener = {
+        "name": "own",
+        "address": {"pipe": {"path": "own.sock"}},
+        "filter_chains": [{"filters": [{"name": "manager", "typed_config": manager}]}],
+    }
+    patch = {"static_resources": {"listeners": [listener]}}
+    content = build(replace(WANTED, patch=json.dumps(patch)))
+    assert refusal(tmp_path, content) == ""
+    without = {name: value for name, value in json.loads(content).items() if name != "layered_runtime"}
+    assert "max program size of 100" in refusal(tmp_path, json.dumps(without).encode())
+
+
+def test_a_patch_adds_its_own_switches_to_those_of_envoy(tmp_path: Path) -> None:
+    layer = {"name": "theirs", "static_layer": {"re2.max_program_size.error_level": 50}}
+    content = build(replace(WANTED, patch=json.dumps({"layered_runtime": {"layers": [layer]}})))
+    assert [each["name"] for each in json.loads(content)["layered_runtime"]["layers"]] == ["hostmesh", "theirs"]
+    assert refusal(tmp_path, content) == ""
 
 
 def test_envoy_accepts_it(tmp_path: Path) -> None:

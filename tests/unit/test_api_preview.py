@@ -8,26 +8,16 @@ from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest
 
 from hostmesh_api.wire import CLUSTER_TYPE, VIRTUAL_HOST_TYPE
 from running_controller import App, running_app
+from shop import HOST, SERVICE
 
 REVIEWS = "reviews.shop.svc.cluster.local"
-OBJECTS = """
-apiVersion: v1
-kind: Service
-metadata: {name: reviews, namespace: shop}
-spec:
-  ports: [{port: 80, name: http}]
-  selector: {app: reviews}
----
+MEMBER = """
 apiVersion: networking.istio.io/v1
 kind: WorkloadEntry
 metadata: {name: reviews-1, namespace: shop}
 spec: {address: 10.0.0.9, labels: {app: reviews}}
----
-apiVersion: hostmesh.io/v1
-kind: Host
-metadata: {name: h1}
-spec: {addresses: [10.0.0.1]}
 """
+OBJECTS = f"{SERVICE}---{MEMBER}---{HOST}"
 ROUTE = """
 apiVersion: networking.istio.io/v1
 kind: VirtualService

@@ -1,7 +1,6 @@
 """Joining a group over real gRPC: which name and which address a host gets, and how many hosts a token lets in."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,6 @@ from identity_servers import Controller
 
 GROUP = ("shop", "pool")
 TIMEOUT_S = 10
-
-
-@pytest.fixture
-async def controller(tmp_path: Path) -> AsyncIterator[Controller]:
-    async with Controller(tmp_path / "controller").serving() as serving:
-        yield serving
 
 
 def group_token(controller: Controller, **more: Any) -> str:

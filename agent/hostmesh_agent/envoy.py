@@ -169,11 +169,18 @@ class BuiltinSupervisor:
     Args:
         command: asked before each start, so that a changed configuration is used by the next Envoy.
         changed: called whenever `status` would answer differently.
+        tried: called with "" when an Envoy serves, and with its last words when one ended before it did.
     """
 
-    def __init__(self, command: Callable[[], EnvoyCommand], changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        command: Callable[[], EnvoyCommand],
+        changed: Callable[[], None],
+        tried: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._command = command
         self._changed = changed
+        self._tried = tried
         self._directory = command().directory
         self._admin = Admin(self._directory / "admin.sock")
         # Jitter needs no secret randomness.
@@ -230,7 +237,12 @@ class BuiltinSupervisor:
 
     def _handle(self, event: Event, now: float) -> None:
         if isinstance(event, Exited):
-            log.warning("envoy ended", status=event.status, crash_looping=self._lifecycle.view().crash_looping)
+            view = self._lifecycle.view()
+            log.warning("envoy ended", status=event.status, crash_looping=view.crash_looping)
+            if view.phase is Phase.STARTING:
+                self._tried(event.status)
+        if isinstance(event, Live):
+            self._tried("")
         if isinstance(event, Tick):
             self._wake_at = None  # what is still to be waited for, the answer says again
         for action in self._lifecycle.handle(event, now):

@@ -4,6 +4,7 @@ A running Envoy keeps what it was started with.
 """
 
 from dataclasses import replace
+from typing import Final
 
 import structlog
 
@@ -13,6 +14,10 @@ from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.envoy import DRAIN_S, EnvoyCommand, files_limit
 from hostmesh_agent.workdir import Account
 from hostmesh_api.v1.hostmesh_pb2 import EnvoySettings
+
+_TRIES: Final = 2
+"""Starts that a patched bootstrap gets. Envoy binds its static listeners only when it runs, so that its own word before
+(`trial`) is not the last one; and without an Envoy nothing that is captured gets anywhere."""
 
 log = structlog.get_logger(__name__)
 
@@ -38,6 +43,8 @@ class NextEnvoy:
         self._config = config
         self._name = name
         self._patch = ""
+        self._plain = command.bootstrap
+        self._failures = 0
         self.command = command
         self.problem = ""
 
@@ -54,7 +61,7 @@ class NextEnvoy:
         """Patch the bootstrap if Envoy takes it; return whether the command is another one."""
         if patch == self._patch:
             return False
-        self._patch, self.problem = patch, ""
+        self._patch, self.problem, self._failures = patch, "", 0
         wanted = bootstrap.BootstrapInput(self._name, self._config.xds_socket, self.command.max_files, patch)
         try:
             command = replace(self.command, bootstrap=bootstrap.build(wanted))
@@ -67,3 +74,14 @@ class NextEnvoy:
             return False
         self.command = command
         return True
+
+    def tried(self, why: str) -> None:
+        """Take note of a start: `why` are the last words of an Envoy that ended before it served, "" if one serves.
+
+        A patched bootstrap with which it ends again and again is left out until there is another patch.
+        """
+        self._failures = self._failures + 1 if why else 0
+        if self._failures >= _TRIES and self.command.bootstrap != self._plain:
+            self.command = replace(self.command, bootstrap=self._plain)
+            self.problem = f"Envoy's bootstrap is not as EnvoyFilters want it: Envoy ends when it starts: {why}"
+            log.error("patched bootstrap left out", reason=why)

@@ -105,7 +105,9 @@ class Agent:
         self._settled = asyncio.Event()
         self._uplink = Uplink(state)
         self._next_envoy = NextEnvoy(config, self._record.host, command)
-        self._supervisor = BuiltinSupervisor(lambda: self._next_envoy.command, self._something_changed)
+        self._supervisor = BuiltinSupervisor(
+            lambda: self._next_envoy.command, self._something_changed, self._next_envoy.tried
+        )
         self._admin = Admin(config.admin_socket)
         self._envoy_uid = command.owner.uid
         self._enforcement = Enforcement(

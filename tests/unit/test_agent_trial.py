@@ -1,7 +1,9 @@
 """A patched bootstrap is what Envoy is started with next, if Envoy takes it."""
 
+import asyncio
 import json
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,9 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from hostmesh_agent import artifact, bootstrap, trial, workdir
+from hostmesh_agent import artifact, bootstrap, process, trial, workdir
 from hostmesh_agent.bootstrap import BootstrapInput, build
-from hostmesh_agent.envoy import EnvoyCommand, files_limit
+from hostmesh_agent.config import AgentConfig
+from hostmesh_agent.envoy import BuiltinSupervisor, EnvoyCommand, files_limit
+from hostmesh_agent.next_envoy import NextEnvoy
+
+WAIT_S = 20.0
 
 STATS = {"stats_config": {"stats_tags": [{"tag_name": "mine", "fixed_value": "x"}]}, "stats_flush_interval": "7s"}
 BAD = {"static_resources": {"clusters": [{"name": "x", "type": "EDS"}]}}
@@ -64,3 +70,41 @@ async def test_an_envoy_that_does_not_say_is_not_waited_for(
     monkeypatch.setattr(trial, "WITHIN_S", 0.5)
     said = await trial.refusal(replace(command, installed=replace(command.installed, path=slow)))
     assert said.startswith("Envoy does not say within")
+
+
+async def test_a_patch_with_which_envoy_ends_when_it_starts_is_left_out_and_told(command: EnvoyCommand) -> None:
+    taken = socket.create_server(("127.0.0.1", 0))
+    listener = {
+        "name": "mine",
+        "address": {"socket_address": {"address": "127.0.0.1", "port_value": taken.getsockname()[1]}},
+        "filter_chains": [{}],
+    }
+    following = NextEnvoy(AgentConfig(), "web-1", command)
+    assert await following.take_patch(json.dumps({"static_resources": {"listeners": [listener]}}))
+    assert following.problem == ""
+    news = asyncio.Event()
+    supervisor = BuiltinSupervisor(lambda: following.command, news.set, following.tried)
+    with taken:
+        running = asyncio.create_task(supervisor.run())
+        try:
+            async with asyncio.timeout(WAIT_S):
+                while not (following.problem and supervisor.status().view.pid):
+                    news.clear()
+                    await news.wait()
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            process.stop_recorded(command.directory, 5)
+    assert "Address already in use" in following.problem
+    assert supervisor.status().view.restarts == 2
+    assert following.command.bootstrap == command.bootstrap
+
+
+def test_one_bad_start_leaves_a_patch_in_and_another_patch_is_tried_anew(command: EnvoyCommand) -> None:
+    following = NextEnvoy(AgentConfig(), "web-1", command)
+    for why in ("killed by SIGKILL", "", "killed by SIGKILL"):
+        following.command = replace(command, bootstrap=b"patched")
+        following.tried(why)
+        assert following.command.bootstrap == b"patched"
+    following.tried("killed by SIGKILL")
+    assert (following.command.bootstrap, "SIGKILL" in following.problem) == (command.bootstrap, True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from hostmesh_agent.stats_tags import stats_config
 from hostmesh_api.wire import RELAY_CLUSTER
 
 NODE_CLUSTER: Final = "hostmesh"
@@ -69,6 +70,7 @@ def build(wanted: BootstrapInput) -> bytes:
         "overload_manager": _overload_manager(max_connections(wanted.max_files)),
         # No sink is configured: flushing only when somebody reads keeps an idle Envoy idle.
         "stats_flush_on_admin": True,
+        "stats_config": stats_config(),
     }
     if wanted.patch:
         document = patched(document, json.loads(wanted.patch))

@@ -135,6 +135,8 @@ class World:
         documents = list(_mesh(services))
         for at in range(0, len(documents), _BATCH):
             self.apply(*documents[at : at + _BATCH])
+        self._wait(self._registrar.states.joined("h0"))
+        self._shown()
         self._connections = [self._connect(f"h{index}") for index in range(HOSTS)]
         self.apply(endpoint(0), rule(0))
 
@@ -176,7 +178,8 @@ class World:
         """Let the first host report that its workload is ready for mutual TLS, every other time that it is not."""
         ready = frozenset({(_NAMESPACE, "reviews-0")} if number % 2 else ())
         report = HostReport()
-        report.leases.append(WorkloadLease(namespace=_NAMESPACE, name="reviews-0", ready=bool(ready)))
+        lease = WorkloadLease(namespace=_NAMESPACE, name="reviews-0", ready=bool(ready), captured_ports=[9000, 9080])
+        report.leases.append(lease)
         self._wait(self._registrar.states.reported("h0", report, ready))
         return self._shown()
 
@@ -197,7 +200,7 @@ class Change:
 
     what: str
     make: Callable[[World, int], list[tuple[str, str]]]
-    most: float | None = MORE
+    most: float = MORE
 
 
 CHANGES: Final = (
@@ -206,7 +209,7 @@ CHANGES: Final = (
     Change("a VirtualService's HTTP route", lambda world, number: world.apply(http_route(number))),
     Change("a DestinationRule", lambda world, number: world.apply(rule(number))),
     Change("weights of a TCP route", lambda world, number: world.apply(weights(number)), most=4),
-    Change("one Service more", lambda world, number: world.apply(service(number)), most=None),
+    Change("one Service more", lambda world, number: world.apply(service(number)), most=15),
 )
 """A viewer has one plan of its ports, which is checked against the one before: so a route of connections looks at all
 services of its port. One Service more is in the table of names that each host's Envoy has."""

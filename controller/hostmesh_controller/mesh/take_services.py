@@ -31,7 +31,7 @@ def take_services(step: Step, vips: Mapping[str, int]) -> None:
 def _sources_with_other_vips(step: Step, vips: Mapping[str, int]) -> set[ObjectKey]:
     if len(vips) == len(step.old.vips) and vips == step.old.vips:
         return set()
-    names = {name for name in step.old.vips.keys() | vips.keys() if step.old.vips.get(name) != vips.get(name)}
+    names = {name for name, _ in step.old.vips.items() ^ vips.items()}
     ids = {item for name in names for item in step.old.services_by_hostname.get(name, ())}
     return {item.source for item in ids if item.source in step.mesh.objects}
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
+from operator import attrgetter
 from typing import Any
 
 from hostmesh_controller.mesh.compiled import blocks
@@ -66,14 +67,10 @@ def _services(mesh: Mesh, viewer: Viewer) -> tuple[Service, ...]:
             hostnames = {item.hostname for item in before.differing(mesh.services)}
         new = [service_named(mesh, hostname, viewer) for hostname in hostnames]
         same = [service for service in known if service.id.hostname not in hostnames]
-        return tuple(sorted((*same, *filter(None, new)), key=_hostname))
+        return tuple(sorted((*same, *filter(None, new)), key=attrgetter("id.hostname")))
 
     spec = sidecar(mesh, viewer)
     return mesh.memo.step(("seen services", viewer.namespace, viewer.sidecar), (mesh.services, spec), make)
-
-
-def _hostname(service: Service) -> str:
-    return service.id.hostname
 
 
 def service_named(mesh: Mesh, hostname: str, viewer: Viewer) -> Service | None:

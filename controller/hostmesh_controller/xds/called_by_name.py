@@ -24,7 +24,9 @@ ALLOW_ANY: Final = "allow_any"
 
 def by_host_header(services: Iterable[Service], port: int) -> bool:
     """Tell whether requests on a port must be looked into whatever is dialled: a service is known by its name alone."""
-    return any(_speaks_http(service, port) and not prefixes_of(service) for service in services)
+    # The cheaper question first: services without any address are few.
+    unaddressed = (service for service in services if service.vip4 is None and service.vip6 is None)
+    return any(not prefixes_of(service) and _speaks_http(service, port) for service in unaddressed)
 
 
 def _speaks_http(service: Service, port: int) -> bool:

@@ -4,7 +4,6 @@ Names it does not know are answered NXDOMAIN; the agent's rules turn that answer
 to the next server. Wildcard hosts are left out: Envoy's table cannot hold them.
 """
 
-from collections.abc import Iterable
 from functools import partial
 from typing import Final
 
@@ -17,7 +16,7 @@ from google.protobuf.any_pb2 import Any
 
 from hostmesh_api import wire
 from hostmesh_controller.mesh.memo import Memo
-from hostmesh_controller.mesh.records import Service
+from hostmesh_controller.mesh.records import Service, ServiceId
 from hostmesh_controller.names import DNS_LISTENER, is_single, is_v6
 from hostmesh_controller.xds.encoding import any_of, duration, length_delimited
 
@@ -26,7 +25,7 @@ ANSWER_TTL_S: Final = 30
 _FILTER: Final = "envoy.filters.udp.dns_filter"
 
 
-def listener(namespace: str, services: Iterable[Service], memo: Memo) -> Listener:
+def listener(namespace: str, services: tuple[Service, ...], memo: Memo) -> Listener:
     """Return the DNS listener of the hosts of one namespace.
 
     Args:
@@ -34,11 +33,7 @@ def listener(namespace: str, services: Iterable[Service], memo: Memo) -> Listene
         services: every visible service.
         memo: holds the bytes of each service's names, so that one more service costs one more.
     """
-    parts: list[bytes] = []
-    for service in services:
-        bare = service.short and service.id.namespace == namespace
-        parts.append(memo.get(("dns", service.id, bare), (service,), partial(_domains, service, bare=bare)))
-    table = b"".join(parts)
+    table = b"".join(part for _, part in _parts(namespace, services, memo).values())
     server = length_delimited(DnsFilterConfig.ServerContextConfig.INLINE_DNS_TABLE_FIELD_NUMBER, table)
     config = DnsFilterConfig(stat_prefix=DNS_LISTENER).SerializeToString(deterministic=True)
     config += length_delimited(DnsFilterConfig.SERVER_CONFIG_FIELD_NUMBER, server)
@@ -51,6 +46,27 @@ def listener(namespace: str, services: Iterable[Service], memo: Memo) -> Listene
             ListenerFilter(name=_FILTER, typed_config=Any(type_url=any_of(DnsFilterConfig()).type_url, value=config))
         ],
     )
+
+
+_Parts = dict[ServiceId, tuple[Service, bytes]]
+
+
+def _parts(namespace: str, services: tuple[Service, ...], memo: Memo) -> _Parts:
+    """Return each service with the bytes of its names; nearly all of them are those of the listener before."""
+
+    def make(_: tuple[object, ...], known: _Parts | None) -> _Parts:
+        found = known or {}
+        result: _Parts = {}
+        for service in services:
+            part = found.get(service.id)
+            result[service.id] = part if part is not None and part[0] is service else made(service)
+        return result
+
+    def made(service: Service) -> tuple[Service, bytes]:
+        bare = service.short and service.id.namespace == namespace
+        return service, memo.get(("dns", service.id, bare), (service,), partial(_domains, service, bare=bare))
+
+    return memo.step(("dns parts", namespace), (services,), make)
 
 
 def names_of(service: Service, *, bare: bool) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """What a viewer calls outbound: port numbers with what is spoken on them, addresses, and routes of connections."""
 
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -132,11 +132,14 @@ def _ports(mesh: Mesh, seen: View) -> _Ports:
     def make() -> _Ports:
         anywhere = not beyond(mesh, seen.viewer).is_open
         by_number: dict[int, list[Service]] = {}
+        others: dict[int, list[Service]] = {}
         http: set[int] = set()
         found: dict[Port, Ways] = {}
         for service in seen.services:
             for port in service.ports:
                 by_number.setdefault(port.number, []).append(service)
+                if service.addresses or not port.protocol.is_http:
+                    others.setdefault(port.number, []).append(service)
                 if port.protocol.is_http or port.protocol.is_detected:
                     http.add(port.number)
                 elif is_tls(port):
@@ -147,8 +150,9 @@ def _ports(mesh: Mesh, seen: View) -> _Ports:
             explicit=tuple(service for service in seen.services if service.addresses),
             by_id={service.id: service for service in seen.services},
             apart={
-                number: tuple(service for service in services if _is_apart(service, number, http))
-                for number, services in by_number.items()
+                # Those that do not speak HTTP, where others do.
+                number: tuple(each for each in others.get(number, ()) if each.addresses or number in http)
+                for number in by_number
             },
             by_number={number: tuple(services) for number, services in by_number.items()},
             http=frozenset(http),
@@ -157,11 +161,6 @@ def _ports(mesh: Mesh, seen: View) -> _Ports:
 
     key = ("planned ports", seen.viewer.namespace, seen.viewer.sidecar)
     return mesh.memo.get(key, (seen.services, sidecar(mesh, seen.viewer)), make)
-
-
-def _is_apart(service: Service, number: int, http: Container[int]) -> bool:
-    port = service.port(number)
-    return bool(service.addresses) or (number in http and port is not None and not port.protocol.is_http)
 
 
 def _plan(mesh: Mesh, seen: View, routed: Mapping[Port, Ways], policies: Policies) -> Plan:

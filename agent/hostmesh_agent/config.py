@@ -16,6 +16,7 @@ LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 ENVOY_LOG_LEVELS: Final = ("trace", "debug", "info", "warning", "error", "critical", "off")
 MAX_SOCKET_PATH_BYTES: Final = 107
 """sun_path holds 108 bytes with its final NUL (unix(7))."""
+MAX_THREADS_PER_CORE: Final = 8
 MAX_DEFAULT_CONCURRENCY: Final = 4
 """More workers cost memory on every host and are needed on few: who needs them says so."""
 
@@ -36,11 +37,14 @@ class EnvoySettings:
     log_level: str = "warning"
 
     def workers(self, cpus: int, wanted: int | None = None) -> int:
-        """Return Envoy's worker threads: this host's word, else the mesh's (0 is one for each core), else few."""
+        """Return Envoy's worker threads: this host's word, else the mesh's (0 is one for each core), else few.
+
+        The mesh's word is bounded by the host's cores: a slip of a digit must not start a hundred thousand threads.
+        """
         if self.concurrency:
             return self.concurrency
         if wanted is not None:
-            return wanted or cpus
+            return max(1, min(wanted or cpus, MAX_THREADS_PER_CORE * cpus))
         return max(1, min(cpus, MAX_DEFAULT_CONCURRENCY))
 
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -88,3 +89,9 @@ def test_a_named_file_must_exist_and_the_flag_wins_over_the_environment(tmp_path
 def test_workers_follow_the_cores_up_to_four() -> None:
     envoy = AgentConfig().envoy
     assert [envoy.workers(cpus) for cpus in (0, 1, 3, 4, 96)] == [1, 1, 3, 4, 4]
+
+
+def test_the_mesh_s_word_on_workers_is_bounded_by_the_cores_and_the_hosts_own_is_not() -> None:
+    envoy = AgentConfig().envoy
+    assert [envoy.workers(4, wanted) for wanted in (0, 3, 32, 33, 2**31 - 1)] == [4, 3, 32, 32, 32]
+    assert replace(envoy, concurrency=100).workers(4, 2) == 100

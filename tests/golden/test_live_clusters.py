@@ -1,8 +1,5 @@
 """What DestinationRules do to real traffic: one host with a real Envoy calls programs on a machine outside the mesh."""
 
-import http.server
-import os
-import shutil
 import socket
 import threading
 from collections import Counter
@@ -13,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from golden.live import LiveHost, Network, network, wait_until
+from golden.live import NEEDS_ROOT, LiveHost, Network, network, wait_until
 from golden.objects import mesh_of, obj
-from golden.programs import Answer, Programs, get, talk
+from golden.programs import Answer, Handler, Programs, Server, get, talk
 from hostmesh_api import wire
 from hostmesh_controller.mesh import Mesh, update
 from hostmesh_controller.model.objects import ApiObject
@@ -23,9 +20,7 @@ from hostmesh_controller.model.objects import ApiObject
 WEB, OLD, OUTSIDER = "10.9.0.1", "10.9.0.2", "10.9.0.9"
 HERE, NEAR, FAR = "eu/eu-1/a", "eu/eu-2", "us/us-1"
 
-pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0 or not all(map(shutil.which, ("nft", "ip"))), reason="needs root, nft and ip"
-)
+pytestmark = NEEDS_ROOT
 
 
 @dataclass
@@ -42,29 +37,17 @@ class Moody:
         self.free.set()
         moody = self
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
+        class Held(Handler):
+            def do_GET(self) -> None:  # noqa: N802 - the library's name
                 moody.held.release()
                 moody.free.wait(10)
-                body = f"program: {moody.name}\n".encode()
-                self.send_response(moody.status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
+                self.answer(f"program: {moody.name}\n".encode(), moody.status)
 
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("0.0.0.0", self.port), Handler)
-        self._server.daemon_threads = True
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        self._server = Server(self.port, Held)
 
     def close(self) -> None:
         self.free.set()
-        self._server.shutdown()
-        self._server.server_close()
+        self._server.close()
 
 
 def service(name: str, protocol: str = "http", number: int = 80) -> ApiObject:
@@ -90,7 +73,8 @@ RING = {"loadBalancer": {"consistentHash": {"httpHeaderName": "x-user"}}}
 COOKIE = {
     "loadBalancer": {"consistentHash": {"httpCookie": {"name": "stick", "ttl": "60s"}, "maglev": {"tableSize": 65537}}}
 }
-EJECT = {"consecutive5xxErrors": 1, "interval": "0.1s", "baseEjectionTime": "0.3s", "maxEjectionPercent": 100}
+EJECT_ONE = {"consecutive5xxErrors": 1, "interval": "0.1s", "baseEjectionTime": "0.3s"}
+EJECT = {**EJECT_ONE, "maxEjectionPercent": 100}
 OBJECTS = [
     obj("Host", "web", {"addresses": [WEB], "locality": HERE}),
     obj("WorkloadEntry", "web", {"address": WEB, "labels": {"app": "web"}}),
@@ -119,7 +103,7 @@ OBJECTS = [
     service("placed"),
     endpoint("placed", 9010, locality=NEAR),
     endpoint("placed", 9011, locality=FAR),
-    rule("placed", {"outlierDetection": EJECT}),
+    rule("placed", {"outlierDetection": EJECT_ONE}),
     routes("placed", {"destination": {"host": "placed"}}),
     service("shares"),
     endpoint("shares", 9000, locality=NEAR),

@@ -102,6 +102,15 @@ def test_endpoints_that_callers_dial_themselves_have_mutual_tls_once_all_speak_i
     assert "a.default.svc.cluster.local" in touched.services
 
 
+def test_one_endpoint_can_be_left_out_of_a_few_unless_the_rule_says_how_many() -> None:
+    few = cluster(mesh_with({"outlierDetection": {"consecutive5xxErrors": 1}})).outlier_detection
+    assert few.always_eject_one_host.value
+    assert not few.HasField("max_ejection_percent")
+    said = cluster(mesh_with({"outlierDetection": {"maxEjectionPercent": 10}})).outlier_detection
+    assert not said.HasField("always_eject_one_host")
+    assert said.max_ejection_percent.value == 10
+
+
 def test_statistics_have_the_name_that_the_mesh_gives_them() -> None:
     config = {"outboundClusterStatName": "%SERVICE%|%SERVICE_NAME%|%SERVICE_PORT%|%SERVICE_PORT_NAME%|%SUBSET_NAME%"}
     assert cluster(mesh_with(config=config)).alt_stat_name == "a.default|a|80|http|"

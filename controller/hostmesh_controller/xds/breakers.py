@@ -98,6 +98,10 @@ def outlier_detection(cluster: Cluster, settings: OutlierDetection) -> None:
         wire.base_ejection_time.CopyFrom(duration(settings.base_ejection_time.total_seconds()))
     if settings.max_ejection_percent:
         wire.max_ejection_percent.CopyFrom(UInt32Value(value=settings.max_ejection_percent))
+    else:
+        # Envoy's default of 10 % is nobody where there are fewer than ten, and failover between localities waits for
+        # the first to be left out. Older Envoys left one out in any case, and Istio's documentation counts on it.
+        wire.always_eject_one_host.value = True
     cluster.outlier_detection.CopyFrom(wire)
     # Envoy would call all endpoints again once fewer than half are left; Istio's default is never.
     minimum = Percent(value=float(settings.min_health_percent or 0))

@@ -15,6 +15,8 @@ BLACK_HOLE: Final = "BlackHoleCluster"
 MESH: Final = "mesh"
 """The gateway that stands for the proxies of the hosts."""
 
+ANY_DOMAIN: Final = 1
+"""See `domain_closeness`."""
 _OUTBOUND: Final = "outbound"
 _INBOUND: Final = "inbound"
 _TCP: Final = "tcp|"
@@ -164,6 +166,21 @@ def host_matches(pattern: str, host: str) -> bool:
 def hosts_overlap(one: str, other: str) -> bool:
     """Tell whether one of two names or patterns covers the other."""
     return host_matches(one, other) or host_matches(other, one)
+
+
+def domain_closeness(domain: str, header_host: str) -> int:
+    """Return how closely a domain of Envoy's virtual hosts names a host header, as Envoy chooses among them.
+
+    Exactly, by the longest end, by the longest start, by `*` (ANY_DOMAIN); 0 if it does not.
+    """
+    if domain == header_host:
+        return 1 << 20
+    if domain == "*":
+        return ANY_DOMAIN
+    if domain.startswith("*") and header_host.endswith(domain[1:]):
+        return (1 << 10) + len(domain)
+    by_start = domain.endswith("*") and header_host.startswith(domain[:-1])
+    return ANY_DOMAIN + len(domain) if by_start else 0
 
 
 def gateway_name(name: str, namespace: str) -> str:

@@ -14,6 +14,7 @@ from envoy.config.route.v3.route_components_pb2 import (
 from envoy.type.matcher.v3.string_pb2 import StringMatcher
 
 from hostmesh_controller.explain.call import Call
+from hostmesh_controller.names import ANY_DOMAIN, domain_closeness
 
 
 def route_for(host: VirtualHost, call: Call) -> Route | None:
@@ -25,19 +26,11 @@ def virtual_host_for(hosts: Iterable[VirtualHost], authority: str) -> VirtualHos
     """Return the virtual host of a host header: exact, then the longest suffix or prefix wildcard, then `*`."""
     hosts = tuple(hosts)
     for wanted in (authority, authority.rpartition(":")[0] if ":" in authority else authority):
-        found = [(_weight(domain, wanted), host) for host in hosts for domain in host.domains]
-        best = max((weight for weight, _ in found), default=-1)
-        if best > 0:
-            return next(host for weight, host in found if weight == best)
+        found = [(domain_closeness(domain, wanted), host) for host in hosts for domain in host.domains]
+        best = max((closeness for closeness, _ in found), default=0)
+        if best > ANY_DOMAIN:
+            return next(host for closeness, host in found if closeness == best)
     return next((host for host in hosts if "*" in host.domains), None)
-
-
-def _weight(domain: str, authority: str) -> int:
-    if domain == authority:
-        return 1_000_000
-    if domain.startswith("*") and len(domain) > 1 and authority.endswith(domain[1:]):
-        return 1_000 + len(domain)
-    return len(domain) if domain.endswith("*") and len(domain) > 1 and authority.startswith(domain[:-1]) else -1
 
 
 def takes(match: RouteMatch, call: Call) -> bool:

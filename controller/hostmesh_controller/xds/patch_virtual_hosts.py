@@ -9,7 +9,7 @@ from hostmesh_api import wire
 from hostmesh_api.delta import Resource
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.viewer import Viewer
-from hostmesh_controller.names import VirtualHostName, parse_virtual_host, split_header
+from hostmesh_controller.names import VirtualHostName, domain_closeness, parse_virtual_host, split_header
 from hostmesh_controller.xds.encoding import absent
 from hostmesh_controller.xds.encoding import resource as encoded
 from hostmesh_controller.xds.messages import message_of
@@ -89,20 +89,10 @@ def _added(parsed: VirtualHostName, made: Resource, patches: PatchSet) -> Virtua
 
 def _closeness(domain: str, parsed: VirtualHostName) -> int:
     """Return how closely a domain names the header, as Envoy looks: exactly, by its end, by its start, as any; or 0."""
-    return max(_compared(domain.lower(), header) for header in _spellings(parsed))
+    return max(domain_closeness(domain.lower(), header) for header in _spellings(parsed))
 
 
 def _spellings(parsed: VirtualHostName) -> Iterator[str]:
     yield parsed.header
     host, port = split_header(parsed.header)
     yield host if port is not None else f"{parsed.header}:{parsed.port}"
-
-
-def _compared(domain: str, header: str) -> int:
-    if domain == header:
-        return 1 << 20
-    if domain == "*":
-        return 1
-    if domain.startswith("*") and header.endswith(domain[1:]):
-        return (1 << 10) + len(domain)
-    return 2 + len(domain) if domain.endswith("*") and header.startswith(domain[:-1]) else 0

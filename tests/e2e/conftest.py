@@ -1,14 +1,11 @@
 """One lab for all tests that only use it; tests that break one bring their own."""
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from e2e.driver import Lab
+from e2e.driver import Lab, new_lab
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -20,23 +17,13 @@ def _needs_root() -> None:
 @pytest.fixture
 def empty_lab() -> Iterator[Lab]:
     """A lab that has not been started; ended and checked to be gone whatever the test did."""
-    root = Path(tempfile.mkdtemp(prefix="hm-e2e-"))
-    lab = Lab(root / "lab")
-    try:
+    with new_lab() as lab:
         yield lab
-    finally:
-        lab.verb("down", check=False)
-        shutil.rmtree(root)
 
 
 @pytest.fixture(scope="session")
 def mesh() -> Iterator[Lab]:
     """Client and server in the mesh, outside not; nothing is configured."""
-    root = Path(tempfile.mkdtemp(prefix="hm-e2e-"))
-    lab = Lab(root / "lab")
-    try:
+    with new_lab() as lab:
         lab.verb("up", "client", "server", "--no-join", "outside")
         yield lab
-    finally:
-        lab.verb("down", check=False)
-        shutil.rmtree(root)

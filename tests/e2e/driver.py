@@ -2,10 +2,13 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -84,6 +87,18 @@ class Lab:
         )
         body, _, status = done.stdout.rpartition("\n")
         return Answer(int(status or 0), body, done.stderr)
+
+
+@contextmanager
+def new_lab() -> Iterator[Lab]:
+    """A lab that has not been started, in a directory of its own; both are gone afterwards."""
+    root = Path(tempfile.mkdtemp(prefix="hm-e2e-"))
+    lab = Lab(root / "lab")
+    try:
+        yield lab
+    finally:
+        lab.verb("down", check=False)
+        shutil.rmtree(root)
 
 
 @dataclass(frozen=True)

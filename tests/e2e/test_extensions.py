@@ -1,14 +1,11 @@
 """Extensions in the lab: Wasm modules that agents fetch, Lua by EnvoyFilter, and patches of Envoy's bootstrap."""
 
-import shutil
-import tempfile
 from base64 import b64encode
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from e2e.driver import PROGRAMS, Answer, Lab, eventually
+from e2e.driver import PROGRAMS, Answer, Lab, eventually, new_lab
 from wasm.module import HEADER, MODULE, SHA256
 
 MESH = """
@@ -83,9 +80,7 @@ spec:
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     """A client and a server; outside is a web server that has the module."""
-    root = Path(tempfile.mkdtemp(prefix="hm-e2e-"))
-    lab = Lab(root / "lab")
-    try:
+    with new_lab() as lab:
         lab.verb("up", "client", "server", "--no-join", "outside")
         lab.detach("server", "python3", str(PROGRAMS / "http_echo.py"), "8080", "orders", user="app")
         encoded = b64encode(MODULE).decode()
@@ -95,9 +90,6 @@ def lab() -> Iterator[Lab]:
         lab.wait_for_workloads()
         eventually(lambda: call(lab).status == 200, "the client calls")
         yield lab
-    finally:
-        lab.verb("down", check=False)
-        shutil.rmtree(root)
 
 
 def call(lab: Lab) -> Answer:

@@ -1,15 +1,12 @@
 """A pool of hosts joins as members of a WorkloadGroup, follows its template and its probe, under load."""
 
 import json
-import shutil
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from e2e.driver import PROGRAMS, Lab, eventually
+from e2e.driver import PROGRAMS, Lab, eventually, new_lab
 from e2e.test_under_load import load
 
 MEMBERS = ("m1", "m2", "m3")
@@ -86,22 +83,17 @@ def answering(lab: Lab, *options: str) -> set[str]:
 @pytest.fixture(scope="module")
 def members() -> Iterator[Lab]:
     """A client, and three hosts that joined with one token."""
-    root = Path(tempfile.mkdtemp(prefix="hm-e2e-"))
-    lab = Lab(root / "lab")
-    try:
+    with new_lab() as lab:
         lab.verb("up", "client", *(word for host in (*MEMBERS, "late") for word in ("--no-join", host)))
         lab.apply(pool())
         made = lab.hostmesh("token", "create", "--group", "default/reviews", "--max-joins", "3", "-o", "json")
-        (root / "token").write_text(json.loads(made.stdout)["join_string"])
+        (lab.root.parent / "token").write_text(json.loads(made.stdout)["join_string"])
         for host in MEMBERS:
             assert f"joined as spiffe://cluster.local/host/{host}" in join(lab, host, token(lab))
             lab.verb("start", f"agent/{host}")
             run_program(lab, host)
         eventually(lambda: answering(lab) == set(MEMBERS), "every member serves", timeout_s=60)
         yield lab
-    finally:
-        lab.verb("down", check=False)
-        shutil.rmtree(root)
 
 
 def token(lab: Lab) -> str:

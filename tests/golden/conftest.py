@@ -1,6 +1,10 @@
-"""The option that writes what is expected anew."""
+"""The option that writes what is expected anew, and the hosts on which live tests run."""
+
+from collections.abc import Iterator
 
 import pytest
+
+from golden.live import LiveHost, Network
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -10,3 +14,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture
 def update_golden(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--update-golden"))
+
+
+@pytest.fixture
+def web(net: Network) -> Iterator[LiveHost]:
+    """The calling host of a module's network; the test's thread is on it."""
+    with net.hosts["web"]():
+        yield net.hosts["web"]
+
+
+@pytest.fixture
+def canary(net: Network) -> Iterator[LiveHost]:
+    """Another caller, as `web`."""
+    with net.hosts["canary"]():
+        yield net.hosts["canary"]

@@ -14,11 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import files
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
 import grpc
+import pytest
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, Resource
 
 import pki
@@ -39,6 +41,17 @@ from netns.space import Space, new_space, run
 ENVOY_UID: Final = 901
 WAIT_S: Final = 10.0
 Extension = Callable[[DeltaResource], DeltaResource | None]
+
+
+NEEDS_ROOT: Final = pytest.mark.skipif(
+    os.geteuid() != 0 or not all(map(shutil.which, ("nft", "ip"))), reason="needs root, nft and ip"
+)
+
+
+def vip(mesh: Mesh, name: str, among: IPv4Network | IPv6Network = wire.VIP4) -> str:
+    """Return the virtual address of a service: a full name, or the name of one in `default`."""
+    hostname = name if "." in name else f"{name}.default.svc.{mesh.settings.domain}"
+    return str(among[mesh.vips[hostname]])
 
 
 def envoy_binary() -> Path:

@@ -27,18 +27,13 @@ class Answer(NamedTuple):
         return dict(line.split(": ", 1) for line in self.body.splitlines())
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Answers in HTTP/1.1, and writes no log."""
+
     protocol_version = "HTTP/1.1"
 
-    def do_GET(self) -> None:
-        body = "".join(f"{name.lower()}: {value}\n" for name, value in self.headers.items())
-        self._answer(f"{body}path: {self.path}\nprogram: {self.server.program}\n".encode())  # type: ignore[attr-defined] # ours
-
-    def do_POST(self) -> None:
-        self._answer(self.rfile.read(int(self.headers["Content-Length"])))
-
-    def _answer(self, body: bytes) -> None:
-        self.send_response(200)
+    def answer(self, body: bytes, status: int = 200) -> None:
+        self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -47,13 +42,34 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-class _HttpServer(http.server.ThreadingHTTPServer):
+class Server(http.server.ThreadingHTTPServer):
+    """Serves until it is closed, in threads of the caller's network namespace."""
+
     daemon_threads = True
 
-    def __init__(self, address: str, port: int, program: str) -> None:
+    def __init__(
+        self, port: int, handler: type[Handler], *, address: str = "0.0.0.0", tls: ssl.SSLContext | None = None
+    ) -> None:
         self.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        self.program = program
-        super().__init__((address, port), _Handler)
+        super().__init__((address, port), handler)
+        if tls is not None:
+            self.socket = tls.wrap_socket(self.socket, server_side=True)
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+
+    def close(self) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+class _Told(Handler):
+    program = ""
+
+    def do_GET(self) -> None:
+        body = "".join(f"{name.lower()}: {value}\n" for name, value in self.headers.items())
+        self.answer(f"{body}path: {self.path}\nprogram: {self.program}\n".encode())
+
+    def do_POST(self) -> None:
+        self.answer(self.rfile.read(int(self.headers["Content-Length"])))
 
 
 @dataclass
@@ -64,11 +80,8 @@ class Programs:
 
     def http(self, port: int, program: str, *, address: str = "0.0.0.0", tls: ssl.SSLContext | None = None) -> None:
         """Answer every GET with the request's headers, every POST with its body."""
-        server = _HttpServer(address, port, program)
-        if tls is not None:
-            server.socket = tls.wrap_socket(server.socket, server_side=True)
-        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-        self._closers += [server.shutdown, server.server_close]
+        handler = type("Handler", (_Told,), {"program": program})
+        self._closers.append(Server(port, handler, address=address, tls=tls).close)
 
     def echo(self, port: int, greeting: bytes = b"") -> None:
         """Say the greeting, then say again whatever is said."""

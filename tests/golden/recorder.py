@@ -3,11 +3,12 @@
 import http.client
 import http.server
 import queue
-import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
+
+from golden.programs import Handler, Server
 
 WAIT_S: Final = 10.0
 
@@ -20,36 +21,19 @@ class Recorded(NamedTuple):
     headers: Mapping[str, str]
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: "_Server"
+class _Recording(Handler):
+    recorder: "Recorder"
 
     def _any(self) -> None:
-        recorder = self.server.recorder
         headers = {name.lower(): value for name, value in self.headers.items()}
-        recorder.requests.put(Recorded(self.command, self.path, headers))
-        body = recorder.name.encode()
+        self.recorder.requests.put(Recorded(self.command, self.path, headers))
         # The caller says what is to be answered, and where.
-        code = int(headers.get("x-answer", "200")) if headers.get("x-at", recorder.name) == recorder.name else 200
-        self.send_response(code)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        name = self.recorder.name
+        self.answer(name.encode(), int(headers.get("x-answer", "200")) if headers.get("x-at", name) == name else 200)
 
     do_GET = _any  # noqa: N815 - names that the library calls
-    do_PUT = _any  # noqa: N815
-    do_OPTIONS = _any  # noqa: N815
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-class _Server(http.server.ThreadingHTTPServer):
-    daemon_threads = True
-
-    def __init__(self, port: int, recorder: "Recorder") -> None:
-        self.recorder = recorder
-        super().__init__(("0.0.0.0", port), _Handler)
+    do_PUT = _any  # noqa: N815 - as above
+    do_OPTIONS = _any  # noqa: N815 - as above
 
 
 @dataclass
@@ -58,17 +42,15 @@ class Recorder:
 
     name: str
     requests: "queue.SimpleQueue[Recorded]" = field(default_factory=queue.SimpleQueue)
-    _server: _Server | None = None
+    _server: Server | None = None
 
     def serve(self, port: int) -> "Recorder":
-        self._server = _Server(port, self)
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        self._server = Server(port, type("Handler", (_Recording,), {"recorder": self}))
         return self
 
     def close(self) -> None:
         if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
+            self._server.close()
 
     def next(self) -> Recorded:
         """Return the next request; one that does not come fails the test."""

@@ -1,6 +1,5 @@
 """The mesh changes under real Envoys: what appears is found, what goes is gone, and nobody else's traffic notices."""
 
-import os
 import shutil
 import socket
 import subprocess
@@ -12,18 +11,15 @@ from functools import partial
 import grpc
 import pytest
 
-from golden.live import LiveHost, Network, network, wait_until
-from golden.objects import SETTINGS, mesh_of, obj, vips_of
+from golden.live import NEEDS_ROOT, LiveHost, Network, network, vip, wait_until
+from golden.objects import mesh_of, obj, vips_of
 from golden.programs import WAIT_S, Programs, get, look_up, talk
-from hostmesh_api import wire
 from hostmesh_controller.mesh import Mesh, update
 from hostmesh_controller.model.objects import ApiObject
 
 WEB, DB, OUTSIDER = "10.9.0.1", "10.9.0.2", "10.9.0.9"
 
-pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0 or not all(map(shutil.which, ("nft", "ip"))), reason="needs root, nft and ip"
-)
+pytestmark = NEEDS_ROOT
 
 
 def service(name: str, port: int, port_name: str, target: int | None = None, **more: str) -> ApiObject:
@@ -98,10 +94,6 @@ def with_objects(mesh: Mesh, *objects: ApiObject) -> Mesh:
     names = sorted(vips_of(more).keys() - mesh.vips.keys())
     vips = dict(mesh.vips) | {name: index for index, name in enumerate(names, start=len(mesh.vips) + 1)}
     return update(mesh, {item.key: item for item in objects}, vips, mesh.runtime)[0]
-
-
-def vip(mesh: Mesh, name: str) -> str:
-    return str(wire.VIP4[mesh.vips[f"{name}.default.svc.{SETTINGS.domain}"]])
 
 
 def test_a_service_that_was_not_there_is_found_when_it_comes_and_is_gone_when_it_goes(

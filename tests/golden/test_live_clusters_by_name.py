@@ -4,8 +4,6 @@ Names that callers choose (DYNAMIC_DNS) are tried here only: Envoy 1.40 crashes 
 file (`--mode validate`), as golden files are.
 """
 
-import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +12,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from golden.certificates import Authority
-from golden.live import Network, network, wait_until
+from golden.live import NEEDS_ROOT, Network, network, wait_until
 from golden.objects import mesh_of, obj
 from golden.programs import Answer, Programs, get, hello_tls, server_tls
 from golden.test_live_clusters_dns import NameServer
@@ -23,9 +21,7 @@ from hostmesh_controller.model.objects import ApiObject
 
 WEB, OUTSIDER = "10.9.0.1", "10.9.0.9"
 
-pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0 or not all(map(shutil.which, ("nft", "ip"))), reason="needs root, nft and ip"
-)
+pytestmark = NEEDS_ROOT
 
 
 def entry(name: str, host: str, resolution: str, *ports: tuple[int, str]) -> ApiObject:

@@ -1,7 +1,5 @@
 """Endpoints that are looked up: a real Envoy asks the host's resolvers, of which the mesh's own is the first."""
 
-import os
-import shutil
 import socket
 import struct
 import threading
@@ -11,7 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from golden.live import Network, network, wait_until
+from golden.live import NEEDS_ROOT, Network, network, wait_until
 from golden.objects import mesh_of, obj
 from golden.programs import Answer, Programs, get
 from hostmesh_api import wire
@@ -20,9 +18,7 @@ from hostmesh_controller.model.objects import ApiObject
 
 WEB, OUTSIDER = "10.9.0.1", "10.9.0.9"
 
-pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0 or not all(map(shutil.which, ("nft", "ip"))), reason="needs root, nft and ip"
-)
+pytestmark = NEEDS_ROOT
 
 
 @dataclass

@@ -1,10 +1,6 @@
 """TLS that DestinationRules ask for, from a real Envoy to real TLS servers outside the mesh."""
 
-import http.server
-import os
-import shutil
 import ssl
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,18 +10,16 @@ from typing import Any
 import pytest
 
 from golden.certificates import Authority
-from golden.live import LiveHost, Network, network, wait_until
+from golden.live import NEEDS_ROOT, LiveHost, Network, network, wait_until
 from golden.objects import mesh_of, obj
-from golden.programs import Answer, get
+from golden.programs import Answer, Handler, Server, get
 from hostmesh_api import wire
 from hostmesh_controller.mesh import Mesh
 from hostmesh_controller.model.objects import ApiObject
 
 WEB, OUTSIDER = "10.9.0.1", "10.9.0.9"
 
-pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0 or not all(map(shutil.which, ("nft", "ip"))), reason="needs root, nft and ip"
-)
+pytestmark = NEEDS_ROOT
 
 
 @dataclass
@@ -39,28 +33,16 @@ class Site:
     def __post_init__(self) -> None:
         self.context.sni_callback = lambda _socket, name, _context: self.names.append(name)
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
+        class Asking(Handler):
+            def do_GET(self) -> None:  # noqa: N802 - the library's name
                 certificate: Any = self.connection.getpeercert()
-                body = f"caller: {dict(part[0] for part in certificate['subject']) if certificate else None}\n".encode()
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
+                caller = dict(part[0] for part in certificate["subject"]) if certificate else None
+                self.answer(f"caller: {caller}\n".encode())
 
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("0.0.0.0", self.port), Handler)
-        self._server.daemon_threads = True
-        self._server.socket = self.context.wrap_socket(self._server.socket, server_side=True)
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        self._server = Server(self.port, Asking, tls=self.context)
 
     def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        self._server.close()
 
 
 def entry(host: str, port: int, **spec: Any) -> ApiObject:

@@ -1,7 +1,5 @@
 """Routes of connections under real Envoys: by weight, caller, destination and the server name of a TLS handshake."""
 
-import os
-import shutil
 import socket
 import ssl
 from collections import Counter
@@ -12,7 +10,7 @@ from typing import Any
 import pytest
 
 import pki
-from golden.live import LiveHost, Network, network, wait_until
+from golden.live import NEEDS_ROOT, LiveHost, Network, network, vip, wait_until
 from golden.objects import mesh_of, obj
 from golden.programs import WAIT_S, Programs, server_tls, talk
 from hostmesh_api import wire
@@ -23,9 +21,7 @@ from hostmesh_controller.model.objects import ApiObject
 WEB, CANARY, APP, OUTSIDER = "10.9.0.1", "10.9.0.2", "10.9.0.3", "10.9.0.9"
 FRONT = "front.example.com"
 
-pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0 or not all(map(shutil.which, ("nft", "ip"))), reason="needs root, nft and ip"
-)
+pytestmark = NEEDS_ROOT
 
 
 def service(name: str, *ports: dict[str, Any]) -> ApiObject:
@@ -123,24 +119,6 @@ def net(mesh: Mesh, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Networ
             programs.http(8441, "secure-one", tls=server_tls(certificate))
             programs.http(8442, "secure-two", tls=server_tls(certificate))
         yield running
-
-
-@pytest.fixture
-def web(net: Network) -> Iterator[LiveHost]:
-    """The calling host; the test's thread is on it."""
-    with net.hosts["web"]():
-        yield net.hosts["web"]
-
-
-@pytest.fixture
-def canary(net: Network) -> Iterator[LiveHost]:
-    with net.hosts["canary"]():
-        yield net.hosts["canary"]
-
-
-def vip(mesh: Mesh, name: str) -> str:
-    hostname = name if "." in name else f"{name}.default.svc.cluster.local"
-    return str(wire.VIP4[mesh.vips[hostname]])
 
 
 def greeted(address: str, port: int) -> str:

@@ -1,7 +1,5 @@
 """A way out of the mesh: programs call a service outside, their proxies send them to a gateway, which calls it."""
 
-import os
-import shutil
 import socket
 import ssl
 from collections.abc import Iterator
@@ -11,19 +9,16 @@ from typing import Any
 import pytest
 
 from golden.certificates import Authority
-from golden.live import LiveHost, Network, network, wait_until
+from golden.live import NEEDS_ROOT, LiveHost, Network, network, vip, wait_until
 from golden.objects import mesh_of, obj
 from golden.programs import WAIT_S, Programs, get
-from hostmesh_api import wire
 from hostmesh_controller.mesh import Mesh, update
 from hostmesh_controller.model.objects import ApiObject
 
 WAY_OUT, APP, OUTSIDER = "10.9.0.1", "10.9.0.2", "10.9.0.9"
 GATEWAY = "out.edge.svc.cluster.local"
 
-pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0 or not all(map(shutil.which, ("nft", "ip"))), reason="needs root, nft and ip"
-)
+pytestmark = NEEDS_ROOT
 
 SITE = Authority("site")
 OUTSIDE = SITE.pair("site.example.com")
@@ -156,8 +151,8 @@ def app(net: Network, mesh: Mesh) -> Iterator[LiveHost]:
 
 
 @pytest.fixture
-def vip(mesh: Mesh) -> str:
-    return str(wire.VIP4[mesh.vips["site.example.com"]])
+def site(mesh: Mesh) -> str:
+    return vip(mesh, "site.example.com")
 
 
 def took(net: Network, changed: Mesh) -> None:
@@ -165,27 +160,27 @@ def took(net: Network, changed: Mesh) -> None:
         host.take(changed)
 
 
-def test_http_goes_out_by_the_gateway(net: Network, app: LiveHost, vip: str) -> None:
-    answer = get(vip, 80, "site.example.com")
+def test_http_goes_out_by_the_gateway(net: Network, app: LiveHost, site: str) -> None:
+    answer = get(site, 80, "site.example.com")
     assert answer.got["program"] == "site"
     assert net.hosts["out"].stat(r"cluster.outbound.80..site.example.com.upstream_rq_completed") > 0
     assert app.stat(r"cluster.outbound.80..site.example.com.upstream_rq_completed") == 0
 
 
 def test_the_gateway_speaks_tls_for_programs_that_do_not_and_to_nobody_whom_its_roots_do_not_know(
-    net: Network, app: LiveHost, mesh: Mesh, vip: str
+    net: Network, app: LiveHost, mesh: Mesh, site: str
 ) -> None:
     changed = way_out(outside(8043))
     other = obj("Secret", "site-roots", {"stringData": {"ca.crt": Authority("other").certificate}}, "edge")
     took(net, update(mesh, {changed.key: changed, other.key: other}, mesh.vips, mesh.runtime)[0])
-    wait_until("refused", lambda: get(vip, 80, "site.example.com").status == 503)
+    wait_until("refused", lambda: get(site, 80, "site.example.com").status == 503)
     took(net, update(mesh, {changed.key: changed}, mesh.vips, mesh.runtime)[0])
-    wait_until("tls", lambda: get(vip, 80, "site.example.com").body.endswith("program: site with tls\n"))
+    wait_until("tls", lambda: get(site, 80, "site.example.com").body.endswith("program: site with tls\n"))
 
 
-def test_tls_of_programs_goes_out_by_the_gateway_as_it_is(net: Network, app: LiveHost, vip: str) -> None:
+def test_tls_of_programs_goes_out_by_the_gateway_as_it_is(net: Network, app: LiveHost, site: str) -> None:
     context = ssl.create_default_context(cadata=SITE.certificate)
-    plain = socket.create_connection((vip, 443), WAIT_S)
+    plain = socket.create_connection((site, 443), WAIT_S)
     with context.wrap_socket(plain, server_hostname="site.example.com") as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nHost: site.example.com\r\nConnection: close\r\n\r\n")
         answer = b"".join(iter(lambda: connection.recv(65536), b""))
@@ -193,7 +188,7 @@ def test_tls_of_programs_goes_out_by_the_gateway_as_it_is(net: Network, app: Liv
     assert net.hosts["out"].stat(r"cluster.outbound.443..site.example.com.upstream_cx_total") > 0
 
 
-def test_the_way_to_the_gateway_can_be_mutual_tls(net: Network, app: LiveHost, mesh: Mesh, vip: str) -> None:
+def test_the_way_to_the_gateway_can_be_mutual_tls(net: Network, app: LiveHost, mesh: Mesh, site: str) -> None:
     mutual = obj(
         "Gateway",
         "out",
@@ -210,7 +205,7 @@ def test_the_way_to_the_gateway_can_be_mutual_tls(net: Network, app: LiveHost, m
     out = net.hosts["out"]
 
     def arrives() -> bool:
-        answer = get(vip, 80, "site.example.com")
+        answer = get(site, 80, "site.example.com")
         return answer.status == 200 and out.stat(r"listener.0.0.0.0_8080.ssl.handshake") > 0
 
     wait_until("by mutual TLS", arrives)
@@ -236,18 +231,18 @@ def test_a_gateway_comes_and_goes_on_a_port_that_programs_of_its_host_call(
             "http": [{"directResponse": {"status": 418}}],
         },
     )
-    vip = str(wire.VIP4[mesh.vips["site.example.com"]])
-    assert get(vip, 8044, "site.example.com").got["program"] == "site"
+    site = vip(mesh, "site.example.com")
+    assert get(site, 8044, "site.example.com").got["program"] == "site"
     with_it = update(mesh, {here.key: here, routes.key: routes}, mesh.vips, mesh.runtime)[0]
     app.take(with_it)
     wait_until("it serves", lambda: answers(APP, 8044, "here.example.com") == 418)
     assert answers("127.0.0.1", 8044, "here.example.com") == 418
     # The host captures everything: what is outside the mesh is not the gateway's.
     assert get(OUTSIDER, 8044, "here.example.com").got["program"] == "beyond"
-    assert get(vip, 8044, "site.example.com").got["program"] == "site"
+    assert get(site, 8044, "site.example.com").got["program"] == "site"
     app.take(mesh)
     wait_until("it is gone", lambda: answers(APP, 8044, "here.example.com") is None)
-    assert get(vip, 8044, "site.example.com").got["program"] == "site"
+    assert get(site, 8044, "site.example.com").got["program"] == "site"
 
 
 def answers(address: str, port: int, host: str) -> int | None:

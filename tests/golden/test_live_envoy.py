@@ -1,7 +1,6 @@
 """The on-demand path with real Envoys: two hosts, the kernel's rules, mutual TLS, programs that know nothing."""
 
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 
 import pki
-from golden.live import LiveHost, Network, network, wait_until
+from golden.live import NEEDS_ROOT, LiveHost, Network, network, vip, wait_until
 from golden.objects import mesh_of, obj
 from golden.programs import Programs, get, hello_tls, look_up, server_tls, talk
 from hostmesh_api import wire
@@ -25,9 +24,7 @@ REFUSED = 5
 FIRST_REQUEST_S = 1.9
 """Far above what it takes (10 ms), far below any timeout on the way."""
 
-pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0 or not all(map(shutil.which, ("nft", "ip"))), reason="needs root, nft and ip"
-)
+pytestmark = NEEDS_ROOT
 
 
 def service(name: str, ports: list[dict[str, Any]], app: str = "db") -> ApiObject:
@@ -130,20 +127,9 @@ def net(mesh: Mesh, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Networ
 
 
 @pytest.fixture
-def web(net: Network) -> Iterator[LiveHost]:
-    """The calling host; the test's thread is on it."""
-    with net.hosts["web"]():
-        yield net.hosts["web"]
-
-
-@pytest.fixture
 def outside(net: Network) -> Iterator[None]:
     with net.outsider():
         yield
-
-
-def vip(mesh: Mesh, name: str, network: Any = wire.VIP4) -> str:
-    return str(network[mesh.vips[f"{name}.default.svc.cluster.local"]])
 
 
 def test_a_request_finds_its_service_at_first_use_with_mutual_tls(web: LiveHost, mesh: Mesh) -> None:

@@ -1,8 +1,6 @@
 """HealthCheck with real Envoys: an endpoint that is not well is not called, and is called again when it is."""
 
 import http.server
-import os
-import shutil
 import socketserver
 import threading
 from collections.abc import Iterator
@@ -10,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from golden.live import Network, network, wait_until
+from golden.live import NEEDS_ROOT, Network, network, wait_until
 from golden.objects import mesh_of, obj
 from golden.programs import get
 from hostmesh_controller.mesh import update
@@ -19,9 +17,7 @@ from hostmesh_controller.model.objects import ApiObject, ObjectKey
 CALLER, SERVER, OUTSIDER = "10.9.2.1", "10.9.2.2", "10.9.2.9"
 VIP = "240.240.0.1"
 
-pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0 or not all(map(shutil.which, ("nft", "ip"))), reason="needs root, nft and ip"
-)
+pytestmark = NEEDS_ROOT
 
 CHECK = obj(
     "HealthCheck",

@@ -1,7 +1,5 @@
 """RateLimit with real Envoys: who is over a limit is refused, and nobody else is."""
 
-import os
-import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +11,7 @@ import pytest
 from envoy.service.ratelimit.v3.rls_pb2 import RateLimitRequest, RateLimitResponse
 from envoy.service.ratelimit.v3.rls_pb2_grpc import RateLimitServiceServicer, add_RateLimitServiceServicer_to_server
 
-from golden.live import Network, network
+from golden.live import NEEDS_ROOT, Network, network
 from golden.objects import mesh_of, obj
 from golden.programs import Programs, get, talk
 from hostmesh_controller.model.objects import ApiObject
@@ -22,9 +20,7 @@ CALLER, OTHER, SERVER, OUTSIDER = "10.9.1.1", "10.9.1.2", "10.9.1.3", "10.9.1.9"
 LONG = "1h"
 """No bucket is filled again while a test runs."""
 
-pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0 or not all(map(shutil.which, ("nft", "ip"))), reason="needs root, nft and ip"
-)
+pytestmark = NEEDS_ROOT
 
 
 def rule(name: str, requests: int, **more: Any) -> dict[str, Any]:

@@ -1,13 +1,11 @@
 """EnvoyFilters in real Envoys: the patches that Istio's users write, for a caller and for who is called."""
 
-import os
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from golden.live import LiveHost, Network, network, wait_until
+from golden.live import NEEDS_ROOT, LiveHost, Network, network, wait_until
 from golden.objects import mesh_of, obj
 from golden.programs import Programs, get, talk
 from hostmesh_controller.mesh import Mesh, update
@@ -19,9 +17,7 @@ TYPE = "type.googleapis.com/envoy.extensions"
 HCM = "envoy.filters.network.http_connection_manager"
 ROUTER = "envoy.filters.http.router"
 
-pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0 or not all(map(shutil.which, ("nft", "ip"))), reason="needs root, nft and ip"
-)
+pytestmark = NEEDS_ROOT
 
 
 def envoy_filter(name: str, *patches: dict[str, Any], **labels: str) -> ApiObject:
@@ -254,13 +250,6 @@ def net(mesh: Mesh) -> Iterator[Network]:
             programs.http(8000, "outside")
         yield running
     programs.close()
-
-
-@pytest.fixture
-def web(net: Network) -> Iterator[LiveHost]:
-    """The calling host; the test's thread is on it."""
-    with net.hosts["web"]():
-        yield net.hosts["web"]
 
 
 def test_lua_runs_before_the_call_leaves_and_before_the_program_is_called(web: LiveHost) -> None:

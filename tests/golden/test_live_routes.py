@@ -1,7 +1,5 @@
 """HTTP routes of VirtualServices under real Envoys: what is matched, what happens, and what the programs see of it."""
 
-import os
-import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -9,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from golden.live import LiveHost, Network, network, wait_until
+from golden.live import NEEDS_ROOT, LiveHost, Network, network, vip, wait_until
 from golden.objects import mesh_of, obj
 from golden.programs import WAIT_S, Programs
 from golden.recorder import Recorder, Reply, ask
@@ -20,9 +18,7 @@ from hostmesh_controller.model.objects import ApiObject
 WEB, CANARY, APP, OUTSIDER = "10.9.0.1", "10.9.0.2", "10.9.0.3", "10.9.0.9"
 PORTS = {"one": 8001, "two": 8002, "copy": 8003}
 
-pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0 or not all(map(shutil.which, ("nft", "ip"))), reason="needs root, nft and ip"
-)
+pytestmark = NEEDS_ROOT
 
 
 def to(host: str, **more: Any) -> dict[str, Any]:
@@ -166,16 +162,6 @@ def web(net: Network, recorders: dict[str, Recorder]) -> Iterator[LiveHost]:
         each.taken()
     with net.hosts["web"]():
         yield net.hosts["web"]
-
-
-@pytest.fixture
-def canary(net: Network) -> Iterator[LiveHost]:
-    with net.hosts["canary"]():
-        yield net.hosts["canary"]
-
-
-def vip(mesh: Mesh, name: str) -> str:
-    return str(wire.VIP4[mesh.vips[f"{name}.default.svc.cluster.local"]])
 
 
 @pytest.fixture

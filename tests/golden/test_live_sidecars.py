@@ -1,8 +1,6 @@
 """Sidecars and mesh-wide settings under real Envoys: what may be called, where calls go, what is written of them."""
 
-import os
 import re
-import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -13,19 +11,16 @@ from typing import Any
 import pytest
 
 import pki
-from golden.live import LiveHost, Network, network, wait_until
-from golden.objects import SETTINGS, mesh_of, obj
+from golden.live import NEEDS_ROOT, LiveHost, Network, network, vip, wait_until
+from golden.objects import mesh_of, obj
 from golden.programs import WAIT_S, Programs, get, hello_tls, server_tls, talk
-from hostmesh_api import wire
 from hostmesh_api.identity import WorkloadIdentity
 from hostmesh_controller.mesh import Mesh
 from hostmesh_controller.model.objects import ApiObject
 
 WEB, DB, OUTSIDER = "10.9.0.1", "10.9.0.2", "10.9.0.9"
 
-pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0 or not all(map(shutil.which, ("nft", "ip"))), reason="needs root, nft and ip"
-)
+pytestmark = NEEDS_ROOT
 
 
 def service(name: str, port: int, port_name: str, app: str = "db") -> ApiObject:
@@ -45,10 +40,6 @@ CLOSED = obj(
     "web",
     {"workloadSelector": {"labels": {"app": "web"}}, "outboundTrafficPolicy": {"mode": "REGISTRY_ONLY"}},
 )
-
-
-def vip(mesh: Mesh, name: str) -> str:
-    return str(wire.VIP4[mesh.vips[f"{name}.default.svc.{SETTINGS.domain}"]])
 
 
 def running(mesh: Mesh, stack: ExitStack) -> Network:

@@ -1,7 +1,5 @@
 """Wasm plugins in real Envoys: a module on disk, as the agent leaves it, and what stands for one that is not there."""
 
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from http.client import HTTPException
@@ -11,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from golden.live import LiveHost, Network, network, wait_until
+from golden.live import NEEDS_ROOT, LiveHost, Network, network, wait_until
 from golden.objects import mesh_of, obj
 from golden.programs import Programs, get, talk
 from hostmesh_agent.wasm import want_of, with_file, without_module
@@ -24,9 +22,7 @@ WEB, DB, OUTSIDER = "10.9.0.1", "10.9.0.2", "10.9.0.9"
 DB_VIP = "240.240.0.1"
 THERE, MISSING, BROKEN = "file:///there.wasm", "file:///missing.wasm", "file:///broken.wasm"
 
-pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0 or not all(map(shutil.which, ("nft", "ip"))), reason="needs root, nft and ip"
-)
+pytestmark = NEEDS_ROOT
 
 
 def plugin(name: str, url: str, port: int, app: str = "db", **more: Any) -> ApiObject:
@@ -88,13 +84,6 @@ def net(mesh: Mesh) -> Iterator[Network]:
                 programs.echo(3307)
             yield running
         programs.close()
-
-
-@pytest.fixture
-def web(net: Network) -> Iterator[LiveHost]:
-    """The calling host; the test's thread is on it."""
-    with net.hosts["web"]():
-        yield net.hosts["web"]
 
 
 def test_a_plugin_of_the_called_adds_its_header_with_its_configuration(web: LiveHost) -> None:

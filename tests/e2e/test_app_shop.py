@@ -90,7 +90,7 @@ def test_requests_are_routed_by_who_asks(shop: Shop) -> None:
 def test_every_service_knows_who_called_it(shop: Shop) -> None:
     with shop.app.configured("reviews-to", version="v2"):
         reviews = shop.page()["reviews"]
-        caller = str(reviews["headers"]["x-forwarded-client-cert"])  # type: ignore[index]
+        caller = str(reviews["headers"]["x-forwarded-client-cert"])  # type: ignore[index] # JSON
         assert "URI=spiffe://cluster.local/ns/shop/sa/storefront" in caller
 
 

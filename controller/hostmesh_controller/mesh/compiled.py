@@ -36,6 +36,12 @@ def order_of(item: ApiObject) -> Order:
     return Order(created.timestamp() if created else 0.0, item.key.namespace, item.key.name)
 
 
+def age_of(item: ApiObject) -> tuple[float, str, str]:
+    """Return by what rules are told apart by age: as in Istio, of two of one second by name, then by namespace."""
+    order = order_of(item)
+    return order.created, order.name, order.namespace
+
+
 def compile_host(item: ApiObject) -> Host:
     spec = item.spec
     assert isinstance(spec, HostSpec)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from hostmesh_controller.mesh.compiled import order_of
+from hostmesh_controller.mesh.compiled import age_of
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.records import Service
 from hostmesh_controller.mesh.viewer import Viewer
@@ -139,7 +139,7 @@ def _nearest(mesh: Mesh, hosts: Iterable[str], namespace: str, fits: Callable[[A
             continue
         found = [item for item in _of_namespace(mesh, host, keys, namespace) if fits(item)]
         if found:
-            return sorted(found, key=lambda item: (selector_of(item) is None, _age(item)))
+            return sorted(found, key=lambda item: (selector_of(item) is None, age_of(item)))
     return []
 
 
@@ -153,12 +153,6 @@ def _of_namespace(mesh: Mesh, host: str, keys: frozenset[ObjectKey], namespace: 
 
     by_namespace = mesh.memo.get(("rules by namespace", host), (keys,), make)
     return [mesh.objects[key] for key in by_namespace.get(namespace, ())]
-
-
-def _age(item: ApiObject) -> tuple[float, str, str]:
-    # As Istio: of two of one second the name decides, then the namespace.
-    order = order_of(item)
-    return order.created, order.name, order.namespace
 
 
 def _exports(item: ApiObject) -> frozenset[str]:

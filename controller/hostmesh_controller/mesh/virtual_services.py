@@ -7,7 +7,7 @@ namespaces, then what is public; in each the oldest. A name goes before wildcard
 from collections.abc import Iterable
 from typing import Final
 
-from hostmesh_controller.mesh.compiled import order_of, single_addresses
+from hostmesh_controller.mesh.compiled import age_of, single_addresses
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.records import Service
 from hostmesh_controller.mesh.sidecars import Scope, scope
@@ -53,7 +53,7 @@ def in_order(
 ) -> tuple[ApiObject, ...]:
     """Return those that are for one of the gateways and visible, in the order in which they win."""
     imported = scope(mesh, viewer) if gateways == MESH_ONLY else None
-    found: list[tuple[int, float, str, str, ApiObject]] = []
+    found: list[tuple[int, tuple[float, str, str], ApiObject]] = []
     for item in items:
         seen = exported(mesh, item)
         if not seen & {"*", viewer.namespace} or not gateways_of(item) & gateways:
@@ -61,7 +61,7 @@ def in_order(
         if imported is not None and not _is_imported(mesh, item, imported):
             continue
         rank = 2 if "*" in seen else 0 if item.key.namespace == viewer.namespace else 1
-        found.append((rank, order_of(item).created, item.key.name, item.key.namespace, item))
+        found.append((rank, age_of(item), item))
     return tuple(entry[-1] for entry in sorted(found, key=lambda entry: entry[:-1]))
 
 

@@ -160,23 +160,19 @@ def _outbound(mesh: Mesh, host: Host, name: OutboundName, dialled: TcpName | Non
             groups=groups,
             all_tls=_all_tls(of_service, port),
         )
-        cluster = clusters.outbound(target) if dialled is None else clusters.tcp(str(dialled), target)
-        cluster.metadata.CopyFrom(origin_of_cluster(service, name.subset, keys_of(rules)))
-        if check is not None:
-            health_checks.set_health_check(cluster, check, service, port)
-        return cluster
+        return _made(target, dialled, rules, check)
 
-    key = (
-        name,
-        dialled,
-        service.id,
-        keys_of(rules),
-        caller,
-        namespace,
-        place.locality,
-        frozenset(place.labels.items()),
-    )
+    where = (place.locality, frozenset(place.labels.items()))
+    key = (name, dialled, service.id, keys_of(rules), caller, namespace, *where)
     return kept(mesh, key, inputs, str(dialled or name), make)
+
+
+def _made(target: Outbound, dialled: TcpName | None, rules: Iterable[ApiObject], check: ApiObject | None) -> Message:
+    cluster = clusters.outbound(target) if dialled is None else clusters.tcp(str(dialled), target)
+    cluster.metadata.CopyFrom(origin_of_cluster(target.service, target.name.subset, keys_of(rules)))
+    if check is not None:
+        health_checks.set_health_check(cluster, check, target.service, target.port)
+    return cluster
 
 
 def rules_of(mesh: Mesh, service: Service, viewer: Viewer) -> tuple[ApiObject, ...]:

@@ -7,6 +7,19 @@ from hostmesh_controller.load import Problem, load_documents
 from hostmesh_controller.model import ApiObject, ObjectKey
 from hostmesh_controller.validate import validate, validate_deletion
 
+REVIEWS = """\
+apiVersion: v1
+kind: Service
+metadata: {name: reviews}
+spec: {selector: {app: reviews}, ports: [{name: http, port: 9080}]}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: reviews}
+spec: {host: reviews, subsets: [{name: v1, labels: {version: v1}}]}
+"""
+"""A service with a subset."""
+
 
 def read(text: str, file: str = "f.yaml") -> list[ApiObject]:
     objects, problems = load_documents(text, file)

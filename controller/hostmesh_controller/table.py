@@ -98,6 +98,10 @@ class IndexEdit(Generic[K, V]):
         self._removed[key].discard(value)
         self._added[key].add(value)
 
+    def note(self, key: K, value: V, *, gone: bool) -> None:
+        """Remove or add."""
+        (self.remove if gone else self.add)(key, value)
+
     def apply(self, index: Table[K, frozenset[V]]) -> Table[K, frozenset[V]]:
         """Return the index with the collected changes; empty sets are not kept."""
         changes: dict[K, frozenset[V] | None] = {}

@@ -8,19 +8,6 @@ from hostmesh_controller.review import problem_body, review
 from hostmesh_controller.review import read as reading
 from hostmesh_controller.validate import validate
 
-REVIEWS = """\
-apiVersion: v1
-kind: Service
-metadata: {name: reviews}
-spec: {selector: {app: reviews}, ports: [{name: http, port: 9080}]}
----
-apiVersion: networking.istio.io/v1
-kind: DestinationRule
-metadata: {name: reviews}
-spec: {host: reviews, subsets: [{name: v1, labels: {version: v1}}]}
-"""
-
-
 HOST = "apiVersion: hostmesh.io/v1\nkind: Host\nmetadata: {name: h1}\nspec: {addresses: [10.0.0.1, 10.0.0.1]}\n"
 ROUTES = """\
 apiVersion: networking.istio.io/v1

@@ -1,18 +1,6 @@
 """Hosts, workloads and identities that do not fit each other."""
 
-from checking import codes, findings, service, workload
-
-REVIEWS = """\
-apiVersion: v1
-kind: Service
-metadata: {name: reviews}
-spec: {selector: {app: reviews}, ports: [{name: http, port: 9080}]}
----
-apiVersion: networking.istio.io/v1
-kind: DestinationRule
-metadata: {name: reviews}
-spec: {host: reviews, subsets: [{name: v1, labels: {version: v1}}]}
-"""
+from checking import REVIEWS, codes, findings, service, workload
 
 
 def entry(name: str, spec: str) -> str:

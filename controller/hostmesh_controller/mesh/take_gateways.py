@@ -60,11 +60,11 @@ def _take_bound(step: Step) -> None:
     touched: set[str] = set()
     connections: set[str] = set()
     for key, before, after in step.before_and_after("VirtualService"):
-        for item, remove in ((before, True), (after, False)):
+        for item, gone in ((before, True), (after, False)):
             if item is None:
                 continue
             for gateway in gateways_named(item) - {MESH}:
-                (bound.remove if remove else bound.add)(gateway, key)
+                bound.note(gateway, key, gone=gone)
                 touched.add(gateway)
                 if _routes_connections(item):
                     connections.add(gateway)
@@ -89,7 +89,7 @@ def _take_credentials(step: Step) -> None:
     """Index DestinationRules by the Secrets they name."""
     edit: IndexEdit[str, ObjectKey] = IndexEdit()
     for key, before, after in step.before_and_after("DestinationRule"):
-        for item, remove in ((before, True), (after, False)):
+        for item, gone in ((before, True), (after, False)):
             for name in client_credentials(item) if item is not None else ():
-                (edit.remove if remove else edit.add)(name, key)
+                edit.note(name, key, gone=gone)
     step.mesh = replace(step.mesh, credential_users=edit.apply(step.mesh.credential_users))

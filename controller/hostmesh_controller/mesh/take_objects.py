@@ -18,7 +18,7 @@ def take_objects(step: Step) -> None:
     edit: IndexEdit[str, ObjectKey] = IndexEdit()
     for key, new in step.changed.items():
         if key.kind not in MANY:
-            (edit.remove if new is None else edit.add)(key.kind, key)
+            edit.note(key.kind, key, gone=new is None)
     step.mesh = replace(
         step.mesh,
         objects=step.mesh.objects.changed(step.changed),

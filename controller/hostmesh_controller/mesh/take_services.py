@@ -42,16 +42,16 @@ def _index_services(step: Step) -> None:
     by_label: IndexEdit[tuple[str, str, str], ServiceId] = IndexEdit()
     by_source: IndexEdit[ObjectKey, ServiceId] = IndexEdit()
     for item, new in step.services.items():
-        for service, remove in ((step.old.services.get(item), True), (new, False)):
+        for service, gone in ((step.old.services.get(item), True), (new, False)):
             if service is None:
                 continue
-            (by_hostname.remove if remove else by_hostname.add)(item.hostname, item)
-            (by_source.remove if remove else by_source.add)(item.source, item)
+            by_hostname.note(item.hostname, item, gone=gone)
+            by_source.note(item.source, item, gone=gone)
             for address in single_addresses(service):
-                (by_address.remove if remove else by_address.add)(address, item)
+                by_address.note(address, item, gone=gone)
             label_key = selector_key(service)
             if label_key is not None:
-                (by_label.remove if remove else by_label.add)(label_key, item)
+                by_label.note(label_key, item, gone=gone)
             _touch_service(step, service)
     step.mesh = replace(
         step.mesh,

@@ -58,20 +58,20 @@ def _index_workloads(step: Step) -> None:
     by_group: IndexEdit[ObjectKey, WorkloadKey] = IndexEdit()
     by_owner: IndexEdit[ObjectKey, WorkloadKey] = IndexEdit()
     for key, new in step.workloads.items():
-        for workload, remove in ((step.old.workloads.get(key), True), (new, False)):
+        for workload, gone in ((step.old.workloads.get(key), True), (new, False)):
             if workload is None:
                 continue
-            (by_address.remove if remove else by_address.add)(workload.address, key)
+            by_address.note(workload.address, key, gone=gone)
             if workload.host is not None:
-                (by_host.remove if remove else by_host.add)(workload.host, key)
+                by_host.note(workload.host, key, gone=gone)
                 step.touched_hosts.add(workload.host)
             if workload.group is not None:
-                (by_group.remove if remove else by_group.add)(workload.group, key)
+                by_group.note(workload.group, key, gone=gone)
             if workload.owner is not None:
-                (by_owner.remove if remove else by_owner.add)(workload.owner, key)
+                by_owner.note(workload.owner, key, gone=gone)
                 continue
             for label_key in label_keys(key.namespace, workload.labels):
-                (by_label.remove if remove else by_label.add)(label_key, key)
+                by_label.note(label_key, key, gone=gone)
     step.mesh = replace(
         step.mesh,
         workloads=step.mesh.workloads.changed(step.workloads),

@@ -35,3 +35,14 @@ def test_it_costs_the_same_and_sends_what_changed_alone(worlds: tuple[World, Wor
         assert {type_url for type_url, _ in sent} == SENT[change.what], sent
     counts = [calls(partial(change.make, world, 4)) for world in worlds]
     assert counts[1] < counts[0] * change.most, counts
+
+
+@pytest.mark.parametrize("change", CHANGES[:-1], ids=lambda change: change.what)
+def test_what_is_kept_does_not_grow_with_the_changes(worlds: tuple[World, World], change: Change) -> None:
+    world, _ = worlds
+    kept = []
+    for first in (5, 15):
+        for number in range(first, first + 10):
+            change.make(world, number)
+        kept.append(world.kept())
+    assert kept[0] == kept[1]

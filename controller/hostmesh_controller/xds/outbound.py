@@ -91,7 +91,7 @@ def _policies(mesh: Mesh, seen: View, routed: tuple[tuple[Port, Ways], ...]) -> 
             for host in rule_hosts(item, mesh.settings.domain):
                 names.update(_own_clusters(_covered(mesh, seen, host)))
         made = connection_policies(mesh, seen.viewer, names) if mesh.tcp_rules else ()
-        return mesh.memo.get(("policies", seen.viewer, made), (), lambda: made)
+        return mesh.memo.same(("equal policies", seen.viewer), made)
 
     return mesh.memo.get(("policies", seen.viewer), (seen, routed, mesh.tcp_rules, mesh.destination_rules), make)
 
@@ -198,7 +198,7 @@ def _routed(mesh: Mesh, seen: View) -> tuple[tuple[Port, Ways], ...]:
                 if not port.protocol.is_http:
                     result[service.id, port.number] = ways(mesh, service, port, seen.viewer)
         made = tuple(sorted(result.items(), key=lambda entry: entry[0]))
-        return mesh.memo.get(("ways", seen.viewer, made), (), lambda: made)
+        return mesh.memo.same(("equal ways", seen.viewer), made)
 
     return mesh.memo.get(("routed", seen.viewer), (seen, mesh.tcp_routes), make)
 

@@ -23,9 +23,6 @@ class Memo:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def __len__(self) -> int:
-        return len(self._entries)
-
     def get(self, key: Hashable, inputs: tuple[object, ...], make: Callable[[], T]) -> T:
         """Return `make()`, or its earlier result for the same key and the identical inputs (a fixed number of them)."""
         entry = self._entries.get(key)

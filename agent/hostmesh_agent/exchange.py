@@ -5,7 +5,7 @@ what it refuses is undone here and told to the controller, and only then. The co
 acknowledged when Envoy has settled all of it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Final, Protocol
 
@@ -14,6 +14,7 @@ from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest
 from hostmesh_agent.absence import AWAY, is_no_cluster, is_no_virtual_host, no_virtual_host
 from hostmesh_agent.cache import Change, Entry
 from hostmesh_agent.chosen import BY_PROGRAMS, MAX_CHOSEN, MAX_CHOSEN_CHARS, is_absent
+from hostmesh_agent.listening import bound_ports
 from hostmesh_agent.refusals import Refusal, with_refusal
 from hostmesh_agent.shelf import Shelf
 from hostmesh_api.delta import WILDCARD, WILDCARD_TYPES, Answer, ClientStream, Push, Resource, ServerStream, Update
@@ -53,7 +54,11 @@ class Exchange:
         *,
         max_chosen: int = MAX_CHOSEN,
         extensions: Extensions | None = None,
+        kept_ports: Callable[[], frozenset[int]] = frozenset,
     ) -> None:
+        """`kept_ports` returns the ports that Envoy must not listen on, whatever the controller says."""
+        self._kept_ports = kept_ports
+        self._kept_back: set[str] = set()
         self._max_chosen = max_chosen
         self._extensions = extensions
         self._shelves: dict[str, Shelf] = {}
@@ -70,6 +75,8 @@ class Exchange:
         self._up.want(HOST_CONFIG_TYPE, [HOST_CONFIG_NAME])
 
     def _restore(self, entry: Entry) -> None:
+        if entry.type_url == LISTENER_TYPE and bound_ports(entry.resource) & self._kept_ports():
+            return
         shelf = self._shelf(entry.type_url)
         name = entry.resource.name
         shelf.held[name] = shelf.good[name] = entry.resource
@@ -118,6 +125,8 @@ class Exchange:
             self._returning.update(name for name in came if name in shelf.held)
         for resource in update.resources:
             shelf.put(resource, listed=not self._up.wants(type_url, resource.name))
+            if type_url == LISTENER_TYPE:
+                self._keep_back(shelf, resource)
         for name in update.removed:
             shelf.remove(name, asked=self._up.wants(type_url, name), lingers=self._lingers(type_url, name))
         names = [*(resource.name for resource in update.resources), *update.removed]
@@ -128,6 +137,18 @@ class Exchange:
             self._down.mark(type_url, names)
             if everything:
                 self._down.mark_all(type_url)
+
+    def _keep_back(self, shelf: Shelf, resource: Resource) -> None:
+        """Refuse a listener in Envoy's place if it would take a port that is the host's own."""
+        self._kept_back.discard(resource.name)
+        taken = bound_ports(resource) & self._kept_ports()
+        if taken:
+            shelf.undo(resource.name)
+            # Not to be offered to Envoy another time.
+            shelf.refused.pop(resource.name, None)
+            listed = ", ".join(map(str, sorted(taken)))
+            shelf.failures[resource.name] = f"SSH is served on port {listed} of this host: Envoy must not take it"
+            self._kept_back.add(resource.name)
 
     def _lingers(self, type_url: str, name: str) -> bool:
         """Tell whether Envoy keeps what the controller removed.
@@ -283,8 +304,9 @@ class Exchange:
         nonces, shelf.owed = shelf.owed, []
         if not failures:
             return [ClientStream.ack(type_url, nonce) for nonce in nonces]
-        if type_url == HOST_CONFIG_TYPE:
-            for name, message in failures.items():
+        for name, message in failures.items():
+            # Envoy's own are noted when it tells them.
+            if type_url == HOST_CONFIG_TYPE or (type_url == LISTENER_TYPE and name in self._kept_back):
                 self.refusals = with_refusal(self.refusals, Refusal(now, type_url, name, message))
         told = "; ".join(f"{name}: {message}" for name, message in sorted(failures.items()))
         return [ClientStream.nack(type_url, nonce, told) for nonce in nonces]

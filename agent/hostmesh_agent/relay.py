@@ -63,7 +63,7 @@ class Relay:
     """Keeps Envoy's configuration stream answered and the controller's stream open.
 
     `connect` makes a channel to the controller for each attempt; `on_host_config` applies the agent's own
-    configuration and raises to refuse it.
+    configuration and raises to refuse it. `kept_ports` returns the ports that Envoy must not listen on.
     """
 
     def __init__(
@@ -78,9 +78,10 @@ class Relay:
         on_host_config: Callable[[HostConfig], Awaitable[None]],
         retry_first_s: float = RETRY_FIRST_S,
         extensions: Extensions | None = None,
+        kept_ports: Callable[[], frozenset[int]] = frozenset,
     ) -> None:
         self._cache = cache
-        self._exchange = Exchange(cache.entries(), extensions=extensions)
+        self._exchange = Exchange(cache.entries(), extensions=extensions, kept_ports=kept_ports)
         self._socket = socket
         self._envoy_uid = envoy_uid
         self._host = host

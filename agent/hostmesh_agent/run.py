@@ -114,6 +114,8 @@ class Agent:
             dns=config.dns.enabled, resolv_conf=config.dns.resolv_conf, state_dir=config.state_dir
         )
         self._modules = Modules(config.envoy_dir / modules.DIRECTORY, command.owner.gid, self._module_decided)
+        # Known before Envoy has its first listener: at boot it may be faster than the SSH server.
+        self._ssh_servers = kernel_floor.ssh_servers()
         self._relay = Relay(
             cache=Cache(config.state_dir / "cache"),
             socket=config.xds_socket,
@@ -123,6 +125,7 @@ class Agent:
             connect=self._uplink.connect,
             on_host_config=self._take,
             extensions=self._modules,
+            kept_ports=lambda: self._ssh_servers,
         )
         self._identities = Identities(
             state,
@@ -207,7 +210,7 @@ class Agent:
         )
         want = converge.check(config, self._record, floor)
         await self._identities.apply(want)
-        self._floor = floor
+        self._floor, self._ssh_servers = floor, floor.ssh_servers
         self._host_config = config
         self._probes.configure(config.workloads)
         if config.HasField("envoy") and self._next_envoy.take_settings(config.envoy):

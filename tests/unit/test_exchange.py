@@ -1,15 +1,19 @@
 """Conversations through the exchange: Envoy on one side, the controller on the other, no I/O."""
 
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from envoy.config.cluster.v3.cluster_pb2 import Cluster
+from envoy.config.listener.v3.listener_pb2 import Listener
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
 from envoy.service.discovery.v3.discovery_pb2 import Resource as ResourceMessage
 from google.protobuf.any_pb2 import Any
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError
 
 from hostmesh_agent.cache import Entry
 from hostmesh_agent.exchange import GIVEN_UP_AFTER, Exchange
+from hostmesh_agent.listening import bound_ports
 from hostmesh_api.delta import ClientStream, Push, Resource, Update
 from hostmesh_api.wire import (
     CLUSTER_TYPE,
@@ -441,3 +445,60 @@ def acknowledge(exchange: Exchange) -> list[Push]:
             exchange.receive(ClientStream.ack(push.type_url, push.nonce), NOW)
     exchange.settle(NOW)
     return taken
+
+
+def listening(name: str, stat: str, *ports: int, bound: bool | None = None) -> Resource:
+    """Return a listener of these ports, as Envoy's own message; the first is its address, the others are additional."""
+    made = Listener(name=name, stat_prefix=stat * 300, ignore_global_conn_limit=True)
+    for index, port in enumerate(ports):
+        address = made.additional_addresses.add().address if index else made.address
+        address.socket_address.address, address.socket_address.port_value = "0.0.0.0", port
+    if bound is not None:
+        made.bind_to_port.value = bound
+    return encoded(name, made)
+
+
+def test_the_ports_of_a_listener_are_read_from_its_bytes() -> None:
+    assert bound_ports(listening("a", "1", 22)) == {22}
+    assert bound_ports(listening("a", "1", 8080, 65535)) == {8080, 65535}
+    assert bound_ports(listening("a", "1", 22, bound=True)) == {22}
+    assert bound_ports(listening("a", "1", 22, bound=False)) == frozenset()
+    pipe = Listener(name="a")
+    pipe.address.pipe.path = "/run/a"
+    assert bound_ports(encoded("a", pipe)) == frozenset()
+    whole = listening("a", "1", 22)
+    for end in range(len(whole.body)):
+        with suppress(DecodeError):
+            bound_ports(Resource("a", "1", whole.body[:end]))
+
+
+def test_a_listener_that_would_take_the_port_of_ssh_is_refused_here_and_what_was_there_stays() -> None:
+    before, taking = listening("0.0.0.0_22", "1", 2200), listening("0.0.0.0_22", "2", 22)
+    exchange = Exchange([Entry(LISTENER_TYPE, True, before)], kept_ports=lambda: frozenset({22}))
+    exchange.connected()
+    exchange.envoy_connected()
+    exchange.receive(ask(LISTENER_TYPE, "*"), NOW)
+    acknowledge(exchange)
+    other = listening("0.0.0.0_80", "1", 80)
+    exchange.update(Update(LISTENER_TYPE, "u1", (taking, other, listening("new", "1", 22)), ()))
+    push = only(exchange.pushes())
+    assert push.names == ("0.0.0.0_80",)
+    told = exchange.receive(ClientStream.ack(push.type_url, push.nonce), NOW) + exchange.settle(NOW)
+    [nack] = describe(told)
+    assert nack == (
+        "nack Listener u1: 0.0.0.0_22: SSH is served on port 22 of this host: Envoy must not take it; "
+        "new: SSH is served on port 22 of this host: Envoy must not take it"
+    )
+    assert {each.name for each in exchange.refusals} == {"0.0.0.0_22", "new"}
+    assert exchange.accepted_version(LISTENER_TYPE, "0.0.0.0_22") == before.version
+    exchange.try_again()
+    again = [each for push in exchange.pushes() for each in DeltaDiscoveryResponse.FromString(push.data).resources]
+    assert {each.version for each in again} <= {before.version}
+
+
+def test_a_listener_on_disk_that_would_take_the_port_of_ssh_is_not_offered() -> None:
+    entries = [Entry(LISTENER_TYPE, True, listening(name, "1", port)) for name, port in (("a", 22), ("b", 80))]
+    exchange = Exchange(entries, kept_ports=lambda: frozenset({22}))
+    exchange.envoy_connected()
+    exchange.receive(ask(LISTENER_TYPE, "*"), NOW)
+    assert only(exchange.pushes()).names == ("b",)

@@ -34,9 +34,11 @@ def look(envoy_uid: int, controllers: Iterable[str], never_inbound_ports: Iterab
         controllers: their endpoints, `NAME:PORT`.
         never_inbound_ports: what the owner of the host does not want captured.
     """
+    servers = ssh_servers()
     return HostFloor(
         envoy_uid=envoy_uid,
-        ssh_ports=ssh_ports(),
+        ssh_ports=servers | {SSH_PORT},
+        ssh_servers=servers,
         never_inbound_ports=frozenset(never_inbound_ports),
         controller=_addresses(controllers),
         ipv6=ipv6_enabled(),
@@ -48,7 +50,12 @@ def ssh_ports() -> frozenset[int]:
 
     Sources that are not there (no sshd, no systemd, sockets of others not visible) add nothing.
     """
-    return frozenset({SSH_PORT}) | _of_processes() | _of_sshd() | _of_systemd()
+    return ssh_servers() | {SSH_PORT}
+
+
+def ssh_servers() -> frozenset[int]:
+    """Return every TCP port where an SSH server of this host is known to listen, or will when it runs."""
+    return _of_processes() | _of_sshd() | _of_systemd()
 
 
 def ipv6_enabled(proc: Path = Path("/proc")) -> bool:

@@ -71,6 +71,7 @@ class HostFloor:
     Attributes:
         envoy_uid: user of Envoy's process; never 0, or the whole system's traffic would pass for Envoy's.
         ssh_ports: where the host's SSH servers listen; 22 is always added.
+        ssh_servers: the same as far as it is known, without that.
         never_inbound_ports: the operator's excludes.
         controller: addresses and ports of the controllers.
         ipv6: the kernel has IPv6 on.
@@ -80,6 +81,7 @@ class HostFloor:
 
     envoy_uid: int
     ssh_ports: frozenset[int] = frozenset()
+    ssh_servers: frozenset[int] = frozenset()
     never_inbound_ports: frozenset[int] = frozenset()
     controller: frozenset[tuple[str, int]] = frozenset()
     ipv6: bool = True

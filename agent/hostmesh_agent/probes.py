@@ -19,7 +19,9 @@ from hostmesh_agent.state import write_private
 from hostmesh_api.v1.hostmesh_pb2 import Probe, Workload, WorkloadLease
 
 AT_ONCE: Final = 16
-"""Looks that run at the same time, of all workloads: what hangs must not fill the host."""
+"""Commands that run at the same time, of all workloads: what hangs must not fill the host."""
+CONNECTIONS_AT_ONCE: Final = 256
+"""The same of looks that are a connection. They wait for no command: one that hangs may do so for a day."""
 MAX_REASON_CHARS: Final = 200
 _NOT_YET: Final = "its probe has not succeeded yet"
 
@@ -105,7 +107,8 @@ class Probes:
         self._remembered = memory.read()
         self._workloads: dict[Name, Workload] = {}
         self._judgements: dict[Name, Judgement] = {}
-        self._turns = asyncio.Semaphore(AT_ONCE)
+        self._commands = asyncio.Semaphore(AT_ONCE)
+        self._connections = asyncio.Semaphore(CONNECTIONS_AT_ONCE)
         self._wake = asyncio.Event()
 
     def configure(self, workloads: Iterable[Workload]) -> None:
@@ -149,9 +152,10 @@ class Probes:
 
     async def _follow(self, name: Name, workload: Workload) -> None:
         probe, loop = workload.probe, asyncio.get_running_loop()
+        turns = self._commands if probe.WhichOneof("way") == "exec" else self._connections
         await asyncio.sleep(probe.initial_delay_s)
         while True:
-            async with self._turns:
+            async with turns:
                 began = loop.time()
                 look = await self._look(probe, workload.address)
             self._take(name, judge(self._judgements[name], look, probe))

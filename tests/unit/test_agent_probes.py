@@ -14,7 +14,7 @@ from google.protobuf.wrappers_pb2 import StringValue, UInt32Value
 
 import pki
 from hostmesh_agent.probe_ways import NotHereError, Ways, http_request, local, status_of
-from hostmesh_agent.probes import Judgement, Look, Memory, Name, Probes, judge
+from hostmesh_agent.probes import AT_ONCE, Judgement, Look, Memory, Name, Probes, judge
 from hostmesh_api.v1.hostmesh_pb2 import Probe, Workload, WorkloadLease
 
 BOUND_S = 20
@@ -363,6 +363,31 @@ async def test_a_probe_that_goes_away_is_not_looked_at_any_more(tmp_path: Path) 
         probes.configure([web(initial_delay_s=600)])
         assert told(probes)[0] == WorkloadLease.UNHEALTHY
         assert len(program.addresses) == 1
+
+
+async def test_commands_that_hang_keep_no_connection_waiting(tmp_path: Path) -> None:
+    hanging, well = asyncio.Event(), asyncio.Event()
+    begun = 0
+
+    async def look(probe: Probe, _address: str) -> Look:
+        nonlocal begun
+        if probe.WhichOneof("way") == "exec":
+            begun += 1
+            await hanging.wait()
+        return Look(well=True)
+
+    commands = [Workload(namespace="shop", name=f"hangs-{number}") for number in range(AT_ONCE + 4)]
+    for each in commands:
+        each.probe.exec.command.append("hang")
+    probes = Probes(look, Memory(tmp_path / "health", "b1"), well.set)
+    probes.configure([*commands, web()])
+    task = asyncio.create_task(probes.run())
+    async with asyncio.timeout(BOUND_S):
+        await well.wait()
+    assert told(probes)[0] == WorkloadLease.HEALTHY
+    assert begun == AT_ONCE
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_a_memory_that_makes_no_sense_is_none(tmp_path: Path) -> None:

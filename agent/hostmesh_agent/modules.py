@@ -24,6 +24,8 @@ DIRECTORY: Final = "wasm"
 """Below Envoy's working directory, and how Envoy names it."""
 TIMEOUT_S: Final = 30.0
 """Of one attempt (Istio's number)."""
+AT_ONCE: Final = 4
+"""Modules that are fetched at the same time. Each may be 256 MiB, in memory and more than once while it is unpacked."""
 ATTEMPTS: Final = 5
 """Until something else stands for the module (Istio's number); it is asked for later again."""
 FIRST_PAUSE_S: Final = 0.5
@@ -116,6 +118,7 @@ class Modules:
         self._decided = decided
         self._modules: dict[str, _Module] = {}
         self._index = _Index(directory / _INDEX)
+        self._turns = asyncio.Semaphore(AT_ONCE)
         self._ready = False
         self._since = 0.0
 
@@ -224,7 +227,11 @@ class Modules:
         """Return the exit code of `wasm_fetch` and what it says."""
         fetch = (*PYTHON, _FETCH, str(self._directory), str(self._group), want.sha256, want.url)
         try:
-            async with asyncio.timeout(TIMEOUT_S), running(*fetch, stdout=asyncio.subprocess.PIPE) as process:
+            async with (
+                self._turns,
+                asyncio.timeout(TIMEOUT_S),
+                running(*fetch, stdout=asyncio.subprocess.PIPE) as process,
+            ):
                 out, _ = await process.communicate()
         except TimeoutError:
             return _EXIT_LATER, f"not within {TIMEOUT_S:.0f} s"

@@ -310,6 +310,43 @@ async def test_a_disk_that_takes_nothing_leaves_nothing_open(directory: Path, fi
     host.modules.close()
 
 
+async def test_few_modules_are_fetched_at_the_same_time(directory: Path) -> None:
+    leave, counting, full = threading.Semaphore(0), threading.Lock(), asyncio.Event()
+    loop, now_and_most = asyncio.get_running_loop(), [0, 0]
+
+    class Slow(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            with counting:
+                now_and_most[0] += 1
+                now_and_most[1] = max(now_and_most)
+            if now_and_most[0] == modules.AT_ONCE:
+                loop.call_soon_threadsafe(full.set)
+            leave.acquire(timeout=WAIT_S)
+            with counting:
+                now_and_most[0] -= 1
+            self.send_response(404)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    count = modules.AT_ONCE + 3
+    with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        host = Host(directory)
+        for number in range(count):
+            url = f"http://127.0.0.1:{server.server_address[1]}/{number}"
+            assert host.modules.given(plugin(url, f"p{number}")) is None
+        async with asyncio.timeout(WAIT_S):
+            await full.wait()
+            leave.release(count)
+            for _ in range(count):
+                await host.decided.get()
+        host.modules.close()
+        server.shutdown()
+    assert now_and_most == [0, modules.AT_ONCE]
+
+
 def tar(data: bytes) -> bytes:
     made = io.BytesIO()
     with tarfile.open(fileobj=made, mode="w") as archive:

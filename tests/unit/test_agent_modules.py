@@ -7,6 +7,7 @@ import io
 import json
 import os
 import stat
+import sys
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -339,6 +340,11 @@ async def test_few_modules_are_fetched_at_the_same_time(directory: Path) -> None
             assert host.modules.given(plugin(url, f"p{number}")) is None
         async with asyncio.timeout(WAIT_S):
             await full.wait()
+            # Others would be there by now: these begin after them and end.
+            for _ in range(3):
+                command = (sys.executable, "-I", "-S", wasm_fetch.__file__, str(directory), "0", "", "file:///none")
+                done = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.DEVNULL)
+                assert await done.wait() == wasm_fetch.EXIT_NEVER
             leave.release(count)
             for _ in range(count):
                 await host.decided.get()

@@ -13,6 +13,7 @@ from hostmesh_controller.mesh.sidecars import beyond
 from hostmesh_controller.mesh.viewer import Viewer
 from hostmesh_controller.mesh.virtual_services import MESH_ONLY, connection_rules, virtual_service_spec
 from hostmesh_controller.mesh.visibility import destination_named
+from hostmesh_controller.model.domains import is_partial_wildcard
 from hostmesh_controller.model.objects import ApiObject
 from hostmesh_controller.model.protocols import Protocol
 from hostmesh_controller.model.virtual_service import ConnectionMatch, Destination, RouteDestination
@@ -84,8 +85,9 @@ def own_ways(service: Service, port: ServicePort, *, anywhere: bool) -> Ways:
     if not is_tls(port):
         return Ways((), own)
     by_name = _by_own_name(service, own)
-    if anywhere and all(way.prefixes for way in by_name):
-        by_name = (*by_name, Way((), _server_names((service.id.hostname,)), own))
+    names = _server_names((service.id.hostname,))
+    if anywhere and names is not None and all(way.prefixes for way in by_name):
+        by_name = (*by_name, Way((), names, own))
     return Ways(by_name, own)
 
 
@@ -115,9 +117,10 @@ def destination_cluster(mesh: Mesh, destination: Destination, called_port: int, 
 def _by_own_name(service: Service, own: Weights) -> tuple[Way, ...]:
     # An address does not tell services apart that share a block, or that have none at all: the server name does.
     shared = blocks(service)
-    if not shared and prefixes_of(service):
+    names = _server_names((service.id.hostname,))
+    if names is None or (not shared and prefixes_of(service)):
         return ()
-    return (Way(shared, _server_names((service.id.hostname,)), own),)
+    return (Way(shared, names, own),)
 
 
 def _tls_ways(
@@ -127,10 +130,9 @@ def _tls_ways(
         for route in virtual_service_spec(item).tls:
             for match in route.match:
                 if _holds(item, match, port.number, viewer):
-                    dialled = _dialled(service, match.destination_subnets)
-                    if dialled is not None:
-                        to = _weights(mesh, item, route.route, port, viewer)
-                        yield Way(dialled, _server_names(match.sni_hosts), to)
+                    dialled, names = _dialled(service, match.destination_subnets), _server_names(match.sni_hosts)
+                    if dialled is not None and names is not None:
+                        yield Way(dialled, names, _weights(mesh, item, route.route, port, viewer))
 
 
 def _tcp_ways(mesh: Mesh, rules: Iterable[ApiObject], service: Service, port: ServicePort, viewer: Viewer) -> Ways:
@@ -174,10 +176,14 @@ def _both(one: IPv4Network | IPv6Network, other: IPv4Network | IPv6Network) -> I
     return max(one, other, key=lambda block: block.prefixlen)
 
 
-def _server_names(hosts: Iterable[str]) -> tuple[str, ...]:
+def _server_names(hosts: Iterable[str]) -> tuple[str, ...] | None:
+    """Return what to ask of a handshake: nothing for every name; None if Envoy can tell none of the names."""
     names = tuple(dict.fromkeys(host.lower() for host in hosts))
     # Envoy has no pattern for every name: it is then not asked for.
-    return () if ANY_NAME in names else names
+    if ANY_NAME in names:
+        return ()
+    # With a wildcard of a part of a label it refuses the whole listener.
+    return tuple(name for name in names if not is_partial_wildcard(name)) or None
 
 
 def _distinct(found: Iterable[Way]) -> tuple[Way, ...]:

@@ -39,7 +39,10 @@ def passthrough_chains(mesh: Mesh, viewer: Viewer, hosts: Iterable[str]) -> Iter
     """Yield the chains of every port and subset of the mesh's services that one of the hosts covers."""
     patterns = tuple(hosts)
     for service in view(mesh, viewer).services:
-        if service.external or not any(host_matches(pattern, service.id.hostname) for pattern in patterns):
+        # A wildcard within a server name is none to Envoy: it would refuse the whole listener.
+        if service.external or service.is_wildcard:
+            continue
+        if not any(host_matches(pattern, service.id.hostname) for pattern in patterns):
             continue
         rules = map(spec_of, destination_rules_for(mesh, service, viewer))
         subsets = dict.fromkeys(subset.name for rule in rules for subset in rule.subsets)

@@ -1,13 +1,11 @@
 """Requests: the public key of one who holds the private key, or a refusal."""
 
-from contextlib import suppress
-
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import pki
@@ -15,7 +13,8 @@ from hostmesh_agent.keys import csr_der, new_key
 from hostmesh_controller.csr import MAX_CSR_BYTES, CsrError, public_key_of
 
 GOOD = csr_der(new_key())
-TO_BE_SIGNED = x509.load_der_x509_csr(GOOD).tbs_certrequest_bytes
+UNUSED_BITS = len(GOOD) - len(x509.load_der_x509_csr(GOOD).signature) - 1
+"""The byte before the signature says how many of its last bits count for nothing; 1 is true of every second one."""
 
 
 def signed(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -> bytes:
@@ -71,10 +70,9 @@ def test_what_is_no_request_is_refused(junk: bytes) -> None:
 
 
 @given(st.integers(min_value=0, max_value=len(GOOD) - 1), st.integers(min_value=1, max_value=255))
-def test_one_changed_byte_anywhere_is_a_refusal_and_never_another_key_or_error(place: int, change: int) -> None:
+def test_one_changed_byte_anywhere_is_a_refusal_and_never_another_error(place: int, change: int) -> None:
+    assume(place != UNUSED_BITS)
     changed = bytearray(GOOD)
     changed[place] ^= change
-    # The number of unused bits behind the signature may be taken for what it is not; what is signed is the same.
-    with suppress(CsrError):
-        assert public_key_of(bytes(changed)) == public_key_of(GOOD)
-        assert x509.load_der_x509_csr(bytes(changed)).tbs_certrequest_bytes == TO_BE_SIGNED
+    with pytest.raises(CsrError):
+        public_key_of(bytes(changed))

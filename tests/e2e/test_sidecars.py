@@ -11,7 +11,7 @@ SHOP = """
 apiVersion: v1
 kind: Service
 metadata: {{name: shop}}
-spec: {{selector: {{app: shop}}, ports: [{{name: http, port: 80, targetPort: 8080}}]}}
+spec: {{selector: {{app: shop}}, ports: [{{name: http, port: 80, targetPort: 18080}}]}}
 ---
 apiVersion: networking.istio.io/v1
 kind: WorkloadEntry
@@ -38,8 +38,8 @@ metadata: {name: shop}
 spec:
   workloadSelector: {labels: {app: shop}}
   ingress:
-  - port: {number: 8080, protocol: HTTP, name: http}
-    defaultEndpoint: 127.0.0.1:8081
+  - port: {number: 18080, protocol: HTTP, name: http}
+    defaultEndpoint: 127.0.0.1:18081
 """
 LOGGED = """
 apiVersion: hostmesh.io/v1
@@ -57,7 +57,8 @@ spec: {defaultConfig: {drainDuration: 9s}}
 
 @pytest.fixture(scope="module")
 def shop(mesh: Lab) -> Iterator[Lab]:
-    for port, name in (("8080", "shop"), ("8081", "inside")):
+    # The lab is shared: others' programs have the ports one would think of.
+    for port, name in (("18080", "shop"), ("18081", "inside")):
         mesh.detach("server", "python3", str(PROGRAMS / "http_echo.py"), port, name, user="app")
     for port in ("22", "53", "8080"):
         mesh.detach("outside", "python3", str(PROGRAMS / "http_echo.py"), port, "outside")

@@ -261,10 +261,18 @@ def read_spec(
         return None, [fault._replace(path=(*at, *fault.path)) for fault in faults_of(model, error)]
 
 
-def _without_nulls(value: Any) -> Any:
+_ENTRIES_MEAN_SOMETHING: Final = frozenset({"headers", "withoutHeaders", "queryParams"})
+"""Mappings from names that the user chooses: to drop an entry would make a route take more than was meant."""
+
+
+def _without_nulls(value: Any, *, drop: bool = True) -> Any:
     """Drop fields that are null: as in Kubernetes they count as left out."""
     if isinstance(value, Mapping):
-        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
+        return {
+            key: _without_nulls(inner, drop=key not in _ENTRIES_MEAN_SOMETHING)
+            for key, inner in value.items()
+            if inner is not None or not drop
+        }
     if isinstance(value, list):
         return [_without_nulls(inner) for inner in value]
     return value

@@ -48,20 +48,20 @@ def patches_of(mesh: Mesh, faces: Iterable[Face]) -> tuple[ObjectKey, ...]:
     result: list[tuple[tuple[object, ...], ObjectKey]] = []
     for item in mesh.of_kind("EnvoyFilter"):
         assert isinstance(item.spec, EnvoyFilterSpec)
-        if any(is_for(mesh, item, face) for face in faces):
+        if is_for(mesh, item, faces):
             name = f"{item.key.name}.{item.key.namespace}"
             order = (item.spec.priority, item.key.namespace != root, order_of(item).created, name)
             result.append((order, item.key))
     return tuple(key for _, key in sorted(result, key=lambda each: each[0]))
 
 
-def is_for(mesh: Mesh, item: ApiObject, face: Face) -> bool:
-    """Tell whether an EnvoyFilter, RateLimit or WasmPlugin is for a workload.
+def is_for(mesh: Mesh, item: ApiObject, faces: Iterable[Face]) -> bool:
+    """Tell whether an EnvoyFilter, RateLimit or WasmPlugin is for one of some workloads.
 
     It selects within its namespace, in the root namespace within all; without a selector it is for everybody.
     """
-    labels = _selector(item)
-    return item.key.namespace in {face.namespace, mesh.settings.root_namespace} and face.selected_by(labels)
+    labels, namespace, root = _selector(item), item.key.namespace, mesh.settings.root_namespace
+    return any(namespace in {face.namespace, root} and face.selected_by(labels) for face in faces)
 
 
 def _selector(item: ApiObject) -> Mapping[str, str]:

@@ -34,4 +34,4 @@ def checked_host(item: ApiObject, domain: str) -> str:
 
 def selected_hosts(mesh: Mesh, item: ApiObject) -> set[str]:
     """Return the hosts that have a workload which an object of a selecting kind chooses."""
-    return {name for name, host in mesh.hosts.items() if any(is_for(mesh, item, face) for face in faces_of(mesh, host))}
+    return {name for name, host in mesh.hosts.items() if is_for(mesh, item, faces_of(mesh, host))}

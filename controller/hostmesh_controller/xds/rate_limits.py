@@ -61,7 +61,7 @@ def limits_of(mesh: Mesh, host: Host, traffic: Traffic) -> Extensions:
     if traffic.direction is Direction.OUTBOUND:
         return NONE
     faces = faces_behind(mesh, host, traffic)
-    items = tuple(item for item in mesh.of_kind(KIND) if any(is_for(mesh, item, face) for face in faces))
+    items = tuple(item for item in mesh.of_kind(KIND) if is_for(mesh, item, faces))
     if not items:
         return NONE
     http: list[HttpFilter] = []
@@ -84,7 +84,7 @@ def services_of(mesh: Mesh, host: Host) -> tuple[str, ...]:
         str(_service_name(mesh, item, spec.global_service))
         for item in mesh.of_kind(KIND)
         for spec in (_spec(item),)
-        if spec.global_service is not None and any(is_for(mesh, item, face) for face in faces_of(mesh, host))
+        if spec.global_service is not None and is_for(mesh, item, faces_of(mesh, host))
     }
     return tuple(sorted(found))
 

@@ -75,7 +75,7 @@ def plugin_key(name: str) -> ObjectKey | None:
 
 def is_selected(mesh: Mesh, host: Host, item: ApiObject) -> bool:
     """Tell whether a WasmPlugin is for some workload of a host."""
-    return any(is_for(mesh, item, face) for face in faces_of(mesh, host))
+    return is_for(mesh, item, faces_of(mesh, host))
 
 
 def configuration(item: ApiObject) -> TypedExtensionConfig:
@@ -133,7 +133,7 @@ def _selected(mesh: Mesh, host: Host, traffic: Traffic) -> Iterator[ApiObject]:
     """Yield the plugins of whoever the traffic belongs to: one workload inbound, the whole host else."""
     faces = faces_behind(mesh, host, traffic)
     for item in mesh.of_kind(KIND):
-        if any(is_for(mesh, item, face) for face in faces):
+        if is_for(mesh, item, faces):
             yield item
 
 

@@ -45,6 +45,11 @@ class OutboundName(NamedTuple):
         return f"{_OUTBOUND}_.{self.port}_.{self.subset}_.{self.hostname}"
 
 
+def host_and_port(host: str, port: int) -> str:
+    """Return `HOST:PORT`, with an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 class TcpName(NamedTuple):
     """An on-demand TCP cluster: named by the destination that the program dialled."""
 
@@ -52,8 +57,7 @@ class TcpName(NamedTuple):
     port: int
 
     def __str__(self) -> str:
-        host = f"[{self.address}]" if ":" in self.address else self.address
-        return f"{_TCP}{host}:{self.port}"
+        return f"{_TCP}{host_and_port(self.address, self.port)}"
 
 
 class VirtualHostName(NamedTuple):

@@ -13,7 +13,7 @@ from hostmesh_controller.explain.call import Call
 from hostmesh_controller.explain.inbound import arrival
 from hostmesh_controller.explain.sight import Sight, origin_of
 from hostmesh_controller.explain.story import Step
-from hostmesh_controller.names import BLACK_HOLE, canonical_address
+from hostmesh_controller.names import BLACK_HOLE, canonical_address, host_and_port
 from hostmesh_controller.xds.breakers import UNLIMITED
 from hostmesh_controller.xds.endpoints import MATCH_KEY
 
@@ -141,5 +141,4 @@ def _address_text(address: Address) -> str:
     if address.HasField("pipe"):
         return f"unix://{address.pipe.path}"
     socket = address.socket_address
-    host = f"[{socket.address}]" if ":" in socket.address else socket.address
-    return f"{host}:{socket.port_value}"
+    return host_and_port(socket.address, socket.port_value)

@@ -10,7 +10,7 @@ from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.viewer import Viewer
 from hostmesh_controller.mesh.visibility import destination_named
 from hostmesh_controller.model.destination_rule import Tunnel
-from hostmesh_controller.names import canonical_address, is_v6, parse_outbound
+from hostmesh_controller.names import host_and_port, parse_outbound
 from hostmesh_controller.xds.encoding import duration
 from hostmesh_controller.xds.policy import policy_for
 
@@ -55,8 +55,5 @@ def shape(proxy: TcpProxy, policy: ConnectionPolicy) -> None:
     if policy.longest_s is not None:
         proxy.max_downstream_connection_duration.CopyFrom(duration(policy.longest_s))
     if policy.tunnel is not None:
-        host = policy.tunnel.target_host
-        address = canonical_address(host)
-        host = f"[{host}]" if address is not None and is_v6(address) else host
-        proxy.tunneling_config.hostname = f"{host}:{policy.tunnel.target_port}"
+        proxy.tunneling_config.hostname = host_and_port(policy.tunnel.target_host, policy.tunnel.target_port)
         proxy.tunneling_config.use_post = policy.tunnel.protocol == "POST"

@@ -18,6 +18,7 @@ from hostmesh_controller.mesh.records import Host
 from hostmesh_controller.mesh.step import object_dependency
 from hostmesh_controller.mesh.viewer import Viewer
 from hostmesh_controller.model.objects import ApiObject, ObjectKey
+from hostmesh_controller.names import host_and_port
 from hostmesh_controller.xds.encoding import resource as encoded
 from hostmesh_controller.xds.gateway_bound import bound_virtual_services, shared_hosts
 from hostmesh_controller.xds.routes import (
@@ -130,17 +131,13 @@ def _specific_first(host: str) -> tuple[bool, int, str]:
 def _virtual_host(domains: list[str], entry: _Named) -> VirtualHost:
     result = VirtualHost(
         include_request_attempt_count=True,
-        name=_domain_name(domains[0], entry.port),
+        name=host_and_port(domains[0], entry.port),
         domains=domains,
         routes=sorted(entry.routes, key=_takes_everything),
     )
     if entry.require_tls:
         result.require_tls = VirtualHost.ALL
     return result
-
-
-def _domain_name(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _takes_everything(route: Route) -> bool:

@@ -41,21 +41,41 @@ def faces_behind(mesh: Mesh, host: Host, traffic: Traffic) -> tuple[Face, ...]:
 class Extensions:
     """HTTP filters by the place where they stand, and network filters before the proxy's own.
 
-    `key` names all that they are made from besides the configuration objects in `inputs`.
+    `key` names all that they are made from besides the configuration objects in `inputs`. `first` and `tcp_first` say
+    who may not call at all; `authn` who the end user is; `authz` and `tcp_authz` what each may do. `network` stands in
+    every chain, the `tcp_*` only where no HTTP filters follow.
     """
 
     key: tuple[object, ...] = ()
     inputs: tuple[object, ...] = ()
+    first: tuple[HttpFilter, ...] = ()
     before_authn: tuple[HttpFilter, ...] = ()
+    authn: tuple[HttpFilter, ...] = ()
     before_authz: tuple[HttpFilter, ...] = ()
+    authz: tuple[HttpFilter, ...] = ()
     before_stats: tuple[HttpFilter, ...] = ()
     last: tuple[HttpFilter, ...] = ()
+    tcp_first: tuple[Filter, ...] = ()
     network: tuple[Filter, ...] = ()
+    tcp_authz: tuple[Filter, ...] = ()
 
     @property
     def http(self) -> tuple[HttpFilter, ...]:
         """All HTTP filters, in order."""
-        return (*self.before_authn, *self.before_authz, *self.before_stats, *self.last)
+        return (
+            *self.first,
+            *self.before_authn,
+            *self.authn,
+            *self.before_authz,
+            *self.authz,
+            *self.before_stats,
+            *self.last,
+        )
+
+    @property
+    def tcp(self) -> tuple[Filter, ...]:
+        """All filters of a chain without HTTP, in order."""
+        return (*self.tcp_first, *self.network, *self.tcp_authz)
 
 
 NONE: Final = Extensions()

@@ -133,17 +133,17 @@ def _chains(mesh: Mesh, host: Host, viewer: Viewer, served: Served, more: Extens
     elif tls is None:
         to = connection_filters(mesh, viewer, served)
         if to:
-            yield FilterChain(filters=[*more.network, *to])
+            yield FilterChain(filters=[*more.tcp, *to])
     elif tls.mode == "AUTO_PASSTHROUGH":
         yield from passthrough_chains(mesh, viewer, served.server_names)
     elif tls.mode == "PASSTHROUGH":
         for each in by_server_name(mesh, viewer, served):
-            yield _by_name(each.server_names, [*more.network, *each.to])
+            yield _by_name(each.server_names, [*more.tcp, *each.to])
     else:
         chain = _http(served, more) if terminates_https(served.server) else FilterChain()
         if not chain.filters:
             to = connection_filters(mesh, viewer, served)
-            chain.filters.extend([*more.network, *to] if to else [])
+            chain.filters.extend([*more.tcp, *to] if to else [])
         if chain.filters:
             chain.filter_chain_match.CopyFrom(_by_name(served.server_names, ()).filter_chain_match)
             trust = trust_of(mesh.settings, mesh.config)

@@ -1,6 +1,7 @@
 """What is put into a proxy's filter chains beside its own filters: Wasm plugins and rate limits."""
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Final
 
 from hostmesh_controller.mesh.index import Mesh
@@ -26,12 +27,5 @@ def extensions(mesh: Mesh, host: Host, traffic: Traffic) -> Extensions:
 def _both(first: Extensions, second: Extensions) -> Extensions:
     if first is NONE or second is NONE:
         return second if first is NONE else first
-    return Extensions(
-        (*first.key, *second.key),
-        (*first.inputs, *second.inputs),
-        (*first.before_authn, *second.before_authn),
-        (*first.before_authz, *second.before_authz),
-        (*first.before_stats, *second.before_stats),
-        (*first.last, *second.last),
-        (*first.network, *second.network),
-    )
+    joined = {each.name: (*getattr(first, each.name), *getattr(second, each.name)) for each in fields(Extensions)}
+    return Extensions(**joined)

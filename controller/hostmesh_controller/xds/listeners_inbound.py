@@ -153,7 +153,7 @@ def _plaintext(port: InboundPort, more: Extensions) -> list[FilterChain]:
 
 
 def _tcp(port: InboundPort, more: Extensions) -> list[Filter]:
-    return [*more.network, *filters.tcp(port.cluster)]
+    return [*more.tcp, *filters.tcp(port.cluster)]
 
 
 def _chain(

@@ -17,10 +17,12 @@ from hostmesh_api.v1.hostmesh_pb2_grpc import (
 )
 from hostmesh_controller.authority_server import ServerCertificate
 from hostmesh_controller.enrol import EnrolmentServicer, IdentityServicer, Issuing
+from hostmesh_controller.enrolments import Enrolments
 from hostmesh_controller.groups import Candidate, NotAdmittedError
 from hostmesh_controller.peers import Peers
+from hostmesh_controller.quarantine import Quarantine
 from hostmesh_controller.reports import HostStates, ReportingServicer
-from hostmesh_controller.store import CertificateRecord
+from hostmesh_controller.store import CertificateRecord, Denial, EnrolmentRecord
 from hostmesh_controller.store.sqlite import open_store
 from hostmesh_controller.tokens import DEFAULT_LIFE, new_token
 
@@ -43,6 +45,8 @@ class Controller:
         self.members: dict[str, Candidate] = {}
         self.full = False
         self.states = HostStates(self.store, self.changes.append, self.now)
+        self.enrolments = Enrolments(self.store, self.changes.append, self.now)
+        self.quarantine = Quarantine(self.enrolments, self.deny, "quarantine", self.now)
         self.certificate = ServerCertificate(self.authority, ["127.0.0.1", "::1", "localhost"], self.now)
         self.join_port = 0
         self.agents_port = 0
@@ -79,13 +83,19 @@ class Controller:
         self.registry.setdefault(candidate.name, {})
         self.members[candidate.name] = candidate
 
+    async def deny(self, host: str, denial: Denial, reason: str, *, actor: str) -> EnrolmentRecord:
+        return await self.enrolments.deny(host, denial, reason, actor)
+
     async def left(self, host: str) -> None:
         self.store.forget_host(host)
+        await self.enrolments.end(host)
         await self.states.left(host)
 
-    def know(self, identity: HostIdentity, serial: str) -> None:
+    async def know(self, identity: HostIdentity, serial: str) -> None:
         """Make a certificate known, as if it had been issued by a call."""
         now = self.now()
+        if self.enrolments.current(identity.host) is None:
+            await self.enrolments.begin(identity.host)
         self.store.add_certificate(
             CertificateRecord(serial, identity.uri, identity.host, now + timedelta(hours=72), now)
         )
@@ -93,15 +103,18 @@ class Controller:
     @asynccontextmanager
     async def serving(self) -> AsyncIterator["Controller"]:
         registered = self.registry.__contains__
-        issuing = Issuing(self.authority, self.store, self.states, self, self.now)
-        peers = Peers(self.store, pki.TRUST_DOMAIN, registered, self.now)
+        issuing = Issuing(self.authority, self.store, self.states, self, self.enrolments, self.now)
+        peers = Peers(self.store, pki.TRUST_DOMAIN, registered, self.now, self.enrolments, self.quarantine)
         agents, join = grpc.aio.server(), grpc.aio.server()
         self.agents_port = agents.add_secure_port("127.0.0.1:0", self.certificate.credentials(client_certificates=True))
         add_IdentityServicer_to_server(
             IdentityServicer(issuing, peers, lambda host: frozenset(self.registry[host].values())), agents
         )
         add_ReportingServicer_to_server(
-            ReportingServicer(self.states, peers, lambda host: frozenset(self.registry[host]), self.now), agents
+            ReportingServicer(
+                self.states, peers, lambda host: frozenset(self.registry[host]), self.now, self.quarantine
+            ),
+            agents,
         )
         self.join_port = join.add_secure_port("127.0.0.1:0", self.certificate.credentials(client_certificates=False))
         add_EnrolmentServicer_to_server(EnrolmentServicer(issuing, [self.agents_endpoint]), join)

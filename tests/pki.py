@@ -31,11 +31,12 @@ def svid(
     identity: HostIdentity | WorkloadIdentity,
     at: datetime | None = None,
     life: timedelta = LEAF_LIFE,
+    enrolment: str = "",
 ) -> Svid:
     """Issue to a new key; `at` is the moment of issue."""
     key = new_key()
     moment = at or now()
-    issued = authority.issue(key.public_key(), identity, moment, life)
+    issued = authority.issue(key.public_key(), identity, moment, life, enrolment=enrolment)
     return checked(key_pem(key), issued.chain_pem, authority.bundle_pem, identity, moment)
 
 

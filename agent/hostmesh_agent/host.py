@@ -1,10 +1,14 @@
 """What is true of the host: facts, which change with a reboot or a new address, and load, which changes always."""
 
+import hashlib
 import os
 import platform
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
 from typing import Final
 
 import psutil
@@ -14,6 +18,7 @@ from hostmesh_api.v1.hostmesh_pb2 import HostFacts, HostLoad
 from hostmesh_api.wire import VIP4, VIP6
 
 _MAX_ADDRESSES: Final = 64
+MACHINE_IDS: Final = (Path("/etc/machine-id"), Path("/sys/class/dmi/id/product_uuid"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +32,7 @@ class FixedFacts:
     memory_bytes: int
     boot_id: str
     agent_version: str
+    machine_id: str
 
 
 def fixed_facts() -> FixedFacts:
@@ -38,6 +44,7 @@ def fixed_facts() -> FixedFacts:
         memory_bytes=psutil.virtual_memory().total,
         boot_id=boot_id(),
         agent_version=agent_version(),
+        machine_id=machine_id(),
     )
 
 
@@ -84,6 +91,19 @@ def addresses() -> list[str]:
     useful = [each for each in found if not (each.is_loopback or each.is_link_local or each.is_unspecified)]
     mesh_free = [each for each in useful if each not in VIP4 and each not in VIP6]
     return [str(each) for each in sorted(mesh_free, key=lambda each: (each.version, int(each)))][:_MAX_ADDRESSES]
+
+
+def machine_id(places: Iterable[Path] = MACHINE_IDS) -> str:
+    """Return a hash of what tells this machine from others, "" where nothing does.
+
+    The ids themselves are secrets of the machine to some (machine-id(5)); a hypervisor gives a copy of a disk another
+    one than the original.
+    """
+    found = []
+    for place in places:
+        with suppress(OSError):
+            found.append(place.read_bytes().strip())
+    return hashlib.sha256(b"hostmesh\0" + b"\0".join(found)).hexdigest()[:16] if any(found) else ""
 
 
 def agent_version() -> str:

@@ -8,6 +8,7 @@ The end of the agent, however it comes, leaves Envoy, the rules and the files as
 """
 
 import asyncio
+import os
 import signal
 from collections.abc import Mapping
 from contextlib import suppress
@@ -27,6 +28,7 @@ from hostmesh_agent import (
     modules,
     process,
     report,
+    sever,
     slim,
     status,
     workdir,
@@ -50,7 +52,7 @@ from hostmesh_agent.state import State, StateError
 from hostmesh_agent.svid import Svid
 from hostmesh_agent.uplink import Uplink
 from hostmesh_api.v1.hostmesh_pb2 import CaptureState, HostConfig, HostReport, WorkloadLease
-from hostmesh_api.wire import LISTENER_TYPE
+from hostmesh_api.wire import AGENT_METADATA, LISTENER_TYPE
 
 PULSE_S: Final = 10.0
 """How often what is in force is compared with what should be, when nothing happens."""
@@ -97,6 +99,9 @@ class Agent:
         self._config = config
         self._state = state
         self._record = state.host()
+        self._facts = host.fixed_facts()
+        # In memory alone: whoever copies the disk has another.
+        self._id = os.urandom(16).hex()
         self._wake = asyncio.Event()
         self._stepping = asyncio.Lock()
         self._stopping = asyncio.Event()
@@ -121,7 +126,11 @@ class Agent:
             socket=config.xds_socket,
             envoy_uid=command.owner.uid,
             host=self._record.host,
-            node_metadata={"agent_version": host.agent_version(), "ipv6": kernel_floor.ipv6_enabled()},
+            node_metadata={
+                "agent_version": self._facts.agent_version,
+                "ipv6": kernel_floor.ipv6_enabled(),
+                **dict(zip(AGENT_METADATA, (self._id, self._facts.boot_id, self._facts.machine_id), strict=True)),
+            },
             connect=self._uplink.connect,
             on_host_config=self._take,
             extensions=self._modules,
@@ -142,7 +151,7 @@ class Agent:
         )
         self._reporter = report.Reporter(self._report, self._uplink.report)
         self._listening = Listening()
-        self._facts = host.fixed_facts()
+        self._severing = sever.Severing(command.owner.uid)
         memory = Memory(config.run_dir / "health.json", self._facts.boot_id)
         self._probes = Probes(Ways(config.probes.exec_user).look, memory, self._reporter.changed)
         self._host_config: HostConfig | None = None
@@ -171,6 +180,7 @@ class Agent:
                     "envoy": self._supervise(),
                     "converge": self._converge(),
                     "probes": self._probes.run(),
+                    "severing": self._severing.run(),
                     "rules": generation.watch(self._wake.set),
                     "report": self._report_when_settled(),
                 }.items()
@@ -212,6 +222,7 @@ class Agent:
         await self._identities.apply(want)
         self._floor, self._ssh_servers = floor, floor.ssh_servers
         self._host_config = config
+        self._severing.take(config.expelled_addresses)
         self._probes.configure(config.workloads)
         if config.HasField("envoy") and self._next_envoy.take_settings(config.envoy):
             self._supervisor.command_changed()
@@ -344,7 +355,12 @@ class Agent:
             capture=self._capture_state(),
             leases=self._leases(),
             host_certificate_not_after=0 if own is None else int(own.not_after.timestamp()),
-            problems=list(status.configuration_problems(self._modules.states(), self._next_envoy.problem)),
+            problems=[
+                *status.configuration_problems(self._modules.states(), self._next_envoy.problem),
+                *filter(None, [self._severing.problem]),
+            ],
+            agent=self._id,
+            machine=self._facts.machine_id,
         )
 
     def _leases(self) -> list[WorkloadLease]:

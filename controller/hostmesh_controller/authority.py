@@ -123,6 +123,7 @@ class Authority:
         ttl: timedelta = LEAF_LIFE,
         *,
         addresses: Sequence[str] = (),
+        enrolment: str = "",
     ) -> Issued:
         """Sign a leaf for `identity`.
 
@@ -133,6 +134,7 @@ class Authority:
             ttl: life from now; cut at the intermediate's own end.
             addresses: DNS names and IP addresses; only for the controller, for only its certificate may answer to
                 an address.
+            enrolment: under which it is issued, becomes the subject's common name; "" for none.
 
         Raises:
             ValueError: another trust domain, addresses for somebody else than the controller, or no life.
@@ -153,8 +155,9 @@ class Authority:
         names = [x509.UniformResourceIdentifier(identity.uri), *map(_general_name, addresses)]
         builder = (
             _builder(issuer, public_key, serial, not_before, not_after)
-            .subject_name(x509.Name([]))
-            # Critical because the subject is empty (RFC 5280, 4.2.1.6).
+            # Proxies tell by it whose certificates they must refuse; whom one names is in the alternative name alone.
+            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, enrolment)] if enrolment else []))
+            # Critical because the subject may be empty (RFC 5280, 4.2.1.6).
             .add_extension(x509.SubjectAlternativeName(names), critical=True)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_key_usage(digital_signature=True), critical=True)

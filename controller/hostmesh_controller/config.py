@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal, cast, get_args
 
 from hostmesh_api.wire import ADMIN_PORT, AGENTS_PORT, JOIN_PORT
 
@@ -42,6 +42,17 @@ class Certificates:
     leaf_hours: int = 72
 
 
+CloneAction = Literal["quarantine", "warn"]
+CLONE_ACTIONS: Final[tuple[CloneAction, ...]] = get_args(CloneAction)
+
+
+@dataclass(frozen=True, slots=True)
+class Clones:
+    """What is done where one host's identity is used by two machines."""
+
+    action: CloneAction = "quarantine"
+
+
 @dataclass(frozen=True, slots=True)
 class Log:
     level: str = "info"
@@ -59,6 +70,7 @@ class Config:
     listen: Listen
     certificates: Certificates = field(default_factory=Certificates)
     log: Log = field(default_factory=Log)
+    clones: Clones = field(default_factory=Clones)
     root_namespace: str = "istio-system"
     mesh_config: Path | None = None
     """Istio's mesh configuration as a plain YAML file, beneath the MeshConfig object; None: there is no such file."""
@@ -131,6 +143,7 @@ def _config(reader: "_Reader", own_addresses: Sequence[str]) -> Config:
         # A leaf shorter than an hour cannot be renewed at half-life by a host that sleeps; a longer one than 30 days
         # is a secret nobody rotates.
         certificates=Certificates(leaf_hours=reader.integer("certificates.leaf_hours", 72, 1, 720)),
+        clones=Clones(cast("CloneAction", reader.choice("clones.action", "quarantine", CLONE_ACTIONS))),
         log=Log(level=reader.choice("log.level", "info", LOG_LEVELS)),
         root_namespace=reader.dns_name("root_namespace", "istio-system"),
         mesh_config=reader.optional_path("mesh_config"),

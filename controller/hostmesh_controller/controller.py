@@ -40,6 +40,7 @@ from hostmesh_controller.mesh.selection import identity_of
 from hostmesh_controller.mesh_file import load_mesh_file
 from hostmesh_controller.metrics import Metrics, Reading, build_version
 from hostmesh_controller.peers import Peers
+from hostmesh_controller.quarantine import Quarantine
 from hostmesh_controller.registrar import Registrar
 from hostmesh_controller.reports import ReportingServicer
 from hostmesh_controller.server import AdsServer
@@ -205,14 +206,16 @@ class Controller:
     def _grpc_servers(self) -> tuple[grpc.aio.Server, grpc.aio.Server]:
         registered = self.registrar.registered
         life = timedelta(hours=self.config.certificates.leaf_hours)
-        issuing = Issuing(self.authority, self.store, self.registrar.states, self.registrar, utc_now, life)
-        peers = Peers(self.store, self.config.trust_domain, registered, utc_now)
+        registrar = self.registrar
+        issuing = Issuing(self.authority, self.store, registrar.states, registrar, registrar.enrolments, utc_now, life)
+        quarantine = Quarantine(registrar.enrolments, registrar.deny, self.config.clones.action, utc_now)
+        peers = Peers(self.store, self.config.trust_domain, registered, utc_now, registrar.enrolments, quarantine)
         calls = [CountCalls(self.metrics)]
 
         agents = listen.grpc_server(listen.AGENTS_RECEIVE_BYTES, calls)
-        agents.add_generic_rpc_handlers((AdsServer(self.hub, peers.name_of).handler(),))
+        agents.add_generic_rpc_handlers((AdsServer(self.hub, peers.name_of, quarantine.seen).handler(),))
         add_IdentityServicer_to_server(IdentityServicer(issuing, peers, self._identities_on), agents)
-        reporting = ReportingServicer(self.registrar.states, peers, self._workloads_on, utc_now)
+        reporting = ReportingServicer(self.registrar.states, peers, self._workloads_on, utc_now, quarantine)
         add_ReportingServicer_to_server(reporting, agents)
         agents_credentials = self.certificate.credentials(client_certificates=True)
         listen.open_grpc(agents, self.config.listen.agents, "listen.agents", agents_credentials)

@@ -9,9 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from ipaddress import IPv6Address, ip_address
 from typing import Final, Protocol, TypeVar
-from urllib.parse import unquote
 
 import grpc
 import structlog
@@ -31,8 +29,9 @@ from hostmesh_api.v1.hostmesh_pb2_grpc import EnrolmentServicer as EnrolmentBase
 from hostmesh_api.v1.hostmesh_pb2_grpc import IdentityServicer as IdentityBase
 from hostmesh_controller.authority import LEAF_LIFE, Authority, AuthorityError, Issued
 from hostmesh_controller.csr import CsrError, public_key_of
+from hostmesh_controller.enrolments import Enrolments
 from hostmesh_controller.groups import Candidate, NotAdmittedError, candidate, group_key
-from hostmesh_controller.peers import CertificateStore, Context, Peers, RefusedError
+from hostmesh_controller.peers import CertificateStore, Context, Peers, RefusedError, peer_address
 from hostmesh_controller.reports import HostStates
 from hostmesh_controller.store import CertificateRecord, StoreError, TokenRecord
 from hostmesh_controller.tokens import Refusal, TokenStore, allows, look, redeem
@@ -43,6 +42,7 @@ _T = TypeVar("_T")
 _JOINS_AT_ONCE: Final = 2
 """Anybody can call Join: strangers must not take the threads that the mesh's own calls need (6 on 2 cores)."""
 
+_JOIN_AGAIN: Final = "it must join again with a new token (hostmesh token create)"
 _NOT_ACCEPTED: Final = (
     "the join token is not accepted: it is wrong, expired, used or revoked; "
     "the operator must make a new one (hostmesh token create)"
@@ -77,6 +77,7 @@ class Issuing:
     store: EnrolStore
     states: HostStates
     registry: Registry
+    enrolments: Enrolments
     now: Callable[[], datetime]
     life: timedelta = field(default=LEAF_LIFE)
 
@@ -85,8 +86,14 @@ class Issuing:
 
         A host's own certificate is recorded before it leaves: only a recorded one can call the controller.
         """
-        now = self.now()
-        issued = self.authority.issue(_public_key(csr_der), identity, now, self.life)
+        now, enrolment = self.now(), self.enrolments.current(host)
+        if enrolment is None:
+            raise RefusedError(grpc.StatusCode.PERMISSION_DENIED, f"host {host!r} has not joined: {_JOIN_AGAIN}")
+        issued = self.authority.issue(_public_key(csr_der), identity, now, self.life, enrolment=enrolment.id)
+        # Whoever was expelled while this was signed does not get it.
+        if not self.enrolments.extend(enrolment, issued.not_after):
+            refusal = self.enrolments.standing(host).refusal or f"it has joined anew, or left: {_JOIN_AGAIN}"
+            raise RefusedError(grpc.StatusCode.PERMISSION_DENIED, f"host {host!r}: {refusal}")
         if record:
             self.store.add_certificate(
                 CertificateRecord(
@@ -106,6 +113,16 @@ class Issuing:
         )
         return issued
 
+    def refuse_denied(self, host: str) -> None:
+        """Refuse a host that was expelled or quarantined.
+
+        Raises:
+            RefusedError: says what the operator can do.
+        """
+        refusal = self.enrolments.standing(host).refusal
+        if refusal is not None:
+            raise RefusedError(grpc.StatusCode.PERMISSION_DENIED, f"host {host!r}: {refusal}")
+
 
 class EnrolmentServicer(EnrolmentBase):
     """Join, on the port without client certificates."""
@@ -124,10 +141,14 @@ class EnrolmentServicer(EnrolmentBase):
         # The request is checked first, so that a bad one does not use the token up.
         await asyncio.to_thread(_public_key, request.csr_der)
         token = await asyncio.to_thread(self._look, request.token, peer)
+        if token.host:
+            self._issuing.refuse_denied(token.host)
         if token.pool:
             host = await self._join_group(token, request, peer)
         else:
             host = await self._join_as_named(request, peer)
+        self._issuing.refuse_denied(host)
+        await self._issuing.enrolments.begin(host)
         issued = await asyncio.to_thread(self._issue_first, host, request.csr_der)
         await self._issuing.states.joined(host)
         _log.info("host_joined", host=host, peer=peer, token_id=token.id, hostname=request.facts.hostname[:255])
@@ -150,6 +171,7 @@ class EnrolmentServicer(EnrolmentBase):
         """Make the host a member of the token's group. What is refused does not use the token."""
         registry = self._issuing.registry
         wanted = _candidate(token, request, peer)
+        self._issuing.refuse_denied(wanted.name)
         problem = registry.membership_problem(wanted)
         if problem is not None:
             raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, problem)
@@ -261,21 +283,6 @@ def _candidate(token: TokenRecord, request: JoinRequest, peer: str) -> Candidate
         msg = f"the token allows addresses in {token.allowed.replace(',', ', ')}, not {found.address}{how}"
         raise RefusedError(grpc.StatusCode.PERMISSION_DENIED, msg)
     return found
-
-
-def peer_address(peer: str) -> str:
-    """Return the address in gRPC's name of a peer (`ipv4:10.0.0.1:52000`, `ipv6:%5B::1%5D:52000`), canonical.
-
-    "" if there is none. An IPv4 address that came in through an IPv6 socket is an IPv4 address.
-    """
-    family, _, rest = unquote(peer).partition(":")
-    text = rest.rpartition(":")[0].strip("[]").partition("%")[0]
-    try:
-        parsed = ip_address(text)
-    except ValueError:
-        return ""
-    mapped = parsed.ipv4_mapped if isinstance(parsed, IPv6Address) else None
-    return str(mapped or parsed) if family in {"ipv4", "ipv6"} else ""
 
 
 def _public_key(csr_der: bytes) -> EllipticCurvePublicKey:

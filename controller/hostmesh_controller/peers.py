@@ -9,13 +9,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
+from ipaddress import IPv6Address, ip_address
 from typing import Any, Final, Protocol
+from urllib.parse import unquote
 
 import grpc
 import structlog
 from cryptography import x509
+from cryptography.x509.oid import NameOID
 
 from hostmesh_api.identity import HostIdentity, parse_identity
+from hostmesh_controller.enrolments import Enrolments
+from hostmesh_controller.quarantine import Quarantine
 from hostmesh_controller.store import CertificateRecord, StoreError
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -44,11 +49,12 @@ class CertificateStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PeerCertificate:
-    """What a client certificate says; `serial` as in CertificateRecord."""
+    """What a client certificate says; `serial` as in CertificateRecord, `enrolment` as in EnrolmentRecord or ""."""
 
     identity: HostIdentity
     serial: str
     not_after: datetime
+    enrolment: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +74,13 @@ class Peers:
         trust_domain: str,
         registered: Callable[[str], bool],
         now: Callable[[], datetime],
+        enrolments: Enrolments,
+        quarantine: Quarantine,
     ) -> None:
         """`registered` tells whether the registry has the host."""
         self._store = store
+        self._enrolments = enrolments
+        self._quarantine = quarantine
         self._trust_domain = trust_domain
         self._registered = registered
         self._now = now
@@ -85,7 +95,7 @@ class Peers:
         """
         try:
             peer = peer_certificate(context, self._trust_domain, self._now())
-            self._check(peer, await self._issued_to(peer.identity))
+            await self._admit(peer)
         except RefusedError as refused:
             _log.warning("peer_refused", peer=context.peer(), reason=refused.message)
             await context.abort(refused.code, refused.message)
@@ -110,15 +120,47 @@ class Peers:
             self._issued[identity.host] = known
         return known.records
 
-    def _check(self, peer: PeerCertificate, own: Sequence[CertificateRecord]) -> None:
+    async def _admit(self, peer: PeerCertificate) -> None:
+        host, own = peer.identity.host, await self._issued_to(peer.identity)
+        self._check_host(peer)
+        known = self._pins.knows(host)
+        if not known and (record := self._enrolments.current(host)) is not None and record.used_at is not None:
+            self._pins.remember(host, record.used_serial, record.used_at)
+        used = self._pins.use(host, peer.serial, own, self._now())
+        if used.superseded:
+            await self._quarantine.superseded(host, peer.serial)
+        if used.problem:
+            msg = f"host {host!r}: {used.problem}: the host must join again with a new token (hostmesh token create)"
+            raise RefusedError(grpc.StatusCode.PERMISSION_DENIED, msg)
+        if used.first:
+            await self._enrolments.used(host, peer.serial, self._now())
+            # It may have been expelled meanwhile.
+            self._check_host(peer)
+
+    def _check_host(self, peer: PeerCertificate) -> None:
+        """Refuse a host that is not registered or was expelled, and certificates of an earlier joining."""
         host = peer.identity.host
         if not self._registered(host):
             msg = f"host {host!r} is not registered: the operator must register it (hostmesh register)"
             raise RefusedError(grpc.StatusCode.PERMISSION_DENIED, msg)
-        problem = self._pins.use(host, peer.serial, own, self._now())
-        if problem:
-            msg = f"host {host!r}: {problem}: the host must join again with a new token (hostmesh token create)"
-            raise RefusedError(grpc.StatusCode.PERMISSION_DENIED, msg)
+        refusal, current = self._enrolments.standing(host).refusal, self._enrolments.current(host)
+        if refusal is not None:
+            raise RefusedError(grpc.StatusCode.PERMISSION_DENIED, f"host {host!r}: {refusal}")
+        if self._enrolments.is_out(host) or (current and peer.enrolment and peer.enrolment != current.id):
+            msg = f"host {host!r}: its certificate is of an earlier joining: it must join again with a new token"
+            raise RefusedError(grpc.StatusCode.PERMISSION_DENIED, f"{msg} (hostmesh token create)")
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What the use of a certificate means: why it must not be, "" if it may; whether it is used for the first time.
+
+    `superseded`: the host itself has replaced it, longer ago than its channels live.
+    """
+
+    problem: str = ""
+    first: bool = False
+    superseded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,15 +173,22 @@ class Pins:
     """Which certificates of a host are good: the newest one it has used, and those issued after it.
 
     A renewed certificate whose answer was lost on the way does no harm: the old one stays good until a newer one is
-    really used. What was used is kept in memory; after a restart of the controller the host's next call, seconds
-    later, tells it again.
+    really used.
     """
 
     def __init__(self) -> None:
         self._used: dict[str, _Use] = {}
 
-    def use(self, host: str, serial: str, records: Sequence[CertificateRecord], now: datetime) -> str | None:
-        """Take note that the host uses a certificate; return why it must not, or None if it may.
+    def knows(self, host: str) -> bool:
+        """Tell whether it is known what a host used."""
+        return host in self._used
+
+    def remember(self, host: str, serial: str, since: datetime) -> None:
+        """Go on from what an earlier process of the controller knew."""
+        self._used[host] = _Use(serial, since)
+
+    def use(self, host: str, serial: str, records: Sequence[CertificateRecord], now: datetime) -> Use:
+        """Take note that the host uses a certificate, and say what that means.
 
         Args:
             host: its name.
@@ -149,13 +198,14 @@ class Pins:
         """
         serials = [each.serial for each in records]
         if serial not in serials:
-            return "its certificate is not, or no longer, known to the controller"
+            return Use("its certificate is not, or no longer, known to the controller")
         used = self._used.get(host)
         if used is None or used.serial not in serials or serials.index(serial) > serials.index(used.serial):
             self._used[host] = _Use(serial, now)
-        elif serials.index(serial) < serials.index(used.serial) and now - used.since > SUPERSEDED_GRACE:
-            return "its certificate was replaced by a newer one that is in use"
-        return None
+            return Use(first=True)
+        if serials.index(serial) < serials.index(used.serial) and now - used.since > SUPERSEDED_GRACE:
+            return Use("its certificate was replaced by a newer one that is in use", superseded=True)
+        return Use()
 
 
 def peer_certificate(context: Context, trust_domain: str, now: datetime) -> PeerCertificate:
@@ -176,6 +226,21 @@ def peer_certificate(context: Context, trust_domain: str, now: datetime) -> Peer
     return peer
 
 
+def peer_address(peer: str) -> str:
+    """Return the address in gRPC's name of a peer (`ipv4:10.0.0.1:52000`, `ipv6:%5B::1%5D:52000`), canonical.
+
+    "" if there is none. An IPv4 address that came in through an IPv6 socket is an IPv4 address.
+    """
+    family, _, rest = unquote(peer).partition(":")
+    text = rest.rpartition(":")[0].strip("[]").partition("%")[0]
+    try:
+        parsed = ip_address(text)
+    except ValueError:
+        return ""
+    mapped = parsed.ipv4_mapped if isinstance(parsed, IPv6Address) else None
+    return str(mapped or parsed) if family in {"ipv4", "ipv6"} else ""
+
+
 @lru_cache(4096)
 def _read(pem: bytes) -> PeerCertificate:
     """Read a certificate; see `peer_certificate`. Kept: an agent calls with the same one every time."""
@@ -188,7 +253,9 @@ def _read(pem: bytes) -> PeerCertificate:
         raise _not_a_host("the client certificate names no SPIFFE ID") from error
     if not isinstance(identity, HostIdentity):
         raise _not_a_host("the client certificate is not a host's")
-    return PeerCertificate(identity, f"{certificate.serial_number:032x}", certificate.not_valid_after_utc)
+    found = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    enrolment = str(found[0].value) if found else ""
+    return PeerCertificate(identity, f"{certificate.serial_number:032x}", certificate.not_valid_after_utc, enrolment)
 
 
 def _not_a_host(why: str) -> RefusedError:

@@ -20,6 +20,7 @@ from hostmesh_controller import mesh as meshes
 from hostmesh_controller.changes import Change, Planned, as_if_stored, deletion, with_facts
 from hostmesh_controller.checks.index import Relation
 from hostmesh_controller.checks.world import World
+from hostmesh_controller.enrolments import Denial, Enrolments
 from hostmesh_controller.groups import Candidate, Membership, NotAdmittedError
 from hostmesh_controller.hub import Hub
 from hostmesh_controller.impact import Effect, concerned, impact
@@ -30,11 +31,15 @@ from hostmesh_controller.model.mesh_config import MeshConfigSpec
 from hostmesh_controller.model.objects import ApiObject, ObjectKey
 from hostmesh_controller.reports import HostStates, runtime_of
 from hostmesh_controller.review import Documents, Review, read_one, read_stored, review, review_deletion
-from hostmesh_controller.store import Delete, Put, Store, StoredObject
+from hostmesh_controller.store import Delete, EnrolmentRecord, HostState, Put, Store, StoredObject
 from hostmesh_controller.table import Table
 
 WINDOW_S: Final = 0.008
 """How long a change waits for others: unnoticed by people, long enough to take a storm of reports together."""
+
+LAPSE_CHECK_S: Final = 600
+"""How often it is looked whether the certificates of somebody who was expelled have ended."""
+_NOTHING_KNOWN: Final = HostRuntime()
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -74,6 +79,7 @@ class Registrar:
         self._settings = settings
         self._now = now
         self._states = HostStates(store, self.host_changed, now)
+        self._enrolments = Enrolments(store, self.host_changed, now)
         self._world = World(settings.domain, settings.root_namespace, trust_domain=settings.trust_domain)
         self._membership = Membership()
         # Replaced, never changed: the mesh takes the same mapping as "nothing changed".
@@ -93,6 +99,11 @@ class Registrar:
     def states(self) -> HostStates:
         """What hosts report."""
         return self._states
+
+    @property
+    def enrolments(self) -> Enrolments:
+        """Who joined, and who was expelled."""
+        return self._enrolments
 
     @property
     def revision(self) -> int:
@@ -131,7 +142,8 @@ class Registrar:
         names = self._virtual_names(self._objects.values())
         self._vips = dict(await asyncio.to_thread(self._store.allocate_vips, names))
         states = await asyncio.to_thread(self._store.host_states)
-        found = {host: runtime_of(state) for host, state in states.items() if self.registered(host)}
+        hosts = {*states, *self._enrolments.hosts()}
+        found = {host: self._runtime_of(host, states.get(host, HostState())) for host in hosts}
         self._runtime = Table[str, HostRuntime]().changed(found)
         mesh = await asyncio.to_thread(self._build)
         self._hub.publish(mesh, Touched(everything=True), revision)
@@ -230,6 +242,7 @@ class Registrar:
         """
         if self._membership.group(host) is None:
             await asyncio.to_thread(self._store.forget_host, host)
+            await self._enrolments.end(host)
             await self._states.left(host)
         else:
             await self.delete([ObjectKey("Host", "", host)], actor=f"host:{host}", ignore_missing=True)
@@ -276,6 +289,34 @@ class Registrar:
             keys += [key for key in placed if key in self._objects]
         return await self.delete(keys, actor=actor)
 
+    async def deny(self, host: str, denial: Denial, reason: str, *, actor: str) -> EnrolmentRecord:
+        """Put a host out of the mesh at once, with all that was issued to it: it stays registered, and may not join.
+
+        Its stream is cut, its calls are refused, its join tokens are revoked; that its workloads are not called any
+        more and that proxies deny its certificates is published.
+
+        Raises:
+            MissingError: it is not registered.
+            StoreError: it is not denied; or, where a token was not revoked, it is denied all the same.
+        """
+        if not self.registered(host):
+            raise MissingError([ObjectKey("Host", "", host)])
+        record = await self._enrolments.deny(host, denial, reason, actor)
+        self._hub.close(host)
+        await self._revoke(actor, host=host)
+        return record
+
+    async def readmit(self, host: str, *, actor: str) -> bool:
+        """Let a host that was denied join again; False if it is not denied. What it had stays refused.
+
+        Raises:
+            MissingError: it is not registered.
+            StoreError: it is as before.
+        """
+        if not self.registered(host):
+            raise MissingError([ObjectKey("Host", "", host)])
+        return await self._enrolments.readmit(host, actor)
+
     def host_changed(self, host: str) -> None:
         """Take note that what a host reported has changed; called on the event loop."""
         self._pending.hosts.add(host)
@@ -291,11 +332,27 @@ class Registrar:
     async def run(self) -> None:
         """Publish what comes, until cancelled."""
         while True:
-            await self._wake.wait()
+            await self._woken()
             await asyncio.sleep(WINDOW_S)
             self._wake.clear()
             pending, self._pending = self._pending, _Pending()
             await self._publish(pending)
+
+    async def _woken(self) -> None:
+        """Wait for something to publish. Now and then it is looked whether proxies still need to deny somebody."""
+        while True:
+            try:
+                async with asyncio.timeout(LAPSE_CHECK_S):
+                    await self._wake.wait()
+                return
+            except TimeoutError:
+                lapsed = [host for host in self._enrolments.hosts() if self._has_lapsed(host)]
+                if lapsed:
+                    self._pending.hosts.update(lapsed)
+                    return
+
+    def _has_lapsed(self, host: str) -> bool:
+        return self._runtime.get(host, _NOTHING_KNOWN).denied != self._enrolments.denied(host)
 
     async def _commit(self, changes: Sequence[Put | Delete], objects: Sequence[ApiObject], actor: str) -> None:
         new_names = {name for name in self._virtual_names(objects) if name not in self._vips}
@@ -338,6 +395,7 @@ class Registrar:
 
     async def _forget(self, host: str) -> None:
         await asyncio.to_thread(self._store.forget_host, host)
+        await self._enrolments.end(host)
         await asyncio.to_thread(self._store.drop_host_state, host)
         self._states.forget(host)
         self.host_changed(host)
@@ -371,8 +429,15 @@ class Registrar:
         self._hub.publish(mesh, touched, pending.revision or self._hub.revision)
 
     async def _runtime_with(self, hosts: Iterable[str]) -> Table[str, HostRuntime]:
-        found = {host: runtime_of(await self._states.state(host)) if self.registered(host) else None for host in hosts}
+        found = {host: self._runtime_of(host, await self._states.state(host)) for host in hosts}
         return self._runtime.changed(found)
+
+    def _runtime_of(self, host: str, state: HostState) -> HostRuntime | None:
+        """Return what is true of a host; None if there is nothing to know. What was issued to one outlives it."""
+        denied, known = self._enrolments.denied(host), self.registered(host)
+        if not known:
+            return HostRuntime(denied=denied) if denied else None
+        return replace(runtime_of(state), expelled=self._enrolments.is_out(host), denied=denied)
 
     def _build(self) -> Mesh:
         return meshes.build(self._settings, list(self._objects.values()), self._vips, self._runtime)

@@ -15,9 +15,11 @@ import structlog
 
 from hostmesh_api.v1.hostmesh_pb2 import HostReport, ReportResponse, WorkloadLease
 from hostmesh_api.v1.hostmesh_pb2_grpc import ReportingServicer as ReportingBase
+from hostmesh_controller.clones import sighting
 from hostmesh_controller.mesh import HostRuntime
 from hostmesh_controller.names import canonical_address
-from hostmesh_controller.peers import Context, Peers
+from hostmesh_controller.peers import Context, Peers, peer_address
+from hostmesh_controller.quarantine import Quarantine
 from hostmesh_controller.store import HostState, StoreError
 
 REPORTS_PER_S: Final = 2
@@ -146,18 +148,22 @@ class ReportingServicer(ReportingBase):
         peers: Peers,
         workloads_of: Callable[[str], frozenset[Workload]],
         now: Callable[[], datetime],
+        quarantine: Quarantine,
     ) -> None:
         """`workloads_of` returns (namespace, name) of the workloads that the registry places on a host."""
         self._states = states
         self._peers = peers
         self._workloads_of = workloads_of
         self._now = now
+        self._quarantine = quarantine
 
     async def Report(self, request: HostReport, context: Context) -> ReportResponse:  # noqa: N802 - gRPC's name
         caller = await self._peers.host_of(context)
         report = bounded(request)
         ready = ready_workloads(report, self._workloads_of(caller.host), self._now())
+        seen = sighting(request.agent, request.facts.boot_id, request.machine, peer_address(context.peer()))
         try:
+            await self._quarantine.seen(caller.host, seen)
             await self._states.reported(caller.host, report, ready)
         except StoreError as error:
             _log.error("report_not_kept", host=caller.host, error=str(error))

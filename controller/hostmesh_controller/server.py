@@ -9,13 +9,17 @@ import structlog
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest
 from google.protobuf.message import DecodeError
 
-from hostmesh_api.wire import ADS_METHOD, ADS_SERVICE
+from hostmesh_api.wire import ADS_METHOD, ADS_SERVICE, AGENT_METADATA
 from hostmesh_controller import xds
+from hostmesh_controller.clones import Sighting, sighting
 from hostmesh_controller.hub import Connection, Hub, TooManyNamesError
+from hostmesh_controller.peers import peer_address
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 Identify = Callable[[Context], Awaitable[str]]
 """Returns the calling host's name from its verified certificate, or aborts the call."""
+
+Seen = Callable[[str, Sighting], Awaitable[None]]
 
 _log = structlog.get_logger(__name__)
 
@@ -30,11 +34,12 @@ class _RefusedError(Exception):
 
 
 class AdsServer:
-    """Serves DeltaAggregatedResources to agents."""
+    """Serves DeltaAggregatedResources to agents; `seen` is told which agent opens the stream of a host."""
 
-    def __init__(self, hub: Hub, identify: Identify) -> None:
+    def __init__(self, hub: Hub, identify: Identify, seen: Seen) -> None:
         self._hub = hub
         self._identify = identify
+        self._seen = seen
 
     def handler(self) -> "grpc.GenericRpcHandler[bytes, bytes]":
         """Return the handler to add to a grpc.aio server.
@@ -58,7 +63,7 @@ class AdsServer:
         connection = self._hub.connect(host, context.peer(), datetime.now(UTC), wake.set)
         log = _log.bind(host=host, peer=context.peer())
         log.info("proxy connected")
-        reader = asyncio.ensure_future(self._read(requests, connection, wake))
+        reader = asyncio.ensure_future(self._read(requests, connection, wake, peer_address(context.peer())))
         try:
             await self._write(context, connection, wake, reader)
         except _RefusedError as refused:
@@ -82,13 +87,19 @@ class AdsServer:
                 return
         raise _RefusedError(grpc.StatusCode.ABORTED, "another stream of this host took over, or the host was removed")
 
-    async def _read(self, requests: AsyncIterator[bytes], connection: Connection, wake: asyncio.Event) -> None:
+    async def _read(
+        self, requests: AsyncIterator[bytes], connection: Connection, wake: asyncio.Event, address: str
+    ) -> None:
+        seen = False
         try:
             async for data in requests:
                 try:
                     request = DeltaDiscoveryRequest.FromString(data)
                 except DecodeError as error:
                     raise _RefusedError(grpc.StatusCode.INVALID_ARGUMENT, "not a DeltaDiscoveryRequest") from error
+                if not seen and request.HasField("node"):
+                    seen = True
+                    await self._seen(connection.host, _sighting(request, address))
                 # Waking the writer for each acknowledgement, for nothing, was a tenth of a push's cost.
                 if self._take(request, connection):
                     wake.set()
@@ -112,3 +123,9 @@ class AdsServer:
             return self._hub.receive(connection, request, datetime.now(UTC))
         except TooManyNamesError as error:
             raise _RefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error)) from error
+
+
+def _sighting(request: DeltaDiscoveryRequest, address: str) -> Sighting:
+    said = request.node.metadata.fields
+    agent, boot_id, machine = (said[name].string_value if name in said else "" for name in AGENT_METADATA)
+    return sighting(agent, boot_id, machine, address)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import files
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
@@ -214,11 +215,17 @@ class Network:
 
 @contextmanager
 def network(
-    mesh: Mesh, outsider_address: str, resolv_conf: str = "", *, extension: Extension = lambda resource: resource
+    mesh: Mesh,
+    outsider_address: str,
+    resolv_conf: str = "",
+    *,
+    extension: Extension = lambda resource: resource,
+    enrolment: Callable[[str], str] = lambda _: "",
 ) -> Iterator[Network]:
     """Run every host of a mesh, each with its own Envoy and rules. `resolv_conf` is what Envoy finds in /etc.
 
-    What Envoy refuses fails the test, when it is over. `extension` is what agents make of an extension's configuration.
+    What Envoy refuses fails the test, when it is over. `extension` is what agents make of an extension's configuration,
+    `enrolment` that of each host, under which its certificates are issued.
     """
     with ExitStack() as stack:
         # Not pytest's own directory: Envoy runs as another user, who must be able to enter.
@@ -236,7 +243,8 @@ def network(
             space = stack.enter_context(new_space())
             _plug(cable, space, f"port{index}", mesh.hosts[name].addresses)
             source = Source(mesh, name, extension=extension)
-            result[name] = stack.enter_context(_host(source, directory / name, space, authority, resolv_conf))
+            issue = partial(pki.svid, authority, enrolment=enrolment(name))
+            result[name] = stack.enter_context(_host(source, directory / name, space, authority, issue, resolv_conf))
         yield Network(result, outsider, authority)
         refused = {name: host.ads.nacks for name, host in result.items() if host.ads.nacks}
         assert not refused, f"Envoy refused: {refused}"
@@ -255,11 +263,13 @@ def _plug(cable: Space, space: Space, port: str, addresses: tuple[str, ...]) -> 
 
 
 @contextmanager
-def _host(source: Source, directory: Path, space: Space, authority: Authority, resolv_conf: str) -> Iterator[LiveHost]:
+def _host(
+    source: Source, directory: Path, space: Space, authority: Authority, issue: Callable[..., Svid], resolv_conf: str
+) -> Iterator[LiveHost]:
     directory.mkdir()
     name = source.host
     config = _host_config(source.mesh, name)
-    _certificates(directory, config, authority)
+    _certificates(directory, config, authority, issue)
     ads = Ads(source, directory / "xds.sock")
     document = json.loads(bootstrap.build(bootstrap.BootstrapInput(name, ads.path, 4096)))
     document["admin"].pop("allow_paths")  # tests look at everything
@@ -319,12 +329,12 @@ def _request(config: HostConfig) -> CaptureRequest:
     )
 
 
-def _certificates(directory: Path, config: HostConfig, authority: Authority) -> None:
+def _certificates(directory: Path, config: HostConfig, authority: Authority, issue: Callable[..., Svid]) -> None:
     identities = {
         parse_identity(uri) for uri in (*(each.spiffe_id for each in config.workloads), config.outbound_spiffe_id)
     }
     for identity in identities:
-        own = pki.svid(authority, identity)
+        own = issue(identity)
         _secret_files(directory / "certs" / identity.slug, f"certs/{identity.slug}", own)
     roots = directory / wire.ROOTS
     roots.mkdir(parents=True)

@@ -222,6 +222,7 @@ class HostConfig(_message.Message):
     LISTENERS_FIELD_NUMBER: _builtins.int
     BOOTSTRAP_PATCH_FIELD_NUMBER: _builtins.int
     ENVOY_FIELD_NUMBER: _builtins.int
+    EXPELLED_ADDRESSES_FIELD_NUMBER: _builtins.int
     host: _builtins.str
     trust_domain: _builtins.str
     outbound_spiffe_id: _builtins.str
@@ -244,6 +245,10 @@ class HostConfig(_message.Message):
 
     @_builtins.property
     def envoy(self) -> Global___EnvoySettings: ...
+    @_builtins.property
+    def expelled_addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Addresses of hosts that were expelled, and of no other host: connections of the mesh with them are closed."""
+
     def __init__(
         self,
         *,
@@ -256,10 +261,11 @@ class HostConfig(_message.Message):
         listeners: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         bootstrap_patch: _builtins.str = ...,
         envoy: Global___EnvoySettings | None = ...,
+        expelled_addresses: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capture", b"capture", "envoy", b"envoy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bootstrap_patch", b"bootstrap_patch", "bundle_pem", b"bundle_pem", "capture", b"capture", "envoy", b"envoy", "host", b"host", "listeners", b"listeners", "outbound_spiffe_id", b"outbound_spiffe_id", "trust_domain", b"trust_domain", "workloads", b"workloads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bootstrap_patch", b"bootstrap_patch", "bundle_pem", b"bundle_pem", "capture", b"capture", "envoy", b"envoy", "expelled_addresses", b"expelled_addresses", "host", b"host", "listeners", b"listeners", "outbound_spiffe_id", b"outbound_spiffe_id", "trust_domain", b"trust_domain", "workloads", b"workloads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -676,8 +682,16 @@ class HostReport(_message.Message):
     LEASES_FIELD_NUMBER: _builtins.int
     HOST_CERTIFICATE_NOT_AFTER_FIELD_NUMBER: _builtins.int
     PROBLEMS_FIELD_NUMBER: _builtins.int
+    AGENT_FIELD_NUMBER: _builtins.int
+    MACHINE_FIELD_NUMBER: _builtins.int
     host_certificate_not_after: _builtins.int
     """PEM leaf expiry of the host certificate, seconds since the epoch."""
+    agent: _builtins.str
+    """Drawn by each agent when it starts and kept in its memory alone: tells a copy of this host's state directory from
+    the host itself.
+    """
+    machine: _builtins.str
+    """Hash of what tells the machine from others; for people. "" where it cannot be told."""
     @_builtins.property
     def facts(self) -> Global___HostFacts: ...
     @_builtins.property
@@ -707,10 +721,12 @@ class HostReport(_message.Message):
         leases: _abc.Iterable[Global___WorkloadLease] | None = ...,
         host_certificate_not_after: _builtins.int = ...,
         problems: _abc.Iterable[_builtins.str] | None = ...,
+        agent: _builtins.str = ...,
+        machine: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capture", b"capture", "envoy", b"envoy", "facts", b"facts", "load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capture", b"capture", "envoy", b"envoy", "facts", b"facts", "host_certificate_not_after", b"host_certificate_not_after", "leases", b"leases", "listening", b"listening", "load", b"load", "problems", b"problems"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "capture", b"capture", "envoy", b"envoy", "facts", b"facts", "host_certificate_not_after", b"host_certificate_not_after", "leases", b"leases", "listening", b"listening", "load", b"load", "machine", b"machine", "problems", b"problems"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Final
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hostmesh_controller.changes import Change
+from hostmesh_controller.enrolments import MAX_REASON_CHARS
 from hostmesh_controller.model import ObjectKey
 from hostmesh_controller.model.redaction import redacted
 from hostmesh_controller.store import ApiTokenRecord, AuditRecord, StoredObject, TokenRecord
@@ -90,6 +91,10 @@ class RegisterRequest(Request):
     ports: list[NamedPort] = Field(default_factory=list)
     workload: str | None = None
     ttl_s: Annotated[int, Field(ge=10, le=MAX_JOIN_TTL_S)] = 900
+
+
+class ExpelRequest(Request):
+    reason: Annotated[str, Field(max_length=MAX_REASON_CHARS)] = ""
 
 
 def moment(at: datetime | None) -> str | None:

@@ -1,7 +1,7 @@
 """Hosts as the API tells of them: what is configured, what they reported, what their proxies acknowledged. Pure."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -9,6 +9,7 @@ from google.protobuf.json_format import MessageToDict
 
 from hostmesh_api.v1.hostmesh_pb2 import HostReport, WorkloadLease
 from hostmesh_controller.api.bodies import moment
+from hostmesh_controller.enrolments import Denial, Standing
 from hostmesh_controller.hub import ProxyState
 from hostmesh_controller.store import CertificateRecord, HostState
 
@@ -30,6 +31,7 @@ class HostView:
     proxy: ProxyState | None
     workloads: tuple[str, ...]
     group: str | None = None
+    standing: Standing = field(default_factory=Standing)
 
     @property
     def unhealthy(self) -> Mapping[str, str]:
@@ -44,7 +46,9 @@ class HostView:
 
     @property
     def phase(self) -> str:
-        """Registered (never joined), joined, or left."""
+        """Registered (never joined), joined, left, expelled or quarantined."""
+        if self.standing.denial is not Denial.NONE:
+            return str(self.standing.denial)
         joined, left = self.state.joined_at, self.state.left_at
         if joined is None:
             return "registered"
@@ -75,6 +79,8 @@ def host_body(view: HostView) -> dict[str, Any]:
         "group": view.group,
         "joined_at": moment(view.state.joined_at),
         "left_at": moment(view.state.left_at),
+        "denied_at": moment(view.standing.since),
+        "denied_because": view.standing.reason or None,
         "last_report_at": moment(view.state.last_report_at),
     }
 
@@ -103,6 +109,8 @@ def proxy_body(view: HostView, now: datetime) -> dict[str, Any]:
     expiry = report.host_certificate_not_after
     return {
         "host": view.name,
+        "state": view.phase,
+        "denied_because": view.standing.reason or None,
         "connected": proxy is not None,
         "peer": proxy.peer if proxy else None,
         "since": moment(proxy.since) if proxy else None,

@@ -6,13 +6,14 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from hostmesh_controller.api.bodies import RegisterRequest
+from hostmesh_controller.api.bodies import ExpelRequest, RegisterRequest
 from hostmesh_controller.api.documents import outcome_body
 from hostmesh_controller.api.errors import ApiError
 from hostmesh_controller.api.fleet import HostView, host_body, host_details
 from hostmesh_controller.api.parts import Parts, Using
 from hostmesh_controller.api.principals import Admin, Viewer
 from hostmesh_controller.api.tokens import join_string
+from hostmesh_controller.enrolments import Denial
 from hostmesh_controller.groups import MEMBER_OF
 from hostmesh_controller.model import ApiObject, ObjectKey
 from hostmesh_controller.registrar import MissingError
@@ -46,6 +47,29 @@ async def remove_host(
         return outcome_body(await parts.registrar.remove_host(host, actor=who.name, workloads=workloads))
     except MissingError as error:
         raise ApiError(HTTPStatus.NOT_FOUND, "not_found", str(error)) from error
+
+
+@router.post("/hosts/{host}/expel")
+async def expel_host(host: str, request: ExpelRequest, parts: Using, who: Admin) -> dict[str, Any]:
+    """Refuse a host everywhere at once: its stream, its certificates, its connections. It stays registered."""
+    try:
+        await parts.registrar.deny(host, Denial.EXPELLED, request.reason, actor=who.name)
+    except MissingError as error:
+        raise ApiError(HTTPStatus.NOT_FOUND, "not_found", str(error)) from error
+    return host_body(await view_of(parts, host))
+
+
+@router.post("/hosts/{host}/readmit")
+async def readmit_host(host: str, parts: Using, who: Admin) -> dict[str, Any]:
+    """Let a host that was expelled or quarantined join again, with a new token; what it had stays refused."""
+    try:
+        readmitted = await parts.registrar.readmit(host, actor=who.name)
+    except MissingError as error:
+        raise ApiError(HTTPStatus.NOT_FOUND, "not_found", str(error)) from error
+    if not readmitted:
+        message = f"host {host!r} was neither expelled nor quarantined: there is nothing to undo"
+        raise ApiError(HTTPStatus.CONFLICT, "not_denied", message)
+    return host_body(await view_of(parts, host))
 
 
 @router.post("/register")
@@ -114,5 +138,6 @@ async def _view(parts: Parts, item: ApiObject, proxies: dict[str, Any]) -> HostV
         state=await parts.registrar.states.state(name),
         proxy=proxies.get(name),
         group=item.metadata.annotations.get(MEMBER_OF),
+        standing=parts.registrar.enrolments.standing(name),
         workloads=tuple(f"{each.key.namespace}/{each.key.name}" for each in parts.registrar.mesh.workloads_of(name)),
     )

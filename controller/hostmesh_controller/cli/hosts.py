@@ -116,6 +116,41 @@ def remove(
         typer.echo(f"{key_text(each)} {each['action']}")
 
 
+@app.command("expel")
+def expel(
+    ctx: typer.Context,
+    host: Annotated[str, typer.Argument(metavar="HOST")],
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; kept with the host.")] = "",
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask on a terminal.")] = False,
+    output: Output = Format.TABLE,
+) -> None:
+    """Refuse a host everywhere within seconds: it gets nothing, nobody calls it, nobody lets it call.
+
+    Its open connections with other hosts are closed. It stays registered, and cannot join until it is readmitted.
+    """
+    connection: Connection = ctx.obj
+    if not yes and sys.stdin.isatty():
+        typer.confirm(f"Expel host {host} from the mesh, and close its connections?", abort=True, err=True)
+    result = connection.post(f"/v1/hosts/{host}/expel", {"reason": reason})
+    if output is not Format.TABLE:
+        emit(result, output)
+        return
+    typer.echo(f"host/{host} {result['state']}")
+
+
+@app.command("readmit")
+def readmit(
+    ctx: typer.Context, host: Annotated[str, typer.Argument(metavar="HOST")], output: Output = Format.TABLE
+) -> None:
+    """Let a host that was expelled or quarantined join again, with a new token; its old certificates stay refused."""
+    connection: Connection = ctx.obj
+    result = connection.post(f"/v1/hosts/{host}/readmit", {})
+    if output is not Format.TABLE:
+        emit(result, output)
+        return
+    typer.echo(f"host/{host} may join again; next: hostmesh token create {host}, and on the host: join --force")
+
+
 def _pair(text: str, option: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals or not key:

@@ -9,6 +9,8 @@ from hostmesh_controller.cli.output import Format, Output, age, emit, table
 
 app = typer.Typer(no_args_is_help=True, help="Proxies: one Envoy on each host.")
 
+DENIED: Final = frozenset({"expelled", "quarantined"})
+"""States of a host that cannot be connected."""
 _SHOWN_CHARS: Final = 400
 """Of a refusal's message, in the table: JSON and YAML have all of it."""
 
@@ -33,6 +35,8 @@ def status(
     if host:
         _details(items[0])
     for each in items:
+        if each["denied_because"]:
+            typer.echo(f"\n{each['host']} is {each['state']}: {each['denied_because']}")
         for nack in each["nacks"]:
             typer.echo(
                 f"\n{each['host']} refused {_short(nack['type'])} {', '.join(nack['names'])} "
@@ -46,7 +50,7 @@ def _row(each: dict[str, Any]) -> tuple[object, ...]:
     days = each["certificate_days_left"]
     return (
         each["host"],
-        age(each["since"]) if each["connected"] else "no",
+        _connected(each),
         ("current" if each["settled"] else "waiting") if each["connected"] else None,
         age(each["acked_at"]),
         len(each["nacks"]),
@@ -55,6 +59,12 @@ def _row(each: dict[str, Any]) -> tuple[object, ...]:
         f"{len(each['ready'])}/{len(each['workloads'])}",
         None if days is None else f"{days:.1f}d",
     )
+
+
+def _connected(each: dict[str, Any]) -> str:
+    if each["state"] in DENIED:
+        return str(each["state"])
+    return age(each["since"]) if each["connected"] else "no"
 
 
 def _details(each: dict[str, Any]) -> None:

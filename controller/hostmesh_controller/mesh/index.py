@@ -9,6 +9,7 @@ from hostmesh_controller.mesh.memo import Memo
 from hostmesh_controller.mesh.peers import PeerPolicy, mode_of
 from hostmesh_controller.mesh.records import (
     Endpoints,
+    Expulsions,
     Host,
     HostRuntime,
     Mode,
@@ -41,7 +42,8 @@ class Mesh:
     `keys_by_kind` the kinds that are few (`of_kind`); `caller_labels` the label keys by which a rule tells callers
     apart, `labels_in_use` all of them. `gateways` holds the hosts that serve any; `bound` the VirtualServices of each
     gateway (`namespace/name`); `credential_users` the DestinationRules that name a stored credential.
-    `inbound_sidecars` holds the Sidecars that have a word on a workload's inbound connections.
+    `inbound_sidecars` holds the Sidecars that have a word on a workload's inbound connections. `denied` holds the
+    enrolments of each host that must be refused, also of hosts that are gone.
     """
 
     settings: Settings
@@ -76,6 +78,8 @@ class Mesh:
     bound: Table[str, frozenset[ObjectKey]] = field(default_factory=Table)
     credential_users: Table[str, frozenset[ObjectKey]] = field(default_factory=Table)
     inbound_sidecars: Table[WorkloadKey, ObjectKey] = field(default_factory=Table)
+    denied: Table[str, frozenset[str]] = field(default_factory=Table)
+    expulsions: Expulsions = field(default_factory=Expulsions)
     memo: Memo = field(default_factory=Memo, compare=False, repr=False)
 
     def mode_of(self, workload: Workload, port: int) -> Mode:

@@ -38,7 +38,8 @@ class HostRuntime:
 
     `captured` are the ports on which that holds: a port that was declared a moment ago is not among them yet. None:
     every port. `healthy` are the workloads whose program is well as far as the agent knows; it decides about those
-    that have a probe.
+    that have a probe. `expelled`: it was denied and has not joined since; `denied` are its enrolments whose
+    certificates must be refused.
     """
 
     joined: bool = False
@@ -46,10 +47,25 @@ class HostRuntime:
     ipv6: bool = False
     captured: frozenset[int] | None = None
     healthy: frozenset[tuple[str, str]] = frozenset()
+    expelled: bool = False
+    denied: frozenset[str] = frozenset()
 
     def serves(self, workload: tuple[str, str], port: int) -> bool:
         """Tell whether mutual TLS is served on a workload's own port."""
         return self.joined and workload in self.ready and (self.captured is None or port in self.captured)
+
+
+@dataclass(frozen=True, slots=True)
+class Expulsions:
+    """Whom all must refuse.
+
+    `hosts` are the registered ones that are out; `enrolments` of which certificates are still valid, sorted;
+    `addresses` those of the hosts that no other host has, sorted.
+    """
+
+    hosts: frozenset[str] = frozenset()
+    enrolments: tuple[str, ...] = ()
+    addresses: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from hostmesh_controller.mesh.proxy_config import take_proxy_configs
 from hostmesh_controller.mesh.records import HostRuntime, Settings, Touched
 from hostmesh_controller.mesh.step import begin
 from hostmesh_controller.mesh.take_endpoints import take_endpoints
+from hostmesh_controller.mesh.take_expulsions import take_expulsions
 from hostmesh_controller.mesh.take_extensions import take_extensions
 from hostmesh_controller.mesh.take_gateways import take_gateways
 from hostmesh_controller.mesh.take_hosts import take_hosts
@@ -69,6 +70,7 @@ def _next(
     take_objects(step)
     take_policies(step)
     take_hosts(step, runtime)
+    take_expulsions(step)
     take_workloads(step)
     take_services(step, vips)
     take_sidecars(step)

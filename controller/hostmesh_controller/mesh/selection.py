@@ -74,8 +74,11 @@ def member(mesh: Mesh, service: Service, workload: Workload) -> Member:
     """Return what a workload is to a service: where each port is reached, and whether with mutual TLS.
 
     A workload that is not ready yet is called in plaintext where its policy allows that, and left out where not. One
-    that is not healthy is left out, as in Istio; its identity stays, so that clusters do not change with health.
+    that is not healthy is left out, as in Istio, and one on a host that was expelled; its identity stays, so that
+    clusters do not change with either.
     """
+    if workload.host is not None and mesh.runtime_of(workload.host).expelled:
+        return Member({}, None if service.external else identity_of(workload, mesh.settings.trust_domain).uri)
     if workload.host is None or service.external:
         return Member(dict(_plain(mesh, service, workload)), None)
     if not mesh.is_healthy(workload):

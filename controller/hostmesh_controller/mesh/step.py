@@ -11,6 +11,9 @@ from hostmesh_controller.model.objects import ApiObject, ObjectKey
 BLOCKS: Final = "blocks"
 """The dependency name of everything that is found by an address inside of a block, or not found there."""
 
+EXPULSIONS: Final = "expulsions"
+"""The dependency name of what says who was expelled."""
+
 BY_NAME: Final = "by-name"
 """The dependency name of every name that nobody has: what happens to it changes with services that have no address."""
 

@@ -37,21 +37,21 @@ def take_hosts(step: Step, runtime: Mapping[str, HostRuntime]) -> None:
 
 
 def _take_runtime(step: Step, runtime: Mapping[str, HostRuntime]) -> None:
-    for host in _hosts_that_differ(step.old.runtime, runtime):
+    for host in hosts_that_differ(step.old.runtime, runtime):
         old, new = step.old.runtime.get(host, NO_HOST), runtime.get(host, NO_HOST)
         if old is new or old == new:
             continue
         if old.ipv6 != new.ipv6:
             step.touched_hosts.add(host)
         here = step.old.workloads_by_host.get(host, frozenset())
-        if (old.joined, old.captured) != (new.joined, new.captured):
+        if (old.joined, old.captured, old.expelled) != (new.joined, new.captured, new.expelled):
             step.recheck.update(here)
         else:
             differ = (old.ready ^ new.ready) | (old.healthy ^ new.healthy)
             step.recheck.update(key for key in here if key in differ)
 
 
-def _hosts_that_differ(old: Mapping[str, HostRuntime], new: Mapping[str, HostRuntime]) -> Iterable[str]:
+def hosts_that_differ(old: Mapping[str, HostRuntime], new: Mapping[str, HostRuntime]) -> Iterable[str]:
     """Return the hosts of which something else may be true now; few of tables that share what did not change."""
     if isinstance(old, Table) and isinstance(new, Table):
         return old.differing(new)

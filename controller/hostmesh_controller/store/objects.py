@@ -111,9 +111,13 @@ def _audit_row(
     }
 
 
-def write_event(connection: Connection, action: str, key: ObjectKey, *, actor: str, now: datetime) -> None:
-    """Write an audit record of something that is no object's change: a token used, a host forgotten."""
+def write_event(
+    connection: Connection, action: str, key: ObjectKey, *, actor: str, now: datetime, after: Document | None = None
+) -> None:
+    """Write an audit record of something that is no object's change: a token used, a host expelled."""
     values = {**key._asdict(), "at": now, "actor": actor, "action": action, "revision": read_revision(connection)}
+    if after is not None:
+        values["after"] = json.dumps(after)
     connection.execute(insert(tables.audit).values(values))
 
 

@@ -1,6 +1,6 @@
 """The promise every store keeps, whatever is below it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 
@@ -11,6 +11,7 @@ from hostmesh_controller.store.records import (
     CertificateRecord,
     Commit,
     Delete,
+    EnrolmentRecord,
     HostState,
     Put,
     StoredObject,
@@ -89,6 +90,30 @@ class Store(Protocol):
 
     def forget_host(self, host: str) -> None:
         """Drop the host's certificate records; its runtime state stays (see drop_host_state)."""
+        ...
+
+    def enrolments(self) -> list[EnrolmentRecord]:
+        """Return the enrolments of all hosts, oldest first."""
+        ...
+
+    def put_enrolment(
+        self, record: EnrolmentRecord, *, action: str = "", actor: str = "", at: datetime
+    ) -> EnrolmentRecord:
+        """Keep an enrolment, new or changed; with an `action` also an audit record of it.
+
+        `certificates_end` of one that is there is the store's own: what is kept is returned.
+        """
+        ...
+
+    def extend_enrolment(self, enrolment: str, not_after: datetime) -> bool:
+        """Take note that a certificate of the enrolment lasts until then.
+
+        False if it is denied, ended or unknown: then nothing may be issued under it.
+        """
+        ...
+
+    def drop_enrolments(self, ids: Collection[str]) -> None:
+        """Forget enrolments."""
         ...
 
     def put_host_state(self, host: str, state: HostState) -> None:

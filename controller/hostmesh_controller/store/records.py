@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 
 from hostmesh_controller.model.objects import ObjectKey
@@ -87,6 +88,37 @@ class CertificateRecord:
     host: str
     not_after: datetime
     issued_at: datetime
+
+
+class Denial(StrEnum):
+    """Why an enrolment is refused; NONE: it is not."""
+
+    NONE = ""
+    EXPELLED = "expelled"
+    QUARANTINED = "quarantined"
+
+
+@dataclass(frozen=True, slots=True)
+class EnrolmentRecord:
+    """One joining of a host, and what was issued under it.
+
+    Every certificate of the enrolment carries `id` (32 hexadecimal digits). `ended_at`: the host left, or joined again.
+    `certificates_end` is when the last of its certificates ends, None before the first. `used_serial` is the newest of
+    the host's own certificates that was used, since `used_at`. `reason` says why it is denied. `readmitted_at`: the
+    host may join again; what was denied stays so.
+    """
+
+    id: str
+    host: str
+    begun_at: datetime
+    ended_at: datetime | None = None
+    certificates_end: datetime | None = None
+    used_serial: str = ""
+    used_at: datetime | None = None
+    denial: Denial = Denial.NONE
+    denied_at: datetime | None = None
+    reason: str = ""
+    readmitted_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

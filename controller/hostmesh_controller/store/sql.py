@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Final
@@ -11,13 +11,14 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError, StatementError
 
 from hostmesh_controller.model.objects import ObjectKey
-from hostmesh_controller.store import objects, runtime, secrets
+from hostmesh_controller.store import enrolments, objects, runtime, secrets
 from hostmesh_controller.store.records import (
     ApiTokenRecord,
     AuditRecord,
     CertificateRecord,
     Commit,
     Delete,
+    EnrolmentRecord,
     HostState,
     Put,
     StoredObject,
@@ -134,6 +135,26 @@ class SqlStore:
         with self._write() as connection:
             secrets.forget_certificates(connection, host)
         self._certificate_epochs[host] += 1
+
+    def enrolments(self) -> list[EnrolmentRecord]:
+        with self._read() as connection:
+            return enrolments.read_enrolments(connection)
+
+    def put_enrolment(
+        self, record: EnrolmentRecord, *, action: str = "", actor: str = "", at: datetime
+    ) -> EnrolmentRecord:
+        with self._write() as connection:
+            if action:
+                enrolments.write_enrolment_event(connection, record, action, actor, at)
+            return enrolments.write_enrolment(connection, record)
+
+    def extend_enrolment(self, enrolment: str, not_after: datetime) -> bool:
+        with self._write() as connection:
+            return enrolments.extend_enrolment(connection, enrolment, not_after)
+
+    def drop_enrolments(self, ids: Collection[str]) -> None:
+        with self._write() as connection:
+            enrolments.drop_enrolments(connection, ids)
 
     def put_host_state(self, host: str, state: HostState) -> None:
         with self._write() as connection:

@@ -110,6 +110,22 @@ certificates = Table(
     Column("issued_at", UtcTime, nullable=False),
 )
 
+enrolments = Table(
+    "enrolments",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("host", String(253), nullable=False, index=True),
+    Column("begun_at", UtcTime, nullable=False),
+    Column("ended_at", UtcTime),
+    Column("certificates_end", UtcTime),
+    Column("used_serial", String(64), nullable=False),
+    Column("used_at", UtcTime),
+    Column("denial", String(32), nullable=False),
+    Column("denied_at", UtcTime),
+    Column("reason", Text, nullable=False),
+    Column("readmitted_at", UtcTime),
+)
+
 hosts = Table(
     "hosts",
     metadata,

@@ -41,6 +41,7 @@ def host_config(mesh: Mesh, host: Host, plan: Plan, inbound_version: str) -> pb.
         envoy=_envoy(mesh, host),
         listeners={DNS_LISTENER: "", VIRTUAL_INBOUND: inbound_version, VIRTUAL_OUTBOUND: ""},
         bootstrap_patch=bootstrap_patch(mesh, mesh.viewer_of(host.name)),
+        expelled_addresses=mesh.expulsions.addresses,
     )
 
 

@@ -12,7 +12,7 @@ from hostmesh_api import wire
 from hostmesh_api.delta import Resource
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.records import Host
-from hostmesh_controller.mesh.step import host_dependency
+from hostmesh_controller.mesh.step import EXPULSIONS, host_dependency
 from hostmesh_controller.names import VIRTUAL_INBOUND
 from hostmesh_controller.xds import (
     gateway_passthrough,
@@ -112,13 +112,17 @@ def _cluster_dependencies(mesh: Mesh, host: str, name: str) -> tuple[str, ...]:
     return gateway_passthrough.cluster_dependencies(mesh, host, name) or of_clusters.dependencies(mesh, host, name)
 
 
+def _config_dependencies(_mesh: Mesh, _host: str, _name: str) -> tuple[str, ...]:
+    return (EXPULSIONS,)
+
+
 def _own_config(_mesh: Mesh, _host: str) -> tuple[str, ...]:
     return (wire.HOST_CONFIG_NAME,)
 
 
 _TYPES: Final[Mapping[str, _Type]] = MappingProxyType(
     {
-        wire.HOST_CONFIG_TYPE: _Type(_host_config, wildcard=_own_config),
+        wire.HOST_CONFIG_TYPE: _Type(_host_config, _config_dependencies, wildcard=_own_config),
         wire.LISTENER_TYPE: _Type(of_listeners.resource, of_listeners.dependencies, of_listeners.wildcard),
         wire.CLUSTER_TYPE: _Type(_cluster, _cluster_dependencies, of_clusters.wildcard),
         wire.ENDPOINT_TYPE: _Type(_endpoints, _cluster_dependencies, shared=True),

@@ -126,17 +126,21 @@ def _close(kernel: socket.socket, found: Found) -> bool:
     kernel.send(closing(found))
     for kind, content in messages(kernel.recv(_RECEIVE_BYTES)):
         if kind == _ERROR:
-            code = -int.from_bytes(content[:4], "little", signed=True) if content else 0
-            if code == errno.ENOENT:
+            if _error(content) == errno.ENOENT:
                 return False  # it has ended meanwhile
             _raise(content)
     return True
 
 
+def _error(content: bytes) -> int:
+    """Return the number of an error, 0 for an acknowledgement."""
+    return -int(struct.unpack_from("=i", content)[0])
+
+
 def _raise(content: bytes) -> None:
-    (code,) = struct.unpack_from("=i", content)
+    code = _error(content)
     if code:
-        raise OSError(-code, f"sock_diag: {errno.errorcode.get(-code, -code)}")
+        raise OSError(code, f"sock_diag: {errno.errorcode.get(code, code)}")
 
 
 class Severing:
@@ -153,7 +157,7 @@ class Severing:
 
     def take(self, addresses: Collection[str]) -> None:
         """Close connections with these addresses from now on, and with no others. What is no address is left out."""
-        peers = frozenset(filter(None, map(_address, addresses)))
+        peers = frozenset(each for each in map(_address, addresses) if each is not None)
         if peers != self._peers:
             self._peers = peers
             self._eager = EAGER_SWEEPS

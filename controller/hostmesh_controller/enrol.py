@@ -80,13 +80,22 @@ class Issuing:
     now: Callable[[], datetime]
     life: timedelta = field(default=LEAF_LIFE)
 
-    def issue(self, host: str, csr_der: bytes, identity: HostIdentity | WorkloadIdentity, *, record: bool) -> Issued:
+    def issue(
+        self,
+        host: str,
+        csr_der: bytes,
+        identity: HostIdentity | WorkloadIdentity,
+        *,
+        record: bool,
+        for_latecomers: bool = False,
+    ) -> Issued:
         """Sign for the key of a request; blocking.
 
         A host's own certificate is recorded before it leaves: only a recorded one can call the controller.
+        `for_latecomers`: see `Authority.issue`.
         """
         now = self.now()
-        issued = self.authority.issue(_public_key(csr_der), identity, now, self.life)
+        issued = self.authority.issue(_public_key(csr_der), identity, now, self.life, for_latecomers=for_latecomers)
         if record:
             self.store.add_certificate(
                 CertificateRecord(
@@ -177,7 +186,8 @@ class EnrolmentServicer(EnrolmentBase):
         """Issue to a host that joins. Whoever was this host before is so no longer."""
         identity = HostIdentity(self._issuing.authority.trust_domain, host)
         self._issuing.store.forget_host(host)
-        return self._issuing.issue(host, csr_der, identity, record=True)
+        # A join string that was made a while ago pins a root that may be retired by now.
+        return self._issuing.issue(host, csr_der, identity, record=True, for_latecomers=True)
 
 
 class IdentityServicer(IdentityBase):

@@ -92,6 +92,23 @@ class RegisterRequest(Request):
     ttl_s: Annotated[int, Field(ge=10, le=MAX_JOIN_TTL_S)] = 900
 
 
+class ActivateRequest(Request):
+    force: bool = False
+
+
+class TaintRequest(Request):
+    """`root` is an ID or the beginning of a fingerprint; None: the only one that it can be."""
+
+    root: Annotated[str | None, Field(max_length=64, pattern="^[0-9a-fA-F]+$")] = None
+    within_s: Annotated[float, Field(ge=0, le=3600)] = 30.0
+
+
+class RevokeRequest(Request):
+    root: Annotated[str | None, Field(max_length=64, pattern="^[0-9a-fA-F]+$")] = None
+    force: bool = False
+    compromised: bool = False
+
+
 def moment(at: datetime | None) -> str | None:
     return None if at is None else at.isoformat()
 

@@ -111,10 +111,18 @@ def _audit_row(
     }
 
 
-def write_event(connection: Connection, action: str, key: ObjectKey, *, actor: str, now: datetime) -> None:
+def write_event(
+    connection: Connection,
+    action: str,
+    key: ObjectKey,
+    *,
+    actor: str,
+    now: datetime,
+    after: Document | None = None,
+) -> None:
     """Write an audit record of something that is no object's change: a token used, a host forgotten."""
     values = {**key._asdict(), "at": now, "actor": actor, "action": action, "revision": read_revision(connection)}
-    connection.execute(insert(tables.audit).values(values))
+    connection.execute(insert(tables.audit).values({**values, "after": _text(after)}))
 
 
 def read_audit(connection: Connection, limit: int, key: ObjectKey | None, before_id: int | None) -> list[AuditRecord]:

@@ -57,8 +57,14 @@ class Admin:
         found = document.get("stats", ())
         return {str(each["name"]): int(each["value"]) for each in found if isinstance(each.get("value"), int)}
 
-    async def certificates(self) -> Any:
-        return await self._json("/certs")
+    async def serials(self) -> frozenset[int]:
+        """Return the serial numbers of the certificates that Envoy shows."""
+        document = await self._json("/certs")
+        return frozenset(
+            int(str(each["serial_number"]), 16)
+            for context in document.get("certificates", ())
+            for each in context.get("cert_chain", ())
+        )
 
     async def drain(self) -> None:
         """Stop accepting, close what is idle, end nothing that is in use."""

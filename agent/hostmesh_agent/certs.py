@@ -11,14 +11,14 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
 import structlog
 
 from hostmesh_agent.enrol import EnrolError
-from hostmesh_agent.keyroom import checked, read_one_file
+from hostmesh_agent.keyroom import checked, read_one_file, roots, standing
 from hostmesh_agent.state import State, StateError
 from hostmesh_agent.svid import Svid, SvidError
 from hostmesh_agent.tree import Tree
@@ -44,18 +44,24 @@ _log: Final = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What Envoy needs on this host. `identities` has no doubles and always holds the host's own."""
+    """What Envoy needs on this host. `identities` has no doubles and always holds the host's own.
+
+    Certificates of the `tainted` roots (SHA-256, hexadecimal) are renewed soon, spread over `renew_within`.
+    """
 
     identities: tuple[Identity, ...]
     bundle_pem: bytes = field(repr=False, default=b"")
+    tainted: tuple[str, ...] = ()
+    renew_within: timedelta = timedelta()
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What Envoy has: good SVIDs by SPIFFE ID, and why others are missing."""
+    """What Envoy has: good SVIDs by SPIFFE ID, why others are missing, and the roots (SHA-256, hexadecimal)."""
 
     svids: Mapping[str, Svid]
     missing: Mapping[str, str]
+    roots: tuple[str, ...] = ()
 
 
 def wanted(config: HostConfig, host: HostIdentity) -> Wanted:
@@ -66,7 +72,12 @@ def wanted(config: HostConfig, host: HostIdentity) -> Wanted:
     """
     outbound = config.outbound_spiffe_id or host.uri
     uris = dict.fromkeys([host.uri, *(each.spiffe_id for each in config.workloads), outbound])
-    return Wanted(tuple(_own(uri, host) for uri in uris), config.bundle_pem)
+    return Wanted(
+        tuple(_own(uri, host) for uri in uris),
+        config.bundle_pem,
+        tuple(config.tainted_roots),
+        timedelta(milliseconds=config.renew_within_ms),
+    )
 
 
 class Certificates:
@@ -79,6 +90,7 @@ class Certificates:
         owner: tuple[int, int],
         issue: Issue,
         now: Callable[[], datetime],
+        renew_own: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """Nothing is touched yet.
 
@@ -88,8 +100,10 @@ class Certificates:
             owner: Envoy's (uid, gid).
             issue: gets a new SVID for a SPIFFE ID from the controller, or raises EnrolError.
             now: aware time.
+            renew_own: gets a new certificate for the host itself, with the roots of today, or raises EnrolError.
         """
         self._state = state
+        self._renew_own = renew_own
         self._tree = Tree(envoy_dir, CERTS, owner)
         self._issue = issue
         self._now = now
@@ -104,7 +118,8 @@ class Certificates:
             StateError: the disk refuses, or the host's own identity is damaged.
         """
         async with self._lock:
-            svids = await asyncio.to_thread(self._good_ones, want)
+            await self._follow_roots(want.bundle_pem)
+            svids, trusted = await asyncio.to_thread(self._good_ones, want)
             missing: dict[str, str] = {}
             slots = asyncio.Semaphore(_PARALLEL)
 
@@ -123,7 +138,7 @@ class Certificates:
                 for identity in want.identities:
                     if identity.uri not in svids:
                         group.create_task(fill(identity))
-            return Held(svids, missing)
+            return Held(svids, missing, trusted)
 
     async def renew(self, identity: Identity) -> Svid:
         """Get a new SVID for the identity and put it in the old one's place; the old one stays if that fails.
@@ -149,7 +164,26 @@ class Certificates:
             _log.info("certificates_removed", slugs=removed)
         return removed
 
-    def _good_ones(self, want: Wanted) -> dict[str, Svid]:
+    async def _follow_roots(self, offered_pem: bytes) -> None:
+        """Get a new certificate for the host if its own is of no root that is offered: it was away for too long."""
+        if self._renew_own is None or await asyncio.to_thread(self._covers, offered_pem):
+            return
+        _log.warning("host_certificate_of_a_root_that_is_gone")
+        try:
+            await self._renew_own()
+        except EnrolError as error:
+            _log.error("host_certificate_not_renewed", reason=str(error))
+
+    def _covers(self, offered_pem: bytes) -> bool:
+        files = self._state.files()
+        if not offered_pem or offered_pem == files.bundle_pem:
+            return True
+        try:
+            return standing(files.chain_pem, offered_pem).root != ""
+        except SvidError:
+            return True  # it is not a bundle, which is told where it is refused
+
+    def _good_ones(self, want: Wanted) -> tuple[dict[str, Svid], tuple[str, ...]]:
         """Write the roots; return the SVIDs that are on disk and good, with all that belongs to them written."""
         bundle_pem = self._put_roots(want.bundle_pem)
         svids: dict[str, Svid] = {}
@@ -159,7 +193,7 @@ class Certificates:
                 # Also what a crash between two files left out.
                 self._put(identity, svid)
                 svids[identity.uri] = svid
-        return svids
+        return svids, roots(bundle_pem)
 
     def _read(self, identity: Identity, bundle_pem: bytes) -> Svid | None:
         data = self._tree.read(identity.slug, SVID_FILE)

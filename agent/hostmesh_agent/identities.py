@@ -1,7 +1,8 @@
 """Keeps every certificate of the host alive: the agent's own, and those that Envoy reads."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import Final
@@ -10,7 +11,7 @@ import structlog
 
 from hostmesh_agent import enrol
 from hostmesh_agent.certs import Certificates, Held, Identity, Wanted
-from hostmesh_agent.keyroom import validity
+from hostmesh_agent.keyroom import standing
 from hostmesh_agent.rotation import Renewal, Rotation, Validity
 from hostmesh_agent.state import State
 from hostmesh_agent.svid import Svid
@@ -21,6 +22,14 @@ APPLY_WITHIN_S: Final = 20.0
 """How long a configuration waits for its certificates; what is missing then is fetched in the background."""
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """A certificate whose place another one has taken on disk."""
+
+    spiffe_id: str
+    validity: Validity
 
 
 class Identities:
@@ -46,6 +55,8 @@ class Identities:
         self._host_renewed = host_renewed
         self._rotation = Rotation(now)
         self._missing: dict[str, str] = {}
+        self._roots: tuple[str, ...] = ()
+        self._replaced: dict[str, Replaced] = {}
 
     async def run(self) -> None:
         await self._rotation.run()
@@ -54,6 +65,19 @@ class Identities:
         """Return those that are in place and known, by SPIFFE ID; `AGENT` is the agent's own."""
         found = self._rotation.validities()
         return {name: each for name, each in found.items() if each is not None}
+
+    def roots(self) -> tuple[str, ...]:
+        """Return the roots that are trusted: SHA-256, hexadecimal."""
+        return self._roots
+
+    def replaced(self, presented: Callable[[str], bool] | None = None) -> Sequence[Replaced]:
+        """Return certificates that Envoy may show still, though new ones are in their place.
+
+        `presented` tells of a serial whether Envoy has it loaded: those that it has not are forgotten.
+        """
+        if presented is not None:
+            self._replaced = {serial: each for serial, each in self._replaced.items() if presented(serial)}
+        return tuple(self._replaced.values())
 
     def missing(self) -> Mapping[str, str]:
         """Return why certificates are missing, by SPIFFE ID."""
@@ -73,25 +97,36 @@ class Identities:
         except TimeoutError:
             log.error("certificates took too long", within_s=APPLY_WITHIN_S)
         self._missing = dict(held.missing)
-        serial, not_before, not_after = await asyncio.to_thread(self._own)
-        renewals = {AGENT: Renewal(Validity(serial, not_before, not_after), self._renew_host)}
+        self._roots = held.roots or self._roots
+        own = await asyncio.to_thread(self._own)
+        before = self.validities()
+        renewals = {AGENT: Renewal(own, self._renew_host)}
         for identity in want.identities:
             svid = held.svids.get(identity.uri)
             renewals[identity.uri] = Renewal(None if svid is None else _validity(svid), partial(self._renew, identity))
-        self._rotation.keep(renewals)
+            self._note_replaced(identity, before.get(identity.uri), renewals[identity.uri].validity)
+        self._rotation.keep(renewals, want.tainted, want.renew_within)
         self._changed()
 
-    def _own(self) -> tuple[str, datetime, datetime]:
-        return validity(self._state.files().chain_pem)
+    def _note_replaced(self, identity: Identity, before: Validity | None, now: Validity | None) -> None:
+        if before is not None and now is not None and before.serial != now.serial:
+            self._replaced[before.serial] = Replaced(identity.uri, before)
+
+    def _own(self) -> Validity:
+        files = self._state.files()
+        found = standing(files.chain_pem, files.bundle_pem)
+        return Validity(found.serial, found.not_before, found.not_after, found.root)
 
     async def sweep(self, want: Wanted) -> None:
         """Remove the certificates that nobody uses any more; call it when Envoy has let go of them."""
         await self._certificates.sweep(want)
 
     async def _renew(self, identity: Identity) -> Validity:
-        svid = await self._certificates.renew(identity)
+        before = self.validities().get(identity.uri)
+        renewed = _validity(await self._certificates.renew(identity))
+        self._note_replaced(identity, before, renewed)
         self._changed()
-        return _validity(svid)
+        return renewed
 
     async def _renew_host(self) -> Validity:
         svid = await enrol.renew_host(self._state, self._now)
@@ -101,4 +136,4 @@ class Identities:
 
 
 def _validity(svid: Svid) -> Validity:
-    return Validity(svid.serial, svid.not_before, svid.not_after)
+    return Validity(svid.serial, svid.not_before, svid.not_after, svid.root)

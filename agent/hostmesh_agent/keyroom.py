@@ -20,7 +20,7 @@ from typing import IO, Any, Final
 
 import structlog
 
-from hostmesh_agent.svid import Svid
+from hostmesh_agent.svid import Standing, Svid
 from hostmesh_api.identity import HostIdentity, WorkloadIdentity
 
 ANSWER_WITHIN_S: Final = 30.0
@@ -61,7 +61,7 @@ def read_one_file(data: bytes, bundle: bytes, identity: WorkloadIdentity | HostI
     return svid
 
 
-# These two depend on nothing but their arguments, and are asked about the same files at each connection.
+# These depend on nothing but their arguments, and are asked about the same files at each connection.
 
 
 @lru_cache(maxsize=4)
@@ -75,6 +75,19 @@ def validity(chain: bytes) -> tuple[str, datetime, datetime]:
     """See `keys.validity`."""
     serial, not_before, not_after = _room.work("validity", chain)
     return serial, not_before, not_after
+
+
+@lru_cache(maxsize=4)
+def standing(chain: bytes, bundle: bytes) -> Standing:
+    """See `keys.standing`."""
+    found: Standing = _room.work("standing", chain, bundle)
+    return found
+
+
+@lru_cache(maxsize=4)
+def roots(bundle: bytes) -> tuple[str, ...]:
+    """See `keys.roots`."""
+    return tuple(_room.work("roots", bundle))
 
 
 class Room:

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from hostmesh_agent.svid import Svid, SvidError
+from hostmesh_agent.svid import Standing, Svid, SvidError
 from hostmesh_api.identity import HostIdentity, WorkloadIdentity
 
 __all__ = [
@@ -33,11 +33,13 @@ __all__ = [
     "read_one_file",
     "request",
     "root_pem",
+    "roots",
+    "standing",
     "validity",
 ]
 
-MAX_CHAIN: Final = 4
-"""A leaf and its intermediates; ours have one."""
+MAX_CHAIN: Final = 8
+"""A leaf, up to four intermediates, and what leads to older roots (three at most); mostly it is two."""
 
 _CLOCK: Final = "set this host's clock (timedatectl), then try again"
 
@@ -99,7 +101,8 @@ def checked(
 
     Args:
         key: PEM; must be that of the leaf.
-        chain: PEM, leaf first; each must be issued by the next, the last by a root of the bundle.
+        chain: PEM, leaf first; each must be issued by the next, one of them by a root of the bundle. What follows that
+            one is for peers who trust another root.
         bundle: PEM; the roots.
         identity: must be the leaf's one URI name.
         now: aware; must be within the validity of each.
@@ -116,7 +119,7 @@ def checked(
         msg = f"the certificate names {_uris(leaf)}, not {identity.uri}: the controller is at fault"
         raise SvidError(msg)
     _check_usage(leaf)
-    _check_path(certificates, _load_chain(bundle), now)
+    root = _check_path(certificates, _load_chain(bundle), now)
     return Svid(
         identity=identity,
         serial=f"{leaf.serial_number:032x}",
@@ -124,6 +127,7 @@ def checked(
         not_after=leaf.not_valid_after_utc,
         key_pem=key,
         chain_pem=chain,
+        root=_fingerprint(root),
     )
 
 
@@ -146,6 +150,26 @@ def validity(chain: bytes) -> tuple[str, datetime, datetime]:
     return f"{leaf.serial_number:032x}", leaf.not_valid_before_utc, leaf.not_valid_after_utc
 
 
+def standing(chain: bytes, bundle: bytes) -> Standing:
+    """Return when the leaf is good and to which root of the bundle it leads, unchecked otherwise.
+
+    Raises:
+        SvidError: one of the two cannot be read.
+    """
+    certificates = _load_chain(chain)
+    found = _path(certificates, _load_chain(bundle))
+    return Standing(*validity(chain), "" if found is None else _fingerprint(found[1]))
+
+
+def roots(bundle: bytes) -> tuple[str, ...]:
+    """Return the roots of a bundle: SHA-256 in hexadecimal, in order.
+
+    Raises:
+        SvidError: it cannot be read.
+    """
+    return tuple(map(_fingerprint, _load_chain(bundle)))
+
+
 def _check_usage(leaf: x509.Certificate) -> None:
     try:
         usages = set(leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
@@ -156,7 +180,8 @@ def _check_usage(leaf: x509.Certificate) -> None:
         raise SvidError(msg)
 
 
-def _check_path(chain: list[x509.Certificate], roots: list[x509.Certificate], now: datetime) -> None:
+def _check_path(chain: list[x509.Certificate], roots: list[x509.Certificate], now: datetime) -> x509.Certificate:
+    """Return the root that the chain leads to, by the shortest way."""
     if len(chain) > MAX_CHAIN:
         msg = f"a chain of {len(chain)} certificates, at most {MAX_CHAIN} are taken: the controller is at fault"
         raise SvidError(msg)
@@ -164,12 +189,24 @@ def _check_path(chain: list[x509.Certificate], roots: list[x509.Certificate], no
         if not _issued_by(child, parent):
             msg = "the chain's certificates are not issued one by the other: the controller is at fault"
             raise SvidError(msg)
-    anchors = [root for root in roots if _issued_by(chain[-1], root)]
-    if not anchors:
+    found = _path(chain, roots)
+    if found is None:
         msg = "the chain does not lead to a root that this host trusts: the operator must check the authority"
         raise SvidError(msg)
-    for certificate in (*chain, anchors[0]):
+    path, root = found
+    for certificate in (*path, root):
         _check_time(certificate, now)
+    return root
+
+
+def _path(
+    chain: list[x509.Certificate], roots: list[x509.Certificate]
+) -> tuple[list[x509.Certificate], x509.Certificate] | None:
+    for length, last in enumerate(chain, start=1):
+        for root in roots:
+            if _issued_by(last, root):
+                return chain[:length], root
+    return None
 
 
 def _check_time(certificate: x509.Certificate, now: datetime) -> None:
@@ -204,6 +241,10 @@ def _uris(certificate: x509.Certificate) -> list[str]:
     except (x509.ExtensionNotFound, ValueError):
         return []
     return names.get_values_for_type(x509.UniformResourceIdentifier)
+
+
+def _fingerprint(certificate: x509.Certificate) -> str:
+    return certificate.fingerprint(hashes.SHA256()).hex()
 
 
 def _load_key(pem: bytes) -> ec.EllipticCurvePrivateKey:

@@ -13,8 +13,18 @@ from typing import Final
 import structlog
 
 from hostmesh_agent.envoy import EnvoyStatus
+from hostmesh_agent.identities import AGENT, Replaced
 from hostmesh_agent.lifecycle import Phase
-from hostmesh_api.v1.hostmesh_pb2 import EnvoyState, HostReport, ReportResponse, Workload, WorkloadLease
+from hostmesh_agent.rotation import Validity
+from hostmesh_api.v1.hostmesh_pb2 import (
+    EnvoyState,
+    HeldCertificate,
+    HostReport,
+    ReportResponse,
+    TrustState,
+    Workload,
+    WorkloadLease,
+)
 
 INTERVAL_S: Final = 10.0
 """Until the controller says otherwise."""
@@ -75,6 +85,23 @@ def envoy_state(status: EnvoyStatus) -> EnvoyState:
         pid=view.pid or 0,
         restarts=view.restarts,
         last_exit=last_exit,
+    )
+
+
+def trust_state(
+    host_uri: str, roots: Iterable[str], validities: Mapping[str, Validity], replaced: Iterable[Replaced]
+) -> TrustState:
+    """Say which roots are trusted and which certificates are in use, of the agent and of Envoy."""
+    held = [(host_uri if name == AGENT else name, each) for name, each in validities.items()]
+    held += [(each.spiffe_id, each.validity) for each in replaced]
+    return TrustState(
+        roots=roots,
+        certificates=[
+            HeldCertificate(
+                spiffe_id=uri, serial=each.serial, root=each.root, not_after=int(each.not_after.timestamp())
+            )
+            for uri, each in sorted(held, key=lambda pair: pair[1].serial)
+        ],
     )
 
 

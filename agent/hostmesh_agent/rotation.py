@@ -1,9 +1,10 @@
 """When to renew which certificate. The decision is pure; `Rotation` is the thin loop around it."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from types import MappingProxyType
 from typing import Final
 
 import structlog
@@ -24,11 +25,20 @@ _log: Final = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Validity:
-    """Of one certificate; `serial` in hexadecimal."""
+    """Of one certificate; `serial` in hexadecimal, `root` the SHA-256 of the root that it leads to."""
 
     serial: str
     not_before: datetime
     not_after: datetime
+    root: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Taint:
+    """Certificates of a root are to be renewed, spread over `within` from the moment at which this host heard of it."""
+
+    since: datetime
+    within: timedelta
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +88,25 @@ def due_at(validity: Validity) -> datetime:
     The jitter comes from the serial, which is random: so it is drawn once per certificate, and the same after a
     restart of the agent.
     """
-    draw = int(validity.serial[-_SERIAL_DIGITS:], 16) / 16**_SERIAL_DIGITS
+    draw = _draw(validity)
     life = validity.not_after - validity.not_before
     return renew_at(validity.not_before, validity.not_after) + life * JITTER * (draw - 0.5)
 
 
+def _draw(validity: Validity) -> float:
+    return int(validity.serial[-_SERIAL_DIGITS:], 16) / 16**_SERIAL_DIGITS
+
+
+def tainted_due_at(validity: Validity, taint: Taint) -> datetime:
+    """Return when to renew a certificate whose root is tainted: not later than when it is due anyway."""
+    return min(due_at(validity), taint.since + taint.within * _draw(validity))
+
+
 def next_action(
-    certificates: Mapping[str, Validity | None], failures: Mapping[str, Failure], now: datetime
+    certificates: Mapping[str, Validity | None],
+    failures: Mapping[str, Failure],
+    now: datetime,
+    taints: Mapping[str, Taint] = MappingProxyType({}),
 ) -> Renew | Wait:
     """Return what to do next.
 
@@ -92,8 +114,9 @@ def next_action(
         certificates: by name; None where there is none yet. One that has ended is renewed like any other.
         failures: of names whose last attempt failed.
         now: aware.
+        taints: by root.
     """
-    moments = {name: _moment(validity, failures.get(name), now) for name, validity in certificates.items()}
+    moments = {name: _moment(validity, failures.get(name), now, taints) for name, validity in certificates.items()}
     latest = now + LOOK_AGAIN
     if not moments:
         return Wait(latest)
@@ -109,8 +132,11 @@ def backoff(count: int) -> timedelta:
     return min(BACKOFF_LAST, BACKOFF_FIRST * int(2 ** min(count - 1, 16)))
 
 
-def _moment(validity: Validity | None, failure: Failure | None, now: datetime) -> datetime:
-    due = now if validity is None else due_at(validity)
+def _moment(validity: Validity | None, failure: Failure | None, now: datetime, taints: Mapping[str, Taint]) -> datetime:
+    due = now
+    if validity is not None:
+        taint = taints.get(validity.root)
+        due = due_at(validity) if taint is None else tainted_due_at(validity, taint)
     if failure is None:
         return due
     if failure.at > now:
@@ -137,11 +163,16 @@ class Rotation:
         self._now = now
         self._renewals: dict[str, Renewal] = {}
         self._failures: dict[str, Failure] = {}
+        self._taints: dict[str, Taint] = {}
         self._changed = asyncio.Event()
 
-    def keep(self, renewals: Mapping[str, Renewal]) -> None:
-        """Keep these alive from now on, and no others."""
+    def keep(
+        self, renewals: Mapping[str, Renewal], tainted: Iterable[str] = (), within: timedelta = timedelta()
+    ) -> None:
+        """Keep these alive from now on, and no others; renew those of tainted roots soon."""
         self._renewals = dict(renewals)
+        now = self._now()
+        self._taints = {root: self._taints.get(root) or Taint(now, within) for root in tainted}
         self._failures = {name: each for name, each in self._failures.items() if name in self._renewals}
         self._changed.set()
 
@@ -153,7 +184,7 @@ class Rotation:
         """Renew what is due, until cancelled."""
         while True:
             self._changed.clear()
-            match next_action(self.validities(), self._failures, self._now()):
+            match next_action(self.validities(), self._failures, self._now(), self._taints):
                 case Renew(name):
                     await self._renew(name, self._renewals[name])
                 case Wait(until):
@@ -168,7 +199,9 @@ class Rotation:
 
     async def _renew(self, name: str, renewal: Renewal) -> None:
         try:
-            renewal.validity = await renewal.renew()
+            before, renewal.validity = renewal.validity, await renewal.renew()
+            if before is not None and before.root in self._taints and before.root == renewal.validity.root:
+                raise EnrolError(f"the controller signs with the tainted root {before.root[:12]} still")
         except Exception as error:
             # Whatever it was, the certificate has to be renewed: a loop that ends ends the host's identity.
             count = self._failures[name].count + 1 if name in self._failures else 1

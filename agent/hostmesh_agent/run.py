@@ -51,13 +51,15 @@ from hostmesh_agent.services import Listening
 from hostmesh_agent.state import State, StateError
 from hostmesh_agent.svid import Svid
 from hostmesh_agent.uplink import Uplink
-from hostmesh_api.v1.hostmesh_pb2 import CaptureState, HostConfig, HostReport, WorkloadLease
+from hostmesh_api.v1.hostmesh_pb2 import CaptureState, HostConfig, HostReport, TrustState, WorkloadLease
 from hostmesh_api.wire import AGENT_METADATA, LISTENER_TYPE
 
 PULSE_S: Final = 10.0
 """How often what is in force is compared with what should be, when nothing happens."""
 _FIRST_PAUSE_S: Final = 0.05
 _LAST_PAUSE_S: Final = 2.0
+_LOOK_AT_ENVOY_S: Final = 1.0
+"""How soon it is seen again whether Envoy has let go of an old certificate: it takes milliseconds."""
 _SWEEP_AFTER_S: Final = 60.0
 """Envoy drains listeners that went away; their certificates stay until then."""
 
@@ -144,6 +146,7 @@ class Agent:
                 (command.owner.uid, command.owner.gid),
                 self._issue,
                 now,
+                self._renew_own,
             ),
             now,
             changed=self._certificate_came,
@@ -209,6 +212,12 @@ class Agent:
         if not self._online:
             raise enrol.EnrolError("it is not on disk, and is asked for once the agent runs")
         return await enrol.issue_workload(self._state, spiffe_id, now)
+
+    async def _renew_own(self) -> None:
+        if not self._online:
+            raise enrol.EnrolError("it is asked for once the agent runs")
+        await enrol.renew_host(self._state, now)
+        self._relay.reconnect()
 
     async def _take(self, config: HostConfig) -> None:
         """Put a HostConfig's certificates in place; only then it counts. Raises to refuse it."""
@@ -361,7 +370,27 @@ class Agent:
             ],
             agent=self._id,
             machine=self._facts.machine_id,
+            trust=await self._trust(),
         )
+
+    async def _trust(self) -> TrustState:
+        identities = self._identities
+        if identities.replaced():
+            shown = await self._shown()
+            if identities.replaced(None if shown is None else lambda serial: int(serial, 16) in shown):
+                asyncio.get_running_loop().call_later(_LOOK_AT_ENVOY_S, self._reporter.changed)
+        return report.trust_state(
+            self._record.identity.uri, identities.roots(), identities.validities(), identities.replaced()
+        )
+
+    async def _shown(self) -> frozenset[int] | None:
+        """Return the serials of the certificates that Envoy has loaded; None if it does not say."""
+        if self._supervisor.status().view.pid is None:
+            return frozenset()
+        try:
+            return await self._admin.serials()
+        except AdminError:
+            return None
 
     def _leases(self) -> list[WorkloadLease]:
         return [self._probes.tell(each) for each in report.leases(self._workloads(), self._vouched(), now())]

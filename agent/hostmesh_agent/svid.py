@@ -13,8 +13,22 @@ class SvidError(Exception):
 
 @final
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """What a certificate says of its time, and where it leads: `serial` and `root` as in Svid, `root` "" if nowhere."""
+
+    serial: str
+    not_before: datetime
+    not_after: datetime
+    root: str
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class Svid:
-    """A key with its certificate chain, checked. `serial` is in hexadecimal, 32 digits."""
+    """A key with its certificate chain, checked. `serial` is in hexadecimal, 32 digits.
+
+    `root` is the root that it leads to: SHA-256 in hexadecimal.
+    """
 
     identity: WorkloadIdentity | HostIdentity
     serial: str
@@ -22,6 +36,7 @@ class Svid:
     not_after: datetime
     key_pem: bytes = field(repr=False)
     chain_pem: bytes = field(repr=False)
+    root: str = ""
 
     @property
     def one_file(self) -> bytes:

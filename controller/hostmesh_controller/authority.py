@@ -1,39 +1,48 @@
-"""The certificate authority: who signs, and what a certificate of the mesh looks like.
+"""The certificate authority: who signs, whom hosts trust, and how one root takes another's place.
 
-    root (10 years, signs intermediates) ─▶ intermediate (1 year, renewed at half-life) ─▶ leaves (72 h)
+    root ─▶ intermediate (renewed at half-life) ─▶ leaves (72 h)
 
-Peers trust the root alone; the intermediate travels with each leaf, so that it can change without telling anybody.
-A leaf says what the caller decided, never what a CSR asked for: it is made from a public key and an identity.
+Peers trust the roots of the bundle; the intermediate travels with each leaf, so that it can change without telling
+anybody. A leaf says what the caller decided, never what a CSR asked for: it is made from a public key and an identity.
+The key of a root is our own, or somebody else's (`Upstream`), who signs our intermediates.
 """
 
-import ipaddress
-import secrets
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final, Self
 
 import structlog
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from hostmesh_api.identity import ControllerIdentity, HostIdentity, WorkloadIdentity, require_subdomain
-from hostmesh_controller.authority_files import AuthorityError, Issuer, lock, read_issuer, write_issuer
+from hostmesh_controller import authority_files as files
+from hostmesh_controller import authority_held as holding
+from hostmesh_controller import authority_roots as steps
+from hostmesh_controller.authority_certificates import (
+    Issuer,
+    cross_signed,
+    fingerprint,
+    leaf_terms,
+    new_intermediate,
+    new_leaf,
+    new_root,
+    pem,
+)
+from hostmesh_controller.authority_files import AuthorityError
+from hostmesh_controller.authority_held import Held, anchor, bundle, new_record
+from hostmesh_controller.authority_roots import Root, Roots, Source, StepError
+from hostmesh_controller.authority_upstream import Obtained, Upstream
 
-__all__ = ["Authority", "AuthorityError", "Issued"]
+__all__ = ["Authority", "AuthorityError", "Issued", "StepError"]
 
 LEAF_LIFE: Final = timedelta(hours=72)
-ROOT_LIFE: Final = timedelta(days=3650)
-INTERMEDIATE_LIFE: Final = timedelta(days=365)
-BACKDATE: Final = timedelta(minutes=2)
-"""A host whose clock is a little behind must not see a certificate from the future."""
-_SERIAL_BITS: Final = 128
+RETRY: Final = timedelta(minutes=1)
+"""How soon an upstream that did not sign is asked again; its intermediate has half of its life left."""
 
 _log: Final = structlog.get_logger(__name__)
 
@@ -43,7 +52,7 @@ class Issued:
     """A signed certificate.
 
     Attributes:
-        chain_pem: leaf first, then the intermediate; PEM.
+        chain_pem: leaf first, then what leads to the root; PEM.
         serial: of the leaf; 32 lower-case hexadecimal digits.
         not_before: aware, UTC.
         not_after: aware, UTC.
@@ -56,26 +65,30 @@ class Issued:
 
 
 class Authority:
-    """Root and intermediate of one trust domain. Thread-safe."""
+    """The roots and intermediates of one trust domain. Thread-safe."""
 
-    def __init__(self, root: Issuer, intermediate: Issuer, trust_domain: str, directory: Path) -> None:
-        self._root = root
-        self._intermediate = intermediate
-        self._trust_domain = trust_domain
+    def __init__(self, held: Held, directory: Path, upstream: Upstream | None) -> None:
+        self._held = held
         self._directory = directory
-        self._renewing = threading.Lock()
+        self._upstream = upstream
+        self._changing = threading.Lock()
+        self._problem = ""
+        self._asked_at: datetime | None = None
 
     @classmethod
-    def load_or_create(cls, state_dir: Path, trust_domain: str, now: datetime) -> Self:
+    def load_or_create(
+        cls, state_dir: Path, trust_domain: str, now: datetime, upstream: Upstream | None = None
+    ) -> Self:
         """Return the authority kept in `state_dir`/ca, made there if there is none.
 
-        What a crash left half-made is finished. What cannot be finished without giving every host a new root is
-        refused.
+        What a crash left half-made is finished or dropped. What cannot be finished without giving every host a new root
+        is refused.
 
         Args:
             state_dir: the controller's state directory; made if missing.
             trust_domain: what the authority signs for; an existing one must be of the same.
             now: aware.
+            upstream: who signs our intermediates; None: a root of our own does.
 
         Raises:
             AuthorityError: files are missing, foreign, readable by others, or do not belong together; says the cure.
@@ -83,37 +96,62 @@ class Authority:
         """
         require_subdomain("trust domain", trust_domain)
         directory = state_dir / "ca"
-        with lock(directory):
-            root = read_issuer(directory, "root")
-            intermediate = read_issuer(directory, "intermediate")
-            if root is None:
-                if intermediate is not None:
-                    msg = (
-                        f"{directory / 'root.pem'} is missing although {directory / 'intermediate.pem'} is there: "
-                        "restore it from a backup. (Or remove the whole directory for a new root; then every host "
-                        "must join again.)"
-                    )
-                    raise AuthorityError(msg)
-                root = _new_root(trust_domain, now)
-                write_issuer(directory, "root", root)
-            _check_root(root, trust_domain, now, directory)
-            if intermediate is None or not _is_current(intermediate, root, now):
-                intermediate = _new_intermediate(root, trust_domain, now)
-                write_issuer(directory, "intermediate", intermediate)
-        return cls(root, intermediate, trust_domain, directory)
+        with files.lock(directory):
+            held = holding.load(directory, trust_domain, now)
+            if held is None:
+                held = holding.create(directory, trust_domain, now, upstream)
+            holding.write_bundle(directory, held.roots)
+            files.guarded(lambda: holding.tidy(directory, held.roots))
+        return cls(held, directory, upstream)
 
     @property
     def trust_domain(self) -> str:
-        return self._trust_domain
+        return self._held.roots.trust_domain
+
+    @property
+    def roots(self) -> Roots:
+        """The roots and their states; another object after each change."""
+        return self._held.roots
 
     @property
     def root_der(self) -> bytes:
-        return self._root.certificate.public_bytes(Encoding.DER)
+        """The root that signs: what a host that joins pins."""
+        return anchor(self._held.roots.active).public_bytes(Encoding.DER)
 
     @property
     def bundle_pem(self) -> bytes:
         """Every root that a peer must trust; PEM."""
-        return self._root.certificate.public_bytes(Encoding.PEM)
+        return bundle(self._held.roots)
+
+    @property
+    def client_roots_pem(self) -> bytes:
+        """The roots by which the controller lets hosts in: those of the bundle, and those that were retired.
+
+        A retired root signs no more, and a host is let in only with a certificate that is on record as issued to it.
+        So a host that slept until its root was gone can still come and get a new certificate.
+        """
+        retired = (each.certificate_pem.encode() for each in self._held.roots.retired)
+        return b"".join([self.bundle_pem, *retired])
+
+    @property
+    def signing_until(self) -> datetime:
+        """When the intermediate that signs now ends."""
+        held = self._held
+        return held.signing[held.roots.active.id].not_after
+
+    @property
+    def problem(self) -> str:
+        """Why there is no newer intermediate, although there should be one; "" while all is well."""
+        return self._problem
+
+    def intermediate(self, root_id: str) -> x509.Certificate | None:
+        """Return the certificate that signs leaves below a root; None if there is none."""
+        found = self._held.signing.get(root_id)
+        return None if found is None else found.certificate
+
+    def crossed(self, root_id: str) -> bool:
+        """Tell whether the root before has vouched for this one."""
+        return root_id in self._held.cross
 
     def issue(
         self,
@@ -124,6 +162,7 @@ class Authority:
         *,
         addresses: Sequence[str] = (),
         enrolment: str = "",
+        for_latecomers: bool = False,
     ) -> Issued:
         """Sign a leaf for `identity`.
 
@@ -135,12 +174,14 @@ class Authority:
             addresses: DNS names and IP addresses; only for the controller, for only its certificate may answer to
                 an address.
             enrolment: under which it is issued, becomes the subject's common name; "" for none.
+            for_latecomers: the chain leads to retired roots too, for those who know no other yet.
 
         Raises:
             ValueError: another trust domain, addresses for somebody else than the controller, or no life.
+            AuthorityError: the intermediate has ended and there is no new one.
         """
-        if identity.trust_domain != self._trust_domain:
-            msg = f"{identity.uri} is outside of the trust domain {self._trust_domain}"
+        if identity.trust_domain != self.trust_domain:
+            msg = f"{identity.uri} is outside of the trust domain {self.trust_domain}"
             raise ValueError(msg)
         if addresses and not isinstance(identity, ControllerIdentity):
             msg = f"only the controller's certificate has addresses, not that of {identity.uri}"
@@ -148,172 +189,220 @@ class Authority:
         if ttl <= timedelta():
             msg = f"a certificate's life must be positive, not {ttl}"
             raise ValueError(msg)
-        issuer = self._issuer(now)
-        serial = secrets.randbits(_SERIAL_BITS) or 1
-        not_before = _whole_seconds(now - BACKDATE)
-        not_after = min(_whole_seconds(now + ttl), issuer.certificate.not_valid_after_utc)
-        names = [x509.UniformResourceIdentifier(identity.uri), *map(_general_name, addresses)]
-        builder = (
-            _builder(issuer, public_key, serial, not_before, not_after)
-            # Proxies tell by it whose certificates they must refuse; whom one names is in the alternative name alone.
-            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, enrolment)] if enrolment else []))
-            # Critical because the subject may be empty (RFC 5280, 4.2.1.6).
-            .add_extension(x509.SubjectAlternativeName(names), critical=True)
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(_key_usage(digital_signature=True), critical=True)
-            .add_extension(
-                x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]),
-                critical=False,
-            )
+        held = self._current(now)
+        issuer = held.signing[held.roots.active.id]
+        leaf = new_leaf(issuer, public_key, leaf_terms(identity.uri, addresses, now, ttl, issuer.not_after, enrolment))
+        lineage = holding.lineage(held, now, retired=for_latecomers)
+        return Issued(
+            pem([leaf, *issuer.chain, *lineage]),
+            f"{leaf.serial_number:032x}",
+            leaf.not_valid_before_utc,
+            leaf.not_valid_after_utc,
         )
-        leaf = builder.sign(issuer.key, hashes.SHA256())
-        return Issued(leaf.public_bytes(Encoding.PEM) + issuer.certificate_pem, f"{serial:032x}", not_before, not_after)
 
-    def _issuer(self, now: datetime) -> Issuer:
-        """Return the intermediate, renewed at half of its life so that leaves never get a cut one."""
-        if _is_current(self._intermediate, self._root, now):
-            return self._intermediate
-        with self._renewing:
-            if not _is_current(self._intermediate, self._root, now):
-                self._renew_intermediate(now)
-        return self._intermediate
+    # Steps: each is decided by authority_roots, and made by the rename of roots.json.
 
-    def _renew_intermediate(self, now: datetime) -> None:
+    def prepare(self, now: datetime) -> Root:
+        """Have a new root trusted, which is to sign later; blocking.
+
+        Raises:
+            StepError: there is one already, or the upstream's root is still the same.
+            AuthorityError: disk or upstream refuse; nothing was changed.
+        """
+        upstream = self._upstream
+        if upstream is not None:
+            self._refuse_second(self.roots)
+            # Over a network, perhaps: nobody waits for that.
+            obtained = upstream.obtain(self.trust_domain, now)
+            known = self.roots.by_fingerprint(fingerprint(obtained.root))
+            if known is not None and known.trusted:
+                msg = (
+                    f"the root of the upstream authority is {known.id} still, which is {known.state}: "
+                    "have it use a new one first"
+                )
+                raise StepError(msg)
+            with self._changing, files.lock(self._directory):
+                return self._prepare_obtained(obtained, upstream.source, now)
+        with self._changing, files.lock(self._directory):
+            own = new_root(self.trust_domain, now)
+            root = new_record(own.certificate, Source.SELF_SIGNED, now)
+            roots = steps.prepare(self._held.roots, root)
+            intermediate = new_intermediate(own, self.trust_domain, now)
+            files.write_issuer(self._directory, f"root{root.file}", own)
+            return self._add(roots, root, intermediate, now, own)
+
+    @staticmethod
+    def _refuse_second(roots: Roots) -> None:
+        if roots.prepared is not None:
+            steps.prepare(roots, roots.prepared)
+
+    def activate(self, now: datetime) -> Root:
+        """Let the prepared root sign from now on; see `authority_roots.activate`."""
+        self._step(lambda roots: steps.activate(roots, now))
+        return self.roots.active
+
+    def taint(self, root_id: str | None, now: datetime, within: timedelta) -> Root:
+        """Have the certificates of an old root renewed; see `authority_roots.taint`."""
+        return self._step(lambda roots: steps.taint(roots, root_id, now, within))
+
+    def revoke(self, root_id: str | None, now: datetime, *, compromised: bool) -> Root:
+        """Take a root from the bundles and forget its key; see `authority_roots.revoke`."""
+        return self._step(lambda roots: steps.revoke(roots, root_id, now, compromised=compromised))
+
+    def would(self, step: Callable[[Roots], Roots]) -> Root:
+        """Return the root that a step would change; nothing is changed.
+
+        Raises:
+            StepError: it cannot be taken.
+        """
+        return _changed(self.roots, step(self.roots))
+
+    def tend(self, now: datetime) -> None:
+        """Renew the intermediate if it is time, and take what the upstream has anew; blocking. Never raises.
+
+        What goes wrong is in `problem`: the old intermediate signs until its end.
+        """
         try:
-            with lock(self._directory):
-                _check_root(self._root, self._trust_domain, now, self._directory)
-                renewed = _new_intermediate(self._root, self._trust_domain, now)
-                write_issuer(self._directory, "intermediate", renewed)
+            self._refuse_foreign(now)
+            self._current(now)
+            upstream = self._upstream
+            if upstream is not None and self._is_due(upstream, now):
+                if self._asked_at is not None and timedelta() <= now - self._asked_at < RETRY and self._problem:
+                    return
+                self._asked_at = now
+                self._take(upstream.obtain(self.trust_domain, now), upstream.source, now)
+        except (AuthorityError, StepError) as error:
+            self._troubled(str(error))
+            return
+        self._troubled("")
+
+    def _refuse_foreign(self, now: datetime) -> None:
+        """Say that nobody renews what signs: the configuration names another provider than the one it came from."""
+        active = self.roots.active
+        provider = Source.SELF_SIGNED if self._upstream is None else self._upstream.source
+        own = active.source is Source.SELF_SIGNED
+        if active.source is not provider and not own and now >= self._held.signing[active.id].renew_at:
+            msg = (
+                f"root {active.id} signs, whose intermediate came from the provider {active.source}, and the "
+                f"configuration says {provider}: prepare and activate a root of that (hostmesh ca prepare)"
+            )
+            raise AuthorityError(msg)
+
+    def _is_due(self, upstream: Upstream, now: datetime) -> bool:
+        held = self._held
+        ours = [each for each in held.roots.trusted if each.source is upstream.source]
+        newest = max(ours, key=lambda each: each.prepared_at, default=None)
+        if newest is None or upstream.source is Source.FILES:
+            return upstream.news() or newest is None
+        return now >= held.signing[newest.id].renew_at
+
+    def _take(self, obtained: Obtained, source: Source, now: datetime) -> None:
+        """Sign with the upstream's intermediate from now on; below a new root once that is activated."""
+        with self._changing, files.lock(self._directory):
+            held = self._held
+            known = held.roots.by_fingerprint(fingerprint(obtained.root))
+            if known is None:
+                if held.roots.prepared is not None:
+                    waiting = held.roots.prepared.id
+                    msg = f"the upstream authority has another root, and root {waiting} waits to be activated"
+                    raise StepError(msg)
+                root = self._prepare_obtained(obtained, source, now)
+                _log.warning("root_prepared", root=root.id, source=root.source, next="hostmesh ca activate")
+                return
+            if not known.trusted:
+                msg = f"the upstream authority's root {known.id} was revoked in this mesh: have it use another"
+                raise StepError(msg)
+            if held.signing[known.id].chain != obtained.issuer.chain:
+                files.write_issuer(self._directory, f"intermediate{known.file}", obtained.issuer)
+            roots = held.roots
+            if obtained.trusted_pem != known.certificate_pem:
+                roots = steps.trusting(roots, known.fingerprint, obtained.trusted_pem)
+                files.write_roots(self._directory, roots)
+                holding.write_bundle(self._directory, roots)
+            self._held = replace(held, roots=roots, signing={**held.signing, known.id: obtained.issuer})
+            until = obtained.issuer.not_after.isoformat()
+            _log.info("intermediate_taken", root=known.id, source=known.source, not_after=until)
+
+    def _prepare_obtained(self, obtained: Obtained, source: Source, now: datetime) -> Root:
+        root = replace(new_record(obtained.root, source, now), certificate_pem=obtained.trusted_pem)
+        return self._add(steps.prepare(self._held.roots, root), root, obtained.issuer, now, None)
+
+    def _add(self, roots: Roots, root: Root, intermediate: Issuer, now: datetime, own: Issuer | None) -> Root:
+        """Keep a new root, with what the active one says of it if its key is here."""
+        held = self._held
+        files.write_issuer(self._directory, f"intermediate{root.file}", intermediate)
+        cross = dict(held.cross)
+        before = held.own.get(held.roots.active.id)
+        if before is not None:
+            cross[root.id] = cross_signed(anchor(root), before, self.trust_domain, now)
+            files.write(self._directory, f"cross{root.file}.pem", pem([cross[root.id]]))
+        keys = held.own if own is None else {**held.own, root.id: own}
+        self._commit(Held(roots, keys, {**held.signing, root.id: intermediate}, cross))
+        return root
+
+    def _step(self, step: Callable[[Roots], Roots]) -> Root:
+        with self._changing, files.lock(self._directory):
+            held = self._held
+            roots = step(held.roots)
+            own = {each.id: held.own[each.id] for each in roots.trusted if each.id in held.own}
+            signing = {each.id: held.signing[each.id] for each in roots.trusted}
+            cross = {root_id: each for root_id, each in held.cross.items() if root_id in signing}
+            self._commit(Held(roots, own, signing, cross))
+            return _changed(held.roots, roots)
+
+    def _commit(self, held: Held) -> None:
+        files.write_roots(self._directory, held.roots)
+        self._held = held
+        # What follows can be done at the next start, too.
+        files.guarded(lambda: holding.write_bundle(self._directory, held.roots))
+        files.guarded(lambda: holding.tidy(self._directory, held.roots))
+
+    def _current(self, now: datetime) -> Held:
+        """Return what is held, its intermediate renewed at half of its life if that is ours to do."""
+        held = self._held
+        if holding.is_current(held, now):
+            return held
+        with self._changing:
+            held = self._held
+            if not holding.is_current(held, now):
+                self._renew_intermediate(held, now)
+            return self._held
+
+    def _renew_intermediate(self, held: Held, now: datetime) -> None:
+        root = held.roots.active
+        signing = held.signing[root.id]
+        own = held.own.get(root.id)
+        if own is None:
+            if signing.not_after <= now:
+                msg = (
+                    f"the intermediate of the upstream authority ended at {signing.not_after:%Y-%m-%d %H:%M} UTC "
+                    f"and there is no new one: {self._problem or 'see the log'}"
+                )
+                raise AuthorityError(msg)
+            return
+        try:
+            with files.lock(self._directory):
+                holding.check_own(own, root, held.roots.trust_domain, now, self._directory)
+                renewed = new_intermediate(own, held.roots.trust_domain, now)
+                files.write_issuer(self._directory, f"intermediate{root.file}", renewed)
         except AuthorityError as error:
-            if self._intermediate.certificate.not_valid_after_utc <= now:
+            if signing.not_after <= now:
                 raise
             # Half a year is left to mend the disk; until then a full disk must not stop the mesh.
             _log.error("intermediate_not_renewed", error=str(error))
             return
-        self._intermediate = renewed
-        _log.info("intermediate_renewed", not_after=renewed.certificate.not_valid_after_utc.isoformat())
+        self._held = replace(held, signing={**held.signing, root.id: renewed})
+        _log.info("intermediate_renewed", not_after=renewed.not_after.isoformat())
+
+    def _troubled(self, problem: str) -> None:
+        if problem and problem != self._problem:
+            _log.error("intermediate_not_obtained", reason=problem, good_until=self.signing_until.isoformat())
+        elif self._problem and not problem:
+            _log.info("intermediate_obtained_again")
+        self._problem = problem
 
 
-def _new_root(trust_domain: str, now: datetime) -> Issuer:
-    key = ec.generate_private_key(ec.SECP256R1())
-    return _new_issuer(key, None, f"hostmesh root of {trust_domain}", trust_domain, now)
-
-
-def _new_intermediate(root: Issuer, trust_domain: str, now: datetime) -> Issuer:
-    key = ec.generate_private_key(ec.SECP256R1())
-    return _new_issuer(key, root, f"hostmesh intermediate of {trust_domain}", trust_domain, now)
-
-
-def _new_issuer(
-    key: ec.EllipticCurvePrivateKey, parent: Issuer | None, name: str, trust_domain: str, now: datetime
-) -> Issuer:
-    serial = secrets.randbits(_SERIAL_BITS) or 1
-    subject = x509.Name(
-        [
-            # At most 64 characters (RFC 5280, ub-common-name); a trust domain can be longer.
-            x509.NameAttribute(NameOID.COMMON_NAME, name[:64]),
-            # Two roots must not have one name: some verifiers look issuers up by it.
-            x509.NameAttribute(NameOID.SERIAL_NUMBER, f"{serial:032x}"),
-        ]
-    )
-    not_before = _whole_seconds(now - BACKDATE)
-    if parent is None:
-        not_after = _whole_seconds(now + ROOT_LIFE)
-    else:
-        not_after = min(_whole_seconds(now + INTERMEDIATE_LIFE), parent.certificate.not_valid_after_utc)
-    base = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject if parent is None else parent.certificate.subject)
-        .public_key(key.public_key())
-        .serial_number(serial)
-        .not_valid_before(not_before)
-        .not_valid_after(not_after)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=1 if parent is None else 0), critical=True)
-        .add_extension(_key_usage(key_cert_sign=True, crl_sign=True), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        # X509-SVID, section 4.1: a signing certificate may carry the trust domain's own ID.
-        .add_extension(
-            x509.SubjectAlternativeName([x509.UniformResourceIdentifier(f"spiffe://{trust_domain}")]), critical=False
-        )
-    )
-    if parent is not None:
-        base = base.add_extension(parent.authority_key_identifier, critical=False)
-    return Issuer(key=key, certificate=base.sign(key if parent is None else parent.key, hashes.SHA256()))
-
-
-def _builder(
-    issuer: Issuer, public_key: ec.EllipticCurvePublicKey, serial: int, not_before: datetime, not_after: datetime
-) -> x509.CertificateBuilder:
-    return (
-        x509.CertificateBuilder()
-        .issuer_name(issuer.certificate.subject)
-        .public_key(public_key)
-        .serial_number(serial)
-        .not_valid_before(not_before)
-        .not_valid_after(not_after)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
-        .add_extension(issuer.authority_key_identifier, critical=False)
-    )
-
-
-def _key_usage(
-    *, digital_signature: bool = False, key_cert_sign: bool = False, crl_sign: bool = False
-) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=digital_signature,
-        key_cert_sign=key_cert_sign,
-        crl_sign=crl_sign,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
-    )
-
-
-def _general_name(address: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ipaddress.ip_address(address))
-    except ValueError:
-        return x509.DNSName(address)
-
-
-def _check_root(root: Issuer, trust_domain: str, now: datetime, directory: Path) -> None:
-    try:
-        names = root.certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        owned = names.get_values_for_type(x509.UniformResourceIdentifier)
-    except (x509.ExtensionNotFound, ValueError):
-        owned = []
-    if owned != [f"spiffe://{trust_domain}"]:
-        msg = (
-            f"{directory / 'root.pem'} belongs to {owned or 'no trust domain'}, the configuration says trust_domain = "
-            f"{trust_domain!r}: "
-            "set trust_domain back, or use another state_dir for the other trust domain"
-        )
-        raise AuthorityError(msg)
-    if root.certificate.not_valid_after_utc <= now:
-        msg = (
-            f"{directory / 'root.pem'} expired at {root.certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC: "
-            "check this machine's clock; if it is right, the mesh needs a new root and every host must join again"
-        )
-        raise AuthorityError(msg)
-
-
-def _is_current(intermediate: Issuer, root: Issuer, now: datetime) -> bool:
-    """Tell whether the intermediate is the root's and in the first half of its life, or cannot be renewed further."""
-    certificate = intermediate.certificate
-    try:
-        certificate.verify_directly_issued_by(root.certificate)
-    except (InvalidSignature, TypeError, ValueError):
-        return False
-    end = certificate.not_valid_after_utc
-    if end == root.certificate.not_valid_after_utc:
-        return now < end
-    return now < certificate.not_valid_before_utc + (end - certificate.not_valid_before_utc) / 2
-
-
-def _whole_seconds(moment: datetime) -> datetime:
-    """X.509 has no fractions: cut here, so that what is returned is what is in the certificate."""
-    return moment.replace(microsecond=0)
+def _changed(before: Roots, after: Roots) -> Root:
+    known = set(before.items)
+    changed = [each for each in after.items if each not in known]
+    return changed[-1]

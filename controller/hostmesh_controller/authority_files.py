@@ -1,21 +1,26 @@
-"""The authority's keys on disk: `<state_dir>/ca/{root,intermediate}.pem`, 0600 in 0700.
+"""The authority's files in `<state_dir>/ca`, 0600 in 0700.
 
-One file holds an issuer's key *and* certificate, so that writing it is one atomic rename and a crash cannot leave a
-key without its certificate.
+    roots.json                     the roots and their states; replacing it is the moment of each step
+    root.pem, root-ID.pem          a root of our own, key and certificate
+    intermediate.pem, …-ID.pem     what signs leaves: key, certificate, and those between it and a root that is not ours
+    cross-ID.pem                   the root ID, signed by the one before it
+    bundle.pem                     every root to trust, for people and their tools; certificates alone
+
+A key and its certificate are one file, so that writing them is one atomic rename and a crash cannot leave a key without
+its certificate.
 """
 
 import fcntl
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -23,28 +28,21 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from hostmesh_controller.authority_certificates import Issuer
+from hostmesh_controller.authority_roots import Roots, dumps, loads
+
+ROOTS: Final = "roots.json"
+BUNDLE: Final = "bundle.pem"
 _TEMPORARY_SUFFIX: Final = ".new"
 
 
 class AuthorityError(Exception):
-    """The authority cannot work with what is on disk. The message names the file and the cure."""
+    """The authority cannot work with what is on disk or upstream. The message names the place and the cure."""
 
 
-@dataclass(frozen=True, slots=True)
-class Issuer:
-    """A key that signs, and the certificate that says so."""
-
-    key: ec.EllipticCurvePrivateKey = field(repr=False)
-    certificate: x509.Certificate
-
-    @property
-    def certificate_pem(self) -> bytes:
-        return self.certificate.public_bytes(Encoding.PEM)
-
-    @property
-    def authority_key_identifier(self) -> x509.AuthorityKeyIdentifier:
-        own = self.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-        return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own)
+def present(directory: Path) -> bool:
+    """Tell whether there is, or was, an authority in the directory."""
+    return any((directory / name).exists() for name in (ROOTS, "root.pem"))
 
 
 @contextmanager
@@ -68,6 +66,27 @@ def lock(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def read_roots(directory: Path) -> Roots | None:
+    """Return the roots and their states, or None if they were never written.
+
+    Raises:
+        AuthorityError: the file is readable by others or damaged.
+    """
+    data = _read(directory / ROOTS)
+    if data is None:
+        return None
+    try:
+        return loads(data.decode())
+    except ValueError as error:
+        msg = f"{directory / ROOTS} is damaged ({error}): {_cure(ROOTS)}"
+        raise AuthorityError(msg) from error
+
+
+def write_roots(directory: Path, roots: Roots) -> None:
+    """Write the states of the roots; see `write`."""
+    write(directory, ROOTS, dumps(roots).encode())
+
+
 def read_issuer(directory: Path, name: str) -> Issuer | None:
     """Return the issuer kept as `name`.pem, or None if it was never written.
 
@@ -75,39 +94,53 @@ def read_issuer(directory: Path, name: str) -> Issuer | None:
         AuthorityError: the file is readable by others, is damaged, or its key is not its certificate's.
     """
     path = directory / f"{name}.pem"
-    with suppress(FileNotFoundError):
-        # What a crash left before the rename: never in use, so nothing is lost.
-        path.with_suffix(_TEMPORARY_SUFFIX).unlink()
-    try:
-        _require_private(path)
-        data = path.read_bytes()
-    except FileNotFoundError:
+    data = _read(path)
+    if data is None:
         return None
-    except OSError as error:
-        msg = f"{path}: {error.strerror}: the controller's user must own this file"
-        raise AuthorityError(msg) from error
     try:
         key = load_pem_private_key(data, password=None)
-        certificate = x509.load_pem_x509_certificate(data)
+        certificate, *above = x509.load_pem_x509_certificates(data)
     except (ValueError, TypeError, x509.InvalidVersion, UnsupportedAlgorithm) as error:
         msg = f"{path} is damaged ({error}): {_cure(name)}"
         raise AuthorityError(msg) from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
+    if (
+        not isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey)
+        or key.public_key() != certificate.public_key()
+    ):
         msg = f"{path}: key and certificate do not belong together: {_cure(name)}"
         raise AuthorityError(msg)
-    return Issuer(key=key, certificate=certificate)
+    return Issuer(key, certificate, tuple(above))
+
+
+def read_certificate(directory: Path, name: str) -> x509.Certificate | None:
+    """Return the certificate kept as `name`.pem, None if there is none; see `read_issuer`."""
+    path = directory / f"{name}.pem"
+    data = _read(path)
+    try:
+        return None if data is None else x509.load_pem_x509_certificate(data)
+    except (ValueError, x509.InvalidVersion, UnsupportedAlgorithm) as error:
+        msg = f"{path} is damaged ({error}): {_cure(name)}"
+        raise AuthorityError(msg) from error
 
 
 def write_issuer(directory: Path, name: str, issuer: Issuer) -> None:
-    """Write the issuer so that a crash leaves the old file or the new one, on disk.
+    """Write the issuer as `name`.pem; see `write`."""
+    key = issuer.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    write(directory, f"{name}.pem", key + issuer.chain_pem)
+
+
+def write(directory: Path, name: str, data: bytes) -> None:
+    """Write a file, 0600, so that a crash leaves the old content or the new, on disk.
 
     Raises:
         AuthorityError: the disk refuses.
     """
-    path = directory / f"{name}.pem"
+    path = directory / name
     temporary = path.with_suffix(_TEMPORARY_SUFFIX)
-    data = issuer.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()) + issuer.certificate_pem
     try:
+        with suppress(FileNotFoundError):
+            # What a crash left before the rename: never in use, so nothing is lost.
+            temporary.unlink()
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
@@ -117,6 +150,34 @@ def write_issuer(directory: Path, name: str, issuer: Issuer) -> None:
         _fsync_directory(directory)
     except OSError as error:
         msg = f"{path} cannot be written: {error.strerror}"
+        raise AuthorityError(msg) from error
+
+
+def keep_only(directory: Path, names: Collection[str]) -> tuple[str, ...]:
+    """Remove the files of roots that are not among `names` (without `.pem`), and drafts; return what was removed.
+
+    They are of steps that a crash interrupted, or of roots that are revoked: a key that nothing needs can only be
+    stolen.
+    """
+    kept = {f"{each}.pem" for each in names} | {BUNDLE}
+    removed = []
+    for path in sorted((*directory.glob("*.pem"), *directory.glob(f"*{_TEMPORARY_SUFFIX}"))):
+        if path.name not in kept and not path.is_dir():
+            path.unlink(missing_ok=True)
+            removed.append(path.name)
+    if removed:
+        _fsync_directory(directory)
+    return tuple(removed)
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        _require_private(path)
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        msg = f"{path}: {error.strerror}: the controller's user must own this file"
         raise AuthorityError(msg) from error
 
 
@@ -145,6 +206,12 @@ def _require_private(path: Path) -> None:
 
 
 def _cure(name: str) -> str:
-    if name == "root":
-        return "restore it from a backup"
-    return "remove it; a new one is made from the root at the next start"
+    if name.startswith("intermediate"):
+        return "remove it; a new one is made from the root at the next start"
+    return "restore it from a backup"
+
+
+def guarded(work: Callable[[], None]) -> None:
+    """Do what is of use but not needed, such as tidying up: the disk may refuse it."""
+    with suppress(OSError, AuthorityError):
+        work()

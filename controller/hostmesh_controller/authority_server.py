@@ -13,19 +13,21 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from hostmesh_api.identity import ControllerIdentity
 from hostmesh_controller.authority import LEAF_LIFE, Authority, AuthorityError
+from hostmesh_controller.authority_roots import Roots
 
 _log: Final = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class ServerKeyPair:
-    """PEM; `chain_pem` is leaf first."""
+    """PEM; `chain_pem` is leaf first, `bundle_pem` the roots of clients. `roots` are those that it was made under."""
 
     key_pem: bytes = field(repr=False)
     chain_pem: bytes = field(repr=False)
     bundle_pem: bytes = field(repr=False)
     renew_at: datetime
     not_after: datetime
+    roots: Roots = field(repr=False)
 
 
 class ServerCertificate:
@@ -50,10 +52,10 @@ class ServerCertificate:
         self._current = self._make(now())
 
     def current(self) -> ServerKeyPair:
-        """Return the certificate to present now; a new one after half of the old one's life."""
+        """Return the certificate to present now; a new one after half of the old one's life, and for other roots."""
         with self._lock:
             now = self._now()
-            if now >= self._current.renew_at:
+            if now >= self._current.renew_at or self._authority.roots is not self._current.roots:
                 try:
                     self._current = self._make(now)
                 except AuthorityError as error:
@@ -85,13 +87,18 @@ class ServerCertificate:
     def _make(self, now: datetime) -> ServerKeyPair:
         key = ec.generate_private_key(ec.SECP256R1())
         identity = ControllerIdentity(self._authority.trust_domain)
-        issued = self._authority.issue(key.public_key(), identity, now, self._life, addresses=self._addresses)
+        # Before the certificate: what changes in between is taken up at the next look.
+        roots, bundle_pem = self._authority.roots, self._authority.client_roots_pem
+        issued = self._authority.issue(
+            key.public_key(), identity, now, self._life, addresses=self._addresses, for_latecomers=True
+        )
         return ServerKeyPair(
             key_pem=key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
             chain_pem=issued.chain_pem,
-            bundle_pem=self._authority.bundle_pem,
+            bundle_pem=bundle_pem,
             renew_at=now + (issued.not_after - now) / 2,
             not_after=issued.not_after,
+            roots=roots,
         )
 
 

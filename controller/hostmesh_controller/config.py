@@ -14,6 +14,8 @@ from hostmesh_api.wire import ADMIN_PORT, AGENTS_PORT, JOIN_PORT
 DEFAULT_PATH: Final = Path("/etc/hostmesh/controller.toml")
 DEFAULT_STATE_DIR: Final = Path("/var/lib/hostmesh-controller")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+CA_PROVIDERS: Final = ("self-signed", "files", "vault")
+_CA_SETTINGS: Final = frozenset({"dir", "url", "mount", "token_file", "ca_file", "ttl_hours"})
 _DNS_NAME: Final = re.compile(r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*")
 _UNIX_PATH_BYTES: Final = 107  # sun_path of Linux, less its terminating zero
 
@@ -54,6 +56,23 @@ class Clones:
 
 
 @dataclass(frozen=True, slots=True)
+class Ca:
+    """Whose root signs. `dir` is where the files of the provider "files" are, the rest is for "vault".
+
+    `url` is the signer's, `ca_file` the roots by which its certificate is good ("": the system's), `mount` the path of
+    its PKI engine, `token_file` holds what it lets us in with.
+    """
+
+    provider: str = "self-signed"
+    dir: Path | None = None
+    url: str = ""
+    mount: str = "pki"
+    token_file: Path | None = None
+    ca_file: Path | None = None
+    ttl_hours: int = 8760
+
+
+@dataclass(frozen=True, slots=True)
 class Log:
     level: str = "info"
 
@@ -69,6 +88,7 @@ class Config:
     """IP addresses and DNS names under which agents reach this controller, best first."""
     listen: Listen
     certificates: Certificates = field(default_factory=Certificates)
+    ca: Ca = field(default_factory=Ca)
     log: Log = field(default_factory=Log)
     clones: Clones = field(default_factory=Clones)
     root_namespace: str = "istio-system"
@@ -144,10 +164,26 @@ def _config(reader: "_Reader", own_addresses: Sequence[str]) -> Config:
         # is a secret nobody rotates.
         certificates=Certificates(leaf_hours=reader.integer("certificates.leaf_hours", 72, 1, 720)),
         clones=Clones(cast("CloneAction", reader.choice("clones.action", "quarantine", CLONE_ACTIONS))),
+        ca=_ca(reader),
         log=Log(level=reader.choice("log.level", "info", LOG_LEVELS)),
         root_namespace=reader.dns_name("root_namespace", "istio-system"),
         mesh_config=reader.optional_path("mesh_config"),
     )
+
+
+def _ca(reader: "_Reader") -> Ca:
+    found = Ca(
+        provider=reader.choice("ca.provider", "self-signed", CA_PROVIDERS),
+        dir=reader.optional_path("ca.dir"),
+        url=reader.text("ca.url", ""),
+        mount=reader.text("ca.mount", "pki"),
+        token_file=reader.optional_path("ca.token_file"),
+        ca_file=reader.optional_path("ca.ca_file"),
+        # Shorter than a day leaves no time to mend the signer; leaves are cut at its end.
+        ttl_hours=reader.integer("ca.ttl_hours", 8760, 24, 87_600),
+    )
+    reader.check_ca(found)
+    return found
 
 
 class _Reader:
@@ -241,6 +277,21 @@ class _Reader:
             self._problem(path, f"'{value}' is not IP:PORT, such as '{default}'")
             return default
         return Endpoint(bare, int(port))
+
+    def check_ca(self, ca: Ca) -> None:
+        """Say what the provider lacks, and what is set that it does not look at."""
+        wanted = {"files": {"dir"}, "vault": {"url", "token_file"}}.get(ca.provider, set())
+        allowed = wanted | ({"mount", "ca_file", "ttl_hours"} if ca.provider == "vault" else set())
+        table = self._document.get("ca", {})
+        given = set(table) if isinstance(table, Mapping) else set()
+        for name in sorted(wanted - given):
+            self._problem("ca.provider", f"'{ca.provider}' needs the setting ca.{name}")
+        for name in sorted((given & _CA_SETTINGS) - allowed):
+            self._problem(f"ca.{name}", f"is not for the provider '{ca.provider}'")
+        if ca.url and not re.fullmatch(r"https://[^/?#@\s]+(/[^?#\s]*)?", ca.url):
+            self._problem("ca.url", f"'{ca.url}' is not https://HOST[:PORT][/PATH]")
+        if not re.fullmatch(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*", ca.mount):
+            self._problem("ca.mount", f"'{ca.mount}' is not the path of a mount, such as 'pki' or 'pki/mesh'")
 
     def refuse_unknown(self) -> None:
         for table, known in self._known.items():

@@ -9,6 +9,7 @@ data plane does not notice.
 import asyncio
 import gc
 import signal
+import ssl
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from hostmesh_api.v1.hostmesh_pb2_grpc import (
     add_ReportingServicer_to_server,
 )
 from hostmesh_api.wire import VIP4, VIP6
-from hostmesh_controller import listen, mesh
+from hostmesh_controller import authority_files, listen, mesh, rotation
 from hostmesh_controller.api.app import create_app
 from hostmesh_controller.api.parts import Parts
 from hostmesh_controller.api.principals import LocalSocket
@@ -43,6 +44,7 @@ from hostmesh_controller.peers import Peers
 from hostmesh_controller.quarantine import Quarantine
 from hostmesh_controller.registrar import Registrar
 from hostmesh_controller.reports import ReportingServicer
+from hostmesh_controller.rotation import RootRotation, trust_of
 from hostmesh_controller.server import AdsServer
 from hostmesh_controller.state_dir import claimed
 from hostmesh_controller.store import Store
@@ -91,9 +93,9 @@ def _refuse_a_second_root(store: Store, state_dir: Path) -> None:
     """
     directory = state_dir / "ca"
     joined = sum(state.joined_at is not None for state in store.host_states().values())
-    if joined and not (directory / "root.pem").exists():
+    if joined and not authority_files.present(directory):
         raise AuthorityError(
-            f"{directory} has no root.pem, but {joined} host(s) have joined and trust the one that was there: "
+            f"{directory} has no root, but {joined} host(s) have joined and trust the one that was there: "
             "restore the directory from a backup. "
             "(Or start with an empty state directory; then every host must join again.)"
         )
@@ -110,6 +112,8 @@ class Controller:
     hub: Hub = field(init=False)
     registrar: Registrar = field(init=False)
     certificate: ServerCertificate = field(init=False)
+    rotation: RootRotation = field(init=False)
+    roots_changed: asyncio.Event = field(default_factory=asyncio.Event)
     ready: bool = False
 
     def __post_init__(self) -> None:
@@ -118,7 +122,7 @@ class Controller:
             domain=self.config.domain,
             vip4=VIP4,
             vip6=VIP6,
-            bundle_pem=self.authority.bundle_pem,
+            trust=trust_of(self.authority),
             root_namespace=self.config.root_namespace,
             mesh_config=load_mesh_file(self.config),
         )
@@ -128,6 +132,15 @@ class Controller:
         addresses = (*self.config.addresses, "localhost", "127.0.0.1", "::1")
         self.certificate = ServerCertificate(self.authority, addresses, utc_now)
         self.metrics.read_from(partial(readings, self.hub, lambda: self.registrar.revision))
+        self.metrics.read_from(partial(rotation.readings, self.authority))
+        self.rotation = RootRotation(
+            self.authority,
+            self.registrar,
+            self.store,
+            lambda: [each.host for each in self.hub.proxies()],
+            self.roots_changed.set,
+            utc_now,
+        )
 
     async def run(self) -> None:
         """Listen and serve until told to stop."""
@@ -135,7 +148,7 @@ class Controller:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)
-        loop.add_signal_handler(signal.SIGHUP, self._read_mesh_file)
+        loop.add_signal_handler(signal.SIGHUP, self._read_again)
         with ExitStack() as held:
             app = create_app(self.parts())
             sockets = [
@@ -149,7 +162,8 @@ class Controller:
             async with asyncio.TaskGroup() as group:
                 parts = [
                     group.create_task(_endless("registrar", self.registrar.run(), stopping)),
-                    group.create_task(_endless("server certificate", listen.follow(tls, self.certificate), stopping)),
+                    group.create_task(_endless("server certificate", self._follow_certificate(tls), stopping)),
+                    group.create_task(_endless("rotation", self.rotation.run(), stopping)),
                 ]
                 for api, opened in zip(apis, sockets, strict=True):
                     group.create_task(_endless("admin API", api.serve(sockets=[opened]), stopping))
@@ -180,6 +194,13 @@ class Controller:
             revision=self.registrar.revision,
         )
 
+    async def _follow_certificate(self, tls: ssl.SSLContext) -> None:
+        await listen.follow(tls, self.certificate, self.roots_changed)
+
+    def _read_again(self) -> None:
+        self.rotation.look_again()
+        self._read_mesh_file()
+
     def _read_mesh_file(self) -> None:
         """Take the mesh file as it is now; one with mistakes changes nothing."""
         try:
@@ -198,7 +219,7 @@ class Controller:
             registrar=self.registrar,
             hub=self.hub,
             metrics=self.metrics,
-            root_der=self.authority.root_der,
+            rotation=self.rotation,
             ready=lambda: self.ready,
             now=utc_now,
         )

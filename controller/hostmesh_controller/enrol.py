@@ -81,15 +81,26 @@ class Issuing:
     now: Callable[[], datetime]
     life: timedelta = field(default=LEAF_LIFE)
 
-    def issue(self, host: str, csr_der: bytes, identity: HostIdentity | WorkloadIdentity, *, record: bool) -> Issued:
+    def issue(
+        self,
+        host: str,
+        csr_der: bytes,
+        identity: HostIdentity | WorkloadIdentity,
+        *,
+        record: bool,
+        for_latecomers: bool = False,
+    ) -> Issued:
         """Sign for the key of a request; blocking.
 
         A host's own certificate is recorded before it leaves: only a recorded one can call the controller.
+        `for_latecomers`: see `Authority.issue`.
         """
         now, enrolment = self.now(), self.enrolments.current(host)
         if enrolment is None:
             raise RefusedError(grpc.StatusCode.PERMISSION_DENIED, f"host {host!r} has not joined: {_JOIN_AGAIN}")
-        issued = self.authority.issue(_public_key(csr_der), identity, now, self.life, enrolment=enrolment.id)
+        issued = self.authority.issue(
+            _public_key(csr_der), identity, now, self.life, enrolment=enrolment.id, for_latecomers=for_latecomers
+        )
         # Whoever was expelled while this was signed does not get it.
         if not self.enrolments.extend(enrolment, issued.not_after):
             refusal = self.enrolments.standing(host).refusal or f"it has joined anew, or left: {_JOIN_AGAIN}"
@@ -199,7 +210,8 @@ class EnrolmentServicer(EnrolmentBase):
         """Issue to a host that joins. Whoever was this host before is so no longer."""
         identity = HostIdentity(self._issuing.authority.trust_domain, host)
         self._issuing.store.forget_host(host)
-        return self._issuing.issue(host, csr_der, identity, record=True)
+        # A join string that was made a while ago pins a root that may be retired by now.
+        return self._issuing.issue(host, csr_der, identity, record=True, for_latecomers=True)
 
 
 class IdentityServicer(IdentityBase):

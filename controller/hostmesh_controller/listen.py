@@ -182,13 +182,16 @@ def load_pair(context: ssl.SSLContext, pair: ServerKeyPair) -> None:
         context.load_cert_chain(f"/proc/self/fd/{file.fileno()}")
 
 
-async def follow(context: ssl.SSLContext, certificate: ServerCertificate) -> None:
-    """Keep `context` at the current certificate, until cancelled."""
+async def follow(context: ssl.SSLContext, certificate: ServerCertificate, changed: asyncio.Event) -> None:
+    """Keep `context` at the current certificate, until cancelled; `changed` says that there may be another."""
     presented = certificate.current()
     while True:
         wait_s = (presented.renew_at - datetime.now(presented.renew_at.tzinfo)).total_seconds()
         # Not longer than an hour, so that a clock that was set forward is noticed.
-        await asyncio.sleep(min(max(wait_s, 60.0), 3600.0))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(max(wait_s, 60.0), 3600.0)):
+                await changed.wait()
+        changed.clear()
         current = certificate.current()
         if current is not presented:
             load_pair(context, current)

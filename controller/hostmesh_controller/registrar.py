@@ -25,7 +25,7 @@ from hostmesh_controller.groups import Candidate, Membership, NotAdmittedError
 from hostmesh_controller.hub import Hub
 from hostmesh_controller.impact import Effect, concerned, impact
 from hostmesh_controller.load import Problem
-from hostmesh_controller.mesh import HostRuntime, Mesh, Settings, Touched
+from hostmesh_controller.mesh import HostRuntime, Mesh, Settings, Touched, Trust
 from hostmesh_controller.mesh.compiled import virtual_hostnames
 from hostmesh_controller.model.mesh_config import MeshConfigSpec
 from hostmesh_controller.model.objects import ApiObject, ObjectKey
@@ -126,6 +126,11 @@ class Registrar:
     def registered(self, host: str) -> bool:
         """Tell whether there is a Host object of that name."""
         return ObjectKey("Host", "", host) in self._objects
+
+    async def joined_hosts(self) -> Mapping[str, HostState]:
+        """Return the state of every registered host that has joined and not left."""
+        states = {each.key.name: await self._states.state(each.key.name) for each in self.objects("Host")}
+        return {host: state for host, state in states.items() if runtime_of(state).joined}
 
     async def open(self) -> None:
         """Build the mesh from the store and show it.
@@ -325,9 +330,17 @@ class Registrar:
     def take_mesh_file(self, config: MeshConfigSpec) -> None:
         """Let other mesh-wide settings hold, beneath the MeshConfig object; called on the event loop."""
         if config != self._settings.mesh_config:
-            self._settings = replace(self._settings, mesh_config=config)
-            self._stale = True
-            self._wake.set()
+            self._take_settings(replace(self._settings, mesh_config=config))
+
+    def take_trust(self, trust: Trust) -> None:
+        """Let hosts trust other roots, or renew certificates of some; called on the event loop."""
+        if trust != self._settings.trust:
+            self._take_settings(replace(self._settings, trust=trust))
+
+    def _take_settings(self, settings: Settings) -> None:
+        self._settings = settings
+        self._stale = True
+        self._wake.set()
 
     async def run(self) -> None:
         """Publish what comes, until cancelled."""

@@ -38,6 +38,8 @@ MAX_SOCKETS: Final = 2048
 MAX_LEASES: Final = 1024
 MAX_PORTS: Final = 1024
 MAX_PROBLEMS: Final = 64
+MAX_ROOTS: Final = 32
+MAX_CERTIFICATES: Final = 2 * MAX_LEASES
 MAX_TEXT_CHARS: Final = 1024
 
 Workload = tuple[str, str]
@@ -55,10 +57,14 @@ class StateStore(Protocol):
 
 @dataclass(slots=True)
 class _Entry:
-    """`matters` is what others are told of `state`; `written_at` is None until its host's report was written."""
+    """`matters` is what others are told of `state`; `written_at` is None until its host's report was written.
+
+    `trust` is what its report says of roots and certificates: nobody else is told, and it must outlive a restart.
+    """
 
     state: HostState
     matters: tuple[object, ...]
+    trust: bytes = b""
     written_at: datetime | None = None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -97,11 +103,12 @@ class HostStates:
             )
             matters = _what_matters(ready, report)
             changed = matters != entry.matters
-            due = entry.written_at is None or now - entry.written_at >= WRITE_INTERVAL
+            trust = _trust_of(report)
+            due = entry.written_at is None or now - entry.written_at >= WRITE_INTERVAL or trust != entry.trust
             if changed or due:
                 await asyncio.to_thread(self._store.put_host_state, host, state)
                 entry.written_at = now
-            entry.state, entry.matters = state, matters
+            entry.state, entry.matters, entry.trust = state, matters, trust
         if changed:
             self._on_change(host)
 
@@ -125,6 +132,7 @@ class HostStates:
             state = change(entry.state)
             await asyncio.to_thread(self._store.put_host_state, host, state)
             entry.state, entry.matters, entry.written_at = state, _matters_of(state), self._now()
+            entry.trust = _trust_of(HostReport.FromString(state.report))
         self._on_change(host)
 
     async def _entry(self, host: str) -> _Entry:
@@ -174,7 +182,12 @@ class ReportingServicer(ReportingBase):
 
 
 def _new_entry(state: HostState) -> _Entry:
-    return _Entry(state, _matters_of(state), written_at=state.last_report_at)
+    trust = _trust_of(HostReport.FromString(state.report))
+    return _Entry(state, _matters_of(state), trust, written_at=state.last_report_at)
+
+
+def _trust_of(report: HostReport) -> bytes:
+    return report.trust.SerializeToString(deterministic=True)
 
 
 def _matters_of(state: HostState) -> tuple[object, ...]:
@@ -257,11 +270,14 @@ def bounded(report: HostReport) -> HostReport:
     del copy.listening[MAX_SOCKETS:]
     del copy.leases[MAX_LEASES:]
     copy.problems[:] = [text[:MAX_TEXT_CHARS] for text in copy.problems[:MAX_PROBLEMS]]
+    if copy.HasField("trust"):
+        copy.trust.roots[:] = [text[:MAX_TEXT_CHARS] for text in copy.trust.roots[:MAX_ROOTS]]
+        del copy.trust.certificates[MAX_CERTIFICATES:]
     for lease in copy.leases:
         del lease.captured_ports[MAX_PORTS:]
     addresses = sorted(filter(None, map(_canonical, copy.facts.addresses[:MAX_ADDRESSES])))
     copy.facts.addresses[:] = addresses
-    for message in (copy.facts, copy.envoy, copy.capture, *copy.listening, *copy.leases):
+    for message in (copy.facts, copy.envoy, copy.capture, *copy.listening, *copy.leases, *copy.trust.certificates):
         if message.ByteSize() <= MAX_TEXT_CHARS:
             continue  # no text in it can be longer; looking at each field was a third of our part of a report
         for descriptor, value in message.ListFields():

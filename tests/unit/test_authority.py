@@ -117,7 +117,9 @@ def test_its_files_are_closed_to_others(tmp_path: Path) -> None:
     directory = tmp_path / "ca"
     assert directory.stat().st_mode & 0o777 == 0o700
     assert {each.name: each.stat().st_mode & 0o777 for each in directory.iterdir()} == {
+        "bundle.pem": 0o600,
         "root.pem": 0o600,
+        "roots.json": 0o600,
         "intermediate.pem": 0o600,
         "lock": 0o600,
     }

@@ -223,6 +223,8 @@ class HostConfig(_message.Message):
     BOOTSTRAP_PATCH_FIELD_NUMBER: _builtins.int
     ENVOY_FIELD_NUMBER: _builtins.int
     EXPELLED_ADDRESSES_FIELD_NUMBER: _builtins.int
+    TAINTED_ROOTS_FIELD_NUMBER: _builtins.int
+    RENEW_WITHIN_MS_FIELD_NUMBER: _builtins.int
     host: _builtins.str
     trust_domain: _builtins.str
     outbound_spiffe_id: _builtins.str
@@ -231,6 +233,7 @@ class HostConfig(_message.Message):
     """Every root to trust; PEM."""
     bootstrap_patch: _builtins.str
     """What EnvoyFilters change in Envoy's bootstrap: JSON of envoy.config.bootstrap.v3.Bootstrap; "" for nothing."""
+    renew_within_ms: _builtins.int
     @_builtins.property
     def workloads(self) -> _containers.RepeatedCompositeFieldContainer[Global___Workload]:
         """Workloads of this host, each with the identity it is served under."""
@@ -249,6 +252,10 @@ class HostConfig(_message.Message):
     def expelled_addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Addresses of hosts that were expelled, and of no other host: connections of the mesh with them are closed."""
 
+    @_builtins.property
+    def tainted_roots(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """SHA-256, hexadecimal, of roots whose certificates are to be renewed at once, spread over so much time."""
+
     def __init__(
         self,
         *,
@@ -262,10 +269,12 @@ class HostConfig(_message.Message):
         bootstrap_patch: _builtins.str = ...,
         envoy: Global___EnvoySettings | None = ...,
         expelled_addresses: _abc.Iterable[_builtins.str] | None = ...,
+        tainted_roots: _abc.Iterable[_builtins.str] | None = ...,
+        renew_within_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capture", b"capture", "envoy", b"envoy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bootstrap_patch", b"bootstrap_patch", "bundle_pem", b"bundle_pem", "capture", b"capture", "envoy", b"envoy", "expelled_addresses", b"expelled_addresses", "host", b"host", "listeners", b"listeners", "outbound_spiffe_id", b"outbound_spiffe_id", "trust_domain", b"trust_domain", "workloads", b"workloads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bootstrap_patch", b"bootstrap_patch", "bundle_pem", b"bundle_pem", "capture", b"capture", "envoy", b"envoy", "expelled_addresses", b"expelled_addresses", "host", b"host", "listeners", b"listeners", "outbound_spiffe_id", b"outbound_spiffe_id", "renew_within_ms", b"renew_within_ms", "tainted_roots", b"tainted_roots", "trust_domain", b"trust_domain", "workloads", b"workloads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -684,6 +693,7 @@ class HostReport(_message.Message):
     PROBLEMS_FIELD_NUMBER: _builtins.int
     AGENT_FIELD_NUMBER: _builtins.int
     MACHINE_FIELD_NUMBER: _builtins.int
+    TRUST_FIELD_NUMBER: _builtins.int
     host_certificate_not_after: _builtins.int
     """PEM leaf expiry of the host certificate, seconds since the epoch."""
     agent: _builtins.str
@@ -710,6 +720,8 @@ class HostReport(_message.Message):
     def problems(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What of the configuration does not work on this host, for people: one sentence each."""
 
+    @_builtins.property
+    def trust(self) -> Global___TrustState: ...
     def __init__(
         self,
         *,
@@ -723,14 +735,74 @@ class HostReport(_message.Message):
         problems: _abc.Iterable[_builtins.str] | None = ...,
         agent: _builtins.str = ...,
         machine: _builtins.str = ...,
+        trust: Global___TrustState | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["capture", b"capture", "envoy", b"envoy", "facts", b"facts", "load", b"load"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["capture", b"capture", "envoy", b"envoy", "facts", b"facts", "load", b"load", "trust", b"trust"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "capture", b"capture", "envoy", b"envoy", "facts", b"facts", "host_certificate_not_after", b"host_certificate_not_after", "leases", b"leases", "listening", b"listening", "load", b"load", "machine", b"machine", "problems", b"problems"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "capture", b"capture", "envoy", b"envoy", "facts", b"facts", "host_certificate_not_after", b"host_certificate_not_after", "leases", b"leases", "listening", b"listening", "load", b"load", "machine", b"machine", "problems", b"problems", "trust", b"trust"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HostReport: _TypeAlias = HostReport  # noqa: Y015
+
+@_typing.final
+class TrustState(_message.Message):
+    """What the host trusts and shows. Roots are named by their SHA-256, in hexadecimal."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROOTS_FIELD_NUMBER: _builtins.int
+    CERTIFICATES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def roots(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The roots that agent and Envoy trust: the bundle that came is on disk."""
+
+    @_builtins.property
+    def certificates(self) -> _containers.RepeatedCompositeFieldContainer[Global___HeldCertificate]:
+        """The agent's certificate and those that Envoy may show: what is on disk, and what Envoy has not let go of yet."""
+
+    def __init__(
+        self,
+        *,
+        roots: _abc.Iterable[_builtins.str] | None = ...,
+        certificates: _abc.Iterable[Global___HeldCertificate] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificates", b"certificates", "roots", b"roots"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrustState: _TypeAlias = TrustState  # noqa: Y015
+
+@_typing.final
+class HeldCertificate(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPIFFE_ID_FIELD_NUMBER: _builtins.int
+    SERIAL_FIELD_NUMBER: _builtins.int
+    ROOT_FIELD_NUMBER: _builtins.int
+    NOT_AFTER_FIELD_NUMBER: _builtins.int
+    spiffe_id: _builtins.str
+    serial: _builtins.str
+    root: _builtins.str
+    not_after: _builtins.int
+    """Seconds since the epoch."""
+    def __init__(
+        self,
+        *,
+        spiffe_id: _builtins.str = ...,
+        serial: _builtins.str = ...,
+        root: _builtins.str = ...,
+        not_after: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["not_after", b"not_after", "root", b"root", "serial", b"serial", "spiffe_id", b"spiffe_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HeldCertificate: _TypeAlias = HeldCertificate  # noqa: Y015
 
 @_typing.final
 class WorkloadLease(_message.Message):

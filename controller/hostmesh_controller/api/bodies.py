@@ -97,6 +97,23 @@ class ExpelRequest(Request):
     reason: Annotated[str, Field(max_length=MAX_REASON_CHARS)] = ""
 
 
+class ActivateRequest(Request):
+    force: bool = False
+
+
+class TaintRequest(Request):
+    """`root` is an ID or the beginning of a fingerprint; None: the only one that it can be."""
+
+    root: Annotated[str | None, Field(max_length=64, pattern="^[0-9a-fA-F]+$")] = None
+    within_s: Annotated[float, Field(ge=0, le=3600)] = 30.0
+
+
+class RevokeRequest(Request):
+    root: Annotated[str | None, Field(max_length=64, pattern="^[0-9a-fA-F]+$")] = None
+    force: bool = False
+    compromised: bool = False
+
+
 def moment(at: datetime | None) -> str | None:
     return None if at is None else at.isoformat()
 

@@ -12,6 +12,7 @@ from hostmesh_controller.config import Config
 from hostmesh_controller.hub import Hub
 from hostmesh_controller.metrics import Metrics
 from hostmesh_controller.registrar import Registrar
+from hostmesh_controller.rotation import RootRotation
 from hostmesh_controller.store import Store
 
 
@@ -22,14 +23,18 @@ class Parts:
     registrar: Registrar
     hub: Hub
     metrics: Metrics
-    root_der: bytes
-    """The root that join strings pin."""
+    rotation: RootRotation
     ready: Callable[[], bool]
     """True when every port is open."""
     now: Callable[[], datetime]
     reading: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, "documents"))
     """Where documents are read: one at a time, and not among the threads that agents' calls need. YAML can take 10 s
     for each MiB."""
+
+    @property
+    def root_der(self) -> bytes:
+        """The root that join strings pin."""
+        return self.rotation.authority.root_der
 
 
 def parts_of(request: Request) -> Parts:

@@ -105,9 +105,7 @@ class Connection:
                 "(unix:///…/admin.sock or https://HOST:15014)."
             )
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
-            return (
-                f"{head}\n  Set HOSTMESH_CA to the mesh's root certificate (ca/root.pem in the controller's state_dir)."
-            )
+            return f"{head}\n  Set HOSTMESH_CA to the mesh's roots (ca/bundle.pem in the controller's state_dir)."
         return f"{head}\n  Check HOSTMESH_ADDRESS, the network, and that the controller runs."
 
     def _result(self, answer: httpx.Response) -> dict[str, Any]:

@@ -16,18 +16,30 @@ from hostmesh_controller.model.protocols import Protocol
 
 
 @dataclass(frozen=True, slots=True)
+class Trust:
+    """Whom hosts trust.
+
+    `bundle_pem` holds every root. Certificates of the `tainted` ones (SHA-256, hexadecimal) are renewed at once, spread
+    over `renew_within_s`.
+    """
+
+    bundle_pem: bytes = b""
+    tainted: tuple[str, ...] = ()
+    renew_within_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """What is decided once for the whole mesh.
 
-    `bundle_pem` holds every root that a host must trust; `mesh_config` is what the controller's file says, beneath the
-    MeshConfig object.
+    `mesh_config` is what the controller's file says, beneath the MeshConfig object.
     """
 
     trust_domain: str
     domain: str
     vip4: IPv4Network
     vip6: IPv6Network
-    bundle_pem: bytes = b""
+    trust: Trust = field(default_factory=Trust)
     root_namespace: str = "istio-system"
     mesh_config: MeshConfigSpec = field(default_factory=MeshConfigSpec)
 

@@ -112,13 +112,17 @@ def _audit_row(
 
 
 def write_event(
-    connection: Connection, action: str, key: ObjectKey, *, actor: str, now: datetime, after: Document | None = None
+    connection: Connection,
+    action: str,
+    key: ObjectKey,
+    *,
+    actor: str,
+    now: datetime,
+    after: Document | None = None,
 ) -> None:
     """Write an audit record of something that is no object's change: a token used, a host expelled."""
     values = {**key._asdict(), "at": now, "actor": actor, "action": action, "revision": read_revision(connection)}
-    if after is not None:
-        values["after"] = json.dumps(after)
-    connection.execute(insert(tables.audit).values(values))
+    connection.execute(insert(tables.audit).values({**values, "after": _text(after)}))
 
 
 def read_audit(connection: Connection, limit: int, key: ObjectKey | None, before_id: int | None) -> list[AuditRecord]:

@@ -11,6 +11,7 @@ from hostmesh_controller.store.records import (
     CertificateRecord,
     Commit,
     Delete,
+    Document,
     EnrolmentRecord,
     HostState,
     Put,
@@ -171,6 +172,12 @@ class Store(Protocol):
         self, limit: int = 100, *, key: ObjectKey | None = None, before_id: int | None = None
     ) -> list[AuditRecord]:
         """Return the newest audit records first, at most `limit`: of one object, or older than a record, if asked."""
+        ...
+
+    def add_event(
+        self, action: str, key: ObjectKey, *, actor: str, now: datetime, after: Document | None = None
+    ) -> None:
+        """Write down in the audit log what is no object's change: a root activated, a host forgotten."""
         ...
 
     def close(self) -> None:

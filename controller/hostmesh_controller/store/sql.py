@@ -18,6 +18,7 @@ from hostmesh_controller.store.records import (
     CertificateRecord,
     Commit,
     Delete,
+    Document,
     EnrolmentRecord,
     HostState,
     Put,
@@ -102,6 +103,12 @@ class SqlStore:
     ) -> list[AuditRecord]:
         with self._read() as connection:
             return objects.read_audit(connection, limit, key, before_id)
+
+    def add_event(
+        self, action: str, key: ObjectKey, *, actor: str, now: datetime, after: Document | None = None
+    ) -> None:
+        with self._write() as connection:
+            objects.write_event(connection, action, key, actor=actor, now=now, after=after)
 
     def add_token(self, token: TokenRecord) -> None:
         with self._write() as connection:

@@ -1,4 +1,4 @@
-"""What is put into a proxy's filter chains beside its own filters: Wasm plugins and rate limits."""
+"""What is put into a proxy's filter chains beside its own filters: Wasm plugins, rate limits and policies."""
 
 from collections.abc import Callable
 from dataclasses import fields
@@ -6,13 +6,14 @@ from typing import Final
 
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.records import Host
+from hostmesh_controller.xds.authorization import authorization_of
 from hostmesh_controller.xds.extension_types import NONE, Direction, Extensions, Traffic
 from hostmesh_controller.xds.rate_limits import limits_of
 from hostmesh_controller.xds.wasm import plugins_of
 
 __all__ = ["NONE", "Direction", "Extensions", "Traffic", "extensions"]
 
-_SOURCES: Final[tuple[Callable[[Mesh, Host, Traffic], Extensions], ...]] = (plugins_of, limits_of)
+_SOURCES: Final[tuple[Callable[[Mesh, Host, Traffic], Extensions], ...]] = (plugins_of, limits_of, authorization_of)
 """In the order in which their filters stand at one place."""
 
 

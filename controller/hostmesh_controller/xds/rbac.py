@@ -56,10 +56,9 @@ def policy_of(rule: Rule, namespace: str, domains: TrustDomains, *, for_tcp: boo
     of_caller = [term for _, term in conditions if term is not None]
     permissions = [[*_operation(each.operation), *of_request] for each in rule.to or ()] or [of_request]
     principals = [[*_source(each.source, namespace, domains), *of_caller] for each in rule.from_ or ()] or [of_caller]
-    terms: Iterator[_Term[Permission] | _Term[Principal]] = (
-        term for group in (*permissions, *principals) for term in group
-    )
-    if for_tcp and is_allow and any(term.http_only for term in terms):
+    http_only = any(term.http_only for group in permissions for term in group)
+    http_only |= any(term.http_only for group in principals for term in group)
+    if for_tcp and is_allow and http_only:
         return None
     return Policy(
         permissions=[_all_permissions(group, for_tcp=for_tcp) for group in permissions],

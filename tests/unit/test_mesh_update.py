@@ -82,6 +82,17 @@ def for_app(app: str, **more: Any) -> Spec:
     return {"workloadSelector": {"labels": {"app": app}}, **more}
 
 
+def policy(action: str = "ALLOW", app: str = "", **rule: Any) -> Spec:
+    """An AuthorizationPolicy of one rule; CUSTOM ones ask the only authorizer that there may be."""
+    own = {"selector": {"matchLabels": {"app": app}}} if app else {}
+    asked = {"provider": {"name": "judge"}} if action == "CUSTOM" else {}
+    return {"action": action, **own, **asked, "rules": [rule]}
+
+
+def judge(service: str, **more: Any) -> Spec:
+    return {"extensionProviders": [{"name": "judge", "envoyExtAuthzGrpc": {"service": service, "port": 80, **more}}]}
+
+
 CLOSED = {"mode": "REGISTRY_ONLY"}
 A1, B1, API, DB = HOSTNAMES[0], HOSTNAMES[1], *EXTERNAL
 SUBSETS = [{"name": "v1", "labels": {"version": "v1"}}]
@@ -183,6 +194,21 @@ SLOTS: dict[tuple[str, str, str], list[Variant]] = {
     ),
     ("PeerAuthentication", "a", "p2"): variants(mtls("PERMISSIVE", "s1"), mtls("STRICT", "s1"), mtls("UNSET")),
     ("PeerAuthentication", "istio-system", "p1"): variants(mtls("STRICT"), mtls("DISABLE")),
+    ("AuthorizationPolicy", "a", "z1"): variants(
+        policy(),
+        policy(app="s1", to=[{"operation": {"paths": ["/a/{*}"]}}]),
+        policy("DENY", "s2", to=[{"operation": {"ports": ["80"]}}]),
+        policy("CUSTOM", "s1"),
+        {},
+    ),
+    ("AuthorizationPolicy", "a", "z2"): [
+        (policy("DENY", "s1"), {}),
+        (policy("DENY", "s1"), {"annotations": {"istio.io/dry-run": "true"}}),
+        (policy("AUDIT"), {"age": 9}),
+    ],
+    ("AuthorizationPolicy", "istio-system", "z1"): variants(
+        policy("CUSTOM"), policy("DENY", "s1", **{"from": [{"source": {"principals": ["old.org/ns/a/sa/sa1"]}}]})
+    ),
     ("Sidecar", "a", "s1"): variants(
         {"egress": [{"hosts": ["./*"]}]},
         {"egress": [imports("b/*", number=80), imports("*/*")], "outboundTrafficPolicy": CLOSED},
@@ -209,6 +235,8 @@ SLOTS: dict[tuple[str, str, str], list[Variant]] = {
             "trustDomainAliases": ["old.org"],
             "inboundTrafficPolicy": {"mode": "LOCALHOST"},
         },
+        judge(A1),
+        judge(f"a/{API}", failOpen=True),
     ),
 }
 Slot = tuple[str, str, str]

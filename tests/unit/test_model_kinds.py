@@ -193,6 +193,59 @@ FULL: list[tuple[str, Body]] = [
             "portLevelMtls": {"8080": {"mode": "DISABLE"}},
         },
     ),
+    (
+        "AuthorizationPolicy",
+        {
+            "selector": {"matchLabels": {"app": "x"}},
+            "action": "DENY",
+            "rules": [
+                {},
+                {
+                    "from": [
+                        {
+                            "source": {
+                                "principals": ["cluster.local/ns/a/sa/b", "*"],
+                                "notPrincipals": ["*/sa/c"],
+                                "requestPrincipals": ["https://issuer/sub"],
+                                "notRequestPrincipals": ["a*"],
+                                "namespaces": ["a*"],
+                                "notNamespaces": ["b"],
+                                "trustDomains": ["cluster.local", "*.org"],
+                                "notTrustDomains": ["x*"],
+                                "ipBlocks": ["10.0.0.1", "10.0.0.0/8", "fd00::/8"],
+                                "notIpBlocks": ["10.0.0.2"],
+                                "remoteIpBlocks": ["0.0.0.0/0"],
+                                "notRemoteIpBlocks": ["::1"],
+                            }
+                        },
+                        {"source": {"serviceAccounts": ["a", "b/c"], "notServiceAccounts": ["d"]}},
+                    ],
+                    "to": [
+                        {
+                            "operation": {
+                                "hosts": ["a.b", "*"],
+                                "notHosts": ["c.*"],
+                                "ports": ["80", "0"],
+                                "notPorts": ["65535"],
+                                "methods": ["GET"],
+                                "notMethods": ["P*"],
+                                "paths": ["/a", "*.js", "/a/{*}/b/{**}", "/"],
+                                "notPaths": ["/{*}"],
+                            }
+                        }
+                    ],
+                    "when": [
+                        {"key": "request.headers[x]", "values": ["a"], "notValues": ["b"]},
+                        {"key": "request.auth.claims[a][b]", "values": ["c"]},
+                        {"key": "experimental.envoy.filters.a.b[c]", "notValues": ["[d]"]},
+                        {"key": "destination.port", "values": ["80"]},
+                    ],
+                },
+            ],
+        },
+    ),
+    ("AuthorizationPolicy", {"action": "CUSTOM", "provider": {"name": "judge"}, "rules": [{}]}),
+    ("AuthorizationPolicy", {"rules": []}),
 ]
 
 

@@ -58,6 +58,37 @@ FULL: dict[str, Any] = {
         "drainDuration": "10s",
         "terminationDrainDuration": "0s",
     },
+    "extensionProviders": [
+        {
+            "name": "judge",
+            "envoyExtAuthzGrpc": {
+                "service": "a/judge.a.svc.cluster.local",
+                "port": 9191,
+                "timeout": "2s",
+                "failOpen": True,
+                "statusOnError": "503",
+                "includeRequestBodyInCheck": {
+                    "maxRequestBytes": 1024,
+                    "allowPartialMessage": True,
+                    "packAsBytes": True,
+                },
+            },
+        },
+        {
+            "name": "judge-http",
+            "envoyExtAuthzHttp": {
+                "service": "judge.example.com",
+                "port": 80,
+                "pathPrefix": "/check",
+                "includeHeadersInCheck": ["x-old"],
+                "includeRequestHeadersInCheck": ["x-user", "x-*", "*-token"],
+                "includeAdditionalHeadersInCheck": {"x-mesh": "hostmesh"},
+                "headersToUpstreamOnAllow": ["x-user"],
+                "headersToDownstreamOnDeny": ["www-*"],
+                "headersToDownstreamOnAllow": ["set-cookie"],
+            },
+        },
+    ],
 }
 
 
@@ -78,6 +109,9 @@ def test_the_defaults_are_istio_s() -> None:
     assert spec.default_service_export_to == ("*",)
 
 
+JUDGE: dict[str, Any] = {"service": "judge.default.svc.cluster.local", "port": 9191}
+
+
 @pytest.mark.parametrize(
     ("spec", "expected"),
     [
@@ -90,7 +124,43 @@ def test_the_defaults_are_istio_s() -> None:
         ({"meshMTLS": {"ecdhCurves": ["P-256"]}}, "spec.meshMTLS.ecdhCurves: not supported"),
         ({"enablePrometheusMerge": True}, "spec.enablePrometheusMerge: not supported: metrics of the programs"),
         ({"ingressClass": "istio"}, "spec.ingressClass: not supported: it is for Kubernetes' Ingress"),
-        ({"extensionProviders": []}, "spec.extensionProviders: not supported: a later release"),
+        (
+            {"extensionProviders": [{"name": "a", "zipkin": {}}]},
+            "spec.extensionProviders[0].zipkin: not supported: a later release",
+        ),
+        ({"extensionProviders": [{"name": "a"}]}, "spec.extensionProviders[0]: give envoyExtAuthzHttp or"),
+        (
+            {"extensionProviders": [{"name": "A", "envoyExtAuthzGrpc": JUDGE}]},
+            "spec.extensionProviders[0].name: 'A' is",
+        ),
+        (
+            {"extensionProviders": [{"name": "a", "envoyExtAuthzGrpc": JUDGE}] * 2},
+            "spec.extensionProviders[1].name: provider 'a' is there twice",
+        ),
+        (
+            {"extensionProviders": [{"name": "a", "envoyExtAuthzGrpc": JUDGE, "envoyExtAuthzHttp": JUDGE}]},
+            "spec.extensionProviders[0].envoyExtAuthzGrpc: only one of",
+        ),
+        (
+            {"extensionProviders": [{"name": "a", "envoyExtAuthzHttp": {**JUDGE, "statusOnError": "299"}}]},
+            "spec.extensionProviders[0].envoyExtAuthzHttp.statusOnError: '299' is not an HTTP status",
+        ),
+        (
+            {"extensionProviders": [{"name": "a", "envoyExtAuthzHttp": {**JUDGE, "pathPrefix": "x"}}]},
+            "spec.extensionProviders[0].envoyExtAuthzHttp.pathPrefix: 'x' is not the beginning of a path",
+        ),
+        (
+            {"extensionProviders": [{"name": "a", "envoyExtAuthzHttp": {**JUDGE, "headersToUpstreamOnAllow": ["*"]}}]},
+            "spec.extensionProviders[0].envoyExtAuthzHttp.headersToUpstreamOnAllow[0]: write a header's name",
+        ),
+        (
+            {"extensionProviders": [{"name": "a", "envoyExtAuthzGrpc": {**JUDGE, "service": "a/b/c.d"}}]},
+            "spec.extensionProviders[0].envoyExtAuthzGrpc.service: 'a/b' is not a valid name",
+        ),
+        (
+            {"extensionProviders": [{"name": "a", "envoyExtAuthzGrpc": {**JUDGE, "pathPrefix": "/"}}]},
+            "spec.extensionProviders[0].envoyExtAuthzGrpc.pathPrefix: unknown field",
+        ),
         ({"defaultConfig": {"holdApplicationUntilProxyStarts": True}}, "not supported: programs on a host are started"),
         ({"defaultConfig": {"drainDuration": "1.5s"}}, "spec.defaultConfig.drainDuration: 1.5s: Envoy drains in whole"),
         ({"defaultConfig": {"drainDuration": "2562047h"}}, "spec.defaultConfig.drainDuration: 2562047h is too long"),

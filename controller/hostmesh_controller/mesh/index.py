@@ -42,8 +42,9 @@ class Mesh:
     `keys_by_kind` the kinds that are few (`of_kind`); `caller_labels` the label keys by which a rule tells callers
     apart, `labels_in_use` all of them. `gateways` holds the hosts that serve any; `bound` the VirtualServices of each
     gateway (`namespace/name`); `credential_users` the DestinationRules that name a stored credential.
-    `inbound_sidecars` holds the Sidecars that have a word on a workload's inbound connections. `denied` holds the
-    enrolments of each host that must be refused, also of hosts that are gone.
+    `authorization` holds the AuthorizationPolicies of each namespace, oldest first; `inbound_sidecars` the Sidecars
+    that have a word on a workload's inbound connections. `denied` holds the enrolments of each host that must be
+    refused, also of hosts that are gone.
     """
 
     settings: Settings
@@ -70,6 +71,7 @@ class Mesh:
     services_by_source: Table[ObjectKey, frozenset[ServiceId]] = field(default_factory=Table)
     endpoints: Table[ServiceId, Endpoints] = field(default_factory=Table)
     policies: Mapping[str, tuple[PeerPolicy, ...]] = field(default_factory=dict)
+    authorization: Mapping[str, tuple[ApiObject, ...]] = field(default_factory=dict)
     virtual_services: Table[str, frozenset[ObjectKey]] = field(default_factory=Table)
     tcp_routes: Table[ObjectKey, ApiObject] = field(default_factory=Table)
     destination_rules: Table[str, frozenset[ObjectKey]] = field(default_factory=Table)

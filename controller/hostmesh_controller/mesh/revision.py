@@ -11,6 +11,7 @@ from hostmesh_controller.mesh.mesh_config import mesh_config
 from hostmesh_controller.mesh.proxy_config import take_proxy_configs
 from hostmesh_controller.mesh.records import HostRuntime, Settings, Touched
 from hostmesh_controller.mesh.step import begin
+from hostmesh_controller.mesh.take_authorization import take_authorization
 from hostmesh_controller.mesh.take_endpoints import take_endpoints
 from hostmesh_controller.mesh.take_expulsions import take_expulsions
 from hostmesh_controller.mesh.take_extensions import take_extensions
@@ -79,5 +80,6 @@ def _next(
     take_endpoints(step)
     take_rules(step)
     take_extensions(step)
+    take_authorization(step)
     take_viewers(step)
     return step.mesh, step.touched()

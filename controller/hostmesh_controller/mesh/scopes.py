@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from hostmesh_controller.mesh.compiled import order_of
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.viewer import Face
+from hostmesh_controller.model.authorization_policy import AuthorizationPolicySpec
 from hostmesh_controller.model.envoy_filter import EnvoyFilterSpec
 from hostmesh_controller.model.objects import ApiObject, ObjectKey
 from hostmesh_controller.model.rate_limit import RateLimitSpec
@@ -56,7 +57,7 @@ def patches_of(mesh: Mesh, faces: Iterable[Face]) -> tuple[ObjectKey, ...]:
 
 
 def is_for(mesh: Mesh, item: ApiObject, faces: Iterable[Face]) -> bool:
-    """Tell whether an EnvoyFilter, RateLimit or WasmPlugin is for one of some workloads.
+    """Tell whether an object with a selector is for one of some workloads.
 
     It selects within its namespace, in the root namespace within all; without a selector it is for everybody.
     """
@@ -68,6 +69,10 @@ def _selector(item: ApiObject) -> Mapping[str, str]:
     match item.spec:
         case EnvoyFilterSpec(workload_selector=selector) if selector:
             return selector.labels
-        case RateLimitSpec(selector=selector) | WasmPluginSpec(selector=selector) if selector:
+        case (
+            AuthorizationPolicySpec(selector=selector)
+            | RateLimitSpec(selector=selector)
+            | WasmPluginSpec(selector=selector)
+        ) if selector:
             return selector.match_labels
     return {}

@@ -18,6 +18,7 @@ Kinds, one file per family; behind a kind the files of its parts:
     envoy_filter
     mesh_config      proxy_defaults: its defaultConfig; proxy_config: ProxyConfig
     security         PeerAuthentication
+    authorization_policy  authorization_terms: values and attributes; extension_providers: MeshConfig's authorizers
     secret
     wasm_plugin
     rate_limit

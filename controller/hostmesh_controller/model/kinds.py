@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
+from hostmesh_controller.model.authorization_policy import AuthorizationPolicySpec
 from hostmesh_controller.model.destination_rule import DestinationRuleSpec
 from hostmesh_controller.model.envoy_filter import EnvoyFilterSpec
 from hostmesh_controller.model.gateway import GatewaySpec
@@ -66,6 +67,15 @@ _ALL = (
     KindInfo(
         "PeerAuthentication", SECURITY, _SECURITY_VERSIONS, "peerauthentications", ("pa",), True, PeerAuthenticationSpec
     ),
+    KindInfo(
+        "AuthorizationPolicy",
+        SECURITY,
+        _SECURITY_VERSIONS,
+        "authorizationpolicies",
+        ("ap",),
+        True,
+        AuthorizationPolicySpec,
+    ),
     KindInfo("Gateway", NETWORKING, _NETWORKING_VERSIONS, "gateways", ("gw",), True, GatewaySpec),
     KindInfo("Sidecar", NETWORKING, _NETWORKING_VERSIONS, "sidecars", (), True, SidecarSpec),
     KindInfo("EnvoyFilter", NETWORKING, ("v1alpha3",), "envoyfilters", ("ef",), True, EnvoyFilterSpec),
@@ -79,9 +89,7 @@ _ALL = (
 KINDS: Final[Mapping[str, KindInfo]] = MappingProxyType({info.kind: info for info in _ALL})
 """Every kind that can be stored, by its name."""
 
-NOT_YET: Final = frozenset(
-    {"RequestAuthentication", "AuthorizationPolicy", "Telemetry", "TrafficExtension", "CapturePolicy", "Rollout"}
-)
+NOT_YET: Final = frozenset({"RequestAuthentication", "Telemetry", "TrafficExtension", "CapturePolicy", "Rollout"})
 """Kinds of Istio or of hostmesh's plan that are not implemented."""
 
 KUBERNETES_ONLY: Final = frozenset(

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from hostmesh_controller.model.connection_pool import TcpKeepalive
 from hostmesh_controller.model.durations import Duration
+from hostmesh_controller.model.extension_providers import ExtensionProviders
 from hostmesh_controller.model.http_actions import InboundRetries, Retries
 from hostmesh_controller.model.localities import LocalityLbSetting
 from hostmesh_controller.model.log_format import check_log_format
@@ -58,7 +59,6 @@ _REFUSED: Final[Mapping[str, str]] = {
     "serviceScopeConfigs": _AMBIENT,
     "serviceEntryVisibility": "a later release: use exportTo",
     "enablePrometheusMerge": "metrics of the programs on a host are scraped from them, not through Envoy's agent",
-    "extensionProviders": _PROVIDERS,
     "defaultProviders": _PROVIDERS,
     "discoverySelectors": _KUBERNETES,
     "tlsDefaults": "a later release: set TLS versions in Gateways",
@@ -158,6 +158,7 @@ class MeshConfigSpec(Spec):
     mesh_mtls: MeshTls = Field(default=MeshTls(), alias="meshMTLS")
     verify_certificate_at_client: Flag = True
     default_config: ProxyDefaults = ProxyDefaults()
+    extension_providers: ExtensionProviders = ()
 
     @model_validator(mode="after")
     def _the_log_can_be_written(self) -> "MeshConfigSpec":

@@ -12,7 +12,8 @@ from hostmesh_controller.mesh.records import Service
 from hostmesh_controller.mesh.viewer import Viewer
 from hostmesh_controller.mesh.visibility import view
 from hostmesh_controller.names import DNS_LISTENER, VIRTUAL_OUTBOUND, port_listener
-from hostmesh_controller.xds import gateway_listeners, rate_limits
+from hostmesh_controller.xds import gateway_listeners
+from hostmesh_controller.xds.of_clusters import asked_by_filters
 from hostmesh_controller.xds.of_listeners import planned_for
 from hostmesh_controller.xds.outbound import Plan, mirror_clusters, plan
 from hostmesh_controller.xds.sidecar_egress import Bound, bound_listeners, captured_prefixes
@@ -64,8 +65,7 @@ def _calls(mesh: Mesh, viewer: Viewer, host: str) -> _Calls:
 
 def standing_clusters(mesh: Mesh, host: str) -> tuple[str, ...]:
     """Return the clusters of services that a host gets without asking for them: nobody else asks on its behalf."""
-    found = mesh.hosts.get(host)
-    return () if found is None else (*mirror_clusters(mesh, host), *rate_limits.services_of(mesh, found))
+    return (*mirror_clusters(mesh, host), *asked_by_filters(mesh, host)) if host in mesh.hosts else ()
 
 
 def _listeners(before: Mesh, after: Mesh, old: _Calls, new: _Calls) -> Iterator[str]:

@@ -25,7 +25,10 @@ class Direction(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What a filter chain serves. `workload` is whose port it is inbound, else None; `port` as the program sees it."""
+    """What a filter chain serves: `port` as the program sees it, and `workload` whose port it is.
+
+    None: the whole host's, as is what its programs call, and a gateway's port on a host without workloads.
+    """
 
     direction: Direction
     port: int
@@ -33,7 +36,7 @@ class Traffic:
 
 
 def faces_behind(mesh: Mesh, host: Host, traffic: Traffic) -> tuple[Face, ...]:
-    """Return whoever the traffic belongs to: one workload inbound, the whole host else."""
+    """Return whoever the traffic belongs to: one workload, or the whole host."""
     return faces_of(mesh, host) if traffic.workload is None else (face_of(host, traffic.workload),)
 
 
@@ -42,8 +45,8 @@ class Extensions:
     """HTTP filters by the place where they stand, and network filters before the proxy's own.
 
     `key` names all that they are made from besides the configuration objects in `inputs`. `first` and `tcp_first` say
-    who may not call at all; `authn` who the end user is; `authz` and `tcp_authz` what each may do. `network` stands in
-    every chain, the `tcp_*` only where no HTTP filters follow.
+    who may not call at all, and ask external authorizers; `authn` who the end user is; `authz` and `tcp_authz` what
+    each may do. `network` stands in every chain, the `tcp_*` only where no HTTP filters follow.
     """
 
     key: tuple[object, ...] = ()

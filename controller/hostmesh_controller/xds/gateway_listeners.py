@@ -69,8 +69,10 @@ def resource(mesh: Mesh, host: Host, name: str) -> Resource | None:
 def listener(mesh: Mesh, host: Host, port: GatewayPort) -> Listener | None:
     """Return the listener of a gateway's port, or None if no server of it has a filter chain: a route is missing."""
     viewer, ipv6 = mesh.viewer_of(host.name), mesh.runtime_of(host.name).ipv6
-    more = extensions(mesh, host, Traffic(Direction.GATEWAY, port.number))
-    chains = list(_distinct(chain for served in port.servers for chain in _chains(mesh, host, viewer, served, more)))
+    made = (
+        chain for served in port.servers for chain in _chains(mesh, host, viewer, served, _more(mesh, host, served))
+    )
+    chains = list(_distinct(made))
     if not chains:
         return None
     result = Listener(
@@ -87,6 +89,11 @@ def listener(mesh: Mesh, host: Host, port: GatewayPort) -> Listener | None:
         _share(result, called, host, chains, captures=captures_all(mesh, host))
     result.filter_chains.extend(chains)
     return result
+
+
+def _more(mesh: Mesh, host: Host, served: Served) -> Extensions:
+    workload = mesh.workloads.get(served.workload) if served.workload else None
+    return extensions(mesh, host, Traffic(Direction.GATEWAY, served.port, workload))
 
 
 def _also_v6(port: GatewayPort, *, ipv6: bool) -> list[AdditionalAddress]:

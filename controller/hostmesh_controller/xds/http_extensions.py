@@ -1,4 +1,4 @@
-"""What is put into a proxy's filter chains beside its own filters: Wasm plugins and rate limits."""
+"""What is put into a proxy's filter chains beside its own filters: Wasm plugins, rate limits and policies."""
 
 from collections.abc import Callable
 from dataclasses import fields
@@ -6,6 +6,7 @@ from typing import Final
 
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.records import Host
+from hostmesh_controller.xds.authorization import authorization_of
 from hostmesh_controller.xds.expelled import expelled_of
 from hostmesh_controller.xds.extension_types import NONE, Direction, Extensions, Traffic
 from hostmesh_controller.xds.rate_limits import limits_of
@@ -13,7 +14,12 @@ from hostmesh_controller.xds.wasm import plugins_of
 
 __all__ = ["NONE", "Direction", "Extensions", "Traffic", "extensions"]
 
-_SOURCES: Final[tuple[Callable[[Mesh, Host, Traffic], Extensions], ...]] = (expelled_of, plugins_of, limits_of)
+_SOURCES: Final[tuple[Callable[[Mesh, Host, Traffic], Extensions], ...]] = (
+    expelled_of,
+    plugins_of,
+    limits_of,
+    authorization_of,
+)
 """In the order in which their filters stand at one place."""
 
 

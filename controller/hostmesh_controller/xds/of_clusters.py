@@ -27,7 +27,7 @@ from hostmesh_controller.names import (
     parse_outbound,
     parse_tcp,
 )
-from hostmesh_controller.xds import clusters, health_checks, inbound_clusters, rate_limits
+from hostmesh_controller.xds import clusters, custom_authorization, health_checks, inbound_clusters, rate_limits
 from hostmesh_controller.xds.cluster_target import Outbound, is_passthrough
 from hostmesh_controller.xds.encoding import resource as encoded
 from hostmesh_controller.xds.endpoints import endpoints_of
@@ -44,8 +44,15 @@ BY_NAME = frozenset({Resolution.DNS, Resolution.DNS_ROUND_ROBIN})
 def wildcard(mesh: Mesh, host: str) -> tuple[str, ...]:
     inbound = (port.cluster for port in inbound_ports(mesh, host))
     copied = mirror_clusters(mesh, host)
-    counting = rate_limits.services_of(mesh, mesh.hosts[host]) if host in mesh.hosts else ()
-    return tuple(dict.fromkeys((BLACK_HOLE, PASSTHROUGH, *inbound, *copied, *counting)))
+    return tuple(dict.fromkeys((BLACK_HOLE, PASSTHROUGH, *inbound, *copied, *asked_by_filters(mesh, host))))
+
+
+def asked_by_filters(mesh: Mesh, host: str) -> tuple[str, ...]:
+    """Return the clusters that filters of a host's proxy call by themselves: rate limit services and authorizers."""
+    found = mesh.hosts.get(host)
+    if found is None:
+        return ()
+    return (*rate_limits.services_of(mesh, found), *custom_authorization.services_of(mesh, found))
 
 
 def dependencies(mesh: Mesh, host: str, name: str) -> tuple[str, ...]:

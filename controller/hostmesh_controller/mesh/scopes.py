@@ -8,6 +8,7 @@ from hostmesh_controller.mesh.viewer import Face
 from hostmesh_controller.model.envoy_filter import EnvoyFilterSpec
 from hostmesh_controller.model.objects import ApiObject, ObjectKey
 from hostmesh_controller.model.rate_limit import RateLimitSpec
+from hostmesh_controller.model.request_authentication import RequestAuthenticationSpec
 from hostmesh_controller.model.schema import Spec
 from hostmesh_controller.model.sidecar import SidecarSpec
 from hostmesh_controller.model.wasm_plugin import WasmPluginSpec
@@ -56,7 +57,7 @@ def patches_of(mesh: Mesh, faces: Iterable[Face]) -> tuple[ObjectKey, ...]:
 
 
 def is_for(mesh: Mesh, item: ApiObject, faces: Iterable[Face]) -> bool:
-    """Tell whether an EnvoyFilter, RateLimit or WasmPlugin is for one of some workloads.
+    """Tell whether an EnvoyFilter, RateLimit, RequestAuthentication or WasmPlugin is for one of some workloads.
 
     It selects within its namespace, in the root namespace within all; without a selector it is for everybody.
     """
@@ -68,6 +69,10 @@ def _selector(item: ApiObject) -> Mapping[str, str]:
     match item.spec:
         case EnvoyFilterSpec(workload_selector=selector) if selector:
             return selector.labels
-        case RateLimitSpec(selector=selector) | WasmPluginSpec(selector=selector) if selector:
-            return selector.match_labels
+        case (
+            RateLimitSpec(selector=chosen)
+            | RequestAuthenticationSpec(selector=chosen)
+            | WasmPluginSpec(selector=chosen)
+        ) if chosen:
+            return chosen.match_labels
     return {}

@@ -18,6 +18,7 @@ Kinds, one file per family; behind a kind the files of its parts:
     envoy_filter
     mesh_config      proxy_defaults: its defaultConfig; proxy_config: ProxyConfig
     security         PeerAuthentication
+    request_authentication  its keys: jwks; routing_claims: routes by what a token says
     secret
     wasm_plugin
     rate_limit

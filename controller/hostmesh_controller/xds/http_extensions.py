@@ -1,4 +1,4 @@
-"""What is put into a proxy's filter chains beside its own filters: Wasm plugins and rate limits."""
+"""What is put into a proxy's filter chains beside its own filters: tokens, Wasm plugins and rate limits."""
 
 from collections.abc import Callable
 from dataclasses import fields
@@ -7,12 +7,17 @@ from typing import Final
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.records import Host
 from hostmesh_controller.xds.extension_types import NONE, Direction, Extensions, Traffic
+from hostmesh_controller.xds.jwt import authentication_of
 from hostmesh_controller.xds.rate_limits import limits_of
 from hostmesh_controller.xds.wasm import plugins_of
 
 __all__ = ["NONE", "Direction", "Extensions", "Traffic", "extensions"]
 
-_SOURCES: Final[tuple[Callable[[Mesh, Host, Traffic], Extensions], ...]] = (plugins_of, limits_of)
+_SOURCES: Final[tuple[Callable[[Mesh, Host, Traffic], Extensions], ...]] = (
+    authentication_of,
+    plugins_of,
+    limits_of,
+)
 """In the order in which their filters stand at one place."""
 
 

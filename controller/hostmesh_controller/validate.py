@@ -16,6 +16,7 @@ from hostmesh_controller.checks.gateway_routes import check_gateway_routes
 from hostmesh_controller.checks.gateways import check_gateway
 from hostmesh_controller.checks.mesh_settings import check_mesh_config, check_outbound_policy
 from hostmesh_controller.checks.placement import check_host, check_peer_authentication, check_workload
+from hostmesh_controller.checks.request_authentications import check_claim_routes, check_request_authentication
 from hostmesh_controller.checks.route_order import check_route_order
 from hostmesh_controller.checks.selectors import check_selector
 from hostmesh_controller.checks.services import check_service
@@ -33,6 +34,7 @@ from hostmesh_controller.model.envoy_filter import EnvoyFilterSpec
 from hostmesh_controller.model.gateway import GatewaySpec
 from hostmesh_controller.model.hosts import HostSpec
 from hostmesh_controller.model.mesh_config import MeshConfigSpec
+from hostmesh_controller.model.request_authentication import RequestAuthenticationSpec
 from hostmesh_controller.model.security import PeerAuthenticationSpec
 from hostmesh_controller.model.services import ServiceSpec
 from hostmesh_controller.model.sidecar import SidecarSpec
@@ -81,6 +83,7 @@ def _findings(item: ApiObject, world: World) -> Iterator[Finding]:
             yield from check_route_order(spec)
             yield from check_gateway_routes(item, spec, world)
             yield from check_delegates(item, spec, world)
+            yield from check_claim_routes(item, spec, world)
         case DestinationRuleSpec() as spec:
             yield from check_destination_rule(item, spec, world)
         case HostSpec() as spec:
@@ -89,8 +92,8 @@ def _findings(item: ApiObject, world: World) -> Iterator[Finding]:
             yield from check_workload(item, spec, world)
         case ServiceSpec() | ServiceEntrySpec():
             yield from check_service(item, world)
-        case PeerAuthenticationSpec() as spec:
-            yield from check_peer_authentication(item, spec, world)
+        case PeerAuthenticationSpec() | RequestAuthenticationSpec():
+            yield from _policy_findings(item, world)
         case GatewaySpec() as spec:
             yield from check_gateway(item, spec, world)
         case SidecarSpec() as spec:
@@ -104,6 +107,14 @@ def _findings(item: ApiObject, world: World) -> Iterator[Finding]:
             yield from check_envoy_values(spec)
         case WasmPluginSpec() as spec:
             yield from check_wasm_plugin(spec)
+
+
+def _policy_findings(item: ApiObject, world: World) -> Iterator[Finding]:
+    match item.spec:
+        case PeerAuthenticationSpec() as spec:
+            yield from check_peer_authentication(item, spec, world)
+        case RequestAuthenticationSpec() as spec:
+            yield from check_request_authentication(spec)
 
 
 def _is_suppressed(item: ApiObject, finding: Finding) -> bool:

@@ -68,6 +68,8 @@ class _Told(Handler):
         body = "".join(f"{name.lower()}: {value}\n" for name, value in self.headers.items())
         self.answer(f"{body}path: {self.path}\nprogram: {self.program}\n".encode())
 
+    do_OPTIONS = do_GET  # noqa: N815 - as http.server calls it
+
     def do_POST(self) -> None:
         self.answer(self.rfile.read(int(self.headers["Content-Length"])))
 
@@ -130,10 +132,12 @@ def get(
     path: str = "/",
     headers: Mapping[str, str] | None = None,
     body: bytes | None = None,
+    *,
+    method: str = "",
 ) -> Answer:
     client = http.client.HTTPConnection(address, port, timeout=WAIT_S)
     try:
-        client.request("GET" if body is None else "POST", path, body, {"Host": host, **(headers or {})})
+        client.request(method or ("GET" if body is None else "POST"), path, body, {"Host": host, **(headers or {})})
         answer = client.getresponse()
         return Answer(answer.status, answer.read().decode(), dict(answer.getheaders()))
     finally:

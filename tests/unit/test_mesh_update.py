@@ -93,8 +93,14 @@ def judge(service: str, **more: Any) -> Spec:
     return {"extensionProviders": [{"name": "judge", "envoyExtAuthzGrpc": {"service": service, "port": 80, **more}}]}
 
 
+def tokens(url: str, app: str = "") -> Spec:
+    own = {"selector": {"matchLabels": {"app": app}}} if app else {}
+    return {"jwtRules": [{"issuer": "me", "jwksUri": url}], **own}
+
+
 CLOSED = {"mode": "REGISTRY_ONLY"}
 A1, B1, API, DB = HOSTNAMES[0], HOSTNAMES[1], *EXTERNAL
+KEYS_URLS = ("https://one.example.com/keys", "https://two.example.com/keys")
 SUBSETS = [{"name": "v1", "labels": {"version": "v1"}}]
 
 # Everything that may be there, and in which forms: few enough that what is drawn belongs together.
@@ -209,6 +215,10 @@ SLOTS: dict[tuple[str, str, str], list[Variant]] = {
     ("AuthorizationPolicy", "istio-system", "z1"): variants(
         policy("CUSTOM"), policy("DENY", "s1", **{"from": [{"source": {"principals": ["old.org/ns/a/sa/sa1"]}}]})
     ),
+    ("RequestAuthentication", "a", "r1"): variants(
+        tokens(KEYS_URLS[0]), tokens(KEYS_URLS[1]), tokens(KEYS_URLS[0], "s1"), tokens(KEYS_URLS[1], "s2")
+    ),
+    ("RequestAuthentication", "istio-system", "r1"): variants(tokens(KEYS_URLS[0]), tokens(KEYS_URLS[0], "s1")),
     ("Sidecar", "a", "s1"): variants(
         {"egress": [{"hosts": ["./*"]}]},
         {"egress": [imports("b/*", number=80), imports("*/*")], "outboundTrafficPolicy": CLOSED},
@@ -273,6 +283,8 @@ new_facts = st.dictionaries(st.sampled_from(HOSTS), facts, max_size=1)
 VIPS = {name: index for index, name in enumerate(HOSTNAMES, start=1)}
 new_vips = st.dictionaries(st.sampled_from(HOSTNAMES), st.sampled_from((7, 8)), max_size=1)
 
+new_keys = st.dictionaries(st.sampled_from(KEYS_URLS), st.sampled_from(("{}", '{"keys":[]}')), max_size=2)
+
 
 def objects_of(chosen: Mapping[Slot, int]) -> dict[ObjectKey, ApiObject | None]:
     """Return the object of each slot: the numbered variant, or None for -1 (and for none of that number)."""
@@ -331,7 +343,7 @@ def covered(touched: Touched, before: Mesh, name: tuple[str, str, str], calls: f
 
 
 @settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
-@given(usual, unusual, changes, new_vips, new_facts, new_facts)
+@given(usual, unusual, changes, new_vips, new_facts, new_facts, new_keys, new_keys)
 def test_an_update_is_a_build_and_what_it_does_not_touch_stays_the_same_bytes(
     base: dict[Slot, int],
     first: dict[Slot, int],
@@ -339,20 +351,22 @@ def test_an_update_is_a_build_and_what_it_does_not_touch_stays_the_same_bytes(
     other_vips: Mapping[str, int],
     facts_before: Mapping[str, HostRuntime],
     facts_after: Mapping[str, HostRuntime],
+    keys_before: Mapping[str, str],
+    keys_after: Mapping[str, str],
 ) -> None:
     start = {key: item for key, item in objects_of(base | first).items() if item is not None}
     changed = objects_of(then)
     vips_before, vips_after = VIPS, {**VIPS, **other_vips}
     everywhere = {name: HostRuntime(True, ALL_READY) for name in HOSTS}
     runtime_before, runtime_after = {**everywhere, **facts_before}, {**everywhere, **facts_after}
-    before = build(SETTINGS, start.values(), vips_before, runtime_before)
+    before = build(SETTINGS, start.values(), vips_before, runtime_before, keys_before)
     names = all_names([before])
     old = everything(before, names)
 
-    after, touched = update(before, changed, vips_after, runtime_after)
+    after, touched = update(before, changed, vips_after, runtime_after, keys_after)
 
     end = {key: item for key, item in (start | changed).items() if item is not None}
-    fresh = build(SETTINGS, end.values(), vips_after, runtime_after)
+    fresh = build(SETTINGS, end.values(), vips_after, runtime_after, keys_after)
     more = all_names([before, fresh])
     calls = called(touched, before, after)
     new = everything(after, more)

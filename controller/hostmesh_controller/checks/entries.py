@@ -22,6 +22,7 @@ from hostmesh_controller.model import ApiObject
 from hostmesh_controller.model.destination_rule import DestinationRuleSpec
 from hostmesh_controller.model.gateway import GatewaySpec
 from hostmesh_controller.model.hosts import HostSpec
+from hostmesh_controller.model.request_authentication import RequestAuthenticationSpec
 from hostmesh_controller.model.security import PeerAuthenticationSpec
 from hostmesh_controller.model.services import ServiceSpec
 from hostmesh_controller.model.sidecar import SidecarSpec
@@ -48,6 +49,8 @@ def entries_of(item: ApiObject, domain: str) -> Iterator[Entry]:
             yield from _workload_entries(item)
         case PeerAuthenticationSpec():
             yield Entry(Relation.POLICY, item.key.namespace)
+        case RequestAuthenticationSpec():
+            yield Entry(Relation.AUTHENTICATION, item.key.namespace)
         case SidecarSpec():
             yield Entry(Relation.SIDECAR, item.key.namespace)
         case GatewaySpec() as gateway:

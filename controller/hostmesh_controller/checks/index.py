@@ -47,6 +47,8 @@ class Relation(StrEnum):
     """WorkloadEntries and WorkloadGroups by each of their labels, in their namespace and in none."""
     POLICY = "policy"
     """PeerAuthentications by namespace."""
+    AUTHENTICATION = "authentication"
+    """RequestAuthentications by namespace."""
     GATEWAY_LABEL = "gateway label"
     """Gateways by each of the labels they select by."""
     SIDECAR = "sidecar"

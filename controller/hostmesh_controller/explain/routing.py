@@ -39,6 +39,8 @@ def takes(match: RouteMatch, call: Call) -> bool:
         _path(match, call.path.partition("?")[0])
         and all(_header(each, call) for each in match.headers)
         and all(_query(each, call) for each in match.query_parameters)
+        # The call has no token, so it has no claims.
+        and all(each.invert for each in match.dynamic_metadata)
         and (not match.HasField("grpc") or call.scheme == "grpc")
     )
 

@@ -11,6 +11,7 @@ Who is what:
 
     peers              PeerAuthentication -> the mode of a workload's port
     authorization      which AuthorizationPolicies hold for whom, and the authorizers that they name
+    request_authentications  whose tokens are taken
     selection          which workloads stand behind which services
     merging            several ServiceEntries of one host as one service
 
@@ -33,7 +34,7 @@ From one to the next:
     revision           build, update: from one revision to the next, and whom that touches
     step               one update under way
     take_*             its steps: objects, policies, hosts, workloads, services, endpoints, sidecars, viewers, rules,
-                       gateways, extensions, authorization
+                       gateways, extensions, authorization, request_authentications
 
 Everything here is pure: no clock, no socket, no store.
 """

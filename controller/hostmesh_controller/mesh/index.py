@@ -42,15 +42,17 @@ class Mesh:
     `keys_by_kind` the kinds that are few (`of_kind`); `caller_labels` the label keys by which a rule tells callers
     apart, `labels_in_use` all of them. `gateways` holds the hosts that serve any; `bound` the VirtualServices of each
     gateway (`namespace/name`); `credential_users` the DestinationRules that name a stored credential.
-    `authorization` holds the AuthorizationPolicies of each namespace, oldest first; `inbound_sidecars` the Sidecars
-    that have a word on a workload's inbound connections. `denied` holds the enrolments of each host that must be
-    refused, also of hosts that are gone.
+    `authorization` and `request_authentications` hold the policies of each namespace, oldest first; `jwks` the keys
+    that were fetched, by the URL that a rule names (`JwtRule.keys_url`). `inbound_sidecars` holds the Sidecars that
+    have a word on a workload's inbound connections. `denied` holds the enrolments of each host that must be refused,
+    also of hosts that are gone.
     """
 
     settings: Settings
     config: MeshConfigSpec = field(default_factory=MeshConfigSpec)
     vips: Mapping[str, int] = field(default_factory=dict)
     runtime: Mapping[str, HostRuntime] = field(default_factory=dict)
+    jwks: Mapping[str, str] = field(default_factory=dict)
     objects: Table[ObjectKey, ApiObject] = field(default_factory=Table)
     hosts: Table[str, Host] = field(default_factory=Table)
     hosts_by_address: Table[str, frozenset[str]] = field(default_factory=Table)
@@ -72,6 +74,7 @@ class Mesh:
     endpoints: Table[ServiceId, Endpoints] = field(default_factory=Table)
     policies: Mapping[str, tuple[PeerPolicy, ...]] = field(default_factory=dict)
     authorization: Mapping[str, tuple[ApiObject, ...]] = field(default_factory=dict)
+    request_authentications: Table[str, tuple[ApiObject, ...]] = field(default_factory=Table)
     virtual_services: Table[str, frozenset[ObjectKey]] = field(default_factory=Table)
     tcp_routes: Table[ObjectKey, ApiObject] = field(default_factory=Table)
     destination_rules: Table[str, frozenset[ObjectKey]] = field(default_factory=Table)

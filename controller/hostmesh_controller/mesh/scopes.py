@@ -9,6 +9,7 @@ from hostmesh_controller.model.authorization_policy import AuthorizationPolicySp
 from hostmesh_controller.model.envoy_filter import EnvoyFilterSpec
 from hostmesh_controller.model.objects import ApiObject, ObjectKey
 from hostmesh_controller.model.rate_limit import RateLimitSpec
+from hostmesh_controller.model.request_authentication import RequestAuthenticationSpec
 from hostmesh_controller.model.schema import Spec
 from hostmesh_controller.model.sidecar import SidecarSpec
 from hostmesh_controller.model.wasm_plugin import WasmPluginSpec
@@ -70,9 +71,10 @@ def _selector(item: ApiObject) -> Mapping[str, str]:
         case EnvoyFilterSpec(workload_selector=selector) if selector:
             return selector.labels
         case (
-            AuthorizationPolicySpec(selector=selector)
-            | RateLimitSpec(selector=selector)
-            | WasmPluginSpec(selector=selector)
-        ) if selector:
-            return selector.match_labels
+            AuthorizationPolicySpec(selector=chosen)
+            | RateLimitSpec(selector=chosen)
+            | RequestAuthenticationSpec(selector=chosen)
+            | WasmPluginSpec(selector=chosen)
+        ) if chosen:
+            return chosen.match_labels
     return {}

@@ -19,6 +19,7 @@ Kinds, one file per family; behind a kind the files of its parts:
     mesh_config      proxy_defaults: its defaultConfig; proxy_config: ProxyConfig
     security         PeerAuthentication
     authorization_policy  authorization_terms: values and attributes; extension_providers: MeshConfig's authorizers
+    request_authentication  its keys: jwks; routing_claims: routes by what a token says
     secret
     wasm_plugin
     rate_limit

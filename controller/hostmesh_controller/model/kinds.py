@@ -14,6 +14,7 @@ from hostmesh_controller.model.hosts import HostSpec
 from hostmesh_controller.model.mesh_config import MeshConfigSpec
 from hostmesh_controller.model.proxy_config import ProxyConfigSpec
 from hostmesh_controller.model.rate_limit import RateLimitSpec
+from hostmesh_controller.model.request_authentication import RequestAuthenticationSpec
 from hostmesh_controller.model.schema import Spec
 from hostmesh_controller.model.secret import SecretSpec
 from hostmesh_controller.model.security import PeerAuthenticationSpec
@@ -76,6 +77,15 @@ _ALL = (
         True,
         AuthorizationPolicySpec,
     ),
+    KindInfo(
+        "RequestAuthentication",
+        SECURITY,
+        _SECURITY_VERSIONS,
+        "requestauthentications",
+        ("ra",),
+        True,
+        RequestAuthenticationSpec,
+    ),
     KindInfo("Gateway", NETWORKING, _NETWORKING_VERSIONS, "gateways", ("gw",), True, GatewaySpec),
     KindInfo("Sidecar", NETWORKING, _NETWORKING_VERSIONS, "sidecars", (), True, SidecarSpec),
     KindInfo("EnvoyFilter", NETWORKING, ("v1alpha3",), "envoyfilters", ("ef",), True, EnvoyFilterSpec),
@@ -89,7 +99,7 @@ _ALL = (
 KINDS: Final[Mapping[str, KindInfo]] = MappingProxyType({info.kind: info for info in _ALL})
 """Every kind that can be stored, by its name."""
 
-NOT_YET: Final = frozenset({"RequestAuthentication", "Telemetry", "TrafficExtension", "CapturePolicy", "Rollout"})
+NOT_YET: Final = frozenset({"Telemetry", "TrafficExtension", "CapturePolicy", "Rollout"})
 """Kinds of Istio or of hostmesh's plan that are not implemented."""
 
 KUBERNETES_ONLY: Final = frozenset(

@@ -16,12 +16,12 @@ from hostmesh_controller.model.patterns import (
     check_regex,
     unknown_conditions,
 )
+from hostmesh_controller.model.routing_claims import routing_claim
 from hostmesh_controller.model.schema import Port, PositiveDuration, as_fault, fault
 from hostmesh_controller.suggest import did_you_mean
 
 _BODY_MAX_BYTES: Final = 1024 * 1024
 """Istio's limit of an answer that Envoy gives by itself."""
-_JWT_CLAIM: Final = "@request.auth.claims"
 GENERATED_SERVER_NAME: Final = "outbound_."
 """How the server names begin under which clusters are called, `outbound_.PORT_.SUBSET_.HOST`."""
 _GENERATED: Final = re.compile(r"outbound_\.[0-9]+_\.[-A-Za-z0-9]*_\.[A-Za-z0-9][-.A-Za-z0-9]*")
@@ -116,8 +116,8 @@ def _header_name(value: str) -> str:
 
 
 def _matched_name(value: str) -> str:
-    if value.startswith(_JWT_CLAIM):
-        raise fault("not-supported", f"{value!r}: not supported yet: it needs a gateway and a RequestAuthentication")
+    if routing_claim(value) is not None:
+        return value
     with as_fault("header-name"):
         return check_header_name(value, pseudo=True)
 
@@ -191,7 +191,7 @@ PlainHeaderName = Annotated[str, AfterValidator(_plain_name)]
 """Of a header to remove, or to change in responses: not the authority."""
 HeaderName = Annotated[str, AfterValidator(_header_name)]
 MatchHeaderName = Annotated[str, AfterValidator(_matched_name)]
-"""Of a header to look at: pseudo headers such as `:method` too."""
+"""Of a header to look at: pseudo headers such as `:method` too, and claims of a token (see `routing_claim`)."""
 CorsHeaderName = Annotated[str, AfterValidator(_cors_name)]
 HeaderValue = Annotated[str, AfterValidator(_header_value)]
 Line = Annotated[str, AfterValidator(_line)]

@@ -133,12 +133,14 @@ def gateway_http(stat_prefix: str, table: str, more: Iterable[HttpFilter] = ()) 
     return network_filter("envoy.filters.network.http_connection_manager", manager)
 
 
+def on_demand(name: str = "envoy.filters.http.on_demand") -> HttpFilter:
+    """Return the filter that waits for the route and the cluster of a request that nobody asked for yet."""
+    return http_filter(name, OnDemand(odcds=OnDemandCds(source=ads(), timeout=duration(ON_DEMAND_TIMEOUT_S))))
+
+
 def _routing(more: Iterable[HttpFilter]) -> list[HttpFilter]:
     return [
-        http_filter(
-            "envoy.filters.http.on_demand",
-            OnDemand(odcds=OnDemandCds(source=ads(), timeout=duration(ON_DEMAND_TIMEOUT_S))),
-        ),
+        on_demand(),
         *more,
         http_filter(FAULT, HTTPFault()),
         http_filter(CORS, Cors()),

@@ -1,4 +1,4 @@
-"""What is put into a proxy's filter chains beside its own filters: Wasm plugins, rate limits and policies."""
+"""What is put into a proxy's filter chains beside its own filters: expulsions, tokens, plugins, limits and policies."""
 
 from collections.abc import Callable
 from dataclasses import fields
@@ -9,6 +9,7 @@ from hostmesh_controller.mesh.records import Host
 from hostmesh_controller.xds.authorization import authorization_of
 from hostmesh_controller.xds.expelled import expelled_of
 from hostmesh_controller.xds.extension_types import NONE, Direction, Extensions, Traffic
+from hostmesh_controller.xds.jwt import authentication_of
 from hostmesh_controller.xds.rate_limits import limits_of
 from hostmesh_controller.xds.wasm import plugins_of
 
@@ -16,6 +17,7 @@ __all__ = ["NONE", "Direction", "Extensions", "Traffic", "extensions"]
 
 _SOURCES: Final[tuple[Callable[[Mesh, Host, Traffic], Extensions], ...]] = (
     expelled_of,
+    authentication_of,
     plugins_of,
     limits_of,
     authorization_of,

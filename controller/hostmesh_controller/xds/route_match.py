@@ -1,14 +1,18 @@
 """Which requests a VirtualService's route takes."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 
 from envoy.config.route.v3.route_components_pb2 import HeaderMatcher, QueryParameterMatcher, RouteMatch
+from envoy.type.matcher.v3.metadata_pb2 import MetadataMatcher
 from envoy.type.matcher.v3.regex_pb2 import RegexMatcher
 from envoy.type.matcher.v3.string_pb2 import StringMatcher
+from envoy.type.matcher.v3.value_pb2 import ListMatcher, OrMatcher, ValueMatcher
 from google.protobuf.wrappers_pb2 import BoolValue
 
 from hostmesh_controller.mesh.viewer import Viewer
+from hostmesh_controller.model.routing_claims import routing_claim
 from hostmesh_controller.model.virtual_service import HttpMatch, StringMatch
+from hostmesh_controller.xds.jwt import JWT_AUTHN, PAYLOAD
 
 _PSEUDO = ("method", "authority", "scheme")
 
@@ -34,9 +38,11 @@ def path_match(match: HttpMatch | None) -> RouteMatch:
     result = RouteMatch(prefix="/")
     if match is None:
         return result
-    headers = [_header(name, value) for name, value in match.headers.items()]
-    headers += [_without(name, value) for name, value in match.without_headers.items()]
+    headers = [_header(name, value) for name, value in match.headers.items() if routing_claim(name) is None]
+    headers += [_without(name, value) for name, value in match.without_headers.items() if routing_claim(name) is None]
     result.headers.extend(sorted(headers, key=lambda header: header.name))
+    result.dynamic_metadata.extend(_claims(match.headers, without=False))
+    result.dynamic_metadata.extend(_claims(match.without_headers, without=True))
     if match.uri is not None:
         _set_path(result, match.uri)
     result.case_sensitive.CopyFrom(BoolValue(value=not match.ignore_uri_case))
@@ -88,6 +94,21 @@ def _header(name: str, value: StringMatch) -> HeaderMatcher:
     if found is None:
         return HeaderMatcher(name=name, present_match=True)
     return HeaderMatcher(name=name, string_match=found)
+
+
+def _claims(matches: Mapping[str, StringMatch], *, without: bool) -> Iterator[MetadataMatcher]:
+    """Yield what is asked of a token: a claim that is a text, or a list with such a text."""
+    for name, value in sorted(matches.items()):
+        path = routing_claim(name)
+        if path is None:
+            continue
+        found = text_match(value)
+        wanted = ValueMatcher(present_match=True) if found is None else ValueMatcher(string_match=found)
+        if found is not None:
+            either = OrMatcher(value_matchers=[ValueMatcher(list_match=ListMatcher(one_of=wanted)), wanted])
+            wanted = ValueMatcher(or_match=either)
+        keys = [MetadataMatcher.PathSegment(key=key) for key in (PAYLOAD, *path)]
+        yield MetadataMatcher(filter=JWT_AUTHN, path=keys, value=wanted, invert=without)
 
 
 def _without(name: str, value: StringMatch) -> HeaderMatcher:

@@ -35,9 +35,9 @@ AGENTS_OWN: Final = frozenset({"node", "admin", "dynamic_resources"})
 """Who the host is, how the agent looks at Envoy, and where Envoy's configuration comes from: no patch changes it."""
 _ONE_OF: Final = {"stats_flush_interval": frozenset({"stats_flush_on_admin", "stats_eviction_interval"})}
 """Fields that Envoy takes instead of others, or that must fit each other."""
-_EVICTION_READINGS: Final = 120
+_EVICTION_READINGS: Final = 180
 """Counters of callers that did not change during so many readings are forgotten at the end of the next so many: the
-agent reads twice a minute. An address that called once makes room for others after an hour or two."""
+agent reads every 10 s. An address that called once makes room for others within an hour or so."""
 _ENVOYS_FLUSH_S: Final = 5
 """Envoy counts flushes, of which it makes one at each reading, but wants to be told in this unit: its own default."""
 _FILES_PER_CONNECTION: Final = 2

@@ -12,6 +12,7 @@ import signal
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
 
 import structlog
@@ -33,6 +34,7 @@ from hostmesh_agent import (
 )
 from hostmesh_agent.admin import Admin, AdminError
 from hostmesh_agent.cache import Cache
+from hostmesh_agent.calls import CallMemory, Calls
 from hostmesh_agent.capture import CaptureError, HostFloor
 from hostmesh_agent.capture import floor as kernel_floor
 from hostmesh_agent.certs import Certificates, Wanted
@@ -49,7 +51,8 @@ from hostmesh_agent.services import Listening
 from hostmesh_agent.state import State, StateError
 from hostmesh_agent.svid import Svid
 from hostmesh_agent.uplink import Uplink
-from hostmesh_api.v1.hostmesh_pb2 import CaptureState, HostConfig, HostReport, WorkloadLease
+from hostmesh_api.call_stats import NAMES
+from hostmesh_api.v1.hostmesh_pb2 import CaptureState, HostConfig, HostReport, ReportResponse, WorkloadLease
 from hostmesh_api.wire import LISTENER_TYPE
 
 PULSE_S: Final = 10.0
@@ -140,11 +143,13 @@ class Agent:
             changed=self._certificate_came,
             host_renewed=self._relay.reconnect,
         )
-        self._reporter = report.Reporter(self._report, self._uplink.report)
+        self._reporter = report.Reporter(self._report, self._uplink.report, taken=self._taken)
         self._listening = Listening()
         self._facts = host.fixed_facts()
         memory = Memory(config.run_dir / "health.json", self._facts.boot_id)
         self._probes = Probes(Ways(config.probes.exec_user).look, memory, self._reporter.changed)
+        remembered = CallMemory(config.run_dir / "calls.json", self._facts.boot_id)
+        self._calls = Calls(partial(self._admin.stats, NAMES), remembered, self._reporter.changed, now)
         self._host_config: HostConfig | None = None
         self._floor: HostFloor | None = None
         self._enforced = Enforced()
@@ -171,6 +176,7 @@ class Agent:
                     "envoy": self._supervise(),
                     "converge": self._converge(),
                     "probes": self._probes.run(),
+                    "calls": self._calls.run(),
                     "rules": generation.watch(self._wake.set),
                     "report": self._report_when_settled(),
                 }.items()
@@ -345,7 +351,11 @@ class Agent:
             leases=self._leases(),
             host_certificate_not_after=0 if own is None else int(own.not_after.timestamp()),
             problems=list(status.configuration_problems(self._modules.states(), self._next_envoy.problem)),
+            calls=self._calls.tell(),
         )
+
+    def _taken(self, response: ReportResponse) -> None:
+        self._calls.taken(response)
 
     def _leases(self) -> list[WorkloadLease]:
         return [self._probes.tell(each) for each in report.leases(self._workloads(), self._vouched(), now())]

@@ -43,6 +43,13 @@ class Certificates:
 
 
 @dataclass(frozen=True, slots=True)
+class Calls:
+    """`keep_days`: how long an observed caller is remembered after its last call."""
+
+    keep_days: int = 30
+
+
+@dataclass(frozen=True, slots=True)
 class Log:
     level: str = "info"
 
@@ -59,6 +66,7 @@ class Config:
     listen: Listen
     certificates: Certificates = field(default_factory=Certificates)
     log: Log = field(default_factory=Log)
+    calls: Calls = field(default_factory=Calls)
     root_namespace: str = "istio-system"
     mesh_config: Path | None = None
     """Istio's mesh configuration as a plain YAML file, beneath the MeshConfig object; None: there is no such file."""
@@ -131,6 +139,8 @@ def _config(reader: "_Reader", own_addresses: Sequence[str]) -> Config:
         # A leaf shorter than an hour cannot be renewed at half-life by a host that sleeps; a longer one than 30 days
         # is a secret nobody rotates.
         certificates=Certificates(leaf_hours=reader.integer("certificates.leaf_hours", 72, 1, 720)),
+        # A caller that calls once a month must not be forgotten in between.
+        calls=Calls(keep_days=reader.integer("calls.keep_days", 30, 1, 400)),
         log=Log(level=reader.choice("log.level", "info", LOG_LEVELS)),
         root_namespace=reader.dns_name("root_namespace", "istio-system"),
         mesh_config=reader.optional_path("mesh_config"),

@@ -39,6 +39,7 @@ from hostmesh_controller.hub import Hub
 from hostmesh_controller.mesh.selection import identity_of
 from hostmesh_controller.mesh_file import load_mesh_file
 from hostmesh_controller.metrics import Metrics, Reading, build_version
+from hostmesh_controller.observations import Observations
 from hostmesh_controller.peers import Peers
 from hostmesh_controller.registrar import Registrar
 from hostmesh_controller.reports import ReportingServicer
@@ -78,6 +79,7 @@ async def serve(config: Config) -> None:
         authority = await asyncio.to_thread(Authority.load_or_create, config.state_dir, config.trust_domain, utc_now())
         controller = Controller(config, store, authority)
         await controller.registrar.open()
+        await controller.observations.open()
         _spare_the_collector()
         await controller.run()
 
@@ -109,6 +111,7 @@ class Controller:
     hub: Hub = field(init=False)
     registrar: Registrar = field(init=False)
     certificate: ServerCertificate = field(init=False)
+    observations: Observations = field(init=False)
     ready: bool = False
 
     def __post_init__(self) -> None:
@@ -123,6 +126,7 @@ class Controller:
         )
         self.hub = Hub(mesh.build(settings, (), {}, {}), 0)
         self.registrar = Registrar(self.store, self.hub, settings, utc_now)
+        self.observations = Observations(self.store, utc_now, timedelta(days=self.config.calls.keep_days))
         # Whoever is on this machine calls by loopback; it is always this controller's.
         addresses = (*self.config.addresses, "localhost", "127.0.0.1", "::1")
         self.certificate = ServerCertificate(self.authority, addresses, utc_now)
@@ -148,6 +152,7 @@ class Controller:
             async with asyncio.TaskGroup() as group:
                 parts = [
                     group.create_task(_endless("registrar", self.registrar.run(), stopping)),
+                    group.create_task(_endless("observed calls", self.observations.run(), stopping)),
                     group.create_task(_endless("server certificate", listen.follow(tls, self.certificate), stopping)),
                 ]
                 for api, opened in zip(apis, sockets, strict=True):
@@ -196,6 +201,7 @@ class Controller:
             store=self.store,
             registrar=self.registrar,
             hub=self.hub,
+            observations=self.observations,
             metrics=self.metrics,
             root_der=self.authority.root_der,
             ready=lambda: self.ready,
@@ -212,7 +218,14 @@ class Controller:
         agents = listen.grpc_server(listen.AGENTS_RECEIVE_BYTES, calls)
         agents.add_generic_rpc_handlers((AdsServer(self.hub, peers.name_of).handler(),))
         add_IdentityServicer_to_server(IdentityServicer(issuing, peers, self._identities_on), agents)
-        reporting = ReportingServicer(self.registrar.states, peers, self._workloads_on, utc_now)
+        reporting = ReportingServicer(
+            self.registrar.states,
+            peers,
+            self._workloads_on,
+            utc_now,
+            self.observations,
+            lambda: self.registrar.mesh,
+        )
         add_ReportingServicer_to_server(reporting, agents)
         agents_credentials = self.certificate.credentials(client_certificates=True)
         listen.open_grpc(agents, self.config.listen.agents, "listen.agents", agents_credentials)

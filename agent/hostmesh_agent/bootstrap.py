@@ -33,8 +33,13 @@ ADMIN_PATHS: Final = (
 
 AGENTS_OWN: Final = frozenset({"node", "admin", "dynamic_resources"})
 """Who the host is, how the agent looks at Envoy, and where Envoy's configuration comes from: no patch changes it."""
-_ONE_OF: Final = {"stats_flush_interval": frozenset({"stats_flush_on_admin"})}
-"""Fields that Envoy takes instead of others."""
+_ONE_OF: Final = {"stats_flush_interval": frozenset({"stats_flush_on_admin", "stats_eviction_interval"})}
+"""Fields that Envoy takes instead of others, or that must fit each other."""
+_EVICTION_READINGS: Final = 180
+"""Counters of callers that did not change during so many readings are forgotten at the end of the next so many: the
+agent reads every 10 s. An address that called once makes room for others within an hour or so."""
+_ENVOYS_FLUSH_S: Final = 5
+"""Envoy counts flushes, of which it makes one at each reading, but wants to be told in this unit: its own default."""
 _FILES_PER_CONNECTION: Final = 2
 _FILES_RESERVED: Final = 512
 _MIN_CONNECTIONS: Final = 256
@@ -70,6 +75,7 @@ def build(wanted: BootstrapInput) -> bytes:
         "overload_manager": _overload_manager(max_connections(wanted.max_files)),
         # No sink is configured: flushing only when somebody reads keeps an idle Envoy idle.
         "stats_flush_on_admin": True,
+        "stats_eviction_interval": f"{_EVICTION_READINGS * _ENVOYS_FLUSH_S}s",
         "stats_config": stats_config(),
     }
     if wanted.patch:

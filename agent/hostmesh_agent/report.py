@@ -111,6 +111,7 @@ class Reporter:
     Args:
         build: makes the report of now; may wait for other threads.
         send: delivers it; raises what it likes, with a bound on its time.
+        taken: is told what the controller answered.
     """
 
     def __init__(
@@ -118,9 +119,11 @@ class Reporter:
         build: Callable[[], Awaitable[HostReport]],
         send: Callable[[HostReport], Awaitable[ReportResponse]],
         interval_s: float = INTERVAL_S,
+        taken: Callable[[ReportResponse], None] = lambda _: None,
     ) -> None:
         self._build = build
         self._send = send
+        self._taken = taken
         self._interval_s = interval_s
         self._changed = asyncio.Event()
         self._failing = ""
@@ -148,6 +151,7 @@ class Reporter:
             self._fails(f"{type(error).__name__}: {error}")
             return False
         self._fails("")
+        self._taken(response)
         if response.interval_s:
             self._interval_s = min(max(float(response.interval_s), _MIN_INTERVAL_S), _MAX_INTERVAL_S)
         return True

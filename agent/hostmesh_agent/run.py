@@ -13,6 +13,7 @@ import signal
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
 
 import structlog
@@ -35,6 +36,7 @@ from hostmesh_agent import (
 )
 from hostmesh_agent.admin import Admin, AdminError
 from hostmesh_agent.cache import Cache
+from hostmesh_agent.calls import CallMemory, Calls
 from hostmesh_agent.capture import CaptureError, HostFloor
 from hostmesh_agent.capture import floor as kernel_floor
 from hostmesh_agent.certs import Certificates, Wanted
@@ -51,7 +53,15 @@ from hostmesh_agent.services import Listening
 from hostmesh_agent.state import State, StateError
 from hostmesh_agent.svid import Svid
 from hostmesh_agent.uplink import Uplink
-from hostmesh_api.v1.hostmesh_pb2 import CaptureState, HostConfig, HostReport, TrustState, WorkloadLease
+from hostmesh_api.call_stats import NAMES
+from hostmesh_api.v1.hostmesh_pb2 import (
+    CaptureState,
+    HostConfig,
+    HostReport,
+    ReportResponse,
+    TrustState,
+    WorkloadLease,
+)
 from hostmesh_api.wire import AGENT_METADATA, LISTENER_TYPE
 
 PULSE_S: Final = 10.0
@@ -152,11 +162,13 @@ class Agent:
             changed=self._certificate_came,
             host_renewed=self._relay.reconnect,
         )
-        self._reporter = report.Reporter(self._report, self._uplink.report)
+        self._reporter = report.Reporter(self._report, self._uplink.report, taken=self._taken)
         self._listening = Listening()
         self._severing = sever.Severing(command.owner.uid)
         memory = Memory(config.run_dir / "health.json", self._facts.boot_id)
         self._probes = Probes(Ways(config.probes.exec_user).look, memory, self._reporter.changed)
+        remembered = CallMemory(config.run_dir / "calls.json", self._facts.boot_id)
+        self._calls = Calls(partial(self._admin.stats, NAMES), remembered, self._reporter.changed, now)
         self._host_config: HostConfig | None = None
         self._floor: HostFloor | None = None
         self._enforced = Enforced()
@@ -184,6 +196,7 @@ class Agent:
                     "converge": self._converge(),
                     "probes": self._probes.run(),
                     "severing": self._severing.run(),
+                    "calls": self._calls.run(),
                     "rules": generation.watch(self._wake.set),
                     "report": self._report_when_settled(),
                 }.items()
@@ -371,7 +384,11 @@ class Agent:
             agent=self._id,
             machine=self._facts.machine_id,
             trust=await self._trust(),
+            calls=self._calls.tell(),
         )
+
+    def _taken(self, response: ReportResponse) -> None:
+        self._calls.taken(response)
 
     async def _trust(self) -> TrustState:
         identities = self._identities

@@ -73,6 +73,13 @@ class Ca:
 
 
 @dataclass(frozen=True, slots=True)
+class Calls:
+    """`keep_days`: how long an observed caller is remembered after its last call."""
+
+    keep_days: int = 30
+
+
+@dataclass(frozen=True, slots=True)
 class Log:
     level: str = "info"
 
@@ -91,6 +98,7 @@ class Config:
     ca: Ca = field(default_factory=Ca)
     log: Log = field(default_factory=Log)
     clones: Clones = field(default_factory=Clones)
+    calls: Calls = field(default_factory=Calls)
     root_namespace: str = "istio-system"
     mesh_config: Path | None = None
     """Istio's mesh configuration as a plain YAML file, beneath the MeshConfig object; None: there is no such file."""
@@ -165,6 +173,8 @@ def _config(reader: "_Reader", own_addresses: Sequence[str]) -> Config:
         certificates=Certificates(leaf_hours=reader.integer("certificates.leaf_hours", 72, 1, 720)),
         clones=Clones(cast("CloneAction", reader.choice("clones.action", "quarantine", CLONE_ACTIONS))),
         ca=_ca(reader),
+        # A caller that calls once a month must not be forgotten in between.
+        calls=Calls(keep_days=reader.integer("calls.keep_days", 30, 1, 400)),
         log=Log(level=reader.choice("log.level", "info", LOG_LEVELS)),
         root_namespace=reader.dns_name("root_namespace", "istio-system"),
         mesh_config=reader.optional_path("mesh_config"),

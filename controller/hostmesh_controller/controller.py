@@ -40,6 +40,7 @@ from hostmesh_controller.hub import Hub
 from hostmesh_controller.mesh.selection import identity_of
 from hostmesh_controller.mesh_file import load_mesh_file
 from hostmesh_controller.metrics import Metrics, Reading, build_version
+from hostmesh_controller.observations import Observations
 from hostmesh_controller.peers import Peers
 from hostmesh_controller.quarantine import Quarantine
 from hostmesh_controller.registrar import Registrar
@@ -81,6 +82,7 @@ async def serve(config: Config) -> None:
         authority = await asyncio.to_thread(Authority.load_or_create, config.state_dir, config.trust_domain, utc_now())
         controller = Controller(config, store, authority)
         await controller.registrar.open()
+        await controller.observations.open()
         _spare_the_collector()
         await controller.run()
 
@@ -114,6 +116,7 @@ class Controller:
     certificate: ServerCertificate = field(init=False)
     rotation: RootRotation = field(init=False)
     roots_changed: asyncio.Event = field(default_factory=asyncio.Event)
+    observations: Observations = field(init=False)
     ready: bool = False
 
     def __post_init__(self) -> None:
@@ -128,6 +131,7 @@ class Controller:
         )
         self.hub = Hub(mesh.build(settings, (), {}, {}), 0)
         self.registrar = Registrar(self.store, self.hub, settings, utc_now)
+        self.observations = Observations(self.store, utc_now, timedelta(days=self.config.calls.keep_days))
         # Whoever is on this machine calls by loopback; it is always this controller's.
         addresses = (*self.config.addresses, "localhost", "127.0.0.1", "::1")
         self.certificate = ServerCertificate(self.authority, addresses, utc_now)
@@ -162,6 +166,7 @@ class Controller:
             async with asyncio.TaskGroup() as group:
                 parts = [
                     group.create_task(_endless("registrar", self.registrar.run(), stopping)),
+                    group.create_task(_endless("observed calls", self.observations.run(), stopping)),
                     group.create_task(_endless("server certificate", self._follow_certificate(tls), stopping)),
                     group.create_task(_endless("rotation", self.rotation.run(), stopping)),
                 ]
@@ -218,6 +223,7 @@ class Controller:
             store=self.store,
             registrar=self.registrar,
             hub=self.hub,
+            observations=self.observations,
             metrics=self.metrics,
             rotation=self.rotation,
             ready=lambda: self.ready,
@@ -236,7 +242,15 @@ class Controller:
         agents = listen.grpc_server(listen.AGENTS_RECEIVE_BYTES, calls)
         agents.add_generic_rpc_handlers((AdsServer(self.hub, peers.name_of, quarantine.seen).handler(),))
         add_IdentityServicer_to_server(IdentityServicer(issuing, peers, self._identities_on), agents)
-        reporting = ReportingServicer(self.registrar.states, peers, self._workloads_on, utc_now, quarantine)
+        reporting = ReportingServicer(
+            self.registrar.states,
+            peers,
+            self._workloads_on,
+            utc_now,
+            quarantine,
+            self.observations,
+            lambda: self.registrar.mesh,
+        )
         add_ReportingServicer_to_server(reporting, agents)
         agents_credentials = self.certificate.credentials(client_certificates=True)
         listen.open_grpc(agents, self.config.listen.agents, "listen.agents", agents_credentials)

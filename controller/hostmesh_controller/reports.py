@@ -16,8 +16,9 @@ import structlog
 from hostmesh_api.v1.hostmesh_pb2 import HostReport, ReportResponse, WorkloadLease
 from hostmesh_api.v1.hostmesh_pb2_grpc import ReportingServicer as ReportingBase
 from hostmesh_controller.clones import sighting
-from hostmesh_controller.mesh import HostRuntime
+from hostmesh_controller.mesh import HostRuntime, Mesh
 from hostmesh_controller.names import canonical_address
+from hostmesh_controller.observations import Observations
 from hostmesh_controller.peers import Context, Peers, peer_address
 from hostmesh_controller.quarantine import Quarantine
 from hostmesh_controller.store import HostState, StoreError
@@ -157,13 +158,20 @@ class ReportingServicer(ReportingBase):
         workloads_of: Callable[[str], frozenset[Workload]],
         now: Callable[[], datetime],
         quarantine: Quarantine,
+        observations: Observations | None = None,
+        mesh: Callable[[], Mesh] | None = None,
     ) -> None:
-        """`workloads_of` returns (namespace, name) of the workloads that the registry places on a host."""
+        """`workloads_of` returns (namespace, name) of the workloads that the registry places on a host.
+
+        `observations` keeps the calls that are reported, of a `mesh`; None: nobody wants them.
+        """
         self._states = states
         self._peers = peers
         self._workloads_of = workloads_of
         self._now = now
         self._quarantine = quarantine
+        self._observations = observations
+        self._mesh = mesh
 
     async def Report(self, request: HostReport, context: Context) -> ReportResponse:  # noqa: N802 - gRPC's name
         caller = await self._peers.host_of(context)
@@ -178,7 +186,11 @@ class ReportingServicer(ReportingBase):
             await context.abort(
                 grpc.StatusCode.UNAVAILABLE, "the controller's store fails: its operator must see its log"
             )
-        return ReportResponse(interval_s=self._states.interval_s())
+        memory = ""
+        if self._observations is not None and self._mesh is not None:
+            self._observations.reported(caller.host, request, self._mesh())
+            memory = self._observations.memory
+        return ReportResponse(interval_s=self._states.interval_s(), calls_memory=memory)
 
 
 def _new_entry(state: HostState) -> _Entry:
@@ -267,6 +279,8 @@ def bounded(report: HostReport) -> HostReport:
     copy.CopyFrom(report)
     # What this version does not know has no bounds here, and would be kept.
     copy.DiscardUnknownFields()
+    # Kept elsewhere, and not with each report again.
+    copy.ClearField("calls")
     del copy.listening[MAX_SOCKETS:]
     del copy.leases[MAX_LEASES:]
     copy.problems[:] = [text[:MAX_TEXT_CHARS] for text in copy.problems[:MAX_PROBLEMS]]

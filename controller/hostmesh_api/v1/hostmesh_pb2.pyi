@@ -691,6 +691,7 @@ class HostReport(_message.Message):
     LEASES_FIELD_NUMBER: _builtins.int
     HOST_CERTIFICATE_NOT_AFTER_FIELD_NUMBER: _builtins.int
     PROBLEMS_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
     AGENT_FIELD_NUMBER: _builtins.int
     MACHINE_FIELD_NUMBER: _builtins.int
     TRUST_FIELD_NUMBER: _builtins.int
@@ -721,6 +722,10 @@ class HostReport(_message.Message):
         """What of the configuration does not work on this host, for people: one sentence each."""
 
     @_builtins.property
+    def calls(self) -> Global___ObservedCalls:
+        """Who calls the host's workloads; unset by an agent that does not count."""
+
+    @_builtins.property
     def trust(self) -> Global___TrustState: ...
     def __init__(
         self,
@@ -733,13 +738,14 @@ class HostReport(_message.Message):
         leases: _abc.Iterable[Global___WorkloadLease] | None = ...,
         host_certificate_not_after: _builtins.int = ...,
         problems: _abc.Iterable[_builtins.str] | None = ...,
+        calls: Global___ObservedCalls | None = ...,
         agent: _builtins.str = ...,
         machine: _builtins.str = ...,
         trust: Global___TrustState | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["capture", b"capture", "envoy", b"envoy", "facts", b"facts", "load", b"load", "trust", b"trust"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "capture", b"capture", "envoy", b"envoy", "facts", b"facts", "load", b"load", "trust", b"trust"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "capture", b"capture", "envoy", b"envoy", "facts", b"facts", "host_certificate_not_after", b"host_certificate_not_after", "leases", b"leases", "listening", b"listening", "load", b"load", "machine", b"machine", "problems", b"problems", "trust", b"trust"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "calls", b"calls", "capture", b"capture", "envoy", b"envoy", "facts", b"facts", "host_certificate_not_after", b"host_certificate_not_after", "leases", b"leases", "listening", b"listening", "load", b"load", "machine", b"machine", "problems", b"problems", "trust", b"trust"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -803,6 +809,79 @@ class HeldCertificate(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HeldCertificate: _TypeAlias = HeldCertificate  # noqa: Y015
+
+@_typing.final
+class ObservedCalls(_message.Message):
+    """Calls as the host's Envoy counted them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.str
+    """What the counts are sums of: they begin at 0 when the host boots, and then this is another one."""
+    @_builtins.property
+    def calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ObservedCall]:
+        """Those that changed since the last report that was taken; all for a controller that has another memory of them."""
+
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.str = ...,
+        calls: _abc.Iterable[Global___ObservedCall] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "epoch", b"epoch"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ObservedCalls: _TypeAlias = ObservedCalls  # noqa: Y015
+
+@_typing.final
+class ObservedCall(_message.Message):
+    """Of one caller through one filter chain of Envoy's, which tells the port and how the calls are secured."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHAIN_FIELD_NUMBER: _builtins.int
+    CALLER_FIELD_NUMBER: _builtins.int
+    METHODS_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    DENIED_FIELD_NUMBER: _builtins.int
+    FIRST_SEEN_S_FIELD_NUMBER: _builtins.int
+    LAST_SEEN_S_FIELD_NUMBER: _builtins.int
+    chain: _builtins.str
+    caller: _builtins.str
+    """SPIFFE ID of a caller with mutual TLS, address of one without; "" for those that are not told apart any more."""
+    count: _builtins.int
+    """Calls that have ended: 0 for a caller whose connections last."""
+    denied: _builtins.int
+    first_seen_s: _builtins.int
+    """How long ago the first and the last was seen."""
+    last_seen_s: _builtins.int
+    @_builtins.property
+    def methods(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of HTTP requests; none for connections."""
+
+    def __init__(
+        self,
+        *,
+        chain: _builtins.str = ...,
+        caller: _builtins.str = ...,
+        methods: _abc.Iterable[_builtins.str] | None = ...,
+        count: _builtins.int = ...,
+        denied: _builtins.int = ...,
+        first_seen_s: _builtins.int = ...,
+        last_seen_s: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "chain", b"chain", "count", b"count", "denied", b"denied", "first_seen_s", b"first_seen_s", "last_seen_s", b"last_seen_s", "methods", b"methods"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ObservedCall: _TypeAlias = ObservedCall  # noqa: Y015
 
 @_typing.final
 class WorkloadLease(_message.Message):
@@ -933,16 +1012,20 @@ class ReportResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     INTERVAL_S_FIELD_NUMBER: _builtins.int
+    CALLS_MEMORY_FIELD_NUMBER: _builtins.int
     interval_s: _builtins.int
     """When to report next, at the latest."""
+    calls_memory: _builtins.str
+    """Whose memory now has the calls that were reported: where it is another one than before, it wants all of them."""
     def __init__(
         self,
         *,
         interval_s: _builtins.int = ...,
+        calls_memory: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["interval_s", b"interval_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls_memory", b"calls_memory", "interval_s", b"interval_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

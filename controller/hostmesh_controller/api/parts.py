@@ -11,6 +11,7 @@ from fastapi import Depends, Request
 from hostmesh_controller.config import Config
 from hostmesh_controller.hub import Hub
 from hostmesh_controller.metrics import Metrics
+from hostmesh_controller.observations import Observations
 from hostmesh_controller.registrar import Registrar
 from hostmesh_controller.rotation import RootRotation
 from hostmesh_controller.store import Store
@@ -22,6 +23,7 @@ class Parts:
     store: Store
     registrar: Registrar
     hub: Hub
+    observations: Observations
     metrics: Metrics
     rotation: RootRotation
     ready: Callable[[], bool]

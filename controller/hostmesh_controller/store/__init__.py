@@ -10,6 +10,8 @@ from hostmesh_controller.store.protocol import Store
 from hostmesh_controller.store.records import (
     ApiTokenRecord,
     AuditRecord,
+    CallKey,
+    CallRecord,
     CertificateRecord,
     Commit,
     Delete,
@@ -17,15 +19,19 @@ from hostmesh_controller.store.records import (
     Document,
     EnrolmentRecord,
     HostState,
+    PortKey,
     Put,
     StoredObject,
     StoreError,
     TokenRecord,
+    WatchedPort,
 )
 
 __all__ = [
     "ApiTokenRecord",
     "AuditRecord",
+    "CallKey",
+    "CallRecord",
     "CertificateRecord",
     "Commit",
     "Delete",
@@ -33,9 +39,11 @@ __all__ = [
     "Document",
     "EnrolmentRecord",
     "HostState",
+    "PortKey",
     "Put",
     "Store",
     "StoreError",
     "StoredObject",
     "TokenRecord",
+    "WatchedPort",
 ]

@@ -8,15 +8,19 @@ from hostmesh_controller.model.objects import ObjectKey
 from hostmesh_controller.store.records import (
     ApiTokenRecord,
     AuditRecord,
+    CallKey,
+    CallRecord,
     CertificateRecord,
     Commit,
     Delete,
     Document,
     EnrolmentRecord,
     HostState,
+    PortKey,
     Put,
     StoredObject,
     TokenRecord,
+    WatchedPort,
 )
 
 
@@ -127,6 +131,25 @@ class Store(Protocol):
 
     def drop_host_state(self, host: str) -> None:
         """Drop the host's runtime state, if there is any."""
+        ...
+
+    def calls(self) -> list[CallRecord]:
+        """Return all observed calls, in no order."""
+        ...
+
+    def watched_ports(self) -> list[WatchedPort]:
+        """Return all ports that are watched, in no order."""
+        ...
+
+    def put_observations(
+        self,
+        calls: Sequence[CallRecord] = (),
+        ports: Sequence[WatchedPort] = (),
+        *,
+        calls_gone: Iterable[CallKey] = (),
+        ports_gone: Iterable[PortKey] = (),
+    ) -> None:
+        """Keep observed calls and watched ports, in place of what was kept of them, and drop others."""
         ...
 
     def vips(self) -> Mapping[str, int]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from hostmesh_controller.model.objects import ObjectKey
 
@@ -134,6 +134,61 @@ class HostState:
     last_report_at: datetime | None = None
     report: bytes = b""
     ready: frozenset[tuple[str, str]] = frozenset()
+
+
+class PortKey(NamedTuple):
+    """A port of a workload."""
+
+    namespace: str
+    workload: str
+    port: int
+
+
+class CallKey(NamedTuple):
+    """Who calls which port of a workload, and how.
+
+    `kind` is that of the filter chain, see `hostmesh_api.call_stats`; `caller` a SPIFFE ID, an address, or "" for
+    those that are not told apart.
+    """
+
+    namespace: str
+    workload: str
+    port: int
+    kind: str
+    caller: str
+
+    @property
+    def of(self) -> PortKey:
+        """The port that is called."""
+        return PortKey(self.namespace, self.workload, self.port)
+
+
+@dataclass(frozen=True, slots=True)
+class CallRecord:
+    """Observed calls. `methods` are of HTTP, none for connections.
+
+    `told` and `told_denied` are what `host` last said of them, counted in its `epoch`.
+    """
+
+    key: CallKey
+    methods: frozenset[str]
+    count: int
+    denied: int
+    first_seen: datetime
+    last_seen: datetime
+    host: str
+    epoch: str
+    told: int
+    told_denied: int
+
+
+@dataclass(frozen=True, slots=True)
+class WatchedPort:
+    """A port whose calls have all been observed since some moment, by the agent of `host`."""
+
+    key: PortKey
+    host: str
+    since: datetime
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,20 +11,24 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError, StatementError
 
 from hostmesh_controller.model.objects import ObjectKey
-from hostmesh_controller.store import enrolments, objects, runtime, secrets
+from hostmesh_controller.store import enrolments, objects, observations, runtime, secrets
 from hostmesh_controller.store.records import (
     ApiTokenRecord,
     AuditRecord,
+    CallKey,
+    CallRecord,
     CertificateRecord,
     Commit,
     Delete,
     Document,
     EnrolmentRecord,
     HostState,
+    PortKey,
     Put,
     StoredObject,
     StoreError,
     TokenRecord,
+    WatchedPort,
 )
 
 WRITE: Final = "hostmesh_write"
@@ -174,6 +178,26 @@ class SqlStore:
     def drop_host_state(self, host: str) -> None:
         with self._write() as connection:
             runtime.drop_host_state(connection, host)
+
+    def calls(self) -> list[CallRecord]:
+        with self._read() as connection:
+            return observations.read_calls(connection)
+
+    def watched_ports(self) -> list[WatchedPort]:
+        with self._read() as connection:
+            return observations.read_watched(connection)
+
+    def put_observations(
+        self,
+        calls: Sequence[CallRecord] = (),
+        ports: Sequence[WatchedPort] = (),
+        *,
+        calls_gone: Iterable[CallKey] = (),
+        ports_gone: Iterable[PortKey] = (),
+    ) -> None:
+        with self._write() as connection:
+            observations.write_calls(connection, calls, calls_gone)
+            observations.write_watched(connection, ports, ports_gone)
 
     def vips(self) -> Mapping[str, int]:
         with self._read() as connection:

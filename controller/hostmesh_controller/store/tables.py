@@ -155,3 +155,32 @@ api_tokens = Table(
     Column("expires_at", UtcTime),
     Column("revoked_at", UtcTime),
 )
+
+calls = Table(
+    "calls",
+    metadata,
+    Column("namespace", String(63), primary_key=True),
+    Column("workload", String(512), primary_key=True),
+    Column("port", Integer, primary_key=True, autoincrement=False),
+    Column("kind", String(32), primary_key=True),
+    Column("caller", String(640), primary_key=True),
+    Column("methods", Text, nullable=False),
+    Column("count", BigInteger, nullable=False),
+    Column("denied", BigInteger, nullable=False),
+    Column("first_seen", UtcTime, nullable=False),
+    Column("last_seen", UtcTime, nullable=False),
+    Column("host", String(253), nullable=False),
+    Column("epoch", String(64), nullable=False),
+    Column("told", BigInteger, nullable=False),
+    Column("told_denied", BigInteger, nullable=False),
+)
+
+watched_ports = Table(
+    "watched_ports",
+    metadata,
+    Column("namespace", String(63), primary_key=True),
+    Column("workload", String(512), primary_key=True),
+    Column("port", Integer, primary_key=True, autoincrement=False),
+    Column("host", String(253), nullable=False),
+    Column("since", UtcTime, nullable=False),
+)

@@ -7,10 +7,11 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
-from envoy.config.accesslog.v3.accesslog_pb2 import AccessLog, AccessLogFilter, ResponseFlagFilter
+from envoy.config.accesslog.v3.accesslog_pb2 import AccessLog, AccessLogFilter, LogTypeFilter, ResponseFlagFilter
 from envoy.config.core.v3.base_pb2 import DataSource
 from envoy.config.core.v3.extension_pb2 import TypedExtensionConfig
 from envoy.config.core.v3.substitution_format_string_pb2 import JsonFormatOptions, SubstitutionFormatString
+from envoy.data.accesslog.v3.accesslog_pb2 import AccessLogType
 from envoy.extensions.access_loggers.file.v3.file_pb2 import FileAccessLog
 from envoy.extensions.formatter.req_without_query.v3.req_without_query_pb2 import ReqWithoutQuery
 
@@ -55,6 +56,10 @@ JSON: Final[Mapping[str, str]] = {
     "upstream_transport_failure_reason": "%UPSTREAM_TRANSPORT_FAILURE_REASON%",
 }
 _NO_ROUTE: Final = "NR"
+# Of those that last Envoy tells each minute, for the counters of calls. A log has one line of each, at its end.
+_ENDED: Final = AccessLogFilter(
+    log_type_filter=LogTypeFilter(types=[AccessLogType.DownstreamPeriodic, AccessLogType.TcpPeriodic], exclude=True)
+)
 
 
 def access_log(config: MeshConfigSpec) -> AccessLog | None:
@@ -62,7 +67,7 @@ def access_log(config: MeshConfigSpec) -> AccessLog | None:
     if not config.access_log_file:
         return None
     sink = FileAccessLog(path=config.access_log_file, log_format=_format(config))
-    return AccessLog(name=FILE, typed_config=any_of(sink))
+    return AccessLog(name=FILE, typed_config=any_of(sink), filter=_ENDED)
 
 
 def listener_log(config: MeshConfigSpec) -> AccessLog | None:

@@ -27,7 +27,9 @@ from envoy.type.v3.hash_policy_pb2 import HashPolicy
 from google.protobuf.message import Message
 from google.protobuf.wrappers_pb2 import BoolValue
 
+from hostmesh_api.call_stats import LASTING_S
 from hostmesh_controller.names import BLACK_HOLE
+from hostmesh_controller.xds.call_log import http_calls, tcp_calls
 from hostmesh_controller.xds.connection_policy import ConnectionPolicy, shape
 from hostmesh_controller.xds.encoding import any_of, duration
 from hostmesh_controller.xds.sources import ads
@@ -51,6 +53,14 @@ def http_filter(name: str, config: Message) -> HttpFilter:
 def tcp(cluster: str) -> list[Filter]:
     """Return the filters that pass a connection on to a cluster that is always there."""
     return [network_filter("envoy.filters.network.tcp_proxy", _tcp_proxy(cluster))]
+
+
+def inbound_tcp(cluster: str, *, mutual_tls: bool) -> list[Filter]:
+    """Return the filters that pass a connection on to a program of the host, and count who calls it."""
+    proxy = _tcp_proxy(cluster)
+    proxy.access_log.append(tcp_calls(mutual_tls=mutual_tls))
+    proxy.access_log_options.access_log_flush_interval.CopyFrom(duration(LASTING_S))
+    return [network_filter("envoy.filters.network.tcp_proxy", proxy)]
 
 
 def tcp_to_destination() -> list[Filter]:
@@ -163,6 +173,8 @@ def inbound_http(port: int, route: RouteConfiguration, more: Iterable[HttpFilter
     else:
         manager.forward_client_cert_details = HttpConnectionManager.SANITIZE
     manager.http_filters.extend([*more, _router()])
+    manager.access_log.append(http_calls(mutual_tls=mutual_tls))
+    manager.access_log_options.access_log_flush_interval.CopyFrom(duration(LASTING_S))
     return network_filter("envoy.filters.network.http_connection_manager", manager)
 
 

@@ -16,6 +16,7 @@ from envoy.config.route.v3.route_pb2 import RouteConfiguration
 from google.protobuf.wrappers_pb2 import BoolValue, UInt32Value
 
 from hostmesh_api import wire
+from hostmesh_api.call_stats import port_of
 from hostmesh_controller.mesh.inbound import InboundPort
 from hostmesh_controller.mesh.records import Mode
 from hostmesh_controller.mesh.selection import identity_of
@@ -129,17 +130,17 @@ def _mutual_tls(port: InboundPort, trust: Trust, more: Extensions) -> list[Filte
     slug = identity_of(port.workload, trust.domain).slug
     as_http = tls.downstream(slug, trust, tls.SERVE_HTTP)
     as_tcp = tls.downstream(slug, trust, tls.SERVE_TCP)
-    http = _http(port, more, mutual_tls=True)
+    http, tcp = _http(port, more, mutual_tls=True), _tcp(port, more, mutual_tls=True)
     if port.protocol.is_detected:
         # The caller passes on whatever version its program speaks: it is found out again, and nothing is negotiated.
         as_any_http = tls.downstream(slug, trust, ())
         return [
             _chain(port, "mtls-http", http, transport=_TLS, protocols=tls.MESH_HTTP, socket_=as_any_http),
-            _chain(port, "mtls", _tcp(port, more), transport=_TLS, protocols=tls.SERVE_TCP, socket_=as_tcp),
+            _chain(port, "mtls", tcp, transport=_TLS, protocols=tls.SERVE_TCP, socket_=as_tcp),
         ]
     if port.protocol.is_http:
         return [_chain(port, "mtls", http, transport=_TLS, protocols=tls.MESH_ANY, socket_=as_http)]
-    return [_chain(port, "mtls", _tcp(port, more), transport=_TLS, protocols=tls.MESH_ANY, socket_=as_tcp)]
+    return [_chain(port, "mtls", tcp, transport=_TLS, protocols=tls.MESH_ANY, socket_=as_tcp)]
 
 
 def _plaintext(port: InboundPort, more: Extensions) -> list[FilterChain]:
@@ -152,8 +153,8 @@ def _plaintext(port: InboundPort, more: Extensions) -> list[FilterChain]:
     return [_chain(port, "plaintext", http if port.protocol.is_http else _tcp(port, more), transport=_RAW)]
 
 
-def _tcp(port: InboundPort, more: Extensions) -> list[Filter]:
-    return [*more.tcp, *filters.tcp(port.cluster)]
+def _tcp(port: InboundPort, more: Extensions, *, mutual_tls: bool = False) -> list[Filter]:
+    return [*more.tcp, *filters.inbound_tcp(port.cluster, mutual_tls=mutual_tls)]
 
 
 def _chain(
@@ -165,9 +166,9 @@ def _chain(
     protocols: Iterable[str] = (),
     socket_: TransportSocket | None = None,
 ) -> FilterChain:
-    name = f"{port.workload.address}_{port.number}" if port.shared else f"0.0.0.0_{port.number}"
     return FilterChain(
-        name=f"{name}|{kind}",
+        # Whoever counts calls tells ports and security by this name.
+        name=f"{port_of(port.workload.address, port.number, shared=port.shared)}|{kind}",
         filter_chain_match=FilterChainMatch(
             destination_port=UInt32Value(value=port.number),
             prefix_ranges=[cidr(port.workload.address)] if port.shared else [],

@@ -4,10 +4,13 @@ import dataclasses
 import difflib
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeGuard
+
+from hostmesh_agent.entitlements import WorkloadAccess
+from hostmesh_api.identity import WorkloadIdentity
 
 DEFAULT_PATH: Final = Path("/etc/hostmesh/agent.toml")
 ENVIRONMENT: Final = "HOSTMESH_AGENT_CONFIG"
@@ -17,6 +20,9 @@ ENVOY_LOG_LEVELS: Final = ("trace", "debug", "info", "warning", "error", "critic
 MAX_SOCKET_PATH_BYTES: Final = 107
 """sun_path holds 108 bytes with its final NUL (unix(7))."""
 MAX_THREADS_PER_CORE: Final = 8
+MIN_MTLS: Final = ("strict", "permissive", "none")
+NOBODY: Final = 65534
+"""What the kernel says of users that it cannot name here, and whom unrelated programs share."""
 MAX_DEFAULT_CONCURRENCY: Final = 4
 """More workers cost memory on every host and are needed on few: who needs them says so."""
 
@@ -68,6 +74,38 @@ class ProbeSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkloadApiSettings:
+    """The SPIFFE Workload API. Nobody but root gets anything that is not said here."""
+
+    enabled: bool = False
+    workloads: tuple[WorkloadAccess, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FloorSettings:
+    """What no controller can have of this host, unless its owner says so here.
+
+    Attributes:
+        min_mtls: the least that inbound listeners must ask for: "strict" (mutual TLS alone), "permissive" (at least
+            beside plaintext), "none" (what the mesh's policy says).
+        mtls_ports: ports of programs that are reached with mutual TLS or not at all, whatever the controller captures.
+        listen_ports: what Envoy may listen on beside its own ports; None: any. With "strict" None means nothing.
+        never_listen_ports: what it may not, beside those where SSH is served.
+        unix_sockets: paths of sockets that Envoy may listen on and connect to; a directory ends with "/".
+        files: paths that Envoy may read and write by its configuration; a directory ends with "/".
+        refused_extensions: names, or beginnings of names, of Envoy's messages that are not taken.
+    """
+
+    min_mtls: str = "none"
+    mtls_ports: tuple[int, ...] = ()
+    listen_ports: tuple[int, ...] | None = None
+    never_listen_ports: tuple[int, ...] = ()
+    unix_sockets: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    refused_extensions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class LogSettings:
     level: str = "info"
 
@@ -80,6 +118,8 @@ class AgentConfig:
     capture: CaptureSettings = field(default_factory=CaptureSettings)
     dns: DnsSettings = field(default_factory=DnsSettings)
     probes: ProbeSettings = field(default_factory=ProbeSettings)
+    workload_api: WorkloadApiSettings = field(default_factory=WorkloadApiSettings)
+    floor: FloorSettings = field(default_factory=FloorSettings)
     log: LogSettings = field(default_factory=LogSettings)
 
     @property
@@ -98,6 +138,16 @@ class AgentConfig:
     @property
     def control_socket(self) -> Path:
         return self.run_dir / "agent.sock"
+
+    @property
+    def workload_socket(self) -> Path:
+        """Of the Workload API: what SPIFFE_ENDPOINT_SOCKET names, as `unix://PATH`."""
+        return self.run_dir / "workload.sock"
+
+    @property
+    def workload_api_dir(self) -> Path:
+        """Of the Workload API's own sockets: nobody else gets in."""
+        return self.run_dir / "workload-api"
 
 
 def load(explicit: Path | None = None, environment: Mapping[str, str] = os.environ) -> AgentConfig:
@@ -136,6 +186,8 @@ def parse(text: str, source: str) -> AgentConfig:
         capture=_capture(top.table("capture")),
         dns=_dns(top.table("dns")),
         probes=_probes(top.table("probes")),
+        workload_api=_workload_api(top.table("workload_api")),
+        floor=_floor(top.table("floor")),
         log=_log(top.table("log")),
     )
     _check_socket_paths(config, source)
@@ -192,6 +244,46 @@ def _probes(table: "_Table") -> ProbeSettings:
     return ProbeSettings(exec_user=user)
 
 
+def _workload_api(table: "_Table") -> WorkloadApiSettings:
+    table.only(dataclasses.fields(WorkloadApiSettings))
+    workloads = table.table("workloads")
+    return WorkloadApiSettings(
+        enabled=table.flag("enabled", WorkloadApiSettings().enabled),
+        workloads=tuple(_access(workloads, name) for name in workloads.values),
+    )
+
+
+def _access(workloads: "_Table", name: str) -> WorkloadAccess:
+    namespace, slash, service_account = name.partition("/")
+    try:
+        if not slash:
+            raise ValueError("there is no '/'")
+        WorkloadIdentity("any", namespace, service_account)
+    except ValueError as error:
+        raise workloads.error(f'"{name}"', f"must be NAMESPACE/SERVICE-ACCOUNT: {error}") from None
+    table = workloads.table(name)
+    table.only_keys(("users", "uids", "units"))
+    users, uids = table.texts("users"), frozenset(table.numbers("uids", 0, 2**32 - 2))
+    if "nobody" in users or NOBODY in uids:
+        raise table.error("users", "'nobody' is whom unrelated programs share: give the program a user of its own")
+    units = frozenset(each if "." in each else f"{each}.service" for each in table.texts("units"))
+    return WorkloadAccess(namespace, service_account, users, uids, units)
+
+
+def _floor(table: "_Table") -> FloorSettings:
+    default = FloorSettings()
+    table.only(dataclasses.fields(FloorSettings))
+    return FloorSettings(
+        min_mtls=table.one_of("min_mtls", default.min_mtls, MIN_MTLS),
+        mtls_ports=table.ports("mtls_ports"),
+        listen_ports=table.ports("listen_ports") if "listen_ports" in table.values else None,
+        never_listen_ports=table.ports("never_listen_ports"),
+        unix_sockets=table.absolute_paths("unix_sockets"),
+        files=table.absolute_paths("files"),
+        refused_extensions=table.texts("refused_extensions"),
+    )
+
+
 def _log(table: "_Table") -> LogSettings:
     table.only(dataclasses.fields(LogSettings))
     return LogSettings(level=table.one_of("level", LogSettings().level, LOG_LEVELS))
@@ -202,6 +294,7 @@ def _check_socket_paths(config: AgentConfig, source: str) -> None:
         ("state_dir", config.admin_socket),
         ("run_dir", config.xds_socket),
         ("run_dir", config.control_socket),
+        ("run_dir", config.workload_api_dir / "server.sock"),
     ):
         if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
             raise ConfigError(
@@ -221,7 +314,9 @@ class _Table:
         return ConfigError(f"{self.source}: {self.prefix}{key}: {message}")
 
     def only(self, fields: tuple[dataclasses.Field[Any], ...]) -> None:
-        known = [each.name for each in fields]
+        self.only_keys([each.name for each in fields])
+
+    def only_keys(self, known: Sequence[str]) -> None:
         for key in self.values:
             if key not in known:
                 near = difflib.get_close_matches(key, known, 1)
@@ -268,6 +363,25 @@ class _Table:
         if not _is_int(value) or not low <= value <= high:
             raise self.error(key, f"must be a whole number from {low} to {high}, is {value!r}")
         return value
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        value = self.values.get(key, [])
+        if not isinstance(value, list) or not all(isinstance(each, str) and each for each in value):
+            raise self.error(key, f"must be a list of strings, is {value!r}")
+        return tuple(value)
+
+    def absolute_paths(self, key: str) -> tuple[str, ...]:
+        paths = self.texts(key)
+        for each in paths:
+            if not each.startswith("/") or ".." in each.split("/"):
+                raise self.error(key, f"must be a list of absolute paths, has {each!r}")
+        return paths
+
+    def numbers(self, key: str, low: int, high: int) -> tuple[int, ...]:
+        value = self.values.get(key, [])
+        if not isinstance(value, list) or not all(_is_int(each) and low <= each <= high for each in value):
+            raise self.error(key, f"must be a list of whole numbers from {low} to {high}, is {value!r}")
+        return tuple(value)
 
     def ports(self, key: str) -> tuple[int, ...]:
         value = self.values.get(key, [])

@@ -5,12 +5,13 @@ import contextlib
 import json
 import os
 import socket
-import struct
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import structlog
+
+from hostmesh_agent.peer import uid_of
 
 STATUS: Final = "status"
 RELEASE: Final = "release"
@@ -20,7 +21,6 @@ REFRESH: Final = "refresh"
 
 TIMEOUT_S: Final = 10.0
 _MAX_LINE_BYTES: Final = 1 << 20
-_PEER: Final = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 
 log = structlog.get_logger(__name__)
 
@@ -67,7 +67,7 @@ class Control:
 
     async def _reply(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Mapping[str, Any]:
         # The mode of the socket says the same; this holds also if somebody changes it.
-        peer = _peer_uid(writer.get_extra_info("socket"))
+        peer = uid_of(writer.get_extra_info("socket"))
         if peer not in (0, os.geteuid()):
             return {"error": f"uid {peer} may not control the agent"}
         request = json.loads(await reader.readline())
@@ -121,8 +121,3 @@ def _listen(path: Path) -> socket.socket:
     finally:
         os.umask(previous)
     return listener
-
-
-def _peer_uid(connection: socket.socket) -> int:
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
-    return int(_PEER.unpack(credentials)[1])

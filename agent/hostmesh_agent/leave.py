@@ -19,6 +19,7 @@ from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.dns import Resolver, ResolverError
 from hostmesh_agent.state import State, StateError
 from hostmesh_agent.status import CAPTURE_OFF
+from hostmesh_agent.workload_api import svids
 
 AGENT_ENDS_WITHIN_S: Final = 15.0
 ENVOY_ENDS_WITHIN_S: Final = 10.0
@@ -96,10 +97,15 @@ def _stop_envoy(config: AgentConfig) -> str:
 
 def _remove_tree(config: AgentConfig) -> str:
     """The binary stays: it holds nothing of this mesh, and is verified again before it is used."""
-    for directory in (config.envoy_dir, config.state_dir / "cache"):
+    for directory in (
+        config.envoy_dir,
+        config.state_dir / "cache",
+        config.state_dir / svids.DIRECTORY,
+        config.workload_api_dir,
+    ):
         if directory.exists():
             shutil.rmtree(directory)
-    for path in (config.xds_socket, config.control_socket, config.state_dir / CAPTURE_OFF):
+    for path in (config.xds_socket, config.control_socket, config.workload_socket, config.state_dir / CAPTURE_OFF):
         path.unlink(missing_ok=True)
     return ""
 

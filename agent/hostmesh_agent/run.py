@@ -53,6 +53,7 @@ from hostmesh_agent.services import Listening
 from hostmesh_agent.state import State, StateError
 from hostmesh_agent.svid import Svid
 from hostmesh_agent.uplink import Uplink
+from hostmesh_agent.workload_api.serving import Serving
 from hostmesh_api.call_stats import NAMES
 from hostmesh_api.v1.hostmesh_pb2 import (
     CaptureState,
@@ -162,6 +163,9 @@ class Agent:
             changed=self._certificate_came,
             host_renewed=self._relay.reconnect,
         )
+        self._workload_api = (
+            Serving(config, state, self._record, self._issue, now) if config.workload_api.enabled else None
+        )
         self._reporter = report.Reporter(self._report, self._uplink.report, taken=self._taken)
         self._listening = Listening()
         self._severing = sever.Severing(command.owner.uid)
@@ -185,10 +189,12 @@ class Agent:
         self._online = True
         slim.settle()
         log.info("agent started", host=self._record.host, version=self._facts.agent_version)
+        more = {} if self._workload_api is None else {"workload api": self._workload_api.run()}
         async with asyncio.TaskGroup() as group:
             parts = [
                 group.create_task(each, name=name)
                 for name, each in {
+                    **more,
                     "control": control.Control(self._config.control_socket, verbs).run(),
                     "relay": self._relay.run(),
                     "certificates": self._identities.run(),
@@ -242,6 +248,8 @@ class Agent:
         )
         want = converge.check(config, self._record, floor)
         await self._identities.apply(want)
+        if self._workload_api is not None:
+            await self._workload_api.apply([each.spiffe_id for each in config.workloads])
         self._floor, self._ssh_servers = floor, floor.ssh_servers
         self._host_config = config
         self._severing.take(config.expelled_addresses)
@@ -451,6 +459,8 @@ class Agent:
                 capture_wanted=status.capture_wanted(self._config),
                 modules=self._modules.states(),
                 bootstrap_problem=self._next_envoy.problem,
+                workload_api=None if self._workload_api is None else self._workload_api.status(),
+                workload_api_problems=() if self._workload_api is None else tuple(self._workload_api.problems()),
             ),
             now(),
         )

@@ -49,6 +49,9 @@ class Facts:
     modules: Sequence[ModuleState] = ()
     bootstrap_problem: str = ""
     """Why Envoy's bootstrap is not as the configuration wants it."""
+    workload_api: Mapping[str, Any] | None = None
+    """What it serves and where; None: the owner of the host does not want it."""
+    workload_api_problems: Sequence[str] = ()
 
 
 def capture_wanted(config: AgentConfig) -> str:
@@ -129,6 +132,7 @@ def document(facts: Facts, now: datetime) -> dict[str, Any]:
             }
             for each in facts.leases
         ],
+        "workload_api": facts.workload_api,
     }
 
 
@@ -157,6 +161,7 @@ def _problems(facts: Facts, now: datetime) -> Iterator[str]:
     if envoy.restart_needed:
         yield f"Envoy needs a restart: {envoy.restart_needed}"
     yield from configuration_problems(facts.modules, facts.bootstrap_problem)
+    yield from facts.workload_api_problems
     if facts.enforced.capture.state == "error":
         yield f"capture: {facts.enforced.capture.error}"
     yield from (f"capture waits: {each}" for each in facts.lacking)
@@ -293,6 +298,9 @@ def _rows(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if "dns" in status:
         detail = f" ({status['dns']['detail']})" if status["dns"]["detail"] else ""
         yield "dns", f"{'in place' if status['dns']['in_place'] else 'off'}{detail}"
+    if status.get("workload_api"):
+        served = status["workload_api"]
+        yield "workload api", f"{served['socket']}, {len(served['identities'])} identities"
     for each in status.get("workloads", ()):
         health = f", unhealthy: {each['health_reason']}" if each.get("health") == "unhealthy" else ""
         yield "workload", f"{each['namespace']}/{each['name']} {'ready' if each['ready'] else 'not ready'}{health}"

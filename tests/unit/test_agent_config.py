@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from hostmesh_agent.config import AgentConfig, ConfigError, load, parse
+from hostmesh_agent.config import AgentConfig, ConfigError, FloorSettings, WorkloadApiSettings, load, parse
+from hostmesh_agent.entitlements import WorkloadAccess
 
 
 def test_an_empty_file_gives_the_defaults() -> None:
@@ -33,6 +34,20 @@ def test_every_key_is_read() -> None:
         [dns]
         enabled = false
         resolv_conf = "/etc/other.conf"
+        [workload_api]
+        enabled = true
+        [workload_api.workloads."shop/reviews"]
+        users = ["reviews"]
+        uids = [1002]
+        units = ["reviews", "reviews.socket"]
+        [floor]
+        min_mtls = "strict"
+        mtls_ports = [9080]
+        listen_ports = [8443]
+        never_listen_ports = [2222]
+        unix_sockets = ["/run/app/", "/run/other.sock"]
+        files = ["/var/log/envoy/"]
+        refused_extensions = ["envoy.extensions.filters.http.lua.v3"]
         [log]
         level = "debug"
         """,
@@ -46,6 +61,18 @@ def test_every_key_is_read() -> None:
     assert not config.capture.enabled
     assert not config.dns.enabled
     assert config.log.level == "debug"
+    units = frozenset({"reviews.service", "reviews.socket"})
+    access = WorkloadAccess("shop", "reviews", ("reviews",), frozenset({1002}), units)
+    assert config.workload_api == WorkloadApiSettings(enabled=True, workloads=(access,))
+    assert config.floor == FloorSettings(
+        min_mtls="strict",
+        mtls_ports=(9080,),
+        listen_ports=(8443,),
+        never_listen_ports=(2222,),
+        unix_sockets=("/run/app/", "/run/other.sock"),
+        files=("/var/log/envoy/",),
+        refused_extensions=("envoy.extensions.filters.http.lua.v3",),
+    )
 
 
 @pytest.mark.parametrize(
@@ -56,6 +83,30 @@ def test_every_key_is_read() -> None:
         ("[log]\nzzz = 1", "f: log.zzz: unknown key; known keys: level"),
         ("[envoy]\nsupervisor = 'systemd'", "f: envoy.supervisor: 'systemd' comes with the packages"),
         ("[envoy]\nsupervisor = 'runit'", "f: envoy.supervisor: unknown supervisor 'runit'"),
+        (
+            "[workload_api.workloads.reviews]\n",
+            'f: workload_api.workloads."reviews": must be NAMESPACE/SERVICE-ACCOUNT',
+        ),
+        (
+            "[workload_api.workloads.'Shop/x']\n",
+            'f: workload_api.workloads."Shop/x": must be NAMESPACE/SERVICE-ACCOUNT: namespace',
+        ),
+        ("[workload_api.workloads.'a/b']\nuser = 1", "f: workload_api.workloads.a/b.user: unknown key; did you mean"),
+        (
+            "[workload_api.workloads.'a/b']\nuids = [-1]",
+            "f: workload_api.workloads.a/b.uids: must be a list of whole numbers",
+        ),
+        (
+            "[workload_api.workloads.'a/b']\nuids = [65534]",
+            "f: workload_api.workloads.a/b.users: 'nobody' is whom unrelated programs share",
+        ),
+        (
+            "[workload_api.workloads.'a/b']\nusers = ['nobody']",
+            "f: workload_api.workloads.a/b.users: 'nobody' is whom unrelated programs share",
+        ),
+        ("[floor]\nmin_mtls = 'STRICT'", "f: floor.min_mtls: must be one of strict, permissive, none"),
+        ("[floor]\nfiles = ['etc']", "f: floor.files: must be a list of absolute paths, has 'etc'"),
+        ("[floor]\nfiles = ['/a/../etc/']", "f: floor.files: must be a list of absolute paths"),
         ("[envoy]\nuser = 'root'", "f: envoy.user: Envoy does not run as root"),
         ("[envoy]\nsha256 = 'abc'", "f: envoy.sha256: must be 64 hexadecimal digits"),
         ("[envoy]\nconcurrency = true", "f: envoy.concurrency: must be a whole number"),

@@ -16,6 +16,7 @@ from hostmesh_api.v1.hostmesh_pb2_grpc import (
     add_ReportingServicer_to_server,
 )
 from hostmesh_controller.authority_server import ServerCertificate
+from hostmesh_controller.config import CloneAction
 from hostmesh_controller.enrol import EnrolmentServicer, IdentityServicer, Issuing
 from hostmesh_controller.enrolments import Enrolments
 from hostmesh_controller.groups import Candidate, NotAdmittedError
@@ -30,7 +31,7 @@ from hostmesh_controller.tokens import DEFAULT_LIFE, new_token
 class Controller:
     """The parts, wired as the controller wires them; `registry` says which workloads are on which host."""
 
-    def __init__(self, directory: Path, ahead: timedelta = timedelta()) -> None:
+    def __init__(self, directory: Path, ahead: timedelta = timedelta(), *, clones: CloneAction = "quarantine") -> None:
         """`ahead` is how far the controller's clock is ahead of the machine's; it can be changed."""
         self.ahead = ahead
         directory.mkdir(parents=True, exist_ok=True)
@@ -46,7 +47,7 @@ class Controller:
         self.full = False
         self.states = HostStates(self.store, self.changes.append, self.now)
         self.enrolments = Enrolments(self.store, self.changes.append, self.now)
-        self.quarantine = Quarantine(self.enrolments, self.deny, "quarantine", self.now)
+        self.quarantine = Quarantine(self.enrolments, self.deny, clones, self.now)
         self.certificate = ServerCertificate(self.authority, ["127.0.0.1", "::1", "localhost"], self.now)
         self.join_port = 0
         self.agents_port = 0

@@ -200,6 +200,6 @@ class Enrolments:
     async def _drop(self, records: Sequence[EnrolmentRecord]) -> None:
         if not records:
             return
-        await asyncio.to_thread(self._store.drop_enrolments, [each.id for each in records])
-        host = records[0].host
-        self._of_host[host] = tuple(each for each in self._of_host[host] if each not in records)
+        host, ids = records[0].host, {each.id for each in records}
+        await asyncio.to_thread(self._store.drop_enrolments, ids)
+        self._of_host[host] = tuple(each for each in self._of_host[host] if each.id not in ids)

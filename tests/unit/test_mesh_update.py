@@ -12,6 +12,7 @@ from hostmesh_controller import xds
 from hostmesh_controller.mesh import HostRuntime, Mesh, Touched, build, update
 from hostmesh_controller.model.objects import ApiObject, ObjectKey
 from hostmesh_controller.model.workloads import GROUP_ANNOTATION
+from hostmesh_controller.xds import expelled
 
 NAMESPACES = ("a", "b")
 OUTSIDE = "192.0.2.9"
@@ -277,6 +278,8 @@ facts = st.sampled_from(
         HostRuntime(False, ALL_READY),
         HostRuntime(True, ALL_READY, ipv6=True),
         HostRuntime(True, ALL_READY, healthy=ALL_READY),
+        HostRuntime(True, ALL_READY, expelled=True, denied=frozenset({"e1"})),
+        HostRuntime(True, ALL_READY, denied=frozenset({"e1", "e2"})),
     ]
 )
 new_facts = st.dictionaries(st.sampled_from(HOSTS), facts, max_size=1)
@@ -311,6 +314,7 @@ def all_names(meshes: Iterable[Mesh]) -> Names:
     names += [(wire.VIRTUAL_HOST_TYPE, f"{number}/{header}") for number in (80, 91) for header in headers]
     names += [(wire.VIRTUAL_HOST_TYPE, f"unix:///run/s1/{header}") for header in ("s1", "nobody")]
     names += [(wire.ROUTE_TYPE, each) for each in ("80", "unix:///run/s1")]
+    names += [(wire.EXTENSION_TYPE, each) for each in (expelled.HTTP, expelled.NETWORK)]
     for mesh in meshes:
         for name in HOSTS:
             for type_url in (wire.LISTENER_TYPE, wire.CLUSTER_TYPE, wire.HOST_CONFIG_TYPE):

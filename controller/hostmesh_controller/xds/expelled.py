@@ -48,7 +48,9 @@ def configuration(name: str, enrolments: tuple[str, ...]) -> TypedExtensionConfi
 def _rbac(name: str, enrolments: tuple[str, ...]) -> Message:
     # Without a matcher nobody is looked at.
     matcher = _matcher(enrolments) if enrolments else None
-    return HTTP_RBAC(matcher=matcher) if name == HTTP else NETWORK_RBAC(matcher=matcher, stat_prefix="expelled.")
+    if name == HTTP:
+        return HTTP_RBAC(matcher=matcher, rules_stat_prefix="expelled.")
+    return NETWORK_RBAC(matcher=matcher, stat_prefix="expelled.")
 
 
 def _matcher(enrolments: tuple[str, ...]) -> Matcher:

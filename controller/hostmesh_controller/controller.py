@@ -30,11 +30,14 @@ from hostmesh_controller import listen, mesh
 from hostmesh_controller.api.app import create_app
 from hostmesh_controller.api.parts import Parts
 from hostmesh_controller.api.principals import LocalSocket
+from hostmesh_controller.audit import keep_bounded
 from hostmesh_controller.authority import Authority, AuthorityError
 from hostmesh_controller.authority_server import ServerCertificate
 from hostmesh_controller.calls import CountCalls
 from hostmesh_controller.config import Config, ConfigError, called_at
+from hostmesh_controller.connections import BoundedListener, Places
 from hostmesh_controller.enrol import EnrolmentServicer, IdentityServicer, Issuing
+from hostmesh_controller.http_server import GRACE_S, ApiServer
 from hostmesh_controller.hub import Hub
 from hostmesh_controller.mesh.selection import identity_of
 from hostmesh_controller.mesh_file import load_mesh_file
@@ -110,6 +113,7 @@ class Controller:
     registrar: Registrar = field(init=False)
     certificate: ServerCertificate = field(init=False)
     ready: bool = False
+    _stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
         settings = mesh.Settings(
@@ -130,25 +134,31 @@ class Controller:
 
     async def run(self) -> None:
         """Listen and serve until told to stop."""
-        stopping = asyncio.Event()
+        stopping = self._stopping
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stopping.set)
+            loop.add_signal_handler(number, self.stop)
         loop.add_signal_handler(signal.SIGHUP, self._read_mesh_file)
         with ExitStack() as held:
             app = create_app(self.parts())
+            limits = self.config.limits
+            places = Places(limits.admin_connections, limits.admin_connections_per_address)
+            admin = listen.open_tcp(self.config.listen.admin, "listen.admin")
             sockets = [
-                held.enter_context(listen.open_tcp(self.config.listen.admin, "listen.admin")),
+                held.enter_context(BoundedListener(admin, places, self.metrics.connections_refused.inc)),
                 held.enter_context(listen.open_unix(self.config.listen.admin_socket)),
             ]
             held.callback(self.config.listen.admin_socket.unlink, missing_ok=True)
-            tls = listen.server_tls(self.certificate.current())
-            apis = [listen.ApiServer(app, tls), listen.ApiServer(LocalSocket(app))]
+            tls = listen.server_tls(self.certificate.current(), self.config.admin.client_ca)
+            apis = [ApiServer(app, limits, tls), ApiServer(LocalSocket(app), limits)]
             grpcs = self._grpc_servers()
             async with asyncio.TaskGroup() as group:
                 parts = [
                     group.create_task(_endless("registrar", self.registrar.run(), stopping)),
                     group.create_task(_endless("server certificate", listen.follow(tls, self.certificate), stopping)),
+                    group.create_task(
+                        _endless("audit", keep_bounded(self.store, self.config.audit, utc_now), stopping)
+                    ),
                 ]
                 for api, opened in zip(apis, sockets, strict=True):
                     group.create_task(_endless("admin API", api.serve(sockets=[opened]), stopping))
@@ -161,10 +171,14 @@ class Controller:
                 _log.info("stopping")
                 for api in apis:
                     api.stop()
-                await asyncio.gather(*(server.stop(listen.GRACE_S) for server in grpcs))
+                await asyncio.gather(*(server.stop(GRACE_S) for server in grpcs))
                 for part in parts:
                     part.cancel()
         _log.info("stopped")
+
+    def stop(self) -> None:
+        """Let `run` end."""
+        self._stopping.set()
 
     def _say_ready(self) -> None:
         self.ready = True
@@ -207,9 +221,10 @@ class Controller:
         life = timedelta(hours=self.config.certificates.leaf_hours)
         issuing = Issuing(self.authority, self.store, self.registrar.states, self.registrar, utc_now, life)
         peers = Peers(self.store, self.config.trust_domain, registered, utc_now)
+        limits = self.config.limits
         calls = [CountCalls(self.metrics)]
 
-        agents = listen.grpc_server(listen.AGENTS_RECEIVE_BYTES, calls)
+        agents = listen.grpc_server(listen.agents_options(limits), calls)
         agents.add_generic_rpc_handlers((AdsServer(self.hub, peers.name_of).handler(),))
         add_IdentityServicer_to_server(IdentityServicer(issuing, peers, self._identities_on), agents)
         reporting = ReportingServicer(self.registrar.states, peers, self._workloads_on, utc_now)
@@ -217,7 +232,7 @@ class Controller:
         agents_credentials = self.certificate.credentials(client_certificates=True)
         listen.open_grpc(agents, self.config.listen.agents, "listen.agents", agents_credentials)
 
-        join = listen.grpc_server(listen.JOIN_RECEIVE_BYTES, calls)
+        join = listen.grpc_server(listen.join_options(limits), calls)
         agents_endpoints = called_at(self.config.listen.agents, self.config.addresses)
         add_EnrolmentServicer_to_server(EnrolmentServicer(issuing, agents_endpoints), join)
         join_credentials = self.certificate.credentials(client_certificates=False)

@@ -7,11 +7,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 
 from hostmesh_controller.api.bodies import RegisterRequest
-from hostmesh_controller.api.documents import outcome_body
+from hostmesh_controller.api.documents import outcome_body, sees_host
 from hostmesh_controller.api.errors import ApiError
 from hostmesh_controller.api.fleet import HostView, host_body, host_details
 from hostmesh_controller.api.parts import Parts, Using
-from hostmesh_controller.api.principals import Admin, Viewer
+from hostmesh_controller.api.principals import Admin, Principal, Viewer
 from hostmesh_controller.api.tokens import join_string
 from hostmesh_controller.groups import MEMBER_OF
 from hostmesh_controller.model import ApiObject, ObjectKey
@@ -22,15 +22,15 @@ router = APIRouter(prefix="/v1", tags=["hosts"])
 
 
 @router.get("/hosts")
-async def list_hosts(parts: Using, _who: Viewer) -> dict[str, Any]:
-    """Every registered host."""
-    return {"items": [host_body(each) for each in await views(parts)]}
+async def list_hosts(parts: Using, who: Viewer) -> dict[str, Any]:
+    """Every registered host that the caller may know of."""
+    return {"items": [host_body(each) for each in await views(parts, who)]}
 
 
 @router.get("/hosts/{host}")
-async def show_host(host: str, parts: Using, _who: Viewer) -> dict[str, Any]:
+async def show_host(host: str, parts: Using, who: Viewer) -> dict[str, Any]:
     """One host, with its last report and its certificates."""
-    view = await view_of(parts, host)
+    view = await view_of(parts, who, host)
     return host_details(view, await asyncio.to_thread(parts.store.certificates, host))
 
 
@@ -43,7 +43,7 @@ async def remove_host(
 ) -> dict[str, Any]:
     """Put a host out of the mesh: its stream is cut, its certificates are forgotten."""
     try:
-        return outcome_body(await parts.registrar.remove_host(host, actor=who.name, workloads=workloads))
+        return outcome_body(await parts.registrar.remove_host(host, actor=who.actor, workloads=workloads))
     except MissingError as error:
         raise ApiError(HTTPStatus.NOT_FOUND, "not_found", str(error)) from error
 
@@ -55,7 +55,7 @@ async def register(request: RegisterRequest, parts: Using, who: Admin) -> dict[s
     for document in registration(request):
         one = read_one(document, "request", request.namespace or "default")
         found = Documents(found.objects + one.objects, found.problems + one.problems)
-    body = outcome_body(await parts.registrar.apply(found, actor=who.name))
+    body = outcome_body(await parts.registrar.apply(found, actor=who.actor))
     return {**body, **await join_string(parts, who, request.host, request.ttl_s)}
 
 
@@ -87,18 +87,22 @@ def registration(request: RegisterRequest) -> list[dict[str, Any]]:
     return [host, workload]
 
 
-async def views(parts: Parts) -> list[HostView]:
-    """Every registered host as the API tells of it, by name."""
+async def views(parts: Parts, who: Principal) -> list[HostView]:
+    """Every registered host that the caller may know of, as the API tells of it, by name."""
     proxies = {each.host: each for each in parts.hub.proxies()}
-    return [await _view(parts, item, proxies) for item in parts.registrar.objects("Host")]
+    found = [item for item in parts.registrar.objects("Host") if sees_host(parts, who, item.key.name)]
+    return [await _view(parts, item, proxies) for item in found]
 
 
-async def view_of(parts: Parts, host: str) -> HostView:
+async def view_of(parts: Parts, who: Principal, host: str) -> HostView:
     """One host.
 
     Raises:
-        ApiError: it is not registered.
+        ApiError: it is not registered, or not for the caller to know of.
     """
+    if not sees_host(parts, who, host):
+        message = f"{who.name} has no grant to read any namespace of the workloads of host {host!r}"
+        raise ApiError(HTTPStatus.FORBIDDEN, "forbidden", message, key=ObjectKey("Host", "", host))
     item = parts.registrar.get(ObjectKey("Host", "", host))
     if item is None:
         raise ApiError(HTTPStatus.NOT_FOUND, "not_found", f"host {host!r} is not registered; see: hostmesh host list")

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from hostmesh_controller.cli.connection import Connection
-from hostmesh_controller.cli.output import Format, Output, age, emit, table
+from hostmesh_controller.cli.output import Format, Output, age, cell_text, emit, say, table
 
 app = typer.Typer(no_args_is_help=True, help="Proxies: one Envoy on each host.")
 
@@ -34,12 +34,12 @@ def status(
         _details(items[0])
     for each in items:
         for nack in each["nacks"]:
-            typer.echo(
-                f"\n{each['host']} refused {_short(nack['type'])} {', '.join(nack['names'])} "
-                f"{age(nack['at'])} ago: {_end_of(nack['message'])}"
+            say(
+                f"\n{each['host']} refused {_short(nack['type'])} {cell_text(nack['names'])} "
+                f"{age(nack['at'])} ago: {cell_text(_end_of(nack['message']))}"
             )
         for problem in each["problems"]:
-            typer.echo(f"\n{each['host']}: {problem}")
+            say(f"\n{each['host']}: {cell_text(problem)}")
 
 
 def _row(each: dict[str, Any]) -> tuple[object, ...]:
@@ -58,7 +58,7 @@ def _row(each: dict[str, Any]) -> tuple[object, ...]:
 
 
 def _details(each: dict[str, Any]) -> None:
-    typer.echo("")
+    say("")
     rows = [
         (_short(name), state["subscribed"], state["held"], age(state["acked_at"]))
         for name, state in sorted(each["types"].items())

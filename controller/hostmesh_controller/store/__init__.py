@@ -8,25 +8,32 @@ database that SQLAlchemy speaks to; sqlite opens the embedded one:
 
 from hostmesh_controller.store.protocol import Store
 from hostmesh_controller.store.records import (
+    Actor,
     ApiTokenRecord,
+    AuditQuery,
     AuditRecord,
     CertificateRecord,
     Commit,
     Delete,
+    Denial,
     Document,
     HostState,
     Put,
     StoredObject,
     StoreError,
     TokenRecord,
+    plain,
 )
 
 __all__ = [
+    "Actor",
     "ApiTokenRecord",
+    "AuditQuery",
     "AuditRecord",
     "CertificateRecord",
     "Commit",
     "Delete",
+    "Denial",
     "Document",
     "HostState",
     "Put",
@@ -34,4 +41,5 @@ __all__ = [
     "StoreError",
     "StoredObject",
     "TokenRecord",
+    "plain",
 ]

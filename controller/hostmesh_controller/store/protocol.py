@@ -7,10 +7,12 @@ from typing import Protocol
 from hostmesh_controller.model.objects import ObjectKey
 from hostmesh_controller.store.records import (
     ApiTokenRecord,
+    AuditQuery,
     AuditRecord,
     CertificateRecord,
     Commit,
     Delete,
+    Denial,
     HostState,
     Put,
     StoredObject,
@@ -134,6 +136,10 @@ class Store(Protocol):
         """Return the API token of that digest unless it was revoked. Whether it has expired is the caller's to see."""
         ...
 
+    def note_api_token_use(self, token_id: str, now: datetime) -> None:
+        """Keep when an API token was last used."""
+        ...
+
     def api_tokens(self) -> list[ApiTokenRecord]:
         """Return all API tokens, revoked ones too, oldest first."""
         ...
@@ -143,9 +149,25 @@ class Store(Protocol):
         ...
 
     def audit(
-        self, limit: int = 100, *, key: ObjectKey | None = None, before_id: int | None = None
+        self,
+        limit: int = 100,
+        *,
+        key: ObjectKey | None = None,
+        before_id: int | None = None,
+        query: AuditQuery | None = None,
     ) -> list[AuditRecord]:
-        """Return the newest audit records first, at most `limit`: of one object, or older than a record, if asked."""
+        """Return the newest audit records first, at most `limit`: those that the query asks for.
+
+        `key` and `before_id` are a query of these two.
+        """
+        ...
+
+    def deny(self, denial: Denial, now: datetime) -> None:
+        """Keep in the audit log that a write was refused."""
+        ...
+
+    def prune_audit(self, before: datetime, keep: int) -> int:
+        """Delete audit records from before a moment, and the oldest beyond `keep`; return how many."""
         ...
 
     def close(self) -> None:

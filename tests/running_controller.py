@@ -55,8 +55,9 @@ class App:
 
 
 @asynccontextmanager
-async def running_app(state_dir: Path) -> AsyncIterator[App]:
-    config = parse_config(f'state_dir = "{state_dir}"\naddresses = ["127.0.0.1"]\n', "test", ())
+async def running_app(state_dir: Path, extra: str = "") -> AsyncIterator[App]:
+    """`extra` is for controller.toml."""
+    config = parse_config(f'state_dir = "{state_dir}"\naddresses = ["127.0.0.1"]\n{extra}', "test", ())
     store = open_store(state_dir / "store.sqlite")
     try:
         authority = Authority.load_or_create(state_dir, "cluster.local", datetime.now(UTC))
@@ -111,8 +112,8 @@ def write_config(directory: Path, ports: tuple[int, int, int], state: str = "sta
     agents, join, admin = ports
     path = directory / f"{state}.toml"
     path.write_text(
-        f'state_dir = "{directory}/{state}"\naddresses = ["127.0.0.1"]\n{extra}\n[listen]\n'
-        f'agents = "127.0.0.1:{agents}"\njoin = "127.0.0.1:{join}"\nadmin = "127.0.0.1:{admin}"\n'
+        f'state_dir = "{directory}/{state}"\naddresses = ["127.0.0.1"]\n[listen]\n'
+        f'agents = "127.0.0.1:{agents}"\njoin = "127.0.0.1:{join}"\nadmin = "127.0.0.1:{admin}"\n{extra}\n'
     )
     return path
 
@@ -131,10 +132,11 @@ def start_controller(config: Path, log: Path) -> "subprocess.Popen[bytes]":
 
 
 @contextmanager
-def running_process(directory: Path) -> Iterator[Process]:
+def running_process(directory: Path, extra: str = "") -> Iterator[Process]:
+    """`extra` is for controller.toml."""
     ports = free_ports()
     log = directory / "controller.log"
-    process = start_controller(write_config(directory, ports), log)
+    process = start_controller(write_config(directory, ports, extra=extra), log)
     try:
         _wait_ready(process, log)
         yield Process(directory, ports, process, log)

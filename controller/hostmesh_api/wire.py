@@ -11,6 +11,14 @@ ADS_SERVICE: Final = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 ADS_METHOD: Final = "DeltaAggregatedResources"
 """Spoken on both hops, Envoy to agent and agent to controller."""
 
+CIPHERS_VARIABLE: Final = "GRPC_SSL_CIPHER_SUITES"
+NO_CIPHERS_BEFORE_TLS_1_3: Final = "ECDHE-PSK-AES128-CBC-SHA"
+"""What gRPC reads from that variable when it starts: ciphers of TLS 1.2, for it has no setting for the version.
+
+This one needs a key that both know beforehand. There is none, so a handshake of TLS 1.2 never ends well; the ciphers of
+TLS 1.3 are not chosen by it.
+"""
+
 OUTBOUND_PORT: Final = 15001
 """Envoy's listener for captured outbound TCP (Istio's number)."""
 INBOUND_PORT: Final = 15006

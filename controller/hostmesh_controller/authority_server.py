@@ -68,21 +68,13 @@ class ServerCertificate:
         Args:
             client_certificates: require one of the mesh (the agents' port), or ask for none (the join port).
         """
-        presented = self.current()
 
-        def fetch() -> grpc.ServerCertificateConfiguration | None:
-            nonlocal presented
-            current = self.current()
-            if current is presented:
-                return None
-            presented = current
-            return _configuration(current, client_certificates)
+        def fetch() -> grpc.ServerCertificateConfiguration:
+            # A new one for each handshake, also where the certificate is the same: with each, gRPC begins with new keys
+            # for session tickets, which it has no setting to leave out. So no session is ever resumed.
+            return _configuration(self.current(), client_certificates)
 
-        return grpc.dynamic_ssl_server_credentials(
-            _configuration(presented, client_certificates),
-            fetch,  # type: ignore[arg-type]  # None means "as before" (gRPC's documentation); the stubs do not know
-            client_certificates,
-        )
+        return grpc.dynamic_ssl_server_credentials(fetch(), fetch, client_certificates)
 
     def _make(self, now: datetime) -> ServerKeyPair:
         key = ec.generate_private_key(ec.SECP256R1())

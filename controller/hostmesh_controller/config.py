@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Final, Literal, cast, get_args
 
 from hostmesh_api.wire import ADMIN_PORT, AGENTS_PORT, JOIN_PORT
+from hostmesh_controller.client_rules import ClientRule, parse_clients
+from hostmesh_controller.limits import Limits, limit_ranges
 
 DEFAULT_PATH: Final = Path("/etc/hostmesh/controller.toml")
 DEFAULT_STATE_DIR: Final = Path("/var/lib/hostmesh-controller")
@@ -85,6 +87,22 @@ class Log:
 
 
 @dataclass(frozen=True, slots=True)
+class Admin:
+    """Whose certificates let callers in at the admin port: of those that `client_ca` (PEM) signed, `clients` says."""
+
+    client_ca: Path | None = None
+    clients: tuple[ClientRule, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """How long the audit log is kept; the oldest records go first."""
+
+    keep_days: int = 365
+    keep_records: int = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """The controller's settings, complete: what the file leaves out has its default here."""
 
@@ -102,6 +120,9 @@ class Config:
     root_namespace: str = "istio-system"
     mesh_config: Path | None = None
     """Istio's mesh configuration as a plain YAML file, beneath the MeshConfig object; None: there is no such file."""
+    admin: Admin = field(default_factory=Admin)
+    audit: Audit = field(default_factory=Audit)
+    limits: Limits = field(default_factory=Limits)
 
 
 def called_at(listen: Endpoint, addresses: Sequence[str]) -> tuple[str, ...]:
@@ -178,6 +199,12 @@ def _config(reader: "_Reader", own_addresses: Sequence[str]) -> Config:
         log=Log(level=reader.choice("log.level", "info", LOG_LEVELS)),
         root_namespace=reader.dns_name("root_namespace", "istio-system"),
         mesh_config=reader.optional_path("mesh_config"),
+        admin=reader.admin(),
+        audit=Audit(
+            keep_days=reader.integer("audit.keep_days", 365, 1, 36_500),
+            keep_records=reader.integer("audit.keep_records", 1_000_000, 1_000, 1_000_000_000),
+        ),
+        limits=Limits(**{name: reader.integer(f"limits.{name}", *span) for name, span in limit_ranges().items()}),
     )
 
 
@@ -302,6 +329,17 @@ class _Reader:
             self._problem("ca.url", f"'{ca.url}' is not https://HOST[:PORT][/PATH]")
         if not re.fullmatch(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*", ca.mount):
             self._problem("ca.mount", f"'{ca.mount}' is not the path of a mount, such as 'pki' or 'pki/mesh'")
+
+    def admin(self) -> Admin:
+        ca, path = self.optional_path("admin.client_ca"), "admin.client"
+        value = self._get(path, list, "tables: write [[admin.client]]")
+        clients, problems = parse_clients([] if value is None else value)
+        for problem in problems:
+            self._problem(path, problem)
+        if (ca is None) != (not clients):
+            missing = "client_ca, the CA that signs them" if ca is None else "[[admin.client]], whose they are"
+            self._problem("admin", f"client certificates need {missing}")
+        return Admin(ca, clients)
 
     def refuse_unknown(self) -> None:
         for table, known in self._known.items():

@@ -31,11 +31,14 @@ from hostmesh_controller import authority_files, listen, mesh, rotation
 from hostmesh_controller.api.app import create_app
 from hostmesh_controller.api.parts import Parts
 from hostmesh_controller.api.principals import LocalSocket
+from hostmesh_controller.audit import keep_bounded
 from hostmesh_controller.authority import Authority, AuthorityError
 from hostmesh_controller.authority_server import ServerCertificate
 from hostmesh_controller.calls import CountCalls
 from hostmesh_controller.config import Config, ConfigError, called_at
+from hostmesh_controller.connections import BoundedListener, Places
 from hostmesh_controller.enrol import EnrolmentServicer, IdentityServicer, Issuing
+from hostmesh_controller.http_server import GRACE_S, ApiServer
 from hostmesh_controller.hub import Hub
 from hostmesh_controller.mesh.selection import identity_of
 from hostmesh_controller.mesh_file import load_mesh_file
@@ -118,6 +121,7 @@ class Controller:
     roots_changed: asyncio.Event = field(default_factory=asyncio.Event)
     observations: Observations = field(init=False)
     ready: bool = False
+    _stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
         settings = mesh.Settings(
@@ -148,20 +152,23 @@ class Controller:
 
     async def run(self) -> None:
         """Listen and serve until told to stop."""
-        stopping = asyncio.Event()
+        stopping = self._stopping
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stopping.set)
+            loop.add_signal_handler(number, self.stop)
         loop.add_signal_handler(signal.SIGHUP, self._read_again)
         with ExitStack() as held:
             app = create_app(self.parts())
+            limits = self.config.limits
+            places = Places(limits.admin_connections, limits.admin_connections_per_address)
+            admin = listen.open_tcp(self.config.listen.admin, "listen.admin")
             sockets = [
-                held.enter_context(listen.open_tcp(self.config.listen.admin, "listen.admin")),
+                held.enter_context(BoundedListener(admin, places, self.metrics.connections_refused.inc)),
                 held.enter_context(listen.open_unix(self.config.listen.admin_socket)),
             ]
             held.callback(self.config.listen.admin_socket.unlink, missing_ok=True)
-            tls = listen.server_tls(self.certificate.current())
-            apis = [listen.ApiServer(app, tls), listen.ApiServer(LocalSocket(app))]
+            tls = listen.server_tls(self.certificate.current(), self.config.admin.client_ca)
+            apis = [ApiServer(app, limits, tls), ApiServer(LocalSocket(app), limits)]
             grpcs = self._grpc_servers()
             async with asyncio.TaskGroup() as group:
                 parts = [
@@ -169,6 +176,9 @@ class Controller:
                     group.create_task(_endless("observed calls", self.observations.run(), stopping)),
                     group.create_task(_endless("server certificate", self._follow_certificate(tls), stopping)),
                     group.create_task(_endless("rotation", self.rotation.run(), stopping)),
+                    group.create_task(
+                        _endless("audit", keep_bounded(self.store, self.config.audit, utc_now), stopping)
+                    ),
                 ]
                 for api, opened in zip(apis, sockets, strict=True):
                     group.create_task(_endless("admin API", api.serve(sockets=[opened]), stopping))
@@ -181,10 +191,14 @@ class Controller:
                 _log.info("stopping")
                 for api in apis:
                     api.stop()
-                await asyncio.gather(*(server.stop(listen.GRACE_S) for server in grpcs))
+                await asyncio.gather(*(server.stop(GRACE_S) for server in grpcs))
                 for part in parts:
                     part.cancel()
         _log.info("stopped")
+
+    def stop(self) -> None:
+        """Let `run` end."""
+        self._stopping.set()
 
     def _say_ready(self) -> None:
         self.ready = True
@@ -233,13 +247,13 @@ class Controller:
     def _grpc_servers(self) -> tuple[grpc.aio.Server, grpc.aio.Server]:
         registered = self.registrar.registered
         life = timedelta(hours=self.config.certificates.leaf_hours)
-        registrar = self.registrar
+        registrar, limits = self.registrar, self.config.limits
         issuing = Issuing(self.authority, self.store, registrar.states, registrar, registrar.enrolments, utc_now, life)
         quarantine = Quarantine(registrar.enrolments, registrar.deny, self.config.clones.action, utc_now)
         peers = Peers(self.store, self.config.trust_domain, registered, utc_now, registrar.enrolments, quarantine)
         calls = [CountCalls(self.metrics)]
 
-        agents = listen.grpc_server(listen.AGENTS_RECEIVE_BYTES, calls)
+        agents = listen.grpc_server(listen.agents_options(limits), calls)
         agents.add_generic_rpc_handlers((AdsServer(self.hub, peers.name_of, quarantine.seen).handler(),))
         add_IdentityServicer_to_server(IdentityServicer(issuing, peers, self._identities_on), agents)
         reporting = ReportingServicer(
@@ -255,7 +269,7 @@ class Controller:
         agents_credentials = self.certificate.credentials(client_certificates=True)
         listen.open_grpc(agents, self.config.listen.agents, "listen.agents", agents_credentials)
 
-        join = listen.grpc_server(listen.JOIN_RECEIVE_BYTES, calls)
+        join = listen.grpc_server(listen.join_options(limits), calls)
         agents_endpoints = called_at(self.config.listen.agents, self.config.addresses)
         add_EnrolmentServicer_to_server(EnrolmentServicer(issuing, agents_endpoints), join)
         join_credentials = self.certificate.credentials(client_certificates=False)

@@ -6,22 +6,16 @@ import errno
 import os
 import socket
 import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
 import grpc
-import uvicorn
-from starlette.types import ASGIApp
 
 from hostmesh_controller.authority_server import ServerCertificate, ServerKeyPair
 from hostmesh_controller.config import Endpoint
-
-_MIB: Final = 1024 * 1024
-GRACE_S: Final = 2.0
-"""How long calls in progress may take to end when the controller stops."""
-_BACKLOG: Final = 2048
+from hostmesh_controller.limits import Limits
 
 GRPC_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     # A second controller on the port must fail, not silently share it.
@@ -36,25 +30,52 @@ GRPC_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.keepalive_permit_without_calls", 1),
     # Agents may ask this often.
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-    ("grpc.max_concurrent_streams", 128),
     # gRPC measures the bandwidth with a ping for each message it reads: 39 bytes each way for every acknowledgement.
     ("grpc.http2.bdp_probe", 0),
 )
-AGENTS_RECEIVE_BYTES: Final = 8 * _MIB
-"""A host that asks for its 50,000 names again at once sends about 4 MiB."""
-JOIN_RECEIVE_BYTES: Final = 64 * 1024
-"""A certificate request and facts; whoever sends it is not known yet."""
 
 
 class ListenError(Exception):
     """A port or socket cannot be opened; the text says which, why, and what to do."""
 
 
+def agents_options(limits: Limits) -> list[tuple[str, int]]:
+    """Return gRPC's options for the port of hosts that have joined."""
+    return [
+        *_options(limits),
+        ("grpc.max_receive_message_length", limits.agents_message_bytes),
+        ("grpc.max_concurrent_streams", limits.agents_streams_per_connection),
+        ("grpc.max_allowed_incoming_connections", limits.agents_connections),
+    ]
+
+
+def join_options(limits: Limits) -> list[tuple[str, int]]:
+    """Return gRPC's options for the port that anybody may call: a connection is for one call, and ends soon."""
+    return [
+        *_options(limits),
+        ("grpc.max_receive_message_length", limits.join_message_bytes),
+        ("grpc.max_concurrent_streams", limits.join_streams_per_connection),
+        ("grpc.max_allowed_incoming_connections", limits.join_connections),
+        ("grpc.max_connection_idle_ms", limits.join_idle_s * 1000),
+        ("grpc.max_connection_age_ms", limits.join_age_s * 1000),
+        ("grpc.max_connection_age_grace_ms", limits.join_idle_s * 1000),
+    ]
+
+
+def _options(limits: Limits) -> list[tuple[str, int]]:
+    return [
+        *GRPC_OPTIONS,
+        ("grpc.server_handshake_timeout_ms", limits.handshake_s * 1000),
+        # Beyond the soft limit gRPC refuses by chance, from the hard one on always.
+        ("grpc.max_metadata_size", limits.metadata_bytes),
+        ("grpc.absolute_max_metadata_size", limits.metadata_bytes),
+    ]
+
+
 def grpc_server(
-    receive_bytes: int, interceptors: "Sequence[grpc.aio.ServerInterceptor[Any, Any]]" = ()
+    options: Sequence[tuple[str, int]], interceptors: "Sequence[grpc.aio.ServerInterceptor[Any, Any]]" = ()
 ) -> grpc.aio.Server:
-    options = [*GRPC_OPTIONS, ("grpc.max_receive_message_length", receive_bytes)]
-    return grpc.aio.server(options=options, interceptors=list(interceptors))
+    return grpc.aio.server(options=list(options), interceptors=list(interceptors))
 
 
 def open_grpc(server: grpc.aio.Server, endpoint: Endpoint, setting: str, credentials: grpc.ServerCredentials) -> None:
@@ -138,38 +159,27 @@ def _answers(path: Path) -> bool:
         return True
 
 
-class ApiServer(uvicorn.Server):
-    """uvicorn inside our event loop: signals are ours, the socket is open already."""
+def server_tls(pair: ServerKeyPair, client_ca: Path | None = None) -> ssl.SSLContext:
+    """Return TLS 1.3 without resumption: each connection proves anew who it is.
 
-    def __init__(self, app: ASGIApp, tls: ssl.SSLContext | None = None) -> None:
-        config = uvicorn.Config(
-            app,
-            http="h11",
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            backlog=_BACKLOG,
-            timeout_graceful_shutdown=int(GRACE_S),
-        )
-        config.load()
-        config.ssl = tls
-        super().__init__(config)
+    Args:
+        pair: what to present.
+        client_ca: PEM of the CA whose certificates clients may show; None: none is asked for.
 
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    def stop(self) -> None:
-        self.should_exit = True
-
-
-def server_tls(pair: ServerKeyPair) -> ssl.SSLContext:
+    Raises:
+        ListenError: the CA cannot be read.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.num_tickets = 0
+    context.options |= ssl.OP_NO_TICKET
     load_pair(context, pair)
+    if client_ca is not None:
+        context.verify_mode = ssl.CERT_OPTIONAL
+        try:
+            context.load_verify_locations(client_ca)
+        except (OSError, ssl.SSLError) as error:
+            raise ListenError(f"admin.client_ca: {client_ca} cannot be used: {error}") from error
     return context
 
 

@@ -77,6 +77,16 @@ class Metrics:
             ["result"],
             registry=self._registry,
         )
+        self.denials_not_kept = Counter(
+            "hostmesh_controller_denials_not_kept",
+            "Refusals to callers of the admin API that were too many for the audit log.",
+            registry=self._registry,
+        )
+        self.connections_refused = Counter(
+            "hostmesh_controller_connections_refused",
+            "Connections to the admin port beyond its limits.",
+            registry=self._registry,
+        )
         build = Gauge("hostmesh_controller_build_info", "The running version.", ["version"], registry=self._registry)
         build.labels(build_version()).set(1)
         self._registry.register(self._readings)

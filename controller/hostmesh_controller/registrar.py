@@ -43,6 +43,10 @@ _NOTHING_KNOWN: Final = HostRuntime()
 
 _log = structlog.stdlib.get_logger(__name__)
 
+Guard = Callable[[Iterable[tuple[ObjectKey, ApiObject | None]], World], None]
+"""Raises what ends a write that the caller must not make: each key with its new object (None: deleted), and what is
+stored. It is asked when it is the write's turn, so that nothing changes between the judgement and the write."""
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -153,13 +157,16 @@ class Registrar:
         mesh = await asyncio.to_thread(self._build)
         self._hub.publish(mesh, Touched(everything=True), revision)
 
-    async def apply(self, documents: Documents, *, actor: str, dry_run: bool = False) -> Outcome:
+    async def apply(
+        self, documents: Documents, *, actor: str, dry_run: bool = False, guard: Guard | None = None
+    ) -> Outcome:
         """Create or change objects: all of them, or none if one is refused. Members follow their WorkloadGroups.
 
         Raises:
             StoreError: nothing was changed.
         """
         async with self._writing:
+            self._ask(guard, documents)
             return await self._apply(documents, actor, dry_run=dry_run)
 
     async def _apply(self, documents: Documents, actor: str, *, dry_run: bool = False) -> Outcome:
@@ -170,6 +177,10 @@ class Registrar:
         puts = [Put(item.key, item.to_dict()) for item in planned.objects]
         await self._commit([*puts, *map(Delete, planned.deletes)], planned.objects, actor)
         return Outcome(planned.review, changes, self._revision)
+
+    def _ask(self, guard: Guard | None, documents: Documents) -> None:
+        if guard is not None:
+            guard(((each.key, each) for each in documents.objects), self._world)
 
     async def _planned(self, documents: Documents) -> Planned:
         whole, deletes = self._with_members(documents)
@@ -182,12 +193,13 @@ class Registrar:
         whole = Documents(documents.objects + derived.puts, documents.problems + derived.problems)
         return whole, tuple(derived.deletes)
 
-    async def preview(self, documents: Documents) -> tuple[Outcome, tuple[Effect, ...]]:
+    async def preview(self, documents: Documents, *, guard: Guard | None = None) -> tuple[Outcome, tuple[Effect, ...]]:
         """Tell what applying documents would change, down to the resources of the proxies that are connected now.
 
         New services are shown with virtual addresses that are free; which ones they get is decided by applying.
         """
         async with self._writing:
+            self._ask(guard, documents)
             planned = await self._planned(documents)
             changes = planned.changes(self._objects)
             outcome = Outcome(planned.review, changes, self._revision)
@@ -252,7 +264,9 @@ class Registrar:
         else:
             await self.delete([ObjectKey("Host", "", host)], actor=f"host:{host}", ignore_missing=True)
 
-    async def delete(self, keys: Sequence[ObjectKey], *, actor: str, ignore_missing: bool = False) -> Outcome:
+    async def delete(
+        self, keys: Sequence[ObjectKey], *, actor: str, ignore_missing: bool = False, guard: Guard | None = None
+    ) -> Outcome:
         """Delete objects: all of them, or none if one is missing or must stay.
 
         A host whose Host object goes is out of the mesh: its stream is cut, its certificates are forgotten, and with a
@@ -263,6 +277,8 @@ class Registrar:
             StoreError: nothing was changed, or a deleted host was not forgotten; it cannot come back all the same.
         """
         async with self._writing:
+            if guard is not None:
+                guard(((key, None) for key in keys), self._world)
             missing = [key for key in keys if key not in self._objects]
             if missing and not ignore_missing:
                 raise MissingError(missing)

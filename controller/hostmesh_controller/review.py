@@ -11,6 +11,7 @@ from hostmesh_controller.checks.world import World
 from hostmesh_controller.load import Problem, Severity, load_documents
 from hostmesh_controller.model import ApiObject, ObjectKey, path_text, read_document
 from hostmesh_controller.validate import validate, validate_deletion
+from hostmesh_controller.yaml_nodes import DEFAULT_LIMITS, Limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,17 +38,18 @@ class UnreadableError(Exception):
     """The store holds an object that this version does not understand."""
 
 
-def read(sources: Iterable[tuple[str, str]], namespace: str) -> Documents:
+def read(sources: Iterable[tuple[str, str]], namespace: str, limits: Limits = DEFAULT_LIMITS) -> Documents:
     """Read texts of YAML or JSON.
 
     Args:
         sources: name, for messages, and text.
         namespace: of objects that name none.
+        limits: how much each may cost.
     """
     objects: list[ApiObject] = []
     problems: list[Problem] = []
     for name, text in sources:
-        found, wrong = load_documents(text, name, namespace)
+        found, wrong = load_documents(text, name, namespace, limits=limits)
         objects += found
         problems += wrong
     return Documents(tuple(objects), tuple(problems))

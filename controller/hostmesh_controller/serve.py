@@ -3,12 +3,17 @@
 import os
 import socket
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Final, NoReturn
 
 import typer
 
+from hostmesh_api.wire import CIPHERS_VARIABLE, NO_CIPHERS_BEFORE_TLS_1_3
+from hostmesh_controller.access import check_grants
+from hostmesh_controller.client_rules import ClientRule
 from hostmesh_controller.config import DEFAULT_PATH, Config, ConfigError, load_config, parse_config
+from hostmesh_controller.grants import grants_text
 from hostmesh_controller.mesh_file import load_mesh_file
 
 app = typer.Typer(
@@ -34,6 +39,7 @@ def run(config: ConfigPath = None) -> None:
     """Run the controller in the foreground until SIGTERM."""
     # gRPC's core writes lines of its own between ours; what fails reaches us as a status.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    os.environ[CIPHERS_VARIABLE] = NO_CIPHERS_BEFORE_TLS_1_3
     _allow_many_connections()
     import asyncio
 
@@ -48,7 +54,7 @@ def run(config: ConfigPath = None) -> None:
     from hostmesh_controller.store import StoreError
 
     loaded = _load(config)
-    _check_mesh_file(loaded)
+    _check_files(loaded)
     log.configure(loaded.log.level)
     # Whatever the controller writes is its own.
     os.umask(0o077)
@@ -74,7 +80,7 @@ def _allow_many_connections() -> None:
 def check(config: ConfigPath = None) -> None:
     """Read the configuration and say what holds."""
     loaded = _load(config)
-    _check_mesh_file(loaded)
+    _check_files(loaded)
     for name, value in (
         ("state_dir", loaded.state_dir),
         ("trust_domain", loaded.trust_domain),
@@ -89,8 +95,18 @@ def check(config: ConfigPath = None) -> None:
         ("log.level", loaded.log.level),
         ("root_namespace", loaded.root_namespace),
         ("mesh_config", loaded.mesh_config or "none"),
+        ("admin.client_ca", loaded.admin.client_ca or "none"),
+        *((f"admin.client {number}", _client(each)) for number, each in enumerate(loaded.admin.clients, 1)),
+        ("audit.keep_days", loaded.audit.keep_days),
+        ("audit.keep_records", loaded.audit.keep_records),
+        *((f"limits.{name}", value) for name, value in asdict(loaded.limits).items()),
     ):
         typer.echo(f"{name} = {value}")
+
+
+def _client(rule: ClientRule) -> str:
+    wanted = ", ".join(f"{field}={pattern}" for field, pattern in rule.wanted)
+    return f"{wanted} is {rule.name or 'who it names'}: {grants_text(rule.grants)}"
 
 
 @app.command("version")
@@ -123,7 +139,11 @@ def _load(path: Path | None) -> Config:
         _fail("\n".join(error.problems))
 
 
-def _check_mesh_file(config: Config) -> None:
+def _check_files(config: Config) -> None:
+    for rule in config.admin.clients:
+        problem = check_grants(rule.grants, config.root_namespace)
+        if problem is not None:
+            _fail(f"admin.client: {problem}")
     try:
         load_mesh_file(config)
     except ConfigError as error:

@@ -8,17 +8,18 @@ from typing import Any
 import pytest
 
 from hostmesh_controller.api.app import roles
-from hostmesh_controller.api.bounds import MAX_BODY_BYTES, depth_of
+from hostmesh_controller.api.bounds import depth_of
+from hostmesh_controller.limits import Limits
 from running_controller import running_app
 from shop import HOST, ROUTE, SERVICE
 
 
 async def test_a_body_that_is_too_large_is_refused_unread(tmp_path: Path) -> None:
     async with running_app(tmp_path) as app:
-        declared = await app.root.post("/v1/apply", content=b"x" * (MAX_BODY_BYTES + 1))
+        declared = await app.root.post("/v1/apply", content=b"x" * (Limits().request_bytes + 1))
 
         async def endless() -> Any:
-            for _ in range(MAX_BODY_BYTES // 65536 + 2):
+            for _ in range(Limits().request_bytes // 65536 + 2):
                 yield b"x" * 65536
 
         streamed = await app.root.post("/v1/apply", content=endless())

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from hostmesh_controller.api import authority, documents, errors, explain, hosts, objects, operations, proxies, tokens
 from hostmesh_controller.api.bounds import BoundedBody
+from hostmesh_controller.api.denials import Denials
 from hostmesh_controller.api.parts import Parts
 from hostmesh_controller.api.principals import RequireRole, Role
 from hostmesh_controller.metrics import build_version
@@ -27,6 +28,9 @@ ROUTERS: Final = (
 )
 
 
+METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE"})
+
+
 def create_app(parts: Parts) -> FastAPI:
     """Return the API over `parts`. Requests over the unix socket must come through `principals.LocalSocket`."""
     app = FastAPI(
@@ -37,7 +41,7 @@ def create_app(parts: Parts) -> FastAPI:
         redoc_url=None,
     )
     app.state.parts = parts
-    errors.install(app)
+    errors.install(app, Denials(parts).note)
     for router in ROUTERS:
         app.include_router(router)
 
@@ -52,9 +56,11 @@ def create_app(parts: Parts) -> FastAPI:
             route = request.scope.get("route")
             path = route.path if isinstance(route, APIRoute) else "other"
             role = getattr(request.state, "role", "none")
-            parts.metrics.api_requests.labels(request.method, path, role, code).inc()
+            # The method is the caller's word: made-up ones must not make up series.
+            method = request.method if request.method in METHODS else "other"
+            parts.metrics.api_requests.labels(method, path, role, code).inc()
 
-    app.add_middleware(BoundedBody)
+    app.add_middleware(BoundedBody, limits=parts.config.limits)
     return app
 
 

@@ -44,19 +44,19 @@ async def show(parts: Using, _who: Admin) -> dict[str, Any]:
 @router.post("/prepare")
 async def prepare(parts: Using, who: Admin) -> dict[str, Any]:
     """Have every host trust a new root, which signs nothing yet."""
-    return taken_body(await _answered(parts.rotation.prepare(actor=who.name)))
+    return taken_body(await _answered(parts.rotation.prepare(actor=who.actor)))
 
 
 @router.post("/activate")
 async def activate(request: ActivateRequest, parts: Using, who: Admin) -> dict[str, Any]:
     """Let the prepared root sign; refused while a connected host does not trust it, unless forced."""
-    return taken_body(await _answered(parts.rotation.activate(actor=who.name, force=request.force)))
+    return taken_body(await _answered(parts.rotation.activate(actor=who.actor, force=request.force)))
 
 
 @router.post("/taint")
 async def taint(request: TaintRequest, parts: Using, who: Admin) -> dict[str, Any]:
     """Have every certificate of an old root renewed at once."""
-    step = parts.rotation.taint(request.root, actor=who.name, within=timedelta(seconds=request.within_s))
+    step = parts.rotation.taint(request.root, actor=who.actor, within=timedelta(seconds=request.within_s))
     body = taken_body(await _answered(step))
     return {**body, "holders": await _holders(parts, body["fingerprint"])}
 
@@ -64,7 +64,7 @@ async def taint(request: TaintRequest, parts: Using, who: Admin) -> dict[str, An
 @router.post("/revoke")
 async def revoke(request: RevokeRequest, parts: Using, who: Admin) -> dict[str, Any]:
     """Take a root from all bundles; refused while a host has certificates of it, unless forced."""
-    step = parts.rotation.revoke(request.root, actor=who.name, force=request.force, compromised=request.compromised)
+    step = parts.rotation.revoke(request.root, actor=who.actor, force=request.force, compromised=request.compromised)
     return taken_body(await _answered(step))
 
 

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hostmesh_controller.changes import Change
 from hostmesh_controller.enrolments import MAX_REASON_CHARS
+from hostmesh_controller.grants import MAX_GRANTS, MAX_NAMES, Grant, Role, checked, parse_grant
 from hostmesh_controller.model import ObjectKey
 from hostmesh_controller.model.redaction import redacted
 from hostmesh_controller.store import ApiTokenRecord, AuditRecord, StoredObject, TokenRecord
@@ -72,9 +73,33 @@ class TokenRequest(Request):
 
 
 class ApiTokenRequest(Request):
+    """One grant (`role` in `namespaces` for `kinds`; empty: all), or several as text: `editor:shop:VirtualService`."""
+
     name: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9._@-]+$")]
-    role: Annotated[str, Field(pattern="^(viewer|editor|admin)$")]
+    role: Annotated[str | None, Field(pattern=r"^(viewer|editor|admin)$")] = None
+    namespaces: Annotated[list[str], Field(max_length=MAX_NAMES)] = Field(default_factory=list)
+    kinds: Annotated[list[str], Field(max_length=MAX_NAMES)] = Field(default_factory=list)
+    grants: Annotated[list[str], Field(max_length=MAX_GRANTS)] = Field(default_factory=list)
     ttl_s: Annotated[int | None, Field(ge=10, le=MAX_API_TTL_S)] = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> "ApiTokenRequest":
+        if bool(self.role) == bool(self.grants):
+            raise ValueError("give one of role and grants")
+        if self.grants and (self.namespaces or self.kinds):
+            raise ValueError("namespaces and kinds go with role: each of grants has its own")
+        self.parsed()
+        return self
+
+    def parsed(self) -> tuple[Grant, ...]:
+        """Return the grants.
+
+        Raises:
+            ValueError: one of them is none.
+        """
+        if self.role is None:
+            return tuple(map(parse_grant, self.grants))
+        return (checked(Role[self.role.upper()], self.namespaces, self.kinds),)
 
 
 class NamedPort(Request):
@@ -165,9 +190,12 @@ def api_token_body(token: ApiTokenRecord, now: datetime) -> dict[str, Any]:
         "id": token.id,
         "name": token.name,
         "role": token.role,
+        "grants": (token.grants or token.role).split(),
         "state": "revoked" if token.revoked_at is not None else "expired" if expired else "open",
         "created_at": moment(token.created_at),
+        "created_by": token.created_by or None,
         "expires_at": moment(token.expires_at),
+        "last_used_at": moment(token.last_used_at),
     }
 
 
@@ -176,6 +204,11 @@ def audit_body(record: AuditRecord) -> dict[str, Any]:
         "id": record.id,
         "at": moment(record.at),
         "actor": record.actor,
+        "way": record.way or None,
+        "proof": record.proof or None,
+        "address": record.address or None,
+        "result": record.result,
+        "reason": record.reason or None,
         "action": record.action,
         **key_body(record.key),
         "object": "/".join(part for part in (record.key.kind.lower(), record.key.namespace, record.key.name) if part),

@@ -2,35 +2,30 @@
 
 import asyncio
 from http import HTTPStatus
-from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hostmesh_controller.api.errors import error_response
-
-MAX_BODY_BYTES: Final = 8 * 1024 * 1024
-BODY_S: Final = 30.0
-"""A caller that sends slower than 8 MiB in this time holds a connection for nothing."""
-MAX_DEPTH: Final = 64
-"""Deepest nesting accepted. Istio's deepest object has about 15 levels."""
+from hostmesh_controller.limits import Limits
 
 
 class BoundedBody:
-    """ASGI middleware: reads a request's body whole, refuses it at `limit_bytes`, hands it on as one message."""
+    """ASGI middleware: reads a request's body whole, refuses what is too large or slow, hands it on as one message."""
 
-    def __init__(self, app: ASGIApp, limit_bytes: int = MAX_BODY_BYTES) -> None:
+    def __init__(self, app: ASGIApp, limits: Limits) -> None:
         self._app = app
-        self._limit_bytes = limit_bytes
+        self._limit_bytes = limits.request_bytes
+        self._limit_s = limits.request_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         try:
-            async with asyncio.timeout(BODY_S):
+            async with asyncio.timeout(self._limit_s):
                 body = await self._read(scope, receive)
         except TimeoutError:
-            message = f"the request did not come whole within {BODY_S:.0f} s"
+            message = f"the request did not come whole within {self._limit_s} s"
             await error_response(HTTPStatus.REQUEST_TIMEOUT, "too_slow", message)(scope, receive, send)
             return
         if body is None:

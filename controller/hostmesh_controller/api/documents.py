@@ -2,39 +2,41 @@
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import APIRouter
 
+from hostmesh_controller.access import refusal
 from hostmesh_controller.api.bodies import ApplyRequest, DeleteRequest, Documents, change_body
-from hostmesh_controller.api.bounds import MAX_DEPTH, depth_of
+from hostmesh_controller.api.bounds import depth_of
 from hostmesh_controller.api.effects import effects_body
 from hostmesh_controller.api.errors import ApiError
 from hostmesh_controller.api.parts import Parts, Using
-from hostmesh_controller.api.principals import Editor, Principal, Role, Viewer
+from hostmesh_controller.api.principals import Editor, Principal, Viewer
+from hostmesh_controller.checks.world import World
+from hostmesh_controller.impact import Effect
+from hostmesh_controller.limits import Limits
 from hostmesh_controller.load import Problem
-from hostmesh_controller.model import KINDS, ObjectKey
+from hostmesh_controller.model import KINDS, ApiObject, ObjectKey
 from hostmesh_controller.model.redaction import redacted
-from hostmesh_controller.registrar import MissingError, Outcome
+from hostmesh_controller.registrar import Guard, MissingError, Outcome
 from hostmesh_controller.review import Documents as Read
 from hostmesh_controller.review import problem_body, read, read_one
+from hostmesh_controller.yaml_nodes import Limits as YamlLimits
 
 router = APIRouter(prefix="/v1", tags=["documents"])
-
-GUARDED_KINDS = frozenset({"Host"})
-"""Kinds that give a machine an identity: for administrators."""
 
 
 @router.post("/apply")
 async def apply(request: ApplyRequest, parts: Using, who: Editor) -> dict[str, Any]:
     """Create or change objects, all of them or none."""
     documents = await _read(parts, request)
-    guard(who, (each.key for each in documents.objects))
     if request.dry_run:
-        outcome, effects = await parts.registrar.preview(documents)
-        return {**outcome_body(outcome), **effects_body(effects)}
-    return outcome_body(await parts.registrar.apply(documents, actor=who.name))
+        outcome, effects = await parts.registrar.preview(documents, guard=writing(who))
+        return {**outcome_body(outcome), **effects_body(seen_effects(parts, who, effects))}
+    return outcome_body(await parts.registrar.apply(documents, actor=who.actor, guard=writing(who)))
 
 
 @router.post("/validate")
@@ -49,10 +51,18 @@ async def validate(request: Documents, parts: Using, _who: Viewer) -> dict[str, 
 
 
 @router.post("/diff")
-async def diff(request: Documents, parts: Using, _who: Viewer) -> dict[str, Any]:
+async def diff(request: Documents, parts: Using, who: Viewer) -> dict[str, Any]:
     """Tell what apply would change: each object before and after, and each resource of the connected proxies."""
-    outcome, effects = await parts.registrar.preview(await _read(parts, request))
-    body = {**outcome_body(outcome), **await asyncio.to_thread(effects_body, effects, whole=True)}
+    documents = await _read(parts, request)
+    for each in documents.objects:
+        readable(who, each.key)
+    outcome, effects = await parts.registrar.preview(documents)
+    # What a proxy holds is of all namespaces that it serves and calls.
+    whole = who.namespaces is None
+    body = {
+        **outcome_body(outcome),
+        **await asyncio.to_thread(effects_body, seen_effects(parts, who, effects), whole=whole),
+    }
     body["objects"] = [
         {**change_body(each), "before": _shown(each.before), "after": _shown(each.after)} for each in outcome.changes
     ]
@@ -75,9 +85,9 @@ async def delete(request: DeleteRequest, parts: Using, who: Editor) -> dict[str,
 
 
 async def delete_keys(parts: Using, who: Principal, keys: list[ObjectKey], *, ignore_missing: bool) -> dict[str, Any]:
-    guard(who, keys)
     try:
-        return outcome_body(await parts.registrar.delete(keys, actor=who.name, ignore_missing=ignore_missing))
+        outcome = await parts.registrar.delete(keys, actor=who.actor, ignore_missing=ignore_missing, guard=writing(who))
+        return outcome_body(outcome)
     except MissingError as error:
         raise ApiError(HTTPStatus.NOT_FOUND, "not_found", str(error)) from error
 
@@ -103,15 +113,39 @@ def refuse(problems: Sequence[Problem]) -> None:
         raise ApiError(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid", f"refused, nothing was changed: {count}", problems)
 
 
-def guard(who: Principal, keys: Iterable[ObjectKey]) -> None:
-    """Keep kinds that give machines an identity from all but administrators."""
-    guarded = sorted({key.kind for key in keys if key.kind in GUARDED_KINDS})
-    if guarded and who.role < Role.ADMIN:
-        raise ApiError(
-            HTTPStatus.FORBIDDEN,
-            "forbidden",
-            f"{who.name} has the role {who.role.name.lower()}; objects of kind {', '.join(guarded)} need admin",
-        )
+def writing(who: Principal) -> Guard:
+    """Return what ends a write of which one object is not the caller's to write; see `access`."""
+
+    def guard(changes: Iterable[tuple[ObjectKey, ApiObject | None]], world: World) -> None:
+        for key, after in changes:
+            problem = refusal(who.grants, key, world.objects.get(key), after, world)
+            if problem is not None:
+                message = f"{who.name} has the role {who.role.word}; {problem}"
+                raise ApiError(HTTPStatus.FORBIDDEN, "forbidden", message, key=key)
+
+    return guard
+
+
+def readable(who: Principal, key: ObjectKey) -> None:
+    """Raise the refusal of an object that the caller may not read, whether it is there or not."""
+    if not who.reads(key.namespace):
+        where = f"namespace {key.namespace!r}" if key.namespace else "what is in no namespace"
+        raise ApiError(HTTPStatus.FORBIDDEN, "forbidden", f"{who.name} has no grant to read {where}", key=key)
+
+
+def sees_host(parts: Parts, who: Principal, host: str) -> bool:
+    """Tell whether a caller may know of a host: one with a workload in a namespace that they read."""
+    return who.namespaces is None or any(
+        who.reads(each.key.namespace) for each in parts.registrar.mesh.workloads_of(host)
+    )
+
+
+def seen_effects(parts: Parts, who: Principal, effects: Sequence[Effect]) -> list[Effect]:
+    """Return what a change does to the proxies that the caller may know of."""
+    if who.namespaces is None:
+        return list(effects)
+    shown = (replace(each, hosts=tuple(host for host in each.hosts if sees_host(parts, who, host))) for each in effects)
+    return [each for each in shown if each.hosts]
 
 
 def key_of(kind: str, namespace: str, name: str) -> ObjectKey:
@@ -133,15 +167,30 @@ def key_of(kind: str, namespace: str, name: str) -> ObjectKey:
 
 
 async def _read(parts: Parts, request: Documents) -> Read:
+    limits = parts.config.limits
     for document in request.documents:
-        if depth_of(document) > MAX_DEPTH:
-            message = f"a document is nested deeper than {MAX_DEPTH} levels"
-            raise ApiError(HTTPStatus.UNPROCESSABLE_ENTITY, "too_deep", message)
-    return await asyncio.get_running_loop().run_in_executor(parts.reading, _parse, request)
+        shallow(document, limits)
+    size_bytes = sum(len(each.text.encode("utf-8", "surrogatepass")) for each in request.sources)
+    if size_bytes > limits.document_bytes:
+        message = f"{size_bytes} bytes of YAML, more than {limits.document_bytes}; send fewer documents at a time"
+        raise ApiError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large", message)
+    found = await asyncio.get_running_loop().run_in_executor(parts.reading, _parse, request, limits)
+    if len(found.objects) > limits.documents:
+        message = f"more than {limits.documents} documents; send fewer at a time"
+        raise ApiError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large", message)
+    return found
 
 
-def _parse(request: Documents) -> Read:
-    found = read(((each.name, each.text) for each in request.sources), request.namespace)
+def shallow(document: object, limits: Limits) -> None:
+    """Raise the refusal of a document that is nested too deep."""
+    if depth_of(document) > limits.document_depth:
+        message = f"a document is nested deeper than {limits.document_depth} levels"
+        raise ApiError(HTTPStatus.UNPROCESSABLE_ENTITY, "too_deep", message)
+
+
+def _parse(request: Documents, limits: Limits) -> Read:
+    bounds = YamlLimits(limits.document_bytes, limits.document_depth, limits.document_values, limits.documents)
+    found = read(((each.name, each.text) for each in request.sources), request.namespace, bounds)
     for index, document in enumerate(request.documents):
         one = read_one(document, f"documents[{index}]", request.namespace)
         found = Read(found.objects + one.objects, found.problems + one.problems)

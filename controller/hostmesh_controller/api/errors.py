@@ -1,7 +1,7 @@
 """Every error of the API has one shape: {"error": {"code", "message", "problems": [...]}}."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from http import HTTPStatus
 from typing import cast
 
@@ -13,6 +13,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from hostmesh_controller.load import Problem
+from hostmesh_controller.model import ObjectKey
 from hostmesh_controller.review import problem_body
 from hostmesh_controller.store import StoreError
 
@@ -22,15 +23,25 @@ _log = structlog.stdlib.get_logger(__name__)
 class ApiError(Exception):
     """A refusal that the caller can act on.
 
-    `code` is stable, for programs; `message` is a sentence with the cure, for people.
+    `code` is stable, for programs; `message` is a sentence with the cure, for people. `key` is the object that the
+    caller may not have, if it is about one.
     """
 
-    def __init__(self, status: HTTPStatus, code: str, message: str, problems: Sequence[Problem] = ()) -> None:
+    def __init__(
+        self,
+        status: HTTPStatus,
+        code: str,
+        message: str,
+        problems: Sequence[Problem] = (),
+        *,
+        key: ObjectKey | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
         self.message = message
         self.problems = tuple(problems)
+        self.key = key
 
 
 def error_response(status: HTTPStatus, code: str, message: str, problems: Iterable[dict[str, object]] = ()) -> Response:
@@ -40,11 +51,18 @@ def error_response(status: HTTPStatus, code: str, message: str, problems: Iterab
     return Response(json.dumps(body), status_code=status, headers=headers, media_type="application/json")
 
 
-def install(app: FastAPI) -> None:
-    """Make every error of `app` leave in the one shape, and no traceback with it."""
+def install(app: FastAPI, denied: "Callable[[Request, ApiError], Awaitable[None]]") -> None:
+    """Make every error of `app` leave in the one shape, and no traceback with it.
 
-    async def refused(_request: Request, error: Exception) -> Response:
+    Args:
+        app: whose errors.
+        denied: is told of what a caller may not do.
+    """
+
+    async def refused(request: Request, error: Exception) -> Response:
         refusal = cast("ApiError", error)
+        if refusal.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+            await denied(request, refusal)
         return error_response(refusal.status, refusal.code, refusal.message, map(problem_body, refusal.problems))
 
     async def malformed(_request: Request, error: Exception) -> Response:

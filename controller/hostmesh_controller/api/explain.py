@@ -32,9 +32,9 @@ class ExplainRequest(Request):
 
 
 @router.post("/explain")
-async def explain(request: ExplainRequest, parts: Using, _who: Viewer) -> dict[str, Any]:
+async def explain(request: ExplainRequest, parts: Using, who: Viewer) -> dict[str, Any]:
     """Tell which rule, listener, chain, route, cluster and endpoints a call meets, and why."""
-    proxy = proxy_body(await view_of(parts, request.host), parts.now())
+    proxy = proxy_body(await view_of(parts, who, request.host), parts.now())
     try:
         call = parse_call(request.target, method=request.method, headers=request.headers, address=request.address)
     except ValueError as error:

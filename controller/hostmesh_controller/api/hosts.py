@@ -7,11 +7,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 
 from hostmesh_controller.api.bodies import ExpelRequest, RegisterRequest
-from hostmesh_controller.api.documents import outcome_body
+from hostmesh_controller.api.documents import outcome_body, sees_host
 from hostmesh_controller.api.errors import ApiError
 from hostmesh_controller.api.fleet import HostView, host_body, host_details
 from hostmesh_controller.api.parts import Parts, Using
-from hostmesh_controller.api.principals import Admin, Viewer
+from hostmesh_controller.api.principals import Admin, Principal, Viewer
 from hostmesh_controller.api.tokens import join_string
 from hostmesh_controller.enrolments import Denial
 from hostmesh_controller.groups import MEMBER_OF
@@ -23,15 +23,15 @@ router = APIRouter(prefix="/v1", tags=["hosts"])
 
 
 @router.get("/hosts")
-async def list_hosts(parts: Using, _who: Viewer) -> dict[str, Any]:
-    """Every registered host."""
-    return {"items": [host_body(each) for each in await views(parts)]}
+async def list_hosts(parts: Using, who: Viewer) -> dict[str, Any]:
+    """Every registered host that the caller may know of."""
+    return {"items": [host_body(each) for each in await views(parts, who)]}
 
 
 @router.get("/hosts/{host}")
-async def show_host(host: str, parts: Using, _who: Viewer) -> dict[str, Any]:
+async def show_host(host: str, parts: Using, who: Viewer) -> dict[str, Any]:
     """One host, with its last report and its certificates."""
-    view = await view_of(parts, host)
+    view = await view_of(parts, who, host)
     return host_details(view, await asyncio.to_thread(parts.store.certificates, host))
 
 
@@ -44,7 +44,7 @@ async def remove_host(
 ) -> dict[str, Any]:
     """Put a host out of the mesh: its stream is cut, its certificates are forgotten."""
     try:
-        return outcome_body(await parts.registrar.remove_host(host, actor=who.name, workloads=workloads))
+        return outcome_body(await parts.registrar.remove_host(host, actor=who.actor, workloads=workloads))
     except MissingError as error:
         raise ApiError(HTTPStatus.NOT_FOUND, "not_found", str(error)) from error
 
@@ -53,23 +53,23 @@ async def remove_host(
 async def expel_host(host: str, request: ExpelRequest, parts: Using, who: Admin) -> dict[str, Any]:
     """Refuse a host everywhere at once: its stream, its certificates, its connections. It stays registered."""
     try:
-        await parts.registrar.deny(host, Denial.EXPELLED, request.reason, actor=who.name)
+        await parts.registrar.deny(host, Denial.EXPELLED, request.reason, actor=who.actor)
     except MissingError as error:
         raise ApiError(HTTPStatus.NOT_FOUND, "not_found", str(error)) from error
-    return host_body(await view_of(parts, host))
+    return host_body(await view_of(parts, host, who))
 
 
 @router.post("/hosts/{host}/readmit")
 async def readmit_host(host: str, parts: Using, who: Admin) -> dict[str, Any]:
     """Let a host that was expelled or quarantined join again, with a new token; what it had stays refused."""
     try:
-        readmitted = await parts.registrar.readmit(host, actor=who.name)
+        readmitted = await parts.registrar.readmit(host, actor=who.actor)
     except MissingError as error:
         raise ApiError(HTTPStatus.NOT_FOUND, "not_found", str(error)) from error
     if not readmitted:
         message = f"host {host!r} was neither expelled nor quarantined: there is nothing to undo"
         raise ApiError(HTTPStatus.CONFLICT, "not_denied", message)
-    return host_body(await view_of(parts, host))
+    return host_body(await view_of(parts, host, who))
 
 
 @router.post("/register")
@@ -79,7 +79,7 @@ async def register(request: RegisterRequest, parts: Using, who: Admin) -> dict[s
     for document in registration(request):
         one = read_one(document, "request", request.namespace or "default")
         found = Documents(found.objects + one.objects, found.problems + one.problems)
-    body = outcome_body(await parts.registrar.apply(found, actor=who.name))
+    body = outcome_body(await parts.registrar.apply(found, actor=who.actor))
     return {**body, **await join_string(parts, who, request.host, request.ttl_s)}
 
 
@@ -111,18 +111,22 @@ def registration(request: RegisterRequest) -> list[dict[str, Any]]:
     return [host, workload]
 
 
-async def views(parts: Parts) -> list[HostView]:
-    """Every registered host as the API tells of it, by name."""
+async def views(parts: Parts, who: Principal) -> list[HostView]:
+    """Every registered host that the caller may know of, as the API tells of it, by name."""
     proxies = {each.host: each for each in parts.hub.proxies()}
-    return [await _view(parts, item, proxies) for item in parts.registrar.objects("Host")]
+    found = [item for item in parts.registrar.objects("Host") if sees_host(parts, who, item.key.name)]
+    return [await _view(parts, item, proxies) for item in found]
 
 
-async def view_of(parts: Parts, host: str) -> HostView:
+async def view_of(parts: Parts, who: Principal, host: str) -> HostView:
     """One host.
 
     Raises:
-        ApiError: it is not registered.
+        ApiError: it is not registered, or not for the caller to know of.
     """
+    if not sees_host(parts, who, host):
+        message = f"{who.name} has no grant to read any namespace of the workloads of host {host!r}"
+        raise ApiError(HTTPStatus.FORBIDDEN, "forbidden", message, key=ObjectKey("Host", "", host))
     item = parts.registrar.get(ObjectKey("Host", "", host))
     if item is None:
         raise ApiError(HTTPStatus.NOT_FOUND, "not_found", f"host {host!r} is not registered; see: hostmesh host list")

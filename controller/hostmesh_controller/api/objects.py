@@ -7,8 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Query
 
 from hostmesh_controller.api.bodies import key_body, object_body
-from hostmesh_controller.api.bounds import MAX_DEPTH, depth_of
-from hostmesh_controller.api.documents import delete_keys, guard, key_of, outcome_body, refuse
+from hostmesh_controller.api.documents import delete_keys, key_of, outcome_body, readable, refuse, shallow, writing
 from hostmesh_controller.api.errors import ApiError
 from hostmesh_controller.api.parts import Using
 from hostmesh_controller.api.principals import Editor, Viewer
@@ -21,7 +20,7 @@ router = APIRouter(prefix="/v1/objects", tags=["objects"])
 @router.get("")
 async def list_objects(
     parts: Using,
-    _who: Viewer,
+    who: Viewer,
     kind: Annotated[str | None, Query()] = None,
     namespace: Annotated[str | None, Query(description="Objects of this namespace; - for those of none.")] = None,
 ) -> dict[str, Any]:
@@ -31,13 +30,14 @@ async def list_objects(
         raise ApiError(HTTPStatus.NOT_FOUND, "unknown_kind", f"unknown kind '{kind}'; known: {known}")
     place = "" if namespace == "-" else namespace
     found = await asyncio.to_thread(parts.store.objects, kind, place)
-    return {"items": [object_body(each) for each in found]}
+    return {"items": [object_body(each) for each in found if who.reads(each.key.namespace)]}
 
 
 @router.get("/{kind}/{namespace}/{name}")
-async def get_object(kind: str, namespace: str, name: str, parts: Using, _who: Viewer) -> dict[str, Any]:
+async def get_object(kind: str, namespace: str, name: str, parts: Using, who: Viewer) -> dict[str, Any]:
     """One object. The namespace of a kind that has none is written as "-"."""
     key = key_of(kind, namespace, name)
+    readable(who, key)
     found = await asyncio.to_thread(parts.store.get, key)
     if found is None:
         raise ApiError(HTTPStatus.NOT_FOUND, "not_found", f"not found: {key}")
@@ -50,17 +50,14 @@ async def put_object(
 ) -> dict[str, Any]:
     """Create or replace one object; its document must carry the key of the path."""
     key = key_of(kind, namespace, name)
-    guard(who, [key])
-    if depth_of(document) > MAX_DEPTH:
-        message = f"the document is nested deeper than {MAX_DEPTH} levels"
-        raise ApiError(HTTPStatus.UNPROCESSABLE_ENTITY, "too_deep", message)
+    shallow(document, parts.config.limits)
     documents = await asyncio.to_thread(read_one, document, "request", key.namespace or "default")
     refuse(documents.problems)
     if [each.key for each in documents.objects] != [key]:
         found = ", ".join(str(each.key) for each in documents.objects) or "nothing"
         message = f"the path names {key}, the document {found}"
         raise ApiError(HTTPStatus.BAD_REQUEST, "key_mismatch", message)
-    outcome = await parts.registrar.apply(documents, actor=who.name)
+    outcome = await parts.registrar.apply(documents, actor=who.actor, guard=writing(who))
     body = outcome_body(outcome)
     return {**key_body(key), "action": body["objects"][0]["action"], **{k: body[k] for k in ("revision", "warnings")}}
 

@@ -1,6 +1,7 @@
 """Health, metrics, version and audit."""
 
 import asyncio
+from datetime import timedelta
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ from hostmesh_controller.api.errors import ApiError
 from hostmesh_controller.api.parts import Using
 from hostmesh_controller.api.principals import Viewer
 from hostmesh_controller.metrics import CONTENT_TYPE, build_version
+from hostmesh_controller.store import AuditQuery
 
 router = APIRouter(tags=["operations"])
 open_router = APIRouter(tags=["operations"])
@@ -51,10 +53,29 @@ async def version(parts: Using, _who: Viewer) -> dict[str, Any]:
 @router.get("/v1/audit")
 async def audit(
     parts: Using,
-    _who: Viewer,
+    who: Viewer,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     before_id: Annotated[int | None, Query(le=2**63 - 1, ge=0, description="Only records older than this one.")] = None,
+    actor: Annotated[str | None, Query(max_length=256)] = None,
+    action: Annotated[str | None, Query(max_length=64)] = None,
+    kind: Annotated[str | None, Query(max_length=64)] = None,
+    namespace: Annotated[str | None, Query(max_length=64, description="- for what is in none.")] = None,
+    result: Annotated[str | None, Query(pattern="^(ok|denied)$")] = None,
+    since_s: Annotated[int | None, Query(ge=1, le=100 * 365 * 86_400, description="Only of the last so many.")] = None,
 ) -> dict[str, Any]:
-    """Who changed what, newest first."""
-    records = await asyncio.to_thread(lambda: parts.store.audit(limit, before_id=before_id))
+    """Who changed what, or was refused to, newest first; of the namespaces that the caller may read."""
+    namespaces = who.namespaces
+    if namespace is not None:
+        wanted = frozenset({"" if namespace == "-" else namespace})
+        namespaces = wanted if namespaces is None else wanted & namespaces
+    query = AuditQuery(
+        before_id=before_id,
+        actor=actor,
+        action=action,
+        kind=kind,
+        result=result,
+        since=None if since_s is None else parts.now() - timedelta(seconds=since_s),
+        namespaces=namespaces,
+    )
+    records = await asyncio.to_thread(lambda: parts.store.audit(limit, query=query))
     return {"items": [audit_body(each) for each in records]}

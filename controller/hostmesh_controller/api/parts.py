@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Annotated, cast
+from datetime import datetime, timedelta
+from typing import Annotated, Final, cast
 
 from fastapi import Depends, Request
 
@@ -15,6 +15,24 @@ from hostmesh_controller.observations import Observations
 from hostmesh_controller.registrar import Registrar
 from hostmesh_controller.rotation import RootRotation
 from hostmesh_controller.store import Store
+
+USE_KEPT: Final = timedelta(minutes=1)
+"""How exact the last use of an API token is known."""
+
+
+class Uses:
+    """When each API token was last kept as used: a write for each request would cost more than the request."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, datetime] = {}
+
+    def due(self, token_id: str, now: datetime) -> bool:
+        """Tell whether the use of a token has to be kept now."""
+        kept = self._kept.get(token_id)
+        if kept is not None and now - kept < USE_KEPT:
+            return False
+        self._kept[token_id] = now
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +50,7 @@ class Parts:
     reading: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, "documents"))
     """Where documents are read: one at a time, and not among the threads that agents' calls need. YAML can take 10 s
     for each MiB."""
+    uses: Uses = field(default_factory=Uses)
 
     @property
     def root_der(self) -> bytes:

@@ -10,11 +10,13 @@ import structlog
 from fastapi import APIRouter
 
 from hostmesh_api.joinstring import JoinString
+from hostmesh_controller.access import check_grants
 from hostmesh_controller.api.bodies import ApiTokenRequest, TokenRequest, api_token_body, token_body
 from hostmesh_controller.api.errors import ApiError
 from hostmesh_controller.api.parts import Parts, Using
 from hostmesh_controller.api.principals import Admin, Principal
 from hostmesh_controller.config import called_at
+from hostmesh_controller.grants import grants_text
 from hostmesh_controller.groups import group_key
 from hostmesh_controller.store import ApiTokenRecord, TokenRecord
 from hostmesh_controller.tokens import digest, new_group_token, new_token
@@ -47,9 +49,9 @@ async def list_tokens(parts: Using, _who: Admin) -> dict[str, Any]:
 @router.delete("/tokens/{token_id}")
 async def revoke_token(token_id: str, parts: Using, who: Admin) -> dict[str, Any]:
     """Make a join token useless."""
-    if not await asyncio.to_thread(parts.store.revoke_token, token_id, parts.now(), who.name):
+    if not await asyncio.to_thread(parts.store.revoke_token, token_id, parts.now(), who.actor):
         raise ApiError(HTTPStatus.NOT_FOUND, "not_found", f"no join token {token_id!r} that could still be used")
-    _log.info("join token revoked", actor=who.name, token_id=token_id)
+    _log.info("join token revoked", actor=who.actor, token_id=token_id)
     return {"id": token_id, "revoked": True}
 
 
@@ -57,17 +59,23 @@ async def revoke_token(token_id: str, parts: Using, who: Admin) -> dict[str, Any
 async def create_api_token(request: ApiTokenRequest, parts: Using, who: Admin) -> dict[str, Any]:
     """Make an API token; it is in this answer and never again."""
     now = parts.now()
+    grants = request.parsed()
+    problem = check_grants(grants, parts.config.root_namespace)
+    if problem is not None:
+        raise ApiError(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid", problem)
     token = secrets.token_urlsafe(_API_TOKEN_BYTES)
     record = ApiTokenRecord(
         id=secrets.token_hex(6),
         name=request.name,
-        role=request.role,
+        role=max(each.role for each in grants).word,
+        grants=grants_text(grants),
+        created_by=who.name,
         digest=digest(token),
         created_at=now,
         expires_at=now + timedelta(seconds=request.ttl_s) if request.ttl_s is not None else None,
     )
-    await asyncio.to_thread(parts.store.add_api_token, record, who.name)
-    _log.info("API token made", actor=who.name, token_id=record.id, name=record.name, role=record.role)
+    await asyncio.to_thread(parts.store.add_api_token, record, who.actor)
+    _log.info("API token made", actor=who.actor, token_id=record.id, name=record.name, grants=record.grants)
     return {**api_token_body(record, now), "token": token}
 
 
@@ -81,15 +89,15 @@ async def list_api_tokens(parts: Using, _who: Admin) -> dict[str, Any]:
 @router.delete("/api-tokens/{token_id}")
 async def revoke_api_token(token_id: str, parts: Using, who: Admin) -> dict[str, Any]:
     """Make an API token useless, at once."""
-    if not await asyncio.to_thread(parts.store.revoke_api_token, token_id, parts.now(), who.name):
+    if not await asyncio.to_thread(parts.store.revoke_api_token, token_id, parts.now(), who.actor):
         raise ApiError(HTTPStatus.NOT_FOUND, "not_found", f"no API token {token_id!r} that could still be used")
-    _log.info("API token revoked", actor=who.name, token_id=token_id)
+    _log.info("API token revoked", actor=who.actor, token_id=token_id)
     return {"id": token_id, "revoked": True}
 
 
 async def join_string(parts: Parts, who: Principal, host: str, ttl_s: int) -> dict[str, Any]:
     """Make a token for a host and wrap it up with all that the host needs to join."""
-    return await _keep(parts, *new_token(host, parts.now(), timedelta(seconds=ttl_s), who.name))
+    return await _keep(parts, *new_token(host, parts.now(), timedelta(seconds=ttl_s), who.actor))
 
 
 async def _group_join_string(parts: Parts, who: Principal, request: TokenRequest) -> dict[str, Any]:
@@ -104,7 +112,7 @@ async def _group_join_string(parts: Parts, who: Principal, request: TokenRequest
             (group.namespace, group.name),
             parts.now(),
             timedelta(seconds=request.ttl_s),
-            who.name,
+            who.actor,
             max_joins=request.max_joins,
             allowed=request.allowed_addresses,
         )

@@ -16,5 +16,7 @@ def main() -> None:
     try:
         app(prog_name="hostmesh")
     except CliError as error:
-        sys.stderr.write(f"{error}\n")
+        from hostmesh_controller.cli.output import note
+
+        note(str(error))
         sys.exit(1)

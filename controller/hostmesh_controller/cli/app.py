@@ -1,5 +1,6 @@
 """The tree of commands."""
 
+import os
 from typing import Annotated, Any
 
 import typer
@@ -69,11 +70,27 @@ def connect(
     ca: Annotated[
         str, typer.Option(envvar="HOSTMESH_CA", metavar="FILE", help="Root certificate (PEM) to trust for https.")
     ] = "",
-    token: Annotated[
-        str, typer.Option(envvar="HOSTMESH_TOKEN", hidden=True, help="API token; from the environment, not from flags.")
+    token_file: Annotated[
+        str,
+        typer.Option(
+            envvar="HOSTMESH_TOKEN_FILE",
+            metavar="FILE",
+            help="File with the API token; or HOSTMESH_TOKEN is the token.",
+        ),
     ] = "",
+    cert: Annotated[
+        str, typer.Option(envvar="HOSTMESH_CERT", metavar="FILE", help="Client certificate (PEM) to call https with.")
+    ] = "",
+    key: Annotated[
+        str,
+        typer.Option(envvar="HOSTMESH_KEY", metavar="FILE", help="Its private key (PEM), unless the same file has it."),
+    ] = "",
+    token: Annotated[str, typer.Option("--token", hidden=True)] = "",
 ) -> None:
-    ctx.obj = Connection(address, token, ca)
+    if token:
+        # Everybody on the machine reads the arguments of its processes.
+        raise typer.BadParameter("a token does not go on the command line: use HOSTMESH_TOKEN or --token-file")
+    ctx.obj = Connection(address, os.environ.get("HOSTMESH_TOKEN", ""), ca, token_file, cert, key)
 
 
 documents.register(app)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import urlsplit
@@ -24,9 +24,15 @@ class Connection:
     """Where the controller is and how to show who calls. Nothing is opened before the first request."""
 
     address: str = DEFAULT_ADDRESS
-    token: str = ""
+    token: str = field(default="", repr=False)
     ca: str = ""
     """Path of the root to trust, PEM. Empty: the system's roots."""
+    token_file: str = ""
+    """Path of a file with the token, in place of `token`."""
+    cert: str = ""
+    """Path of a client certificate, PEM. Empty: none is shown."""
+    key: str = ""
+    """Path of its private key, PEM. Empty: it is in the same file."""
 
     def get(self, path: str, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
         return self.request("GET", path, params=params)
@@ -59,7 +65,8 @@ class Connection:
     def _client(self, timeout_s: float) -> Iterator[httpx.Client]:
         import httpx
 
-        headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        token = self._token()
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
         try:
             with httpx.Client(
                 base_url=self._base_url(),
@@ -71,6 +78,23 @@ class Connection:
                 yield client
         except httpx.TransportError as error:
             raise CliError(self._unreachable(error)) from error
+
+    def _token(self) -> str:
+        if not self.token_file:
+            text, where = self.token, "HOSTMESH_TOKEN"
+        else:
+            where = self.token_file
+            try:
+                text = Path(where).read_text(encoding="ascii")
+            except OSError as error:
+                raise CliError(f"error: the token file {where} cannot be read: {error.strerror}") from None
+            except UnicodeDecodeError:
+                text = "none at all"
+        text = text.strip()
+        # What a header cannot carry must not reach the library: its error would show the token.
+        if not text.isascii() or not text.isprintable() or " " in text:
+            raise CliError(f"error: {where} holds no API token: make one with `hostmesh api-token create`")
+        return text
 
     def _base_url(self) -> str:
         return "http://hostmesh" if self.address.startswith("unix:") else self.address.rstrip("/")
@@ -84,9 +108,18 @@ class Connection:
         if url.scheme != "https" or not url.hostname:
             raise CliError(f"error: HOSTMESH_ADDRESS '{self.address}' is neither unix:///PATH nor https://HOST:PORT")
         try:
-            return httpx.HTTPTransport(verify=ssl.create_default_context(cafile=self.ca or None))
+            context = ssl.create_default_context(cafile=self.ca or None)
+            context.minimum_version = ssl.TLSVersion.TLSv1_3
         except (OSError, ssl.SSLError) as error:
             raise CliError(f"error: the root certificate {self.ca} (HOSTMESH_CA) cannot be used: {error}") from error
+        if self.cert:
+            try:
+                context.load_cert_chain(self.cert, self.key or None)
+            except (OSError, ssl.SSLError) as error:
+                files = " and ".join(filter(None, (self.cert, self.key)))
+                reason = "no certificate with its key" if isinstance(error, ssl.SSLError) else error.strerror
+                raise CliError(f"error: the client certificate {files} cannot be used: {reason}") from error
+        return httpx.HTTPTransport(verify=context)
 
     def _unreachable(self, error: Exception) -> str:
         head = f"error: the controller at {self.address} cannot be reached: {error}"

@@ -1,5 +1,6 @@
 """apply, diff, validate and delete: whole documents in, a verdict out."""
 
+import sys
 from difflib import unified_diff
 from typing import Annotated, Any, Final
 
@@ -8,7 +9,7 @@ import typer
 from hostmesh_controller.cli.connection import Connection
 from hostmesh_controller.cli.failure import CliError, problem_line
 from hostmesh_controller.cli.kinds import kind_of
-from hostmesh_controller.cli.output import Format, Output, emit, key_text, note, seconds_of, yaml_text
+from hostmesh_controller.cli.output import Format, Output, emit, key_text, note, plain, say, seconds_of, yaml_text
 from hostmesh_controller.cli.sources import Files, Namespace, read_sources
 
 DEFAULT_WAIT: Final = "15s"
@@ -53,7 +54,7 @@ def apply(
     if output is not Format.TABLE:
         emit({**result, "hosts": settled}, output)
     elif settled:
-        typer.echo(settled_text("applied", settled))
+        say(settled_text("applied", settled))
     if settled and not settled["converged"]:
         note(f"warning: {_late(settled, wait_s)}")
 
@@ -74,9 +75,9 @@ def diff(
         return
     changed = [each for each in result["objects"] if each["action"] != "unchanged"]
     for each in changed:
-        typer.echo(_unified(each), nl=False)
+        sys.stdout.write(plain(_unified(each)))
     for resource in result["resources"]:
-        typer.echo(_unified_resource(resource), nl=False)
+        sys.stdout.write(plain(_unified_resource(resource)))
     if not changed:
         note("no differences")
     elif not result["resources"]:
@@ -100,7 +101,7 @@ def validate(
         for problem in problems:
             note(problem_line(problem))
         if not verdict.errors:
-            typer.echo(f"{len(documents.objects)} object(s) in {len(sources)} file(s) are valid")
+            say(f"{len(documents.objects)} object(s) in {len(sources)} file(s) are valid")
     else:
         emit({"valid": not verdict.errors, "problems": problems}, output)
     if verdict.errors:
@@ -139,15 +140,15 @@ def delete(
 
 def _say(objects: list[dict[str, Any]], suffix: str) -> None:
     for each in objects:
-        typer.echo(f"{key_text(each)} {each['action']}{suffix}")
+        say(f"{key_text(each)} {each['action']}{suffix}")
 
 
 def _say_effects(result: dict[str, Any]) -> None:
     for each in result["resources"]:
-        typer.echo(f"  {each['type']} {each['name']} {each['action']} on {_hosts_text(each['proxies'])}")
+        say(f"  {each['type']} {each['name']} {each['action']} on {_hosts_text(each['proxies'])}")
     proxies = result["proxies"]
     count = "1 proxy" if len(proxies) == 1 else f"{len(proxies)} proxies"
-    typer.echo(f"{count} would be told of it" if proxies else "no connected proxy would be told anything else")
+    say(f"{count} would be told of it" if proxies else "no connected proxy would be told anything else")
 
 
 def _hosts_text(hosts: list[str]) -> str:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from hostmesh_controller.cli.connection import Connection
-from hostmesh_controller.cli.output import Format, Output, cell_text, emit, note
+from hostmesh_controller.cli.output import Format, Output, cell_text, emit, note, say
 
 
 def explain(
@@ -51,10 +51,10 @@ def _tell(story: dict[str, Any]) -> None:
         note(f"note: {story['host']} has not acknowledged all of this yet")
     width = max(len(each["stage"]) for each in story["steps"])
     for each in story["steps"]:
-        typer.echo(f"{each['stage']:<{width}}  {cell_text(each['what'])}")
+        say(f"{each['stage']:<{width}}  {cell_text(each['what'])}")
         if each["why"]:
-            typer.echo(f"{'':<{width}}    {cell_text(each['why'])}")
+            say(f"{'':<{width}}    {cell_text(each['why'])}")
         facts = ", ".join(f"{name} {cell_text(value)}" for name, value in each["details"].items())
         if facts:
-            typer.echo(f"{'':<{width}}    {facts}")
-    typer.echo(f"=> {cell_text(story['verdict'])}")
+            say(f"{'':<{width}}    {facts}")
+    say(f"=> {cell_text(story['verdict'])}")

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from hostmesh_controller.cli.connection import Connection
-from hostmesh_controller.cli.output import Format, Output, age, emit, key_text, note, seconds_of, table
+from hostmesh_controller.cli.output import Format, Output, age, emit, key_text, note, say, seconds_of, table
 from hostmesh_controller.cli.tokens import print_join
 
 app = typer.Typer(no_args_is_help=True, help="Hosts: the machines of the mesh.")
@@ -113,7 +113,7 @@ def remove(
         emit(result, output)
         return
     for each in result["objects"]:
-        typer.echo(f"{key_text(each)} {each['action']}")
+        say(f"{key_text(each)} {each['action']}")
 
 
 @app.command("expel")

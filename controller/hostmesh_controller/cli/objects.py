@@ -1,5 +1,6 @@
 """get: the objects as they are stored."""
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Final
 
@@ -7,7 +8,7 @@ import typer
 
 from hostmesh_controller.cli.connection import Connection
 from hostmesh_controller.cli.kinds import kind_of
-from hostmesh_controller.cli.output import Format, Output, age, emit, table, yaml_text
+from hostmesh_controller.cli.output import Format, Output, age, emit, plain, table, yaml_text
 
 Column = tuple[str, Callable[[Mapping[str, Any]], object]]
 
@@ -80,7 +81,7 @@ def get(
 def _show(items: list[dict[str, Any]], kind: str, output: Format, *, everywhere: bool) -> None:
     documents = [item["document"] for item in items]
     if output is Format.YAML:
-        typer.echo(yaml_text(documents, many=True), nl=False)
+        sys.stdout.write(plain(yaml_text(documents, many=True)))
         return
     if output is Format.JSON:
         emit(documents, output)

@@ -1,29 +1,52 @@
 """audit and version."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from hostmesh_controller.cli.connection import Connection
-from hostmesh_controller.cli.output import Format, Output, emit, table
+from hostmesh_controller.cli.kinds import kind_of
+from hostmesh_controller.cli.output import Format, Output, emit, say, seconds_of, table
 
 
 def audit(
     ctx: typer.Context,
     limit: Annotated[int, typer.Option(metavar="NUMBER", min=1, max=1000, help="How many, newest first.")] = 50,
+    actor: Annotated[str | None, typer.Option(metavar="NAME", help="Only what this one did.")] = None,
+    action: Annotated[str | None, typer.Option(metavar="NAME", help="Only this: create, update, token.add, …")] = None,
+    kind: Annotated[str | None, typer.Option(metavar="KIND", help="Only objects of this kind.")] = None,
+    namespace: Annotated[
+        str | None,
+        typer.Option("--namespace", "-n", metavar="NAME", help="Only in this namespace; - for what is in none."),
+    ] = None,
+    since: Annotated[str | None, typer.Option(metavar="TIME", help="Only of the last so long: 2h, 7d.")] = None,
+    denied: Annotated[bool, typer.Option("--denied", help="Only what was refused.")] = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Show who changed what, newest first; -o json has the objects before and after."""
+    """Show who changed what, or was not let, newest first; -o json has the objects before and after."""
     connection: Connection = ctx.obj
-    items = connection.get("/v1/audit", {"limit": limit})["items"]
+    query: dict[str, Any] = {"limit": limit, "actor": actor, "action": action, "namespace": namespace}
+    query |= {"kind": kind_of(kind).kind if kind else None, "since_s": seconds_of(since) if since else None}
+    query["result"] = "denied" if denied else None
+    wanted = {name: value for name, value in query.items() if value is not None}
+    items = connection.get("/v1/audit", wanted)["items"]
     if output is not Format.TABLE:
         emit(items, output)
         return
     rows = [
-        (each["at"][:19].replace("T", " "), each["actor"], each["action"], each["object"], each["revision"])
+        (
+            each["at"][:19].replace("T", " "),
+            each["actor"],
+            " ".join(part for part in (each["way"], each["proof"], each["address"]) if part),
+            each["action"],
+            each["object"],
+            each["revision"],
+            each["result"] if each["reason"] is None else f"{each['result']}: {each['reason']}",
+        )
         for each in items
     ]
-    table(("AT (UTC)", "ACTOR", "ACTION", "OBJECT", "REVISION"), rows, empty="nothing was changed yet")
+    titles = ("AT (UTC)", "ACTOR", "BY", "ACTION", "OBJECT", "REVISION", "RESULT")
+    table(titles, rows, empty="there is no such record" if len(wanted) > 1 else "nothing was changed yet")
 
 
 def version(
@@ -47,4 +70,4 @@ def version(
         emit(versions, output)
         return
     for part, text in versions.items():
-        typer.echo(f"{part}: {text}")
+        say(f"{part}: {text}")

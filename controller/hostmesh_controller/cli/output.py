@@ -26,7 +26,15 @@ def emit(data: object, form: Format) -> None:
     if form is Format.YAML:
         sys.stdout.write(yaml_text(data))
     else:
-        sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(data, indent=2, ensure_ascii=False)
+        sys.stdout.write(
+            "".join(each if each.isprintable() or each == "\n" else _escaped(each) for each in text) + "\n"
+        )
+
+
+def _escaped(character: str) -> str:
+    """A character as JSON may write it: JSON itself leaves those alone that drive terminals since 1979 (0x9b)."""
+    return json.dumps(character)[1:-1]
 
 
 def yaml_text(data: object, *, many: bool = False) -> str:
@@ -83,15 +91,22 @@ def cell_text(cell: object) -> str:
         return "-"
     if isinstance(cell, bool):
         return "yes" if cell else "no"
-    if isinstance(cell, list | tuple):
-        return ",".join(str(item) for item in cell)
-    # Names and messages come from others' YAML: a control character must not drive the reader's terminal.
-    return "".join(each if each.isprintable() else " " for each in str(cell))
+    return plain(",".join(str(item) for item in cell) if isinstance(cell, list | tuple) else str(cell), keep="")
+
+
+def plain(text: str, keep: str = "\n\t") -> str:
+    """Return text that cannot drive the reader's terminal: names and messages come from others' YAML and hosts."""
+    return "".join(each if each.isprintable() or each in keep else " " for each in text)
 
 
 def note(text: str) -> None:
     """Say something beside the result."""
-    sys.stderr.write(f"{text}\n")
+    sys.stderr.write(f"{plain(text)}\n")
+
+
+def say(text: str) -> None:
+    """Print a line of the result."""
+    sys.stdout.write(f"{plain(text)}\n")
 
 
 def age(moment: object, now: datetime | None = None) -> str:

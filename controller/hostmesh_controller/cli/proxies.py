@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from hostmesh_controller.cli.connection import Connection
-from hostmesh_controller.cli.output import Format, Output, age, emit, table
+from hostmesh_controller.cli.output import Format, Output, age, cell_text, emit, say, table
 
 app = typer.Typer(no_args_is_help=True, help="Proxies: one Envoy on each host.")
 
@@ -38,12 +38,12 @@ def status(
         if each["denied_because"]:
             typer.echo(f"\n{each['host']} is {each['state']}: {each['denied_because']}")
         for nack in each["nacks"]:
-            typer.echo(
-                f"\n{each['host']} refused {_short(nack['type'])} {', '.join(nack['names'])} "
-                f"{age(nack['at'])} ago: {_end_of(nack['message'])}"
+            say(
+                f"\n{each['host']} refused {_short(nack['type'])} {cell_text(nack['names'])} "
+                f"{age(nack['at'])} ago: {cell_text(_end_of(nack['message']))}"
             )
         for problem in each["problems"]:
-            typer.echo(f"\n{each['host']}: {problem}")
+            say(f"\n{each['host']}: {cell_text(problem)}")
 
 
 def _row(each: dict[str, Any]) -> tuple[object, ...]:
@@ -68,7 +68,7 @@ def _connected(each: dict[str, Any]) -> str:
 
 
 def _details(each: dict[str, Any]) -> None:
-    typer.echo("")
+    say("")
     rows = [
         (_short(name), state["subscribed"], state["held"], age(state["acked_at"]))
         for name, state in sorted(each["types"].items())

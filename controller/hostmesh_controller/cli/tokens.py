@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from hostmesh_controller.cli.connection import Connection
-from hostmesh_controller.cli.output import Format, Output, age, emit, note, seconds_of, table
+from hostmesh_controller.cli.kinds import kind_of
+from hostmesh_controller.cli.output import Format, Output, age, emit, note, say, seconds_of, table
 
 join_tokens = typer.Typer(
     no_args_is_help=True, help="Join tokens: one host joins with it, once, or the hosts of a group."
@@ -68,7 +69,7 @@ def print_join(result: dict[str, Any]) -> None:
     until = datetime.fromisoformat(result["expires_at"])
     where = f"each member of {result['group']}" if result["group"] else result["host"]
     note(f"On {where}, before {until:%Y-%m-%d %H:%M} UTC, as root:")
-    typer.echo(f"hostmesh-agent join {result['join_string']}")
+    say(f"hostmesh-agent join {result['join_string']}")
 
 
 @join_tokens.command("list")
@@ -99,7 +100,7 @@ def revoke_join(ctx: typer.Context, token_id: Annotated[str, typer.Argument(meta
     """Make a join token useless."""
     connection: Connection = ctx.obj
     connection.delete(f"/v1/tokens/{token_id}")
-    typer.echo(f"token {token_id} revoked")
+    say(f"token {token_id} revoked")
 
 
 @api_tokens.command("create")
@@ -107,8 +108,36 @@ def create_api(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME", help="Whom it is for; the audit shows this name.")],
     role: Annotated[
-        Role, typer.Option(metavar="viewer|editor|admin", help="viewer reads, editor applies, admin may do everything.")
-    ] = Role.VIEWER,
+        Role | None,
+        typer.Option(
+            metavar="viewer|editor|admin",
+            help="viewer reads, editor applies, admin may do everything; viewer unless given.",
+        ),
+    ] = None,
+    namespace: Annotated[
+        list[str],
+        typer.Option(
+            "--namespace",
+            "-n",
+            metavar="NAME,…",
+            help="Only in these namespaces, for reading and writing; in all unless given.",
+        ),
+    ] = [],  # noqa: B006 - typer copies it
+    kind: Annotated[
+        list[str],
+        typer.Option(
+            metavar="KIND,…",
+            help="An editor writes only these kinds. In a grant for some namespaces EnvoyFilter, WasmPlugin, Gateway "
+            "and WorkloadGroup must be named.",
+        ),
+    ] = [],  # noqa: B006 - typer copies it
+    grant: Annotated[
+        list[str],
+        typer.Option(
+            metavar="ROLE[:NAMESPACES[:KINDS]]",
+            help="In place of the three: one of several grants, as in editor:shop:VirtualService,DestinationRule.",
+        ),
+    ] = [],  # noqa: B006 - typer copies it
     ttl: Annotated[
         str | None, typer.Option(metavar="TIME", help="How long it is valid; for ever unless given.")
     ] = None,
@@ -116,13 +145,29 @@ def create_api(
 ) -> None:
     """Make an API token and print it, this once."""
     connection: Connection = ctx.obj
-    ttl_s = seconds_of(ttl) if ttl else None
-    result = connection.post("/v1/api-tokens", {"name": name, "role": role.value, "ttl_s": ttl_s})
+    if grant and (role is not None or namespace or kind):
+        raise typer.BadParameter("--grant says it all: leave out --role, --namespace and --kind")
+    body: dict[str, Any] = {"name": name, "ttl_s": seconds_of(ttl) if ttl else None}
+    if grant:
+        body["grants"] = grant
+    else:
+        body |= {"role": (role or Role.VIEWER).value, "namespaces": _listed(namespace), "kinds": _kinds(kind)}
+    result = connection.post("/v1/api-tokens", body)
     if output is not Format.TABLE:
         emit(result, output)
         return
-    note(f"API token of {result['name']} ({result['role']}), for HOSTMESH_TOKEN; it is not shown again:")
-    typer.echo(result["token"])
+    grants = " ".join(result["grants"])
+    note(f"API token of {result['name']} ({grants}), for HOSTMESH_TOKEN; it is not shown again:")
+    say(result["token"])
+
+
+def _listed(values: list[str]) -> list[str]:
+    return [part for value in values for part in value.split(",") if part]
+
+
+def _kinds(values: list[str]) -> list[str]:
+    """Return kinds by their names, however they are written."""
+    return [kind_of(each).kind for each in _listed(values)]
 
 
 @api_tokens.command("list")
@@ -134,10 +179,20 @@ def list_api(ctx: typer.Context, output: Output = Format.TABLE) -> None:
         emit(items, output)
         return
     rows = [
-        (each["id"], each["name"], each["role"], each["state"], age(each["created_at"]), age(each["expires_at"]))
+        (
+            each["id"],
+            each["name"],
+            " ".join(each["grants"]),
+            each["state"],
+            age(each["created_at"]),
+            age(each["expires_at"]),
+            age(each["last_used_at"]),
+            each["created_by"],
+        )
         for each in items
     ]
-    table(("ID", "NAME", "ROLE", "STATE", "AGE", "EXPIRES"), rows, empty="no API tokens")
+    titles = ("ID", "NAME", "GRANTS", "STATE", "AGE", "EXPIRES", "LAST USED", "CREATED BY")
+    table(titles, rows, empty="no API tokens")
 
 
 @api_tokens.command("revoke")
@@ -145,4 +200,4 @@ def revoke_api(ctx: typer.Context, token_id: Annotated[str, typer.Argument(metav
     """Make an API token useless."""
     connection: Connection = ctx.obj
     connection.delete(f"/v1/api-tokens/{token_id}")
-    typer.echo(f"API token {token_id} revoked")
+    say(f"API token {token_id} revoked")

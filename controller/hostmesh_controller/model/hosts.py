@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from hostmesh_controller.model.exports import EVERY
 from hostmesh_controller.model.schema import IpAddress, Label, Spec, as_fault, check_label, check_subdomain
 
 
@@ -44,12 +45,20 @@ class HostCapture(Spec):
     scope: Literal["mesh", "all"] = "mesh"
 
 
+def _namespace_or_all(value: str) -> str:
+    with as_fault("namespace"):
+        if value != EVERY:
+            check_label(value)
+    return value
+
+
 class HostSpec(Spec):
     """A machine: its addresses tell which workloads are on it.
 
     `namespace` is where short names resolve (None: that of its workloads if all are in one, else "default").
     `outbound_identity` is the identity under which its programs call others. `locality` is `region/zone/subzone`
-    ("": that of its workloads if they share one).
+    ("": that of its workloads if they share one). `workload_namespaces` are those whose editors may place workloads on
+    it ("*": all); administrators may place any.
     """
 
     addresses: Annotated[tuple[IpAddress, ...], Field(max_length=64)] = ()
@@ -57,3 +66,6 @@ class HostSpec(Spec):
     outbound_identity: Annotated[str, AfterValidator(_outbound_identity)] | None = None
     capture: HostCapture = HostCapture()
     locality: Annotated[str, Field(max_length=2048)] = ""
+    workload_namespaces: Annotated[
+        tuple[Annotated[str, AfterValidator(_namespace_or_all)], ...], Field(max_length=1024)
+    ] = ()

@@ -8,7 +8,9 @@ database that SQLAlchemy speaks to; sqlite opens the embedded one:
 
 from hostmesh_controller.store.protocol import Store
 from hostmesh_controller.store.records import (
+    Actor,
     ApiTokenRecord,
+    AuditQuery,
     AuditRecord,
     CallKey,
     CallRecord,
@@ -21,14 +23,18 @@ from hostmesh_controller.store.records import (
     HostState,
     PortKey,
     Put,
+    RefusedWrite,
     StoredObject,
     StoreError,
     TokenRecord,
     WatchedPort,
+    plain,
 )
 
 __all__ = [
+    "Actor",
     "ApiTokenRecord",
+    "AuditQuery",
     "AuditRecord",
     "CallKey",
     "CallRecord",
@@ -41,9 +47,11 @@ __all__ = [
     "HostState",
     "PortKey",
     "Put",
+    "RefusedWrite",
     "Store",
     "StoreError",
     "StoredObject",
     "TokenRecord",
     "WatchedPort",
+    "plain",
 ]

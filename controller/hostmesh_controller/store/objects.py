@@ -11,7 +11,19 @@ from sqlalchemy import Connection, Row, bindparam, delete, insert, select, tuple
 from hostmesh_controller.model.objects import ObjectKey
 from hostmesh_controller.model.redaction import redacted
 from hostmesh_controller.store import tables
-from hostmesh_controller.store.records import AuditRecord, Commit, Delete, Document, Put, StoredObject
+from hostmesh_controller.store.records import (
+    MAX_REASON_CHARS,
+    Actor,
+    AuditQuery,
+    AuditRecord,
+    Commit,
+    Delete,
+    Document,
+    Put,
+    RefusedWrite,
+    StoredObject,
+    plain,
+)
 
 _KEYS_PER_QUERY = 300
 """Three parameters for each key stay below SQLite's oldest limit of 999."""
@@ -108,7 +120,14 @@ def _audit_row(
         "before": _text(redacted(before.document)) if before else None,
         "after": _text(redacted(after)) if after is not None else None,
         "revision": revision,
+        **_proof(actor),
     }
+
+
+def _proof(actor: str) -> dict[str, str]:
+    """Return how whoever acts has proved who they are, and that they may."""
+    known = actor if isinstance(actor, Actor) else Actor(actor)
+    return {"way": known.way, "proof": known.proof, "address": known.address, "result": "ok"}
 
 
 def write_event(
@@ -122,21 +141,60 @@ def write_event(
 ) -> None:
     """Write an audit record of something that is no object's change: a token used, a host expelled."""
     values = {**key._asdict(), "at": now, "actor": actor, "action": action, "revision": read_revision(connection)}
-    connection.execute(insert(tables.audit).values({**values, "after": _text(after)}))
+    connection.execute(insert(tables.audit).values({**values, **_proof(actor), "after": _text(after)}))
 
 
-def read_audit(connection: Connection, limit: int, key: ObjectKey | None, before_id: int | None) -> list[AuditRecord]:
+def write_denial(connection: Connection, denial: RefusedWrite, now: datetime) -> None:
+    """Write an audit record of what was refused. All of it comes from who was refused: it is cut and made plain."""
+    reason = plain(denial.reason, MAX_REASON_CHARS)
+    values = {
+        **{name: plain(value) for name, value in denial.key._asdict().items()},
+        **{name: plain(value) for name, value in _proof(denial.actor).items()},
+        "at": now,
+        "actor": plain(denial.actor),
+        "action": denial.action,
+        "revision": read_revision(connection),
+        "result": "denied",
+        "reason": reason,
+    }
+    connection.execute(insert(tables.audit).values(values))
+
+
+def read_audit(connection: Connection, limit: int, query: AuditQuery) -> list[AuditRecord]:
     """Return the newest records first; see Store.audit."""
-    table = tables.audit
-    query = select(table).order_by(table.c.id.desc()).limit(limit)
-    if key is not None:
-        query = query.where(table.c.kind == key.kind, table.c.namespace == key.namespace, table.c.name == key.name)
-    if before_id is not None:
-        query = query.where(table.c.id < before_id)
-    return [_audit(row) for row in connection.execute(query)]
+    columns = tables.audit.c
+    found = select(tables.audit).order_by(columns.id.desc()).limit(limit)
+    if query.key is not None:
+        found = found.where(*(columns[name] == value for name, value in query.key._asdict().items()))
+    for name in ("actor", "action", "kind"):
+        wanted = getattr(query, name)
+        if wanted is not None:
+            found = found.where(columns[name] == wanted)
+    if query.before_id is not None:
+        found = found.where(columns.id < query.before_id)
+    if query.result is not None:
+        # What was written before there were refusals is "".
+        found = found.where(columns.result.in_(("ok", "") if query.result == "ok" else (query.result,)))
+    if query.since is not None:
+        found = found.where(columns.at >= query.since)
+    if query.namespaces is not None:
+        found = found.where(columns.namespace.in_(sorted(query.namespaces)))
+    return [_audit(row) for row in connection.execute(found)]
+
+
+def prune_audit(connection: Connection, before: datetime, keep: int) -> int:
+    """Delete the records from before a moment, and the oldest beyond `keep`; return how many they were."""
+    columns = tables.audit.c
+    gone = connection.execute(delete(tables.audit).where(columns.at < before)).rowcount
+    oldest = select(columns.id).order_by(columns.id.desc()).offset(keep).limit(1)
+    last = connection.execute(oldest).scalar_one_or_none()
+    if last is not None:
+        gone += connection.execute(delete(tables.audit).where(columns.id <= last)).rowcount
+    return gone
 
 
 def _audit(row: Row[Any]) -> AuditRecord:
     before, after = (json.loads(text) if text is not None else None for text in (row.before, row.after))
     key = ObjectKey(row.kind, row.namespace, row.name)
-    return AuditRecord(row.id, row.at, row.actor, row.action, key, before, after, row.revision)
+    proof = (row.way, row.proof, row.address, row.result or "ok", row.reason)
+    return AuditRecord(row.id, row.at, row.actor, row.action, key, before, after, row.revision, *proof)

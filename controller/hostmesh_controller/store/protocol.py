@@ -7,6 +7,7 @@ from typing import Protocol
 from hostmesh_controller.model.objects import ObjectKey
 from hostmesh_controller.store.records import (
     ApiTokenRecord,
+    AuditQuery,
     AuditRecord,
     CallKey,
     CallRecord,
@@ -18,6 +19,7 @@ from hostmesh_controller.store.records import (
     HostState,
     PortKey,
     Put,
+    RefusedWrite,
     StoredObject,
     TokenRecord,
     WatchedPort,
@@ -183,6 +185,10 @@ class Store(Protocol):
         """Return the API token of that digest unless it was revoked. Whether it has expired is the caller's to see."""
         ...
 
+    def note_api_token_use(self, token_id: str, now: datetime) -> None:
+        """Keep when an API token was last used."""
+        ...
+
     def api_tokens(self) -> list[ApiTokenRecord]:
         """Return all API tokens, revoked ones too, oldest first."""
         ...
@@ -192,9 +198,25 @@ class Store(Protocol):
         ...
 
     def audit(
-        self, limit: int = 100, *, key: ObjectKey | None = None, before_id: int | None = None
+        self,
+        limit: int = 100,
+        *,
+        key: ObjectKey | None = None,
+        before_id: int | None = None,
+        query: AuditQuery | None = None,
     ) -> list[AuditRecord]:
-        """Return the newest audit records first, at most `limit`: of one object, or older than a record, if asked."""
+        """Return the newest audit records first, at most `limit`: those that the query asks for.
+
+        `key` and `before_id` are a query of these two.
+        """
+        ...
+
+    def deny(self, denial: RefusedWrite, now: datetime) -> None:
+        """Keep in the audit log that a write was refused."""
+        ...
+
+    def prune_audit(self, before: datetime, keep: int) -> int:
+        """Delete audit records from before a moment, and the oldest beyond `keep`; return how many."""
         ...
 
     def add_event(

@@ -4,12 +4,34 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from hostmesh_controller.model.objects import ObjectKey
 
 Document = Mapping[str, Any]
 """An object in the user's form, as `ApiObject.to_dict` gives it."""
+
+
+MAX_REASON_CHARS: Final = 500
+
+
+def plain(text: str, limit: int = 256) -> str:
+    """Return text without what could end a line or drive a terminal, cut at the limit."""
+    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text[:limit])
+
+
+class Actor(str):
+    """Who makes a change: a name, for whoever takes text, and how they proved it.
+
+    `way` is socket, token or certificate, `proof` the user id, the token's id or the certificate's serial, `address`
+    where they called from. All are "" of what is text alone: the controller itself, an agent.
+    """
+
+    def __new__(cls, name: str, *, way: str = "", proof: str = "", address: str = "") -> "Actor":  # noqa: ARG004 - __init__'s
+        return super().__new__(cls, name)
+
+    def __init__(self, name: str, *, way: str = "", proof: str = "", address: str = "") -> None:  # noqa: ARG002 - __new__'s
+        self.way, self.proof, self.address = way, proof, address
 
 
 class StoreError(Exception):
@@ -193,7 +215,10 @@ class WatchedPort:
 
 @dataclass(frozen=True, slots=True)
 class ApiTokenRecord:
-    """A bearer token of the admin API; `expires_at` None means never."""
+    """A bearer token of the admin API; `expires_at` None means never.
+
+    `role` is the highest role of `grants` (see `grants.parse_grants`). `last_used_at` is exact to a minute or so.
+    """
 
     id: str
     name: str
@@ -202,13 +227,18 @@ class ApiTokenRecord:
     created_at: datetime
     expires_at: datetime | None = None
     revoked_at: datetime | None = None
+    grants: str = ""
+    created_by: str = ""
+    last_used_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class AuditRecord:
-    """One change: who did what to which object. `before`/`after` are None where there was or is nothing.
+    """One change, or one that was refused: who did what to which object.
 
-    `action` is create, update or delete for objects, and noun.verb for the rest (token.add, token.redeem, …).
+    `before`/`after` are None where there was or is nothing. `action` is create, update or delete for objects, and
+    noun.verb for the rest (token.add, token.redeem, …). `way`, `proof` and `address` are the Actor's. `result` is "ok"
+    or "denied", with the `reason`.
     """
 
     id: int
@@ -219,3 +249,32 @@ class AuditRecord:
     before: Document | None
     after: Document | None
     revision: int
+    way: str = ""
+    proof: str = ""
+    address: str = ""
+    result: str = "ok"
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditQuery:
+    """Which audit records: all that is given must fit. `namespaces` None: of all, and of none."""
+
+    key: ObjectKey | None = None
+    before_id: int | None = None
+    actor: str | None = None
+    action: str | None = None
+    kind: str | None = None
+    result: str | None = None
+    since: datetime | None = None
+    namespaces: frozenset[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedWrite:
+    """A write that was refused to its caller."""
+
+    actor: str
+    action: str
+    key: ObjectKey
+    reason: str

@@ -105,6 +105,12 @@ def revoke_api_token(connection: Connection, token_id: str, now: datetime, actor
     return True
 
 
+def note_api_token_use(connection: Connection, token_id: str, now: datetime) -> None:
+    """Keep when an API token was last used."""
+    table = tables.api_tokens
+    connection.execute(update(table).where(table.c.id == token_id).values(last_used_at=now))
+
+
 def write_certificate(connection: Connection, certificate: CertificateRecord) -> None:
     """Remember an issued certificate."""
     try:

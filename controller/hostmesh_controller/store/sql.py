@@ -14,6 +14,7 @@ from hostmesh_controller.model.objects import ObjectKey
 from hostmesh_controller.store import enrolments, objects, observations, runtime, secrets
 from hostmesh_controller.store.records import (
     ApiTokenRecord,
+    AuditQuery,
     AuditRecord,
     CallKey,
     CallRecord,
@@ -25,6 +26,7 @@ from hostmesh_controller.store.records import (
     HostState,
     PortKey,
     Put,
+    RefusedWrite,
     StoredObject,
     StoreError,
     TokenRecord,
@@ -103,10 +105,23 @@ class SqlStore:
             return objects.write_changes(connection, changes, actor=actor, now=now)
 
     def audit(
-        self, limit: int = 100, *, key: ObjectKey | None = None, before_id: int | None = None
+        self,
+        limit: int = 100,
+        *,
+        key: ObjectKey | None = None,
+        before_id: int | None = None,
+        query: AuditQuery | None = None,
     ) -> list[AuditRecord]:
         with self._read() as connection:
-            return objects.read_audit(connection, limit, key, before_id)
+            return objects.read_audit(connection, limit, query or AuditQuery(key, before_id))
+
+    def deny(self, denial: RefusedWrite, now: datetime) -> None:
+        with self._write() as connection:
+            objects.write_denial(connection, denial, now)
+
+    def prune_audit(self, before: datetime, keep: int) -> int:
+        with self._write() as connection:
+            return objects.prune_audit(connection, before, keep)
 
     def add_event(
         self, action: str, key: ObjectKey, *, actor: str, now: datetime, after: Document | None = None
@@ -218,6 +233,10 @@ class SqlStore:
     def find_api_token(self, digest: bytes) -> ApiTokenRecord | None:
         with self._read() as connection:
             return secrets.find_api_token(connection, digest)
+
+    def note_api_token_use(self, token_id: str, now: datetime) -> None:
+        with self._write() as connection:
+            secrets.note_api_token_use(connection, token_id, now)
 
     def api_tokens(self) -> list[ApiTokenRecord]:
         with self._read() as connection:

@@ -79,7 +79,13 @@ audit = Table(
     Column("before", Text),
     Column("after", Text),
     Column("revision", BigInteger, nullable=False),
+    Column("way", Text, nullable=False, server_default=""),
+    Column("proof", Text, nullable=False, server_default=""),
+    Column("address", Text, nullable=False, server_default=""),
+    Column("result", Text, nullable=False, server_default=""),
+    Column("reason", Text, nullable=False, server_default=""),
     Index("audit_of_object", "kind", "namespace", "name", "id"),
+    Index("audit_by_time", "at"),
 )
 
 tokens = Table(
@@ -154,6 +160,9 @@ api_tokens = Table(
     Column("created_at", UtcTime, nullable=False),
     Column("expires_at", UtcTime),
     Column("revoked_at", UtcTime),
+    Column("grants", Text, nullable=False, server_default=""),
+    Column("created_by", Text, nullable=False, server_default=""),
+    Column("last_used_at", UtcTime),
 )
 
 calls = Table(

@@ -1,0 +1,94 @@
+"""A listening socket that takes so many connections, of all and of one address; those beyond are closed unseen.
+
+They are counted from the moment the kernel hands them over, before any TLS: a handshake that never ends counts too.
+"""
+
+import socket
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from ipaddress import IPv6Address, ip_address
+from typing import Any, Final
+
+_NOT_PER_HOST: Final = 64
+"""Bits of an IPv6 address that a network gets; whoever has one has all addresses of it."""
+
+
+def source_of(address: str) -> str:
+    """Return what counts as one caller: an IPv4 address, the /64 of an IPv6 address; "" for what is no address."""
+    try:
+        parsed = ip_address(address.partition("%")[0])
+    except ValueError:
+        return ""
+    if not isinstance(parsed, IPv6Address):
+        return str(parsed)
+    return str(parsed.ipv4_mapped or IPv6Address(int(parsed) >> _NOT_PER_HOST << _NOT_PER_HOST))
+
+
+class Places:
+    """How many connections are open, of all and of each source. For one event loop."""
+
+    def __init__(self, most: int, most_per_source: int) -> None:
+        self._most = most
+        self._most_per_source = most_per_source
+        self._open: Counter[str] = Counter()
+        self._total = 0
+
+    def take(self, source: str) -> bool:
+        """Count a connection if there is a place for it."""
+        if self._total >= self._most or self._open[source] >= self._most_per_source:
+            return False
+        self._total += 1
+        self._open[source] += 1
+        return True
+
+    def give_back(self, source: str) -> None:
+        """Take note that a connection that was counted has ended."""
+        self._total -= 1
+        self._open[source] -= 1
+        if not self._open[source]:
+            del self._open[source]
+
+
+class BoundedListener(socket.socket):
+    """Listens like the socket whose descriptor it takes over, within `places`."""
+
+    def __init__(self, opened: socket.socket, places: Places, refused: Callable[[], None]) -> None:
+        """`refused` is told of each connection that was closed."""
+        super().__init__(opened.family, opened.type, opened.proto, fileno=opened.detach())
+        self._places = places
+        self._refused = refused
+
+    def accept(self) -> "tuple[socket.socket, Any]":
+        """Return the next connection for which there is a place.
+
+        Raises:
+            BlockingIOError: none is waiting.
+        """
+        while True:
+            accepted, address = super().accept()
+            source = source_of(address[0]) if isinstance(address, tuple) else ""
+            if self._places.take(source):
+                return _Counted(accepted, partial(self._places.give_back, source)), address
+            accepted.close()
+            self._refused()
+
+
+class _Counted(socket.socket):
+    """A connection that gives its place back when it is closed."""
+
+    def __init__(self, accepted: socket.socket, closed: Callable[[], None]) -> None:
+        super().__init__(accepted.family, accepted.type, accepted.proto, fileno=accepted.detach())
+        self._closed: Callable[[], None] | None = closed
+
+    def close(self) -> None:
+        super().close()
+        closed, self._closed = self._closed, None
+        if closed is not None:
+            closed()
+
+    def detach(self) -> int:
+        closed, self._closed = self._closed, None
+        if closed is not None:
+            closed()
+        return super().detach()

@@ -1,0 +1,33 @@
+"""How often somebody may do something: a bucket for each, filled steadily. Pure: the clock is an argument."""
+
+from collections import OrderedDict
+from typing import Final
+
+_MAX_KEYS: Final = 100_000
+"""Buckets that are kept: 20 MiB. Whoever is forgotten begins with a full one."""
+
+
+class Rates:
+    """So many times a minute for each key, all of them at once if need be. For one thread."""
+
+    def __init__(self, per_minute: int, max_keys: int = _MAX_KEYS) -> None:
+        self._most = float(per_minute)
+        self._per_s = per_minute / 60
+        self._max_keys = max_keys
+        # Those that asked longest ago come first: they are the fullest.
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def take(self, key: str, now_s: float) -> bool:
+        """Tell whether the key may do it once more, and count it.
+
+        Args:
+            key: who.
+            now_s: of a clock that never goes back.
+        """
+        left, since_s = self._buckets.pop(key, (self._most, now_s))
+        left = min(self._most, left + (now_s - since_s) * self._per_s)
+        allowed = left >= 1
+        self._buckets[key] = (left - 1 if allowed else left, now_s)
+        if len(self._buckets) > self._max_keys:
+            self._buckets.popitem(last=False)
+        return allowed

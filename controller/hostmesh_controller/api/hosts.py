@@ -56,7 +56,7 @@ async def expel_host(host: str, request: ExpelRequest, parts: Using, who: Admin)
         await parts.registrar.deny(host, Denial.EXPELLED, request.reason, actor=who.actor)
     except MissingError as error:
         raise ApiError(HTTPStatus.NOT_FOUND, "not_found", str(error)) from error
-    return host_body(await view_of(parts, host, who))
+    return host_body(await view_of(parts, who, host))
 
 
 @router.post("/hosts/{host}/readmit")
@@ -69,7 +69,7 @@ async def readmit_host(host: str, parts: Using, who: Admin) -> dict[str, Any]:
     if not readmitted:
         message = f"host {host!r} was neither expelled nor quarantined: there is nothing to undo"
         raise ApiError(HTTPStatus.CONFLICT, "not_denied", message)
-    return host_body(await view_of(parts, host, who))
+    return host_body(await view_of(parts, who, host))
 
 
 @router.post("/register")

@@ -51,7 +51,7 @@ async def revoke_token(token_id: str, parts: Using, who: Admin) -> dict[str, Any
     """Make a join token useless."""
     if not await asyncio.to_thread(parts.store.revoke_token, token_id, parts.now(), who.actor):
         raise ApiError(HTTPStatus.NOT_FOUND, "not_found", f"no join token {token_id!r} that could still be used")
-    _log.info("join token revoked", actor=who.actor, token_id=token_id)
+    _log.info("join token revoked", actor=who.name, token_id=token_id)
     return {"id": token_id, "revoked": True}
 
 
@@ -75,7 +75,7 @@ async def create_api_token(request: ApiTokenRequest, parts: Using, who: Admin) -
         expires_at=now + timedelta(seconds=request.ttl_s) if request.ttl_s is not None else None,
     )
     await asyncio.to_thread(parts.store.add_api_token, record, who.actor)
-    _log.info("API token made", actor=who.actor, token_id=record.id, name=record.name, grants=record.grants)
+    _log.info("API token made", actor=who.name, token_id=record.id, name=record.name, grants=record.grants)
     return {**api_token_body(record, now), "token": token}
 
 
@@ -91,7 +91,7 @@ async def revoke_api_token(token_id: str, parts: Using, who: Admin) -> dict[str,
     """Make an API token useless, at once."""
     if not await asyncio.to_thread(parts.store.revoke_api_token, token_id, parts.now(), who.actor):
         raise ApiError(HTTPStatus.NOT_FOUND, "not_found", f"no API token {token_id!r} that could still be used")
-    _log.info("API token revoked", actor=who.actor, token_id=token_id)
+    _log.info("API token revoked", actor=who.name, token_id=token_id)
     return {"id": token_id, "revoked": True}
 
 

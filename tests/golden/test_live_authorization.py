@@ -106,7 +106,7 @@ def deny(*rules: Rule) -> tuple[Rule, dict[str, str]]:
     return policy("DENY", *rules)
 
 
-POLICIES: Final = {
+POLICIES: Final[dict[str, list[tuple[Rule, dict[str, str]]]]] = {
     "nobody": [({}, {})],
     "everybody": [allow({})],
     "principals": [allow(source(principals=["cluster.local/ns/default/sa/web"]))],
@@ -132,7 +132,6 @@ POLICIES: Final = {
     ],
     "unguarded": [],
 }
-FIXED: Final = Ports(POLICIES)
 
 
 def random_policies(seed: int) -> Iterator[tuple[Rule, dict[str, str]]]:
@@ -401,7 +400,7 @@ PATHS: Final = (
     "/a=b",
 )
 HOSTS: Final = ("shop.example.com", "SHOP.example.org", "server:80")
-HEADERS: Final = (
+HEADERS: Final[tuple[dict[str, str], ...]] = (
     {},
     {"x-role": "admin"},
     {"X-Role": "team-x"},

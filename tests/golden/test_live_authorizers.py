@@ -10,6 +10,7 @@ import pytest
 from envoy.config.core.v3.base_pb2 import HeaderValue, HeaderValueOption
 from envoy.service.auth.v3.external_auth_pb2 import CheckRequest, CheckResponse, DeniedHttpResponse, OkHttpResponse
 from envoy.service.auth.v3.external_auth_pb2_grpc import AuthorizationServicer, add_AuthorizationServicer_to_server
+from envoy.type.v3.http_status_pb2 import StatusCode
 from google.rpc.status_pb2 import Status
 
 from golden.live import NEEDS_ROOT, Network, network, wait_until
@@ -108,7 +109,7 @@ class Judge(AuthorizationServicer):
             option = HeaderValueOption(header=HeaderValue(key="x-judged", value="yes"))
             return CheckResponse(status=Status(code=OK), ok_response=OkHttpResponse(headers=[option]))
         denied = DeniedHttpResponse(body="not you")
-        denied.status.code = 401
+        denied.status.code = StatusCode.Unauthorized
         return CheckResponse(status=Status(code=DENIED), denied_response=denied)
 
 

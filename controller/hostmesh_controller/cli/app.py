@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from hostmesh_controller.cli import documents, explain, hosts, objects, operations, proxies, tokens, translate
+from hostmesh_controller.cli import authz, documents, explain, hosts, objects, operations, proxies, tokens, translate
 from hostmesh_controller.cli.connection import DEFAULT_ADDRESS, Connection
 from hostmesh_controller.cli.failure import CliError
 
@@ -74,6 +74,7 @@ app.add_typer(proxies.app, name="proxy")
 app.add_typer(tokens.join_tokens, name="token")
 app.add_typer(tokens.api_tokens, name="api-token")
 app.command("explain")(explain.explain)
+app.add_typer(authz.app, name="authz")
 app.command("translate")(translate.translate)
 app.command("audit")(operations.audit)
 app.command("version")(operations.version)

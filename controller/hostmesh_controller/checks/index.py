@@ -47,6 +47,8 @@ class Relation(StrEnum):
     """WorkloadEntries and WorkloadGroups by each of their labels, in their namespace and in none."""
     POLICY = "policy"
     """PeerAuthentications by namespace."""
+    AUTHORIZATION = "authorization"
+    """AuthorizationPolicies by namespace."""
     GATEWAY_LABEL = "gateway label"
     """Gateways by each of the labels they select by."""
     SIDECAR = "sidecar"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from checking import codes, findings, problems, service, workload
+from checking import codes, findings, istio, problems, service, workload
 
 THERE = service("shop", "{name: http, port: 80}, {name: tcp, port: 3306}") + workload("shop-1", "app: shop")
 SELECTED = "selector: {matchLabels: {app: shop}}"
@@ -77,6 +77,17 @@ def test_an_allow_policy_for_http_alone_refuses_connections_to_ports_that_are_no
     http = service("shop") + workload("shop-1", "app: shop")
     assert of(f"{SELECTED}, {rules}", http) == []
     assert of(f"{SELECTED}, rules: [{{to: [{{operation: {{paths: [/a]}}}}]}}, {{}}]") == []
+
+
+def test_ports_that_nobody_declares_are_told() -> None:
+    rules = "rules: [{to: [{operation: {ports: ['3306', '81']}}]}]"
+    assert of(f"{SELECTED}, {rules}") == ["undeclared-port spec.rules[0].to[0].operation.ports[1]"]
+    assert of(f"selector: {{matchLabels: {{app: x}}}}, {rules}") == [
+        "IST0127 unknown-selector spec.selector.matchLabels"
+    ]
+    server = "{hosts: ['*'], port: {number: 81, name: http, protocol: HTTP}}"
+    gateway = istio("Gateway", "g", f"selector: {{app: shop}}, servers: [{server}]")
+    assert of(f"{SELECTED}, {rules}", THERE + gateway) == []
 
 
 def test_principals_that_nobody_has_are_told() -> None:

@@ -6,7 +6,7 @@ from typing import Final
 
 from hostmesh_controller.checks.finding import NOT_FOUND, Finding
 from hostmesh_controller.checks.index import Relation
-from hostmesh_controller.checks.relations import service_ports, workload_ports
+from hostmesh_controller.checks.relations import label_texts, labels_of, service_ports, workload_ports
 from hostmesh_controller.checks.world import World
 from hostmesh_controller.model import ApiObject, ObjectKey, Path, Protocol
 from hostmesh_controller.model.authorization_policy import (
@@ -17,6 +17,7 @@ from hostmesh_controller.model.authorization_policy import (
     Rule,
     Source,
 )
+from hostmesh_controller.model.gateway import GatewaySpec
 from hostmesh_controller.model.hosts import HostSpec
 from hostmesh_controller.model.mesh_config import MeshConfigSpec, laid_over
 from hostmesh_controller.model.security import PolicySelector
@@ -47,6 +48,7 @@ def check_dry_run(item: ApiObject) -> Iterator[Finding]:
 def check_authorization_policy(item: ApiObject, spec: AuthorizationPolicySpec, world: World) -> Iterator[Finding]:
     """Yield what Istio's validation and `istioctl analyze` warn of, and principals that nobody can have."""
     yield from _for_nobody(item, spec, world)
+    yield from _undeclared_ports(item, spec, world)
     for index, rule in enumerate(spec.rules):
         path: Path = ("spec", "rules", index)
         yield from _sources(rule, path, world)
@@ -173,6 +175,36 @@ def _selected(item: ApiObject, selector: PolicySelector | None, world: World) ->
         yield from world.selected(selector.match_labels, namespace)
     elif namespace:
         yield from _members(world, namespace)
+
+
+def _undeclared_ports(item: ApiObject, spec: AuthorizationPolicySpec, world: World) -> Iterator[Finding]:
+    """Yield ports that none of the selected workloads declares: what is not declared is not captured."""
+    workloads = list(islice(_selected(item, spec.selector, world), _LOOKED_AT))
+    declared = {number for each in workloads for number in _declared(each, world)}
+    for index, rule in enumerate(spec.rules if declared and len(workloads) < _LOOKED_AT else ()):
+        for place, each in enumerate(rule.to or ()):
+            for position, port in enumerate(each.operation.ports):
+                if int(port) not in declared:
+                    path: Path = ("spec", "rules", index, "to", place, "operation", "ports", position)
+                    message = (
+                        f"no selected workload declares port {port} (yet?), itself or by a Service: such ports are not "
+                        "captured, and no policy holds there. Ports are the workload's own, not the Service's"
+                    )
+                    yield Finding(path, message, "undeclared-port")
+
+
+def _declared(workload: ApiObject, world: World) -> Iterator[int]:
+    """Yield the ports on which a workload is served, as itself and as a gateway."""
+    if not isinstance(workload.spec, WorkloadEntrySpec):
+        return
+    yield from workload.spec.ports.values()
+    for service in world.selecting(workload):
+        yield from filter(None, (place.on(workload.spec) for place in workload_ports(service)))
+    labels = labels_of(workload)
+    for label in label_texts(labels):
+        for gateway in world.bucket(Relation.GATEWAY_LABEL, label).values():
+            if isinstance(gateway.spec, GatewaySpec):
+                yield from (server.port.number for server in gateway.spec.servers)
 
 
 def _tcp_port(item: ApiObject, selector: PolicySelector | None, world: World) -> tuple[ObjectKey, int] | None:

@@ -69,7 +69,7 @@ PROVIDERS: Final[list[dict[str, Any]]] = [
     {"name": "nowhere", "envoyExtAuthzGrpc": {"service": "nobody.example.com", "port": 9191, "failOpen": True}},
 ]
 OBJECTS: Final = [
-    obj("MeshConfig", "default", {"extensionProviders": PROVIDERS}),
+    obj("MeshConfig", "default", {"extensionProviders": PROVIDERS, "accessLogFile": "/dev/stdout"}),
     obj("Host", "caller", {"addresses": [CALLER]}),
     obj("WorkloadEntry", "caller", {"address": CALLER, "labels": {"app": "caller"}, "serviceAccount": "caller"}),
     obj("WorkloadEntry", "judge", {"address": OUTSIDER, "labels": {"app": "judge"}}),
@@ -216,6 +216,15 @@ def test_what_nobody_can_judge_is_refused(name: str, status: int) -> None:
     assert ask(name, "/judged", "ann").status == status
     assert talk(vip(name), 3306, b"x") == b""
     assert ask(name, "/other").status == 200
+
+
+def test_istio_s_own_log_format_names_the_policy_that_refused(net: Network) -> None:
+    assert ask("nowhere", "/judged").status == 403
+    assert talk(vip("nowhere"), 3306, b"x") == b""
+    named = "rbac_access_denied_matched_policy[istio-ext-authz-nowhere-ns[default]-policy[nowhere-nowhere]-rule"
+    for each in (f'HTTP/1.1" 403 - {named}[0]', f"0 - - {named}[1]"):
+        log = net.hosts["nowhere"].directory / "envoy.log"
+        wait_until(f"{each} is in the log", lambda each=each, log=log: each in log.read_text())  # type: ignore[misc]
 
 
 def test_an_authorizer_that_does_not_answer_lets_through_if_the_provider_says_so() -> None:

@@ -84,7 +84,12 @@ class Registrar:
         self._now = now
         self._states = HostStates(store, self.host_changed, now)
         self._enrolments = Enrolments(store, self.host_changed, now)
-        self._world = World(settings.domain, settings.root_namespace, trust_domain=settings.trust_domain)
+        self._world = World(
+            settings.domain,
+            settings.root_namespace,
+            trust_domain=settings.trust_domain,
+            mesh_config=settings.mesh_config,
+        )
         self._membership = Membership()
         # Replaced, never changed: the mesh takes the same mapping as "nothing changed".
         self._vips: Mapping[str, int] = {}

@@ -6,6 +6,11 @@ Errors are what cannot work or is not safe; warnings are what may only not be th
 from collections.abc import Iterable, Iterator
 
 from hostmesh_controller.checks.annotations import check_annotations, suppressed
+from hostmesh_controller.checks.authorization import (
+    check_authorization_policy,
+    check_dry_run,
+    check_providers,
+)
 from hostmesh_controller.checks.delegates import check_delegates
 from hostmesh_controller.checks.destination_rules import check_destination_rule
 from hostmesh_controller.checks.envoy_filters import check_envoy_filter
@@ -29,6 +34,7 @@ from hostmesh_controller.checks.withdrawn import check_withdrawn
 from hostmesh_controller.checks.world import World
 from hostmesh_controller.load import Problem
 from hostmesh_controller.model import ApiObject, ObjectKey, path_text
+from hostmesh_controller.model.authorization_policy import AuthorizationPolicySpec
 from hostmesh_controller.model.destination_rule import DestinationRuleSpec
 from hostmesh_controller.model.envoy_filter import EnvoyFilterSpec
 from hostmesh_controller.model.gateway import GatewaySpec
@@ -74,6 +80,7 @@ def validate_deletion(keys: Iterable[ObjectKey], world: World) -> list[Problem]:
 
 def _findings(item: ApiObject, world: World) -> Iterator[Finding]:
     yield from check_annotations(item)
+    yield from check_dry_run(item)
     yield from check_settings(item)
     yield from check_exports(item, world)
     yield from check_selector(item, world)
@@ -92,7 +99,7 @@ def _findings(item: ApiObject, world: World) -> Iterator[Finding]:
             yield from check_workload(item, spec, world)
         case ServiceSpec() | ServiceEntrySpec():
             yield from check_service(item, world)
-        case PeerAuthenticationSpec() | RequestAuthenticationSpec():
+        case PeerAuthenticationSpec() | RequestAuthenticationSpec() | AuthorizationPolicySpec():
             yield from _policy_findings(item, world)
         case GatewaySpec() as spec:
             yield from check_gateway(item, spec, world)
@@ -102,6 +109,7 @@ def _findings(item: ApiObject, world: World) -> Iterator[Finding]:
             yield from check_sidecar_listeners(spec)
         case MeshConfigSpec() as spec:
             yield from check_mesh_config(spec, world)
+            yield from check_providers(spec, world)
         case EnvoyFilterSpec() as spec:
             yield from check_envoy_filter(spec)
             yield from check_envoy_values(spec)
@@ -115,6 +123,8 @@ def _policy_findings(item: ApiObject, world: World) -> Iterator[Finding]:
             yield from check_peer_authentication(item, spec, world)
         case RequestAuthenticationSpec() as spec:
             yield from check_request_authentication(spec)
+        case AuthorizationPolicySpec() as spec:
+            yield from check_authorization_policy(item, spec, world)
 
 
 def _is_suppressed(item: ApiObject, finding: Finding) -> bool:

@@ -17,10 +17,11 @@ from golden.strangers import Stranger
 from hostmesh_controller.explain.arriving import chain_at, judged, listener_at
 from hostmesh_controller.explain.attempt import Attempt, Request
 from hostmesh_controller.explain.authorization import Verdict
+from hostmesh_controller.explain.permission import Wish, may
 from hostmesh_controller.explain.sight import Sight
 from hostmesh_controller.model.objects import ApiObject
 
-SERVER, OUTSIDER = "10.9.1.3", "10.9.1.9"
+SERVER, EDGE, OUTSIDER = "10.9.1.3", "10.9.1.4", "10.9.1.9"
 LOG_FORMAT: Final = (
     "%RESPONSE_CODE_DETAILS% %CONNECTION_TERMINATION_DETAILS% %DYNAMIC_METADATA(envoy.common:access_log_hint)% "
     "%DYNAMIC_METADATA(envoy.filters.http.rbac)%"
@@ -106,7 +107,7 @@ def deny(*rules: Rule) -> tuple[Rule, dict[str, str]]:
     return policy("DENY", *rules)
 
 
-POLICIES: Final = {
+POLICIES: Final[dict[str, list[tuple[Rule, dict[str, str]]]]] = {
     "nobody": [({}, {})],
     "everybody": [allow({})],
     "principals": [allow(source(principals=["cluster.local/ns/default/sa/web"]))],
@@ -132,7 +133,6 @@ POLICIES: Final = {
     ],
     "unguarded": [],
 }
-FIXED: Final = Ports(POLICIES)
 
 
 def random_policies(seed: int) -> Iterator[tuple[Rule, dict[str, str]]]:
@@ -213,6 +213,29 @@ def chance(index: int) -> str:
     return f"chance-{index}"
 
 
+def at_the_edge() -> Iterator[ApiObject]:
+    """Yield a gateway with a policy of its own, in front of what everybody may call."""
+    labels = {"app": "edge"}
+    servers = [
+        {"hosts": ["*"], "port": {"number": number, "name": f"{protocol.lower()}-{number}", "protocol": protocol}}
+        for number, protocol in ((8080, "HTTP"), (9000, "TCP"), (9001, "TCP"))
+    ]
+    ports = [{"name": "http", "port": 80, "targetPort": 8101}, {"name": "tcp", "port": 81, "targetPort": 8301}]
+    http, tcp = ({"destination": {"host": "everybody", "port": {"number": number}}} for number in (80, 81))
+    yield obj("Host", "edge", {"addresses": [EDGE]})
+    yield obj("WorkloadEntry", "edge", {"address": EDGE, "labels": labels, "serviceAccount": "edge"})
+    yield obj("Service", "everybody", {"selector": {"app": "everybody"}, "ports": ports})
+    yield obj("Gateway", "edge", {"selector": labels, "servers": servers})
+    yield obj(
+        "VirtualService",
+        "edge",
+        {"hosts": ["*"], "gateways": ["edge"], "http": [{"route": [http]}], "tcp": [{"route": [tcp]}]},
+    )
+    remote, direct = source(remoteIpBlocks=["192.0.2.0/24"]), source(ipBlocks=["10.9.1.0/24"])
+    rules = [remote | operation(paths=["/remote"]), direct | operation(paths=["/direct"]), operation(ports=["9000"])]
+    yield obj("AuthorizationPolicy", "edge", {"selector": {"matchLabels": labels}, "rules": rules})
+
+
 ALL: Final = Ports(POLICIES | {chance(index): [*random_policies(SEED + index)] for index in range(RANDOM)})
 OBJECTS: Final = [
     obj("Host", "server", {"addresses": [SERVER]}),
@@ -221,11 +244,13 @@ OBJECTS: Final = [
         "default",
         {
             "trustDomainAliases": ["old.example.org"],
+            "defaultConfig": {"gatewayTopology": {"numTrustedProxies": 1}},
             "accessLogFile": "/dev/stdout",
             "accessLogFormat": LOG_FORMAT,
         },
     ),
     *ALL.objects,
+    *at_the_edge(),
 ]
 MESH: Final = mesh_of(OBJECTS)
 
@@ -341,6 +366,33 @@ def test_a_connection_without_http_is_allowed_or_denied_as_in_istio(
     assert echoed(stranger, name, **asked) is expected
 
 
+@pytest.mark.parametrize(
+    ("path", "forwarded", "expected"),
+    [
+        ("/direct", "", 200),
+        ("/remote", "", 403),
+        # One proxy before the gateway is believed: what it says is the last entry.
+        ("/remote", "192.0.2.7", 200),
+        ("/remote", "192.0.2.7, 203.0.113.1", 403),
+        ("/remote", "203.0.113.1, 192.0.2.7", 200),
+        ("/other", "192.0.2.7", 403),
+    ],
+)
+def test_a_gateway_knows_callers_by_what_trusted_proxies_say(
+    stranger: Stranger, path: str, forwarded: str, expected: int
+) -> None:
+    headers = {"x-forwarded-for": forwarded} if forwarded else {}
+    assert stranger.ask(EDGE, 8080, path, host="shop.test", headers=headers)[0] == expected
+    wish = Wish(path=path, headers=headers, source=OUTSIDER)
+    (answer,) = may(MESH, OUTSIDER, f"http://{EDGE}:8080", wish)
+    assert answer.verdict.allowed is (expected == 200)
+
+
+def test_a_gateway_judges_connections_too(stranger: Stranger) -> None:
+    assert stranger.is_echoed(EDGE, 9000)
+    assert not stranger.is_echoed(EDGE, 9001)
+
+
 def log_of(host: LiveHost) -> str:
     return (host.directory / "envoy.log").read_text()
 
@@ -401,7 +453,7 @@ PATHS: Final = (
     "/a=b",
 )
 HOSTS: Final = ("shop.example.com", "SHOP.example.org", "server:80")
-HEADERS: Final = (
+HEADERS: Final[tuple[dict[str, str], ...]] = (
     {},
     {"x-role": "admin"},
     {"X-Role": "team-x"},

@@ -10,6 +10,7 @@ import pytest
 from envoy.config.core.v3.base_pb2 import HeaderValue, HeaderValueOption
 from envoy.service.auth.v3.external_auth_pb2 import CheckRequest, CheckResponse, DeniedHttpResponse, OkHttpResponse
 from envoy.service.auth.v3.external_auth_pb2_grpc import AuthorizationServicer, add_AuthorizationServicer_to_server
+from envoy.type.v3.http_status_pb2 import StatusCode
 from google.rpc.status_pb2 import Status
 
 from golden.live import NEEDS_ROOT, Network, network, wait_until
@@ -68,7 +69,7 @@ PROVIDERS: Final[list[dict[str, Any]]] = [
     {"name": "nowhere", "envoyExtAuthzGrpc": {"service": "nobody.example.com", "port": 9191, "failOpen": True}},
 ]
 OBJECTS: Final = [
-    obj("MeshConfig", "default", {"extensionProviders": PROVIDERS}),
+    obj("MeshConfig", "default", {"extensionProviders": PROVIDERS, "accessLogFile": "/dev/stdout"}),
     obj("Host", "caller", {"addresses": [CALLER]}),
     obj("WorkloadEntry", "caller", {"address": CALLER, "labels": {"app": "caller"}, "serviceAccount": "caller"}),
     obj("WorkloadEntry", "judge", {"address": OUTSIDER, "labels": {"app": "judge"}}),
@@ -108,7 +109,7 @@ class Judge(AuthorizationServicer):
             option = HeaderValueOption(header=HeaderValue(key="x-judged", value="yes"))
             return CheckResponse(status=Status(code=OK), ok_response=OkHttpResponse(headers=[option]))
         denied = DeniedHttpResponse(body="not you")
-        denied.status.code = 401
+        denied.status.code = StatusCode.Unauthorized
         return CheckResponse(status=Status(code=DENIED), denied_response=denied)
 
 
@@ -215,6 +216,15 @@ def test_what_nobody_can_judge_is_refused(name: str, status: int) -> None:
     assert ask(name, "/judged", "ann").status == status
     assert talk(vip(name), 3306, b"x") == b""
     assert ask(name, "/other").status == 200
+
+
+def test_istio_s_own_log_format_names_the_policy_that_refused(net: Network) -> None:
+    assert ask("nowhere", "/judged").status == 403
+    assert talk(vip("nowhere"), 3306, b"x") == b""
+    named = "rbac_access_denied_matched_policy[istio-ext-authz-nowhere-ns[default]-policy[nowhere-nowhere]-rule"
+    for each in (f'HTTP/1.1" 403 - {named}[0]', f"0 - - {named}[1]"):
+        log = net.hosts["nowhere"].directory / "envoy.log"
+        wait_until(f"{each} is in the log", lambda each=each, log=log: each in log.read_text())  # type: ignore[misc]
 
 
 def test_an_authorizer_that_does_not_answer_lets_through_if_the_provider_says_so() -> None:

@@ -340,3 +340,42 @@ def test_the_configuration_is_checked_by_a_verb(tmp_path: Path) -> None:
     good = subprocess.run(command, capture_output=True, text=True, env=env, timeout=START_S)
     assert good.returncode == 0
     assert "listen.agents = 127.0.0.1:1" in good.stdout
+
+
+POLICY = """
+apiVersion: hostmesh.io/v1
+kind: Host
+metadata: {name: authz-1}
+spec: {addresses: [10.77.0.1]}
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: guarded}
+spec: {address: 10.77.0.1, labels: {app: guarded}, ports: {http: 8080}}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: guarded}
+spec:
+  selector: {matchLabels: {app: guarded}}
+  rules: [{to: [{operation: {paths: ["/open/*"], methods: [GET]}}]}]
+"""
+
+
+def test_a_permission_is_explained_and_told_by_the_exit_code(controller: Process, tmp_path: Path) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_text(POLICY)
+    assert controller.cli("apply", "-f", str(path)).returncode == 0
+    shown = controller.cli("get", "ap").stdout.splitlines()[1]
+    assert shown.split()[:4] == ["guarded", "ALLOW", "1", "app=guarded"]
+    asked = ("authz", "explain", "--from", "10.1.2.3", "--to", "default/guarded")
+    allowed = controller.cli(*asked, "--path", "/open/x", "-H", "x-a=b")
+    assert allowed.returncode == 0, allowed.stderr
+    assert allowed.stdout.startswith("ALLOWED  workload default/guarded (10.77.0.1:8080, host authz-1): allowed by")
+    denied = controller.cli(*asked, "--path", "/open/x", "-X", "PUT")
+    assert denied.returncode == 1
+    assert "does not hold: method is 'PUT'; asked for: 'GET'" in denied.stdout
+    found = json.loads(controller.cli(*asked, "-o", "json").stdout)
+    assert (found["allowed"], found["answers"][0]["chain"]) == (False, "0.0.0.0_8080|plaintext")
+    assert controller.cli(*asked, "--claims", "x").returncode == 2
+    assert controller.cli(*asked, "--to", "nobody").returncode == 1

@@ -55,6 +55,7 @@ FULL: dict[str, Any] = {
     "verifyCertificateAtClient": False,
     "defaultConfig": {
         "concurrency": 2,
+        "gatewayTopology": {"numTrustedProxies": 1},
         "drainDuration": "10s",
         "terminationDrainDuration": "0s",
     },

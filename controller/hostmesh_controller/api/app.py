@@ -8,7 +8,18 @@ from fastapi.routing import APIRoute
 from starlette.middleware.base import RequestResponseEndpoint
 from starlette.responses import Response
 
-from hostmesh_controller.api import authority, documents, errors, explain, hosts, objects, operations, proxies, tokens
+from hostmesh_controller.api import (
+    authority,
+    authorization,
+    documents,
+    errors,
+    explain,
+    hosts,
+    objects,
+    operations,
+    proxies,
+    tokens,
+)
 from hostmesh_controller.api.bounds import BoundedBody
 from hostmesh_controller.api.denials import Denials
 from hostmesh_controller.api.parts import Parts
@@ -23,6 +34,7 @@ ROUTERS: Final = (
     proxies.router,
     explain.router,
     authority.router,
+    authorization.router,
     operations.router,
     operations.open_router,
 )

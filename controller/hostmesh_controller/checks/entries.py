@@ -19,6 +19,7 @@ from hostmesh_controller.checks.relations import (
     service_names,
 )
 from hostmesh_controller.model import ApiObject
+from hostmesh_controller.model.authorization_policy import AuthorizationPolicySpec
 from hostmesh_controller.model.destination_rule import DestinationRuleSpec
 from hostmesh_controller.model.gateway import GatewaySpec
 from hostmesh_controller.model.hosts import HostSpec
@@ -51,6 +52,8 @@ def entries_of(item: ApiObject, domain: str) -> Iterator[Entry]:
             yield Entry(Relation.POLICY, item.key.namespace)
         case RequestAuthenticationSpec():
             yield Entry(Relation.AUTHENTICATION, item.key.namespace)
+        case AuthorizationPolicySpec():
+            yield Entry(Relation.AUTHORIZATION, item.key.namespace)
         case SidecarSpec():
             yield Entry(Relation.SIDECAR, item.key.namespace)
         case GatewaySpec() as gateway:

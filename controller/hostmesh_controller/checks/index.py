@@ -49,6 +49,8 @@ class Relation(StrEnum):
     """PeerAuthentications by namespace."""
     AUTHENTICATION = "authentication"
     """RequestAuthentications by namespace."""
+    AUTHORIZATION = "authorization"
+    """AuthorizationPolicies by namespace."""
     GATEWAY_LABEL = "gateway label"
     """Gateways by each of the labels they select by."""
     SIDECAR = "sidecar"

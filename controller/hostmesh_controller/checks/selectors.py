@@ -6,6 +6,7 @@ from hostmesh_controller.checks.finding import Finding
 from hostmesh_controller.checks.relations import selector_text
 from hostmesh_controller.checks.world import World
 from hostmesh_controller.model import ApiObject, Path
+from hostmesh_controller.model.authorization_policy import AuthorizationPolicySpec
 from hostmesh_controller.model.envoy_filter import EnvoyFilterSpec
 from hostmesh_controller.model.request_authentication import RequestAuthenticationSpec
 from hostmesh_controller.model.security import PeerAuthenticationSpec
@@ -27,7 +28,8 @@ def _selector(item: ApiObject) -> tuple[Path, Mapping[str, str]]:
         case EnvoyFilterSpec(workload_selector=selector) if selector is not None:
             return ("spec", "workloadSelector", "labels"), selector.labels
         case (
-            PeerAuthenticationSpec(selector=chosen)
+            AuthorizationPolicySpec(selector=chosen)
+            | PeerAuthenticationSpec(selector=chosen)
             | RequestAuthenticationSpec(selector=chosen)
             | WasmPluginSpec(selector=chosen)
         ) if chosen is not None:

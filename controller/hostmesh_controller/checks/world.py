@@ -17,6 +17,7 @@ from hostmesh_controller.checks.relations import (
     service_names,
 )
 from hostmesh_controller.model import ApiObject, ObjectKey
+from hostmesh_controller.model.mesh_config import MeshConfigSpec
 from hostmesh_controller.names import wildcards
 from hostmesh_controller.suggest import did_you_mean
 from hostmesh_controller.table import Table
@@ -42,6 +43,8 @@ class World:
     index: Index = field(default_factory=Index)
     trust_domain: str = ""
     """Of the controller; "" where it is not known."""
+    mesh_config: MeshConfigSpec = field(default_factory=MeshConfigSpec)
+    """What the controller's own file says, beneath the MeshConfig object."""
 
     def changed(self, changes: Mapping[ObjectKey, ApiObject | None]) -> "World":
         """Return the world in which each key has its new object, or none where that is None."""

@@ -8,6 +8,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from hostmesh_controller.cli import (
     authority,
+    authz,
     documents,
     explain,
     hosts,
@@ -102,6 +103,7 @@ app.add_typer(tokens.join_tokens, name="token")
 app.add_typer(tokens.api_tokens, name="api-token")
 app.add_typer(authority.app, name="ca")
 app.command("explain")(explain.explain)
+app.add_typer(authz.app, name="authz")
 app.command("translate")(translate.translate)
 app.command("audit")(operations.audit)
 app.command("version")(operations.version)

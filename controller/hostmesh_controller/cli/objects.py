@@ -40,6 +40,11 @@ _COLUMNS: Final[Mapping[str, tuple[Column, ...]]] = {
         ("HOST", lambda spec: spec.get("host")),
         ("SUBSETS", lambda spec: [each.get("name") for each in spec.get("subsets", ())]),
     ),
+    "AuthorizationPolicy": (
+        ("ACTION", lambda spec: spec.get("action", "ALLOW")),
+        ("RULES", lambda spec: len(spec.get("rules", ()))),
+        ("SELECTOR", lambda spec: _labels(spec.get("selector", {}).get("matchLabels"))),
+    ),
     "PeerAuthentication": (("MODE", lambda spec: spec.get("mtls", {}).get("mode")),),
 }
 

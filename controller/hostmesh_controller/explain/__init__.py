@@ -8,6 +8,11 @@
     outbound     the way from the program to an endpoint; destination: its clusters and endpoints
     inbound      the way from there to the program that is called
 
+    attempt      what policies look at; rbac: whether rules hold for it, as Envoy judges; authorization: what the
+                 filters of a chain make of it; paths: how Envoy writes a path before
+    arriving     the chain of an attempt on a host, and its verdict
+    permission   who may do what: `hostmesh authz explain`
+
 Pure: the mesh in, a story out.
 """
 

@@ -133,7 +133,7 @@ def _endpoint(
     address = canonical_address(socket.address)
     if address is None:
         return steps, True
-    step, let_in = arrival(sight.mesh, call, address, socket.port_value, mutual_tls=mutual_tls)
+    step, let_in = arrival(sight.mesh, sight.host, call, address, socket.port_value, mutual_tls=mutual_tls)
     return [*steps, *step], let_in
 
 

@@ -1,5 +1,7 @@
 """What a call meets at the host of an endpoint."""
 
+from hostmesh_controller.explain.arriving import judged
+from hostmesh_controller.explain.attempt import Attempt, Request
 from hostmesh_controller.explain.call import Call
 from hostmesh_controller.explain.chains import Connection, chain_for
 from hostmesh_controller.explain.sight import Sight
@@ -7,13 +9,16 @@ from hostmesh_controller.explain.story import Step
 from hostmesh_controller.mesh import Mesh
 from hostmesh_controller.mesh.gateways import NO_GATEWAYS
 from hostmesh_controller.mesh.inbound import bound_ports
-from hostmesh_controller.mesh.records import Mode
-from hostmesh_controller.names import VIRTUAL_INBOUND
+from hostmesh_controller.mesh.records import Host, Mode
+from hostmesh_controller.names import VIRTUAL_INBOUND, host_and_port
+from hostmesh_controller.xds.host_config import outbound_identity
 from hostmesh_controller.xds.tls import MESH_HTTP, SERVE_TCP
 
 
-def arrival(mesh: Mesh, call: Call, address: str, port: int, *, mutual_tls: bool) -> tuple[list[Step], bool]:
-    """Return the steps at an endpoint, and whether the call is let in; none outside the mesh."""
+def arrival(
+    mesh: Mesh, caller: str, call: Call, address: str, port: int, *, mutual_tls: bool
+) -> tuple[list[Step], bool]:
+    """Return the steps at an endpoint, and whether a call from the host `caller` is let in; none outside the mesh."""
     names = mesh.hosts_by_address.get(address)
     if not names:
         return [], True
@@ -42,7 +47,22 @@ def arrival(mesh: Mesh, call: Call, address: str, port: int, *, mutual_tls: bool
     if chain is None:
         how = "mutual TLS" if mutual_tls else "plaintext"
         return [Step("inbound", f"host {name}, {VIRTUAL_INBOUND}", f"no chain takes {how}: {why}")], False
-    return [Step("inbound", f"host {name}, {VIRTUAL_INBOUND}, {chain.name}", why)], True
+    taken = Step("inbound", f"host {name}, {VIRTUAL_INBOUND}, {chain.name}", why)
+    verdict = judged(chain, _attempt(mesh, mesh.hosts[caller], call, address, port, mutual_tls=mutual_tls))
+    if not verdict.rulings:
+        return [taken], True
+    details = {"see": f"hostmesh authz explain --from {caller} --to {host_and_port(address, port)}"}
+    return [taken, Step("authorization", verdict.text, "", details)], verdict.allowed is not False
+
+
+def _attempt(mesh: Mesh, caller: Host, call: Call, address: str, port: int, *, mutual_tls: bool) -> Attempt:
+    return Attempt(
+        address,
+        port,
+        outbound_identity(mesh, caller) if mutual_tls else None,
+        caller.addresses[0] if caller.addresses else "",
+        request=Request(call.method, call.authority, call.path, call.headers) if call.is_http else None,
+    )
 
 
 def _negotiated(call: Call, *, mutual_tls: bool) -> tuple[str, ...]:

@@ -10,7 +10,8 @@ class Step:
     """One thing on the way.
 
     Attributes:
-        stage: `name`, `capture`, `listener`, `filter chain`, `virtual host`, `route`, `cluster`, `endpoint`, `inbound`.
+        stage: `name`, `capture`, `listener`, `filter chain`, `virtual host`, `route`, `cluster`, `endpoint`, `inbound`,
+            `authorization`.
         what: what it is, by the name under which Envoy or the kernel has it.
         why: the reason, with the configuration objects that made it so.
         details: more, for programs and for the curious.

@@ -17,8 +17,17 @@ KIND = "AuthorizationPolicy"
 def policies_for(mesh: Mesh, faces: Iterable[Face]) -> tuple[ApiObject, ...]:
     """Return the policies that hold for one of some workloads: the root namespace's first, the oldest first."""
     faces = tuple(faces)
-    namespaces = dict.fromkeys((mesh.settings.root_namespace, *(face.namespace for face in faces)))
-    return tuple(item for each in namespaces for item in mesh.authorization.get(each, ()) if is_for(mesh, item, faces))
+    namespaces = tuple(dict.fromkeys((mesh.settings.root_namespace, *(face.namespace for face in faces))))
+    there = tuple(mesh.authorization.get(each, ()) for each in namespaces)
+    if not any(there):
+        return ()
+    key = ("policies for", tuple((face.namespace, frozenset(face.labels.items())) for face in faces))
+
+    # It is asked for each port of each host, and a namespace may have many policies.
+    def make() -> tuple[ApiObject, ...]:
+        return tuple(each for items in there for each in items if is_for(mesh, each, faces))
+
+    return mesh.memo.get(key, there, make)
 
 
 def spec_of(item: ApiObject) -> AuthorizationPolicySpec:

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Final, Literal
 from pydantic import Field, model_validator
 
 from hostmesh_controller.model.authorization_terms import (
+    ACCOUNTS_MAX,
     KEYS,
     VALUE_CHECKS,
     Accounts,
@@ -111,6 +112,8 @@ class Condition(Spec):
             raise fault("unknown-attribute", key_fault(self.key) or f"unknown attribute {self.key!r}{near}", "key")
         if not self.values and not self.not_values:
             raise fault("missing", "give values or notValues")
+        if family == "source.serviceAccount" and max(len(self.values), len(self.not_values)) > ACCOUNTS_MAX:
+            raise fault("too-long", f"at most {ACCOUNTS_MAX} service accounts allowed", "values")
         check = VALUE_CHECKS.get(family)
         for field, values in (("values", self.values), ("notValues", self.not_values)) if check else ():
             assert check is not None

@@ -41,7 +41,6 @@ _REFUSED: Final[Mapping[str, str]] = {
     "sds": "Istio ignores it; certificates always come from the agent",
     "proxyMetadata": _AGENT,
     "runtimeValues": _LATER,
-    "gatewayTopology": _LATER,
     "meshId": "there is one mesh, and its trust domain names it",
     "readinessProbe": "set the probe in the WorkloadGroup",
     "holdApplicationUntilProxyStarts": _INIT_SYSTEM,
@@ -71,12 +70,21 @@ def _within_days(value: Duration) -> Duration:
     return value
 
 
+class GatewayTopology(Spec):
+    """`num_trusted_proxies`: how many proxies before the gateways are believed in what they say of their clients."""
+
+    refused: ClassVar[Mapping[str, str]] = {"forwardClientCertDetails": _LATER, "proxyProtocol": _LATER}
+
+    num_trusted_proxies: Count = 0
+
+
 class ProxyDefaults(Spec):
     """`concurrency` is Envoy's worker threads: None and 0 are one for each core."""
 
     refused: ClassVar[Mapping[str, str]] = _REFUSED
 
     concurrency: Count | None = None
+    gateway_topology: GatewayTopology = GatewayTopology()
     drain_duration: Annotated[PositiveDuration, AfterValidator(_whole_seconds), AfterValidator(_within_days)] = (
         Duration("45s")
     )

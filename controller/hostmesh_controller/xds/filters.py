@@ -125,14 +125,16 @@ def outbound_http(port: int, more: Iterable[HttpFilter] = (), *, table: str = ""
     return network_filter("envoy.filters.network.http_connection_manager", manager)
 
 
-def gateway_http(stat_prefix: str, table: str, more: Iterable[HttpFilter] = ()) -> Filter:
+def gateway_http(stat_prefix: str, table: str, more: Iterable[HttpFilter] = (), *, trusted_proxies: int = 0) -> Filter:
     """Return the HTTP code of a gateway, whose callers are strangers: it tells their addresses and their certificates.
 
-    What they say of either themselves is dropped. `table` is the name of its routes, `more` are filters of extensions.
+    What they say of either themselves is dropped, but for the addresses that the last `trusted_proxies` told. `table`
+    is the name of its routes, `more` are filters of extensions.
     """
     manager = _http_manager(stat_prefix)
     manager.rds.CopyFrom(Rds(config_source=ads(), route_config_name=table))
     manager.use_remote_address.value = True
+    manager.xff_num_trusted_hops = trusted_proxies
     manager.server_name = GATEWAY_SERVER
     manager.server_header_transformation = HttpConnectionManager.OVERWRITE
     manager.forward_client_cert_details = HttpConnectionManager.SANITIZE_SET

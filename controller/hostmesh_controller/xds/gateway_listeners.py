@@ -136,7 +136,7 @@ def _share(result: Listener, called: Listener, host: Host, chains: Iterable[Filt
 def _chains(mesh: Mesh, host: Host, viewer: Viewer, served: Served, more: Extensions) -> Iterator[FilterChain]:
     tls = served.server.tls
     if served.speech is Speech.HTTP:
-        yield _http(served, more)
+        yield _http(mesh, served, more)
     elif tls is None:
         to = connection_filters(mesh, viewer, served)
         if to:
@@ -147,7 +147,7 @@ def _chains(mesh: Mesh, host: Host, viewer: Viewer, served: Served, more: Extens
         for each in by_server_name(mesh, viewer, served):
             yield _by_name(each.server_names, [*more.tcp, *each.to])
     else:
-        chain = _http(served, more) if terminates_https(served.server) else FilterChain()
+        chain = _http(mesh, served, more) if terminates_https(served.server) else FilterChain()
         if not chain.filters:
             to = connection_filters(mesh, viewer, served)
             chain.filters.extend([*more.tcp, *to] if to else [])
@@ -167,11 +167,13 @@ def _slug(mesh: Mesh, host: Host, served: Served) -> str:
     return identity_of(workload, mesh.settings.trust_domain).slug
 
 
-def _http(served: Served, more: Extensions) -> FilterChain:
+def _http(mesh: Mesh, served: Served, more: Extensions) -> FilterChain:
     bind = served.server.bind or "0.0.0.0"  # noqa: S104 - as its listener is named
     named = served.server.name if terminates_https(served.server) else ""
     stat_prefix = named or f"outbound_{bind}_{served.port}"
-    return FilterChain(filters=[*more.network, filters.gateway_http(stat_prefix, served.route, more.http)])
+    trusted = mesh.config.default_config.gateway_topology.num_trusted_proxies
+    http = filters.gateway_http(stat_prefix, served.route, more.http, trusted_proxies=trusted)
+    return FilterChain(filters=[*more.network, http])
 
 
 def _by_name(server_names: Iterable[str], to: Iterable[Filter]) -> FilterChain:

@@ -55,8 +55,9 @@ class App:
 
 
 @asynccontextmanager
-async def running_app(state_dir: Path) -> AsyncIterator[App]:
-    config = parse_config(f'state_dir = "{state_dir}"\naddresses = ["127.0.0.1"]\n', "test", ())
+async def running_app(state_dir: Path, settings: str = "") -> AsyncIterator[App]:
+    """Run the API; `settings` are more of controller.toml."""
+    config = parse_config(f'state_dir = "{state_dir}"\naddresses = ["127.0.0.1"]\n{settings}', "test", ())
     store = open_store(state_dir / "store.sqlite")
     try:
         authority = Authority.load_or_create(state_dir, "cluster.local", datetime.now(UTC))
@@ -70,9 +71,10 @@ async def running_app(state_dir: Path) -> AsyncIterator[App]:
             httpx.AsyncClient(transport=remote, base_url="http://hostmesh") as outside,
             asyncio.TaskGroup() as group,
         ):
-            publishing = group.create_task(controller.registrar.run())
+            running = [group.create_task(each.run()) for each in (controller.registrar, controller.keys)]
             yield App(controller, root, outside)
-            publishing.cancel()
+            for task in running:
+                task.cancel()
     finally:
         store.close()
 
@@ -131,10 +133,10 @@ def start_controller(config: Path, log: Path) -> "subprocess.Popen[bytes]":
 
 
 @contextmanager
-def running_process(directory: Path) -> Iterator[Process]:
+def running_process(directory: Path, extra: str = "") -> Iterator[Process]:
     ports = free_ports()
     log = directory / "controller.log"
-    process = start_controller(write_config(directory, ports), log)
+    process = start_controller(write_config(directory, ports, extra=extra), log)
     try:
         _wait_ready(process, log)
         yield Process(directory, ports, process, log)

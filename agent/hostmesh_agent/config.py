@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeGuard
 
+from hostmesh_api.dialling import parse_blocks
+
 DEFAULT_PATH: Final = Path("/etc/hostmesh/agent.toml")
 ENVIRONMENT: Final = "HOSTMESH_AGENT_CONFIG"
 
@@ -68,6 +70,13 @@ class ProbeSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class WasmSettings:
+    """From where modules are fetched. `allow_cidrs`: blocks that may be asked though they answer this host alone."""
+
+    allow_cidrs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class LogSettings:
     level: str = "info"
 
@@ -80,6 +89,7 @@ class AgentConfig:
     capture: CaptureSettings = field(default_factory=CaptureSettings)
     dns: DnsSettings = field(default_factory=DnsSettings)
     probes: ProbeSettings = field(default_factory=ProbeSettings)
+    wasm: WasmSettings = field(default_factory=WasmSettings)
     log: LogSettings = field(default_factory=LogSettings)
 
     @property
@@ -136,6 +146,7 @@ def parse(text: str, source: str) -> AgentConfig:
         capture=_capture(top.table("capture")),
         dns=_dns(top.table("dns")),
         probes=_probes(top.table("probes")),
+        wasm=_wasm(top.table("wasm")),
         log=_log(top.table("log")),
     )
     _check_socket_paths(config, source)
@@ -190,6 +201,11 @@ def _probes(table: "_Table") -> ProbeSettings:
     if user in {"root", "0"}:
         raise table.error("exec_user", 'commands of probes do not run as root; name another user, or none ("")')
     return ProbeSettings(exec_user=user)
+
+
+def _wasm(table: "_Table") -> WasmSettings:
+    table.only(dataclasses.fields(WasmSettings))
+    return WasmSettings(allow_cidrs=table.blocks("allow_cidrs"))
 
 
 def _log(table: "_Table") -> LogSettings:
@@ -268,6 +284,16 @@ class _Table:
         if not _is_int(value) or not low <= value <= high:
             raise self.error(key, f"must be a whole number from {low} to {high}, is {value!r}")
         return value
+
+    def blocks(self, key: str) -> tuple[str, ...]:
+        value = self.values.get(key, [])
+        if not isinstance(value, list):
+            raise self.error(key, f"must be a list of address blocks such as 10.0.0.0/8, is {value!r}")
+        try:
+            parse_blocks(map(str, value))
+        except ValueError as error:
+            raise self.error(key, f"is not a list of address blocks such as 10.0.0.0/8: {error}") from None
+        return tuple(map(str, value))
 
     def ports(self, key: str) -> tuple[int, ...]:
         value = self.values.get(key, [])

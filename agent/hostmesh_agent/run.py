@@ -49,6 +49,7 @@ from hostmesh_agent.services import Listening
 from hostmesh_agent.state import State, StateError
 from hostmesh_agent.svid import Svid
 from hostmesh_agent.uplink import Uplink
+from hostmesh_api.dialling import DialPolicy, parse_blocks
 from hostmesh_api.v1.hostmesh_pb2 import CaptureState, HostConfig, HostReport, WorkloadLease
 from hostmesh_api.wire import LISTENER_TYPE
 
@@ -113,7 +114,8 @@ class Agent:
         self._enforcement = Enforcement(
             dns=config.dns.enabled, resolv_conf=config.dns.resolv_conf, state_dir=config.state_dir
         )
-        self._modules = Modules(config.envoy_dir / modules.DIRECTORY, command.owner.gid, self._module_decided)
+        policy = DialPolicy(parse_blocks(config.wasm.allow_cidrs))
+        self._modules = Modules(config.envoy_dir / modules.DIRECTORY, command.owner.gid, self._module_decided, policy)
         # Known before Envoy has its first listener: at boot it may be faster than the SSH server.
         self._ssh_servers = kernel_floor.ssh_servers()
         self._relay = Relay(

@@ -23,11 +23,14 @@ from hostmesh_controller.checks.world import World
 from hostmesh_controller.groups import Candidate, Membership, NotAdmittedError
 from hostmesh_controller.hub import Hub
 from hostmesh_controller.impact import Effect, concerned, impact
+from hostmesh_controller.key_fetcher import KeyFetcher
+from hostmesh_controller.key_sets import KIND as REQUEST_AUTHENTICATION
 from hostmesh_controller.load import Problem
 from hostmesh_controller.mesh import HostRuntime, Mesh, Settings, Touched
 from hostmesh_controller.mesh.compiled import virtual_hostnames
 from hostmesh_controller.model.mesh_config import MeshConfigSpec
 from hostmesh_controller.model.objects import ApiObject, ObjectKey
+from hostmesh_controller.outbound_http import OutboundHttp
 from hostmesh_controller.reports import HostStates, runtime_of
 from hostmesh_controller.review import Documents, Review, read_one, read_stored, review, review_deletion
 from hostmesh_controller.store import Delete, Put, Store, StoredObject
@@ -68,17 +71,27 @@ class _Pending:
 class Registrar:
     """Holds what is configured and what hosts report, and keeps the hub's mesh true to both."""
 
-    def __init__(self, store: Store, hub: Hub, settings: Settings, now: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        hub: Hub,
+        settings: Settings,
+        now: Callable[[], datetime],
+        keys: KeyFetcher | None = None,
+    ) -> None:
         self._store = store
         self._hub = hub
         self._settings = settings
         self._now = now
         self._states = HostStates(store, self.host_changed, now)
+        self._keys = keys or KeyFetcher(OutboundHttp(), store, now)
+        self._keys.follow(self._keys_changed)
         self._world = World(settings.domain, settings.root_namespace, trust_domain=settings.trust_domain)
         self._membership = Membership()
         # Replaced, never changed: the mesh takes the same mapping as "nothing changed".
         self._vips: Mapping[str, int] = {}
         self._runtime: Table[str, HostRuntime] = Table()
+        self._jwks: Mapping[str, str] = {}
         self._revision = 0
         self._pending = _Pending()
         self._wake = asyncio.Event()
@@ -93,6 +106,11 @@ class Registrar:
     def states(self) -> HostStates:
         """What hosts report."""
         return self._states
+
+    @property
+    def keys(self) -> KeyFetcher:
+        """The keys that RequestAuthentications name."""
+        return self._keys
 
     @property
     def revision(self) -> int:
@@ -133,6 +151,7 @@ class Registrar:
         states = await asyncio.to_thread(self._store.host_states)
         found = {host: runtime_of(state) for host, state in states.items() if self.registered(host)}
         self._runtime = Table[str, HostRuntime]().changed(found)
+        self._jwks = await self._keys.open(self._request_authentications())
         mesh = await asyncio.to_thread(self._build)
         self._hub.publish(mesh, Touched(everything=True), revision)
 
@@ -142,8 +161,13 @@ class Registrar:
         Raises:
             StoreError: nothing was changed.
         """
+        # Before others wait: a server of keys may take its time.
+        keyless = () if dry_run or documents.problems else await self._keys.prefetch(documents.objects)
         async with self._writing:
-            return await self._apply(documents, actor, dry_run=dry_run)
+            outcome = await self._apply(documents, actor, dry_run=dry_run)
+        if not keyless or outcome.review.errors:
+            return outcome
+        return replace(outcome, review=replace(outcome.review, warnings=(*outcome.review.warnings, *keyless)))
 
     async def _apply(self, documents: Documents, actor: str, *, dry_run: bool = False) -> Outcome:
         planned = await self._planned(documents)
@@ -276,6 +300,13 @@ class Registrar:
             keys += [key for key in placed if key in self._objects]
         return await self.delete(keys, actor=actor)
 
+    def _keys_changed(self, jwks: Mapping[str, str]) -> None:
+        self._jwks = jwks
+        self._wake.set()
+
+    def _request_authentications(self) -> list[ApiObject]:
+        return [item for key, item in self._objects.items() if key.kind == REQUEST_AUTHENTICATION]
+
     def host_changed(self, host: str) -> None:
         """Take note that what a host reported has changed; called on the event loop."""
         self._pending.hosts.add(host)
@@ -315,6 +346,8 @@ class Registrar:
             committed[key] = item
         before, self._world = self._world, self._world.changed(committed)
         self._pending.objects.update(committed)
+        if any(key.kind == REQUEST_AUTHENTICATION for key in committed):
+            self._keys.want(self._request_authentications())
         if vips:
             self._vips = {**self._vips, **vips}
         await self._release(before.objects[key] for key in commit.changed_keys if key in before.objects)
@@ -356,12 +389,12 @@ class Registrar:
     async def _publish(self, pending: _Pending) -> None:
         if pending.hosts:
             self._runtime = await self._runtime_with(pending.hosts)
-        vips, runtime, settings = self._vips, self._runtime, self._settings
+        vips, runtime, jwks, settings = self._vips, self._runtime, self._jwks, self._settings
         try:
             if self._stale:
                 mesh, touched = await asyncio.to_thread(self._build), Touched(everything=True)
             else:
-                mesh, touched = await asyncio.to_thread(meshes.update, self.mesh, pending.objects, vips, runtime)
+                mesh, touched = await asyncio.to_thread(meshes.update, self.mesh, pending.objects, vips, runtime, jwks)
         except Exception:
             # Fail static: the proxies keep what they have, and the next change builds everything anew.
             self._stale = True
@@ -375,7 +408,7 @@ class Registrar:
         return self._runtime.changed(found)
 
     def _build(self) -> Mesh:
-        return meshes.build(self._settings, list(self._objects.values()), self._vips, self._runtime)
+        return meshes.build(self._settings, list(self._objects.values()), self._vips, self._runtime, self._jwks)
 
     def _read_all(self, stored: Sequence[StoredObject]) -> World:
         objects = (with_facts(read_stored(each.key, each.document), each) for each in stored)

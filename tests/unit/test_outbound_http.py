@@ -230,7 +230,7 @@ async def slow_server(*parts: bytes) -> AsyncIterator[int]:
 
 @pytest.mark.parametrize("said", [b"", b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nx"])
 async def test_a_server_that_does_not_end_is_left(said: bytes) -> None:
-    async with slow_server(said) as port:
+    async with asyncio.timeout(10), slow_server(said) as port:
         assert await refusal(f"http://127.0.0.1:{port}/", timeout_s=0.2) == "not within 0.2 s"
 
 

@@ -71,9 +71,10 @@ async def running_app(state_dir: Path, extra: str = "") -> AsyncIterator[App]:
             httpx.AsyncClient(transport=remote, base_url="http://hostmesh") as outside,
             asyncio.TaskGroup() as group,
         ):
-            publishing = group.create_task(controller.registrar.run())
+            running = [group.create_task(each.run()) for each in (controller.registrar, controller.keys)]
             yield App(controller, root, outside)
-            publishing.cancel()
+            for task in running:
+                task.cancel()
     finally:
         store.close()
 

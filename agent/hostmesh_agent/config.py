@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final, TypeGuard
 
 from hostmesh_agent.entitlements import WorkloadAccess
+from hostmesh_api.dialling import parse_blocks
 from hostmesh_api.identity import WorkloadIdentity
 
 DEFAULT_PATH: Final = Path("/etc/hostmesh/agent.toml")
@@ -106,6 +107,13 @@ class FloorSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class WasmSettings:
+    """From where modules are fetched. `allow_cidrs`: blocks that may be asked though they answer this host alone."""
+
+    allow_cidrs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class LogSettings:
     level: str = "info"
 
@@ -120,6 +128,7 @@ class AgentConfig:
     probes: ProbeSettings = field(default_factory=ProbeSettings)
     workload_api: WorkloadApiSettings = field(default_factory=WorkloadApiSettings)
     floor: FloorSettings = field(default_factory=FloorSettings)
+    wasm: WasmSettings = field(default_factory=WasmSettings)
     log: LogSettings = field(default_factory=LogSettings)
 
     @property
@@ -188,6 +197,7 @@ def parse(text: str, source: str) -> AgentConfig:
         probes=_probes(top.table("probes")),
         workload_api=_workload_api(top.table("workload_api")),
         floor=_floor(top.table("floor")),
+        wasm=_wasm(top.table("wasm")),
         log=_log(top.table("log")),
     )
     _check_socket_paths(config, source)
@@ -282,6 +292,11 @@ def _floor(table: "_Table") -> FloorSettings:
         files=table.absolute_paths("files"),
         refused_extensions=table.texts("refused_extensions"),
     )
+
+
+def _wasm(table: "_Table") -> WasmSettings:
+    table.only(dataclasses.fields(WasmSettings))
+    return WasmSettings(allow_cidrs=table.blocks("allow_cidrs"))
 
 
 def _log(table: "_Table") -> LogSettings:
@@ -382,6 +397,16 @@ class _Table:
         if not isinstance(value, list) or not all(_is_int(each) and low <= each <= high for each in value):
             raise self.error(key, f"must be a list of whole numbers from {low} to {high}, is {value!r}")
         return tuple(value)
+
+    def blocks(self, key: str) -> tuple[str, ...]:
+        value = self.values.get(key, [])
+        if not isinstance(value, list):
+            raise self.error(key, f"must be a list of address blocks such as 10.0.0.0/8, is {value!r}")
+        try:
+            parse_blocks(map(str, value))
+        except ValueError as error:
+            raise self.error(key, f"is not a list of address blocks such as 10.0.0.0/8: {error}") from None
+        return tuple(map(str, value))
 
     def ports(self, key: str) -> tuple[int, ...]:
         value = self.values.get(key, [])

@@ -19,6 +19,7 @@ import structlog
 from hostmesh_agent.child import PYTHON, running
 from hostmesh_agent.wasm import Want, want_of, with_file, without_module
 from hostmesh_api.delta import Resource
+from hostmesh_api.dialling import DialPolicy
 
 DIRECTORY: Final = "wasm"
 """Below Envoy's working directory, and how Envoy names it."""
@@ -110,12 +111,16 @@ class Modules:
         directory: of the modules.
         group: Envoy's, which may read them.
         decided: called with a plugin's name when Envoy is to be told something else.
+        policy: which addresses may be asked for modules.
     """
 
-    def __init__(self, directory: Path, group: int, decided: Callable[[str], None]) -> None:
+    def __init__(
+        self, directory: Path, group: int, decided: Callable[[str], None], policy: DialPolicy | None = None
+    ) -> None:
         self._directory = directory
         self._group = group
         self._decided = decided
+        self._policy = policy or DialPolicy()
         self._modules: dict[str, _Module] = {}
         self._index = _Index(directory / _INDEX)
         self._turns = asyncio.Semaphore(AT_ONCE)
@@ -225,7 +230,8 @@ class Modules:
 
     async def _fetch(self, want: Want) -> tuple[int, str]:
         """Return the exit code of `wasm_fetch` and what it says."""
-        fetch = (*PYTHON, _FETCH, str(self._directory), str(self._group), want.sha256, want.url)
+        where = (str(self._directory), str(self._group), want.sha256, want.url)
+        fetch = (*PYTHON, _FETCH, *where, *self._policy.as_arguments())
         try:
             async with (
                 self._turns,

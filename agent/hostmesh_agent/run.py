@@ -55,6 +55,7 @@ from hostmesh_agent.svid import Svid
 from hostmesh_agent.uplink import Uplink
 from hostmesh_agent.workload_api.serving import Serving
 from hostmesh_api.call_stats import NAMES
+from hostmesh_api.dialling import DialPolicy, parse_blocks
 from hostmesh_api.v1.hostmesh_pb2 import (
     CaptureState,
     HostConfig,
@@ -131,7 +132,8 @@ class Agent:
         self._enforcement = Enforcement(
             dns=config.dns.enabled, resolv_conf=config.dns.resolv_conf, state_dir=config.state_dir
         )
-        self._modules = Modules(config.envoy_dir / modules.DIRECTORY, command.owner.gid, self._module_decided)
+        policy = DialPolicy(parse_blocks(config.wasm.allow_cidrs))
+        self._modules = Modules(config.envoy_dir / modules.DIRECTORY, command.owner.gid, self._module_decided, policy)
         # Known before Envoy has its first listener: at boot it may be faster than the SSH server.
         self._ssh_servers = kernel_floor.ssh_servers()
         self._relay = Relay(

@@ -1,9 +1,11 @@
 """The process that gets one Wasm module: standard library only, since the agent itself has no TLS (see `slim`).
 
-Run as `python -I -S wasm_fetch.py DIRECTORY GROUP SHA256 URL`. The module is written to DIRECTORY/<its sha256>.wasm, to
-be read by GROUP. Its sha256 goes to stdout, or the reason why there is none; the exit code tells which.
+Run as `python -I -S wasm_fetch.py DIRECTORY GROUP SHA256 URL ALLOWED REFUSED`. The module is written to
+DIRECTORY/<its sha256>.wasm, to be read by GROUP. Its sha256 goes to stdout, or the reason why there is none; the exit
+code tells which. No address in a block of REFUSED (joined by commas) is dialled unless it is in one of ALLOWED.
 """
 
+import functools
 import gzip
 import hashlib
 import http.client
@@ -11,6 +13,7 @@ import io
 import ipaddress
 import os
 import socket
+import ssl
 import sys
 import tarfile
 import urllib.error
@@ -32,9 +35,6 @@ _TAR_AT: Final = 257
 _TAR: Final = b"ustar"
 _BOXES: Final = 4
 """How many wrappings are taken off."""
-_METADATA: Final = frozenset({"fd00:ec2::254", "fd20:ce::254", "100.100.100.200", "168.63.129.16"})
-"""Metadata services of clouds (AWS, Google, Alibaba, Azure) that are not link-local: they answer to the host alone."""
-_NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 _FINAL: Final = frozenset({501, 505, 511})
 """Of the statuses from 500 on those that stay (Istio's list)."""
 
@@ -45,8 +45,9 @@ class NeverError(Exception):
 
 def main() -> int:
     directory, group, wanted, url = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+    rules = Rules(sys.argv[5], sys.argv[6])
     try:
-        module = unboxed(read(url))
+        module = unboxed(read(url, rules))
         found = checked(module, wanted)
         store(directory, found, module, group)
     except NeverError as error:
@@ -59,7 +60,7 @@ def main() -> int:
     return 0
 
 
-def read(url: str) -> bytes:
+def read(url: str, rules: "Rules") -> bytes:
     """Return what is at a URL: of a file, or over HTTP without any proxy."""
     if url.startswith("file://"):
         try:
@@ -72,8 +73,8 @@ def read(url: str) -> bytes:
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.HTTPRedirectHandler(),
         urllib.request.HTTPErrorProcessor(),
-        _Http(),
-        _Https(),
+        _Http(rules),
+        _Https(rules),
     ):
         opener.add_handler(handler)
     request = urllib.request.Request(url, headers={"User-Agent": "hostmesh-agent", "Accept": "*/*"})  # noqa: S310 - only HTTP has a handler
@@ -87,44 +88,74 @@ def read(url: str) -> bytes:
         raise OSError(text) from None
 
 
+class Rules:
+    """Which addresses may be dialled: a configuration must not make root ask what answers this host alone."""
+
+    def __init__(self, allowed: str, refused: str) -> None:
+        self._allowed, self._refused = _blocks(allowed), _blocks(refused)
+
+    def allow(self, address: str) -> bool:
+        found = ipaddress.ip_address(address.partition("%")[0])
+        return any(found in block for block in self._allowed) or not any(found in block for block in self._refused)
+
+
+def _blocks(texts: str) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+    return [ipaddress.ip_network(text) for text in texts.split(",") if text]
+
+
 class _Http(urllib.request.HTTPHandler):
+    def __init__(self, rules: Rules) -> None:
+        super().__init__()
+        self._rules = rules
+
     def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(_Connection, request)
+        return self.do_open(functools.partial(_Connection, rules=self._rules), request)
 
 
 class _Https(urllib.request.HTTPSHandler):
+    def __init__(self, rules: Rules) -> None:
+        super().__init__()
+        self._rules = rules
+
     def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(_SecureConnection, request)
+        return self.do_open(functools.partial(_SecureConnection, rules=self._rules), request)
 
 
 class _Connection(http.client.HTTPConnection):
+    def __init__(self, host: str, *, rules: Rules, **more: Any) -> None:
+        super().__init__(host, **more)
+        self._rules = rules
+
+    def connect(self) -> None:
+        self.sock = dial(self.host, self.port, self._rules)
+
+
+class _SecureConnection(_Connection):
+    default_port = http.client.HTTPS_PORT
+
     def connect(self) -> None:
         super().connect()
-        refuse_metadata(self.sock)
+        self.sock = ssl.create_default_context().wrap_socket(self.sock, server_hostname=self.host)
 
 
-class _SecureConnection(http.client.HTTPSConnection):
-    def connect(self) -> None:
-        super().connect()
-        refuse_metadata(self.sock)
-
-
-def refuse_metadata(connection: socket.socket) -> None:
-    """Close a connection to the metadata service of a cloud: a configuration must not make root ask there."""
-    address = _plain(ipaddress.ip_address(connection.getpeername()[0].partition("%")[0]))
-    if address.is_link_local or str(address) in _METADATA:
-        connection.close()
-        raise NeverError(f"modules are not fetched from {address}: that is for the host alone")
-
-
-def _plain(
-    address: ipaddress.IPv4Address | ipaddress.IPv6Address,
-) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """Return the IPv4 address that is reached by an IPv6 address in which it is written, or the address itself."""
-    if isinstance(address, ipaddress.IPv4Address):
-        return address
-    inside = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-    return address.ipv4_mapped or (inside if address in _NAT64 else address)
+def dial(host: str, port: int, rules: Rules) -> socket.socket:
+    """Connect to an address of a host that may be dialled: the very one that was judged."""
+    failure: OSError = OSError(f"{host!r} has no address")
+    refused: list[str] = []
+    for *_, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        if not rules.allow(str(address[0])):
+            refused.append(str(address[0]))
+            continue
+        try:
+            return socket.create_connection((str(address[0]), port), _TIMEOUT_S)
+        except OSError as error:
+            failure = error
+    if refused:
+        raise NeverError(
+            f"modules are not fetched from {refused[0]}: that is for the host alone; wasm.allow_cidrs in agent.toml "
+            "can allow it"
+        )
+    raise failure
 
 
 def bounded(file: Any) -> bytes:

@@ -9,6 +9,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Final, Literal, cast, get_args
 
+from hostmesh_api.dialling import parse_blocks
 from hostmesh_api.wire import ADMIN_PORT, AGENTS_PORT, JOIN_PORT
 from hostmesh_controller.client_rules import ClientRule, parse_clients
 from hostmesh_controller.limits import Limits, limit_ranges
@@ -82,6 +83,19 @@ class Calls:
 
 
 @dataclass(frozen=True, slots=True)
+class Jwks:
+    """How the keys of RequestAuthentications are fetched.
+
+    `allow_cidrs`: blocks that may be asked though they are loopback, link-local or a cloud's metadata service.
+    `ca_file`: certificates (PEM) that are trusted beside the system's.
+    """
+
+    refresh_s: int = 1200
+    allow_cidrs: tuple[str, ...] = ()
+    ca_file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Log:
     level: str = "info"
 
@@ -114,6 +128,7 @@ class Config:
     listen: Listen
     certificates: Certificates = field(default_factory=Certificates)
     ca: Ca = field(default_factory=Ca)
+    jwks: Jwks = field(default_factory=Jwks)
     log: Log = field(default_factory=Log)
     clones: Clones = field(default_factory=Clones)
     calls: Calls = field(default_factory=Calls)
@@ -196,6 +211,11 @@ def _config(reader: "_Reader", own_addresses: Sequence[str]) -> Config:
         ca=_ca(reader),
         # A caller that calls once a month must not be forgotten in between.
         calls=Calls(keep_days=reader.integer("calls.keep_days", 30, 1, 400)),
+        jwks=Jwks(
+            refresh_s=reader.integer("jwks.refresh_s", 1200, 1, 86400),
+            allow_cidrs=reader.blocks("jwks.allow_cidrs"),
+            ca_file=reader.optional_path("jwks.ca_file"),
+        ),
         log=Log(level=reader.choice("log.level", "info", LOG_LEVELS)),
         root_namespace=reader.dns_name("root_namespace", "istio-system"),
         mesh_config=reader.optional_path("mesh_config"),
@@ -305,6 +325,15 @@ class _Reader:
             elif _is_ip(item) and ip_address(item).is_unspecified:
                 self._problem(path, f"{item!r} is not an address that agents can call; name the machine's own")
         return tuple(str(item) for item in value)
+
+    def blocks(self, path: str) -> tuple[str, ...]:
+        value = self._get(path, list, "a list of address blocks such as 10.0.0.0/8")
+        for item in value if isinstance(value, list) else ():
+            try:
+                parse_blocks([str(item)])
+            except ValueError as error:
+                self._problem(path, f"{item!r} is not a block of addresses such as 10.0.0.0/8: {error}")
+        return tuple(str(item) for item in value) if isinstance(value, list) else ()
 
     def endpoint(self, path: str, default: Endpoint) -> Endpoint:
         value = self.text(path, str(default))

@@ -10,6 +10,7 @@ import asyncio
 import gc
 import signal
 import ssl
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from typing import Final
 import grpc
 import structlog
 
+from hostmesh_api.dialling import DialPolicy, parse_blocks
 from hostmesh_api.v1.hostmesh_pb2_grpc import (
     add_EnrolmentServicer_to_server,
     add_IdentityServicer_to_server,
@@ -40,10 +42,12 @@ from hostmesh_controller.connections import BoundedListener, Places
 from hostmesh_controller.enrol import EnrolmentServicer, IdentityServicer, Issuing
 from hostmesh_controller.http_server import GRACE_S, ApiServer
 from hostmesh_controller.hub import Hub
+from hostmesh_controller.key_fetcher import KeyFetcher
 from hostmesh_controller.mesh.selection import identity_of
 from hostmesh_controller.mesh_file import load_mesh_file
 from hostmesh_controller.metrics import Metrics, Reading, build_version
 from hostmesh_controller.observations import Observations
+from hostmesh_controller.outbound_http import OutboundHttp
 from hostmesh_controller.peers import Peers
 from hostmesh_controller.quarantine import Quarantine
 from hostmesh_controller.registrar import Registrar
@@ -116,6 +120,7 @@ class Controller:
     metrics: Metrics = field(default_factory=Metrics)
     hub: Hub = field(init=False)
     registrar: Registrar = field(init=False)
+    keys: KeyFetcher = field(init=False)
     certificate: ServerCertificate = field(init=False)
     rotation: RootRotation = field(init=False)
     roots_changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -134,12 +139,13 @@ class Controller:
             mesh_config=load_mesh_file(self.config),
         )
         self.hub = Hub(mesh.build(settings, (), {}, {}), 0)
-        self.registrar = Registrar(self.store, self.hub, settings, utc_now)
+        self.keys = key_fetcher(self.config, self.store)
+        self.registrar = Registrar(self.store, self.hub, settings, utc_now, self.keys)
         self.observations = Observations(self.store, utc_now, timedelta(days=self.config.calls.keep_days))
         # Whoever is on this machine calls by loopback; it is always this controller's.
         addresses = (*self.config.addresses, "localhost", "127.0.0.1", "::1")
         self.certificate = ServerCertificate(self.authority, addresses, utc_now)
-        self.metrics.read_from(partial(readings, self.hub, lambda: self.registrar.revision))
+        self.metrics.read_from(partial(readings, self.hub, lambda: self.registrar.revision, self.keys))
         self.metrics.read_from(partial(rotation.readings, self.authority))
         self.rotation = RootRotation(
             self.authority,
@@ -173,6 +179,7 @@ class Controller:
             async with asyncio.TaskGroup() as group:
                 parts = [
                     group.create_task(_endless("registrar", self.registrar.run(), stopping)),
+                    group.create_task(_endless("keys", self.keys.run(), stopping)),
                     group.create_task(_endless("observed calls", self.observations.run(), stopping)),
                     group.create_task(_endless("server certificate", self._follow_certificate(tls), stopping)),
                     group.create_task(_endless("rotation", self.rotation.run(), stopping)),
@@ -284,6 +291,14 @@ class Controller:
         return frozenset((each.key.namespace, each.key.name) for each in self.hub.mesh.workloads_of(host))
 
 
+def key_fetcher(config: Config, store: Store) -> KeyFetcher:
+    """Return what fetches keys, as the configuration has it."""
+    listening = config.listen
+    own = frozenset({listening.agents.port, listening.join.port, listening.admin.port})
+    http = OutboundHttp(DialPolicy(parse_blocks(config.jwks.allow_cidrs)), own, config.jwks.ca_file)
+    return KeyFetcher(http, store, utc_now, timedelta(seconds=config.jwks.refresh_s))
+
+
 def _spare_the_collector() -> None:
     """Keep the garbage collector from what lives as long as the process, and from running at every push.
 
@@ -300,8 +315,8 @@ async def _endless(name: str, work: Awaitable[object], stopping: asyncio.Event) 
         raise PartEndedError(f"{name} ended by itself")
 
 
-def readings(hub: Hub, revision: Callable[[], int]) -> Iterable[Reading]:
-    """What the hub tells at a scrape, and the store's newest revision."""
+def readings(hub: Hub, revision: Callable[[], int], keys: KeyFetcher | None = None) -> Iterable[Reading]:
+    """What the hub tells at a scrape, the store's newest revision, and how many key sets there are."""
     prefix = "hostmesh_controller"
     counts = hub.counts
     by_type = {
@@ -314,6 +329,10 @@ def readings(hub: Hub, revision: Callable[[], int]) -> Iterable[Reading]:
     yield Reading(f"{prefix}_connected_proxies", "Hosts with an open stream.", (), {(): hub.connected()})
     yield Reading(f"{prefix}_store_revision", "Newest revision of the store.", (), {(): revision()})
     yield Reading(f"{prefix}_published_revision", "Revision that proxies are shown.", (), {(): hub.revision})
+    if keys is not None:
+        states = Counter(each.state for each, _ in keys.states())
+        text = "Key sets of RequestAuthentications by URL: ok, stale (older keys count), none (every token is refused)."
+        yield Reading(f"{prefix}_jwks", text, ("state",), {(each,): states[each] for each in ("ok", "stale", "none")})
     for name, (text, values) in by_type.items():
         yield Reading(f"{prefix}_{name}", text, ("type",), _short(values), total=True)
 

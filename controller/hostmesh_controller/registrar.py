@@ -24,11 +24,14 @@ from hostmesh_controller.enrolments import Denial, Enrolments
 from hostmesh_controller.groups import Candidate, Membership, NotAdmittedError
 from hostmesh_controller.hub import Hub
 from hostmesh_controller.impact import Effect, concerned, impact
+from hostmesh_controller.key_fetcher import KeyFetcher
+from hostmesh_controller.key_sets import KIND as REQUEST_AUTHENTICATION
 from hostmesh_controller.load import Problem
 from hostmesh_controller.mesh import HostRuntime, Mesh, Settings, Touched, Trust
 from hostmesh_controller.mesh.compiled import virtual_hostnames
 from hostmesh_controller.model.mesh_config import MeshConfigSpec
 from hostmesh_controller.model.objects import ApiObject, ObjectKey
+from hostmesh_controller.outbound_http import OutboundHttp
 from hostmesh_controller.reports import HostStates, runtime_of
 from hostmesh_controller.review import Documents, Review, read_one, read_stored, review, review_deletion
 from hostmesh_controller.store import Delete, EnrolmentRecord, HostState, Put, Store, StoredObject
@@ -77,12 +80,21 @@ class _Pending:
 class Registrar:
     """Holds what is configured and what hosts report, and keeps the hub's mesh true to both."""
 
-    def __init__(self, store: Store, hub: Hub, settings: Settings, now: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        hub: Hub,
+        settings: Settings,
+        now: Callable[[], datetime],
+        keys: KeyFetcher | None = None,
+    ) -> None:
         self._store = store
         self._hub = hub
         self._settings = settings
         self._now = now
         self._states = HostStates(store, self.host_changed, now)
+        self._keys = keys or KeyFetcher(OutboundHttp(), store, now)
+        self._keys.follow(self._keys_changed)
         self._enrolments = Enrolments(store, self.host_changed, now)
         self._world = World(
             settings.domain,
@@ -94,6 +106,7 @@ class Registrar:
         # Replaced, never changed: the mesh takes the same mapping as "nothing changed".
         self._vips: Mapping[str, int] = {}
         self._runtime: Table[str, HostRuntime] = Table()
+        self._jwks: Mapping[str, str] = {}
         self._revision = 0
         self._pending = _Pending()
         self._wake = asyncio.Event()
@@ -113,6 +126,11 @@ class Registrar:
     def enrolments(self) -> Enrolments:
         """Who joined, and who was expelled."""
         return self._enrolments
+
+    @property
+    def keys(self) -> KeyFetcher:
+        """The keys that RequestAuthentications name."""
+        return self._keys
 
     @property
     def revision(self) -> int:
@@ -159,6 +177,7 @@ class Registrar:
         hosts = {*states, *self._enrolments.hosts()}
         found = {host: self._runtime_of(host, states.get(host, HostState())) for host in hosts}
         self._runtime = Table[str, HostRuntime]().changed(found)
+        self._jwks = await self._keys.open(self._request_authentications())
         mesh = await asyncio.to_thread(self._build)
         self._hub.publish(mesh, Touched(everything=True), revision)
 
@@ -170,9 +189,15 @@ class Registrar:
         Raises:
             StoreError: nothing was changed.
         """
+        # Nobody makes this controller ask a server of keys who may not apply; and others must not wait for one.
+        self._ask(guard, documents)
+        keyless = () if dry_run or documents.problems else await self._keys.prefetch(documents.objects)
         async with self._writing:
             self._ask(guard, documents)
-            return await self._apply(documents, actor, dry_run=dry_run)
+            outcome = await self._apply(documents, actor, dry_run=dry_run)
+        if not keyless or outcome.review.errors:
+            return outcome
+        return replace(outcome, review=replace(outcome.review, warnings=(*outcome.review.warnings, *keyless)))
 
     async def _apply(self, documents: Documents, actor: str, *, dry_run: bool = False) -> Outcome:
         planned = await self._planned(documents)
@@ -343,6 +368,13 @@ class Registrar:
             raise MissingError([ObjectKey("Host", "", host)])
         return await self._enrolments.readmit(host, actor)
 
+    def _keys_changed(self, jwks: Mapping[str, str]) -> None:
+        self._jwks = jwks
+        self._wake.set()
+
+    def _request_authentications(self) -> list[ApiObject]:
+        return [item for key, item in self._objects.items() if key.kind == REQUEST_AUTHENTICATION]
+
     def host_changed(self, host: str) -> None:
         """Take note that what a host reported has changed; called on the event loop."""
         self._pending.hosts.add(host)
@@ -406,6 +438,8 @@ class Registrar:
             committed[key] = item
         before, self._world = self._world, self._world.changed(committed)
         self._pending.objects.update(committed)
+        if any(key.kind == REQUEST_AUTHENTICATION for key in committed):
+            self._keys.want(self._request_authentications())
         if vips:
             self._vips = {**self._vips, **vips}
         await self._release(before.objects[key] for key in commit.changed_keys if key in before.objects)
@@ -448,12 +482,12 @@ class Registrar:
     async def _publish(self, pending: _Pending) -> None:
         if pending.hosts:
             self._runtime = await self._runtime_with(pending.hosts)
-        vips, runtime, settings = self._vips, self._runtime, self._settings
+        vips, runtime, jwks, settings = self._vips, self._runtime, self._jwks, self._settings
         try:
             if self._stale:
                 mesh, touched = await asyncio.to_thread(self._build), Touched(everything=True)
             else:
-                mesh, touched = await asyncio.to_thread(meshes.update, self.mesh, pending.objects, vips, runtime)
+                mesh, touched = await asyncio.to_thread(meshes.update, self.mesh, pending.objects, vips, runtime, jwks)
         except Exception:
             # Fail static: the proxies keep what they have, and the next change builds everything anew.
             self._stale = True
@@ -474,7 +508,7 @@ class Registrar:
         return replace(runtime_of(state), expelled=self._enrolments.is_out(host), denied=denied)
 
     def _build(self) -> Mesh:
-        return meshes.build(self._settings, list(self._objects.values()), self._vips, self._runtime)
+        return meshes.build(self._settings, list(self._objects.values()), self._vips, self._runtime, self._jwks)
 
     def _read_all(self, stored: Sequence[StoredObject]) -> World:
         objects = (with_facts(read_stored(each.key, each.document), each) for each in stored)

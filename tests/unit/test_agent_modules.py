@@ -25,6 +25,7 @@ from hostmesh_agent import modules, wasm_fetch
 from hostmesh_agent.modules import Modules
 from hostmesh_agent.wasm import want_of, with_file, without_module
 from hostmesh_api.delta import Resource
+from hostmesh_api.dialling import DialPolicy, parse_blocks
 from hostmesh_controller.envoy_values import parsed
 from hostmesh_controller.xds.encoding import resource as encoded
 from hostmesh_controller.xds.messages import as_json
@@ -105,12 +106,15 @@ def web(**pages: list[tuple[int, bytes]]) -> Iterator[tuple[str, list[str]]]:
         server.server_close()
 
 
+LOCAL = DialPolicy(parse_blocks(["127.0.0.0/8"]))
+
+
 class Host:
-    """One life of an agent."""
+    """One life of an agent, which may fetch from its host itself."""
 
     def __init__(self, directory: Path) -> None:
         self.decided: asyncio.Queue[str] = asyncio.Queue()
-        self.modules = Modules(directory, os.getgid(), self.decided.put_nowait)
+        self.modules = Modules(directory, os.getgid(), self.decided.put_nowait, LOCAL)
 
     async def get(self, resource: Resource) -> Resource:
         """Return the first thing that Envoy gets."""
@@ -342,7 +346,18 @@ async def test_few_modules_are_fetched_at_the_same_time(directory: Path) -> None
             await full.wait()
             # Others would be there by now: these begin after them and end.
             for _ in range(3):
-                command = (sys.executable, "-I", "-S", wasm_fetch.__file__, str(directory), "0", "", "file:///none")
+                command = (
+                    sys.executable,
+                    "-I",
+                    "-S",
+                    wasm_fetch.__file__,
+                    str(directory),
+                    "0",
+                    "",
+                    "file:///none",
+                    "",
+                    "",
+                )
                 done = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.DEVNULL)
                 assert await done.wait() == wasm_fetch.EXIT_NEVER
             leave.release(count)
@@ -386,23 +401,50 @@ def test_what_is_too_large_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatc
     "address",
     [
         *("169.254.169.254", "fe80::1%eth0", "fd00:ec2::254", "fd20:ce::254", "100.100.100.200", "168.63.129.16"),
-        *("::ffff:169.254.169.254", "::ffff:100.100.100.200", "64:ff9b::169.254.169.254"),
+        *("::ffff:169.254.169.254", "::ffff:100.100.100.200", "64:ff9b::169.254.169.254", "2002:a9fe:a9fe::"),
+        *("127.0.0.1", "::1", "0.0.0.0", "::", "::ffff:127.0.0.1", "224.0.0.1"),
     ],
 )
-def test_no_configuration_makes_the_agent_ask_a_metadata_service(address: str) -> None:
-    class Connection:
-        closed = False
+def test_no_configuration_makes_the_agent_ask_what_answers_its_host_alone(address: str) -> None:
+    assert not wasm_fetch.Rules(*DialPolicy().as_arguments()).allow(address)
 
-        def getpeername(self) -> tuple[str, int]:
-            return address, 80
 
-        def close(self) -> None:
-            self.closed = True
+def test_the_process_judges_addresses_as_everybody_does() -> None:
+    policy = DialPolicy(parse_blocks(["127.0.0.0/8", "169.254.7.0/24"]))
+    rules = wasm_fetch.Rules(*policy.as_arguments())
+    for address in ("127.0.0.1", "::ffff:127.0.0.1", "169.254.7.1", "169.254.8.1", "10.0.0.1", "::1", "2606::1"):
+        assert rules.allow(address) == (not policy.refusal(address)), address
 
-    connection: Any = Connection()
-    with pytest.raises(wasm_fetch.NeverError, match="for the host alone"):
-        wasm_fetch.refuse_metadata(connection)
-    assert connection.closed
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "2130706433", "0x7f.1", "[::ffff:127.0.0.1]"])
+async def test_a_module_is_not_fetched_from_this_host_unless_its_owner_allows_it(directory: Path, host: str) -> None:
+    with web(a=[(200, MODULE)]) as (url, asked):
+        there = plugin(f"{url.replace('127.0.0.1', host)}/a")
+        decided: asyncio.Queue[str] = asyncio.Queue()
+        careful = Modules(directory, os.getgid(), decided.put_nowait)
+        assert careful.given(there) is None
+        async with asyncio.timeout(WAIT_S):
+            await decided.get()
+        [state] = careful.states()
+        assert "that is for the host alone; wasm.allow_cidrs in agent.toml can allow it" in state.error
+        assert (state.there, asked) == (False, [])
+        careful.close()
+
+
+async def test_a_redirect_to_this_host_is_refused(directory: Path) -> None:
+    with (
+        web(b=[(200, MODULE)]) as (inside, asked),
+        web(a=[(302, f"{inside.replace('127.0.0.1', '127.0.0.2')}/b".encode())]) as (url, _),
+    ):
+        decided: asyncio.Queue[str] = asyncio.Queue()
+        only = DialPolicy(parse_blocks(["127.0.0.1/32"]))
+        careful = Modules(directory, os.getgid(), decided.put_nowait, only)
+        assert careful.given(plugin(f"{url}/a")) is None
+        async with asyncio.timeout(WAIT_S):
+            await decided.get()
+        assert "127.0.0.2: that is for the host alone" in careful.states()[0].error
+        assert asked == []
+        careful.close()
 
 
 def test_what_names_no_address_is_left_as_it_is() -> None:

@@ -253,6 +253,17 @@ def test_a_change_of_keys_touches_the_hosts_that_verify_with_them_and_no_others(
     assert inbound(third, "one").version == inbound(mesh, "one").version
 
 
+def test_a_change_of_a_policy_touches_whom_it_was_for_and_whom_it_is_for() -> None:
+    mesh = mesh_of([*hosts(), authentication("a", A_KEYS, "one")])
+    moved = authentication("a", A_KEYS, "two")
+    after, touched = update(mesh, {moved.key: moved}, mesh.vips, mesh.runtime)
+    assert touched.hosts == {"one", "two"}
+    assert not touched.everything
+    assert inbound(after, "far") is inbound(mesh, "far")
+    _, touched = update(after, {moved.key: None}, mesh.vips, mesh.runtime)
+    assert touched.hosts == {"two"}
+
+
 def test_a_filter_is_made_once_for_all_who_have_the_same() -> None:
     mesh = mesh_of([*hosts(), authentication("a", A_KEYS)])
     one, two = (

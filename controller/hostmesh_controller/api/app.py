@@ -15,6 +15,7 @@ from hostmesh_controller.api import (
     errors,
     explain,
     hosts,
+    jwks,
     objects,
     operations,
     proxies,
@@ -35,6 +36,7 @@ ROUTERS: Final = (
     explain.router,
     authority.router,
     authorization.router,
+    jwks.router,
     operations.router,
     operations.open_router,
 )

@@ -12,6 +12,7 @@ from hostmesh_controller.cli import (
     documents,
     explain,
     hosts,
+    jwks,
     objects,
     operations,
     proxies,
@@ -98,6 +99,7 @@ documents.register(app)
 app.command("get")(objects.get)
 app.command("register")(hosts.register)
 app.add_typer(hosts.app, name="host")
+app.add_typer(jwks.app, name="jwks")
 app.add_typer(proxies.app, name="proxy")
 app.add_typer(tokens.join_tokens, name="token")
 app.add_typer(tokens.api_tokens, name="api-token")

@@ -17,6 +17,7 @@ from hostmesh_controller.store.records import (
     Document,
     EnrolmentRecord,
     HostState,
+    JwksRecord,
     PortKey,
     Put,
     RefusedWrite,
@@ -171,6 +172,18 @@ class Store(Protocol):
 
     def release_vips(self, fqdns: Iterable[str]) -> None:
         """Give back the indexes of names that exist no more."""
+        ...
+
+    def jwks(self) -> list[JwksRecord]:
+        """Return the last good keys of each URL."""
+        ...
+
+    def put_jwks(self, record: JwksRecord) -> None:
+        """Replace the keys of a URL."""
+        ...
+
+    def drop_jwks(self, urls: Iterable[str]) -> None:
+        """Drop the keys of URLs, if there are any."""
         ...
 
     def add_api_token(self, token: ApiTokenRecord, actor: str = "") -> None:

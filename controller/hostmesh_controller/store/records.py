@@ -214,6 +214,17 @@ class WatchedPort:
 
 
 @dataclass(frozen=True, slots=True)
+class JwksRecord:
+    """The keys that were last fetched for a URL, from `source`."""
+
+    url: str
+    text: str
+    source: str
+    etag: str
+    fetched_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class ApiTokenRecord:
     """A bearer token of the admin API; `expires_at` None means never.
 

@@ -1,4 +1,4 @@
-"""Hosts' state and virtual addresses, inside a transaction the caller has begun."""
+"""Hosts' state, virtual addresses and fetched keys, inside a transaction the caller has begun."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -7,7 +7,7 @@ from hashlib import blake2b
 from sqlalchemy import Connection, delete, insert, select
 
 from hostmesh_controller.store import tables
-from hostmesh_controller.store.records import HostState, StoreError
+from hostmesh_controller.store.records import HostState, JwksRecord, StoreError
 
 _KEYS_PER_QUERY = 900
 LAST_VIP = 65534
@@ -88,3 +88,30 @@ def release_vips(connection: Connection, fqdns: Iterable[str]) -> None:
     gone = sorted(set(fqdns))
     for start in range(0, len(gone), _KEYS_PER_QUERY):
         connection.execute(delete(tables.vips).where(tables.vips.c.fqdn.in_(gone[start : start + _KEYS_PER_QUERY])))
+
+
+def read_jwks(connection: Connection) -> list[JwksRecord]:
+    """Return the last good keys of each URL."""
+    rows = connection.execute(select(tables.jwks).order_by(tables.jwks.c.url))
+    return [JwksRecord(row.url, row.document, row.source, row.etag, row.fetched_at) for row in rows]
+
+
+def write_jwks(connection: Connection, record: JwksRecord) -> None:
+    """Replace the keys of a URL."""
+    drop_jwks(connection, [record.url])
+    connection.execute(
+        insert(tables.jwks).values(
+            url=record.url,
+            document=record.text,
+            source=record.source,
+            etag=record.etag,
+            fetched_at=record.fetched_at,
+        )
+    )
+
+
+def drop_jwks(connection: Connection, urls: Iterable[str]) -> None:
+    """Drop the keys of URLs."""
+    gone = sorted(set(urls))
+    for start in range(0, len(gone), _KEYS_PER_QUERY):
+        connection.execute(delete(tables.jwks).where(tables.jwks.c.url.in_(gone[start : start + _KEYS_PER_QUERY])))

@@ -24,6 +24,7 @@ from hostmesh_controller.store.records import (
     Document,
     EnrolmentRecord,
     HostState,
+    JwksRecord,
     PortKey,
     Put,
     RefusedWrite,
@@ -225,6 +226,18 @@ class SqlStore:
     def release_vips(self, fqdns: Iterable[str]) -> None:
         with self._write() as connection:
             runtime.release_vips(connection, fqdns)
+
+    def jwks(self) -> list[JwksRecord]:
+        with self._read() as connection:
+            return runtime.read_jwks(connection)
+
+    def put_jwks(self, record: JwksRecord) -> None:
+        with self._write() as connection:
+            runtime.write_jwks(connection, record)
+
+    def drop_jwks(self, urls: Iterable[str]) -> None:
+        with self._write() as connection:
+            runtime.drop_jwks(connection, urls)
 
     def add_api_token(self, token: ApiTokenRecord, actor: str = "") -> None:
         with self._write() as connection:

@@ -150,6 +150,16 @@ vips = Table(
     Column("position", Integer, nullable=False, unique=True),
 )
 
+jwks = Table(
+    "jwks",
+    metadata,
+    Column("url", String(2304), primary_key=True),
+    Column("document", Text, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("etag", Text, nullable=False),
+    Column("fetched_at", UtcTime, nullable=False),
+)
+
 api_tokens = Table(
     "api_tokens",
     metadata,

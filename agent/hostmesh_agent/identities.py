@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import Final
@@ -10,6 +11,7 @@ import structlog
 
 from hostmesh_agent import enrol
 from hostmesh_agent.certs import Certificates, Held, Identity, Wanted
+from hostmesh_agent.keyroom import enrolment as enrolment_of
 from hostmesh_agent.keyroom import validity
 from hostmesh_agent.rotation import Renewal, Rotation, Validity
 from hostmesh_agent.state import State
@@ -73,16 +75,19 @@ class Identities:
         except TimeoutError:
             log.error("certificates took too long", within_s=APPLY_WITHIN_S)
         self._missing = dict(held.missing)
-        serial, not_before, not_after = await asyncio.to_thread(self._own)
+        serial, not_before, not_after, enrolment = await asyncio.to_thread(self._own)
         renewals = {AGENT: Renewal(Validity(serial, not_before, not_after), self._renew_host)}
         for identity in want.identities:
             svid = held.svids.get(identity.uri)
-            renewals[identity.uri] = Renewal(None if svid is None else _validity(svid), partial(self._renew, identity))
+            # Of a joining before this one: others may refuse it.
+            known = None if svid is None else replace(_validity(svid), stale=svid.enrolment != enrolment)
+            renewals[identity.uri] = Renewal(known, partial(self._renew, identity))
         self._rotation.keep(renewals)
         self._changed()
 
-    def _own(self) -> tuple[str, datetime, datetime]:
-        return validity(self._state.files().chain_pem)
+    def _own(self) -> tuple[str, datetime, datetime, str]:
+        chain_pem = self._state.files().chain_pem
+        return *validity(chain_pem), enrolment_of(chain_pem)
 
     async def sweep(self, want: Wanted) -> None:
         """Remove the certificates that nobody uses any more; call it when Envoy has let go of them."""

@@ -61,7 +61,7 @@ def read_one_file(data: bytes, bundle: bytes, identity: WorkloadIdentity | HostI
     return svid
 
 
-# These two depend on nothing but their arguments, and are asked about the same files at each connection.
+# These depend on nothing but their arguments, and are asked about the same files at each connection.
 
 
 @lru_cache(maxsize=4)
@@ -75,6 +75,12 @@ def validity(chain: bytes) -> tuple[str, datetime, datetime]:
     """See `keys.validity`."""
     serial, not_before, not_after = _room.work("validity", chain)
     return serial, not_before, not_after
+
+
+@lru_cache(maxsize=4)
+def enrolment(chain: bytes) -> str:
+    """See `keys.enrolment`."""
+    return str(_room.work("enrolment", chain))
 
 
 class Room:

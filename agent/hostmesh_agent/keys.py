@@ -124,6 +124,7 @@ def checked(
         not_after=leaf.not_valid_after_utc,
         key_pem=key,
         chain_pem=chain,
+        enrolment=_enrolment(leaf),
     )
 
 
@@ -144,6 +145,20 @@ def validity(chain: bytes) -> tuple[str, datetime, datetime]:
     """
     leaf = _load_chain(chain)[0]
     return f"{leaf.serial_number:032x}", leaf.not_valid_before_utc, leaf.not_valid_after_utc
+
+
+def enrolment(chain: bytes) -> str:
+    """Return the joining of a host under which the leaf was issued, unchecked otherwise; "" for none.
+
+    Raises:
+        SvidError: it cannot be read.
+    """
+    return _enrolment(_load_chain(chain)[0])
+
+
+def _enrolment(leaf: x509.Certificate) -> str:
+    found = leaf.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
+    return str(found[0].value) if found else ""
 
 
 def _check_usage(leaf: x509.Certificate) -> None:

@@ -24,11 +24,12 @@ _log: Final = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Validity:
-    """Of one certificate; `serial` in hexadecimal."""
+    """Of one certificate; `serial` in hexadecimal. `stale`: another should be in its place, though it has not ended."""
 
     serial: str
     not_before: datetime
     not_after: datetime
+    stale: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,7 @@ def backoff(count: int) -> timedelta:
 
 
 def _moment(validity: Validity | None, failure: Failure | None, now: datetime) -> datetime:
-    due = now if validity is None else due_at(validity)
+    due = now if validity is None or validity.stale else due_at(validity)
     if failure is None:
         return due
     if failure.at > now:

@@ -18,7 +18,8 @@ import structlog
 
 EAGER_S: Final = 1.0
 EAGER_SWEEPS: Final = 15
-"""After a change Envoy may let another connection in before it is told whom to refuse: it is looked often at first."""
+"""Envoy is told at the same time to call them no more and whom to refuse. For a second requests that are under way may
+end by themselves; and after it Envoy may have let another connection in before it knew."""
 PULSE_S: Final = 10.0
 _TIMEOUT_S: Final = 2.0
 
@@ -161,20 +162,18 @@ class Severing:
         if peers != self._peers:
             self._peers = peers
             self._eager = EAGER_SWEEPS
+            self.problem = ""
             self._changed.set()
 
     async def run(self) -> None:
         while True:
             self._changed.clear()
-            if self._peers:
-                await self._sweep(self._peers)
-            else:
-                self.problem = ""
             try:
                 async with asyncio.timeout(self._pause_s()):
                     await self._changed.wait()
             except TimeoutError:
                 self._eager = max(self._eager - 1, 0)
+                await self._sweep(self._peers)
 
     def _pause_s(self) -> float | None:
         if not self._peers:

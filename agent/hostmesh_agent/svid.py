@@ -14,7 +14,10 @@ class SvidError(Exception):
 @final
 @dataclass(frozen=True, slots=True)
 class Svid:
-    """A key with its certificate chain, checked. `serial` is in hexadecimal, 32 digits."""
+    """A key with its certificate chain, checked. `serial` is in hexadecimal, 32 digits.
+
+    `enrolment` is the joining of the host under which it was issued, "" for none.
+    """
 
     identity: WorkloadIdentity | HostIdentity
     serial: str
@@ -22,6 +25,7 @@ class Svid:
     not_after: datetime
     key_pem: bytes = field(repr=False)
     chain_pem: bytes = field(repr=False)
+    enrolment: str = ""
 
     @property
     def one_file(self) -> bytes:

@@ -44,10 +44,14 @@ _log: Final = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What Envoy needs on this host. `identities` has no doubles and always holds the host's own."""
+    """What Envoy needs on this host. `identities` has no doubles and always holds the host's own.
+
+    `refused` are joinings of the host whose certificates others refuse.
+    """
 
     identities: tuple[Identity, ...]
     bundle_pem: bytes = field(repr=False, default=b"")
+    refused: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,8 @@ def wanted(config: HostConfig, host: HostIdentity) -> Wanted:
     """
     outbound = config.outbound_spiffe_id or host.uri
     uris = dict.fromkeys([host.uri, *(each.spiffe_id for each in config.workloads), outbound])
-    return Wanted(tuple(_own(uri, host) for uri in uris), config.bundle_pem)
+    identities = tuple(_own(uri, host) for uri in uris)
+    return Wanted(identities, config.bundle_pem, frozenset(config.refused_enrolments))
 
 
 class Certificates:

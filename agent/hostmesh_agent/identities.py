@@ -1,7 +1,7 @@
 """Keeps every certificate of the host alive: the agent's own, and those that Envoy reads."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -31,6 +31,8 @@ class Identities:
     Args:
         changed: called after a certificate came or was replaced.
         host_renewed: called after the agent's own was: its connections should be opened anew.
+        refused_replaced: called after all were replaced that others refuse: connections that were opened with one are
+            of no use.
     """
 
     def __init__(
@@ -40,14 +42,21 @@ class Identities:
         now: Callable[[], datetime],
         changed: Callable[[], None],
         host_renewed: Callable[[], None],
+        refused_replaced: Callable[[], Awaitable[None]],
     ) -> None:
         self._state = state
         self._certificates = certificates
         self._now = now
         self._changed = changed
         self._host_renewed = host_renewed
+        self._refused_replaced = refused_replaced
         self._rotation = Rotation(now)
         self._missing: dict[str, str] = {}
+        self._refused: frozenset[str] = frozenset()
+        self._in_use: dict[str, str] = {}
+        """The enrolment of each certificate, by SPIFFE ID."""
+        self._were_in_use: set[str] = set()
+        """Enrolments of certificates that Envoy may have connections of."""
 
     async def run(self) -> None:
         await self._rotation.run()
@@ -84,6 +93,9 @@ class Identities:
             renewals[identity.uri] = Renewal(known, partial(self._renew, identity))
         self._rotation.keep(renewals)
         self._changed()
+        self._refused = want.refused
+        self._in_use = {uri: svid.enrolment for uri, svid in held.svids.items()}
+        await self._let_go_of_refused()
 
     def _own(self) -> tuple[str, datetime, datetime, str]:
         chain_pem = self._state.files().chain_pem
@@ -96,7 +108,16 @@ class Identities:
     async def _renew(self, identity: Identity) -> Validity:
         svid = await self._certificates.renew(identity)
         self._changed()
+        self._in_use[identity.uri] = svid.enrolment
+        await self._let_go_of_refused()
         return _validity(svid)
+
+    async def _let_go_of_refused(self) -> None:
+        """Once no certificate that others refuse is in use any more, have what was opened with one opened anew."""
+        self._were_in_use |= set(self._in_use.values())
+        if self._were_in_use & self._refused and not self._refused & set(self._in_use.values()):
+            self._were_in_use -= self._refused
+            await self._refused_replaced()
 
     async def _renew_host(self) -> Validity:
         svid = await enrol.renew_host(self._state, self._now)

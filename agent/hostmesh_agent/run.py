@@ -136,6 +136,7 @@ class Agent:
             extensions=self._modules,
             kept_ports=lambda: self._ssh_servers,
         )
+        self._severing = sever.Severing(command.owner.uid)
         self._identities = Identities(
             state,
             Certificates(
@@ -148,10 +149,10 @@ class Agent:
             now,
             changed=self._certificate_came,
             host_renewed=self._relay.reconnect,
+            refused_replaced=self._severing.renew_own,
         )
         self._reporter = report.Reporter(self._report, self._uplink.report)
         self._listening = Listening()
-        self._severing = sever.Severing(command.owner.uid)
         memory = Memory(config.run_dir / "health.json", self._facts.boot_id)
         self._probes = Probes(Ways(config.probes.exec_user).look, memory, self._reporter.changed)
         self._host_config: HostConfig | None = None

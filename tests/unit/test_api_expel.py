@@ -107,7 +107,7 @@ async def test_an_expelled_host_is_called_by_nobody_denied_by_all_and_its_connec
         await until(app, lambda mesh: severed(mesh) == ["10.0.0.1"])
         # What was issued is denied for its life, whatever becomes of the host.
         await app.root.delete("/v1/hosts/h1", params={"workloads": "true"})
-        await until(app, lambda mesh: "h1" not in mesh.hosts)
+        await until(app, lambda mesh: "h1" not in mesh.hosts and not mesh.runtime_of("h1").joined)
         assert record.id.encode() in denied(app.controller.hub.mesh)
         assert severed(app.controller.hub.mesh) == []
 

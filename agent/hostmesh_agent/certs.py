@@ -46,13 +46,15 @@ _log: Final = structlog.get_logger(__name__)
 class Wanted:
     """What Envoy needs on this host. `identities` has no doubles and always holds the host's own.
 
-    Certificates of the `tainted` roots (SHA-256, hexadecimal) are renewed soon, spread over `renew_within`.
+    Certificates of the `tainted` roots (SHA-256, hexadecimal) are renewed soon, spread over `renew_within`. `refused`
+    are joinings of the host whose certificates others refuse.
     """
 
     identities: tuple[Identity, ...]
     bundle_pem: bytes = field(repr=False, default=b"")
     tainted: tuple[str, ...] = ()
     renew_within: timedelta = timedelta()
+    refused: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,7 @@ def wanted(config: HostConfig, host: HostIdentity) -> Wanted:
         config.bundle_pem,
         tuple(config.tainted_roots),
         timedelta(milliseconds=config.renew_within_ms),
+        frozenset(config.refused_enrolments),
     )
 
 

@@ -1,8 +1,8 @@
 """Keeps every certificate of the host alive: the agent's own, and those that Envoy reads."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from typing import Final
@@ -38,6 +38,8 @@ class Identities:
     Args:
         changed: called after a certificate came or was replaced.
         host_renewed: called after the agent's own was: its connections should be opened anew.
+        refused_replaced: called after all were replaced that others refuse: connections that were opened with one are
+            of no use.
     """
 
     def __init__(
@@ -47,16 +49,23 @@ class Identities:
         now: Callable[[], datetime],
         changed: Callable[[], None],
         host_renewed: Callable[[], None],
+        refused_replaced: Callable[[], Awaitable[None]],
     ) -> None:
         self._state = state
         self._certificates = certificates
         self._now = now
         self._changed = changed
         self._host_renewed = host_renewed
+        self._refused_replaced = refused_replaced
         self._rotation = Rotation(now)
         self._missing: dict[str, str] = {}
         self._roots: tuple[str, ...] = ()
         self._replaced: dict[str, Replaced] = {}
+        self._refused: frozenset[str] = frozenset()
+        self._in_use: dict[str, str] = {}
+        """The enrolment of each certificate, by SPIFFE ID."""
+        self._were_in_use: set[str] = set()
+        """Enrolments of certificates that Envoy may have connections of."""
 
     async def run(self) -> None:
         await self._rotation.run()
@@ -98,24 +107,29 @@ class Identities:
             log.error("certificates took too long", within_s=APPLY_WITHIN_S)
         self._missing = dict(held.missing)
         self._roots = held.roots or self._roots
-        own = await asyncio.to_thread(self._own)
+        own, enrolment = await asyncio.to_thread(self._own)
         before = self.validities()
         renewals = {AGENT: Renewal(own, self._renew_host)}
         for identity in want.identities:
             svid = held.svids.get(identity.uri)
-            renewals[identity.uri] = Renewal(None if svid is None else _validity(svid), partial(self._renew, identity))
-            self._note_replaced(identity, before.get(identity.uri), renewals[identity.uri].validity)
+            # Of a joining before this one: others may refuse it.
+            known = None if svid is None else replace(_validity(svid), stale=svid.enrolment != enrolment)
+            renewals[identity.uri] = Renewal(known, partial(self._renew, identity))
+            self._note_replaced(identity, before.get(identity.uri), known)
         self._rotation.keep(renewals, want.tainted, want.renew_within)
         self._changed()
+        self._refused = want.refused
+        self._in_use = {uri: svid.enrolment for uri, svid in held.svids.items()}
+        await self._let_go_of_refused()
 
     def _note_replaced(self, identity: Identity, before: Validity | None, now: Validity | None) -> None:
         if before is not None and now is not None and before.serial != now.serial:
             self._replaced[before.serial] = Replaced(identity.uri, before)
 
-    def _own(self) -> Validity:
+    def _own(self) -> tuple[Validity, str]:
         files = self._state.files()
         found = standing(files.chain_pem, files.bundle_pem)
-        return Validity(found.serial, found.not_before, found.not_after, found.root)
+        return Validity(found.serial, found.not_before, found.not_after, found.root), found.enrolment
 
     async def sweep(self, want: Wanted) -> None:
         """Remove the certificates that nobody uses any more; call it when Envoy has let go of them."""
@@ -123,10 +137,20 @@ class Identities:
 
     async def _renew(self, identity: Identity) -> Validity:
         before = self.validities().get(identity.uri)
-        renewed = _validity(await self._certificates.renew(identity))
+        svid = await self._certificates.renew(identity)
+        renewed = _validity(svid)
         self._note_replaced(identity, before, renewed)
         self._changed()
+        self._in_use[identity.uri] = svid.enrolment
+        await self._let_go_of_refused()
         return renewed
+
+    async def _let_go_of_refused(self) -> None:
+        """Once no certificate that others refuse is in use any more, have what was opened with one opened anew."""
+        self._were_in_use |= set(self._in_use.values())
+        if self._were_in_use & self._refused and not self._refused & set(self._in_use.values()):
+            self._were_in_use -= self._refused
+            await self._refused_replaced()
 
     async def _renew_host(self) -> Validity:
         svid = await enrol.renew_host(self._state, self._now)

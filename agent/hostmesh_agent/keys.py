@@ -128,6 +128,7 @@ def checked(
         key_pem=key,
         chain_pem=chain,
         root=_fingerprint(root),
+        enrolment=_enrolment(leaf),
     )
 
 
@@ -151,14 +152,15 @@ def validity(chain: bytes) -> tuple[str, datetime, datetime]:
 
 
 def standing(chain: bytes, bundle: bytes) -> Standing:
-    """Return when the leaf is good and to which root of the bundle it leads, unchecked otherwise.
+    """Return when the leaf is good, of which joining it is, and to which root of the bundle it leads; else unchecked.
 
     Raises:
         SvidError: one of the two cannot be read.
     """
     certificates = _load_chain(chain)
     found = _path(certificates, _load_chain(bundle))
-    return Standing(*validity(chain), "" if found is None else _fingerprint(found[1]))
+    root = "" if found is None else _fingerprint(found[1])
+    return Standing(*validity(chain), root, _enrolment(certificates[0]))
 
 
 def roots(bundle: bytes) -> tuple[str, ...]:
@@ -168,6 +170,12 @@ def roots(bundle: bytes) -> tuple[str, ...]:
         SvidError: it cannot be read.
     """
     return tuple(map(_fingerprint, _load_chain(bundle)))
+
+
+def _enrolment(leaf: x509.Certificate) -> str:
+    """Return the joining of a host under which the leaf was issued; "" for none."""
+    found = leaf.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
+    return str(found[0].value) if found else ""
 
 
 def _check_usage(leaf: x509.Certificate) -> None:

@@ -25,12 +25,16 @@ _log: Final = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Validity:
-    """Of one certificate; `serial` in hexadecimal, `root` the SHA-256 of the root that it leads to."""
+    """Of one certificate; `serial` in hexadecimal, `root` the SHA-256 of the root that it leads to.
+
+    `stale`: another should be in its place, though it has not ended.
+    """
 
     serial: str
     not_before: datetime
     not_after: datetime
     root: str = ""
+    stale: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +138,7 @@ def backoff(count: int) -> timedelta:
 
 def _moment(validity: Validity | None, failure: Failure | None, now: datetime, taints: Mapping[str, Taint]) -> datetime:
     due = now
-    if validity is not None:
+    if validity is not None and not validity.stale:
         taint = taints.get(validity.root)
         due = due_at(validity) if taint is None else tainted_due_at(validity, taint)
     if failure is None:

@@ -151,6 +151,7 @@ class Agent:
             extensions=self._modules,
             kept_ports=lambda: self._ssh_servers,
         )
+        self._severing = sever.Severing(command.owner.uid)
         self._identities = Identities(
             state,
             Certificates(
@@ -164,13 +165,13 @@ class Agent:
             now,
             changed=self._certificate_came,
             host_renewed=self._relay.reconnect,
+            refused_replaced=self._severing.renew_own,
         )
         self._workload_api = (
             Serving(config, state, self._record, self._issue, now) if config.workload_api.enabled else None
         )
         self._reporter = report.Reporter(self._report, self._uplink.report, taken=self._taken)
         self._listening = Listening()
-        self._severing = sever.Severing(command.owner.uid)
         memory = Memory(config.run_dir / "health.json", self._facts.boot_id)
         self._probes = Probes(Ways(config.probes.exec_user).look, memory, self._reporter.changed)
         remembered = CallMemory(config.run_dir / "calls.json", self._facts.boot_id)

@@ -10,6 +10,7 @@ import errno
 import socket
 import struct
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
@@ -18,7 +19,8 @@ import structlog
 
 EAGER_S: Final = 1.0
 EAGER_SWEEPS: Final = 15
-"""After a change Envoy may let another connection in before it is told whom to refuse: it is looked often at first."""
+"""Envoy is told at the same time to call them no more and whom to refuse. For a second requests that are under way may
+end by themselves; and after it Envoy may have let another connection in before it knew."""
 PULSE_S: Final = 10.0
 _TIMEOUT_S: Final = 2.0
 
@@ -32,6 +34,8 @@ _DESTINATION_CONDITION: Final = 8
 _TCP: Final = 6
 # All but LISTEN, TIME_WAIT and CLOSE (net/tcp_states.h).
 _STATES: Final = sum(1 << state for state in (1, 2, 3, 4, 5, 8, 9, 11))
+_LISTEN: Final = 10
+_LISTENING: Final = 1 << _LISTEN
 _HEADER: Final = struct.Struct("=IHHII")
 _ASKED: Final = struct.Struct("=BBBxI48s")
 """struct inet_diag_req_v2; the 48 bytes are struct inet_diag_sockid."""
@@ -54,15 +58,31 @@ class SeverError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A connection as the kernel tells it: `uid` is its owner's, `key` names it to the kernel."""
+    """A socket as the kernel tells it: `uid` is its owner's, `key` names it to the kernel."""
 
     family: int
+    state: int
     uid: int
     key: bytes
 
+    @property
+    def port(self) -> int:
+        """Its own."""
+        return int.from_bytes(self.key[:2], "big")
 
-def looking_for(family: int, peer: Address) -> bytes:
-    """Return the question for all TCP connections with a peer, over sockets of a family."""
+    @property
+    def peer(self) -> Address:
+        if self.family == socket.AF_INET:
+            return IPv4Address(self.key[20:24])
+        found = IPv6Address(self.key[20:36])
+        return found.ipv4_mapped or found
+
+
+def looking_for(family: int, peer: Address | None) -> bytes:
+    """Return the question for all TCP connections with a peer, over sockets of a family; None: also for listeners."""
+    if peer is None:
+        body = _ASKED.pack(family, _TCP, 0, _STATES | _LISTENING, bytes(48))
+        return _HEADER.pack(_HEADER.size + len(body), _BY_FAMILY, _REQUEST | _DUMP, 1, 0) + body
     packed = peer.packed
     size = _CONDITION.size + len(packed)
     own_family = socket.AF_INET if peer.version == 4 else socket.AF_INET6
@@ -96,20 +116,39 @@ def sever(peers: Collection[Address], uid: int) -> int:
     Raises:
         SeverError: the kernel cannot, or does not answer.
     """
+    with _asking() as kernel:
+        found = [each for peer in peers for each in _sockets(kernel, peer) if each.uid == uid]
+        return sum(_close(kernel, each) for each in found)
+
+
+def sever_own_calls(uid: int) -> int:
+    """Close the TCP connections that a user's programs opened to other machines; return how many there were.
+
+    Raises:
+        SeverError: the kernel cannot, or does not answer.
+    """
+    with _asking() as kernel:
+        found = [each for each in _sockets(kernel, None) if each.uid == uid]
+        served = {each.port for each in found if each.state == _LISTEN}
+        opened = [each for each in found if each.state != _LISTEN and each.port not in served]
+        return sum(_close(kernel, each) for each in opened if not each.peer.is_loopback)
+
+
+@contextmanager
+def _asking() -> Iterator[socket.socket]:
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG) as kernel:
             kernel.settimeout(_TIMEOUT_S)
-            found = [each for peer in peers for each in _connections(kernel, peer) if each.uid == uid]
-            return sum(_close(kernel, each) for each in found)
+            yield kernel
     except OSError as error:
         cure = " (its configuration lacks INET_DIAG_DESTROY)" if error.errno in _UNSUPPORTED else ""
         msg = f"the kernel does not close connections with expelled hosts{cure}: {error}: restart Envoy to end them"
         raise SeverError(msg) from error
 
 
-def _connections(kernel: socket.socket, peer: Address) -> Iterator[Found]:
+def _sockets(kernel: socket.socket, peer: Address | None) -> Iterator[Found]:
     # A socket of IPv6 can carry IPv4.
-    for family in (socket.AF_INET, socket.AF_INET6) if peer.version == 4 else (socket.AF_INET6,):
+    for family in (socket.AF_INET6,) if peer is not None and peer.version == 6 else (socket.AF_INET, socket.AF_INET6):
         kernel.send(looking_for(family, peer))
         ended = False
         while not ended:
@@ -118,8 +157,8 @@ def _connections(kernel: socket.socket, peer: Address) -> Iterator[Found]:
                 if kind == _ERROR:
                     _raise(content)
                 if kind == _BY_FAMILY:
-                    of_family, _, _, _, key, _, _, _, uid, _ = _FOUND.unpack_from(content)
-                    yield Found(of_family, uid, key)
+                    of_family, state, _, _, key, _, _, _, uid, _ = _FOUND.unpack_from(content)
+                    yield Found(of_family, state, uid, key)
 
 
 def _close(kernel: socket.socket, found: Found) -> bool:
@@ -146,9 +185,18 @@ def _raise(content: bytes) -> None:
 class Severing:
     """Keeps the connections of Envoy's user with expelled hosts closed, until cancelled."""
 
-    def __init__(self, uid: int, close: Callable[[Collection[Address], int], int] = sever) -> None:
+    def __init__(
+        self,
+        uid: int,
+        close: Callable[[Collection[Address], int], int] = sever,
+        *,
+        eager_s: float = EAGER_S,
+        pulse_s: float = PULSE_S,
+    ) -> None:
         self._uid = uid
         self._close = close
+        self._eager_s = eager_s
+        self._pulse_s = pulse_s
         self._peers: frozenset[Address] = frozenset()
         self._changed = asyncio.Event()
         self._eager = 0
@@ -161,25 +209,33 @@ class Severing:
         if peers != self._peers:
             self._peers = peers
             self._eager = EAGER_SWEEPS
+            self.problem = ""
             self._changed.set()
+
+    async def renew_own(self) -> None:
+        """Close what Envoy has opened, soon: others refuse the certificate that it was opened with. It opens anew."""
+        await asyncio.sleep(self._eager_s)  # Envoy reads the new certificate first
+        try:
+            closed = await asyncio.to_thread(sever_own_calls, self._uid)
+        except SeverError as error:
+            log.error("connections opened with a refused certificate are not closed", reason=str(error))
+        else:
+            log.info("connections opened with a refused certificate closed", count=closed)
 
     async def run(self) -> None:
         while True:
             self._changed.clear()
-            if self._peers:
-                await self._sweep(self._peers)
-            else:
-                self.problem = ""
             try:
                 async with asyncio.timeout(self._pause_s()):
                     await self._changed.wait()
             except TimeoutError:
                 self._eager = max(self._eager - 1, 0)
+                await self._sweep(self._peers)
 
     def _pause_s(self) -> float | None:
         if not self._peers:
             return None
-        return EAGER_S if self._eager else PULSE_S
+        return self._eager_s if self._eager else self._pulse_s
 
     async def _sweep(self, peers: frozenset[Address]) -> None:
         try:

@@ -14,12 +14,13 @@ class SvidError(Exception):
 @final
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What a certificate says of its time, and where it leads: `serial` and `root` as in Svid, `root` "" if nowhere."""
+    """What a certificate says of its time, and where it leads: as in Svid, `root` "" if nowhere."""
 
     serial: str
     not_before: datetime
     not_after: datetime
     root: str
+    enrolment: str
 
 
 @final
@@ -27,7 +28,8 @@ class Standing:
 class Svid:
     """A key with its certificate chain, checked. `serial` is in hexadecimal, 32 digits.
 
-    `root` is the root that it leads to: SHA-256 in hexadecimal.
+    `root` is the root that it leads to: SHA-256 in hexadecimal. `enrolment` is the joining of the host under which it
+    was issued, "" for none.
     """
 
     identity: WorkloadIdentity | HostIdentity
@@ -37,6 +39,7 @@ class Svid:
     key_pem: bytes = field(repr=False)
     chain_pem: bytes = field(repr=False)
     root: str = ""
+    enrolment: str = ""
 
     @property
     def one_file(self) -> bytes:

@@ -182,7 +182,6 @@ class EnrolmentServicer(EnrolmentBase):
         """Make the host a member of the token's group. What is refused does not use the token."""
         registry = self._issuing.registry
         wanted = _candidate(token, request, peer)
-        self._issuing.refuse_denied(wanted.name)
         problem = registry.membership_problem(wanted)
         if problem is not None:
             raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, problem)

@@ -123,9 +123,10 @@ class Peers:
     async def _admit(self, peer: PeerCertificate) -> None:
         host, own = peer.identity.host, await self._issued_to(peer.identity)
         self._check_host(peer)
-        known = self._pins.knows(host)
-        if not known and (record := self._enrolments.current(host)) is not None and record.used_at is not None:
-            self._pins.remember(host, record.used_serial, record.used_at)
+        if not self._pins.knows(host):
+            record = self._enrolments.current(host)
+            if record is not None and record.used_at is not None:
+                self._pins.remember(host, record.used_serial, record.used_at)
         used = self._pins.use(host, peer.serial, own, self._now())
         if used.superseded:
             await self._quarantine.superseded(host, peer.serial)
@@ -133,7 +134,11 @@ class Peers:
             msg = f"host {host!r}: {used.problem}: the host must join again with a new token (hostmesh token create)"
             raise RefusedError(grpc.StatusCode.PERMISSION_DENIED, msg)
         if used.first:
-            await self._enrolments.used(host, peer.serial, self._now())
+            try:
+                await self._enrolments.used(host, peer.serial, self._now())
+            except StoreError as error:
+                # It is known until a restart; a full disk must not keep hosts out.
+                _log.error("certificate_use_not_kept", host=host, error=str(error))
             # It may have been expelled meanwhile.
             self._check_host(peer)
 

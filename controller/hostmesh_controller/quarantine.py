@@ -9,6 +9,7 @@ import structlog
 from hostmesh_controller.clones import Sighting, Sightings, observe
 from hostmesh_controller.config import CloneAction
 from hostmesh_controller.enrolments import Denial, Enrolments
+from hostmesh_controller.store import StoreError
 
 ACTOR: Final = "controller"
 
@@ -33,11 +34,7 @@ class Quarantine:
         """By host; with the enrolment that it is about."""
 
     async def seen(self, host: str, sighting: Sighting) -> None:
-        """Take note that an agent speaks as the host.
-
-        Raises:
-            StoreError: it is a clone, and could not be put under quarantine.
-        """
+        """Take note that an agent speaks as the host."""
         record = self._enrolments.current(host)
         if record is None:
             return
@@ -49,14 +46,15 @@ class Quarantine:
             await self._found(host, str(clone))
 
     async def superseded(self, host: str, serial: str) -> None:
-        """Take note that a certificate was used which the host itself has replaced.
-
-        Raises:
-            StoreError: as above.
-        """
+        """Take note that a certificate was used which the host itself has replaced."""
         await self._found(host, f"its certificate {serial} was used long after a newer one: a copy of its state")
 
     async def _found(self, host: str, reason: str) -> None:
         _log.warning("clone_found", host=host, reason=reason, action=self._action)
-        if self._action == "quarantine":
+        if self._action != "quarantine":
+            return
+        try:
             await self._deny(host, Denial.QUARANTINED, reason, actor=ACTOR)
+        except StoreError as error:
+            # Found again when the clone goes on.
+            _log.error("clone_not_quarantined", host=host, error=str(error))

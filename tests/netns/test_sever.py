@@ -7,7 +7,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from hostmesh_agent.sever import sever
+from hostmesh_agent.sever import sever, sever_own_calls
 from netns.conftest import HOST, PEER
 from netns.space import Space, as_user
 
@@ -21,16 +21,18 @@ families = pytest.mark.parametrize("family", [V4, V6], ids=["v4", "v6"])
 class Pair:
     """A connection from the peer to the host, with the host's end owned by a user."""
 
-    def __init__(self, peer: Space, family: int, uid: int) -> None:
+    def __init__(self, peer: Space, family: int, uid: int, listener_uid: int = 0) -> None:
         kind = socket.AF_INET6 if family == V6 else socket.AF_INET
-        with socket.create_server((HOST[family], 0), family=kind) as listener:
-            with peer():
-                self.far = socket.create_connection(listener.getsockname()[:2], WAIT_S)
-            with as_user(uid):
-                self.near, _ = listener.accept()
+        with as_user(listener_uid):
+            self.listener = socket.create_server((HOST[family], 0), family=kind)
+        with peer():
+            self.far = socket.create_connection(self.listener.getsockname()[:2], WAIT_S)
+        with as_user(uid):
+            self.near, _ = self.listener.accept()
         self.near.settimeout(WAIT_S)
 
     def close(self) -> None:
+        self.listener.close()
         self.near.close()
         self.far.close()
 
@@ -95,3 +97,21 @@ def test_a_listener_is_not_closed_and_many_connections_are(peer: Space, held: Ex
     pairs = [held.enter_context(closing(Pair(peer, V4, ENVOY))) for _ in range(700)]
     assert sever([ip_address(PEER[V4])], ENVOY) == len(pairs)
     assert not any(each.lives() for each in (pairs[0], pairs[-1]))
+
+
+def test_what_envoy_has_opened_can_be_closed_without_what_others_have_opened_to_it(peer: Space) -> None:
+    with ExitStack() as held:
+        theirs = held.enter_context(closing(Pair(peer, V4, ENVOY, listener_uid=ENVOY)))
+        programs = held.enter_context(closing(Pair(peer, V4, 0)))
+        local = held.enter_context(socket.create_server(("127.0.0.1", 0)))
+        with peer():
+            listener = held.enter_context(socket.create_server((PEER[V4], 0)))
+        with as_user(ENVOY):
+            opened = held.enter_context(socket.create_connection(listener.getsockname()[:2], WAIT_S))
+            inside = held.enter_context(socket.create_connection(local.getsockname()[:2], WAIT_S))
+        assert sever_own_calls(ENVOY) == 1
+        with pytest.raises(ConnectionError):
+            opened.sendall(b"x")
+        inside.sendall(b"x")
+        assert theirs.lives()
+        assert programs.lives()

@@ -72,12 +72,12 @@ async def register(client: httpx.AsyncClient, host: str, address: str) -> JoinSt
     return JoinString.decode(answer.json()["join_string"])
 
 
-async def join(text: JoinString) -> Agent:
+async def join(text: JoinString, name: str = "") -> Agent:
     key = ec.generate_private_key(ec.SECP256R1())
     root = x509.load_der_x509_certificate(text.root_der).public_bytes(Encoding.PEM)
     async with grpc.aio.secure_channel(text.endpoints[0], grpc.ssl_channel_credentials(root)) as channel:
         stub: Any = EnrolmentStub(channel)
-        joined = await stub.Join(JoinRequest(token=text.token, csr_der=csr(key)), timeout=START_S)
+        joined = await stub.Join(JoinRequest(token=text.token, csr_der=csr(key), name=name), timeout=START_S)
     return Agent(key, joined)
 
 

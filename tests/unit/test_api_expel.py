@@ -9,14 +9,17 @@ from typing import Any
 import grpc
 import pytest
 from envoy.config.core.v3.extension_pb2 import TypedExtensionConfig
-from envoy.service.discovery.v3.discovery_pb2 import Resource
+from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, Resource
 
 from golden.objects import mesh_of, obj
 from hostmesh_api import wire
 from hostmesh_api.v1.hostmesh_pb2 import HostConfig, HostReport, WorkloadLease
 from hostmesh_api.v1.hostmesh_pb2_grpc import ReportingStub
 from hostmesh_controller import xds
+from hostmesh_controller.clones import Sighting
+from hostmesh_controller.hub import Hub
 from hostmesh_controller.mesh import HostRuntime, Mesh
+from hostmesh_controller.server import AdsServer
 from hostmesh_controller.xds import expelled
 from running_controller import START_S, App, Process, running_app, running_process
 from unit.test_api_agents import Agent, admin, configured, join, register
@@ -107,7 +110,7 @@ async def test_an_expelled_host_is_called_by_nobody_denied_by_all_and_its_connec
         await until(app, lambda mesh: severed(mesh) == ["10.0.0.1"])
         # What was issued is denied for its life, whatever becomes of the host.
         await app.root.delete("/v1/hosts/h1", params={"workloads": "true"})
-        await until(app, lambda mesh: "h1" not in mesh.hosts)
+        await until(app, lambda mesh: "h1" not in mesh.hosts and not mesh.runtime_of("h1").joined)
         assert record.id.encode() in denied(app.controller.hub.mesh)
         assert severed(app.controller.hub.mesh) == []
 
@@ -207,3 +210,32 @@ async def report(agent: Agent) -> None:
     async with agent.channel() as channel:
         stub: Any = ReportingStub(channel)
         await stub.Report(HostReport(leases=[WorkloadLease(namespace="default", name="cut")]), timeout=START_S)
+
+
+async def test_who_opens_a_stream_is_seen_as_the_agent_that_it_says_it_is() -> None:
+    told: list[tuple[str, Sighting]] = []
+
+    async def identify(_context: Any) -> str:
+        return "h1"
+
+    async def seen(host: str, sighting: Sighting) -> None:
+        told.append((host, sighting))
+
+    mesh = mesh_of([obj("Host", "h1", {"addresses": ["10.0.0.1"]})])
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((AdsServer(Hub(mesh, 1), identify, seen).handler(),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        request = DeltaDiscoveryRequest(type_url=wire.HOST_CONFIG_TYPE, resource_names_subscribe=["self"])
+        request.node.id = "h1"
+        request.node.metadata.update(dict(zip(wire.AGENT_METADATA, ("agent", "boot", "machine"), strict=True)))
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel, asyncio.timeout(START_S):
+            open_stream: Any = channel.stream_stream(f"/{wire.ADS_SERVICE}/{wire.ADS_METHOD}")  # type: ignore[call-arg] # as above
+            call = open_stream()
+            await call.write(request.SerializeToString())
+            await call.read()
+            call.cancel()
+    finally:
+        await server.stop(None)
+    assert told == [("h1", Sighting("agent", "boot", "machine", "127.0.0.1"))]

@@ -218,7 +218,8 @@ async def test_a_host_that_left_is_out_at_once(controller: Controller, state: St
 async def test_strangers_do_not_get_past_the_handshake(controller: Controller, tmp_path: Path) -> None:
     impostor = pki.svid(pki.new_authority(tmp_path / "other"), pki.HOST)
     expired = pki.svid(controller.authority, pki.HOST, pki.now() - timedelta(hours=80))
-    for client in (None, impostor, expired):
+    early = pki.svid(controller.authority, pki.HOST, pki.now() + timedelta(hours=1))
+    for client in (None, impostor, expired, early):
         code, _ = await status_of(issue_as(controller, client, pki.CART.uri))
         assert code is grpc.StatusCode.UNAVAILABLE
 

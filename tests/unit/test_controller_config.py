@@ -100,3 +100,11 @@ def test_agents_are_told_only_addresses_of_a_family_that_is_listened_on() -> Non
     addresses = ("mesh.example.org", "10.0.0.1", "2001:db8::1")
     assert called_at(Endpoint("0.0.0.0", 7), addresses) == ("mesh.example.org:7", "10.0.0.1:7")
     assert called_at(Endpoint("::", 7), addresses) == ("mesh.example.org:7", "10.0.0.1:7", "[2001:db8::1]:7")
+
+
+def test_a_clone_is_put_under_quarantine_unless_the_file_says_otherwise() -> None:
+    assert parse_config("", "c.toml", ("here",)).clones.action == "quarantine"
+    assert parse_config('[clones]\naction = "warn"', "c.toml", ("here",)).clones.action == "warn"
+    assert problems('[clones]\naction = "wran"') == (
+        "c.toml:2: clones.action: 'wran' is not one of quarantine, warn; did you mean 'warn'?",
+    )

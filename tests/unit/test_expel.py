@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,8 +22,10 @@ from hostmesh_agent.keys import csr_der, new_key
 from hostmesh_agent.state import State
 from hostmesh_api.v1.hostmesh_pb2 import HostReport, IssueWorkloadRequest, LeaveRequest, RenewHostRequest, WorkloadLease
 from hostmesh_api.v1.hostmesh_pb2_grpc import IdentityStub, ReportingStub
+from hostmesh_controller.authority import Authority, Issued
 from hostmesh_controller.clones import OVERLAP
-from hostmesh_controller.peers import SUPERSEDED_GRACE
+from hostmesh_controller.enrol import Issuing
+from hostmesh_controller.peers import SUPERSEDED_GRACE, RefusedError
 from hostmesh_controller.store import Denial
 from identity_servers import Controller
 
@@ -115,16 +117,30 @@ async def test_an_expelled_host_cannot_join_until_it_is_readmitted_and_what_it_h
     assert controller.enrolments.denied(WEB) == {before.id}
 
 
+class SlowAuthority:
+    """Signs, and takes so long that something happens meanwhile."""
+
+    def __init__(self, authority: Authority, meanwhile: Callable[[], None]) -> None:
+        self._authority = authority
+        self._meanwhile = meanwhile
+
+    def issue(self, *arguments: Any, **more: Any) -> Issued:
+        self._meanwhile()
+        return self._authority.issue(*arguments, **more)
+
+
 async def test_a_certificate_that_is_being_signed_while_its_host_is_expelled_is_not_given_out(
     controller: Controller, state: State
 ) -> None:
     await join(controller.join_string(), state)
-    record = controller.enrolments.current(WEB)
-    assert record is not None
-    await expel(controller)
-    # What the caller knew before: the store has the last word.
-    assert not controller.enrolments.extend(record, pki.now() + timedelta(hours=1))
-    assert controller.enrolments.current(WEB) != record
+    loop = asyncio.get_running_loop()
+    slow: Any = SlowAuthority(
+        controller.authority, lambda: asyncio.run_coroutine_threadsafe(expel(controller), loop).result(TIMEOUT_S)
+    )
+    issuing = Issuing(slow, controller.store, controller.states, controller, controller.enrolments, controller.now)
+    with pytest.raises(RefusedError, match="it was expelled"):
+        await asyncio.to_thread(issuing.issue, WEB, csr_der(new_key()), pki.CART, record=True)
+    assert [each.spiffe_id for each in controller.store.certificates(WEB)] == [pki.HOST.uri]
 
 
 async def test_certificates_carry_their_enrolment_and_workloads_have_that_of_their_host(

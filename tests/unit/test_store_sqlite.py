@@ -17,11 +17,13 @@ from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
+from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import create_engine
 
 from hostmesh_controller.model import ObjectKey
 from hostmesh_controller.store import Put, Store, StoreError, TokenRecord
+from hostmesh_controller.store.migrations.versions import v0003_enrolments
 from hostmesh_controller.store.sqlite import open_store
 from hostmesh_controller.store.tables import UtcTime, metadata
 
@@ -277,3 +279,24 @@ def test_a_store_that_another_process_holds_is_waited_for(tmp_path: Path) -> Non
         finally:
             release.join(timeout=5)
             other.close()
+
+
+def test_hosts_that_had_joined_before_there_were_enrolments_get_one(tmp_path: Path) -> None:
+    path = tmp_path / "mesh.db"
+    with opened(path):
+        pass
+    run_sql(path, "DROP TABLE enrolments")
+    run_sql(
+        path,
+        "INSERT INTO hosts (host, joined_at, left_at, report, ready) VALUES ('in', 5, NULL, x'', '[]'), "
+        "('back', 9, 5, x'', '[]'), ('left', 5, 9, x'', '[]'), ('new', NULL, NULL, x'', '[]')",
+    )
+    engine = create_engine(f"sqlite:///{path}")
+    with engine.begin() as connection, Operations.context(MigrationContext.configure(connection)):
+        v0003_enrolments.upgrade()
+    engine.dispose()
+    with opened(path) as store:
+        found = store.enrolments()
+    assert {each.host for each in found} == {"in", "back"}
+    assert len({each.id for each in found}) == 2
+    assert all(len(each.id) == 32 and not each.denial for each in found)

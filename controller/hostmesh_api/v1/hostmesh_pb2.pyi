@@ -223,6 +223,7 @@ class HostConfig(_message.Message):
     BOOTSTRAP_PATCH_FIELD_NUMBER: _builtins.int
     ENVOY_FIELD_NUMBER: _builtins.int
     EXPELLED_ADDRESSES_FIELD_NUMBER: _builtins.int
+    REFUSED_ENROLMENTS_FIELD_NUMBER: _builtins.int
     TAINTED_ROOTS_FIELD_NUMBER: _builtins.int
     RENEW_WITHIN_MS_FIELD_NUMBER: _builtins.int
     host: _builtins.str
@@ -253,6 +254,10 @@ class HostConfig(_message.Message):
         """Addresses of hosts that were expelled, and of no other host: connections of the mesh with them are closed."""
 
     @_builtins.property
+    def refused_enrolments(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Earlier joinings of this host whose certificates others refuse: connections that were opened with one are of no use."""
+
+    @_builtins.property
     def tainted_roots(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """SHA-256, hexadecimal, of roots whose certificates are to be renewed at once, spread over so much time."""
 
@@ -269,12 +274,13 @@ class HostConfig(_message.Message):
         bootstrap_patch: _builtins.str = ...,
         envoy: Global___EnvoySettings | None = ...,
         expelled_addresses: _abc.Iterable[_builtins.str] | None = ...,
+        refused_enrolments: _abc.Iterable[_builtins.str] | None = ...,
         tainted_roots: _abc.Iterable[_builtins.str] | None = ...,
         renew_within_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capture", b"capture", "envoy", b"envoy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bootstrap_patch", b"bootstrap_patch", "bundle_pem", b"bundle_pem", "capture", b"capture", "envoy", b"envoy", "expelled_addresses", b"expelled_addresses", "host", b"host", "listeners", b"listeners", "outbound_spiffe_id", b"outbound_spiffe_id", "renew_within_ms", b"renew_within_ms", "tainted_roots", b"tainted_roots", "trust_domain", b"trust_domain", "workloads", b"workloads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bootstrap_patch", b"bootstrap_patch", "bundle_pem", b"bundle_pem", "capture", b"capture", "envoy", b"envoy", "expelled_addresses", b"expelled_addresses", "host", b"host", "listeners", b"listeners", "outbound_spiffe_id", b"outbound_spiffe_id", "refused_enrolments", b"refused_enrolments", "renew_within_ms", b"renew_within_ms", "tainted_roots", b"tainted_roots", "trust_domain", b"trust_domain", "workloads", b"workloads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -44,6 +44,7 @@ def host_config(mesh: Mesh, host: Host, plan: Plan, inbound_version: str) -> pb.
         listeners={DNS_LISTENER: "", VIRTUAL_INBOUND: inbound_version, VIRTUAL_OUTBOUND: ""},
         bootstrap_patch=bootstrap_patch(mesh, mesh.viewer_of(host.name)),
         expelled_addresses=mesh.expulsions.addresses,
+        refused_enrolments=sorted(mesh.denied.get(host.name, ())),
     )
 
 

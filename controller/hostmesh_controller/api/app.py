@@ -8,7 +8,7 @@ from fastapi.routing import APIRoute
 from starlette.middleware.base import RequestResponseEndpoint
 from starlette.responses import Response
 
-from hostmesh_controller.api import documents, errors, explain, hosts, objects, operations, proxies, tokens
+from hostmesh_controller.api import documents, errors, explain, hosts, objects, observed, operations, proxies, tokens
 from hostmesh_controller.api.bounds import BoundedBody
 from hostmesh_controller.api.parts import Parts
 from hostmesh_controller.api.principals import RequireRole, Role
@@ -21,6 +21,7 @@ ROUTERS: Final = (
     hosts.router,
     proxies.router,
     explain.router,
+    observed.router,
     operations.router,
     operations.open_router,
 )

@@ -11,6 +11,7 @@ from hostmesh_controller.api.bodies import ApplyRequest, DeleteRequest, Document
 from hostmesh_controller.api.bounds import MAX_DEPTH, depth_of
 from hostmesh_controller.api.effects import effects_body
 from hostmesh_controller.api.errors import ApiError
+from hostmesh_controller.api.observed import strict_warnings
 from hostmesh_controller.api.parts import Parts, Using
 from hostmesh_controller.api.principals import Editor, Principal, Role, Viewer
 from hostmesh_controller.load import Problem
@@ -31,10 +32,13 @@ async def apply(request: ApplyRequest, parts: Using, who: Editor) -> dict[str, A
     """Create or change objects, all of them or none."""
     documents = await _read(parts, request)
     guard(who, (each.key for each in documents.objects))
+    refused = await strict_warnings(parts, documents.objects)
     if request.dry_run:
         outcome, effects = await parts.registrar.preview(documents)
-        return {**outcome_body(outcome), **effects_body(effects)}
-    return outcome_body(await parts.registrar.apply(documents, actor=who.name))
+        body = {**outcome_body(outcome), **effects_body(effects)}
+    else:
+        body = outcome_body(await parts.registrar.apply(documents, actor=who.name))
+    return {**body, "warnings": [*body["warnings"], *refused]}
 
 
 @router.post("/validate")

@@ -5,7 +5,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from hostmesh_controller.cli import documents, explain, hosts, objects, operations, proxies, tokens, translate
+from hostmesh_controller.cli import documents, explain, hosts, mtls, objects, operations, proxies, tokens, translate
+from hostmesh_controller.cli.authz import authz
 from hostmesh_controller.cli.connection import DEFAULT_ADDRESS, Connection
 from hostmesh_controller.cli.failure import CliError
 
@@ -73,6 +74,8 @@ app.add_typer(hosts.app, name="host")
 app.add_typer(proxies.app, name="proxy")
 app.add_typer(tokens.join_tokens, name="token")
 app.add_typer(tokens.api_tokens, name="api-token")
+app.add_typer(mtls.app, name="mtls")
+app.add_typer(authz, name="authz")
 app.command("explain")(explain.explain)
 app.command("translate")(translate.translate)
 app.command("audit")(operations.audit)

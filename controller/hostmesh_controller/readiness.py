@@ -172,7 +172,7 @@ def _state(
     if since is None:
         return State.UNKNOWN, "not watched: its agent has not said that it captures and counts the port's calls"
     if reported is None or now - reported > seen.stale:
-        return State.UNKNOWN, f"not watched since {_text(reported)}: the agent of {host} does not report"
+        return State.UNKNOWN, f"not watched since {_text(reported)}: the agent of {host} is silent"
     if now - since < window:
         return State.UNKNOWN, f"watched since {_text(since)} only: less than {_span(window)}"
     return State.READY, f"no plaintext for {_span(window)}; watched since {_text(since)}"

@@ -8,8 +8,8 @@ from hostmesh_controller.cli.connection import Connection
 from hostmesh_controller.cli.output import Format, cell_text, emit, note, yaml_text
 
 _HEAD = (
-    "Suggested from observed calls. Read it, then apply it: with the annotation istio.io/dry-run each policy tells what",
-    "it would refuse, and refuses nothing. Without the annotation it counts.",
+    "Suggested from observed calls: read it, then apply it. With the annotation istio.io/dry-run a policy tells what",
+    "it would refuse, and refuses nothing; without it, it counts.",
 )
 
 

@@ -4,7 +4,7 @@ Nothing seen is not enough: a port is ready when all of its calls were watched f
 without the mesh's mutual TLS.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -88,12 +88,12 @@ def readiness(mesh: Mesh, seen: Seen, now: datetime, window: timedelta) -> list[
     return sorted(result, key=lambda each: (each.workload, each.port))
 
 
-def plaintext_by_port(calls: Mapping[CallKey, CallRecord]) -> Mapping[PortKey, tuple[CallRecord, ...]]:
+def plaintext_by_port(calls: Mapping[CallKey, CallRecord]) -> Mapping[PortKey, Sequence[CallRecord]]:
     """Return the calls without the mesh's mutual TLS."""
-    result: dict[PortKey, tuple[CallRecord, ...]] = {}
+    result: dict[PortKey, list[CallRecord]] = {}
     for key, record in calls.items():
         if security_of(key) is not Security.MUTUAL_TLS:
-            result[key.of] = (*result.get(key.of, ()), record)
+            result.setdefault(key.of, []).append(record)
     return result
 
 

@@ -60,11 +60,11 @@ def test_plaintext_callers_are_named_until_they_speak_mutual_tls_and_then_a_poli
     for _ in range(3):
         assert stock.curl("outside", direct).status == 200
 
-    def plaintext() -> dict[str, Any]:
-        _, found = readiness(stock, "1h")
-        return {each["caller"]: each for each in found["plaintext"]}
+    def both() -> dict[str, Any]:
+        found = {each["caller"]: each for each in readiness(stock, "1h")[1]["plaintext"]}
+        return found if len(found) == 2 else {}
 
-    callers = eventually(lambda: len(found := plaintext()) == 2 and found, "both callers are seen", 40)
+    callers = eventually(both, "both callers are seen", 40)
     assert callers[stock.ip("outside")]["reason"] == "outside-the-mesh"
     assert callers[stock.ip("outside")]["count"] == 3
     assert (callers[stock.ip("client")]["host"], callers[stock.ip("client")]["reason"]) == ("client", "not-captured")

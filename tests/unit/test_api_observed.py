@@ -45,7 +45,7 @@ async def seen(app: App, *calls: ObservedCall) -> None:
     lease = WorkloadLease(namespace="shop", name="db", captured_ports=[8080])
     report = HostReport(leases=[lease], calls=ObservedCalls(epoch="e", calls=calls))
     await states.reported("db", report, frozenset({("shop", "db")}))
-    while registrar.mesh.runtime_of("db").captured != {8080}:
+    while registrar.mesh.runtime_of("db").captured != frozenset({8080}):
         await app.published()
     app.controller.observations.reported("db", report, registrar.mesh)
 

@@ -103,7 +103,8 @@ async def strict_warnings(parts: Parts, items: Sequence[ApiObject]) -> list[dict
     """Return a warning for each port whose callers objects that were or would be applied refuse from now on."""
     if not any(each.key.kind == "PeerAuthentication" for each in items):
         return []
-    found = refused_by(parts.registrar.mesh, await seen_of(parts), items)
+    seen, mesh = await seen_of(parts), parts.registrar.mesh
+    found = await asyncio.to_thread(lambda: list(refused_by(mesh, seen, items)))
     return [problem_body(_problem(item, text)) for item, text in found]
 
 

@@ -100,9 +100,10 @@ class Observations:
 
     def reported(self, host: str, report: HostReport, mesh: Mesh) -> None:
         """Take what a host's agent tells. An agent that tells nothing of calls watches no port."""
-        observes = report.HasField("calls")
-        placed = [(each.key.namespace, each.key.name) for each in mesh.workloads_of(host)] if observes else []
-        self._watch(host, watched(report, placed))
+        if not report.HasField("calls"):
+            self._watch(host, frozenset())
+            return
+        self._watch(host, watched(host, report, (each.key for each in mesh.workloads_of(host))))
         if report.calls.calls:
             by, now = speaker(mesh, host), self._now()
             source = Source(host, report.calls.epoch[:MAX_EPOCH_CHARS])

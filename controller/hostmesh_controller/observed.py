@@ -112,12 +112,18 @@ def uncounted(before: CallRecord | None, new: CallRecord, key: CallKey) -> CallR
     return replace(before, methods=before.methods | new.methods, last_seen=max(before.last_seen, new.last_seen))
 
 
-def watched(report: HostReport, placed: Iterable[tuple[str, str]]) -> frozenset[PortKey]:
-    """Return the ports of which a host sees every call: the captured ones of the workloads placed on it."""
+def watched(host: str, report: HostReport, placed: Iterable[tuple[str, str]]) -> frozenset[PortKey]:
+    """Return the ports of which a host sees every call: the captured ones of the workloads placed on it; and itself."""
     known = frozenset(placed)
-    return frozenset(
+    captured = (
         PortKey(lease.namespace, lease.name, port)
         for lease in report.leases
         if (lease.namespace, lease.name) in known
         for port in lease.captured_ports
     )
+    return frozenset((host_itself(host), *captured))
+
+
+def host_itself(host: str) -> PortKey:
+    """Return what stands for a host among watched ports: its Envoy counts, whatever its ports are."""
+    return PortKey("", host, 0)

@@ -3,7 +3,9 @@
 from typing import Any
 
 import pytest
+from envoy.config.accesslog.v3.accesslog_pb2 import AccessLog
 from envoy.config.listener.v3.listener_pb2 import Listener
+from envoy.data.accesslog.v3.accesslog_pb2 import AccessLogType
 from envoy.extensions.access_loggers.file.v3.file_pb2 import FileAccessLog
 from envoy.extensions.filters.network.http_connection_manager.v3.http_connection_manager_pb2 import (
     HttpConnectionManager,
@@ -61,10 +63,15 @@ def filters(mesh: Mesh, kind: type[Any], names: tuple[str, ...] = NAMES) -> list
     return result
 
 
+def files(of: Any) -> list[AccessLog]:
+    """Return the logs of a filter that are files: the others count calls."""
+    return [log for log in of.access_log if log.name == "envoy.access_loggers.file"]
+
+
 def log_format(**config: Any) -> dict[str, Any]:
     mesh = the_mesh(accessLogFile="/dev/stdout", **config)
     found = FileAccessLog()
-    filters(mesh, HttpConnectionManager)[0].access_log[0].typed_config.Unpack(found)
+    files(filters(mesh, HttpConnectionManager)[0])[0].typed_config.Unpack(found)
     assert found.path == "/dev/stdout"
     made: dict[str, Any] = MessageToDict(found.log_format)
     return made
@@ -72,15 +79,17 @@ def log_format(**config: Any) -> dict[str, Any]:
 
 def test_without_an_access_log_file_nothing_is_logged() -> None:
     mesh = the_mesh()
-    assert not any(each.access_log for each in filters(mesh, HttpConnectionManager) + filters(mesh, TcpProxy))
+    assert not any(files(each) for each in filters(mesh, HttpConnectionManager) + filters(mesh, TcpProxy))
     assert not any(listener(mesh, name).access_log for name in NAMES)
 
 
 def test_every_request_and_connection_is_logged_and_at_the_listener_what_no_chain_takes() -> None:
     mesh = the_mesh(accessLogFile="/var/log/mesh.log")
     for each in filters(mesh, HttpConnectionManager) + filters(mesh, TcpProxy):
-        assert [log.name for log in each.access_log] == ["envoy.access_loggers.file"]
-        assert not each.access_log[0].HasField("filter")
+        [log] = files(each)
+        # Envoy tells each minute of what lasts, for the counters of calls; that is no line of a log.
+        assert set(log.filter.log_type_filter.types) == {AccessLogType.DownstreamPeriodic, AccessLogType.TcpPeriodic}
+        assert log.filter.log_type_filter.exclude
     for name in NAMES:
         [log] = listener(mesh, name).access_log
         assert list(log.filter.response_flag_filter.flags) == ["NR"]

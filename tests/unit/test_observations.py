@@ -13,7 +13,7 @@ from hostmesh_controller.mesh import Mesh
 from hostmesh_controller.observations import Observations
 from hostmesh_controller.observed import MAX_CALLERS, NOT_TOLD_APART
 from hostmesh_controller.reports import bounded
-from hostmesh_controller.store import CallKey, PortKey, StoreError
+from hostmesh_controller.store import CallKey, CallRecord, PortKey, StoreError
 from hostmesh_controller.store.sql import SqlStore
 from hostmesh_controller.store.sqlite import open_store
 
@@ -91,7 +91,7 @@ def test_a_host_cannot_tell_of_calls_to_the_workloads_of_others(observations: Ob
     lease = WorkloadLease(namespace="default", name="db", captured_ports=[8080])
     observations.reported("web", HostReport(leases=[lease], calls=ObservedCalls(calls=[call()])), mesh)
     assert not observations.calls
-    assert not observations.ports
+    assert set(observations.ports) == {observed.host_itself("web")}
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,8 @@ def test_a_port_is_watched_while_its_agent_counts_and_captures_it(
     observations.reported("db", report(ports=(8080,)), mesh)
     clock.now += timedelta(hours=1)
     observations.reported("db", report(ports=(8080, 1)), mesh)
-    assert {key.port: each.since for key, each in observations.ports.items()} == {8080: START, 1: clock.now}
+    since = {key.port: each.since for key, each in observations.ports.items()}
+    assert since == {8080: START, 1: clock.now, 0: START}
     observations.reported("db", report(ports=(1,)), mesh)
     clock.now += timedelta(hours=1)
     observations.reported("db", report(ports=(8080, 1)), mesh)
@@ -186,7 +187,7 @@ class Writes:
         self.failing = False
         self.rows: list[int] = []
 
-    def calls(self) -> list[observed.CallRecord]:
+    def calls(self) -> list[CallRecord]:
         return self._store.calls()
 
     def watched_ports(self):  # type: ignore[no-untyped-def]
@@ -206,16 +207,16 @@ async def test_what_is_new_is_written_soon_counts_seldom_and_nothing_costs_nothi
     observations = Observations(writes, clock, timedelta(days=30))
     observations.reported("db", report(call()), mesh)
     await observations.write()
-    assert writes.rows == [3]  # a caller and two ports
+    assert writes.rows == [4]  # a caller, two ports and the host itself
     for count in range(2, 12):
         observations.reported("db", report(call(count=count)), mesh)
         await observations.write()
-    assert writes.rows == [3, 1]
+    assert writes.rows == [4, 1]
     for _ in range(20):
         observations.reported("db", report(), mesh)
         observations.reported("db", report(call(count=11)), mesh)
         await observations.write()
-    assert writes.rows == [3, 1, 1]
+    assert writes.rows == [4, 1, 1]
 
 
 async def test_all_of_it_is_there_after_a_restart(store: SqlStore, clock: Clock, mesh: Mesh) -> None:
@@ -232,7 +233,7 @@ async def test_all_of_it_is_there_after_a_restart(store: SqlStore, clock: Clock,
     assert counts(second)[CallKey(*DB, "mtls", WEB)] == 8
     second.reported("db", report(ports=()), mesh)
     await second.write()
-    assert store.watched_ports() == []
+    assert [each.key for each in store.watched_ports()] == [observed.host_itself("db")]
 
 
 async def test_a_store_that_fails_is_written_the_next_time(store: SqlStore, clock: Clock, mesh: Mesh) -> None:
@@ -244,7 +245,7 @@ async def test_a_store_that_fails_is_written_the_next_time(store: SqlStore, cloc
     writes.failing = False
     await observations.write()
     assert len(store.calls()) == 1
-    assert len(store.watched_ports()) == 2
+    assert len(store.watched_ports()) == 3
 
 
 async def test_a_caller_that_is_not_seen_for_long_is_forgotten(store: SqlStore, clock: Clock, mesh: Mesh) -> None:

@@ -17,6 +17,7 @@ from hostmesh_controller.api import (
     hosts,
     jwks,
     objects,
+    observed,
     operations,
     proxies,
     tokens,
@@ -37,6 +38,7 @@ ROUTERS: Final = (
     authority.router,
     authorization.router,
     jwks.router,
+    observed.router,
     operations.router,
     operations.open_router,
 )

@@ -13,6 +13,7 @@ from hostmesh_controller.api.bodies import ApplyRequest, DeleteRequest, Document
 from hostmesh_controller.api.bounds import depth_of
 from hostmesh_controller.api.effects import effects_body
 from hostmesh_controller.api.errors import ApiError
+from hostmesh_controller.api.observed import strict_warnings
 from hostmesh_controller.api.parts import Parts, Using
 from hostmesh_controller.api.principals import Editor, Principal, Viewer
 from hostmesh_controller.checks.world import World
@@ -33,10 +34,13 @@ router = APIRouter(prefix="/v1", tags=["documents"])
 async def apply(request: ApplyRequest, parts: Using, who: Editor) -> dict[str, Any]:
     """Create or change objects, all of them or none."""
     documents = await _read(parts, request)
+    refused = await strict_warnings(parts, documents.objects)
     if request.dry_run:
         outcome, effects = await parts.registrar.preview(documents, guard=writing(who))
-        return {**outcome_body(outcome), **effects_body(seen_effects(parts, who, effects))}
-    return outcome_body(await parts.registrar.apply(documents, actor=who.actor, guard=writing(who)))
+        body = {**outcome_body(outcome), **effects_body(seen_effects(parts, who, effects))}
+    else:
+        body = outcome_body(await parts.registrar.apply(documents, actor=who.actor, guard=writing(who)))
+    return {**body, "warnings": [*body["warnings"], *refused]}
 
 
 @router.post("/validate")

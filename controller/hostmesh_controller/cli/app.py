@@ -13,6 +13,7 @@ from hostmesh_controller.cli import (
     explain,
     hosts,
     jwks,
+    mtls,
     objects,
     operations,
     proxies,
@@ -104,6 +105,7 @@ app.add_typer(proxies.app, name="proxy")
 app.add_typer(tokens.join_tokens, name="token")
 app.add_typer(tokens.api_tokens, name="api-token")
 app.add_typer(authority.app, name="ca")
+app.add_typer(mtls.app, name="mtls")
 app.command("explain")(explain.explain)
 app.add_typer(authz.app, name="authz")
 app.command("translate")(translate.translate)

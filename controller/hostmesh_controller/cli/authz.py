@@ -5,10 +5,12 @@ from typing import Annotated, Any
 
 import typer
 
+from hostmesh_controller.cli import authz_suggest
 from hostmesh_controller.cli.connection import Connection
 from hostmesh_controller.cli.output import Format, Output, cell_text, emit
 
-app = typer.Typer(no_args_is_help=True, help="Ask who may do what, by the AuthorizationPolicies that hold.")
+app = typer.Typer(no_args_is_help=True, help="Who may do what, by the AuthorizationPolicies that hold, or could.")
+app.command("suggest")(authz_suggest.suggest)
 
 
 @app.command()

@@ -1,7 +1,7 @@
 """The logs that count who calls a workload: of which method, refused or not, by mutual TLS or not.
 
 The same in all filter chains of a kind, whoever's they are: the chain's own name tells the port. They cost a request
-about 2 µs of CPU, as much as a line in a log file (measured with Envoy 1.40).
+3 µs of CPU, somewhat more than a line in a log file: 2 % of two hops with mutual TLS (measured with Envoy 1.40).
 """
 
 from functools import cache

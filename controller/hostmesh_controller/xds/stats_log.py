@@ -62,8 +62,8 @@ def counting(scope: str, counter: str, labels: Iterable[Label], max_counters: in
         max_counters: with so many different labels, entries with others are not counted. What is not used any more is
             forgotten in time.
     """
-    counted = {"stat": {"name": counter, "tags": [each.tag() for each in labels]}, "value_fixed": 1}
-    bounds = {"prefix": scope, "max_counters": max_counters, "enable_eviction": True}
+    counted: Any = {"stat": {"name": counter, "tags": [each.tag() for each in labels]}, "value_fixed": 1}
+    bounds: Any = {"prefix": scope, "max_counters": max_counters, "enable_eviction": True}
     config = TypedStruct(type_url=_CONFIG)
     config.value.update({"stats_scope": bounds, "counters": [counted]})
     return AccessLog(name=NAME, typed_config=any_of(config))

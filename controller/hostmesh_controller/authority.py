@@ -344,7 +344,8 @@ class Authority:
             roots = step(held.roots)
             own = {each.id: held.own[each.id] for each in roots.trusted if each.id in held.own}
             signing = {each.id: held.signing[each.id] for each in roots.trusted}
-            cross = {root_id: each for root_id, each in held.cross.items() if root_id in signing}
+            linked = {each.id for each in (*roots.trusted, *roots.retired)}
+            cross = {root_id: each for root_id, each in held.cross.items() if root_id in linked}
             self._commit(Held(roots, own, signing, cross))
             return _changed(held.roots, roots)
 

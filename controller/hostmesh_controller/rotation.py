@@ -175,10 +175,11 @@ class RootRotation:
 
     async def run(self) -> None:
         """Keep the intermediate fresh, until cancelled."""
+        asked = False
         while True:
             self._look.clear()
             before = self._authority.roots
-            await asyncio.to_thread(self._authority.tend, self._now())
+            await asyncio.to_thread(self._authority.tend, self._now(), at_once=asked)
             if self._authority.roots is not before:
                 prepared = self._authority.roots.prepared
                 if prepared is not None and prepared not in before.items:
@@ -188,8 +189,9 @@ class RootRotation:
             try:
                 async with asyncio.timeout(LOOK_EVERY_S):
                     await self._look.wait()
+                asked = True
             except TimeoutError:
-                continue
+                asked = False
 
     async def _taken(self, action: str, root: Root, actor: str, offline: Iterable[str] = ()) -> Taken:
         """Tell of a step. Hosts are told first: it is done, whether or not the store can write it down."""

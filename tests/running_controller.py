@@ -131,10 +131,11 @@ def start_controller(config: Path, log: Path) -> "subprocess.Popen[bytes]":
 
 
 @contextmanager
-def running_process(directory: Path) -> Iterator[Process]:
+def running_process(directory: Path, extra: str = "") -> Iterator[Process]:
+    """Run a controller; `extra` is what its configuration has beside the usual."""
     ports = free_ports()
     log = directory / "controller.log"
-    process = start_controller(write_config(directory, ports), log)
+    process = start_controller(write_config(directory, ports, extra=extra), log)
     try:
         _wait_ready(process, log)
         yield Process(directory, ports, process, log)

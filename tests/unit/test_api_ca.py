@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import signal
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from hostmesh_api.v1.hostmesh_pb2 import HeldCertificate, HostConfig, HostReport
 from hostmesh_controller import xds
 from hostmesh_controller.authority import Authority
 from running_controller import App, Process, running_app, running_process
+from unit.test_authority_cacerts import made, plain
 
 HOSTS = """
 apiVersion: hostmesh.io/v1
@@ -224,3 +228,33 @@ async def test_the_steps_outlive_the_controller(tmp_path: Path) -> None:
         await step(app, "activate")
         before = app.controller.authority.roots
     assert Authority.load_or_create(tmp_path, "cluster.local", datetime.now(UTC)).roots == before
+
+
+def test_a_controller_takes_new_files_when_it_is_told_to_look(tmp_path: Path) -> None:
+    first, second = made("first root"), made("second root")
+    plain(first).write(tmp_path / "cacerts")
+    provider = f'[ca]\nprovider = "files"\ndir = "{tmp_path}/cacerts"\n'
+    with running_process(tmp_path, extra=provider) as controller:
+        assert _roots(controller) == [("active", "CN=first root")]
+        plain(second).write(tmp_path / "cacerts")
+        controller.process.send_signal(signal.SIGHUP)
+        _wait(lambda: _roots(controller) == [("active", "CN=first root"), ("prepared", "CN=second root")])
+        assert controller.cli("ca", "activate").returncode == 0
+        (tmp_path / "cacerts/ca-key.pem").chmod(0o644)
+        (tmp_path / "cacerts/ca-key.pem").write_bytes(b"junk")
+        controller.process.send_signal(signal.SIGHUP)
+        _wait(lambda: "open to others" in controller.cli("ca", "show").stderr)
+        log = controller.log.read_text()
+        assert "root_prepared" in log
+        assert "PRIVATE" not in log
+
+
+def _roots(controller: Process) -> list[tuple[str, str]]:
+    shown = json.loads(controller.cli("ca", "show", "-o", "json").stdout)
+    return [(each["state"], each["subject"]) for each in shown["roots"]]
+
+
+def _wait(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 15
+    while not holds():
+        assert time.monotonic() < deadline

@@ -114,9 +114,9 @@ class Files:
         return directory
 
 
-def plain(root: Made | None = None, **more: bytes) -> Files:
+def plain(root: Made | None = None) -> Files:
     root = root or made("corporate root")
-    return Files(made("mesh intermediate", root), root, **more)
+    return Files(made("mesh intermediate", root), root)
 
 
 def authority(tmp_path: Path, at: datetime | None = None) -> Authority:

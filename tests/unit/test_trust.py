@@ -31,7 +31,7 @@ def told(report: HostReport, *records: CertificateRecord, connected: bool = True
 def test_a_report_tells_what_is_trusted_and_held_and_what_has_ended_does_not_count() -> None:
     trust = TrustState(roots=[OLD, NEW], certificates=[held(OLD, NOW + DAY), held(NEW, NOW + 2 * DAY), held(OLD, NOW)])
     found = told(HostReport(trust=trust))
-    assert found.roots == {OLD, NEW}
+    assert found.roots == frozenset({OLD, NEW})
     assert dict(found.certificates) == {OLD: 1, NEW: 1}
     assert found.until == {OLD: NOW + DAY, NEW: NOW + 2 * DAY}
 

@@ -3,6 +3,8 @@
 import asyncio
 import json
 import signal
+import socket
+import ssl
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -211,9 +213,23 @@ def test_a_person_sees_the_steps_and_rotate_does_them_all(tmp_path: Path) -> Non
         assert len(said) == 4, done.stderr
         table = controller.cli("ca", "show").stdout
         assert f"{first}  revoked" in table
+        _wait(lambda: _presents_the_new_root(controller))
         refused = controller.cli("ca", "revoke", first)
         assert refused.returncode == 1
         assert f"root {first} is revoked already" in refused.stderr
+
+
+def _presents_the_new_root(controller: Process) -> bool:
+    """Tell whether the admin port's certificate is good by the roots that are on disk now."""
+    context = ssl.create_default_context(cafile=str(controller.directory / "state/ca/bundle.pem"))
+    try:
+        with (
+            socket.create_connection(("127.0.0.1", controller.ports[2]), 5) as plain,
+            context.wrap_socket(plain, server_hostname="127.0.0.1"),
+        ):
+            return True
+    except ssl.SSLError:
+        return False
 
 
 def _first(controller: Process) -> str:

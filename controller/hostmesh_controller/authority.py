@@ -272,8 +272,12 @@ class Authority:
                 self._take(upstream.obtain(self.trust_domain, now), upstream.source, now)
         except (AuthorityError, StepError) as error:
             self._troubled(str(error))
-            return
-        self._troubled("")
+        except Exception as error:
+            # Whatever it was, it is looked at again: a loop that ends ends the mesh's certificates.
+            _log.exception("authority_not_tended")
+            self._troubled(f"a mistake of the controller ({type(error).__name__}): see its log")
+        else:
+            self._troubled("")
 
     def _rests(self, upstream: Upstream, now: datetime) -> bool:
         asked = self._asked_at

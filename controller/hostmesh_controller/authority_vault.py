@@ -76,7 +76,7 @@ class Vault:
             raise AuthorityError(f"{self._token_file} holds no token: one line of printable characters")
         try:
             status, body = self._post(asked, token)
-        except (httpx.HTTPError, OSError, ssl.SSLError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             raise AuthorityError(f"{self._url} cannot be reached: {_reason(str(error))}") from error
         try:
             document = json.loads(body)
@@ -94,7 +94,10 @@ class Vault:
         return document
 
     def _post(self, asked: Mapping[str, object], token: str) -> tuple[int, bytes]:
-        verify = ssl.create_default_context(cafile=None if self._ca_file is None else str(self._ca_file))
+        try:
+            verify = ssl.create_default_context(cafile=None if self._ca_file is None else str(self._ca_file))
+        except (OSError, ssl.SSLError) as error:
+            raise AuthorityError(f"{self._ca_file} (ca.ca_file) cannot be used: {error}") from error
         # The environment's proxies and credentials are for other traffic.
         with (
             httpx.Client(verify=verify, timeout=TIMEOUT_S, trust_env=False) as client,

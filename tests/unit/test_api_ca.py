@@ -13,11 +13,15 @@ from typing import Any
 
 import httpx
 from envoy.service.discovery.v3.discovery_pb2 import Resource
+from structlog.testing import capture_logs
 
 from hostmesh_api import wire
 from hostmesh_api.v1.hostmesh_pb2 import HeldCertificate, HostConfig, HostReport, TrustState
 from hostmesh_controller import xds
 from hostmesh_controller.authority import Authority
+from hostmesh_controller.model.objects import ObjectKey
+from hostmesh_controller.rotation import RootRotation
+from hostmesh_controller.store import CertificateRecord, StoreError
 from running_controller import App, Process, running_app, running_process
 from unit.test_authority_cacerts import made, plain
 
@@ -170,6 +174,28 @@ async def test_a_refused_step_is_not_in_the_audit_log(tmp_path: Path) -> None:
             refusal(await step(app, name))
         items = (await app.root.get("/v1/audit")).json()["items"]
         assert not [each for each in items if each["action"].startswith("ca.")]
+
+
+class FullStore:
+    """A store whose disk is full."""
+
+    def certificates(self, host: str) -> list[CertificateRecord]:
+        return []
+
+    def add_event(self, action: str, key: ObjectKey, **more: Any) -> None:
+        raise StoreError("the disk is full")
+
+
+async def test_a_step_that_the_store_cannot_write_down_is_done_and_logged(tmp_path: Path) -> None:
+    async with running_app(tmp_path) as app:
+        parts = app.controller
+        rotation = RootRotation(
+            parts.authority, parts.registrar, FullStore(), lambda: (), lambda: None, lambda: datetime.now(UTC)
+        )
+        with capture_logs() as logs:
+            taken = await rotation.prepare(actor="root")
+        assert taken.root.id == root_ids(await show(app))["prepared"][:12]
+        assert [each["actor"] for each in logs if each["event"] == "audit_not_written"] == ["root"]
 
 
 async def test_states_are_told_at_a_scrape(tmp_path: Path) -> None:

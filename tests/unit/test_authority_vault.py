@@ -263,6 +263,14 @@ def test_a_signer_that_cannot_prove_who_it_is_gets_no_token(tmp_path: Path, sign
     assert not signer.asked
 
 
+@pytest.mark.parametrize("content", [None, "junk"])
+def test_roots_of_the_signer_that_cannot_be_read_are_named(tmp_path: Path, signer: Signer, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "ca.pem").write_text(content)
+    with pytest.raises(AuthorityError, match=r"ca\.pem \(ca\.ca_file\) cannot be used"):
+        authority(tmp_path, signer, ca="ca.pem")
+
+
 def test_a_token_that_others_may_read_is_not_sent(tmp_path: Path, signer: Signer) -> None:
     (tmp_path / "token").chmod(0o644)
     with pytest.raises(AuthorityError, match=r"open to others \(mode 0644\)"):

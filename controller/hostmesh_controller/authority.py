@@ -257,24 +257,34 @@ class Authority:
         """
         return _changed(self.roots, step(self.roots))
 
-    def tend(self, now: datetime) -> None:
+    def tend(self, now: datetime, *, at_once: bool = False) -> None:
         """Renew the intermediate if it is time, and take what the upstream has anew; blocking. Never raises.
 
-        What goes wrong is in `problem`: the old intermediate signs until its end.
+        What goes wrong is in `problem`: the old intermediate signs until its end. An upstream over a network that did
+        not sign is asked again after a while, or `at_once`.
         """
         try:
             self._refuse_foreign(now)
             self._current(now)
             upstream = self._upstream
             if upstream is not None and self._is_due(upstream, now):
-                if self._asked_at is not None and timedelta() <= now - self._asked_at < RETRY and self._problem:
+                if self._rests(upstream, now) and not at_once:
                     return
                 self._asked_at = now
                 self._take(upstream.obtain(self.trust_domain, now), upstream.source, now)
         except (AuthorityError, StepError) as error:
             self._troubled(str(error))
-            return
-        self._troubled("")
+        except Exception as error:
+            # Whatever it was, it is looked at again: a loop that ends ends the mesh's certificates.
+            _log.exception("authority_not_tended")
+            self._troubled(f"a mistake of the controller ({type(error).__name__}): see its log")
+        else:
+            self._troubled("")
+
+    def _rests(self, upstream: Upstream, now: datetime) -> bool:
+        asked = self._asked_at
+        recently = asked is not None and timedelta() <= now - asked < RETRY
+        return bool(self._problem) and recently and upstream.source is not Source.FILES
 
     def _refuse_foreign(self, now: datetime) -> None:
         """Say that nobody renews what signs: the configuration names another provider than the one it came from."""
@@ -346,7 +356,8 @@ class Authority:
             roots = step(held.roots)
             own = {each.id: held.own[each.id] for each in roots.trusted if each.id in held.own}
             signing = {each.id: held.signing[each.id] for each in roots.trusted}
-            cross = {root_id: each for root_id, each in held.cross.items() if root_id in signing}
+            linked = {each.id for each in (*roots.trusted, *roots.retired)}
+            cross = {root_id: each for root_id, each in held.cross.items() if root_id in linked}
             self._commit(Held(roots, own, signing, cross))
             return _changed(held.roots, roots)
 

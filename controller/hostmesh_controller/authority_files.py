@@ -170,6 +170,31 @@ def keep_only(directory: Path, names: Collection[str]) -> tuple[str, ...]:
     return tuple(removed)
 
 
+def read_secret(path: Path, limit_bytes: int = 64 * 1024) -> bytes:
+    """Return the content of a file of somebody else's making that only its owner may read; links are followed.
+
+    Raises:
+        AuthorityError: it is not there, is open to others, or is too large.
+    """
+    try:
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            data = file.read(limit_bytes + 1)
+    except OSError as error:
+        msg = f"{path}: {error.strerror}: the controller's user (uid {os.geteuid()}) must be able to read it"
+        raise AuthorityError(msg) from error
+    if mode & 0o077:
+        msg = (
+            f"{path} is open to others (mode {stat.S_IMODE(mode):04o}): run `chmod go= {path}`, "
+            "and exchange what it holds if somebody may have read it"
+        )
+        raise AuthorityError(msg)
+    if len(data) > limit_bytes:
+        msg = f"{path} is larger than {limit_bytes} bytes"
+        raise AuthorityError(msg)
+    return data
+
+
 def _read(path: Path) -> bytes | None:
     try:
         _require_private(path)

@@ -66,6 +66,7 @@ def load(directory: Path, trust_domain: str, now: datetime) -> Held | None:
         if root.source is Source.SELF_SIGNED:
             own_roots[root.id] = _read_own(directory, root, roots, now)
         signing[root.id] = _read_intermediate(directory, root, own_roots.get(root.id), trust_domain, now)
+    for root in (*roots.trusted, *roots.retired):
         vouched = files.read_certificate(directory, f"cross{root.file}")
         if vouched is not None:
             cross[root.id] = vouched
@@ -218,7 +219,8 @@ def write_bundle(directory: Path, roots: Roots) -> None:
 
 def tidy(directory: Path, roots: Roots) -> None:
     """Remove keys of roots that are revoked, and what an interrupted step left."""
-    names = {f"{kind}{each.file}" for each in roots.trusted for kind in ("root", "intermediate", "cross")}
+    names = {f"{kind}{each.file}" for each in roots.trusted for kind in ("root", "intermediate")}
+    names |= {f"cross{each.file}" for each in (*roots.trusted, *roots.retired)}
     removed = files.keep_only(directory, names)
     if removed:
         _log.info("authority_files_removed", files=removed)

@@ -103,8 +103,8 @@ class Roots:
 
     @property
     def trusted(self) -> tuple[Root, ...]:
-        """Those in the bundles: the active one first, since peers try them in this order."""
-        return tuple(sorted((each for each in self.items if each.trusted), key=lambda each: each.id != self.active.id))
+        """Those in the bundles."""
+        return tuple(each for each in self.items if each.trusted)
 
     @property
     def tainted(self) -> tuple[Root, ...]:

@@ -178,4 +178,5 @@ def _extension(certificate: x509.Certificate, kind: type[_Extension]) -> _Extens
 
 
 def _name(certificate: x509.Certificate) -> str:
-    return f"the certificate {certificate.subject.rfc4514_string() or certificate.serial_number!r}"
+    subject = certificate.subject.rfc4514_string() or f"{certificate.serial_number:x}"
+    return f"the certificate '{subject}'"

@@ -35,7 +35,10 @@ from hostmesh_controller.api.parts import Parts
 from hostmesh_controller.api.principals import LocalSocket
 from hostmesh_controller.audit import keep_bounded
 from hostmesh_controller.authority import Authority, AuthorityError
+from hostmesh_controller.authority_cacerts import CaCerts
 from hostmesh_controller.authority_server import ServerCertificate
+from hostmesh_controller.authority_upstream import Demand, Upstream
+from hostmesh_controller.authority_vault import Vault
 from hostmesh_controller.calls import CountCalls
 from hostmesh_controller.config import Config, ConfigError, called_at
 from hostmesh_controller.connections import BoundedListener, Places
@@ -86,12 +89,29 @@ async def serve(config: Config) -> None:
         store = await asyncio.to_thread(open_store, config.state_dir / "store.sqlite")
         held.callback(store.close)
         await asyncio.to_thread(_refuse_a_second_root, store, config.state_dir)
-        authority = await asyncio.to_thread(Authority.load_or_create, config.state_dir, config.trust_domain, utc_now())
+        authority = await asyncio.to_thread(
+            Authority.load_or_create, config.state_dir, config.trust_domain, utc_now(), upstream_of(config)
+        )
         controller = Controller(config, store, authority)
         await controller.registrar.open()
         await controller.observations.open()
         _spare_the_collector()
         await controller.run()
+
+
+def upstream_of(config: Config) -> Upstream | None:
+    """Return who signs our intermediates; None if a root of our own does."""
+    ca, demand = config.ca, Demand(config.trust_domain, _own_addresses(config))
+    if ca.provider == "files" and ca.dir is not None:
+        return CaCerts(ca.dir, demand)
+    if ca.provider == "vault" and ca.token_file is not None:
+        return Vault(ca.url, ca.mount, ca.token_file, ca.ca_file, timedelta(hours=ca.ttl_hours), demand)
+    return None
+
+
+def _own_addresses(config: Config) -> tuple[str, ...]:
+    # Whoever is on this machine calls by loopback; it is always this controller's.
+    return (*config.addresses, "localhost", "127.0.0.1", "::1")
 
 
 def _refuse_a_second_root(store: Store, state_dir: Path) -> None:
@@ -142,9 +162,7 @@ class Controller:
         self.keys = key_fetcher(self.config, self.store)
         self.registrar = Registrar(self.store, self.hub, settings, utc_now, self.keys)
         self.observations = Observations(self.store, utc_now, timedelta(days=self.config.calls.keep_days))
-        # Whoever is on this machine calls by loopback; it is always this controller's.
-        addresses = (*self.config.addresses, "localhost", "127.0.0.1", "::1")
-        self.certificate = ServerCertificate(self.authority, addresses, utc_now)
+        self.certificate = ServerCertificate(self.authority, _own_addresses(self.config), utc_now)
         self.metrics.read_from(partial(readings, self.hub, lambda: self.registrar.revision, self.keys))
         self.metrics.read_from(partial(rotation.readings, self.authority))
         self.rotation = RootRotation(

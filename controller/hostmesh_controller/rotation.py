@@ -21,7 +21,7 @@ from hostmesh_controller.authority_roots import Root, RootState, StepError
 from hostmesh_controller.mesh import Trust
 from hostmesh_controller.metrics import Reading
 from hostmesh_controller.model.objects import ObjectKey
-from hostmesh_controller.store import CertificateRecord, HostState
+from hostmesh_controller.store import CertificateRecord, HostState, StoreError
 from hostmesh_controller.trust import HostTrust, holders, host_trust, unacknowledged
 
 RENEW_WITHIN: Final = timedelta(seconds=30)
@@ -175,10 +175,11 @@ class RootRotation:
 
     async def run(self) -> None:
         """Keep the intermediate fresh, until cancelled."""
+        asked = False
         while True:
             self._look.clear()
             before = self._authority.roots
-            await asyncio.to_thread(self._authority.tend, self._now())
+            await asyncio.to_thread(self._authority.tend, self._now(), at_once=asked)
             if self._authority.roots is not before:
                 prepared = self._authority.roots.prepared
                 if prepared is not None and prepared not in before.items:
@@ -188,16 +189,20 @@ class RootRotation:
             try:
                 async with asyncio.timeout(LOOK_EVERY_S):
                     await self._look.wait()
+                asked = True
             except TimeoutError:
-                continue
+                asked = False
 
     async def _taken(self, action: str, root: Root, actor: str, offline: Iterable[str] = ()) -> Taken:
-        """Tell of a step. Hosts are told first: it is done, whether or not the store can write it down."""
+        """Tell of a step. It is done, whether or not the store can write it down: then the log alone has it."""
         self._tell()
         _log.info(action.replace(".", "_"), root=root.id, state=root.state, actor=actor)
         key = ObjectKey("Root", "", root.id)
         after = {"fingerprint": root.fingerprint, "state": root.state.value, "compromised": root.compromised}
-        await asyncio.to_thread(self._store.add_event, action, key, actor=actor, now=self._now(), after=after)
+        try:
+            await asyncio.to_thread(self._store.add_event, action, key, actor=actor, now=self._now(), after=after)
+        except StoreError as error:
+            _log.error("audit_not_written", action=action, root=root.id, actor=actor, error=str(error))
         return Taken(root, tuple(offline))
 
     def _tell(self) -> None:

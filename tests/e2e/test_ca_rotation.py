@@ -61,6 +61,12 @@ def bundle(lab: Lab, host: str) -> set[str]:
     return {f"{each.serial_number:x}" for each in x509.load_pem_x509_certificates(pem)}
 
 
+def modes(lab: Lab, host: str) -> set[str]:
+    """Return the modes of the files in which the host keeps keys and roots."""
+    find = "find /var/lib/hostmesh/identity /var/lib/hostmesh/envoy/certs -type f -printf '%m\\n'"
+    return set(lab.exec(host, "sh", "-c", find).stdout.split())
+
+
 def test_a_root_is_replaced_without_a_failed_request_and_a_host_that_slept_comes_back_by_itself(lab: Lab) -> None:
     first = roots(lab)["active"]["id"]
     lab.verb("stop", "agent/sleeper")
@@ -72,9 +78,13 @@ def test_a_root_is_replaced_without_a_failed_request_and_a_host_that_slept_comes
 
         assert "sleeper" in lab.hostmesh("ca", "activate").stderr
         assert roots(lab)["old"]["id"] == first
+        lab.verb("kill", "controller")
+        lab.verb("start", "controller")
+        assert roots(lab)["old"]["id"] == first
         lab.hostmesh("ca", "taint", "--within", "3s")
         eventually(lambda: set(roots(lab)["tainted"]["holders"]) == {"sleeper"}, "all who are there have new ones")
 
+        assert modes(lab, "client") == {"600"}
         refused = lab.hostmesh("ca", "revoke", check=False)
         assert refused.returncode == 1
         assert "sleeper" in refused.stderr

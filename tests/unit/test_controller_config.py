@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hostmesh_controller.config import ConfigError, Endpoint, called_at, load_config, parse_config
+from hostmesh_controller.config import Ca, ConfigError, Endpoint, called_at, load_config, parse_config
 
 
 def problems(text: str) -> tuple[str, ...]:
@@ -108,3 +108,33 @@ def test_a_clone_is_put_under_quarantine_unless_the_file_says_otherwise() -> Non
     assert problems('[clones]\naction = "wran"') == (
         "c.toml:2: clones.action: 'wran' is not one of quarantine, warn; did you mean 'warn'?",
     )
+
+
+def test_the_root_is_our_own_unless_the_file_names_another_provider() -> None:
+    assert parse_config("", "c.toml", ["h"]).ca == Ca(provider="self-signed")
+    files = parse_config('[ca]\nprovider = "files"\ndir = "/etc/cacerts"\n', "c.toml", ["h"]).ca
+    assert (files.provider, files.dir) == ("files", Path("/etc/cacerts"))
+    text = '[ca]\nprovider = "vault"\nurl = "https://vault:8200"\ntoken_file = "/run/token"\nmount = "pki/mesh"\n'
+    vault = parse_config(text, "c.toml", ["h"]).ca
+    assert (vault.url, vault.token_file, vault.mount) == ("https://vault:8200", Path("/run/token"), "pki/mesh")
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ('provider = "file"', "'file' is not one of self-signed, files, vault; did you mean 'files'?"),
+        ('provider = "files"', "c.toml:2: ca.provider: 'files' needs the setting ca.dir"),
+        ('provider = "vault"\nurl = "https://v"', "'vault' needs the setting ca.token_file"),
+        ('provider = "vault"\nurl = "http://v"\ntoken_file = "/t"', "'http://v' is not https://HOST"),
+        ('provider = "vault"\nurl = "https://a@v"\ntoken_file = "/t"', "is not https://HOST"),
+        ('provider = "vault"\nurl = "https://v"\ntoken_file = "/t"\nmount = "../sys"', "is not the path of a mount"),
+        ('provider = "vault"\nurl = "https://v"\ntoken_file = "/t"\nttl_hours = 1', "must be from 24 to 87600"),
+        ('dir = "/etc/cacerts"', "ca.dir: is not for the provider 'self-signed'"),
+        ('provider = "files"\ndir = "cacerts"', "must be an absolute path"),
+        ('provider = "files"\ndir = "/c"\ntoken = "s.x"', "unknown setting 'token'"),
+    ],
+)
+def test_a_provider_that_lacks_what_it_needs_is_refused(text: str, part: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        parse_config(f"[ca]\n{text}\n", "c.toml", ["h"])
+    assert part in str(raised.value)

@@ -1,7 +1,7 @@
 """ca: the roots of the mesh, and how one takes another's place."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Annotated, Any, Final
 
@@ -24,6 +24,7 @@ Within = Annotated[
     str, typer.Option("--within", metavar="TIME", help="Spread the renewals over this time; at most 1h.")
 ]
 _POLL_S: Final = 0.5
+_NAMED: Final = 5
 
 
 @app.command("show")
@@ -41,8 +42,8 @@ def show(ctx: typer.Context, output: Output = Format.TABLE) -> None:
             each["not_before"][:10],
             each["not_after"][:10],
             sum(each["holders"].values()),
-            list(each["holders"]),
-            [*each["unacknowledged"]["connected"], *each["unacknowledged"]["offline"]],
+            _some(each["holders"]),
+            _some([*each["unacknowledged"]["connected"], *each["unacknowledged"]["offline"]]),
         )
         for each in found["roots"]
     ]
@@ -119,6 +120,13 @@ def rotate(
     for each in _in_state(_get(ctx), "tainted"):
         _wait(ctx, "certificates are renewed", partial(_holding, root=each["id"]), wait_s)
         revoke(ctx, each["id"], force)
+
+
+def _some(names: Iterable[str]) -> list[str]:
+    """Return a few names, and how many there are beside them."""
+    every = list(names)
+    more = len(every) - _NAMED
+    return [*every[:_NAMED], f"and {more} more"] if more > 0 else every
 
 
 def _lacking(found: dict[str, Any], root: str) -> list[str]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
+from hashlib import sha256
 from typing import Any, Final, Protocol
 
 import grpc
@@ -174,6 +175,18 @@ def peer_certificate(context: Context, trust_domain: str, now: datetime) -> Peer
     if peer.not_after <= now:
         raise _not_a_host("the client certificate expired while the connection was open")
     return peer
+
+
+def caller_of(context: Context) -> str:
+    """Return for whom a call counts, before it is known whether they may: the host of the certificate, or its holder.
+
+    "" where no certificate was shown.
+    """
+    pem = b"".join(bytes(each) for each in context.auth_context().get("x509_pem_cert", ()))
+    try:
+        return f"host {_read(pem).identity.host}"
+    except RefusedError:
+        return sha256(pem).hexdigest() if pem else ""
 
 
 @lru_cache(4096)

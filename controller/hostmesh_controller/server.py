@@ -32,9 +32,13 @@ class _RefusedError(Exception):
 class AdsServer:
     """Serves DeltaAggregatedResources to agents."""
 
-    def __init__(self, hub: Hub, identify: Identify) -> None:
+    def __init__(
+        self, hub: Hub, identify: Identify, allow: Callable[[str, int], bool] = lambda _host, _bytes: True
+    ) -> None:
+        """`allow` tells whether a host may send a request of so many bytes now."""
         self._hub = hub
         self._identify = identify
+        self._allow = allow
 
     def handler(self) -> "grpc.GenericRpcHandler[bytes, bytes]":
         """Return the handler to add to a grpc.aio server.
@@ -85,6 +89,9 @@ class AdsServer:
     async def _read(self, requests: AsyncIterator[bytes], connection: Connection, wake: asyncio.Event) -> None:
         try:
             async for data in requests:
+                if not self._allow(connection.host, len(data)):
+                    msg = f"host {connection.host!r} sends more than it may in a minute; try again later"
+                    raise _RefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, msg)
                 try:
                     request = DeltaDiscoveryRequest.FromString(data)
                 except DecodeError as error:

@@ -8,7 +8,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
-.PHONY: help venv check format test demo bench proto golden constraints clean system-mesh system-bench
+.PHONY: help venv check format test demo bench proto golden constraints audit sbom clean system-mesh system-bench
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1@\2/p' $(MAKEFILE_LIST) | awk -F@ '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -57,6 +57,12 @@ golden: $(INSTALLED) ## rewrite the expected files of tests/golden; look at the 
 
 constraints: ## take the newest versions that pyproject.toml allows into packaging/constraints.txt
 	@sh packaging/constraints.sh
+
+audit: $(INSTALLED) ## look for known vulnerabilities in what we depend on; not part of check, for it needs the network
+	$(BIN)/python packaging/audit.py
+
+sbom: $(INSTALLED) ## write dist/hostmesh-VERSION.cdx.json: what a release consists of, as CycloneDX
+	$(BIN)/python packaging/sbom.py
 
 clean: ## remove what was generated (not .venv)
 	rm -rf .stubs .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist

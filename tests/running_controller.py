@@ -109,12 +109,15 @@ def run_cli(*arguments: str, stdin: str = "", **env: str) -> "subprocess.Complet
     )
 
 
-def write_config(directory: Path, ports: tuple[int, int, int], state: str = "state", extra: str = "") -> Path:
+def write_config(
+    directory: Path, ports: tuple[int, int, int], state: str = "state", extra: str = "", tables: str = ""
+) -> Path:
+    """Write a controller.toml; `extra` are settings of its top, `tables` come at its end."""
     agents, join, admin = ports
     path = directory / f"{state}.toml"
     path.write_text(
-        f'state_dir = "{directory}/{state}"\naddresses = ["127.0.0.1"]\n[listen]\n'
-        f'agents = "127.0.0.1:{agents}"\njoin = "127.0.0.1:{join}"\nadmin = "127.0.0.1:{admin}"\n{extra}\n'
+        f'state_dir = "{directory}/{state}"\naddresses = ["127.0.0.1"]\n{extra}\n[listen]\n'
+        f'agents = "127.0.0.1:{agents}"\njoin = "127.0.0.1:{join}"\nadmin = "127.0.0.1:{admin}"\n{tables}\n'
     )
     return path
 
@@ -133,11 +136,11 @@ def start_controller(config: Path, log: Path) -> "subprocess.Popen[bytes]":
 
 
 @contextmanager
-def running_process(directory: Path, extra: str = "") -> Iterator[Process]:
-    """`extra` is for controller.toml."""
+def running_process(directory: Path, tables: str = "") -> Iterator[Process]:
+    """`tables` are for controller.toml."""
     ports = free_ports()
     log = directory / "controller.log"
-    process = start_controller(write_config(directory, ports, extra=extra), log)
+    process = start_controller(write_config(directory, ports, tables=tables), log)
     try:
         _wait_ready(process, log)
         yield Process(directory, ports, process, log)

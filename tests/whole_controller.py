@@ -58,10 +58,10 @@ class Whole:
 
 
 @asynccontextmanager
-async def whole_controller(directory: Path, extra: str = "") -> AsyncIterator[Whole]:
-    """Run a controller that has the objects above; `extra` is for controller.toml."""
+async def whole_controller(directory: Path, tables: str = "") -> AsyncIterator[Whole]:
+    """Run a controller that has the objects above; `tables` are for controller.toml."""
     ports = free_ports()
-    config = parse_config(write_config(directory, ports, extra=extra).read_text(), "test", ())
+    config = parse_config(write_config(directory, ports, tables=tables).read_text(), "test", ())
     config.state_dir.mkdir()
     store = open_store(config.state_dir / "store.sqlite")
     try:

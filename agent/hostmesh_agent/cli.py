@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from hostmesh_agent import config as configuration
 from hostmesh_agent.config import AgentConfig, ConfigError
+from hostmesh_api.wire import CIPHERS_VARIABLE, NO_CIPHERS_BEFORE_TLS_1_3
 
 DONE: Final = 0
 FAILED: Final = 1
@@ -25,6 +26,7 @@ Verb = Callable[[argparse.Namespace, AgentConfig], int]
 def main(arguments: Sequence[str] | None = None) -> None:
     # gRPC's core writes lines of its own between ours; what fails reaches us as a status.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    os.environ[CIPHERS_VARIABLE] = NO_CIPHERS_BEFORE_TLS_1_3
     sys.exit(call(arguments))
 
 

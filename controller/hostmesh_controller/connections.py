@@ -77,18 +77,19 @@ class BoundedListener(socket.socket):
 class _Counted(socket.socket):
     """A connection that gives its place back when it is closed."""
 
-    def __init__(self, accepted: socket.socket, closed: Callable[[], None]) -> None:
+    def __init__(self, accepted: socket.socket, give_back: Callable[[], None]) -> None:
         super().__init__(accepted.family, accepted.type, accepted.proto, fileno=accepted.detach())
-        self._closed: Callable[[], None] | None = closed
+        self._give_back: Callable[[], None] | None = give_back
 
     def close(self) -> None:
         super().close()
-        closed, self._closed = self._closed, None
-        if closed is not None:
-            closed()
+        self._leave()
 
     def detach(self) -> int:
-        closed, self._closed = self._closed, None
-        if closed is not None:
-            closed()
+        self._leave()
         return super().detach()
+
+    def _leave(self) -> None:
+        give_back, self._give_back = self._give_back, None
+        if give_back is not None:
+            give_back()

@@ -29,7 +29,7 @@ from hostmesh_api.v1.hostmesh_pb2_grpc import (
     add_ReportingServicer_to_server,
 )
 from hostmesh_api.wire import VIP4, VIP6
-from hostmesh_controller import authority_files, listen, mesh, rotation
+from hostmesh_controller import authority_files, call_limits, listen, mesh, rotation
 from hostmesh_controller.api.app import create_app
 from hostmesh_controller.api.parts import Parts
 from hostmesh_controller.api.principals import LocalSocket
@@ -278,8 +278,9 @@ class Controller:
         peers = Peers(self.store, self.config.trust_domain, registered, utc_now, registrar.enrolments, quarantine)
         calls = [CountCalls(self.metrics)]
 
-        agents = listen.grpc_server(listen.agents_options(limits), calls)
-        agents.add_generic_rpc_handlers((AdsServer(self.hub, peers.name_of, quarantine.seen).handler(),))
+        agents = listen.grpc_server(listen.agents_options(limits), [*calls, call_limits.for_agents(limits)])
+        ads = AdsServer(self.hub, peers.name_of, quarantine.seen, call_limits.StreamBytes(limits).take)
+        agents.add_generic_rpc_handlers((ads.handler(),))
         add_IdentityServicer_to_server(IdentityServicer(issuing, peers, self._identities_on), agents)
         reporting = ReportingServicer(
             self.registrar.states,
@@ -294,7 +295,7 @@ class Controller:
         agents_credentials = self.certificate.credentials(client_certificates=True)
         listen.open_grpc(agents, self.config.listen.agents, "listen.agents", agents_credentials)
 
-        join = listen.grpc_server(listen.join_options(limits), calls)
+        join = listen.grpc_server(listen.join_options(limits), [*calls, call_limits.for_join(limits)])
         agents_endpoints = called_at(self.config.listen.agents, self.config.addresses)
         add_EnrolmentServicer_to_server(EnrolmentServicer(issuing, agents_endpoints), join)
         join_credentials = self.certificate.credentials(client_certificates=False)

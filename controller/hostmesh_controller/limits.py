@@ -38,6 +38,8 @@ class Limits:
     """In one request."""
     agents_message_bytes: int = _limit(8 * _MIB, 256 * _KIB, 256 * _MIB)
     """A host that asks for its 50,000 names again at once sends about 4 MiB."""
+    agents_bytes_per_minute: int = _limit(32 * _MIB, _MIB, 4096 * _MIB)
+    """Of requests on the streams of one host. Parsing 8 MiB of the worst takes half a second."""
     join_message_bytes: int = _limit(64 * _KIB, 16 * _KIB, 16 * _MIB)
     """A certificate request and facts; whoever sends it is not known yet."""
     metadata_bytes: int = _limit(16 * _KIB, 4 * _KIB, 256 * _KIB)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
+from hashlib import sha256
 from ipaddress import IPv6Address, ip_address
 from typing import Any, Final, Protocol
 from urllib.parse import unquote
@@ -244,6 +245,18 @@ def peer_address(peer: str) -> str:
         return ""
     mapped = parsed.ipv4_mapped if isinstance(parsed, IPv6Address) else None
     return str(mapped or parsed) if family in {"ipv4", "ipv6"} else ""
+
+
+def caller_of(context: Context) -> str:
+    """Return for whom a call counts, before it is known whether they may: the host of the certificate, or its holder.
+
+    "" where no certificate was shown.
+    """
+    pem = b"".join(bytes(each) for each in context.auth_context().get("x509_pem_cert", ()))
+    try:
+        return f"host {_read(pem).identity.host}"
+    except RefusedError:
+        return sha256(pem).hexdigest() if pem else ""
 
 
 @lru_cache(4096)

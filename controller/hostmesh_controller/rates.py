@@ -17,17 +17,18 @@ class Rates:
         # Those that asked longest ago come first: they are the fullest.
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
-    def take(self, key: str, now_s: float) -> bool:
-        """Tell whether the key may do it once more, and count it.
+    def take(self, key: str, now_s: float, count: int = 1) -> bool:
+        """Tell whether the key may do it so many times more, and count them if so.
 
         Args:
             key: who.
             now_s: of a clock that never goes back.
+            count: how many times.
         """
         left, since_s = self._buckets.pop(key, (self._most, now_s))
         left = min(self._most, left + (now_s - since_s) * self._per_s)
-        allowed = left >= 1
-        self._buckets[key] = (left - 1 if allowed else left, now_s)
+        allowed = left >= count
+        self._buckets[key] = (left - count if allowed else left, now_s)
         if len(self._buckets) > self._max_keys:
             self._buckets.popitem(last=False)
         return allowed

@@ -36,10 +36,18 @@ class _RefusedError(Exception):
 class AdsServer:
     """Serves DeltaAggregatedResources to agents; `seen` is told which agent opens the stream of a host."""
 
-    def __init__(self, hub: Hub, identify: Identify, seen: Seen) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        identify: Identify,
+        seen: Seen,
+        allow: Callable[[str, int], bool] = lambda _host, _bytes: True,
+    ) -> None:
+        """`allow` tells whether a host may send a request of so many bytes now."""
         self._hub = hub
         self._identify = identify
         self._seen = seen
+        self._allow = allow
 
     def handler(self) -> "grpc.GenericRpcHandler[bytes, bytes]":
         """Return the handler to add to a grpc.aio server.
@@ -93,6 +101,9 @@ class AdsServer:
         seen = False
         try:
             async for data in requests:
+                if not self._allow(connection.host, len(data)):
+                    msg = f"host {connection.host!r} sends more than it may in a minute; try again later"
+                    raise _RefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, msg)
                 try:
                     request = DeltaDiscoveryRequest.FromString(data)
                 except DecodeError as error:

@@ -187,7 +187,9 @@ async def test_certificates_of_both_roots_are_good_while_both_are_trusted(host: 
 
 
 async def test_a_certificate_that_was_replaced_is_told_until_envoy_shows_it_no_more(host: Host) -> None:
-    identities = Identities(host.state, certificates(host), pki.now, lambda: None, lambda: None)
+    async def nothing() -> None: ...
+
+    identities = Identities(host.state, certificates(host), pki.now, lambda: None, lambda: None, nothing)
     await identities.apply(wants(host))
     old = identities.validities()[pki.CART.uri]
     changed(host.authority, 3)

@@ -276,7 +276,7 @@ def test_a_controller_takes_new_files_when_it_is_told_to_look(tmp_path: Path) ->
     first, second = made("first root"), made("second root")
     plain(first).write(tmp_path / "cacerts")
     provider = f'[ca]\nprovider = "files"\ndir = "{tmp_path}/cacerts"\n'
-    with running_process(tmp_path, extra=provider) as controller:
+    with running_process(tmp_path, provider) as controller:
         assert _roots(controller) == [("active", "CN=first root")]
         plain(second).write(tmp_path / "cacerts")
         controller.process.send_signal(signal.SIGHUP)

@@ -104,7 +104,7 @@ async def test_a_retired_root_lets_in_nobody_whose_certificate_is_not_on_record(
 
 async def test_a_certificate_of_a_compromised_root_is_refused_in_the_handshake(controller: Controller) -> None:
     stolen = pki.svid(controller.authority, pki.HOST)
-    controller.know(pki.HOST, stolen.serial)
+    await controller.know(pki.HOST, stolen.serial)
     rotate(controller, compromised=True)
     code, _ = await call_with(controller, stolen.key_pem, stolen.chain_pem)
     assert code is grpc.StatusCode.UNAVAILABLE

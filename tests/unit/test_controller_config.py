@@ -138,3 +138,55 @@ def test_a_provider_that_lacks_what_it_needs_is_refused(text: str, part: str) ->
     with pytest.raises(ConfigError) as raised:
         parse_config(f"[ca]\n{text}\n", "c.toml", ["h"])
     assert part in str(raised.value)
+
+
+def test_limits_audit_and_clients_are_settings_with_ranges() -> None:
+    config = parse_config(
+        """
+        [admin]
+        client_ca = "/etc/hostmesh/admins.pem"
+        [[admin.client]]
+        cn = "ann*"
+        grants = ["admin"]
+        [[admin.client]]
+        uri = "spiffe://example.org/ci/*"
+        name = "ci"
+        grants = ["editor:shop:VirtualService", "viewer"]
+        [audit]
+        keep_days = 30
+        [limits]
+        header_s = 5
+        """,
+        "c.toml",
+        ("here",),
+    )
+    assert (config.audit.keep_days, config.audit.keep_records) == (30, 1_000_000)
+    assert (config.limits.header_s, config.limits.handshake_s) == (5, 10)
+    ann, ci = config.admin.clients
+    assert (ann.wanted, ann.name, list(map(str, ann.grants))) == ((("cn", "ann*"),), "", ["admin"])
+    assert list(map(str, ci.grants)) == ["editor:shop:VirtualService", "viewer"]
+    assert ann.match([("cn", "ann-1")]) == "ann-1"
+    assert ann.match([("cn", "ann"), ("cn", "root")]) is None
+    assert ann.match([("cn", "ann\nroot")]) is None
+    assert ann.match([("cn", "joann")]) is None
+    assert ci.match([("uri", "spiffe://example.org/ci/1"), ("uri", "spiffe://x")]) is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("[limits]\nheader_s = 0", "limits.header_s: must be from 1 to 120"),
+        ("[limits]\nheaders_s = 1", "did you mean 'header_s'?"),
+        ('[admin]\nclient_ca = "/x.pem"', "client certificates need [[admin.client]]"),
+        ('[[admin.client]]\ncn = "a"\ngrants = ["admin"]', "client certificates need client_ca"),
+        ('[admin]\nclient_ca = "/x"\n[[admin.client]]\ngrants = ["admin"]', "client 1: say which certificates"),
+        ('[admin]\nclient_ca = "/x"\n[[admin.client]]\ncn = "*"\ngrants = ["admin"]', "every certificate of the CA"),
+        ('[admin]\nclient_ca = "/x"\n[[admin.client]]\ncn = "a"\ngrants = []', "grants must be a list"),
+        ('[admin]\nclient_ca = "/x"\n[[admin.client]]\ncn = "a"\ngrants = ["king"]', "is no grant"),
+        ('[admin]\nclient_ca = "/x"\n[[admin.client]]\ncn = "a"\nrole = "admin"', "unknown setting 'role'"),
+        ("[admin]\nclient = 5", "admin.client: must be tables"),
+        ("[audit]\nkeep_days = 0", "audit.keep_days: must be from 1"),
+    ],
+)
+def test_a_wrong_setting_of_access_is_refused(text: str, part: str) -> None:
+    assert any(part in each for each in problems(text)), problems(text)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from hostmesh_controller.cli.failure import CliError, refused
 
@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
 DEFAULT_ADDRESS: Final = "unix:///var/lib/hostmesh-controller/admin.sock"
 TIMEOUT_S: Final = 60.0
+
+
+def part(name: str) -> str:
+    """Return a name as one part of a path: whatever is in it, it leads to no other route."""
+    return quote(name, safe="") if name not in {".", ".."} else quote(name).replace(".", "%2E")
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hostmesh_controller.cli.connection import Connection
+from hostmesh_controller.cli.connection import Connection, part
 from hostmesh_controller.cli.output import Format, Output, age, emit, key_text, note, say, seconds_of, table
 from hostmesh_controller.cli.tokens import print_join
 
@@ -87,7 +87,7 @@ def show(
 ) -> None:
     """Show one host: facts, workloads, certificates, sockets found on it."""
     connection: Connection = ctx.obj
-    result = connection.get(f"/v1/hosts/{host}")
+    result = connection.get(f"/v1/hosts/{part(host)}")
     emit(result, Format.YAML if output is Format.TABLE else output)
 
 
@@ -107,7 +107,7 @@ def remove(
     if not yes and sys.stdin.isatty():
         typer.confirm(f"Remove host {host} from the mesh?", abort=True, err=True)
     result: dict[str, Any] = connection.request(
-        "DELETE", f"/v1/hosts/{host}", params={"workloads": str(workloads).lower()}
+        "DELETE", f"/v1/hosts/{part(host)}", params={"workloads": str(workloads).lower()}
     )
     if output is not Format.TABLE:
         emit(result, output)

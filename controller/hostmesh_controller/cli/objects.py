@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from hostmesh_controller.cli.connection import Connection
+from hostmesh_controller.cli.connection import Connection, part
 from hostmesh_controller.cli.kinds import kind_of
 from hostmesh_controller.cli.output import Format, Output, age, emit, plain, table, yaml_text
 
@@ -70,7 +70,7 @@ def get(
     info = kind_of(kind)
     place = namespace if info.namespaced else "-"
     if name:
-        item = connection.get(f"/v1/objects/{info.kind}/{place}/{name}")
+        item = connection.get(f"/v1/objects/{info.kind}/{part(place)}/{part(name)}")
         if output is Format.TABLE:
             _show([item], info.kind, output, everywhere=False)
         else:

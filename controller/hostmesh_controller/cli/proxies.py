@@ -4,7 +4,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from hostmesh_controller.cli.connection import Connection
+from hostmesh_controller.cli.connection import Connection, part
 from hostmesh_controller.cli.output import Format, Output, age, cell_text, emit, say, table
 
 app = typer.Typer(no_args_is_help=True, help="Proxies: one Envoy on each host.")
@@ -23,7 +23,7 @@ def status(
 ) -> None:
     """Show who is connected, what they acknowledged and what they refused."""
     connection: Connection = ctx.obj
-    items = [connection.get(f"/v1/proxies/{host}")] if host else connection.get("/v1/proxies")["items"]
+    items = [connection.get(f"/v1/proxies/{part(host)}")] if host else connection.get("/v1/proxies")["items"]
     if output is not Format.TABLE:
         emit(items[0] if host else items, output)
         return
@@ -39,7 +39,7 @@ def status(
             typer.echo(f"\n{each['host']} is {each['state']}: {each['denied_because']}")
         for nack in each["nacks"]:
             say(
-                f"\n{each['host']} refused {_short(nack['type'])} {cell_text(nack['names'])} "
+                f"\n{each['host']} refused {cell_text(_short(nack['type']))} {cell_text(nack['names'])} "
                 f"{age(nack['at'])} ago: {cell_text(_end_of(nack['message']))}"
             )
         for problem in each["problems"]:

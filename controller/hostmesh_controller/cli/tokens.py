@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hostmesh_controller.cli.connection import Connection
+from hostmesh_controller.cli.connection import Connection, part
 from hostmesh_controller.cli.kinds import kind_of
 from hostmesh_controller.cli.output import Format, Output, age, emit, note, say, seconds_of, table
 
@@ -99,7 +99,7 @@ def list_join(ctx: typer.Context, output: Output = Format.TABLE) -> None:
 def revoke_join(ctx: typer.Context, token_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
     """Make a join token useless."""
     connection: Connection = ctx.obj
-    connection.delete(f"/v1/tokens/{token_id}")
+    connection.delete(f"/v1/tokens/{part(token_id)}")
     say(f"token {token_id} revoked")
 
 
@@ -199,5 +199,5 @@ def list_api(ctx: typer.Context, output: Output = Format.TABLE) -> None:
 def revoke_api(ctx: typer.Context, token_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
     """Make an API token useless."""
     connection: Connection = ctx.obj
-    connection.delete(f"/v1/api-tokens/{token_id}")
+    connection.delete(f"/v1/api-tokens/{part(token_id)}")
     say(f"API token {token_id} revoked")

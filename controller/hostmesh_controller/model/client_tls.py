@@ -4,6 +4,7 @@ from typing import Final, Literal
 
 from pydantic import model_validator
 
+from hostmesh_controller.model.paths import FilePath
 from hostmesh_controller.model.schema import Flag, Spec, fault
 
 _FILES: Final = (
@@ -22,10 +23,10 @@ class ClientTls(Spec):
     """
 
     mode: Literal["DISABLE", "SIMPLE", "MUTUAL", "ISTIO_MUTUAL"] = "DISABLE"
-    client_certificate: str | None = None
-    private_key: str | None = None
-    ca_certificates: str | None = None
-    ca_crl: str | None = None
+    client_certificate: FilePath | None = None
+    private_key: FilePath | None = None
+    ca_certificates: FilePath | None = None
+    ca_crl: FilePath | None = None
     credential_name: str | None = None
     subject_alt_names: tuple[str, ...] = ()
     sni: str | None = None

@@ -5,6 +5,7 @@ from typing import Annotated, Final
 from pydantic import AfterValidator
 
 from hostmesh_controller.model.domains import check_wildcard_domain, is_ip
+from hostmesh_controller.model.paths import check_plain_path
 from hostmesh_controller.model.protocols import KNOWN_PROTOCOLS
 from hostmesh_controller.model.schema import as_fault, fault
 from hostmesh_controller.suggest import did_you_mean
@@ -44,7 +45,7 @@ def check_unix_path(value: str) -> str:
     """
     if not value.startswith("@") and (not value.startswith("/") or value.endswith("/")):
         raise ValueError(f"{value!r} is not the absolute path of a socket")
-    return value
+    return check_plain_path(value)
 
 
 def _bind(value: str) -> str:

@@ -5,6 +5,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from hostmesh_controller.model.paths import FilePath
 from hostmesh_controller.model.schema import Flag, Spec, at_most_one, fault
 
 CIPHER_SUITES: Final = frozenset(
@@ -21,9 +22,9 @@ TlsVersion = Literal["TLS_AUTO", "TLSV1_0", "TLSV1_1", "TLSV1_2", "TLSV1_3"]
 class TlsCertificate(Spec):
     """Files on the gateway's host."""
 
-    server_certificate: str = ""
-    private_key: str = ""
-    ca_certificates: str = ""
+    server_certificate: FilePath = ""
+    private_key: FilePath = ""
+    ca_certificates: FilePath = ""
 
 
 _OWN_CERTIFICATES: Final = (
@@ -63,10 +64,10 @@ class ServerTls(Spec):
     mode: Literal["PASSTHROUGH", "SIMPLE", "MUTUAL", "AUTO_PASSTHROUGH", "ISTIO_MUTUAL", "OPTIONAL_MUTUAL"] = (
         "PASSTHROUGH"
     )
-    server_certificate: str = ""
-    private_key: str = ""
-    ca_certificates: str = ""
-    ca_crl: str = ""
+    server_certificate: FilePath = ""
+    private_key: FilePath = ""
+    ca_certificates: FilePath = ""
+    ca_crl: FilePath = ""
     tls_certificates: Annotated[tuple[TlsCertificate, ...], Field(min_length=1, max_length=2)] | None = None
     credential_name: str | None = None
     credential_names: Annotated[tuple[str, ...], Field(min_length=1, max_length=2)] | None = None

@@ -6,6 +6,7 @@ from typing import Annotated, Final
 from pydantic import AfterValidator, Field, model_validator
 
 from hostmesh_controller.model.domains import check_domain, is_ip
+from hostmesh_controller.model.paths import check_plain_path
 from hostmesh_controller.model.schema import (
     LabelKey,
     LabelValue,
@@ -41,6 +42,7 @@ def _unix_address(value: str) -> str:
         raise ValueError(f"{value!r}: the path of a Unix socket is absolute, or '@' and a name: unix:///run/x.sock")
     if path.endswith("/"):
         raise ValueError(f"{value!r} is a directory; name the Unix socket in it")
+    check_plain_path(path)
     return value
 
 

@@ -93,7 +93,7 @@ class FloorSettings:
         never_listen_ports: what it may not, beside those where SSH is served.
         unix_sockets: paths of sockets that Envoy may listen on and connect to; a directory ends with "/".
         files: paths that Envoy may read and write by its configuration; a directory ends with "/".
-        refused_extensions: names, or beginnings of names, of Envoy's messages that are not taken.
+        refused_extensions: parts of names of Envoy's messages that are not taken; the usual ones load native code.
     """
 
     min_mtls: str = "none"
@@ -102,7 +102,7 @@ class FloorSettings:
     never_listen_ports: tuple[int, ...] = ()
     unix_sockets: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
-    refused_extensions: tuple[str, ...] = ()
+    refused_extensions: tuple[str, ...] = (".dynamic_modules.", ".golang.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +280,7 @@ def _floor(table: "_Table") -> FloorSettings:
         never_listen_ports=table.ports("never_listen_ports"),
         unix_sockets=table.absolute_paths("unix_sockets"),
         files=table.absolute_paths("files"),
-        refused_extensions=table.texts("refused_extensions"),
+        refused_extensions=table.texts("refused_extensions", default.refused_extensions),
     )
 
 
@@ -364,8 +364,8 @@ class _Table:
             raise self.error(key, f"must be a whole number from {low} to {high}, is {value!r}")
         return value
 
-    def texts(self, key: str) -> tuple[str, ...]:
-        value = self.values.get(key, [])
+    def texts(self, key: str, default: Sequence[str] = ()) -> tuple[str, ...]:
+        value = self.values.get(key, [*default])
         if not isinstance(value, list) or not all(isinstance(each, str) and each for each in value):
             raise self.error(key, f"must be a list of strings, is {value!r}")
         return tuple(value)

@@ -42,6 +42,8 @@ from hostmesh_agent.envoy import BuiltinSupervisor, EnvoyCommand
 from hostmesh_agent.identities import AGENT, Identities
 from hostmesh_agent.modules import Modules
 from hostmesh_agent.next_envoy import NextEnvoy, first_command
+from hostmesh_agent.policy_floor import table
+from hostmesh_agent.policy_floor.floor import Floor
 from hostmesh_agent.probe_ways import Ways
 from hostmesh_agent.probes import Memory, Probes
 from hostmesh_agent.relay import Relay
@@ -105,7 +107,10 @@ class Agent:
         self._online = False
         self._settled = asyncio.Event()
         self._uplink = Uplink(state)
-        self._next_envoy = NextEnvoy(config, self._record.host, command)
+        # Known before Envoy has its first listener: at boot it may be faster than the SSH server.
+        self._ssh_servers = kernel_floor.ssh_servers()
+        self._policy_floor = Floor(config.floor, table.load(), lambda: self._ssh_servers)
+        self._next_envoy = NextEnvoy(config, self._record.host, command, self._policy_floor.bootstrap_problem)
         self._supervisor = BuiltinSupervisor(
             lambda: self._next_envoy.command, self._something_changed, self._next_envoy.tried
         )
@@ -115,8 +120,6 @@ class Agent:
             dns=config.dns.enabled, resolv_conf=config.dns.resolv_conf, state_dir=config.state_dir
         )
         self._modules = Modules(config.envoy_dir / modules.DIRECTORY, command.owner.gid, self._module_decided)
-        # Known before Envoy has its first listener: at boot it may be faster than the SSH server.
-        self._ssh_servers = kernel_floor.ssh_servers()
         self._relay = Relay(
             cache=Cache(config.state_dir / "cache"),
             socket=config.xds_socket,
@@ -126,7 +129,7 @@ class Agent:
             connect=self._uplink.connect,
             on_host_config=self._take,
             extensions=self._modules,
-            kept_ports=lambda: self._ssh_servers,
+            host_refuses=self._policy_floor.problem,
         )
         self._identities = Identities(
             state,

@@ -104,6 +104,11 @@ class FloorSettings:
     files: tuple[str, ...] = ()
     refused_extensions: tuple[str, ...] = (".dynamic_modules.", ".golang.")
 
+    @property
+    def mtls_only(self) -> bool:
+        """Whether nobody is let in without mutual TLS."""
+        return self.min_mtls == "strict"
+
 
 @dataclass(frozen=True, slots=True)
 class LogSettings:
@@ -191,6 +196,10 @@ def parse(text: str, source: str) -> AgentConfig:
         log=_log(top.table("log")),
     )
     _check_socket_paths(config, source)
+    if config.floor.mtls_ports and not config.capture.enabled:
+        raise ConfigError(f"{source}: floor.mtls_ports: is kept by capture, which capture.enabled = false turns off")
+    if both := set(config.floor.mtls_ports) & set(config.capture.exclude_inbound_ports):
+        raise ConfigError(f"{source}: floor.mtls_ports: capture.exclude_inbound_ports has {sorted(both)} too")
     return config
 
 

@@ -11,6 +11,7 @@ import asyncio
 import signal
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -22,6 +23,7 @@ from hostmesh_agent import (
     converge,
     enrol,
     generation,
+    guard,
     host,
     lock,
     modules,
@@ -33,7 +35,7 @@ from hostmesh_agent import (
 )
 from hostmesh_agent.admin import Admin, AdminError
 from hostmesh_agent.cache import Cache
-from hostmesh_agent.capture import CaptureError, HostFloor
+from hostmesh_agent.capture import CaptureError, HostFloor, Owner
 from hostmesh_agent.capture import floor as kernel_floor
 from hostmesh_agent.certs import Certificates, Wanted
 from hostmesh_agent.config import AgentConfig
@@ -76,11 +78,13 @@ async def run(config: AgentConfig) -> None:
         StateError, WorkdirError, ArtifactError, LockedError: the owner of the host must act.
     """
     with lock.held(config.state_dir):
-        agent = await prepare(config)
+        owner = Owner()
+        await asyncio.to_thread(guard.close_strict_ports, config, owner)
+        agent = await prepare(config, owner)
         await agent.run()
 
 
-async def prepare(config: AgentConfig) -> "Agent":
+async def prepare(config: AgentConfig, owner_of_rules: Owner) -> "Agent":
     """Make the directories and find the binary: everything that a person must put right fails here."""
     state = State(config.state_dir)
     record = state.host()
@@ -90,13 +94,13 @@ async def prepare(config: AgentConfig) -> "Agent":
     workdir.prepare(config.envoy_dir, owner)
     workdir.check_reachable(config.xds_socket, owner)
     installed = await asyncio.to_thread(artifact.install, config.envoy.binary, config.envoy.sha256, config.state_dir)
-    return Agent(config, state, first_command(config, record.host, owner, installed))
+    return Agent(config, state, first_command(config, record.host, owner, installed), owner_of_rules)
 
 
 class Agent:
     """All parts together; what they decide is in their own modules."""
 
-    def __init__(self, config: AgentConfig, state: State, command: EnvoyCommand) -> None:
+    def __init__(self, config: AgentConfig, state: State, command: EnvoyCommand, owner_of_rules: Owner) -> None:
         self._config = config
         self._state = state
         self._record = state.host()
@@ -117,8 +121,12 @@ class Agent:
         self._admin = Admin(config.admin_socket)
         self._envoy_uid = command.owner.uid
         self._enforcement = Enforcement(
-            dns=config.dns.enabled, resolv_conf=config.dns.resolv_conf, state_dir=config.state_dir
+            dns=config.dns.enabled,
+            resolv_conf=config.dns.resolv_conf,
+            state_dir=config.state_dir,
+            owner=owner_of_rules,
         )
+        self._guard = guard.Guard(config.state_dir)
         self._modules = Modules(config.envoy_dir / modules.DIRECTORY, command.owner.gid, self._module_decided)
         self._relay = Relay(
             cache=Cache(config.state_dir / "cache"),
@@ -216,6 +224,7 @@ class Agent:
             self._envoy_uid,
             self._record.agents_endpoints,
             self._config.capture.exclude_inbound_ports,
+            mtls_only=self._config.floor.mtls_only,
         )
         want = converge.check(config, self._record, floor)
         await self._identities.apply(want)
@@ -285,8 +294,16 @@ class Agent:
                 await self._enforce(config, floor)
 
     async def _enforce(self, config: HostConfig, floor: HostFloor) -> None:
-        decision = await self._decide(config)
-        enforced = await asyncio.to_thread(self._enforcement.put, decision.request, floor)
+        try:
+            decision = await self._decide(config)
+        except CaptureError as error:
+            # What is in force is not known: it stays as it is, or STRICT ports would be open for a moment.
+            decision, enforced = converge.Decision(None, (str(error),)), self._enforced
+        else:
+            enforced = await asyncio.to_thread(self._enforcement.put, decision.request, floor)
+        if enforced.capture.state == "on":
+            strict = frozenset(config.strict_ports) & enforced.in_force.inbound_ports
+            await asyncio.to_thread(self._guard.note, strict)
         if (enforced, decision.lacking) != (self._enforced, self._lacking):
             self._enforced, self._lacking = enforced, decision.lacking
             self._tell(enforced)
@@ -301,17 +318,19 @@ class Agent:
             return converge.Decision(None, ())
         if (self._config.state_dir / status.CAPTURE_OFF).exists():
             return converge.Decision(None, ())
-        try:
-            in_force = await asyncio.to_thread(self._enforcement.look)
-        except CaptureError as error:
-            return converge.Decision(None, (str(error),))
-        certificates = frozenset(self._identities.validities()) - {AGENT}
-        evidence = converge.Evidence(certificates, frozenset(), in_force)
+        in_force = await asyncio.to_thread(self._enforcement.look)
+        evidence = converge.Evidence(
+            certificates=frozenset(self._identities.validities()) - {AGENT},
+            listeners=frozenset(),
+            in_force=in_force,
+            guarded=self._guard.ports & frozenset(config.strict_ports),
+            always=frozenset(self._config.floor.mtls_ports),
+        )
         decision = converge.decide(config, evidence)
         if not decision.lacking:
             return decision
         listeners = await self._listeners(config.listeners)
-        return converge.decide(config, converge.Evidence(certificates, listeners, in_force))
+        return converge.decide(config, replace(evidence, listeners=listeners))
 
     async def _listeners(self, wanted: Mapping[str, str]) -> frozenset[str]:
         """Return the names of Envoy's active listeners, without those that are not at the version wanted."""

@@ -222,6 +222,7 @@ class HostConfig(_message.Message):
     LISTENERS_FIELD_NUMBER: _builtins.int
     BOOTSTRAP_PATCH_FIELD_NUMBER: _builtins.int
     ENVOY_FIELD_NUMBER: _builtins.int
+    STRICT_PORTS_FIELD_NUMBER: _builtins.int
     host: _builtins.str
     trust_domain: _builtins.str
     outbound_spiffe_id: _builtins.str
@@ -244,6 +245,12 @@ class HostConfig(_message.Message):
 
     @_builtins.property
     def envoy(self) -> Global___EnvoySettings: ...
+    @_builtins.property
+    def strict_ports(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Of the captured ports those that are reached with mutual TLS alone. The agent closes them before anything else of it
+        runs, also when the controller and Envoy are away.
+        """
+
     def __init__(
         self,
         *,
@@ -256,10 +263,11 @@ class HostConfig(_message.Message):
         listeners: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         bootstrap_patch: _builtins.str = ...,
         envoy: Global___EnvoySettings | None = ...,
+        strict_ports: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capture", b"capture", "envoy", b"envoy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bootstrap_patch", b"bootstrap_patch", "bundle_pem", b"bundle_pem", "capture", b"capture", "envoy", b"envoy", "host", b"host", "listeners", b"listeners", "outbound_spiffe_id", b"outbound_spiffe_id", "trust_domain", b"trust_domain", "workloads", b"workloads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bootstrap_patch", b"bootstrap_patch", "bundle_pem", b"bundle_pem", "capture", b"capture", "envoy", b"envoy", "host", b"host", "listeners", b"listeners", "outbound_spiffe_id", b"outbound_spiffe_id", "strict_ports", b"strict_ports", "trust_domain", b"trust_domain", "workloads", b"workloads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from hostmesh_api.identity import HostIdentity
 from hostmesh_api.v1 import hostmesh_pb2 as pb
-from hostmesh_controller.mesh.inbound import captured_ports, inbound_ports, ports_of
+from hostmesh_controller.mesh.inbound import captured_ports, inbound_ports, ports_of, strict_ports
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.proxy_config import concurrency_of
 from hostmesh_controller.mesh.records import Host, Workload
@@ -41,6 +41,7 @@ def host_config(mesh: Mesh, host: Host, plan: Plan, inbound_version: str) -> pb.
         envoy=_envoy(mesh, host),
         listeners={DNS_LISTENER: "", VIRTUAL_INBOUND: inbound_version, VIRTUAL_OUTBOUND: ""},
         bootstrap_patch=bootstrap_patch(mesh, mesh.viewer_of(host.name)),
+        strict_ports=strict_ports(mesh, host.name),
     )
 
 

@@ -34,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def call(arguments: Sequence[str] | None = None) -> int:
     """Do what the arguments say and return the exit code; a user's mistake is one line on stderr."""
     options = _parser().parse_args(arguments)
+    # Where nobody has set one, what is made on the way to the agent's own files would be everybody's to write.
+    os.umask(os.umask(0o022) | 0o022)
     try:
         config = configuration.load(options.config)
     except ConfigError as error:

@@ -50,9 +50,10 @@ from hostmesh_agent.probe_ways import Ways
 from hostmesh_agent.probes import Memory, Probes
 from hostmesh_agent.relay import Relay
 from hostmesh_agent.services import Listening
-from hostmesh_agent.state import State, StateError
+from hostmesh_agent.state import State, StateError, keep_closed
 from hostmesh_agent.svid import Svid
 from hostmesh_agent.uplink import Uplink
+from hostmesh_agent.workload_api import svids as workload_certificates
 from hostmesh_agent.workload_api.serving import Serving
 from hostmesh_api.v1.hostmesh_pb2 import CaptureState, HostConfig, HostReport, WorkloadLease
 from hostmesh_api.wire import LISTENER_TYPE
@@ -86,6 +87,7 @@ async def run(config: AgentConfig) -> None:
 
 async def prepare(config: AgentConfig, owner_of_rules: Owner) -> "Agent":
     """Make the directories and find the binary: everything that a person must put right fails here."""
+    _close_directories(config)
     state = State(config.state_dir)
     record = state.host()
     state.files()
@@ -95,6 +97,14 @@ async def prepare(config: AgentConfig, owner_of_rules: Owner) -> "Agent":
     workdir.check_reachable(config.xds_socket, owner)
     installed = await asyncio.to_thread(artifact.install, config.envoy.binary, config.envoy.sha256, config.state_dir)
     return Agent(config, state, first_command(config, record.host, owner, installed), owner_of_rules)
+
+
+def _close_directories(config: AgentConfig) -> None:
+    """Who may write where the agent's files and sockets are could put others in their place."""
+    for each in (config.state_dir, config.run_dir):
+        keep_closed(each, forbidden=0o022)
+    for name in ("identity", "cache", workload_certificates.DIRECTORY):
+        keep_closed(config.state_dir / name)
 
 
 class Agent:

@@ -50,7 +50,12 @@ def call(address: str, port: int) -> str:
 def call_until_told(address: str, port: int) -> dict[str, Any]:
     tally: dict[str, int] = {}
     done = threading.Event()
-    threading.Thread(target=lambda: (sys.stdin.read(), done.set()), daemon=True).start()
+
+    def wait() -> None:
+        sys.stdin.read()
+        done.set()
+
+    threading.Thread(target=wait, daemon=True).start()
     while not done.is_set():
         found = call(address, port)
         tally[found] = tally.get(found, 0) + 1

@@ -35,6 +35,7 @@ check: $(INSTALLED) $(STUBS) ## formatting, lint, types, layers, freshness of ge
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python packaging/protos.py --check
+	$(BIN)/python packaging/envoy_fields.py --check
 
 format: $(INSTALLED) ## format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix
@@ -49,8 +50,9 @@ demo: $(INSTALLED) system-mesh ## the mesh at work, on hosts made of network nam
 bench: $(INSTALLED) system-bench ## measure, and print each figure with its command; ONLY=push for one
 	PYTHONPATH=tests $(BIN)/python -m bench $(ONLY)
 
-proto: $(INSTALLED) ## generate the Python code of our protocol buffers
+proto: $(INSTALLED) ## generate the Python code of our protocol buffers, and what the agent knows of Envoy's
 	$(BIN)/python packaging/protos.py
+	$(BIN)/python packaging/envoy_fields.py
 
 golden: $(INSTALLED) ## rewrite the expected files of tests/golden; look at the difference before you commit it
 	$(BIN)/python -m pytest tests/golden --update-golden

@@ -5,6 +5,7 @@ was started with what would be written today.
 """
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -44,6 +45,7 @@ _FILES_PER_CONNECTION: Final = 2
 _FILES_RESERVED: Final = 512
 _MIN_CONNECTIONS: Final = 256
 _ADMIN_SOCKET_MODE: Final = 0o600
+_CAPITAL: Final = re.compile(r"(?<!^)([A-Z])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +90,18 @@ def patched(document: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
 
     What the agent itself depends on stays as it is, whatever the patch says.
     """
-    allowed = {name: value for name, value in patch.items() if name not in AGENTS_OWN}
+    named = {field_name(name): value for name, value in patch.items()}
+    allowed = {name: value for name, value in named.items() if name not in AGENTS_OWN}
     for chosen, others in _ONE_OF.items():
         if chosen in allowed:
             document = {name: value for name, value in document.items() if name not in others}
     merged: dict[str, Any] = _merged(document, allowed)
     return merged
+
+
+def field_name(key: str) -> str:
+    """Return a field's own name for either of the names that it may have in JSON: Envoy takes both."""
+    return _CAPITAL.sub(r"_\1", key).lower()
 
 
 def _merged(ours: Any, theirs: Any) -> Any:

@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +20,8 @@ from hostmesh_api.wire import CIPHERS_VARIABLE, NO_CIPHERS_BEFORE_TLS_1_3
 DONE: Final = 0
 FAILED: Final = 1
 WRONG_CALL: Final = 2
+CLEARED_WITHIN_S: Final = 10.0
+"""It takes the agent milliseconds, unless it is busy with the controller's newest."""
 
 Verb = Callable[[argparse.Namespace, AgentConfig], int]
 
@@ -33,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def call(arguments: Sequence[str] | None = None) -> int:
     """Do what the arguments say and return the exit code; a user's mistake is one line on stderr."""
     options = _parser().parse_args(arguments)
+    # Where nobody has set one, what is made on the way to the agent's own files would be everybody's to write.
+    os.umask(os.umask(0o022) | 0o022)
     try:
         config = configuration.load(options.config)
     except ConfigError as error:
@@ -220,12 +225,32 @@ def _capture_clear(_: argparse.Namespace, config: AgentConfig) -> int:
     (config.state_dir / CAPTURE_OFF).touch()
     try:
         Resolver(config.dns.resolv_conf, config.state_dir).restore()
-        capture.clear()
+        _clear_rules(config)
     except (capture.CaptureError, ResolverError) as error:
         return _say(str(error), FAILED)
     _refresh(config)
     print("nothing is captured until: hostmesh-agent capture resume")
     return DONE
+
+
+def _clear_rules(config: AgentConfig) -> None:
+    """Remove the rules; those of a running agent are its own to remove (see `capture.owner`).
+
+    Raises:
+        CaptureError: neither can.
+    """
+    from hostmesh_agent import capture
+
+    try:
+        capture.clear()
+    except capture.CaptureError:
+        if not _refresh(config):
+            raise
+        until = time.monotonic() + CLEARED_WITHIN_S
+        while capture.Capture().state().state != "off":
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.05)
 
 
 def _capture_resume(_: argparse.Namespace, config: AgentConfig) -> int:

@@ -94,7 +94,7 @@ class FloorSettings:
         never_listen_ports: what it may not, beside those where SSH is served.
         unix_sockets: paths of sockets that Envoy may listen on and connect to; a directory ends with "/".
         files: paths that Envoy may read and write by its configuration; a directory ends with "/".
-        refused_extensions: names, or beginnings of names, of Envoy's messages that are not taken.
+        refused_extensions: parts of names of Envoy's messages that are not taken; the usual ones load native code.
     """
 
     min_mtls: str = "none"
@@ -103,7 +103,12 @@ class FloorSettings:
     never_listen_ports: tuple[int, ...] = ()
     unix_sockets: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
-    refused_extensions: tuple[str, ...] = ()
+    refused_extensions: tuple[str, ...] = (".dynamic_modules.", ".golang.")
+
+    @property
+    def mtls_only(self) -> bool:
+        """Whether nobody is let in without mutual TLS."""
+        return self.min_mtls == "strict"
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +206,10 @@ def parse(text: str, source: str) -> AgentConfig:
         log=_log(top.table("log")),
     )
     _check_socket_paths(config, source)
+    if config.floor.mtls_ports and not config.capture.enabled:
+        raise ConfigError(f"{source}: floor.mtls_ports: is kept by capture, which capture.enabled = false turns off")
+    if both := set(config.floor.mtls_ports) & set(config.capture.exclude_inbound_ports):
+        raise ConfigError(f"{source}: floor.mtls_ports: capture.exclude_inbound_ports has {sorted(both)} too")
     return config
 
 
@@ -290,7 +299,7 @@ def _floor(table: "_Table") -> FloorSettings:
         never_listen_ports=table.ports("never_listen_ports"),
         unix_sockets=table.absolute_paths("unix_sockets"),
         files=table.absolute_paths("files"),
-        refused_extensions=table.texts("refused_extensions"),
+        refused_extensions=table.texts("refused_extensions", default.refused_extensions),
     )
 
 
@@ -379,8 +388,8 @@ class _Table:
             raise self.error(key, f"must be a whole number from {low} to {high}, is {value!r}")
         return value
 
-    def texts(self, key: str) -> tuple[str, ...]:
-        value = self.values.get(key, [])
+    def texts(self, key: str, default: Sequence[str] = ()) -> tuple[str, ...]:
+        value = self.values.get(key, [*default])
         if not isinstance(value, list) or not all(isinstance(each, str) and each for each in value):
             raise self.error(key, f"must be a list of strings, is {value!r}")
         return tuple(value)

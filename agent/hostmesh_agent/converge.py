@@ -8,7 +8,7 @@ fail, and none goes out in plain text.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from hostmesh_agent.capture import CaptureRequest, HostFloor, Scope, Table, plan
+from hostmesh_agent.capture import OWN_PORTS, CaptureRequest, HostFloor, Scope, Table, plan
 from hostmesh_agent.certs import Wanted, wanted
 from hostmesh_agent.state import HostRecord
 from hostmesh_api.v1.hostmesh_pb2 import Capture, HostConfig
@@ -28,11 +28,21 @@ class InForce:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What is known of this moment. `certificates` are SPIFFE IDs whose certificates are in place."""
+    """What is known of this moment.
+
+    Attributes:
+        certificates: SPIFFE IDs whose certificates are in place.
+        listeners: that Envoy has.
+        in_force: what the kernel captures.
+        guarded: ports that took mutual TLS alone when they were last captured: they are closed before they are served.
+        always: ports that are captured whatever the controller wants: so the host's owner says.
+    """
 
     certificates: frozenset[str]
     listeners: frozenset[str]
     in_force: InForce
+    guarded: frozenset[int] = frozenset()
+    always: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +109,11 @@ def decide(config: HostConfig, evidence: Evidence) -> Decision:
 
 def _inbound(config: HostConfig, evidence: Evidence, no_listener: str) -> tuple[set[int], list[str]]:
     owners = {port: each.spiffe_id for each in config.workloads for port in each.ports}
-    allowed: set[int] = set()
+    allowed = set(evidence.always)
     lacking: list[str] = []
     for port in sorted(config.capture.inbound_ports):
         owner = owners.get(port, "")
-        if port in evidence.in_force.inbound_ports:
+        if port in evidence.in_force.inbound_ports | evidence.guarded:
             allowed.add(port)
         elif no_listener:
             lacking.append(f"inbound port {port}: {no_listener}")
@@ -133,7 +143,7 @@ def in_force(table: Table | None) -> InForce:
             ports = set(_numbers(each.ranges))
         elif each.name.startswith(("mesh", "virtual")):
             outbound = outbound or bool(each.ranges)
-    return InForce(frozenset(ports), outbound)
+    return InForce(frozenset(ports) - OWN_PORTS, outbound)
 
 
 def _numbers(ranges: Iterable[tuple[bytes, bytes]]) -> Iterable[int]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-from hostmesh_agent.capture import Capture, CaptureError, CaptureRequest, CaptureState, HostFloor, nft
+from hostmesh_agent.capture import Capture, CaptureError, CaptureRequest, CaptureState, HostFloor, Owner, nft
 from hostmesh_agent.converge import InForce, in_force
 from hostmesh_agent.dns import Resolver, ResolverError
 from hostmesh_agent.generation import generation
@@ -44,9 +44,9 @@ class _Checked:
 class Enforcement:
     """What this agent does to the kernel and to resolv.conf. `dns` False: the host does not want the latter."""
 
-    def __init__(self, *, dns: bool, resolv_conf: Path, state_dir: Path) -> None:
+    def __init__(self, *, dns: bool, resolv_conf: Path, state_dir: Path, owner: Owner | None = None) -> None:
         self._dns = dns
-        self._capture = Capture()
+        self._capture = Capture(owner)
         self._resolver = Resolver(resolv_conf, state_dir)
         self._wanted: tuple[CaptureRequest, HostFloor] | None = None
         self._ours = InForce()

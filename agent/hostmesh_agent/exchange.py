@@ -14,7 +14,6 @@ from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest
 from hostmesh_agent.absence import AWAY, is_no_cluster, is_no_virtual_host, no_virtual_host
 from hostmesh_agent.cache import Change, Entry
 from hostmesh_agent.chosen import BY_PROGRAMS, MAX_CHOSEN, MAX_CHOSEN_CHARS, is_absent
-from hostmesh_agent.listening import bound_ports
 from hostmesh_agent.refusals import Refusal, with_refusal
 from hostmesh_agent.shelf import Shelf
 from hostmesh_api.delta import WILDCARD, WILDCARD_TYPES, Answer, ClientStream, Push, Resource, ServerStream, Update
@@ -54,11 +53,11 @@ class Exchange:
         *,
         max_chosen: int = MAX_CHOSEN,
         extensions: Extensions | None = None,
-        kept_ports: Callable[[], frozenset[int]] = frozenset,
+        host_refuses: Callable[[str, Resource], str] = lambda *_: "",
     ) -> None:
-        """`kept_ports` returns the ports that Envoy must not listen on, whatever the controller says."""
-        self._kept_ports = kept_ports
-        self._kept_back: set[str] = set()
+        """`host_refuses` returns why Envoy must not get a resource of a type, whatever the controller says; or ""."""
+        self._host_refuses = host_refuses
+        self._kept_back: set[tuple[str, str]] = set()
         self._max_chosen = max_chosen
         self._extensions = extensions
         self._shelves: dict[str, Shelf] = {}
@@ -75,7 +74,8 @@ class Exchange:
         self._up.want(HOST_CONFIG_TYPE, [HOST_CONFIG_NAME])
 
     def _restore(self, entry: Entry) -> None:
-        if entry.type_url == LISTENER_TYPE and bound_ports(entry.resource) & self._kept_ports():
+        if self._host_refuses(entry.type_url, entry.resource):
+            # What the host's owner allows may have changed since.
             return
         shelf = self._shelf(entry.type_url)
         name = entry.resource.name
@@ -125,9 +125,11 @@ class Exchange:
             self._returning.update(name for name in came if name in shelf.held)
         for resource in update.resources:
             shelf.put(resource, listed=not self._up.wants(type_url, resource.name))
-            if type_url == LISTENER_TYPE:
-                self._keep_back(shelf, resource)
+            self._keep_back(type_url, shelf, resource)
         for name in update.removed:
+            if (type_url, name) in self._kept_back:
+                self._kept_back.discard((type_url, name))
+                shelf.failures.pop(name, None)
             shelf.remove(name, asked=self._up.wants(type_url, name), lingers=self._lingers(type_url, name))
         names = [*(resource.name for resource in update.resources), *update.removed]
         shelf.fresh.update(names)
@@ -138,17 +140,16 @@ class Exchange:
             if everything:
                 self._down.mark_all(type_url)
 
-    def _keep_back(self, shelf: Shelf, resource: Resource) -> None:
-        """Refuse a listener in Envoy's place if it would take a port that is the host's own."""
-        self._kept_back.discard(resource.name)
-        taken = bound_ports(resource) & self._kept_ports()
-        if taken:
+    def _keep_back(self, type_url: str, shelf: Shelf, resource: Resource) -> None:
+        """Refuse a resource in Envoy's place if the host's floor forbids it."""
+        self._kept_back.discard((type_url, resource.name))
+        why = self._host_refuses(type_url, resource)
+        if why:
             shelf.undo(resource.name)
             # Not to be offered to Envoy another time.
             shelf.refused.pop(resource.name, None)
-            listed = ", ".join(map(str, sorted(taken)))
-            shelf.failures[resource.name] = f"SSH is served on port {listed} of this host: Envoy must not take it"
-            self._kept_back.add(resource.name)
+            shelf.failures[resource.name] = why
+            self._kept_back.add((type_url, resource.name))
 
     def _lingers(self, type_url: str, name: str) -> bool:
         """Tell whether Envoy keeps what the controller removed.
@@ -295,6 +296,8 @@ class Exchange:
     def _conclude(self, type_url: str, shelf: Shelf, now: datetime) -> list[DeltaDiscoveryRequest]:
         failures = {name: message for name, message in shelf.failures.items() if name in shelf.fresh}
         for name in shelf.fresh:
+            if (type_url, name) in self._kept_back:
+                continue
             if name in failures and not self._stands_in(type_url, shelf, name, failures[name]):
                 shelf.undo(name)
             else:
@@ -306,7 +309,7 @@ class Exchange:
             return [ClientStream.ack(type_url, nonce) for nonce in nonces]
         for name, message in failures.items():
             # Envoy's own are noted when it tells them.
-            if type_url == HOST_CONFIG_TYPE or (type_url == LISTENER_TYPE and name in self._kept_back):
+            if type_url == HOST_CONFIG_TYPE or (type_url, name) in self._kept_back:
                 self.refusals = with_refusal(self.refusals, Refusal(now, type_url, name, message))
         told = "; ".join(f"{name}: {message}" for name, message in sorted(failures.items()))
         return [ClientStream.nack(type_url, nonce, told) for nonce in nonces]

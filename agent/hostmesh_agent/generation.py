@@ -56,7 +56,7 @@ def parse(message: bytes) -> int | None:
 
 
 async def watch(changed: Callable[[], None]) -> None:
-    """Call `changed` soon after each change of nftables, until cancelled."""
+    """Call `changed` at each change of nftables, and once for those that come soon after it, until cancelled."""
     loop = asyncio.get_running_loop()
     heard = asyncio.Event()
     listening = socket.socket(
@@ -80,9 +80,10 @@ async def watch(changed: Callable[[], None]) -> None:
     try:
         while True:
             await heard.wait()
-            await asyncio.sleep(COALESCE_S)
             heard.clear()
+            # At once: rules that were flushed are missing until somebody looks. What comes behind is one more look.
             changed()
+            await asyncio.sleep(COALESCE_S)
     finally:
         loop.remove_reader(listening.fileno())
         listening.close()

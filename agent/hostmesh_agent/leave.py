@@ -13,7 +13,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Final
 
-from hostmesh_agent import capture, control, drain, enrol, lock, process
+from hostmesh_agent import capture, control, drain, enrol, guard, lock, process
 from hostmesh_agent.admin import Admin
 from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.dns import Resolver, ResolverError
@@ -105,7 +105,13 @@ def _remove_tree(config: AgentConfig) -> str:
     ):
         if directory.exists():
             shutil.rmtree(directory)
-    for path in (config.xds_socket, config.control_socket, config.workload_socket, config.state_dir / CAPTURE_OFF):
+    for path in (
+        config.xds_socket,
+        config.control_socket,
+        config.workload_socket,
+        config.state_dir / CAPTURE_OFF,
+        config.state_dir / guard.FILE,
+    ):
         path.unlink(missing_ok=True)
     return ""
 

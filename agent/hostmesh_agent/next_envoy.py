@@ -3,8 +3,10 @@
 A running Envoy keeps what it was started with.
 """
 
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
@@ -39,8 +41,16 @@ def first_command(config: AgentConfig, name: str, owner: Account, installed: Ins
 class NextEnvoy:
     """The command of the next Envoy. `problem` says why it is not patched as EnvoyFilters want it; "" if it is."""
 
-    def __init__(self, config: AgentConfig, name: str, command: EnvoyCommand) -> None:
+    def __init__(
+        self,
+        config: AgentConfig,
+        name: str,
+        command: EnvoyCommand,
+        host_refuses: Callable[[Mapping[str, Any]], str] = lambda _: "",
+    ) -> None:
+        """`host_refuses` returns why the host's owner does not want a patch; or ""."""
         self._config = config
+        self._host_refuses = host_refuses
         self._name = name
         self._patch = ""
         self._plain = command.bootstrap
@@ -65,7 +75,7 @@ class NextEnvoy:
         wanted = bootstrap.BootstrapInput(self._name, self._config.xds_socket, self.command.max_files, patch)
         try:
             command = replace(self.command, bootstrap=bootstrap.build(wanted))
-            why = await trial.refusal(command) if patch else ""
+            why = (self._host_refuses(json.loads(patch)) or await trial.refusal(command)) if patch else ""
         except (OSError, ValueError, workdir.WorkdirError) as error:
             why = str(error)
         if why:

@@ -23,7 +23,7 @@ from google.protobuf.struct_pb2 import Struct
 from hostmesh_agent.cache import Cache
 from hostmesh_agent.exchange import Exchange, Extensions
 from hostmesh_agent.refusals import Refusal
-from hostmesh_api.delta import ClientStream
+from hostmesh_api.delta import ClientStream, Resource
 from hostmesh_api.v1.hostmesh_pb2 import HostConfig
 from hostmesh_api.wire import ADS_METHOD, ADS_SERVICE, HOST_CONFIG_TYPE
 
@@ -63,7 +63,7 @@ class Relay:
     """Keeps Envoy's configuration stream answered and the controller's stream open.
 
     `connect` makes a channel to the controller for each attempt; `on_host_config` applies the agent's own
-    configuration and raises to refuse it. `kept_ports` returns the ports that Envoy must not listen on.
+    configuration and raises to refuse it. `host_refuses` is as that of the exchange.
     """
 
     def __init__(
@@ -78,10 +78,10 @@ class Relay:
         on_host_config: Callable[[HostConfig], Awaitable[None]],
         retry_first_s: float = RETRY_FIRST_S,
         extensions: Extensions | None = None,
-        kept_ports: Callable[[], frozenset[int]] = frozenset,
+        host_refuses: Callable[[str, Resource], str] = lambda *_: "",
     ) -> None:
         self._cache = cache
-        self._exchange = Exchange(cache.entries(), extensions=extensions, kept_ports=kept_ports)
+        self._exchange = Exchange(cache.entries(), extensions=extensions, host_refuses=host_refuses)
         self._socket = socket
         self._envoy_uid = envoy_uid
         self._host = host

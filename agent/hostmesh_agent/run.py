@@ -12,6 +12,7 @@ import os
 import signal
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
@@ -24,6 +25,7 @@ from hostmesh_agent import (
     converge,
     enrol,
     generation,
+    guard,
     host,
     lock,
     modules,
@@ -37,7 +39,7 @@ from hostmesh_agent import (
 from hostmesh_agent.admin import Admin, AdminError
 from hostmesh_agent.cache import Cache
 from hostmesh_agent.calls import CallMemory, Calls
-from hostmesh_agent.capture import CaptureError, HostFloor
+from hostmesh_agent.capture import CaptureError, HostFloor, Owner
 from hostmesh_agent.capture import floor as kernel_floor
 from hostmesh_agent.certs import Certificates, Wanted
 from hostmesh_agent.config import AgentConfig
@@ -46,13 +48,16 @@ from hostmesh_agent.envoy import BuiltinSupervisor, EnvoyCommand
 from hostmesh_agent.identities import AGENT, Identities
 from hostmesh_agent.modules import Modules
 from hostmesh_agent.next_envoy import NextEnvoy, first_command
+from hostmesh_agent.policy_floor import table
+from hostmesh_agent.policy_floor.floor import Floor
 from hostmesh_agent.probe_ways import Ways
 from hostmesh_agent.probes import Memory, Probes
 from hostmesh_agent.relay import Relay
 from hostmesh_agent.services import Listening
-from hostmesh_agent.state import State, StateError
+from hostmesh_agent.state import State, StateError, keep_closed
 from hostmesh_agent.svid import Svid
 from hostmesh_agent.uplink import Uplink
+from hostmesh_agent.workload_api import svids as workload_certificates
 from hostmesh_agent.workload_api.serving import Serving
 from hostmesh_api.call_stats import NAMES
 from hostmesh_api.dialling import DialPolicy, parse_blocks
@@ -89,12 +94,15 @@ async def run(config: AgentConfig) -> None:
         StateError, WorkdirError, ArtifactError, LockedError: the owner of the host must act.
     """
     with lock.held(config.state_dir):
-        agent = await prepare(config)
+        owner = Owner()
+        await asyncio.to_thread(guard.close_strict_ports, config, owner)
+        agent = await prepare(config, owner)
         await agent.run()
 
 
-async def prepare(config: AgentConfig) -> "Agent":
+async def prepare(config: AgentConfig, owner_of_rules: Owner) -> "Agent":
     """Make the directories and find the binary: everything that a person must put right fails here."""
+    _close_directories(config)
     state = State(config.state_dir)
     record = state.host()
     state.files()
@@ -103,13 +111,21 @@ async def prepare(config: AgentConfig) -> "Agent":
     workdir.prepare(config.envoy_dir, owner)
     workdir.check_reachable(config.xds_socket, owner)
     installed = await asyncio.to_thread(artifact.install, config.envoy.binary, config.envoy.sha256, config.state_dir)
-    return Agent(config, state, first_command(config, record.host, owner, installed))
+    return Agent(config, state, first_command(config, record.host, owner, installed), owner_of_rules)
+
+
+def _close_directories(config: AgentConfig) -> None:
+    """Who may write where the agent's files and sockets are could put others in their place."""
+    for each in (config.state_dir, config.run_dir):
+        keep_closed(each, forbidden=0o022)
+    for name in ("identity", "cache", workload_certificates.DIRECTORY):
+        keep_closed(config.state_dir / name)
 
 
 class Agent:
     """All parts together; what they decide is in their own modules."""
 
-    def __init__(self, config: AgentConfig, state: State, command: EnvoyCommand) -> None:
+    def __init__(self, config: AgentConfig, state: State, command: EnvoyCommand, owner_of_rules: Owner) -> None:
         self._config = config
         self._state = state
         self._record = state.host()
@@ -123,19 +139,24 @@ class Agent:
         self._online = False
         self._settled = asyncio.Event()
         self._uplink = Uplink(state)
-        self._next_envoy = NextEnvoy(config, self._record.host, command)
+        # Known before Envoy has its first listener: at boot it may be faster than the SSH server.
+        self._ssh_servers = kernel_floor.ssh_servers()
+        self._policy_floor = Floor(config.floor, table.load(), lambda: self._ssh_servers)
+        self._next_envoy = NextEnvoy(config, self._record.host, command, self._policy_floor.bootstrap_problem)
         self._supervisor = BuiltinSupervisor(
             lambda: self._next_envoy.command, self._something_changed, self._next_envoy.tried
         )
         self._admin = Admin(config.admin_socket)
         self._envoy_uid = command.owner.uid
         self._enforcement = Enforcement(
-            dns=config.dns.enabled, resolv_conf=config.dns.resolv_conf, state_dir=config.state_dir
+            dns=config.dns.enabled,
+            resolv_conf=config.dns.resolv_conf,
+            state_dir=config.state_dir,
+            owner=owner_of_rules,
         )
         policy = DialPolicy(parse_blocks(config.wasm.allow_cidrs))
+        self._guard = guard.Guard(config.state_dir)
         self._modules = Modules(config.envoy_dir / modules.DIRECTORY, command.owner.gid, self._module_decided, policy)
-        # Known before Envoy has its first listener: at boot it may be faster than the SSH server.
-        self._ssh_servers = kernel_floor.ssh_servers()
         self._relay = Relay(
             cache=Cache(config.state_dir / "cache"),
             socket=config.xds_socket,
@@ -149,7 +170,7 @@ class Agent:
             connect=self._uplink.connect,
             on_host_config=self._take,
             extensions=self._modules,
-            kept_ports=lambda: self._ssh_servers,
+            host_refuses=self._policy_floor.problem,
         )
         self._severing = sever.Severing(command.owner.uid)
         self._identities = Identities(
@@ -248,6 +269,7 @@ class Agent:
             self._envoy_uid,
             self._record.agents_endpoints,
             self._config.capture.exclude_inbound_ports,
+            mtls_only=self._config.floor.mtls_only,
         )
         want = converge.check(config, self._record, floor)
         await self._identities.apply(want)
@@ -318,8 +340,16 @@ class Agent:
                 await self._enforce(config, floor)
 
     async def _enforce(self, config: HostConfig, floor: HostFloor) -> None:
-        decision = await self._decide(config)
-        enforced = await asyncio.to_thread(self._enforcement.put, decision.request, floor)
+        try:
+            decision = await self._decide(config)
+        except CaptureError as error:
+            # What is in force is not known: it stays as it is, or STRICT ports would be open for a moment.
+            decision, enforced = converge.Decision(None, (str(error),)), self._enforced
+        else:
+            enforced = await asyncio.to_thread(self._enforcement.put, decision.request, floor)
+        if enforced.capture.state == "on":
+            strict = frozenset(config.strict_ports) & enforced.in_force.inbound_ports
+            await asyncio.to_thread(self._guard.note, strict)
         if (enforced, decision.lacking) != (self._enforced, self._lacking):
             self._enforced, self._lacking = enforced, decision.lacking
             self._tell(enforced)
@@ -334,17 +364,19 @@ class Agent:
             return converge.Decision(None, ())
         if (self._config.state_dir / status.CAPTURE_OFF).exists():
             return converge.Decision(None, ())
-        try:
-            in_force = await asyncio.to_thread(self._enforcement.look)
-        except CaptureError as error:
-            return converge.Decision(None, (str(error),))
-        certificates = frozenset(self._identities.validities()) - {AGENT}
-        evidence = converge.Evidence(certificates, frozenset(), in_force)
+        in_force = await asyncio.to_thread(self._enforcement.look)
+        evidence = converge.Evidence(
+            certificates=frozenset(self._identities.validities()) - {AGENT},
+            listeners=frozenset(),
+            in_force=in_force,
+            guarded=self._guard.ports & frozenset(config.strict_ports),
+            always=frozenset(self._config.floor.mtls_ports),
+        )
         decision = converge.decide(config, evidence)
         if not decision.lacking:
             return decision
         listeners = await self._listeners(config.listeners)
-        return converge.decide(config, converge.Evidence(certificates, listeners, in_force))
+        return converge.decide(config, replace(evidence, listeners=listeners))
 
     async def _listeners(self, wanted: Mapping[str, str]) -> frozenset[str]:
         """Return the names of Envoy's active listeners, without those that are not at the version wanted."""

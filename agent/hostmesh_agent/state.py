@@ -262,6 +262,35 @@ def write_at(directory: int, name: str, data: bytes, owner: tuple[int, int] | No
     os.fsync(directory)
 
 
+def keep_closed(directory: Path, forbidden: int = 0o077) -> None:
+    """Take from others what they must not have of a directory of ours: a backup may have been restored too open.
+
+    Args:
+        directory: may be absent.
+        forbidden: bits of the mode.
+
+    Raises:
+        StateError: it is another user's, or no directory.
+    """
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        msg = f"{directory}: {error.strerror}: it must be a directory of uid {os.geteuid()}"
+        raise StateError(msg) from error
+    try:
+        status = os.fstat(descriptor)
+        if status.st_uid != os.geteuid():
+            whose = f"{directory} is uid {status.st_uid}'s, who could change what is in it"
+            msg = f"{whose}: run `chown {os.geteuid()}` on it"
+            raise StateError(msg)
+        if status.st_mode & forbidden:
+            os.fchmod(descriptor, stat.S_IMODE(status.st_mode) & ~forbidden)
+    finally:
+        os.close(descriptor)
+
+
 def fsync_directory(path: Path) -> None:
     """Make renames in the directory survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -125,3 +125,15 @@ def test_a_configuration_that_cannot_be_for_this_host_is_refused_with_the_reason
     with pytest.raises(RefusedError) as caught:
         check(config(**changes), RECORD, FLOOR)
     assert reason in str(caught.value)
+
+
+def test_a_port_that_was_strict_is_closed_before_there_is_any_evidence_if_it_is_still_wanted() -> None:
+    decision = decide(config(), replace(NOTHING, guarded=frozenset({8080, 7070})))
+    assert decision.request is not None
+    assert decision.request.inbound_ports == {8080}
+    assert decision.request.mesh_prefixes == frozenset()
+
+
+def test_what_the_hosts_owner_keeps_closed_is_captured_whatever_the_controller_wants() -> None:
+    decision = decide(config(capture=Capture()), replace(NOTHING, always=frozenset({7070})))
+    assert decision.request == CaptureRequest(Scope.MESH, frozenset({7070}), dns=False)

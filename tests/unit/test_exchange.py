@@ -12,8 +12,11 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
 
 from hostmesh_agent.cache import Entry
+from hostmesh_agent.config import FloorSettings
 from hostmesh_agent.exchange import GIVEN_UP_AFTER, Exchange
 from hostmesh_agent.listening import bound_ports
+from hostmesh_agent.policy_floor.floor import Floor
+from hostmesh_agent.policy_floor.table import load
 from hostmesh_api.delta import ClientStream, Push, Resource, Update
 from hostmesh_api.wire import (
     CLUSTER_TYPE,
@@ -474,7 +477,10 @@ def test_the_ports_of_a_listener_are_read_from_its_bytes() -> None:
 
 def test_a_listener_that_would_take_the_port_of_ssh_is_refused_here_and_what_was_there_stays() -> None:
     before, taking = listening("0.0.0.0_22", "1", 2200), listening("0.0.0.0_22", "2", 22)
-    exchange = Exchange([Entry(LISTENER_TYPE, True, before)], kept_ports=lambda: frozenset({22}))
+    exchange = Exchange(
+        [Entry(LISTENER_TYPE, True, before)],
+        host_refuses=Floor(FloorSettings(), load(), lambda: frozenset({22})).problem,
+    )
     exchange.connected()
     exchange.envoy_connected()
     exchange.receive(ask(LISTENER_TYPE, "*"), NOW)
@@ -498,7 +504,7 @@ def test_a_listener_that_would_take_the_port_of_ssh_is_refused_here_and_what_was
 
 def test_a_listener_on_disk_that_would_take_the_port_of_ssh_is_not_offered() -> None:
     entries = [Entry(LISTENER_TYPE, True, listening(name, "1", port)) for name, port in (("a", 22), ("b", 80))]
-    exchange = Exchange(entries, kept_ports=lambda: frozenset({22}))
+    exchange = Exchange(entries, host_refuses=Floor(FloorSettings(), load(), lambda: frozenset({22})).problem)
     exchange.envoy_connected()
     exchange.receive(ask(LISTENER_TYPE, "*"), NOW)
     assert only(exchange.pushes()).names == ("b",)

@@ -287,3 +287,14 @@ def test_a_name_that_is_only_for_udp_has_no_virtual_address_and_is_not_answered(
     assert listener is not None
     assert b"mixed.default" in listener.body
     assert b"logs.default" not in listener.body
+
+
+def test_the_agent_is_told_which_ports_demand_mutual_tls_on_all_of_the_hosts_addresses() -> None:
+    ports = {"portLevelMtls": {"90": {"mode": "PERMISSIVE"}}, "selector": {"matchLabels": {"app": "a"}}}
+    several = [host("one", ADDRESS, "10.0.0.2"), workload("w1", ports={"tcp-x": 90}), workload("w2", "10.0.0.2")]
+    strict = policy("p", "STRICT")
+    assert list(config(mesh_of([*several, service(targetPort=8080)])).strict_ports) == []
+    assert list(config(mesh_of([*several, service(targetPort=8080), strict])).strict_ports) == [90, 8080]
+    lenient = obj("PeerAuthentication", "one", {"mtls": {"mode": "STRICT"}, **ports})
+    found = config(mesh_of([*several, service(targetPort=8080), strict, lenient]))
+    assert list(found.strict_ports) == [8080]

@@ -9,27 +9,32 @@ In the order of the data:
     decode       the kernel's table as the same data (pure)
     attributes   what messages and expressions are made of, for both (pure); codec: such layouts as bytes (pure)
     nft          the edge: one batch changes the table, dumps read it back
+    owner        the edge: the socket to which the table belongs
     routes       the edge: routes and addresses without which rules have no effect
     capture      all of it together: apply, state, clear
     text         the rules for human eyes
     floor        what the host itself insists on: its SSH ports, whether it has IPv6
 
 What is in the table `inet hostmesh` is ours; nothing outside it is touched but the routes and addresses that `routes`
-marks. Needs Linux 5.10 with nf_tables. Not here yet: a table with an owner that survives a flush by others, watching
-and repairing (`Table.flags` and `verify` are where they attach), and iptables for kernels without nf_tables.
+marks. Needs Linux 5.10 with nf_tables. Where the kernel can (6.9), the table belongs to the agent (`owner`): another
+program's flush leaves it, and only the agent changes it. Elsewhere it is watched and put back. Not here yet: iptables
+for kernels without nf_tables.
 """
 
 from hostmesh_agent.capture.capture import Capture, CaptureState, apply, clear, show, verify
 from hostmesh_agent.capture.errors import CaptureError
-from hostmesh_agent.capture.plan import CaptureRequest, HostFloor, PlanError, Scope, plan
+from hostmesh_agent.capture.owner import Owner
+from hostmesh_agent.capture.plan import OWN_PORTS, CaptureRequest, HostFloor, PlanError, Scope, plan
 from hostmesh_agent.capture.rules import Refusal, Ruleset, Table
 
 __all__ = [
+    "OWN_PORTS",
     "Capture",
     "CaptureError",
     "CaptureRequest",
     "CaptureState",
     "HostFloor",
+    "Owner",
     "PlanError",
     "Refusal",
     "Ruleset",

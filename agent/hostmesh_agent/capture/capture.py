@@ -12,6 +12,7 @@ from typing import Final, Literal
 
 from hostmesh_agent.capture import nft, routes
 from hostmesh_agent.capture.errors import CaptureError
+from hostmesh_agent.capture.owner import Owner
 from hostmesh_agent.capture.plan import CaptureRequest, HostFloor, PlanError, plan
 from hostmesh_agent.capture.rules import Refusal, Ruleset, Table
 from hostmesh_agent.capture.text import table_text
@@ -49,7 +50,9 @@ class _Well:
 class Capture:
     """The host's capture. Methods block for milliseconds on the kernel: call them from a thread, not from a loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, owner: Owner | None = None) -> None:
+        """`owner` is to whom the rules shall belong; None: to nobody."""
+        self._owner = owner
         self._applied: Ruleset | None = None
         self._well: _Well | None = None
 
@@ -57,7 +60,7 @@ class Capture:
         """Put `request` into force, from whatever is in force. On an error what was in force stays so."""
         try:
             ruleset = plan(request, floor)
-            reading = apply(ruleset)
+            reading = apply(ruleset, self._owner)
         except (CaptureError, PlanError) as error:
             return CaptureState("error", rules_hash=_hash_now(), error=str(error))
         self._applied = ruleset
@@ -95,13 +98,13 @@ class Capture:
         """Take everything back, whoever applied it."""
         self._applied = self._well = None
         try:
-            clear()
+            clear(self._owner)
         except CaptureError as error:
             return CaptureState("error", rules_hash=_hash_now(), error=str(error))
         return CaptureState("off")
 
 
-def apply(ruleset: Ruleset) -> nft.Reading:
+def apply(ruleset: Ruleset, owner: Owner | None = None) -> nft.Reading:
     """Make the kernel hold `ruleset`, check that it does, and return the table as it was read back.
 
     Routes go first: a rule without its route captures nothing, a route without its rules harms nothing.
@@ -111,7 +114,7 @@ def apply(ruleset: Ruleset) -> nft.Reading:
     """
     routes.write(ruleset.virtual_prefixes, ruleset.loopback_addresses)
     try:
-        reading = nft.write(ruleset.table)
+        reading = nft.write(ruleset.table, owner)
     except CaptureError:
         if nft.read() is None:
             routes.remove()
@@ -150,13 +153,13 @@ def _left_over(table: Table | None) -> str:
     return ""
 
 
-def clear() -> None:
+def clear(owner: Owner | None = None) -> None:
     """Leave the kernel as if we had never been there. Needs no agent, no controller and no state.
 
     Raises:
         CaptureError: the kernel refused.
     """
-    nft.remove()
+    nft.remove(owner)
     routes.remove()
 
 

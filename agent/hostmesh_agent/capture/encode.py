@@ -103,6 +103,11 @@ def removal() -> Iterator[Message]:
     yield _delete(Kind.DELETE_TABLE, nf.TABLE, {"NAME": TABLE_NAME})
 
 
+def taking_over(flags: int) -> Message:
+    """Return the message by which a table whose owner is gone belongs to who sends it; `flags` are those it had."""
+    return _create(Kind.NEW_TABLE, nf.TABLE, {"NAME": TABLE_NAME, "FLAGS": flags})
+
+
 def replacement(table: Table) -> Iterator[Message]:
     """Messages after which there is `table`, whatever there was; for a moment a packet may meet neither."""
     yield from removal()

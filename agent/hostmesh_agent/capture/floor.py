@@ -26,13 +26,16 @@ _COMMAND_WITHIN_S: Final = 5.0
 _IPV6_SWITCHES: Final = ("all", "lo")
 
 
-def look(envoy_uid: int, controllers: Iterable[str], never_inbound_ports: Iterable[int]) -> HostFloor:
+def look(
+    envoy_uid: int, controllers: Iterable[str], never_inbound_ports: Iterable[int], *, mtls_only: bool = False
+) -> HostFloor:
     """Return the host's floor as it is now. Blocks: names are resolved and programs asked.
 
     Args:
         envoy_uid: as whom Envoy runs.
         controllers: their endpoints, `NAME:PORT`.
         never_inbound_ports: what the owner of the host does not want captured.
+        mtls_only: the owner lets nobody in without mutual TLS.
     """
     servers = ssh_servers()
     return HostFloor(
@@ -42,6 +45,7 @@ def look(envoy_uid: int, controllers: Iterable[str], never_inbound_ports: Iterab
         never_inbound_ports=frozenset(never_inbound_ports),
         controller=_addresses(controllers),
         ipv6=ipv6_enabled(),
+        mtls_only=mtls_only,
     )
 
 

@@ -13,7 +13,7 @@ import socket
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 from pyroute2.netlink import NETLINK_NETFILTER, NLM_F_DUMP, NLMSG_DONE, NLMSG_ERROR, nlmsg
@@ -26,6 +26,7 @@ from hostmesh_agent.capture.attributes import Kind
 from hostmesh_agent.capture.codec import Attributes, Layout
 from hostmesh_agent.capture.encode import Message
 from hostmesh_agent.capture.errors import CaptureError
+from hostmesh_agent.capture.owner import NOT_SUPPORTED, OWNED, PERSISTS, Owner
 from hostmesh_agent.capture.rules import TABLE_NAME, Rule, Table
 
 _ANSWER_WITHIN_S: Final = 10.0  # the kernel answers in milliseconds; a lost answer must not hold the agent
@@ -53,11 +54,13 @@ T = TypeVar("T")
 class Reading:
     """What the kernel has in our table (None: there is no such table), and nf_tables' generation that it was read in.
 
-    Every change of any table gives the generation another number: while it is the same, so is the table.
+    Every change of any table gives the generation another number: while it is the same, so is the table. `ownership`
+    are the flags that say whether the table has an owner (see `owner`); they are not in the table.
     """
 
     table: Table | None
     generation: int
+    ownership: int = 0
 
 
 class Packed(nlmsg):
@@ -75,22 +78,25 @@ class Packed(nlmsg):
         self.attributes = bytes(self.data[self.offset + encode.HEADER.size : self.offset + self.length])
 
 
-def write(table: Table) -> Reading:
+def write(table: Table, owner: Owner | None = None) -> Reading:
     """Make the kernel's table equal to `table`, from whatever it is, in one step or not at all; return it as read back.
+
+    A table that is made anew, or whose owner is gone, belongs to `owner` then, if the kernel can do that. One that was
+    made without an owner stays so: flags cannot be changed, and making it anew would let connections past it.
 
     Raises:
         CaptureError: the kernel refused; its table is what it was.
     """
-    return _run(lambda nft: _write(nft, table), "write the capture rules")
+    return _run(lambda nft: _write(nft, table, owner), "write the capture rules")
 
 
-def remove() -> None:
+def remove(owner: Owner | None = None) -> None:
     """Remove the table. No error if there is none.
 
     Raises:
         CaptureError: the kernel refused; the table is what it was.
     """
-    _run(_remove_if_there, "remove the capture rules")
+    _run(lambda nft: _remove_if_there(nft, owner), "remove the capture rules")
 
 
 def read() -> Table | None:
@@ -140,39 +146,64 @@ def _explain(error: NetlinkError, doing: str) -> str:
             f"(modules nf_tables, nft_chain_nat, nft_redir, nft_nat, nft_fib_inet): {os.strerror(error.code)}"
         )
     if error.code == errno.EPERM:
-        return f"could not {doing}: not permitted; capture needs CAP_NET_ADMIN, and a table that no other program owns"
+        return (
+            f"could not {doing}: not permitted; capture needs CAP_NET_ADMIN, and the rules are not those of a running "
+            "agent (only that one can change them: if it does not answer, end it first)"
+        )
     return f"could not {doing}: {os.strerror(error.code)}"
 
 
-async def _batch(nft: Any, messages: Iterable[Message]) -> None:
+async def _batch(nft: Any, messages: Iterable[Message], owner: Owner | None = None) -> None:
     batch = tuple(messages)
-    if batch:
-        with suppress(PermissionError):  # an older kernel, to root of a user namespace only
-            nft.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _BATCH_BYTES)
-        await _ask(nft, *encode.batch(batch))
+    if not batch:
+        return
+    if owner is not None:
+        owner.send(batch, _BATCH_BYTES)
+        return
+    with suppress(PermissionError):  # an older kernel, to root of a user namespace only
+        nft.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _BATCH_BYTES)
+    await _ask(nft, *encode.batch(batch))
 
 
-async def _write(nft: Any, table: Table) -> Reading:
+async def _write(nft: Any, table: Table, owner: Owner | None) -> Reading:
     for _ in range(_TRIES):
         now = await _read_steady(nft)
-        if now.table == table:
+        mine = _owning(now, owner)
+        takes_over = mine is not None and now.ownership == PERSISTS
+        if now.table == table and not takes_over:
             return now
         if now.table is not None and now.table.flags != table.flags:
             break  # flags cannot be changed
+        wanted = replace(table, flags=OWNED | PERSISTS) if mine is not None and now.table is None else table
+        first = [encode.taking_over(OWNED | PERSISTS)] if takes_over else []
         try:
-            await _batch(nft, encode.change(now.table, table))
+            await _batch(nft, [*first, *encode.change(now.table, wanted)], mine)
         except NetlinkError as error:
-            if error.code not in _OF_ANOTHER_STATE:
+            if mine is not None and now.table is None and error.code in NOT_SUPPORTED:
+                mine.supported = False
+            elif error.code not in _OF_ANOTHER_STATE:
                 raise
         else:
             return await _read_steady(nft)
-    await _batch(nft, encode.replacement(table))
+    mine = _owning(await _read_steady(nft), owner)
+    await _batch(nft, encode.replacement(table), mine)
     return await _read_steady(nft)
 
 
-async def _remove_if_there(nft: Any) -> None:
-    if await _table(nft) is not None:
-        await _batch(nft, encode.removal())
+def _owning(now: Reading, owner: Owner | None) -> Owner | None:
+    """Return through whom the table is changed; None: through anybody."""
+    if owner is None or not owner.supported:
+        return None
+    return owner if now.table is None or now.ownership & PERSISTS else None
+
+
+async def _remove_if_there(nft: Any, owner: Owner | None) -> None:
+    now = await _read_steady(nft)
+    if now.table is None:
+        return
+    mine = _owning(now, owner)
+    first = [encode.taking_over(OWNED | PERSISTS)] if mine is not None and now.ownership == PERSISTS else []
+    await _batch(nft, [*first, *encode.removal()], mine)
 
 
 async def _ask(nft: Any, *messages: Message) -> list[bytes]:
@@ -209,7 +240,7 @@ async def _read_steady(nft: Any) -> Reading:
     before = await _generation(nft)
     for _ in range(_READS):
         try:
-            table = await _read_once(nft)
+            table, ownership = await _read_once(nft)
         except NetlinkError as error:
             if error.code not in {errno.ENOENT, errno.EINTR}:  # gone or changed while it was read
                 raise
@@ -217,15 +248,16 @@ async def _read_steady(nft: Any) -> Reading:
             continue
         after = await _generation(nft)
         if before == after:
-            return Reading(table, after)
+            return Reading(table, after, ownership)
         before = after
     raise CaptureError("could not read the capture rules: another program keeps changing nftables")
 
 
-async def _read_once(nft: Any) -> Table | None:
-    table = await _table(nft)
-    if table is None:
-        return None
+async def _read_once(nft: Any) -> tuple[Table | None, int]:
+    told = await _table(nft)
+    if told is None:
+        return None, 0
+    flags = int(told.get("FLAGS", 0))
     rules: defaultdict[str, list[Rule]] = defaultdict(list)
     for rule in await _dump(nft, Kind.GET_RULE, attributes.RULE):
         rules[rule["CHAIN"]].append(decode.read_rule(rule))
@@ -236,4 +268,5 @@ async def _read_once(nft: Any) -> Table | None:
     for found in await _dump(nft, Kind.GET_SET, attributes.SET):
         lists = await _dump(nft, Kind.GET_SET_ELEMENTS, attributes.SET_ELEMENTS, SET=found["NAME"])
         sets.append(decode.read_set(found, [part.get("ELEMENTS", b"") for part in lists]))
-    return decode.read_table(table, sets, chains)
+    whole = decode.read_table({**told, "FLAGS": flags & ~(OWNED | PERSISTS)}, sets, chains)
+    return whole, flags & (OWNED | PERSISTS)

@@ -76,6 +76,8 @@ class HostFloor:
         controller: addresses and ports of the controllers.
         ipv6: the kernel has IPv6 on.
         envoy_ports: what Envoy listens on beside the well-known ports.
+        mtls_only: the host's owner lets nobody in without mutual TLS: from outside there is no way to Envoy but its
+            listener of inbound connections.
         outbound_port: Envoy's listener for outbound TCP; another during a blue/green change. Same for the next two.
     """
 
@@ -86,6 +88,7 @@ class HostFloor:
     controller: frozenset[tuple[str, int]] = frozenset()
     ipv6: bool = True
     envoy_ports: frozenset[int] = frozenset()
+    mtls_only: bool = False
     outbound_port: int = wire.OUTBOUND_PORT
     inbound_port: int = wire.INBOUND_PORT
     dns_port: int = wire.DNS_PORT
@@ -187,8 +190,9 @@ def ranges(prefixes: Iterable[Prefix]) -> tuple[tuple[bytes, bytes], ...]:
 
 def _sets(parts: _Parts) -> tuple[NamedSet, ...]:
     untouched = CONTROLLER_PORTS | {SSH_PORT} | parts.floor.ssh_ports
+    own = {parts.floor.outbound_port} if parts.floor.mtls_only else set()
     sets = [
-        NamedSet("inbound_ports", KeyType.PORT, _ports(parts.inbound_ports), intervals=False),
+        NamedSet("inbound_ports", KeyType.PORT, _ports(parts.inbound_ports | own), intervals=False),
         NamedSet("untouched_ports", KeyType.PORT, _ports(untouched), intervals=False),
     ]
     for version in parts.families:

@@ -226,6 +226,7 @@ class HostConfig(_message.Message):
     REFUSED_ENROLMENTS_FIELD_NUMBER: _builtins.int
     TAINTED_ROOTS_FIELD_NUMBER: _builtins.int
     RENEW_WITHIN_MS_FIELD_NUMBER: _builtins.int
+    STRICT_PORTS_FIELD_NUMBER: _builtins.int
     host: _builtins.str
     trust_domain: _builtins.str
     outbound_spiffe_id: _builtins.str
@@ -261,6 +262,12 @@ class HostConfig(_message.Message):
     def tainted_roots(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """SHA-256, hexadecimal, of roots whose certificates are to be renewed at once, spread over so much time."""
 
+    @_builtins.property
+    def strict_ports(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Of the captured ports those that are reached with mutual TLS alone. The agent closes them before anything else of it
+        runs, also when the controller and Envoy are away.
+        """
+
     def __init__(
         self,
         *,
@@ -277,10 +284,11 @@ class HostConfig(_message.Message):
         refused_enrolments: _abc.Iterable[_builtins.str] | None = ...,
         tainted_roots: _abc.Iterable[_builtins.str] | None = ...,
         renew_within_ms: _builtins.int = ...,
+        strict_ports: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capture", b"capture", "envoy", b"envoy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bootstrap_patch", b"bootstrap_patch", "bundle_pem", b"bundle_pem", "capture", b"capture", "envoy", b"envoy", "expelled_addresses", b"expelled_addresses", "host", b"host", "listeners", b"listeners", "outbound_spiffe_id", b"outbound_spiffe_id", "refused_enrolments", b"refused_enrolments", "renew_within_ms", b"renew_within_ms", "tainted_roots", b"tainted_roots", "trust_domain", b"trust_domain", "workloads", b"workloads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bootstrap_patch", b"bootstrap_patch", "bundle_pem", b"bundle_pem", "capture", b"capture", "envoy", b"envoy", "expelled_addresses", b"expelled_addresses", "host", b"host", "listeners", b"listeners", "outbound_spiffe_id", b"outbound_spiffe_id", "refused_enrolments", b"refused_enrolments", "renew_within_ms", b"renew_within_ms", "strict_ports", b"strict_ports", "tainted_roots", b"tainted_roots", "trust_domain", b"trust_domain", "workloads", b"workloads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -102,6 +102,13 @@ def captured_ports(mesh: Mesh, host: str) -> tuple[int, ...]:
     return tuple(sorted({port.number for port in inbound_ports(mesh, host) if not port.bind}))
 
 
+def strict_ports(mesh: Mesh, host: str) -> tuple[int, ...]:
+    """Return the numbers of a host's captured ports that demand mutual TLS on each of its addresses."""
+    captured = [port for port in inbound_ports(mesh, host) if not port.bind]
+    lenient = {port.number for port in captured if port.mode is not Mode.STRICT}
+    return tuple(sorted({port.number for port in captured} - lenient))
+
+
 def bound_ports(mesh: Mesh, host: str) -> tuple[InboundPort, ...]:
     """Return the ports of a host on which Envoy itself listens. Asked for each listener: most hosts have none."""
     if not any(key in mesh.inbound_sidecars for key in mesh.workloads_by_host.get(host, ())):

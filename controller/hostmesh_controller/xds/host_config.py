@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from hostmesh_api.identity import HostIdentity
 from hostmesh_api.v1 import hostmesh_pb2 as pb
-from hostmesh_controller.mesh.inbound import captured_ports, inbound_ports, ports_of
+from hostmesh_controller.mesh.inbound import captured_ports, inbound_ports, ports_of, strict_ports
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.proxy_config import concurrency_of
 from hostmesh_controller.mesh.records import Host, Workload
@@ -45,6 +45,7 @@ def host_config(mesh: Mesh, host: Host, plan: Plan, inbound_version: str) -> pb.
         bootstrap_patch=bootstrap_patch(mesh, mesh.viewer_of(host.name)),
         expelled_addresses=mesh.expulsions.addresses,
         refused_enrolments=sorted(mesh.denied.get(host.name, ())),
+        strict_ports=strict_ports(mesh, host.name),
     )
 
 

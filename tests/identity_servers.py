@@ -42,6 +42,7 @@ class Controller:
         self.changes: list[str] = []
         self.members: dict[str, Candidate] = {}
         self.full = False
+        self.within = timedelta(days=30)
         self.states = HostStates(self.store, self.changes.append, self.now)
         self.certificate = ServerCertificate(self.authority, ["127.0.0.1", "::1", "localhost"], self.now)
         self.join_port = 0
@@ -104,7 +105,8 @@ class Controller:
             ReportingServicer(self.states, peers, lambda host: frozenset(self.registry[host]), self.now), agents
         )
         self.join_port = join.add_secure_port("127.0.0.1:0", self.certificate.credentials(client_certificates=False))
-        add_EnrolmentServicer_to_server(EnrolmentServicer(issuing, [self.agents_endpoint]), join)
+        enrolment = EnrolmentServicer(issuing, [self.agents_endpoint], [f"127.0.0.1:{self.join_port}"], self.within)
+        add_EnrolmentServicer_to_server(enrolment, join)
         try:
             await agents.start()
             await join.start()

@@ -1,4 +1,4 @@
-"""The agent's calls to the controller that give it identities: join, renew, issue, leave.
+"""The agent's calls to the controller that give it identities: join, come back, renew, issue, leave.
 
 Keys are made here and never sent. What comes back is checked before anything is written.
 """
@@ -16,15 +16,19 @@ from hostmesh_agent.state import HostFiles, HostRecord, State, StateError
 from hostmesh_agent.svid import Svid, SvidError
 from hostmesh_api.identity import HostIdentity, WorkloadIdentity, parse_identity
 from hostmesh_api.joinstring import JoinString
+from hostmesh_api.proof import REATTEST, csr_digest, statement
 from hostmesh_api.v1.hostmesh_pb2 import (
+    ChallengeRequest,
     HostFacts,
     IssueWorkloadRequest,
     JoinRequest,
     JoinResponse,
     LeaveRequest,
+    ReattestRequest,
     RenewHostRequest,
 )
 from hostmesh_api.v1.hostmesh_pb2_grpc import EnrolmentStub, IdentityStub
+from hostmesh_api.wire import JOIN_PORT
 
 if TYPE_CHECKING:
     from hostmesh_api.v1.hostmesh_pb2_grpc import IdentityAsyncStub  # exists in the stubs only
@@ -48,6 +52,10 @@ _T = TypeVar("_T")
 
 class EnrolError(Exception):
     """The controller did not give what was asked for; the message says why and who must act."""
+
+
+class RefusedError(EnrolError):
+    """The controller answered, and said no."""
 
 
 async def join(
@@ -92,10 +100,57 @@ async def join(
         return await EnrolmentStub(channel).Join(request, timeout=CALL_TIMEOUT_S)
 
     answer = await _first(join_string.endpoints, credentials, ask, JOIN_ROUNDS, pause_s)
-    record, files = await asyncio.to_thread(_accept, answer, key, pinned_pem, now())
+    record, files, _ = await asyncio.to_thread(_accept, answer, key, pinned_pem, now())
     await asyncio.to_thread(state.save_joined, record, files)
     _log.info("joined", host=record.host, trust_domain=record.trust_domain)
     return record
+
+
+async def reattest(state: State, now: Callable[[], datetime]) -> Svid:
+    """Come back by the key of the last certificate, which nobody takes any more: it has ended, or its root is gone.
+
+    Raises:
+        RefusedError: the controller does not let this host back in.
+        EnrolError: nobody reached, or the answer is not to be trusted.
+        StateError: the state cannot be read or written.
+    """
+    record, files = state.host(), state.files()
+    key, csr_der = await asyncio.to_thread(keyroom.request)
+    credentials = grpc.ssl_channel_credentials(root_certificates=files.bundle_pem)
+
+    async def ask(opened: grpc.aio.Channel) -> JoinResponse:
+        stub = EnrolmentStub(opened)
+        asked = ChallengeRequest(csr_sha256=csr_digest(csr_der))
+        nonce = (await stub.Challenge(asked, timeout=CALL_TIMEOUT_S)).nonce
+        said = statement(REATTEST, nonce, csr_der)
+        serial, public, signature = await asyncio.to_thread(keyroom.proof, files.key_pem, files.chain_pem, said)
+        request = ReattestRequest(
+            host=record.host,
+            serial=serial,
+            public_key_der=public,
+            nonce=nonce,
+            signature=signature,
+            csr_der=csr_der,
+        )
+        return await stub.Reattest(request, timeout=CALL_TIMEOUT_S)
+
+    answer = await _first(join_endpoints(record), credentials, ask, 1, 0.0)
+    # The old roots need not vouch for the new chain, but they did for the connection that brought the new ones.
+    renewed, files, svid = await asyncio.to_thread(_accept, answer, key, answer.bundle_pem, now())
+    if renewed.identity != record.identity:
+        msg = f"the controller gave this host another name, {renewed.identity.uri}: its operator must act"
+        raise EnrolError(msg)
+    await asyncio.to_thread(state.save_renewed, files)
+    if renewed != record:
+        await asyncio.to_thread(state.save_host, renewed)
+    _log.info("host_reattested", serial=svid.serial, not_after=svid.not_after.isoformat())
+    return svid
+
+
+def join_endpoints(record: HostRecord) -> tuple[str, ...]:
+    """Return where this host comes back; hosts that joined an older controller were not told."""
+    guessed = (f"{each.rpartition(':')[0]}:{JOIN_PORT}" for each in record.agents_endpoints)
+    return record.join_endpoints or tuple(guessed)
 
 
 async def renew_host(state: State, now: Callable[[], datetime]) -> Svid:
@@ -172,7 +227,10 @@ async def _call(state: State, ask: "Callable[[IdentityAsyncStub], Awaitable[_T]]
         _, _, not_after = keyroom.validity(state.files().chain_pem)
         if not_after > now:
             raise
-        msg = f"this host's certificate ended at {not_after:%Y-%m-%d %H:%M} UTC: join again with --force ({error})"
+        msg = (
+            f"this host's certificate ended at {not_after:%Y-%m-%d %H:%M} UTC: a running agent comes back by itself; "
+            f"if that is refused, join again with --force ({error})"
+        )
         raise EnrolError(msg) from error
 
 
@@ -195,16 +253,17 @@ async def _first(
             except grpc.aio.AioRpcError as error:
                 if error.code() not in _RETRIED:
                     msg = f"{endpoint} refused ({error.code().name}): {error.details()}"
-                    raise EnrolError(msg) from error
+                    raise RefusedError(msg) from error
                 failures[endpoint] = error.details() or error.code().name
     tried = "; ".join(f"{endpoint}: {reason}" for endpoint, reason in failures.items())
     msg = f"no controller answered ({tried}): check the network, the addresses and that the controller runs"
     raise EnrolError(msg)
 
 
-def _accept(answer: JoinResponse, key: bytes, pinned_pem: bytes, now: datetime) -> tuple[HostRecord, HostFiles]:
+def _accept(answer: JoinResponse, key: bytes, pinned_pem: bytes, now: datetime) -> tuple[HostRecord, HostFiles, Svid]:
     """Check the answer to a join against what was pinned."""
-    record = HostRecord(answer.host, answer.trust_domain, tuple(answer.agents_endpoints))
+    joining = tuple(answer.join_endpoints)
+    record = HostRecord(answer.host, answer.trust_domain, tuple(answer.agents_endpoints), joining)
     try:
         identity = record.identity
     except ValueError as error:
@@ -217,7 +276,7 @@ def _accept(answer: JoinResponse, key: bytes, pinned_pem: bytes, now: datetime) 
     # What the pinned root does not vouch for today may still be a root of tomorrow: the bundle came over a connection
     # that the pinned root has authenticated.
     _checked(key, answer.chain_pem, answer.bundle_pem, identity, now)
-    return record, HostFiles(svid.key_pem, svid.chain_pem, answer.bundle_pem)
+    return record, HostFiles(svid.key_pem, svid.chain_pem, answer.bundle_pem), svid
 
 
 def _checked(key: bytes, chain: bytes, bundle: bytes, identity: WorkloadIdentity | HostIdentity, now: datetime) -> Svid:

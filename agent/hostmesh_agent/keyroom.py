@@ -49,6 +49,12 @@ def root_pem(root_der: bytes) -> bytes:
     return pem
 
 
+def proof(key: bytes, chain: bytes, statement: bytes) -> tuple[str, bytes, bytes]:
+    """See `keys.proof`."""
+    serial, public_key_der, signature = _room.work("proof", key, chain, statement)
+    return serial, public_key_der, signature
+
+
 def checked(key: bytes, chain: bytes, bundle: bytes, identity: WorkloadIdentity | HostIdentity, now: datetime) -> Svid:
     """See `keys.checked`."""
     svid: Svid = _room.work("checked", key, chain, bundle, identity, now)

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
+    PublicFormat,
     load_pem_private_key,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -30,6 +31,7 @@ __all__ = [
     "csr_der",
     "key_pem",
     "new_key",
+    "proof",
     "read_one_file",
     "request",
     "root_pem",
@@ -60,6 +62,17 @@ def request() -> tuple[bytes, bytes]:
     """Return a new key as PEM, and the request for its certificate."""
     key = new_key()
     return key_pem(key), csr_der(key)
+
+
+def proof(key: bytes, chain: bytes, statement: bytes) -> tuple[str, bytes, bytes]:
+    """Return the leaf's serial (as in Svid), its public key (DER) and the key's signature of the statement.
+
+    Raises:
+        SvidError: key or chain cannot be read.
+    """
+    leaf = _load_chain(chain)[0]
+    public = leaf.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return f"{leaf.serial_number:032x}", public, _load_key(key).sign(statement, ec.ECDSA(hashes.SHA256()))
 
 
 def root_pem(root_der: bytes) -> bytes:

@@ -11,7 +11,7 @@ import asyncio
 import signal
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import structlog
@@ -45,6 +45,7 @@ from hostmesh_agent.next_envoy import NextEnvoy, first_command
 from hostmesh_agent.probe_ways import Ways
 from hostmesh_agent.probes import Memory, Probes
 from hostmesh_agent.relay import Relay
+from hostmesh_agent.returning import Returning
 from hostmesh_agent.services import Listening
 from hostmesh_agent.state import State, StateError
 from hostmesh_agent.svid import Svid
@@ -56,6 +57,7 @@ PULSE_S: Final = 10.0
 """How often what is in force is compared with what should be, when nothing happens."""
 _FIRST_PAUSE_S: Final = 0.05
 _LAST_PAUSE_S: Final = 2.0
+_HOLDS_AFTER: Final = timedelta(seconds=2)
 _SWEEP_AFTER_S: Final = 60.0
 """Envoy drains listeners that went away; their certificates stay until then."""
 
@@ -140,6 +142,7 @@ class Agent:
             changed=self._certificate_came,
             host_renewed=self._relay.reconnect,
         )
+        self._returning = Returning(state, self._holds_connection, now, self._identities.returned)
         self._reporter = report.Reporter(self._report, self._uplink.report)
         self._listening = Listening()
         self._facts = host.fixed_facts()
@@ -168,6 +171,7 @@ class Agent:
                     "control": control.Control(self._config.control_socket, verbs).run(),
                     "relay": self._relay.run(),
                     "certificates": self._identities.run(),
+                    "returning": self._returning.run(),
                     "envoy": self._supervise(),
                     "converge": self._converge(),
                     "probes": self._probes.run(),
@@ -180,6 +184,11 @@ class Agent:
                 each.cancel()
         self._modules.close()
         log.info("agent ended; Envoy and capture stay as they are")
+
+    def _holds_connection(self) -> bool:
+        """Tell whether the controller takes our certificate: it refuses one a moment after the connection stands."""
+        state = self._relay.state()
+        return state.since is not None and now() - state.since >= _HOLDS_AFTER
 
     # Configuration
 
@@ -389,6 +398,7 @@ class Agent:
                 capture_wanted=status.capture_wanted(self._config),
                 modules=self._modules.states(),
                 bootstrap_problem=self._next_envoy.problem,
+                returning_problem=self._returning.problem,
             ),
             now(),
         )

@@ -6,6 +6,7 @@
 A host has joined if and only if host.json is there: it is written last and removed first.
 """
 
+import dataclasses
 import json
 import os
 import secrets
@@ -36,11 +37,16 @@ class NotJoinedError(StateError):
 
 @dataclass(frozen=True, slots=True)
 class HostRecord:
-    """What host.json says. `agents_endpoints` is `host:port` of the controllers' agents' port, best first."""
+    """What host.json says.
+
+    `agents_endpoints` is `host:port` of the controllers' agents' port, best first; `join_endpoints` of the port where
+    hosts join, and come back after a long absence.
+    """
 
     host: str
     trust_domain: str
     agents_endpoints: tuple[str, ...]
+    join_endpoints: tuple[str, ...] = ()
 
     @property
     def identity(self) -> HostIdentity:
@@ -111,11 +117,6 @@ class State:
             StateError: the disk refuses.
         """
         staging, old = self.directory / "identity.new", self.directory / "identity.old"
-        document = {
-            "host": record.host,
-            "trust_domain": record.trust_domain,
-            "agents_endpoints": record.agents_endpoints,
-        }
         with _explained(self.directory):
             self._prepare()
             self._remove_drafts()
@@ -131,7 +132,7 @@ class State:
                 self._identity.rename(old)
             staging.rename(self._identity)
             fsync_directory(self.directory)
-            write_private(self._host, json.dumps(document, indent=1).encode() + b"\n")
+            write_private(self._host, _host_document(record))
             if old.exists():
                 shutil.rmtree(old)
 
@@ -150,6 +151,15 @@ class State:
             write_private(self._identity / _NEXT_KEY, files.key_pem)
             write_private(self._identity / "chain.pem", files.chain_pem)
             self._adopt_next_key()
+
+    def save_host(self, record: HostRecord) -> None:
+        """Replace what is known of the controllers: they may have moved.
+
+        Raises:
+            StateError: the disk refuses.
+        """
+        with _explained(self.directory):
+            write_private(self._host, _host_document(record))
 
     def save_bundle(self, bundle_pem: bytes) -> None:
         """Replace the roots that the host trusts the controller by."""
@@ -280,11 +290,16 @@ def _explained(path: Path) -> Iterator[None]:
         raise StateError(msg) from error
 
 
+def _host_document(record: HostRecord) -> bytes:
+    return json.dumps(dataclasses.asdict(record), indent=1).encode() + b"\n"
+
+
 def _host_record(document: Any) -> HostRecord:
     endpoints = tuple(document["agents_endpoints"])
-    if not endpoints or not all(isinstance(each, str) for each in endpoints):
+    joining = tuple(document.get("join_endpoints", ()))
+    if not endpoints or not all(isinstance(each, str) for each in (*endpoints, *joining)):
         msg = "agents_endpoints is not a list of host:port"
         raise ValueError(msg)
-    record = HostRecord(document["host"], document["trust_domain"], endpoints)
+    record = HostRecord(document["host"], document["trust_domain"], endpoints, joining)
     _ = record.identity  # raises ValueError for names that are none
     return record

@@ -4,12 +4,14 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from difflib import get_close_matches
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
 from hostmesh_api.wire import ADMIN_PORT, AGENTS_PORT, JOIN_PORT
+from hostmesh_controller.config_attest import Attestation, attestation
 
 DEFAULT_PATH: Final = Path("/etc/hostmesh/controller.toml")
 DEFAULT_STATE_DIR: Final = Path("/var/lib/hostmesh-controller")
@@ -59,6 +61,7 @@ class Config:
     listen: Listen
     certificates: Certificates = field(default_factory=Certificates)
     log: Log = field(default_factory=Log)
+    attest: Attestation = field(default_factory=Attestation)
     root_namespace: str = "istio-system"
     mesh_config: Path | None = None
     """Istio's mesh configuration as a plain YAML file, beneath the MeshConfig object; None: there is no such file."""
@@ -131,6 +134,7 @@ def _config(reader: "_Reader", own_addresses: Sequence[str]) -> Config:
         # A leaf shorter than an hour cannot be renewed at half-life by a host that sleeps; a longer one than 30 days
         # is a secret nobody rotates.
         certificates=Certificates(leaf_hours=reader.integer("certificates.leaf_hours", 72, 1, 720)),
+        attest=attestation(reader),
         log=Log(level=reader.choice("log.level", "info", LOG_LEVELS)),
         root_namespace=reader.dns_name("root_namespace", "istio-system"),
         mesh_config=reader.optional_path("mesh_config"),
@@ -155,10 +159,7 @@ class _Reader:
     def _get(self, path: str, kind: type, what: str) -> object | None:
         table, _, key = path.rpartition(".")
         self._known.setdefault(table, set()).add(key)
-        holder: object = self._document
-        if table:
-            self._known[""].add(table)
-            holder = self._document.get(table, {})
+        holder: object = self._table(table)
         if not isinstance(holder, Mapping) or key not in holder:
             return None
         value = holder[key]
@@ -166,6 +167,59 @@ class _Reader:
             self._problem(path, f"must be {what}, not {value!r}")
             return None
         return value
+
+    def _table(self, path: str) -> object:
+        """Return the table at a dotted path, an empty one if it is not there, and what stands there if it is none."""
+        holder: object = self._document
+        above = ""
+        for name in path.split(".") if path else ():
+            self._known.setdefault(above, set()).add(name)
+            holder = holder.get(name, {}) if isinstance(holder, Mapping) else {}
+            above = f"{above}.{name}" if above else name
+        return holder
+
+    def has(self, table: str) -> bool:
+        """Tell whether the file has the table, be it empty."""
+        above, _, name = table.rpartition(".")
+        self._table(table)
+        holder = self._table(above)
+        return isinstance(holder, Mapping) and name in holder
+
+    def refuse(self, path: str, message: str) -> None:
+        """Take note that a setting cannot be as it is."""
+        self._problem(path, message)
+
+    def duration(self, path: str, default: timedelta, most: timedelta) -> timedelta:
+        """Return a time such as "30d", "12h", "90m" or "45s"; "0" is none."""
+        value = self.text(path, "")
+        if not value:
+            return default
+        match = re.fullmatch(r"(0|[1-9][0-9]{0,7})([smhd]?)", value)
+        if match is None or (match[2] == "" and match[1] != "0"):
+            self._problem(path, f"'{value}' is not a time such as '30d', '12h', '90m' or '45s'; '0' is none")
+            return default
+        found = int(match[1]) * timedelta(seconds={"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}[match[2]])
+        if found > most:
+            self._problem(path, f"must be at most {most.days} days, not '{value}'")
+        return found
+
+    def texts(self, path: str) -> tuple[str, ...]:
+        """Return a list of strings; nothing if it is not there."""
+        value = self._get(path, list, "a list of strings")
+        if not isinstance(value, list):
+            return ()
+        for item in value:
+            if not isinstance(item, str) or not item:
+                self._problem(path, f"{item!r} is not a string")
+        return tuple(str(item) for item in value)
+
+    def paths(self, path: str) -> tuple[Path, ...]:
+        """Return a list of absolute paths; nothing if it is not there."""
+        found = tuple(map(Path, self.texts(path)))
+        for each in found:
+            if not each.is_absolute():
+                self._problem(path, f"must be absolute paths, not '{each}'")
+        return found
 
     def text(self, path: str, default: str) -> str:
         value = self._get(path, str, "a string")
@@ -230,8 +284,8 @@ class _Reader:
         return Endpoint(bare, int(port))
 
     def refuse_unknown(self) -> None:
-        for table, known in self._known.items():
-            holder = self._document.get(table, {}) if table else self._document
+        for table, known in list(self._known.items()):
+            holder = self._table(table)
             if not isinstance(holder, Mapping):
                 self._problem(table, f"must be a table: write [{table}]")
                 continue

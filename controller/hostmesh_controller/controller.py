@@ -219,7 +219,10 @@ class Controller:
 
         join = listen.grpc_server(listen.JOIN_RECEIVE_BYTES, calls)
         agents_endpoints = called_at(self.config.listen.agents, self.config.addresses)
-        add_EnrolmentServicer_to_server(EnrolmentServicer(issuing, agents_endpoints), join)
+        join_endpoints = called_at(self.config.listen.join, self.config.addresses)
+        add_EnrolmentServicer_to_server(
+            EnrolmentServicer(issuing, agents_endpoints, join_endpoints, self.config.attest.reattest_within), join
+        )
         join_credentials = self.certificate.credentials(client_certificates=False)
         listen.open_grpc(join, self.config.listen.join, "listen.join", join_credentials)
         return agents, join

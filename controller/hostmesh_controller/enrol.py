@@ -6,6 +6,8 @@ of a group. It must be free, or the name of a member at that address: then it is
 """
 
 import asyncio
+import hashlib
+import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -16,19 +18,27 @@ from urllib.parse import unquote
 import grpc
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from hostmesh_api.identity import HostIdentity, WorkloadIdentity, parse_identity
+from hostmesh_api.proof import REATTEST, csr_digest, statement
 from hostmesh_api.v1.hostmesh_pb2 import (
     CertificateResponse,
+    ChallengeRequest,
+    ChallengeResponse,
     IssueWorkloadRequest,
     JoinRequest,
     JoinResponse,
     LeaveRequest,
     LeaveResponse,
+    ReattestRequest,
     RenewHostRequest,
 )
 from hostmesh_api.v1.hostmesh_pb2_grpc import EnrolmentServicer as EnrolmentBase
 from hostmesh_api.v1.hostmesh_pb2_grpc import IdentityServicer as IdentityBase
+from hostmesh_controller.attest.challenges import LIFE as NONCE_LIFE
+from hostmesh_controller.attest.challenges import Challenges
+from hostmesh_controller.attest.returning import Return, why_not
 from hostmesh_controller.authority import LEAF_LIFE, Authority, AuthorityError, Issued
 from hostmesh_controller.csr import CsrError, public_key_of
 from hostmesh_controller.groups import Candidate, NotAdmittedError, candidate, group_key
@@ -46,6 +56,10 @@ _JOINS_AT_ONCE: Final = 2
 _NOT_ACCEPTED: Final = (
     "the join token is not accepted: it is wrong, expired, used or revoked; "
     "the operator must make a new one (hostmesh token create)"
+)
+_NOT_REATTESTED: Final = (
+    "this host is not let back in by its old key: its operator must see the controller's log, and make a new join "
+    "token (hostmesh token create), or let it join as an attested host again"
 )
 
 
@@ -86,7 +100,8 @@ class Issuing:
         A host's own certificate is recorded before it leaves: only a recorded one can call the controller.
         """
         now = self.now()
-        issued = self.authority.issue(_public_key(csr_der), identity, now, self.life)
+        key = _public_key(csr_der)
+        issued = self.authority.issue(key, identity, now, self.life)
         if record:
             self.store.add_certificate(
                 CertificateRecord(
@@ -95,6 +110,7 @@ class Issuing:
                     host=host,
                     not_after=issued.not_after,
                     issued_at=now,
+                    key_sha256=key_digest(key),
                 )
             )
         _log.info(
@@ -110,15 +126,81 @@ class Issuing:
 class EnrolmentServicer(EnrolmentBase):
     """Join, on the port without client certificates."""
 
-    def __init__(self, issuing: Issuing, agents_endpoints: Sequence[str]) -> None:
-        """`agents_endpoints` is where joined agents call, `host:port`, best first."""
+    def __init__(
+        self,
+        issuing: Issuing,
+        agents_endpoints: Sequence[str],
+        join_endpoints: Sequence[str] = (),
+        within: timedelta = timedelta(),
+    ) -> None:
+        """Serve joins.
+
+        Args:
+            issuing: what to sign with.
+            agents_endpoints: where joined agents call, `host:port`, best first.
+            join_endpoints: the same of this port.
+            within: how long after its certificate's end a host may come back by its key; zero: never.
+        """
         self._issuing = issuing
         self._agents_endpoints = tuple(agents_endpoints)
+        self._join_endpoints = tuple(join_endpoints)
+        self._within = within
+        self._challenges = Challenges(secrets.token_bytes)
         self._turns = asyncio.Semaphore(_JOINS_AT_ONCE)
 
     async def Join(self, request: JoinRequest, context: Context) -> JoinResponse:  # noqa: N802 - gRPC's name
         async with self._turns:
             return await _answer(context, self._join(request, context.peer()))
+
+    async def Challenge(self, request: ChallengeRequest, context: Context) -> ChallengeResponse:  # noqa: ARG002, N802 - gRPC's name and arguments
+        nonce = self._challenges.make(request.csr_sha256, self._issuing.now())
+        return ChallengeResponse(nonce=nonce, valid_s=int(NONCE_LIFE.total_seconds()))
+
+    async def Reattest(self, request: ReattestRequest, context: Context) -> JoinResponse:  # noqa: N802 - gRPC's name
+        async with self._turns:
+            return await _answer(context, self._reattest(request, context.peer()))
+
+    async def _reattest(self, request: ReattestRequest, peer: str) -> JoinResponse:
+        await asyncio.to_thread(_public_key, request.csr_der)
+        identity = self._named(request.host)
+        problem = self._challenges.spend(request.nonce, csr_digest(request.csr_der), self._issuing.now())
+        problem = problem or await self._why_not(identity, request)
+        if problem is not None:
+            _log.warning("reattestation_refused", host=request.host[:256], peer=peer, reason=problem)
+            raise RefusedError(grpc.StatusCode.PERMISSION_DENIED, _NOT_REATTESTED)
+        # What the host has been issued before stays known until the new one is in use: this answer may be lost.
+        issued = await asyncio.to_thread(self._issuing.issue, identity.host, request.csr_der, identity, record=True)
+        _log.info("host_reattested", host=identity.host, peer=peer, replaces=request.serial[:64])
+        return self._joined(identity.host, issued)
+
+    async def _why_not(self, identity: HostIdentity, request: ReattestRequest) -> str | None:
+        """Return why the host may not come back: it is out of the mesh, or does not prove who it is."""
+        if not self._issuing.registry.registered(identity.host):
+            return "the host is not registered"
+        state = await self._issuing.states.state(identity.host)
+        if state.joined_at is None or (state.left_at is not None and state.left_at >= state.joined_at):
+            return "the host has not joined, or has left"
+        known = await asyncio.to_thread(self._issuing.store.certificates, identity.host)
+        own = [each for each in known if each.spiffe_id == identity.uri]
+        said = statement(REATTEST, request.nonce, request.csr_der)
+        back = Return(request.serial, request.public_key_der, request.signature, said)
+        return await asyncio.to_thread(why_not, back, own, self._within, self._issuing.now())
+
+    def _named(self, host: str) -> HostIdentity:
+        try:
+            return HostIdentity(self._issuing.authority.trust_domain, host)
+        except ValueError as error:
+            raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, str(error)[:512]) from error
+
+    def _joined(self, host: str, issued: Issued) -> JoinResponse:
+        return JoinResponse(
+            host=host,
+            trust_domain=self._issuing.authority.trust_domain,
+            chain_pem=issued.chain_pem,
+            bundle_pem=self._issuing.authority.bundle_pem,
+            agents_endpoints=self._agents_endpoints,
+            join_endpoints=self._join_endpoints,
+        )
 
     async def _join(self, request: JoinRequest, peer: str) -> JoinResponse:
         # The request is checked first, so that a bad one does not use the token up.
@@ -131,13 +213,7 @@ class EnrolmentServicer(EnrolmentBase):
         issued = await asyncio.to_thread(self._issue_first, host, request.csr_der)
         await self._issuing.states.joined(host)
         _log.info("host_joined", host=host, peer=peer, token_id=token.id, hostname=request.facts.hostname[:255])
-        return JoinResponse(
-            host=host,
-            trust_domain=self._issuing.authority.trust_domain,
-            chain_pem=issued.chain_pem,
-            bundle_pem=self._issuing.authority.bundle_pem,
-            agents_endpoints=self._agents_endpoints,
-        )
+        return self._joined(host, issued)
 
     async def _join_as_named(self, request: JoinRequest, peer: str) -> str:
         token = await asyncio.to_thread(self._redeem, request.token, peer)
@@ -276,6 +352,11 @@ def peer_address(peer: str) -> str:
         return ""
     mapped = parsed.ipv4_mapped if isinstance(parsed, IPv6Address) else None
     return str(mapped or parsed) if family in {"ipv4", "ipv6"} else ""
+
+
+def key_digest(key: EllipticCurvePublicKey) -> str:
+    """Return what a record keeps of a public key."""
+    return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
 
 
 def _public_key(csr_der: bytes) -> EllipticCurvePublicKey:

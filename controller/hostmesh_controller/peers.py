@@ -40,6 +40,7 @@ class CertificateStore(Protocol):
 
     def certificates(self, host: str) -> list[CertificateRecord]: ...
     def certificates_epoch(self, host: str) -> int: ...
+    def certificate_used(self, host: str, serial: str, now: datetime) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,9 @@ class Peers:
         """
         try:
             peer = peer_certificate(context, self._trust_domain, self._now())
-            self._check(peer, await self._issued_to(peer.identity))
+            own = await self._issued_to(peer.identity)
+            self._check(peer, own)
+            await self._note_use(peer, own)
         except RefusedError as refused:
             _log.warning("peer_refused", peer=context.peer(), reason=refused.message)
             await context.abort(refused.code, refused.message)
@@ -110,6 +113,11 @@ class Peers:
             self._issued[identity.host] = known
         return known.records
 
+    async def _note_use(self, peer: PeerCertificate, own: Sequence[CertificateRecord]) -> None:
+        """Keep, once for each certificate, that it is in use: what it replaced must not come back after a restart."""
+        if any(each.serial == peer.serial and each.used_at is None for each in own):
+            await asyncio.to_thread(self._store.certificate_used, peer.identity.host, peer.serial, self._now())
+
     def _check(self, peer: PeerCertificate, own: Sequence[CertificateRecord]) -> None:
         host = peer.identity.host
         if not self._registered(host):
@@ -131,8 +139,7 @@ class Pins:
     """Which certificates of a host are good: the newest one it has used, and those issued after it.
 
     A renewed certificate whose answer was lost on the way does no harm: the old one stays good until a newer one is
-    really used. What was used is kept in memory; after a restart of the controller the host's next call, seconds
-    later, tells it again.
+    really used. What was used is in the records too, so that it outlives a restart of the controller.
     """
 
     def __init__(self) -> None:
@@ -150,12 +157,17 @@ class Pins:
         serials = [each.serial for each in records]
         if serial not in serials:
             return "its certificate is not, or no longer, known to the controller"
-        used = self._used.get(host)
+        used = self._used.get(host) or _last_used(records)
         if used is None or used.serial not in serials or serials.index(serial) > serials.index(used.serial):
             self._used[host] = _Use(serial, now)
         elif serials.index(serial) < serials.index(used.serial) and now - used.since > SUPERSEDED_GRACE:
             return "its certificate was replaced by a newer one that is in use"
         return None
+
+
+def _last_used(records: Sequence[CertificateRecord]) -> _Use | None:
+    used = [_Use(each.serial, each.used_at) for each in records if each.used_at is not None]
+    return used[-1] if used else None
 
 
 def peer_certificate(context: Context, trust_domain: str, now: datetime) -> PeerCertificate:

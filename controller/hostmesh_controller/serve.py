@@ -85,6 +85,7 @@ def check(config: ConfigPath = None) -> None:
         ("listen.admin", loaded.listen.admin),
         ("listen.admin_socket", loaded.listen.admin_socket),
         ("certificates.leaf_hours", loaded.certificates.leaf_hours),
+        ("attest.reattest_within", loaded.attest.reattest_within),
         ("log.level", loaded.log.level),
         ("root_namespace", loaded.root_namespace),
         ("mesh_config", loaded.mesh_config or "none"),

@@ -98,7 +98,7 @@ def test_a_database_of_a_newer_version_is_refused_and_left_alone(tmp_path: Path)
         pass
     run_sql(path, "UPDATE alembic_version SET version_num = '9999'")
     before = path.read_bytes()
-    with pytest.raises(StoreError, match=r"written by a newer hostmesh-controller .*9999.* knows up to 0002"):
+    with pytest.raises(StoreError, match=r"written by a newer hostmesh-controller .*9999.* knows up to \d{4}"):
         open_store(path)
     assert path.read_bytes() == before
 

@@ -76,6 +76,10 @@ class Store(Protocol):
         """Remember an issued certificate, by its serial."""
         ...
 
+    def certificate_used(self, host: str, serial: str, now: datetime) -> None:
+        """Take note that the host calls with its certificate; only the first time is kept."""
+        ...
+
     def certificates(self, host: str) -> list[CertificateRecord]:
         """Return the certificates issued to the host and its workloads, oldest first."""
         ...

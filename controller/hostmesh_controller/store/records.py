@@ -80,13 +80,19 @@ class TokenRecord:
 
 @dataclass(frozen=True, slots=True)
 class CertificateRecord:
-    """A leaf certificate that was issued to a host or to a workload on it; `serial` in hexadecimal."""
+    """A leaf certificate that was issued to a host or to a workload on it; `serial` in hexadecimal.
+
+    `key_sha256` is of its public key (SubjectPublicKeyInfo, DER), in hexadecimal; "" in records of older versions.
+    `used_at` is when a host first called with its own one; None while it has not.
+    """
 
     serial: str
     spiffe_id: str
     host: str
     not_after: datetime
     issued_at: datetime
+    key_sha256: str = ""
+    used_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

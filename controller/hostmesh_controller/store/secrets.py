@@ -113,6 +113,13 @@ def write_certificate(connection: Connection, certificate: CertificateRecord) ->
         raise ValueError(f"a certificate with serial {certificate.serial} is there already") from None
 
 
+def note_use(connection: Connection, host: str, serial: str, now: datetime) -> None:
+    """Take note that the host calls with its certificate; see Store.certificate_used."""
+    table = tables.certificates
+    first = (table.c.host == host, table.c.serial == serial, table.c.used_at.is_(None))
+    connection.execute(update(table).where(*first).values(used_at=now))
+
+
 def read_certificates(connection: Connection, host: str) -> list[CertificateRecord]:
     """Return the certificates issued to the host and its workloads, oldest first."""
     table = tables.certificates

@@ -123,6 +123,11 @@ class SqlStore:
             secrets.write_certificate(connection, certificate)
         self._certificate_epochs[certificate.host] += 1
 
+    def certificate_used(self, host: str, serial: str, now: datetime) -> None:
+        with self._write() as connection:
+            secrets.note_use(connection, host, serial, now)
+        self._certificate_epochs[host] += 1
+
     def certificates(self, host: str) -> list[CertificateRecord]:
         with self._read() as connection:
             return secrets.read_certificates(connection, host)

@@ -108,6 +108,8 @@ certificates = Table(
     Column("host", String(253), nullable=False, index=True),
     Column("not_after", UtcTime, nullable=False, index=True),
     Column("issued_at", UtcTime, nullable=False),
+    Column("key_sha256", String(64), nullable=False, server_default=""),
+    Column("used_at", UtcTime),
 )
 
 hosts = Table(

@@ -15,7 +15,10 @@ from hostmesh_api.v1.hostmesh_pb2_grpc import (
     add_IdentityServicer_to_server,
     add_ReportingServicer_to_server,
 )
+from hostmesh_controller.admission import Admission
+from hostmesh_controller.attest.evidence import Attestor
 from hostmesh_controller.authority_server import ServerCertificate
+from hostmesh_controller.config_attest import Trust
 from hostmesh_controller.enrol import EnrolmentServicer, IdentityServicer, Issuing
 from hostmesh_controller.groups import Candidate, NotAdmittedError
 from hostmesh_controller.peers import Peers
@@ -43,6 +46,9 @@ class Controller:
         self.members: dict[str, Candidate] = {}
         self.full = False
         self.within = timedelta(days=30)
+        self.attestors: dict[str, Attestor] = {}
+        self.trust: dict[str, Trust] = {}
+        self.admission = Admission(self.store, self, self.attestors, self.trust, self.now)
         self.states = HostStates(self.store, self.changes.append, self.now)
         self.certificate = ServerCertificate(self.authority, ["127.0.0.1", "::1", "localhost"], self.now)
         self.join_port = 0
@@ -105,7 +111,9 @@ class Controller:
             ReportingServicer(self.states, peers, lambda host: frozenset(self.registry[host]), self.now), agents
         )
         self.join_port = join.add_secure_port("127.0.0.1:0", self.certificate.credentials(client_certificates=False))
-        enrolment = EnrolmentServicer(issuing, [self.agents_endpoint], [f"127.0.0.1:{self.join_port}"], self.within)
+        enrolment = EnrolmentServicer(
+            issuing, self.admission, [self.agents_endpoint], [f"127.0.0.1:{self.join_port}"], self.within
+        )
         add_EnrolmentServicer_to_server(enrolment, join)
         try:
             await agents.start()

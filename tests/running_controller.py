@@ -131,10 +131,10 @@ def start_controller(config: Path, log: Path) -> "subprocess.Popen[bytes]":
 
 
 @contextmanager
-def running_process(directory: Path) -> Iterator[Process]:
+def running_process(directory: Path, extra: str = "") -> Iterator[Process]:
     ports = free_ports()
     log = directory / "controller.log"
-    process = start_controller(write_config(directory, ports), log)
+    process = start_controller(write_config(directory, ports, extra=extra), log)
     try:
         _wait_ready(process, log)
         yield Process(directory, ports, process, log)

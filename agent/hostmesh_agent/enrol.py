@@ -12,6 +12,7 @@ import grpc
 import structlog
 
 from hostmesh_agent import keyroom
+from hostmesh_agent.evidence import Evidence
 from hostmesh_agent.state import HostFiles, HostRecord, State, StateError
 from hostmesh_agent.svid import Svid, SvidError
 from hostmesh_api.identity import HostIdentity, WorkloadIdentity, parse_identity
@@ -31,7 +32,7 @@ from hostmesh_api.v1.hostmesh_pb2_grpc import EnrolmentStub, IdentityStub
 from hostmesh_api.wire import JOIN_PORT
 
 if TYPE_CHECKING:
-    from hostmesh_api.v1.hostmesh_pb2_grpc import IdentityAsyncStub  # exists in the stubs only
+    from hostmesh_api.v1.hostmesh_pb2_grpc import EnrolmentAsyncStub, IdentityAsyncStub  # exist in the stubs only
 
 CALL_TIMEOUT_S: Final = 15.0
 JOIN_ROUNDS: Final = 3
@@ -45,13 +46,22 @@ CHANNEL_OPTIONS: Final[Sequence[tuple[str, int]]] = (
     ("grpc.use_local_subchannel_pool", 1),
 )
 
-_RETRIED: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
+MAX_RETRY_S: Final = 300.0
+"""How seldom a host that waits for approval asks, whatever the controller says."""
+
+_RETRIED: Final = frozenset(
+    {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED}
+)
 _log: Final = structlog.get_logger(__name__)
 _T = TypeVar("_T")
 
 
 class EnrolError(Exception):
     """The controller did not give what was asked for; the message says why and who must act."""
+
+
+class PendingError(EnrolError):
+    """An operator must approve this host first."""
 
 
 class RefusedError(EnrolError):
@@ -67,6 +77,8 @@ async def join(
     name: str = "",
     address: str = "",
     force: bool = False,
+    evidence: Evidence | None = None,
+    waiting: Callable[[str], None] | None = None,
     pause_s: float = ROUND_PAUSE_S,
 ) -> HostRecord:
     """Join the mesh: afterwards the state directory holds the host's identity. If it fails, it is as it was.
@@ -79,9 +91,12 @@ async def join(
         name: under which the host wants to be a member of a group; the token of a host names that host.
         address: of the host, where the controller sees it call from another one; the token must allow it.
         force: replace an identity that this host already has.
+        evidence: what proves who this host is; None: the token.
+        waiting: told what an operator must approve, while this waits for it; None: not to wait.
         pause_s: between rounds through the endpoints; doubled each time.
 
     Raises:
+        PendingError: an operator must approve, and nobody waits.
         EnrolError: refused, nobody reached, or the answer is not to be trusted.
         StateError: the host has joined already, or the disk refuses.
     """
@@ -92,18 +107,51 @@ async def join(
         pinned_pem = await asyncio.to_thread(keyroom.root_pem, join_string.root_der)
     except SvidError as error:
         raise EnrolError(str(error)) from error
-    key, csr_der = await asyncio.to_thread(keyroom.request)
-    request = JoinRequest(token=join_string.token, csr_der=csr_der, facts=facts, name=name, address=address)
+    key = await asyncio.to_thread(_own_key, state, evidence)
+    asked = JoinRequest(facts=facts, name=name, address=address)
     credentials = grpc.ssl_channel_credentials(root_certificates=pinned_pem)
 
     async def ask(channel: grpc.aio.Channel) -> JoinResponse:
-        return await EnrolmentStub(channel).Join(request, timeout=CALL_TIMEOUT_S)
+        return await _ask_to_join(EnrolmentStub(channel), asked, key, join_string.token, evidence)
 
-    answer = await _first(join_string.endpoints, credentials, ask, JOIN_ROUNDS, pause_s)
+    while True:
+        answer = await _first(join_string.endpoints, credentials, ask, JOIN_ROUNDS, pause_s)
+        if not answer.HasField("pending"):
+            break
+        await asyncio.to_thread(state.save_waiting_key, key)
+        shown = await asyncio.to_thread(keyroom.fingerprint, key)
+        said = f"key {shown} waits for an operator: hostmesh host approve {answer.pending.id}"
+        if waiting is None:
+            msg = f"this host's {said}; then join again (or join with --wait)"
+            raise PendingError(msg)
+        waiting(said)
+        await asyncio.sleep(min(max(answer.pending.retry_s * pause_s, 0), MAX_RETRY_S))
     record, files, _ = await asyncio.to_thread(_accept, answer, key, pinned_pem, now())
     await asyncio.to_thread(state.save_joined, record, files)
+    await asyncio.to_thread(state.drop_waiting_key)
     _log.info("joined", host=record.host, trust_domain=record.trust_domain)
     return record
+
+
+def _own_key(state: State, evidence: Evidence | None) -> bytes:
+    """Return the key to join with: one that waits for approval, or a new one."""
+    kept = None if evidence is None else state.waiting_key()
+    return keyroom.request()[0] if kept is None else kept
+
+
+async def _ask_to_join(
+    stub: "EnrolmentAsyncStub", asked: JoinRequest, key: bytes, token: str, evidence: Evidence | None
+) -> JoinResponse:
+    request = JoinRequest()
+    request.CopyFrom(asked)
+    request.csr_der = await asyncio.to_thread(keyroom.request_for, key)
+    if evidence is None:
+        request.token = token
+    else:
+        digest = csr_digest(request.csr_der)
+        request.nonce = (await stub.Challenge(ChallengeRequest(csr_sha256=digest), timeout=CALL_TIMEOUT_S)).nonce
+        request.MergeFrom(await asyncio.to_thread(evidence.make, request.nonce, request.csr_der))
+    return await stub.Join(request, timeout=CALL_TIMEOUT_S)
 
 
 async def reattest(state: State, now: Callable[[], datetime]) -> Svid:

@@ -24,6 +24,7 @@ from hostmesh_api.identity import HostIdentity
 
 MAX_FILE_BYTES: Final = 1 << 20
 _NEXT_KEY: Final = "key.next.pem"
+_WAITING_KEY: Final = "waiting.key.pem"
 _REJOIN: Final = "join again with a new join string (hostmesh-agent join --force)"
 
 
@@ -152,6 +153,32 @@ class State:
             write_private(self._identity / "chain.pem", files.chain_pem)
             self._adopt_next_key()
 
+    def waiting_key(self) -> bytes | None:
+        """Return the key with which this host waits for approval, PEM; None if it does not.
+
+        Raises:
+            StateError: the file is open to others, or damaged.
+        """
+        try:
+            return read_private(self.directory / _WAITING_KEY)
+        except FileNotFoundError:
+            return None
+
+    def save_waiting_key(self, key_pem: bytes) -> None:
+        """Keep the key with which this host waits for approval: the operator approves this one and no other.
+
+        Raises:
+            StateError: the disk refuses.
+        """
+        with _explained(self.directory):
+            self._prepare()
+            write_private(self.directory / _WAITING_KEY, key_pem)
+
+    def drop_waiting_key(self) -> None:
+        """Forget the key with which this host waited."""
+        with _explained(self.directory):
+            (self.directory / _WAITING_KEY).unlink(missing_ok=True)
+
     def save_host(self, record: HostRecord) -> None:
         """Replace what is known of the controllers: they may have moved.
 
@@ -170,6 +197,7 @@ class State:
         """Remove the host's identity: it has not joined any more."""
         with _explained(self.directory):
             self._host.unlink(missing_ok=True)
+            (self.directory / _WAITING_KEY).unlink(missing_ok=True)
             for name in ("identity", "identity.new", "identity.old"):
                 with suppress(FileNotFoundError):
                     shutil.rmtree(self.directory / name)

@@ -9,7 +9,7 @@ data plane does not notice.
 import asyncio
 import gc
 import signal
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -27,9 +27,11 @@ from hostmesh_api.v1.hostmesh_pb2_grpc import (
 )
 from hostmesh_api.wire import VIP4, VIP6
 from hostmesh_controller import listen, mesh
+from hostmesh_controller.admission import Admission
 from hostmesh_controller.api.app import create_app
 from hostmesh_controller.api.parts import Parts
 from hostmesh_controller.api.principals import LocalSocket
+from hostmesh_controller.attest.evidence import Attestor
 from hostmesh_controller.authority import Authority, AuthorityError
 from hostmesh_controller.authority_server import ServerCertificate
 from hostmesh_controller.calls import CountCalls
@@ -39,6 +41,8 @@ from hostmesh_controller.hub import Hub
 from hostmesh_controller.mesh.selection import identity_of
 from hostmesh_controller.mesh_file import load_mesh_file
 from hostmesh_controller.metrics import Metrics, Reading, build_version
+from hostmesh_controller.model.hosts import HostSpec
+from hostmesh_controller.model.objects import ObjectKey
 from hostmesh_controller.peers import Peers
 from hostmesh_controller.registrar import Registrar
 from hostmesh_controller.reports import ReportingServicer
@@ -46,6 +50,7 @@ from hostmesh_controller.server import AdsServer
 from hostmesh_controller.state_dir import claimed
 from hostmesh_controller.store import Store
 from hostmesh_controller.store.sqlite import open_store
+from hostmesh_controller.trusted import attestors
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -110,6 +115,7 @@ class Controller:
     registrar: Registrar = field(init=False)
     certificate: ServerCertificate = field(init=False)
     ready: bool = False
+    _attestors: Mapping[str, Attestor] = field(init=False)
 
     def __post_init__(self) -> None:
         settings = mesh.Settings(
@@ -126,6 +132,7 @@ class Controller:
         # Whoever is on this machine calls by loopback; it is always this controller's.
         addresses = (*self.config.addresses, "localhost", "127.0.0.1", "::1")
         self.certificate = ServerCertificate(self.authority, addresses, utc_now)
+        self._attestors = attestors(self.config.attest.trust, self._ssh_keys_of)
         self.metrics.read_from(partial(readings, self.hub, lambda: self.registrar.revision))
 
     async def run(self) -> None:
@@ -218,14 +225,25 @@ class Controller:
         listen.open_grpc(agents, self.config.listen.agents, "listen.agents", agents_credentials)
 
         join = listen.grpc_server(listen.JOIN_RECEIVE_BYTES, calls)
-        agents_endpoints = called_at(self.config.listen.agents, self.config.addresses)
-        join_endpoints = called_at(self.config.listen.join, self.config.addresses)
-        add_EnrolmentServicer_to_server(
-            EnrolmentServicer(issuing, agents_endpoints, join_endpoints, self.config.attest.reattest_within), join
-        )
+        add_EnrolmentServicer_to_server(self._enrolment(issuing), join)
         join_credentials = self.certificate.credentials(client_certificates=False)
         listen.open_grpc(join, self.config.listen.join, "listen.join", join_credentials)
         return agents, join
+
+    def _enrolment(self, issuing: Issuing) -> EnrolmentServicer:
+        attest, addresses = self.config.attest, self.config.addresses
+        admission = Admission(self.store, self.registrar, self._attestors, attest.trust, utc_now)
+        return EnrolmentServicer(
+            issuing,
+            admission,
+            called_at(self.config.listen.agents, addresses),
+            called_at(self.config.listen.join, addresses),
+            attest.reattest_within,
+        )
+
+    def _ssh_keys_of(self, host: str) -> Sequence[str]:
+        found = self.registrar.get(ObjectKey("Host", "", host))
+        return found.spec.ssh_host_keys if found is not None and isinstance(found.spec, HostSpec) else ()
 
     def _identities_on(self, host: str) -> frozenset[str]:
         found = self.hub.mesh.workloads_of(host)

@@ -339,6 +339,7 @@ class Registrar:
     async def _forget(self, host: str) -> None:
         await asyncio.to_thread(self._store.forget_host, host)
         await asyncio.to_thread(self._store.drop_host_state, host)
+        await asyncio.to_thread(self._store.forget_instances, host)
         self._states.forget(host)
         self.host_changed(host)
 

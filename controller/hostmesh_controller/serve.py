@@ -54,6 +54,8 @@ def run(config: ConfigPath = None) -> None:
     os.umask(0o077)
     try:
         asyncio.run(serve(loaded))
+    except ConfigError as error:
+        _fail("\n".join(error.problems))
     except (AuthorityError, ListenError, StateDirError, StoreError, UnreadableError) as error:
         _fail(str(error))
     except BaseExceptionGroup as group:

@@ -12,7 +12,7 @@ import pki
 from hostmesh_agent.keys import csr_der, new_key
 from hostmesh_api.v1.hostmesh_pb2 import HostFacts, JoinRequest, JoinResponse
 from hostmesh_api.v1.hostmesh_pb2_grpc import EnrolmentStub
-from hostmesh_controller.enrol import peer_address
+from hostmesh_controller.admission import peer_address
 from hostmesh_controller.tokens import MAX_GROUP_LIFE, Refusal, allows, look, new_group_token, new_token, redeem
 from identity_servers import Controller
 

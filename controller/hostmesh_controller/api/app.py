@@ -8,7 +8,7 @@ from fastapi.routing import APIRoute
 from starlette.middleware.base import RequestResponseEndpoint
 from starlette.responses import Response
 
-from hostmesh_controller.api import documents, errors, explain, hosts, objects, operations, proxies, tokens
+from hostmesh_controller.api import documents, errors, explain, hosts, objects, operations, pending, proxies, tokens
 from hostmesh_controller.api.bounds import BoundedBody
 from hostmesh_controller.api.parts import Parts
 from hostmesh_controller.api.principals import RequireRole, Role
@@ -19,6 +19,7 @@ ROUTERS: Final = (
     objects.router,
     tokens.router,
     hosts.router,
+    pending.router,
     proxies.router,
     explain.router,
     operations.router,

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from hostmesh_controller.cli import documents, explain, hosts, objects, operations, proxies, tokens, translate
+from hostmesh_controller.cli import documents, explain, hosts, objects, operations, pending, proxies, tokens, translate
 from hostmesh_controller.cli.connection import DEFAULT_ADDRESS, Connection
 from hostmesh_controller.cli.failure import CliError
 
@@ -69,7 +69,11 @@ def connect(
 documents.register(app)
 app.command("get")(objects.get)
 app.command("register")(hosts.register)
+hosts.app.command("pending")(pending.pending)
+hosts.app.command("approve")(pending.approve)
+hosts.app.command("deny")(pending.deny)
 app.add_typer(hosts.app, name="host")
+app.command("join-string")(pending.join_string)
 app.add_typer(proxies.app, name="proxy")
 app.add_typer(tokens.join_tokens, name="token")
 app.add_typer(tokens.api_tokens, name="api-token")

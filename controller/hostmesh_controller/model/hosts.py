@@ -1,5 +1,6 @@
 """Host: a machine of the mesh (hostmesh.io/v1)."""
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
@@ -38,6 +39,13 @@ def _outbound_identity(value: str) -> str:
         return check_outbound_identity(value)
 
 
+def _fingerprint(value: str) -> str:
+    with as_fault("ssh-host-key"):
+        if re.fullmatch(r"SHA256:[A-Za-z0-9+/]{43}", value) is None:
+            raise ValueError(f"{value!r} is no fingerprint; write SHA256:… as `ssh-keygen -lf KEY.pub` shows it")
+    return value
+
+
 class HostCapture(Spec):
     """What leaves through Envoy: `mesh`, only what goes to destinations known to the mesh; `all`, every connection."""
 
@@ -49,7 +57,8 @@ class HostSpec(Spec):
 
     `namespace` is where short names resolve (None: that of its workloads if all are in one, else "default").
     `outbound_identity` is the identity under which its programs call others. `locality` is `region/zone/subzone`
-    ("": that of its workloads if they share one).
+    ("": that of its workloads if they share one). `ssh_host_keys` are fingerprints of the SSH host keys by which it may
+    join.
     """
 
     addresses: Annotated[tuple[IpAddress, ...], Field(max_length=64)] = ()
@@ -57,3 +66,4 @@ class HostSpec(Spec):
     outbound_identity: Annotated[str, AfterValidator(_outbound_identity)] | None = None
     capture: HostCapture = HostCapture()
     locality: Annotated[str, Field(max_length=2048)] = ""
+    ssh_host_keys: Annotated[tuple[Annotated[str, AfterValidator(_fingerprint)], ...], Field(max_length=16)] = ()

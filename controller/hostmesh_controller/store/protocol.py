@@ -12,6 +12,8 @@ from hostmesh_controller.store.records import (
     Commit,
     Delete,
     HostState,
+    InstanceRecord,
+    PendingRecord,
     Put,
     StoredObject,
     TokenRecord,
@@ -93,6 +95,34 @@ class Store(Protocol):
 
     def forget_host(self, host: str) -> None:
         """Drop the host's certificate records; its runtime state stays (see drop_host_state)."""
+        ...
+
+    def pending(self) -> list[PendingRecord]:
+        """Return the hosts that wait for approval, those decided about too, oldest first."""
+        ...
+
+    def put_pending(self, entry: PendingRecord) -> None:
+        """Keep an entry, in place of one with its id."""
+        ...
+
+    def decide_pending(self, entry_id: str, decision: str, actor: str, now: datetime) -> PendingRecord | None:
+        """Decide about a host that waits, once; None if there is none of that id, or somebody was quicker."""
+        ...
+
+    def drop_pending(self, ids: Sequence[str]) -> None:
+        """Forget entries."""
+        ...
+
+    def claim_instance(self, instance: InstanceRecord) -> InstanceRecord:
+        """Make the machine this host's, if it is nobody's; return whose it is. Of all who try, one gets it."""
+        ...
+
+    def forget_instances(self, host: str) -> None:
+        """Let the machines of a host join anew, as anybody."""
+        ...
+
+    def add_event(self, action: str, key: ObjectKey, actor: str, now: datetime) -> None:
+        """Write an audit record of what is no object's change."""
         ...
 
     def put_host_state(self, host: str, state: HostState) -> None:

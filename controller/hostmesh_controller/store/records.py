@@ -96,6 +96,36 @@ class CertificateRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class PendingRecord:
+    """A host that waits for an operator. What is approved is its key; `key_sha256` is its digest (hexadecimal).
+
+    `attestor` vouches for it, by `summary`. `decision` is "", "approved" or "denied". `seen_at` is when it last asked.
+    """
+
+    id: str
+    host: str
+    attestor: str
+    key_sha256: str
+    address: str
+    summary: str
+    asked_at: datetime
+    seen_at: datetime
+    decision: str = ""
+    decided_at: datetime | None = None
+    decided_by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceRecord:
+    """A machine that any program on it can prove to be on: it joined once, as this host, with this key."""
+
+    subject: str
+    host: str
+    key_sha256: str
+    joined_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class HostState:
     """What is known of a host at run time.
 

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError, StatementError
 
 from hostmesh_controller.model.objects import ObjectKey
-from hostmesh_controller.store import objects, runtime, secrets
+from hostmesh_controller.store import attested, objects, runtime, secrets
 from hostmesh_controller.store.records import (
     ApiTokenRecord,
     AuditRecord,
@@ -19,6 +19,8 @@ from hostmesh_controller.store.records import (
     Commit,
     Delete,
     HostState,
+    InstanceRecord,
+    PendingRecord,
     Put,
     StoredObject,
     StoreError,
@@ -139,6 +141,34 @@ class SqlStore:
         with self._write() as connection:
             secrets.forget_certificates(connection, host)
         self._certificate_epochs[host] += 1
+
+    def pending(self) -> list[PendingRecord]:
+        with self._read() as connection:
+            return attested.read_pending(connection)
+
+    def put_pending(self, entry: PendingRecord) -> None:
+        with self._write() as connection:
+            attested.write_pending(connection, entry)
+
+    def decide_pending(self, entry_id: str, decision: str, actor: str, now: datetime) -> PendingRecord | None:
+        with self._write() as connection:
+            return attested.decide(connection, entry_id, decision, actor, now)
+
+    def drop_pending(self, ids: Sequence[str]) -> None:
+        with self._write() as connection:
+            attested.drop_pending(connection, ids)
+
+    def claim_instance(self, instance: InstanceRecord) -> InstanceRecord:
+        with self._write() as connection:
+            return attested.claim(connection, instance)
+
+    def forget_instances(self, host: str) -> None:
+        with self._write() as connection:
+            attested.forget_instances(connection, host)
+
+    def add_event(self, action: str, key: ObjectKey, actor: str, now: datetime) -> None:
+        with self._write() as connection:
+            objects.write_event(connection, action, key, actor=actor, now=now)
 
     def put_host_state(self, host: str, state: HostState) -> None:
         with self._write() as connection:

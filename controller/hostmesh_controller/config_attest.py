@@ -35,6 +35,7 @@ class Reader(Protocol):
     def refuse(self, path: str, message: str) -> None: ...
     def text(self, path: str, default: str) -> str: ...
     def texts(self, path: str) -> tuple[str, ...]: ...
+    def optional_path(self, path: str) -> Path | None: ...
     def paths(self, path: str) -> tuple[Path, ...]: ...
     def choice(self, path: str, default: str, choices: Sequence[str]) -> str: ...
     def duration(self, path: str, default: timedelta, most: timedelta) -> timedelta: ...
@@ -99,10 +100,15 @@ def attestation(reader: Reader) -> Attestation:
 def _trust(reader: Reader, kind: str) -> Trust:
     table = f"attest.{kind}"
     policy = _policy(reader, kind, table)
-    files_key = "keys_files" if kind == "gcp" else "ca_files"
-    files = reader.paths(f"{table}.{files_key}") if kind != "key_alone" else ()
+    files_key = "keys_file" if kind == "gcp" else "ca_files"
+    files: tuple[Path, ...] = ()
+    if kind == "gcp":
+        found = reader.optional_path(f"{table}.{files_key}")
+        files = () if found is None else (found,)
+    elif kind != "key_alone":
+        files = reader.paths(f"{table}.{files_key}")
     if not files and kind != "key_alone":
-        reader.refuse(f"{table}.{files_key}", "name the files that say whom to trust")
+        reader.refuse(f"{table}.{files_key}", "name what says whom to trust")
     owners: tuple[str, ...] = ()
     if kind in _OWNERS:
         owners = reader.texts(f"{table}.{_OWNERS[kind]}")

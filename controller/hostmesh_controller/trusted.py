@@ -8,10 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+import jwt
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 
 from hostmesh_controller.admission import KeyAloneAttestor
+from hostmesh_controller.attest.clouds import Allowed, AwsAttestor, AzureAttestor, GcpAttestor
 from hostmesh_controller.attest.evidence import Attestor, EvidenceError
 from hostmesh_controller.attest.ssh import SshAttestor, read_authorities
 from hostmesh_controller.attest.x509pop import X509Attestor
@@ -35,6 +37,9 @@ def attestors(trust: Mapping[str, Trust], pins: Callable[[str], Sequence[str]]) 
     found: dict[str, Attestor] = {"ssh": SshAttestor(authorities, pins)}
     if "x509pop" in trust:
         found["x509pop"] = X509Attestor(partial(_certificates, trust["x509pop"].files))
+    for kind in ("aws", "azure", "gcp"):
+        if kind in trust:
+            found[kind] = _cloud(kind, trust[kind])
     if "key_alone" in trust:
         found["key_alone"] = KeyAloneAttestor()
     try:
@@ -44,6 +49,16 @@ def attestors(trust: Mapping[str, Trust], pins: Callable[[str], Sequence[str]]) 
     except EvidenceError as error:
         raise ConfigError([f"[attest]: {error}"]) from error
     return found
+
+
+def _cloud(kind: str, trust: Trust) -> Attestor:
+    # Azure writes subscriptions in either case.
+    owners = tuple(each.lower() for each in trust.owners) if kind == "azure" else trust.owners
+    allowed = Allowed(owners, trust.regions)
+    if kind == "gcp":
+        return GcpAttestor(partial(_text, trust.files[0]), allowed)
+    certificates = partial(_certificates, trust.files)
+    return AwsAttestor(certificates, allowed) if kind == "aws" else AzureAttestor(certificates, allowed)
 
 
 def _certificates(files: Sequence[Path]) -> list[x509.Certificate]:
@@ -68,6 +83,13 @@ def _read_ssh(path: Path) -> list[str]:
         raise EvidenceError(f"{path}: {error}") from error
 
 
+def _read_keys(path: Path) -> object:
+    try:
+        return jwt.PyJWKSet.from_json(_text(path))
+    except (jwt.PyJWTError, ValueError, TypeError, AttributeError) as error:
+        raise EvidenceError(f"{path}: no keys (JWKS) in JSON: {error}") from error
+
+
 def _text(path: Path) -> str:
     try:
         with path.open(encoding="utf-8") as file:
@@ -79,4 +101,7 @@ def _text(path: Path) -> str:
 _READERS: Mapping[str, Callable[[Path], object]] = {
     "x509pop": _read_certificates,
     "ssh": _read_ssh,
+    "aws": _read_certificates,
+    "azure": _read_certificates,
+    "gcp": _read_keys,
 }

@@ -168,7 +168,7 @@ async def test_what_a_stranger_sends_is_bounded(controller: Process) -> None:
     ("table", "said"),
     [
         ("[attest.x509]\n", "unknown setting 'x509'; did you mean 'x509pop'?"),
-        ("[attest.x509pop]\n", "attest.x509pop.ca_files: name the files that say whom to trust"),
+        ("[attest.x509pop]\n", "attest.x509pop.ca_files: name what says whom to trust"),
         ('[attest.ssh]\nca_files = ["ca.pub"]\n', "must be absolute paths, not 'ca.pub'"),
         ('[attest.x509pop]\nca_files = ["/x"]\n', "attest.x509pop.allow_names: name the hosts for which"),
         ('[attest.x509pop]\nname = "{ip}"\n', "'{ip}' is no template of a name with one or more of {dns}"),

@@ -15,11 +15,16 @@ from hostmesh_api.v1.hostmesh_pb2_grpc import (
     add_IdentityServicer_to_server,
     add_ReportingServicer_to_server,
 )
+from hostmesh_controller import call_limits
+from hostmesh_controller.admission import Admission
+from hostmesh_controller.attest.evidence import Attestor
 from hostmesh_controller.authority_server import ServerCertificate
 from hostmesh_controller.config import CloneAction
+from hostmesh_controller.config_attest import Trust
 from hostmesh_controller.enrol import EnrolmentServicer, IdentityServicer, Issuing
 from hostmesh_controller.enrolments import Enrolments
 from hostmesh_controller.groups import Candidate, NotAdmittedError
+from hostmesh_controller.limits import Limits
 from hostmesh_controller.peers import Peers
 from hostmesh_controller.quarantine import Quarantine
 from hostmesh_controller.reports import HostStates, ReportingServicer
@@ -45,6 +50,10 @@ class Controller:
         self.changes: list[str] = []
         self.members: dict[str, Candidate] = {}
         self.full = False
+        self.within = timedelta(days=30)
+        self.attestors: dict[str, Attestor] = {}
+        self.trust: dict[str, Trust] = {}
+        self.admission = Admission(self.store, self, self.attestors, self.trust, self.now)
         self.states = HostStates(self.store, self.changes.append, self.now)
         self.enrolments = Enrolments(self.store, self.changes.append, self.now)
         self.quarantine = Quarantine(self.enrolments, self.deny, clones, self.now)
@@ -106,7 +115,8 @@ class Controller:
         registered = self.registry.__contains__
         issuing = Issuing(self.authority, self.store, self.states, self, self.enrolments, self.now)
         peers = Peers(self.store, pki.TRUST_DOMAIN, registered, self.now, self.enrolments, self.quarantine)
-        agents, join = grpc.aio.server(), grpc.aio.server()
+        agents = grpc.aio.server()
+        join = grpc.aio.server(interceptors=[call_limits.for_join(Limits())])
         self.agents_port = agents.add_secure_port("127.0.0.1:0", self.certificate.credentials(client_certificates=True))
         add_IdentityServicer_to_server(
             IdentityServicer(issuing, peers, lambda host: frozenset(self.registry[host].values())), agents
@@ -118,7 +128,10 @@ class Controller:
             agents,
         )
         self.join_port = join.add_secure_port("127.0.0.1:0", self.certificate.credentials(client_certificates=False))
-        add_EnrolmentServicer_to_server(EnrolmentServicer(issuing, [self.agents_endpoint]), join)
+        enrolment = EnrolmentServicer(
+            issuing, self.admission, [self.agents_endpoint], [f"127.0.0.1:{self.join_port}"], self.within
+        )
+        add_EnrolmentServicer_to_server(enrolment, join)
         try:
             await agents.start()
             await join.start()

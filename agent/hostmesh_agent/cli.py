@@ -11,12 +11,18 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from hostmesh_agent import argv
 from hostmesh_agent import config as configuration
 from hostmesh_agent.config import AgentConfig, ConfigError
 from hostmesh_api.wire import CIPHERS_VARIABLE, NO_CIPHERS_BEFORE_TLS_1_3
 
+if TYPE_CHECKING:
+    from hostmesh_agent.evidence import Evidence
+    from hostmesh_api.joinstring import JoinString
+
+SSH_KEY: Final = Path("/etc/ssh/ssh_host_ed25519_key")
 DONE: Final = 0
 FAILED: Final = 1
 WRONG_CALL: Final = 2
@@ -30,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # gRPC's core writes lines of its own between ours; what fails reaches us as a status.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     os.environ[CIPHERS_VARIABLE] = NO_CIPHERS_BEFORE_TLS_1_3
+    _hide_tokens(sys.argv[1:] if arguments is None else arguments)
     sys.exit(call(arguments))
 
 
@@ -66,18 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     run = verbs.add_parser("run", help="run in the foreground, as the service manager does")
     run.set_defaults(verb=_run)
 
-    join = verbs.add_parser("join", help="trade a join string for this host's identity")
-    join.add_argument("string", metavar="STRING", help='as `hostmesh token create` prints it; "-" reads it from stdin')
-    join.add_argument("--name", default="", help="with the string of a group: name in the mesh (default: host name)")
-    join.add_argument(
-        "--address",
-        default="",
-        metavar="IP",
-        help="with the string of a group: address of this host, if others reach it at another one than the controller "
-        "sees it call from; the token must allow it",
-    )
-    join.add_argument("--force", action="store_true", help="replace an identity that this host already has")
-    join.set_defaults(verb=_join)
+    _add_join(verbs.add_parser("join", help="get this host's identity, for a join string or as an attested host"))
 
     leave = verbs.add_parser("leave", help="undo everything; the host is as it was")
     leave.add_argument("--purge", action="store_true", help="remove the state directory too, with Envoy's binary")
@@ -95,6 +91,44 @@ def _parser() -> argparse.ArgumentParser:
     ).set_defaults(verb=_capture_clear)
     capture_verbs.add_parser("resume", help="let the agent capture again").set_defaults(verb=_capture_resume)
     return parser
+
+
+def _add_join(join: argparse.ArgumentParser) -> None:
+    join.add_argument(
+        "string",
+        nargs="?",
+        metavar="STRING",
+        help='as `hostmesh token create` or `hostmesh join-string` prints it; "-" reads it from stdin; or HOST:PORT of '
+        "the controller's join port, with --root",
+    )
+    join.add_argument("--file", type=Path, metavar="FILE", help="read the string from a file")
+    join.add_argument(
+        "--root", type=Path, metavar="FILE", help="with HOST:PORT: the controller's root certificate, PEM"
+    )
+    join.add_argument(
+        "--attest",
+        choices=("token", "x509pop", "ssh", "aws", "gcp", "azure", "key-alone"),
+        default="token",
+        help="how this host proves who it is (default: by the token in the string)",
+    )
+    join.add_argument(
+        "--certificate", type=Path, metavar="FILE", help="x509pop: its chain, PEM; ssh: its -cert.pub file"
+    )
+    join.add_argument(
+        "--key", type=Path, metavar="FILE", help=f"x509pop: its key, PEM; ssh: its key (default: {SSH_KEY})"
+    )
+    join.add_argument("--metadata", metavar="URL", help="aws, gcp, azure: the metadata service, if not the usual one")
+    join.add_argument("--wait", action="store_true", help="wait until an operator has approved, where one must")
+    join.add_argument("--name", default="", help="with the string of a group: name in the mesh (default: host name)")
+    join.add_argument(
+        "--address",
+        default="",
+        metavar="IP",
+        help="with the string of a group: address of this host, if others reach it at another one than the controller "
+        "sees it call from; the token must allow it",
+    )
+    join.add_argument("--force", action="store_true", help="replace an identity that this host already has")
+    join.set_defaults(verb=_join)
 
 
 class _Version(argparse.Action):
@@ -143,15 +177,17 @@ def _join(options: argparse.Namespace, config: AgentConfig) -> int:
     import asyncio
 
     from hostmesh_agent import enrol, host, lock, log
+    from hostmesh_agent.evidence import EvidenceError
     from hostmesh_agent.state import State, StateError
-    from hostmesh_api.joinstring import JoinString
 
     log.configure("error")
-    text = sys.stdin.readline() if options.string == "-" else options.string
     try:
-        join_string = JoinString.decode(text.strip())
+        join_string = _join_string(options)
+        evidence = _evidence(options)
     except ValueError as error:
         return _say(str(error), WRONG_CALL)
+    if evidence is None and not join_string.token:
+        return _say("the join string has no token: say how this host proves who it is (--attest …)", WRONG_CALL)
     facts = host.facts(host.fixed_facts(), envoy_version="")
     state = State(config.state_dir)
     try:
@@ -165,15 +201,70 @@ def _join(options: argparse.Namespace, config: AgentConfig) -> int:
                 name=options.name,
                 address=options.address,
                 force=options.force,
+                evidence=evidence,
+                waiting=_tell if options.wait else None,
             )
             record = asyncio.run(joining)
     except lock.LockedError as error:
         return _say(f"{error}: stop it first", FAILED)
-    except (enrol.EnrolError, StateError) as error:
+    except (enrol.EnrolError, EvidenceError, StateError) as error:
         return _say(str(error), FAILED)
     print(f"joined as {record.identity.uri}")
     print("next: start the agent (hostmesh-agent run, or its service), then look at hostmesh-agent status")
     return DONE
+
+
+def _hide_tokens(arguments: Sequence[str]) -> None:
+    """Overwrite join strings in the command line, which every user of the host can read while this runs."""
+    for each in arguments:
+        if each.startswith("hm") and len(each) > len("hm1.") and not argv.hide(each):
+            print(
+                "hostmesh-agent: the join string can be read in /proc: use `join -` or `join --file`", file=sys.stderr
+            )
+
+
+def _join_string(options: argparse.Namespace) -> "JoinString":
+    """Return where to join; raise ValueError for what is no such thing."""
+    from hostmesh_api.joinstring import JoinString
+
+    if (options.string is None) == (options.file is None):
+        raise ValueError('give the join string, "-" to read it from stdin, or --file')
+    if options.root is not None:
+        import ssl
+
+        try:
+            root = ssl.PEM_cert_to_DER_cert(options.root.read_text(encoding="ascii"))
+        except OSError as error:
+            raise ValueError(f"{options.root}: cannot be read: {error.strerror}") from error
+        return JoinString((options.string or "",), root, "")
+    if options.file is not None:
+        try:
+            return JoinString.decode(options.file.read_text(encoding="ascii").strip())
+        except OSError as error:
+            raise ValueError(f"{options.file}: cannot be read: {error.strerror}") from error
+    return JoinString.decode((sys.stdin.readline() if options.string == "-" else options.string).strip())
+
+
+def _evidence(options: argparse.Namespace) -> "Evidence | None":
+    """Return what this host shows; None: a token. Raise ValueError where it cannot be told."""
+    from hostmesh_agent import evidence
+
+    if options.attest == "x509pop":
+        if options.certificate is None or options.key is None:
+            raise ValueError("--attest x509pop needs --certificate and --key")
+        return evidence.MachineCertificate(options.certificate, options.key)
+    if options.attest == "ssh":
+        return evidence.SshHostKey(options.key or SSH_KEY, options.certificate)
+    if options.attest == "key-alone":
+        return evidence.KeyAlone()
+    cloud = evidence.CLOUDS.get(options.attest)
+    if cloud is None:
+        return None
+    return cloud() if options.metadata is None else cloud(options.metadata)
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _leave(options: argparse.Namespace, config: AgentConfig) -> int:

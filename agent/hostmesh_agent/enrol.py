@@ -1,4 +1,4 @@
-"""The agent's calls to the controller that give it identities: join, renew, issue, leave.
+"""The agent's calls to the controller that give it identities: join, come back, renew, issue, leave.
 
 Keys are made here and never sent. What comes back is checked before anything is written.
 """
@@ -12,22 +12,27 @@ import grpc
 import structlog
 
 from hostmesh_agent import keyroom
+from hostmesh_agent.evidence import Evidence
 from hostmesh_agent.state import HostFiles, HostRecord, State, StateError
 from hostmesh_agent.svid import Svid, SvidError
 from hostmesh_api.identity import HostIdentity, WorkloadIdentity, parse_identity
 from hostmesh_api.joinstring import JoinString
+from hostmesh_api.proof import REATTEST, csr_digest, statement
 from hostmesh_api.v1.hostmesh_pb2 import (
+    ChallengeRequest,
     HostFacts,
     IssueWorkloadRequest,
     JoinRequest,
     JoinResponse,
     LeaveRequest,
+    ReattestRequest,
     RenewHostRequest,
 )
 from hostmesh_api.v1.hostmesh_pb2_grpc import EnrolmentStub, IdentityStub
+from hostmesh_api.wire import JOIN_PORT
 
 if TYPE_CHECKING:
-    from hostmesh_api.v1.hostmesh_pb2_grpc import IdentityAsyncStub  # exists in the stubs only
+    from hostmesh_api.v1.hostmesh_pb2_grpc import EnrolmentAsyncStub, IdentityAsyncStub  # exist in the stubs only
 
 CALL_TIMEOUT_S: Final = 15.0
 JOIN_ROUNDS: Final = 3
@@ -41,6 +46,9 @@ CHANNEL_OPTIONS: Final[Sequence[tuple[str, int]]] = (
     ("grpc.use_local_subchannel_pool", 1),
 )
 
+MAX_RETRY_S: Final = 300.0
+"""How seldom a host that waits for approval asks, whatever the controller says."""
+
 _RETRIED: Final = frozenset(
     {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED}
 )
@@ -52,6 +60,14 @@ class EnrolError(Exception):
     """The controller did not give what was asked for; the message says why and who must act."""
 
 
+class PendingError(EnrolError):
+    """An operator must approve this host first."""
+
+
+class RefusedError(EnrolError):
+    """The controller answered, and said no."""
+
+
 async def join(
     join_string: JoinString,
     state: State,
@@ -61,6 +77,8 @@ async def join(
     name: str = "",
     address: str = "",
     force: bool = False,
+    evidence: Evidence | None = None,
+    waiting: Callable[[str], None] | None = None,
     pause_s: float = ROUND_PAUSE_S,
 ) -> HostRecord:
     """Join the mesh: afterwards the state directory holds the host's identity. If it fails, it is as it was.
@@ -73,9 +91,12 @@ async def join(
         name: under which the host wants to be a member of a group; the token of a host names that host.
         address: of the host, where the controller sees it call from another one; the token must allow it.
         force: replace an identity that this host already has.
+        evidence: what proves who this host is; None: the token.
+        waiting: told what an operator must approve, while this waits for it; None: not to wait.
         pause_s: between rounds through the endpoints; doubled each time.
 
     Raises:
+        PendingError: an operator must approve, and nobody waits.
         EnrolError: refused, nobody reached, or the answer is not to be trusted.
         StateError: the host has joined already, or the disk refuses.
     """
@@ -86,18 +107,98 @@ async def join(
         pinned_pem = await asyncio.to_thread(keyroom.root_pem, join_string.root_der)
     except SvidError as error:
         raise EnrolError(str(error)) from error
-    key, csr_der = await asyncio.to_thread(keyroom.request)
-    request = JoinRequest(token=join_string.token, csr_der=csr_der, facts=facts, name=name, address=address)
+    key = await asyncio.to_thread(_own_key, state, evidence)
+    asked = JoinRequest(facts=facts, name=name, address=address)
     credentials = grpc.ssl_channel_credentials(root_certificates=pinned_pem)
 
     async def ask(channel: grpc.aio.Channel) -> JoinResponse:
-        return await EnrolmentStub(channel).Join(request, timeout=CALL_TIMEOUT_S)
+        return await _ask_to_join(EnrolmentStub(channel), asked, key, join_string.token, evidence)
 
-    answer = await _first(join_string.endpoints, credentials, ask, JOIN_ROUNDS, pause_s)
-    record, files = await asyncio.to_thread(_accept, answer, key, pinned_pem, now())
+    while True:
+        answer = await _first(join_string.endpoints, credentials, ask, JOIN_ROUNDS, pause_s)
+        if not answer.HasField("pending"):
+            break
+        await asyncio.to_thread(state.save_waiting_key, key)
+        shown = await asyncio.to_thread(keyroom.fingerprint, key)
+        said = f"key {shown} waits for an operator: hostmesh host approve {answer.pending.id}"
+        if waiting is None:
+            msg = f"this host's {said}; then join again (or join with --wait)"
+            raise PendingError(msg)
+        waiting(said)
+        await asyncio.sleep(min(max(answer.pending.retry_s * pause_s, 0), MAX_RETRY_S))
+    record, files, _ = await asyncio.to_thread(_accept, answer, key, pinned_pem, now())
     await asyncio.to_thread(state.save_joined, record, files)
+    await asyncio.to_thread(state.drop_waiting_key)
     _log.info("joined", host=record.host, trust_domain=record.trust_domain)
     return record
+
+
+def _own_key(state: State, evidence: Evidence | None) -> bytes:
+    """Return the key to join with: one that waits for approval, or a new one."""
+    kept = None if evidence is None else state.waiting_key()
+    return keyroom.request()[0] if kept is None else kept
+
+
+async def _ask_to_join(
+    stub: "EnrolmentAsyncStub", asked: JoinRequest, key: bytes, token: str, evidence: Evidence | None
+) -> JoinResponse:
+    request = JoinRequest()
+    request.CopyFrom(asked)
+    request.csr_der = await asyncio.to_thread(keyroom.request_for, key)
+    if evidence is None:
+        request.token = token
+    else:
+        digest = csr_digest(request.csr_der)
+        request.nonce = (await stub.Challenge(ChallengeRequest(csr_sha256=digest), timeout=CALL_TIMEOUT_S)).nonce
+        request.MergeFrom(await asyncio.to_thread(evidence.make, request.nonce, request.csr_der))
+    return await stub.Join(request, timeout=CALL_TIMEOUT_S)
+
+
+async def reattest(state: State, now: Callable[[], datetime]) -> Svid:
+    """Come back by the key of the last certificate, which nobody takes any more: it has ended, or its root is gone.
+
+    Raises:
+        RefusedError: the controller does not let this host back in.
+        EnrolError: nobody reached, or the answer is not to be trusted.
+        StateError: the state cannot be read or written.
+    """
+    record, files = state.host(), state.files()
+    key, csr_der = await asyncio.to_thread(keyroom.request)
+    credentials = grpc.ssl_channel_credentials(root_certificates=files.bundle_pem)
+
+    async def ask(opened: grpc.aio.Channel) -> JoinResponse:
+        stub = EnrolmentStub(opened)
+        asked = ChallengeRequest(csr_sha256=csr_digest(csr_der))
+        nonce = (await stub.Challenge(asked, timeout=CALL_TIMEOUT_S)).nonce
+        said = statement(REATTEST, nonce, csr_der)
+        serial, public, signature = await asyncio.to_thread(keyroom.proof, files.key_pem, files.chain_pem, said)
+        request = ReattestRequest(
+            host=record.host,
+            serial=serial,
+            public_key_der=public,
+            nonce=nonce,
+            signature=signature,
+            csr_der=csr_der,
+        )
+        return await stub.Reattest(request, timeout=CALL_TIMEOUT_S)
+
+    answer = await _first(join_endpoints(record), credentials, ask, 1, 0.0)
+    # The old roots need not vouch for the new chain, but they did for the connection that brought the new ones.
+    renewed, files, svid = await asyncio.to_thread(_accept, answer, key, answer.bundle_pem, now())
+    if renewed.identity != record.identity:
+        msg = f"the controller gave this host another name, {renewed.identity.uri}: its operator must act"
+        raise EnrolError(msg)
+    await asyncio.to_thread(state.save_renewed, files)
+    if renewed != record:
+        await asyncio.to_thread(state.save_host, renewed)
+    _log.info("host_reattested", serial=svid.serial, not_after=svid.not_after.isoformat())
+    return svid
+
+
+def join_endpoints(record: HostRecord) -> tuple[str, ...]:
+    """Return where this host comes back; hosts that joined an older controller were not told."""
+    guessed = (f"{each.rpartition(':')[0]}:{JOIN_PORT}" for each in record.agents_endpoints)
+    return record.join_endpoints or tuple(guessed)
 
 
 async def renew_host(state: State, now: Callable[[], datetime]) -> Svid:
@@ -174,7 +275,10 @@ async def _call(state: State, ask: "Callable[[IdentityAsyncStub], Awaitable[_T]]
         _, _, not_after = keyroom.validity(state.files().chain_pem)
         if not_after > now:
             raise
-        msg = f"this host's certificate ended at {not_after:%Y-%m-%d %H:%M} UTC: join again with --force ({error})"
+        msg = (
+            f"this host's certificate ended at {not_after:%Y-%m-%d %H:%M} UTC: a running agent comes back by itself; "
+            f"if that is refused, join again with --force ({error})"
+        )
         raise EnrolError(msg) from error
 
 
@@ -197,16 +301,17 @@ async def _first(
             except grpc.aio.AioRpcError as error:
                 if error.code() not in _RETRIED:
                     msg = f"{endpoint} refused ({error.code().name}): {error.details()}"
-                    raise EnrolError(msg) from error
+                    raise RefusedError(msg) from error
                 failures[endpoint] = error.details() or error.code().name
     tried = "; ".join(f"{endpoint}: {reason}" for endpoint, reason in failures.items())
     msg = f"no controller answered ({tried}): check the network, the addresses and that the controller runs"
     raise EnrolError(msg)
 
 
-def _accept(answer: JoinResponse, key: bytes, pinned_pem: bytes, now: datetime) -> tuple[HostRecord, HostFiles]:
+def _accept(answer: JoinResponse, key: bytes, pinned_pem: bytes, now: datetime) -> tuple[HostRecord, HostFiles, Svid]:
     """Check the answer to a join against what was pinned."""
-    record = HostRecord(answer.host, answer.trust_domain, tuple(answer.agents_endpoints))
+    joining = tuple(answer.join_endpoints)
+    record = HostRecord(answer.host, answer.trust_domain, tuple(answer.agents_endpoints), joining)
     try:
         identity = record.identity
     except ValueError as error:
@@ -219,7 +324,7 @@ def _accept(answer: JoinResponse, key: bytes, pinned_pem: bytes, now: datetime) 
     # What the pinned root does not vouch for today may still be a root of tomorrow: the bundle came over a connection
     # that the pinned root has authenticated.
     _checked(key, answer.chain_pem, answer.bundle_pem, identity, now)
-    return record, HostFiles(svid.key_pem, svid.chain_pem, answer.bundle_pem)
+    return record, HostFiles(svid.key_pem, svid.chain_pem, answer.bundle_pem), svid
 
 
 def _checked(key: bytes, chain: bytes, bundle: bytes, identity: WorkloadIdentity | HostIdentity, now: datetime) -> Svid:

@@ -93,6 +93,12 @@ class Identities:
         here = self.validities()
         return {name: why for name, why in self._missing.items() if name not in here}
 
+    def returned(self, svid: Svid) -> None:
+        """Take note that the host came back under a new certificate of its own: what could not be renewed can be."""
+        self._rotation.replaced(AGENT, _validity(svid))
+        self._host_renewed()
+        self._changed()
+
     async def apply(self, want: Wanted) -> None:
         """Put in place what can be had now, and keep trying for the rest.
 

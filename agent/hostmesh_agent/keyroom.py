@@ -49,6 +49,29 @@ def root_pem(root_der: bytes) -> bytes:
     return pem
 
 
+def request_for(key: bytes) -> bytes:
+    """See `keys.request_for`."""
+    csr_der: bytes = _room.work("request_for", key)
+    return csr_der
+
+
+def fingerprint(key: bytes) -> str:
+    """See `keys.fingerprint`."""
+    return str(_room.work("fingerprint", key))
+
+
+def machine_proof(key: bytes, chain: bytes, statement: bytes) -> tuple[list[bytes], bytes]:
+    """See `keys.machine_proof`."""
+    chain_der, signature = _room.work("machine_proof", key, chain, statement)
+    return chain_der, signature
+
+
+def proof(key: bytes, chain: bytes, statement: bytes) -> tuple[str, bytes, bytes]:
+    """See `keys.proof`."""
+    serial, public_key_der, signature = _room.work("proof", key, chain, statement)
+    return serial, public_key_der, signature
+
+
 def checked(key: bytes, chain: bytes, bundle: bytes, identity: WorkloadIdentity | HostIdentity, now: datetime) -> Svid:
     """See `keys.checked`."""
     svid: Svid = _room.work("checked", key, chain, bundle, identity, now)

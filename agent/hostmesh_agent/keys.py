@@ -3,6 +3,8 @@
 The agent calls these through `keyroom`, which keeps them out of its memory.
 """
 
+import base64
+import hashlib
 from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Final
@@ -10,11 +12,12 @@ from typing import Final
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
+    PublicFormat,
     load_pem_private_key,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -28,10 +31,14 @@ __all__ = [
     "belongs_together",
     "checked",
     "csr_der",
+    "fingerprint",
     "key_pem",
+    "machine_proof",
     "new_key",
+    "proof",
     "read_one_file",
     "request",
+    "request_for",
     "root_pem",
     "roots",
     "standing",
@@ -62,6 +69,66 @@ def request() -> tuple[bytes, bytes]:
     """Return a new key as PEM, and the request for its certificate."""
     key = new_key()
     return key_pem(key), csr_der(key)
+
+
+def request_for(key: bytes) -> bytes:
+    """Return the request for the certificate of a key that is there already.
+
+    Raises:
+        SvidError: the key cannot be read.
+    """
+    return csr_der(_load_key(key))
+
+
+def fingerprint(key: bytes) -> str:
+    """Return the fingerprint of a key as operators are shown it: of its public part, in SSH's manner.
+
+    Raises:
+        SvidError: the key cannot be read.
+    """
+    public = _load_key(key).public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return "SHA256:" + base64.b64encode(hashlib.sha256(public).digest()).rstrip(b"=").decode()
+
+
+def machine_proof(key: bytes, chain: bytes, statement: bytes) -> tuple[list[bytes], bytes]:
+    """Return a machine's chain, DER, leaf first, and its key's signature of the statement.
+
+    Raises:
+        SvidError: key or chain cannot be read, or the key is not the leaf's.
+    """
+    certificates = _load_chain(chain)
+    try:
+        private = load_pem_private_key(key, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        msg = f"the key cannot be read ({error})"
+        raise SvidError(msg) from error
+    if private.public_key() != certificates[0].public_key():
+        msg = "the key is not that of the first certificate"
+        raise SvidError(msg)
+    if isinstance(private, ec.EllipticCurvePrivateKey):
+        signature = private.sign(statement, ec.ECDSA(hashes.SHA256()))
+    elif isinstance(private, rsa.RSAPrivateKey):
+        salted = padding.PSS(padding.MGF1(hashes.SHA256()), padding.PSS.DIGEST_LENGTH)
+        signature = private.sign(statement, salted, hashes.SHA256())
+    elif isinstance(private, ed25519.Ed25519PrivateKey):
+        signature = private.sign(statement)
+    else:
+        msg = "the key is of a kind that hostmesh does not take: use ECDSA, RSA or Ed25519"
+        raise SvidError(msg)
+    # The root, if it is there, is of no use: the controller has its own.
+    sent = [each for each in certificates if each.subject != each.issuer] or certificates
+    return [each.public_bytes(Encoding.DER) for each in sent], signature
+
+
+def proof(key: bytes, chain: bytes, statement: bytes) -> tuple[str, bytes, bytes]:
+    """Return the leaf's serial (as in Svid), its public key (DER) and the key's signature of the statement.
+
+    Raises:
+        SvidError: key or chain cannot be read.
+    """
+    leaf = _load_chain(chain)[0]
+    public = leaf.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return f"{leaf.serial_number:032x}", public, _load_key(key).sign(statement, ec.ECDSA(hashes.SHA256()))
 
 
 def root_pem(root_der: bytes) -> bytes:

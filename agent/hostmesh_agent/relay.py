@@ -9,6 +9,7 @@ import os
 import random
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -98,6 +99,7 @@ class Relay:
         self._call: Upstream | None = None
         self._retry: asyncio.TimerHandle | None = None
         self._retry_first_s = self._retry_s = retry_first_s
+        self._hurry = asyncio.Event()
 
     def state(self) -> RelayState:
         """Return what is true now."""
@@ -131,7 +133,8 @@ class Relay:
         self._wake_envoy()
 
     def reconnect(self) -> None:
-        """End the present stream to the controller; a new one is opened with what `connect` gives then."""
+        """End the present stream to the controller, or the wait for one; a new one is opened by `connect`."""
+        self._hurry.set()
         if self._call is not None:
             self._call.cancel()
 
@@ -237,7 +240,13 @@ class Relay:
             wait_s = random.uniform(backoff_s / 2, backoff_s)  # noqa: S311 - jitter, not a secret
             _log.warning("controller not connected", reason=self._last_error, retry_in_s=round(wait_s, 1))
             impatience.start()
-            await asyncio.sleep(wait_s)
+            await self._pause(wait_s)
+
+    async def _pause(self, wait_s: float) -> None:
+        self._hurry.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await self._hurry.wait()
 
     def _cut_off(self) -> None:
         self._exchange.cut_off()

@@ -184,6 +184,13 @@ class Rotation:
         """Return what is known of each certificate that is kept."""
         return {name: renewal.validity for name, renewal in self._renewals.items()}
 
+    def replaced(self, name: str, validity: Validity) -> None:
+        """Take note that a certificate was replaced from outside, and that what failed may succeed now."""
+        if name in self._renewals:
+            self._renewals[name].validity = validity
+        self._failures.clear()
+        self._changed.set()
+
     async def run(self) -> None:
         """Renew what is due, until cancelled."""
         while True:

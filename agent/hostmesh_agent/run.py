@@ -13,7 +13,7 @@ import signal
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Final
 
@@ -53,6 +53,7 @@ from hostmesh_agent.policy_floor.floor import Floor
 from hostmesh_agent.probe_ways import Ways
 from hostmesh_agent.probes import Memory, Probes
 from hostmesh_agent.relay import Relay
+from hostmesh_agent.returning import Returning
 from hostmesh_agent.services import Listening
 from hostmesh_agent.state import State, StateError, keep_closed
 from hostmesh_agent.svid import Svid
@@ -77,6 +78,7 @@ _FIRST_PAUSE_S: Final = 0.05
 _LAST_PAUSE_S: Final = 2.0
 _LOOK_AT_ENVOY_S: Final = 1.0
 """How soon it is seen again whether Envoy has let go of an old certificate: it takes milliseconds."""
+_HOLDS_AFTER: Final = timedelta(seconds=2)
 _SWEEP_AFTER_S: Final = 60.0
 """Envoy drains listeners that went away; their certificates stay until then."""
 
@@ -191,6 +193,7 @@ class Agent:
         self._workload_api = (
             Serving(config, state, self._record, self._issue, now) if config.workload_api.enabled else None
         )
+        self._returning = Returning(state, self._holds_connection, now, self._identities.returned)
         self._reporter = report.Reporter(self._report, self._uplink.report, taken=self._taken)
         self._listening = Listening()
         memory = Memory(config.run_dir / "health.json", self._facts.boot_id)
@@ -222,6 +225,7 @@ class Agent:
                     "control": control.Control(self._config.control_socket, verbs).run(),
                     "relay": self._relay.run(),
                     "certificates": self._identities.run(),
+                    "returning": self._returning.run(),
                     "envoy": self._supervise(),
                     "converge": self._converge(),
                     "probes": self._probes.run(),
@@ -236,6 +240,11 @@ class Agent:
                 each.cancel()
         self._modules.close()
         log.info("agent ended; Envoy and capture stay as they are")
+
+    def _holds_connection(self) -> bool:
+        """Tell whether the controller takes our certificate: it refuses one a moment after the connection stands."""
+        state = self._relay.state()
+        return state.since is not None and now() - state.since >= _HOLDS_AFTER
 
     # Configuration
 
@@ -496,6 +505,7 @@ class Agent:
                 bootstrap_problem=self._next_envoy.problem,
                 workload_api=None if self._workload_api is None else self._workload_api.status(),
                 workload_api_problems=() if self._workload_api is None else tuple(self._workload_api.problems()),
+                returning_problem=self._returning.problem,
             ),
             now(),
         )

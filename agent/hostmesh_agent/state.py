@@ -6,6 +6,7 @@
 A host has joined if and only if host.json is there: it is written last and removed first.
 """
 
+import dataclasses
 import json
 import os
 import secrets
@@ -23,6 +24,7 @@ from hostmesh_api.identity import HostIdentity
 
 MAX_FILE_BYTES: Final = 1 << 20
 _NEXT_KEY: Final = "key.next.pem"
+_WAITING_KEY: Final = "waiting.key.pem"
 _REJOIN: Final = "join again with a new join string (hostmesh-agent join --force)"
 
 
@@ -36,11 +38,16 @@ class NotJoinedError(StateError):
 
 @dataclass(frozen=True, slots=True)
 class HostRecord:
-    """What host.json says. `agents_endpoints` is `host:port` of the controllers' agents' port, best first."""
+    """What host.json says.
+
+    `agents_endpoints` is `host:port` of the controllers' agents' port, best first; `join_endpoints` of the port where
+    hosts join, and come back after a long absence.
+    """
 
     host: str
     trust_domain: str
     agents_endpoints: tuple[str, ...]
+    join_endpoints: tuple[str, ...] = ()
 
     @property
     def identity(self) -> HostIdentity:
@@ -111,11 +118,6 @@ class State:
             StateError: the disk refuses.
         """
         staging, old = self.directory / "identity.new", self.directory / "identity.old"
-        document = {
-            "host": record.host,
-            "trust_domain": record.trust_domain,
-            "agents_endpoints": record.agents_endpoints,
-        }
         with _explained(self.directory):
             self._prepare()
             self._remove_drafts()
@@ -131,7 +133,7 @@ class State:
                 self._identity.rename(old)
             staging.rename(self._identity)
             fsync_directory(self.directory)
-            write_private(self._host, json.dumps(document, indent=1).encode() + b"\n")
+            write_private(self._host, _host_document(record))
             if old.exists():
                 shutil.rmtree(old)
 
@@ -151,6 +153,41 @@ class State:
             write_private(self._identity / "chain.pem", files.chain_pem)
             self._adopt_next_key()
 
+    def waiting_key(self) -> bytes | None:
+        """Return the key with which this host waits for approval, PEM; None if it does not.
+
+        Raises:
+            StateError: the file is open to others, or damaged.
+        """
+        try:
+            return read_private(self.directory / _WAITING_KEY)
+        except FileNotFoundError:
+            return None
+
+    def save_waiting_key(self, key_pem: bytes) -> None:
+        """Keep the key with which this host waits for approval: the operator approves this one and no other.
+
+        Raises:
+            StateError: the disk refuses.
+        """
+        with _explained(self.directory):
+            self._prepare()
+            write_private(self.directory / _WAITING_KEY, key_pem)
+
+    def drop_waiting_key(self) -> None:
+        """Forget the key with which this host waited."""
+        with _explained(self.directory):
+            (self.directory / _WAITING_KEY).unlink(missing_ok=True)
+
+    def save_host(self, record: HostRecord) -> None:
+        """Replace what is known of the controllers: they may have moved.
+
+        Raises:
+            StateError: the disk refuses.
+        """
+        with _explained(self.directory):
+            write_private(self._host, _host_document(record))
+
     def save_bundle(self, bundle_pem: bytes) -> None:
         """Replace the roots that the host trusts the controller by."""
         with _explained(self._identity):
@@ -160,6 +197,7 @@ class State:
         """Remove the host's identity: it has not joined any more."""
         with _explained(self.directory):
             self._host.unlink(missing_ok=True)
+            (self.directory / _WAITING_KEY).unlink(missing_ok=True)
             for name in ("identity", "identity.new", "identity.old"):
                 with suppress(FileNotFoundError):
                     shutil.rmtree(self.directory / name)
@@ -309,11 +347,16 @@ def _explained(path: Path) -> Iterator[None]:
         raise StateError(msg) from error
 
 
+def _host_document(record: HostRecord) -> bytes:
+    return json.dumps(dataclasses.asdict(record), indent=1).encode() + b"\n"
+
+
 def _host_record(document: Any) -> HostRecord:
     endpoints = tuple(document["agents_endpoints"])
-    if not endpoints or not all(isinstance(each, str) for each in endpoints):
+    joining = tuple(document.get("join_endpoints", ()))
+    if not endpoints or not all(isinstance(each, str) for each in (*endpoints, *joining)):
         msg = "agents_endpoints is not a list of host:port"
         raise ValueError(msg)
-    record = HostRecord(document["host"], document["trust_domain"], endpoints)
+    record = HostRecord(document["host"], document["trust_domain"], endpoints, joining)
     _ = record.identity  # raises ValueError for names that are none
     return record

@@ -52,6 +52,8 @@ class Facts:
     workload_api: Mapping[str, Any] | None = None
     """What it serves and where; None: the owner of the host does not want it."""
     workload_api_problems: Sequence[str] = ()
+    returning_problem: str = ""
+    """Why this host, whose certificate is not taken any more, cannot come back."""
 
 
 def capture_wanted(config: AgentConfig) -> str:
@@ -82,6 +84,7 @@ def document(facts: Facts, now: datetime) -> dict[str, Any]:
             "since": _time(relay.since),
             "last_error": relay.last_error,
             "reports": facts.report_failing or "delivered",
+            "returning": facts.returning_problem,
         },
         "certificates": _certificates(facts.validities, facts.missing),
         "envoy": {
@@ -146,6 +149,8 @@ def _problems(facts: Facts, now: datetime) -> Iterator[str]:
     relay, envoy = facts.relay, facts.envoy
     if not relay.connected:
         yield f"the controller is not connected: {relay.last_error or 'not reached yet'}"
+        if facts.returning_problem:
+            yield facts.returning_problem
     elif facts.report_failing:
         yield f"reports are not delivered: {facts.report_failing}"
     if relay.lost:

@@ -31,7 +31,7 @@ class JoinString:
     Attributes:
         endpoints: `host:port` (`[v6]:port`) of the controllers' join port, in order of preference; at least one.
         root_der: the root certificate, DER.
-        token: the one-time join token; a secret, not shown by repr.
+        token: the one-time join token; a secret, not shown by repr. "": the host proves who it is by evidence.
     """
 
     endpoints: tuple[str, ...]
@@ -44,8 +44,8 @@ class JoinString:
             raise ValueError(msg)
         for endpoint in self.endpoints:
             _require_endpoint(endpoint)
-        if _TOKEN.fullmatch(self.token) is None:
-            msg = "a join token has 1 to 255 characters out of A-Z a-z 0-9 _ -"
+        if self.token and _TOKEN.fullmatch(self.token) is None:
+            msg = "a join token has at most 255 characters out of A-Z a-z 0-9 _ -"
             raise ValueError(msg)
         if not 1 <= len(self.root_der) <= 0xFFFF:
             msg = f"a root certificate of {len(self.root_der)} bytes does not fit a join string"

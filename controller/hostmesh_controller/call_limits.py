@@ -10,10 +10,9 @@ import grpc
 import structlog
 from google.protobuf.message import DecodeError
 
-from hostmesh_controller.connections import source_of
 from hostmesh_controller.limits import Limits
 from hostmesh_controller.peers import Context, caller_of, peer_address
-from hostmesh_controller.rates import Rates
+from hostmesh_controller.rates import Rates, source_of
 
 _log: Final = structlog.get_logger(__name__)
 
@@ -124,7 +123,8 @@ async def _refuse(context: Context, message: str) -> NoReturn:
 
 def for_join(limits: Limits, now_s: Callable[[], float] = time.monotonic) -> LimitCalls:
     """Return the limits of the join port: of each address, since nobody has a name there yet."""
-    rates = {"Join": Rates(limits.joins_per_minute)}
+    attempts = Rates(limits.joins_per_minute)
+    rates = {"Join": attempts, "Reattest": attempts, "Challenge": Rates(limits.joins_per_minute)}
     policy = Policy(_address, rates, limits.calls_per_host, {"Join": limits.join_message_bytes})
     return LimitCalls(policy, now_s)
 

@@ -1,4 +1,4 @@
-"""Counts agents' calls: joins by result, certificates by what they are for."""
+"""Counts agents' calls: joins by attestor and result, certificates by what they are for."""
 
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
@@ -7,7 +7,7 @@ import grpc
 
 from hostmesh_controller.metrics import Metrics
 
-_CERTIFICATES: Final = {"Join": "host", "RenewHost": "host", "IssueWorkload": "workload"}
+_CERTIFICATES: Final = {"Join": "host", "Reattest": "host", "RenewHost": "host", "IssueWorkload": "workload"}
 
 if TYPE_CHECKING:
     # Generic in the stubs alone.
@@ -38,10 +38,10 @@ class CountCalls(Interceptor):
             result = "failed"
             try:
                 response = await answer(request, context)
-                result = "ok"
+                result = "pending" if method == "Join" and response.HasField("pending") else "ok"
                 return response
             finally:
-                self._count(method, result, context)
+                self._count(method, _attestor(method, request), result, context)
 
         return grpc.unary_unary_rpc_method_handler(
             counted,
@@ -49,11 +49,18 @@ class CountCalls(Interceptor):
             response_serializer=handler.response_serializer,
         )
 
-    def _count(self, method: str, result: str, context: Any) -> None:
+    def _count(self, method: str, attestor: str, result: str, context: Any) -> None:
         if result == "ok":
             self._metrics.certificates_issued.labels(_CERTIFICATES[method]).inc()
-        else:
+        elif result == "failed":
             code = context.code()
             result = code.name.lower() if isinstance(code, grpc.StatusCode) else "failed"
-        if method == "Join":
-            self._metrics.join_attempts.labels(result).inc()
+        if attestor:
+            self._metrics.join_attempts.labels(attestor, result).inc()
+
+
+def _attestor(method: str, request: Any) -> str:
+    """Return what proves who joins; "" for those who have joined."""
+    if method == "Join":
+        return request.WhichOneof("evidence") or "token"
+    return "last_certificate" if method == "Reattest" else ""

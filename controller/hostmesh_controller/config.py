@@ -4,6 +4,7 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from difflib import get_close_matches
 from ipaddress import ip_address
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Final, Literal, cast, get_args
 from hostmesh_api.dialling import parse_blocks
 from hostmesh_api.wire import ADMIN_PORT, AGENTS_PORT, JOIN_PORT
 from hostmesh_controller.client_rules import ClientRule, parse_clients
+from hostmesh_controller.config_attest import Attestation, attestation
 from hostmesh_controller.limits import Limits, limit_ranges
 
 DEFAULT_PATH: Final = Path("/etc/hostmesh/controller.toml")
@@ -132,6 +134,7 @@ class Config:
     log: Log = field(default_factory=Log)
     clones: Clones = field(default_factory=Clones)
     calls: Calls = field(default_factory=Calls)
+    attest: Attestation = field(default_factory=Attestation)
     root_namespace: str = "istio-system"
     mesh_config: Path | None = None
     """Istio's mesh configuration as a plain YAML file, beneath the MeshConfig object; None: there is no such file."""
@@ -216,6 +219,7 @@ def _config(reader: "_Reader", own_addresses: Sequence[str]) -> Config:
             allow_cidrs=reader.blocks("jwks.allow_cidrs"),
             ca_file=reader.optional_path("jwks.ca_file"),
         ),
+        attest=attestation(reader),
         log=Log(level=reader.choice("log.level", "info", LOG_LEVELS)),
         root_namespace=reader.dns_name("root_namespace", "istio-system"),
         mesh_config=reader.optional_path("mesh_config"),
@@ -261,10 +265,7 @@ class _Reader:
     def _get(self, path: str, kind: type, what: str) -> object | None:
         table, _, key = path.rpartition(".")
         self._known.setdefault(table, set()).add(key)
-        holder: object = self._document
-        if table:
-            self._known[""].add(table)
-            holder = self._document.get(table, {})
+        holder: object = self._table(table)
         if not isinstance(holder, Mapping) or key not in holder:
             return None
         value = holder[key]
@@ -272,6 +273,59 @@ class _Reader:
             self._problem(path, f"must be {what}, not {value!r}")
             return None
         return value
+
+    def _table(self, path: str) -> object:
+        """Return the table at a dotted path, an empty one if it is not there, and what stands there if it is none."""
+        holder: object = self._document
+        above = ""
+        for name in path.split(".") if path else ():
+            self._known.setdefault(above, set()).add(name)
+            holder = holder.get(name, {}) if isinstance(holder, Mapping) else {}
+            above = f"{above}.{name}" if above else name
+        return holder
+
+    def has(self, table: str) -> bool:
+        """Tell whether the file has the table, be it empty."""
+        above, _, name = table.rpartition(".")
+        self._table(table)
+        holder = self._table(above)
+        return isinstance(holder, Mapping) and name in holder
+
+    def refuse(self, path: str, message: str) -> None:
+        """Take note that a setting cannot be as it is."""
+        self._problem(path, message)
+
+    def duration(self, path: str, default: timedelta, most: timedelta) -> timedelta:
+        """Return a time such as "30d", "12h", "90m" or "45s"; "0" is none."""
+        value = self.text(path, "")
+        if not value:
+            return default
+        match = re.fullmatch(r"(0|[1-9][0-9]{0,7})([smhd]?)", value)
+        if match is None or (match[2] == "" and match[1] != "0"):
+            self._problem(path, f"'{value}' is not a time such as '30d', '12h', '90m' or '45s'; '0' is none")
+            return default
+        found = int(match[1]) * timedelta(seconds={"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}[match[2]])
+        if found > most:
+            self._problem(path, f"must be at most {most.days} days, not '{value}'")
+        return found
+
+    def texts(self, path: str) -> tuple[str, ...]:
+        """Return a list of strings; nothing if it is not there."""
+        value = self._get(path, list, "a list of strings")
+        if not isinstance(value, list):
+            return ()
+        for item in value:
+            if not isinstance(item, str) or not item:
+                self._problem(path, f"{item!r} is not a string")
+        return tuple(str(item) for item in value)
+
+    def paths(self, path: str) -> tuple[Path, ...]:
+        """Return a list of absolute paths; nothing if it is not there."""
+        found = tuple(map(Path, self.texts(path)))
+        for each in found:
+            if not each.is_absolute():
+                self._problem(path, f"must be absolute paths, not '{each}'")
+        return found
 
     def text(self, path: str, default: str) -> str:
         value = self._get(path, str, "a string")
@@ -371,8 +425,8 @@ class _Reader:
         return Admin(ca, clients)
 
     def refuse_unknown(self) -> None:
-        for table, known in self._known.items():
-            holder = self._document.get(table, {}) if table else self._document
+        for table, known in list(self._known.items()):
+            holder = self._table(table)
             if not isinstance(holder, Mapping):
                 self._problem(table, f"must be a table: write [{table}]")
                 continue

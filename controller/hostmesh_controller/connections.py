@@ -7,22 +7,9 @@ import socket
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from ipaddress import IPv6Address, ip_address
-from typing import Any, Final
+from typing import Any
 
-_NOT_PER_HOST: Final = 64
-"""Bits of an IPv6 address that a network gets; whoever has one has all addresses of it."""
-
-
-def source_of(address: str) -> str:
-    """Return what counts as one caller: an IPv4 address, the /64 of an IPv6 address; "" for what is no address."""
-    try:
-        parsed = ip_address(address.partition("%")[0])
-    except ValueError:
-        return ""
-    if not isinstance(parsed, IPv6Address):
-        return str(parsed)
-    return str(parsed.ipv4_mapped or IPv6Address(int(parsed) >> _NOT_PER_HOST << _NOT_PER_HOST))
+from hostmesh_controller.rates import source_of
 
 
 class Places:

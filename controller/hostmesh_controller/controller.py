@@ -11,7 +11,7 @@ import gc
 import signal
 import ssl
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -30,9 +30,11 @@ from hostmesh_api.v1.hostmesh_pb2_grpc import (
 )
 from hostmesh_api.wire import VIP4, VIP6
 from hostmesh_controller import authority_files, call_limits, listen, mesh, rotation
+from hostmesh_controller.admission import Admission
 from hostmesh_controller.api.app import create_app
 from hostmesh_controller.api.parts import Parts
 from hostmesh_controller.api.principals import LocalSocket
+from hostmesh_controller.attest.evidence import Attestor
 from hostmesh_controller.audit import keep_bounded
 from hostmesh_controller.authority import Authority, AuthorityError
 from hostmesh_controller.authority_cacerts import CaCerts
@@ -49,6 +51,8 @@ from hostmesh_controller.key_fetcher import KeyFetcher
 from hostmesh_controller.mesh.selection import identity_of
 from hostmesh_controller.mesh_file import load_mesh_file
 from hostmesh_controller.metrics import Metrics, Reading, build_version
+from hostmesh_controller.model.hosts import HostSpec
+from hostmesh_controller.model.objects import ObjectKey
 from hostmesh_controller.observations import Observations
 from hostmesh_controller.outbound_http import OutboundHttp
 from hostmesh_controller.peers import Peers
@@ -60,6 +64,7 @@ from hostmesh_controller.server import AdsServer
 from hostmesh_controller.state_dir import claimed
 from hostmesh_controller.store import Store
 from hostmesh_controller.store.sqlite import open_store
+from hostmesh_controller.trusted import attestors
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -147,6 +152,7 @@ class Controller:
     observations: Observations = field(init=False)
     ready: bool = False
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    _attestors: Mapping[str, Attestor] = field(init=False)
 
     def __post_init__(self) -> None:
         settings = mesh.Settings(
@@ -173,6 +179,7 @@ class Controller:
             self.roots_changed.set,
             utc_now,
         )
+        self._attestors = attestors(self.config.attest.trust, self._ssh_keys_of)
 
     async def run(self) -> None:
         """Listen and serve until told to stop."""
@@ -278,7 +285,7 @@ class Controller:
         peers = Peers(self.store, self.config.trust_domain, registered, utc_now, registrar.enrolments, quarantine)
         calls = [CountCalls(self.metrics)]
 
-        agents = listen.grpc_server(listen.agents_options(limits), [*calls, call_limits.for_agents(limits)])
+        agents = listen.grpc_server(listen.agents_options(limits), [call_limits.for_agents(limits), *calls])
         ads = AdsServer(self.hub, peers.name_of, quarantine.seen, call_limits.StreamBytes(limits).take)
         agents.add_generic_rpc_handlers((ads.handler(),))
         add_IdentityServicer_to_server(IdentityServicer(issuing, peers, self._identities_on), agents)
@@ -295,12 +302,26 @@ class Controller:
         agents_credentials = self.certificate.credentials(client_certificates=True)
         listen.open_grpc(agents, self.config.listen.agents, "listen.agents", agents_credentials)
 
-        join = listen.grpc_server(listen.join_options(limits), [*calls, call_limits.for_join(limits)])
-        agents_endpoints = called_at(self.config.listen.agents, self.config.addresses)
-        add_EnrolmentServicer_to_server(EnrolmentServicer(issuing, agents_endpoints), join)
+        join = listen.grpc_server(listen.join_options(limits), [call_limits.for_join(limits), *calls])
+        add_EnrolmentServicer_to_server(self._enrolment(issuing), join)
         join_credentials = self.certificate.credentials(client_certificates=False)
         listen.open_grpc(join, self.config.listen.join, "listen.join", join_credentials)
         return agents, join
+
+    def _enrolment(self, issuing: Issuing) -> EnrolmentServicer:
+        attest, addresses = self.config.attest, self.config.addresses
+        admission = Admission(self.store, self.registrar, self._attestors, attest.trust, utc_now)
+        return EnrolmentServicer(
+            issuing,
+            admission,
+            called_at(self.config.listen.agents, addresses),
+            called_at(self.config.listen.join, addresses),
+            attest.reattest_within,
+        )
+
+    def _ssh_keys_of(self, host: str) -> Sequence[str]:
+        found = self.registrar.get(ObjectKey("Host", "", host))
+        return found.spec.ssh_host_keys if found is not None and isinstance(found.spec, HostSpec) else ()
 
     def _identities_on(self, host: str) -> frozenset[str]:
         found = self.hub.mesh.workloads_of(host)

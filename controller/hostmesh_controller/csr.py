@@ -4,11 +4,14 @@ Subject, names, extensions and CA:TRUE of a request are never looked at. What a 
 and by the registry.
 """
 
+import base64
+import hashlib
 from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 MAX_CSR_BYTES: Final = 4096
 """A P-384 request without extras has about 300 bytes."""
@@ -20,6 +23,16 @@ _CURVES: Final = (ec.SECP256R1, ec.SECP384R1)
 
 class CsrError(Exception):
     """The request cannot be used; the message is for the peer."""
+
+
+def key_digest(key: ec.EllipticCurvePublicKey) -> str:
+    """Return what records keep of a public key: SHA-256 of its SubjectPublicKeyInfo, in hexadecimal."""
+    return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+
+
+def fingerprint(digest: str) -> str:
+    """Return a digest (hexadecimal) as people are shown it."""
+    return "SHA256:" + base64.b64encode(bytes.fromhex(digest)).rstrip(b"=").decode()
 
 
 def public_key_of(csr_der: bytes) -> ec.EllipticCurvePublicKey:

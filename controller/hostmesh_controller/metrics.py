@@ -73,8 +73,8 @@ class Metrics:
         )
         self.join_attempts = Counter(
             "hostmesh_controller_join_attempts",
-            "Attempts to join, by result.",
-            ["result"],
+            "Attempts to join and to come back, by what proved who it was and by result.",
+            ["attestor", "result"],
             registry=self._registry,
         )
         self.denials_not_kept = Counter(

@@ -1,10 +1,13 @@
 """How often somebody may do something: a bucket for each, filled steadily. Pure: the clock is an argument."""
 
 from collections import OrderedDict
+from ipaddress import IPv6Address, ip_address
 from typing import Final
 
 _MAX_KEYS: Final = 100_000
 """Buckets that are kept: 20 MiB. Whoever is forgotten begins with a full one."""
+_NOT_PER_HOST: Final = 64
+"""Bits of an IPv6 address that a network gets; whoever has one has all addresses of it."""
 
 
 class Rates:
@@ -32,3 +35,14 @@ class Rates:
         if len(self._buckets) > self._max_keys:
             self._buckets.popitem(last=False)
         return allowed
+
+
+def source_of(address: str) -> str:
+    """Return what counts as one caller: an IPv4 address, the /64 of an IPv6 address; "" for what is no address."""
+    try:
+        parsed = ip_address(address.partition("%")[0])
+    except ValueError:
+        return ""
+    if not isinstance(parsed, IPv6Address):
+        return str(parsed)
+    return str(parsed.ipv4_mapped or IPv6Address(int(parsed) >> _NOT_PER_HOST << _NOT_PER_HOST))

@@ -465,6 +465,7 @@ class Registrar:
         await asyncio.to_thread(self._store.forget_host, host)
         await self._enrolments.end(host)
         await asyncio.to_thread(self._store.drop_host_state, host)
+        await asyncio.to_thread(self._store.forget_instances, host)
         self._states.forget(host)
         self.host_changed(host)
 

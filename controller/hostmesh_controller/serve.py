@@ -60,6 +60,8 @@ def run(config: ConfigPath = None) -> None:
     os.umask(0o077)
     try:
         asyncio.run(serve(loaded))
+    except ConfigError as error:
+        _fail("\n".join(error.problems))
     except (AuthorityError, ListenError, StateDirError, StoreError, UnreadableError) as error:
         _fail(str(error))
     except BaseExceptionGroup as group:
@@ -95,6 +97,7 @@ def check(config: ConfigPath = None) -> None:
         ("jwks.refresh_s", loaded.jwks.refresh_s),
         ("jwks.allow_cidrs", ", ".join(loaded.jwks.allow_cidrs) or "none"),
         ("jwks.ca_file", loaded.jwks.ca_file or "none"),
+        ("attest.reattest_within", loaded.attest.reattest_within),
         ("log.level", loaded.log.level),
         ("root_namespace", loaded.root_namespace),
         ("mesh_config", loaded.mesh_config or "none"),

@@ -42,15 +42,15 @@ class TokenStore(Protocol):
 
 
 def new_token(
-    host: str, now: datetime, life: timedelta = DEFAULT_LIFE, created_by: str = ""
+    host: str, now: datetime, life: timedelta = DEFAULT_LIFE, created_by: str = "", *, allowed: Sequence[str] = ()
 ) -> tuple[str, TokenRecord]:
-    """Make a join token for `host`.
+    """Make a join token for `host`; `allowed` are CIDR blocks from which alone it works.
 
     Returns:
         the token, to be shown once and never kept, and the record for Store.add_token.
 
     Raises:
-        ValueError: no host, or a life that is not within (0, 24 h].
+        ValueError: no host, a life that is not within (0, 24 h], or what is no CIDR block.
     """
     if not host:
         msg = "a join token is bound to a host: name it"
@@ -66,6 +66,7 @@ def new_token(
         expires_at=now + life,
         host=host,
         created_by=created_by,
+        allowed=blocks_of(allowed),
     )
     return token, record
 
@@ -101,19 +102,27 @@ def new_group_token(
     if max_joins is not None and max_joins < 1:
         msg = f"at least one host must be able to join, not {max_joins}"
         raise ValueError(msg)
+    pool = "/".join(group)
+    token, record = new_token(pool, now, MAX_LIFE, created_by, allowed=allowed)
+    return token, replace(record, host="", pool=pool, expires_at=now + life, max_joins=max_joins)
+
+
+def blocks_of(allowed: Sequence[str]) -> str:
+    """Return CIDR blocks as a record keeps them.
+
+    Raises:
+        ValueError: too many, or what is none.
+    """
     if len(allowed) > MAX_ALLOWED:
         msg = f"a token has at most {MAX_ALLOWED} blocks of addresses, not {len(allowed)}"
         raise ValueError(msg)
-    token, record = new_token("/".join(group), now, MAX_LIFE, created_by)
-    blocks = ",".join(str(ip_network(each.strip())) for each in allowed)
-    pool = "/".join(group)
-    return token, replace(record, host="", pool=pool, expires_at=now + life, max_joins=max_joins, allowed=blocks)
+    return ",".join(str(ip_network(each.strip())) for each in allowed)
 
 
 def allows(token: TokenRecord, address: str) -> bool:
-    """Tell whether a host of the address may join a group with the token."""
+    """Tell whether a host of the address ("": it is not known) may join with the token."""
     blocks = [ip_network(each) for each in token.allowed.split(",") if each]
-    return not blocks or any(ip_address(address) in each for each in blocks)
+    return not blocks or (bool(address) and any(ip_address(address) in each for each in blocks))
 
 
 def digest(token: str) -> bytes:

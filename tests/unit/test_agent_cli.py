@@ -2,14 +2,17 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import pki
 from hostmesh_agent import cli, lock
 from hostmesh_agent.lock import LockedError
+from hostmesh_api.joinstring import JoinString
 
 
 @pytest.fixture
@@ -81,3 +84,79 @@ def test_one_agent_holds_a_state_directory_and_the_lock_ends_with_it(tmp_path: P
         other.kill()
         with lock.held(tmp_path, 20):
             pass
+
+
+# Joining
+
+
+def started(config: Path, *words: str, text_in: str | None = None) -> "subprocess.Popen[str]":
+    environment = {**os.environ, "PYTHONPATH": ":".join(each for each in sys.path if each)}
+    command = [sys.executable, "-c", "from hostmesh_agent.cli import main; main()", "--config", str(config), "join"]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([*command, *words], stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment)
+    if text_in is not None and process.stdin is not None:
+        process.stdin.write(text_in)
+        process.stdin.close()
+    return process
+
+
+def test_the_token_cannot_be_read_in_the_command_line_while_the_agent_joins(config: Path, tmp_path: Path) -> None:
+    root = pki.new_authority(tmp_path / "authority").root_der
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        where = f"127.0.0.1:{silent.getsockname()[1]}"
+        text = JoinString((where,), root, "s" * 43).encode()
+        with started(config, text, "--name", "web-1") as joining:
+            silent.settimeout(20)
+            connection, _ = silent.accept()  # the agent calls: it is at work
+            shown = Path(f"/proc/{joining.pid}/cmdline").read_bytes()
+            joining.kill()
+            connection.close()
+    assert text.encode() not in shown
+    assert text[4:40].encode() not in shown
+    words = shown.split(b"\0")
+    assert words[-4] == b"x" * len(text)
+    assert words[-3:] == [b"--name", b"web-1", b""]
+
+
+def test_a_join_string_comes_from_a_file_or_from_stdin_as_well(config: Path, tmp_path: Path) -> None:
+    root = pki.new_authority(tmp_path / "authority").root_der
+    text = JoinString(("127.0.0.1:1",), root, "").encode()
+    (tmp_path / "string").write_text(text + "\n")
+    for words, text_in in ((("-",), text + "\n"), (("--file", str(tmp_path / "string")), None)):
+        with started(config, *words, text_in=text_in) as joining:
+            assert joining.wait(30) == 2
+            assert joining.stderr is not None
+            assert "the join string has no token: say how this host proves who it is" in joining.stderr.read()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), 'give the join string, "-" to read it from stdin, or --file'),
+        (("STRING", "--file", "/x"), 'give the join string, "-" to read it from stdin, or --file'),
+        (("--file", "/none/x"), "/none/x: cannot be read: No such file"),
+        (("STRING", "--attest", "x509pop"), "--attest x509pop needs --certificate and --key"),
+        (("nonsense", "--root", "ROOT"), "endpoint 'nonsense' is not host:port"),
+        (("127.0.0.1:1", "--root", "/none/x"), "/none/x: cannot be read"),
+        (("127.0.0.1:1", "--root", "ROOT"), "has no token"),
+    ],
+)
+def test_a_join_that_cannot_be_says_why(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], said: str
+) -> None:
+    authority = pki.new_authority(tmp_path / "authority")
+    (tmp_path / "root.pem").write_bytes(authority.bundle_pem)
+    string = JoinString(("127.0.0.1:1",), authority.root_der, "").encode()
+    stands = {"STRING": string, "ROOT": str(tmp_path / "root.pem")}
+    assert cli.call(["--config", str(config), "join", *(stands.get(each, each) for each in words)]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_evidence_is_made_only_when_a_controller_has_asked_for_it(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    authority = pki.new_authority(tmp_path / "authority")
+    string = JoinString(("127.0.0.1:1",), authority.root_der, "").encode()
+    words = ["join", string, "--attest", "ssh", "--key", str(tmp_path / "none")]
+    assert cli.call(["--config", str(config), *words]) == 1
+    assert "no controller answered" in capsys.readouterr().err

@@ -145,7 +145,7 @@ async def test_a_host_joins_is_configured_becomes_ready_and_is_removed(controlle
             assert status["types"][LISTENER_TYPE]["acked_at"]
             text = (await client.get("/metrics")).text
             assert "hostmesh_controller_connected_proxies 1.0" in text
-            assert 'hostmesh_controller_join_attempts_total{result="ok"} 1.0' in text
+            assert 'hostmesh_controller_join_attempts_total{attestor="token",result="ok"} 1.0' in text
             assert 'hostmesh_controller_acks_total{type="Listener"}' in text
 
             assert (await client.delete("/v1/hosts/web", params={"workloads": "true"})).status_code == 200
@@ -225,7 +225,10 @@ async def test_a_join_string_works_once_and_a_workloads_certificate_only_where_i
         assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
         # The refusal is on its way before the call is counted.
         async with asyncio.timeout(START_S):
-            while 'join_attempts_total{result="permission_denied"} 1.0' not in (await client.get("/metrics")).text:
+            while (
+                'join_attempts_total{attestor="token",result="permission_denied"} 1.0'
+                not in (await client.get("/metrics")).text
+            ):
                 pass
         async with agent.channel() as channel:
             stub: Any = IdentityStub(channel)

@@ -140,7 +140,7 @@ async def test_a_token_of_a_group_says_what_it_is_for(app: App) -> None:
         ({"group": "web"}, 404, "there is no WorkloadGroup 'web'"),
         ({"group": "default/web", "host": "vm-1"}, 422, "name one of host and group"),
         ({}, 422, "name one of host and group"),
-        ({"host": "vm-1", "max_joins": 2}, 422, "are for a group"),
+        ({"host": "vm-1", "max_joins": 2}, 422, "is for a group"),
         ({"host": "vm-1", "ttl_s": 86_400 * 2}, 422, "lives for at most"),
         ({"group": "default/web", "allowed_addresses": ["x"]}, 422, "does not appear to be an IPv4 or IPv6 network"),
     ],
@@ -169,7 +169,7 @@ async def test_a_member_is_shown_with_its_group_and_its_health(app: App) -> None
     [
         ((), "name the HOST that may join, or the --group"),
         (("vm-1", "--group", "default/web"), "name the HOST that may join, or the --group"),
-        (("vm-1", "--max-joins", "2"), "are for a --group"),
+        (("vm-1", "--max-joins", "2"), "is for a --group"),
     ],
 )
 def test_a_token_is_asked_for_a_host_or_for_a_group(words: tuple[str, ...], said: str) -> None:

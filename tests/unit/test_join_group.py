@@ -26,14 +26,14 @@ def group_token(controller: Controller, **more: Any) -> str:
     return token
 
 
-async def join(controller: Controller, token: str, hostname: str = "vm-1", **asked: str) -> JoinResponse:
+async def join(controller: Controller, token: str, hostname: str = "vm-1", **asked: Any) -> JoinResponse:
     credentials = grpc.ssl_channel_credentials(controller.authority.bundle_pem)
     request = JoinRequest(token=token, csr_der=csr_der(new_key()), facts=HostFacts(hostname=hostname), **asked)
     async with grpc.aio.secure_channel(f"127.0.0.1:{controller.join_port}", credentials) as channel:
         return await EnrolmentStub(channel).Join(request, timeout=TIMEOUT_S)
 
 
-async def refused(controller: Controller, token: str, hostname: str = "vm-1", **asked: str) -> str:
+async def refused(controller: Controller, token: str, hostname: str = "vm-1", **asked: Any) -> str:
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await join(controller, token, hostname, **asked)
     return f"{raised.value.code().name}: {raised.value.details()}"

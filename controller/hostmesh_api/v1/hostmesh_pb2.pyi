@@ -28,6 +28,13 @@ class JoinRequest(_message.Message):
     FACTS_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
+    X509POP_FIELD_NUMBER: _builtins.int
+    SSH_FIELD_NUMBER: _builtins.int
+    AWS_FIELD_NUMBER: _builtins.int
+    GCP_FIELD_NUMBER: _builtins.int
+    AZURE_FIELD_NUMBER: _builtins.int
+    KEY_ALONE_FIELD_NUMBER: _builtins.int
+    NONCE_FIELD_NUMBER: _builtins.int
     token: _builtins.str
     csr_der: _builtins.bytes
     """PKCS #10, DER. Only its public key is used."""
@@ -35,8 +42,22 @@ class JoinRequest(_message.Message):
     """For the token of a group alone, which names no host. The name that the host wants; "" for its host name."""
     address: _builtins.str
     """The address that the host wants; "" for the one from which the controller sees it call."""
+    aws: _builtins.bytes
+    """An instance identity document of AWS: the PKCS #7 of .../instance-identity/rsa2048."""
+    gcp: _builtins.str
+    """An identity token of a GCP instance: a JWT in the full format."""
+    azure: _builtins.bytes
+    """The attested document of an Azure instance: PKCS #7."""
+    key_alone: _builtins.bool
+    """Nothing but the key of the request: an operator compares its fingerprint and approves."""
+    nonce: _builtins.bytes
+    """What Challenge answered; evidence is made for it."""
     @_builtins.property
     def facts(self) -> Global___HostFacts: ...
+    @_builtins.property
+    def x509pop(self) -> Global___X509Evidence: ...
+    @_builtins.property
+    def ssh(self) -> Global___SshEvidence: ...
     def __init__(
         self,
         *,
@@ -45,14 +66,155 @@ class JoinRequest(_message.Message):
         facts: Global___HostFacts | None = ...,
         name: _builtins.str = ...,
         address: _builtins.str = ...,
+        x509pop: Global___X509Evidence | None = ...,
+        ssh: Global___SshEvidence | None = ...,
+        aws: _builtins.bytes = ...,
+        gcp: _builtins.str = ...,
+        azure: _builtins.bytes = ...,
+        key_alone: _builtins.bool = ...,
+        nonce: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["facts", b"facts"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["aws", b"aws", "azure", b"azure", "evidence", b"evidence", "facts", b"facts", "gcp", b"gcp", "key_alone", b"key_alone", "ssh", b"ssh", "x509pop", b"x509pop"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "csr_der", b"csr_der", "facts", b"facts", "name", b"name", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "aws", b"aws", "azure", b"azure", "csr_der", b"csr_der", "evidence", b"evidence", "facts", b"facts", "gcp", b"gcp", "key_alone", b"key_alone", "name", b"name", "nonce", b"nonce", "ssh", b"ssh", "token", b"token", "x509pop", b"x509pop"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_evidence: _TypeAlias = _typing.Literal["x509pop", "ssh", "aws", "gcp", "azure", "key_alone"]  # noqa: Y015
+    _WhichOneofArgType_evidence: _TypeAlias = _typing.Literal["evidence", b"evidence"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_evidence) -> _WhichOneofReturnType_evidence | None: ...
+
+Global___JoinRequest: _TypeAlias = JoinRequest  # noqa: Y015
+
+@_typing.final
+class X509Evidence(_message.Message):
+    """A machine's existing certificate, and a signature of its key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHAIN_DER_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    signature: _builtins.bytes
+    @_builtins.property
+    def chain_der(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Leaf first, then intermediates, without the root."""
+
+    def __init__(
+        self,
+        *,
+        chain_der: _abc.Iterable[_builtins.bytes] | None = ...,
+        signature: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain_der", b"chain_der", "signature", b"signature"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___JoinRequest: _TypeAlias = JoinRequest  # noqa: Y015
+Global___X509Evidence: _TypeAlias = X509Evidence  # noqa: Y015
+
+@_typing.final
+class SshEvidence(_message.Message):
+    """A host's SSH key, as a certificate if it has one, and what `ssh-keygen -Y sign -n hostmesh` makes with it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    certificate: _builtins.str
+    """One line of a .pub file; "" where the signature's own key is pinned."""
+    signature: _builtins.str
+    def __init__(
+        self,
+        *,
+        certificate: _builtins.str = ...,
+        signature: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "signature", b"signature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SshEvidence: _TypeAlias = SshEvidence  # noqa: Y015
+
+@_typing.final
+class ChallengeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CSR_SHA256_FIELD_NUMBER: _builtins.int
+    csr_sha256: _builtins.bytes
+    """SHA-256 of the certificate request (DER) that will come with the evidence."""
+    def __init__(
+        self,
+        *,
+        csr_sha256: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["csr_sha256", b"csr_sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChallengeRequest: _TypeAlias = ChallengeRequest  # noqa: Y015
+
+@_typing.final
+class ChallengeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NONCE_FIELD_NUMBER: _builtins.int
+    VALID_S_FIELD_NUMBER: _builtins.int
+    nonce: _builtins.bytes
+    valid_s: _builtins.int
+    def __init__(
+        self,
+        *,
+        nonce: _builtins.bytes = ...,
+        valid_s: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nonce", b"nonce", "valid_s", b"valid_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChallengeResponse: _TypeAlias = ChallengeResponse  # noqa: Y015
+
+@_typing.final
+class ReattestRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    SERIAL_FIELD_NUMBER: _builtins.int
+    PUBLIC_KEY_DER_FIELD_NUMBER: _builtins.int
+    NONCE_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    CSR_DER_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    serial: _builtins.str
+    """Of its last certificate: 32 hexadecimal digits."""
+    public_key_der: _builtins.bytes
+    """Of that certificate: SubjectPublicKeyInfo, DER."""
+    nonce: _builtins.bytes
+    signature: _builtins.bytes
+    """By that key."""
+    csr_der: _builtins.bytes
+    """For the new one."""
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+        serial: _builtins.str = ...,
+        public_key_der: _builtins.bytes = ...,
+        nonce: _builtins.bytes = ...,
+        signature: _builtins.bytes = ...,
+        csr_der: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["csr_der", b"csr_der", "host", b"host", "nonce", b"nonce", "public_key_der", b"public_key_der", "serial", b"serial", "signature", b"signature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReattestRequest: _TypeAlias = ReattestRequest  # noqa: Y015
 
 @_typing.final
 class JoinResponse(_message.Message):
@@ -63,6 +225,8 @@ class JoinResponse(_message.Message):
     CHAIN_PEM_FIELD_NUMBER: _builtins.int
     BUNDLE_PEM_FIELD_NUMBER: _builtins.int
     AGENTS_ENDPOINTS_FIELD_NUMBER: _builtins.int
+    JOIN_ENDPOINTS_FIELD_NUMBER: _builtins.int
+    PENDING_FIELD_NUMBER: _builtins.int
     host: _builtins.str
     """The identity the controller chose for the host."""
     trust_domain: _builtins.str
@@ -74,6 +238,14 @@ class JoinResponse(_message.Message):
     def agents_endpoints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """host:port of the agents' port (mutual TLS), in order of preference."""
 
+    @_builtins.property
+    def join_endpoints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """host:port of the join port (server TLS), in order of preference: where the host comes back after a long absence."""
+
+    @_builtins.property
+    def pending(self) -> Global___JoinPending:
+        """Set: an operator has to approve first, and nothing else is set. Ask again with the same key."""
+
     def __init__(
         self,
         *,
@@ -82,14 +254,42 @@ class JoinResponse(_message.Message):
         chain_pem: _builtins.bytes = ...,
         bundle_pem: _builtins.bytes = ...,
         agents_endpoints: _abc.Iterable[_builtins.str] | None = ...,
+        join_endpoints: _abc.Iterable[_builtins.str] | None = ...,
+        pending: Global___JoinPending | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["pending", b"pending"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agents_endpoints", b"agents_endpoints", "bundle_pem", b"bundle_pem", "chain_pem", b"chain_pem", "host", b"host", "trust_domain", b"trust_domain"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agents_endpoints", b"agents_endpoints", "bundle_pem", b"bundle_pem", "chain_pem", b"chain_pem", "host", b"host", "join_endpoints", b"join_endpoints", "pending", b"pending", "trust_domain", b"trust_domain"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___JoinResponse: _TypeAlias = JoinResponse  # noqa: Y015
+
+@_typing.final
+class JoinPending(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    KEY_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    RETRY_S_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    key_fingerprint: _builtins.str
+    """Of the key of the request: "SHA256:" and base64, as the operator is shown it."""
+    retry_s: _builtins.int
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        key_fingerprint: _builtins.str = ...,
+        retry_s: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "key_fingerprint", b"key_fingerprint", "retry_s", b"retry_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JoinPending: _TypeAlias = JoinPending  # noqa: Y015
 
 @_typing.final
 class RenewHostRequest(_message.Message):

@@ -40,6 +40,16 @@ class EnrolmentStub(object):
                 request_serializer=hostmesh__api_dot_v1_dot_hostmesh__pb2.JoinRequest.SerializeToString,
                 response_deserializer=hostmesh__api_dot_v1_dot_hostmesh__pb2.JoinResponse.FromString,
                 _registered_method=True)
+        self.Challenge = channel.unary_unary(
+                '/hostmesh.v1.Enrolment/Challenge',
+                request_serializer=hostmesh__api_dot_v1_dot_hostmesh__pb2.ChallengeRequest.SerializeToString,
+                response_deserializer=hostmesh__api_dot_v1_dot_hostmesh__pb2.ChallengeResponse.FromString,
+                _registered_method=True)
+        self.Reattest = channel.unary_unary(
+                '/hostmesh.v1.Enrolment/Reattest',
+                request_serializer=hostmesh__api_dot_v1_dot_hostmesh__pb2.ReattestRequest.SerializeToString,
+                response_deserializer=hostmesh__api_dot_v1_dot_hostmesh__pb2.JoinResponse.FromString,
+                _registered_method=True)
 
 
 class EnrolmentServicer(object):
@@ -53,12 +63,37 @@ class EnrolmentServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Challenge(self, request, context):
+        """A nonce for evidence to be made for. It is good once, for a short while, with one certificate request.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Reattest(self, request, context):
+        """A host that was away until its certificate ended, or until nobody trusts its issuer any more, comes back: it proves
+        that it holds the key of its last certificate.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EnrolmentServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Join': grpc.unary_unary_rpc_method_handler(
                     servicer.Join,
                     request_deserializer=hostmesh__api_dot_v1_dot_hostmesh__pb2.JoinRequest.FromString,
+                    response_serializer=hostmesh__api_dot_v1_dot_hostmesh__pb2.JoinResponse.SerializeToString,
+            ),
+            'Challenge': grpc.unary_unary_rpc_method_handler(
+                    servicer.Challenge,
+                    request_deserializer=hostmesh__api_dot_v1_dot_hostmesh__pb2.ChallengeRequest.FromString,
+                    response_serializer=hostmesh__api_dot_v1_dot_hostmesh__pb2.ChallengeResponse.SerializeToString,
+            ),
+            'Reattest': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reattest,
+                    request_deserializer=hostmesh__api_dot_v1_dot_hostmesh__pb2.ReattestRequest.FromString,
                     response_serializer=hostmesh__api_dot_v1_dot_hostmesh__pb2.JoinResponse.SerializeToString,
             ),
     }
@@ -89,6 +124,60 @@ class Enrolment(object):
             target,
             '/hostmesh.v1.Enrolment/Join',
             hostmesh__api_dot_v1_dot_hostmesh__pb2.JoinRequest.SerializeToString,
+            hostmesh__api_dot_v1_dot_hostmesh__pb2.JoinResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Challenge(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hostmesh.v1.Enrolment/Challenge',
+            hostmesh__api_dot_v1_dot_hostmesh__pb2.ChallengeRequest.SerializeToString,
+            hostmesh__api_dot_v1_dot_hostmesh__pb2.ChallengeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reattest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hostmesh.v1.Enrolment/Reattest',
+            hostmesh__api_dot_v1_dot_hostmesh__pb2.ReattestRequest.SerializeToString,
             hostmesh__api_dot_v1_dot_hostmesh__pb2.JoinResponse.FromString,
             options,
             channel_credentials,

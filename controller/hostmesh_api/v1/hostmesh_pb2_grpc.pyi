@@ -35,6 +35,12 @@ class EnrolmentStub:
     def __new__(cls, channel: _aio.Channel) -> EnrolmentAsyncStub: ...
     Join: _grpc.UnaryUnaryMultiCallable[_hostmesh_pb2.JoinRequest, _hostmesh_pb2.JoinResponse]
     """Trade a join token for a host identity. The token of a host works once, the token of a group for many hosts."""
+    Challenge: _grpc.UnaryUnaryMultiCallable[_hostmesh_pb2.ChallengeRequest, _hostmesh_pb2.ChallengeResponse]
+    """A nonce for evidence to be made for. It is good once, for a short while, with one certificate request."""
+    Reattest: _grpc.UnaryUnaryMultiCallable[_hostmesh_pb2.ReattestRequest, _hostmesh_pb2.JoinResponse]
+    """A host that was away until its certificate ended, or until nobody trusts its issuer any more, comes back: it proves
+    that it holds the key of its last certificate.
+    """
 
 @_typing.type_check_only
 class EnrolmentAsyncStub(EnrolmentStub):
@@ -43,6 +49,12 @@ class EnrolmentAsyncStub(EnrolmentStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Join: _aio.UnaryUnaryMultiCallable[_hostmesh_pb2.JoinRequest, _hostmesh_pb2.JoinResponse]  # type: ignore[assignment]
     """Trade a join token for a host identity. The token of a host works once, the token of a group for many hosts."""
+    Challenge: _aio.UnaryUnaryMultiCallable[_hostmesh_pb2.ChallengeRequest, _hostmesh_pb2.ChallengeResponse]  # type: ignore[assignment]
+    """A nonce for evidence to be made for. It is good once, for a short while, with one certificate request."""
+    Reattest: _aio.UnaryUnaryMultiCallable[_hostmesh_pb2.ReattestRequest, _hostmesh_pb2.JoinResponse]  # type: ignore[assignment]
+    """A host that was away until its certificate ended, or until nobody trusts its issuer any more, comes back: it proves
+    that it holds the key of its last certificate.
+    """
 
 class EnrolmentServicer(metaclass=_abc_1.ABCMeta):
     """Served with server TLS only, on the join port: a host that joins has no certificate yet."""
@@ -54,6 +66,24 @@ class EnrolmentServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_hostmesh_pb2.JoinResponse, _abc.Awaitable[_hostmesh_pb2.JoinResponse]]:
         """Trade a join token for a host identity. The token of a host works once, the token of a group for many hosts."""
+
+    @_abc_1.abstractmethod
+    def Challenge(
+        self,
+        request: _hostmesh_pb2.ChallengeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hostmesh_pb2.ChallengeResponse, _abc.Awaitable[_hostmesh_pb2.ChallengeResponse]]:
+        """A nonce for evidence to be made for. It is good once, for a short while, with one certificate request."""
+
+    @_abc_1.abstractmethod
+    def Reattest(
+        self,
+        request: _hostmesh_pb2.ReattestRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hostmesh_pb2.JoinResponse, _abc.Awaitable[_hostmesh_pb2.JoinResponse]]:
+        """A host that was away until its certificate ended, or until nobody trusts its issuer any more, comes back: it proves
+        that it holds the key of its last certificate.
+        """
 
 def add_EnrolmentServicer_to_server(servicer: EnrolmentServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

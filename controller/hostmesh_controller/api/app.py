@@ -19,6 +19,7 @@ from hostmesh_controller.api import (
     objects,
     observed,
     operations,
+    pending,
     proxies,
     tokens,
 )
@@ -33,6 +34,7 @@ ROUTERS: Final = (
     objects.router,
     tokens.router,
     hosts.router,
+    pending.router,
     proxies.router,
     explain.router,
     authority.router,

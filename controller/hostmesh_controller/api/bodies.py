@@ -53,7 +53,7 @@ class DeleteRequest(Documents):
 
 
 class TokenRequest(Request):
-    """For a host, or for the hosts of a group ("namespace/name"), of which the last two fields alone tell."""
+    """For a host, or for the hosts of a group ("namespace/name"), which alone can be told how many may join."""
 
     host: str = ""
     group: str = ""
@@ -65,8 +65,8 @@ class TokenRequest(Request):
     def _fits(self) -> "TokenRequest":
         if bool(self.host) == bool(self.group):
             raise ValueError("name one of host and group")
-        if self.host and (self.max_joins is not None or self.allowed_addresses):
-            raise ValueError("max_joins and allowed_addresses are for a group: the token of a host works once")
+        if self.host and self.max_joins is not None:
+            raise ValueError("max_joins is for a group: the token of a host works once")
         if self.host and self.ttl_s > MAX_JOIN_TTL_S:
             raise ValueError(f"the token of a host lives for at most {MAX_JOIN_TTL_S} s")
         return self
@@ -115,6 +115,7 @@ class RegisterRequest(Request):
     labels: dict[str, str] = Field(default_factory=dict)
     ports: list[NamedPort] = Field(default_factory=list)
     workload: str | None = None
+    ssh_host_keys: list[str] = Field(default_factory=list)
     ttl_s: Annotated[int, Field(ge=10, le=MAX_JOIN_TTL_S)] = 900
 
 

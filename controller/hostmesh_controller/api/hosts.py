@@ -91,6 +91,8 @@ def registration(request: RegisterRequest) -> list[dict[str, Any]]:
         "metadata": {"name": request.host},
         "spec": {"addresses": request.addresses},
     }
+    if request.ssh_host_keys:
+        host["spec"]["sshHostKeys"] = request.ssh_host_keys
     if not request.ports and request.workload is None:
         # Without a workload nothing else tells where its short names resolve.
         if request.namespace is not None:

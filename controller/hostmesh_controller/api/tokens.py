@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+from collections.abc import Sequence
 from datetime import timedelta
 from http import HTTPStatus
 from typing import Any, Final
@@ -36,7 +37,7 @@ async def create_token(request: TokenRequest, parts: Using, who: Admin) -> dict[
     if not parts.registrar.registered(request.host):
         message = f"host {request.host!r} is not registered; do so with: hostmesh register {request.host} --address IP"
         raise ApiError(HTTPStatus.NOT_FOUND, "not_found", message)
-    return await join_string(parts, who, request.host, request.ttl_s)
+    return await join_string(parts, who, request.host, request.ttl_s, request.allowed_addresses)
 
 
 @router.get("/tokens")
@@ -95,9 +96,15 @@ async def revoke_api_token(token_id: str, parts: Using, who: Admin) -> dict[str,
     return {"id": token_id, "revoked": True}
 
 
-async def join_string(parts: Parts, who: Principal, host: str, ttl_s: int) -> dict[str, Any]:
+async def join_string(
+    parts: Parts, who: Principal, host: str, ttl_s: int, allowed: Sequence[str] = ()
+) -> dict[str, Any]:
     """Make a token for a host and wrap it up with all that the host needs to join."""
-    return await _keep(parts, *new_token(host, parts.now(), timedelta(seconds=ttl_s), who.actor))
+    try:
+        token, record = new_token(host, parts.now(), timedelta(seconds=ttl_s), who.actor, allowed=allowed)
+    except ValueError as error:
+        raise ApiError(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid", str(error)) from error
+    return await _keep(parts, token, record)
 
 
 async def _group_join_string(parts: Parts, who: Principal, request: TokenRequest) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from hostmesh_controller.cli import (
     mtls,
     objects,
     operations,
+    pending,
     proxies,
     tokens,
     translate,
@@ -99,8 +100,12 @@ def connect(
 documents.register(app)
 app.command("get")(objects.get)
 app.command("register")(hosts.register)
+hosts.app.command("pending")(pending.pending)
+hosts.app.command("approve")(pending.approve)
+hosts.app.command("deny")(pending.deny)
 app.add_typer(hosts.app, name="host")
 app.add_typer(jwks.app, name="jwks")
+app.command("join-string")(pending.join_string)
 app.add_typer(proxies.app, name="proxy")
 app.add_typer(tokens.join_tokens, name="token")
 app.add_typer(tokens.api_tokens, name="api-token")

@@ -29,6 +29,13 @@ def register(
     workload: Annotated[
         str | None, typer.Option(metavar="NAME", help="Name of the workload; the host's unless given.")
     ] = None,
+    ssh_host_key: Annotated[
+        list[str],
+        typer.Option(
+            metavar="SHA256:…",
+            help="Fingerprint of an SSH host key by which it may join, as `ssh-keygen -lf` shows it.",
+        ),
+    ] = [],  # noqa: B006 - typer copies it
     ttl: Annotated[str, typer.Option(metavar="TIME", help="How long the join string can be used.")] = "15m",
     output: Output = Format.TABLE,
 ) -> None:
@@ -42,6 +49,7 @@ def register(
         "labels": dict(_pair(each, "--label") for each in label),
         "ports": [_port(each) for each in port],
         "workload": workload,
+        "ssh_host_keys": ssh_host_key,
         "ttl_s": seconds_of(ttl),
     }
     result = connection.post("/v1/register", body)

@@ -40,8 +40,8 @@ def create_join(
         list[str],
         typer.Option(
             metavar="CIDR",
-            help="Where a member's address must be; it may then name one itself (hostmesh-agent join --address). "
-            "Unless given, a member has the address from which it joins.",
+            help="Where the host must join from. A member of a group may then name its address itself (hostmesh-agent "
+            "join --address); unless given, it has the one from which it joins.",
         ),
     ] = [],  # noqa: B006 - typer copies it
     output: Output = Format.TABLE,
@@ -50,13 +50,13 @@ def create_join(
     connection: Connection = ctx.obj
     if (host is None) == (group is None):
         raise typer.BadParameter("name the HOST that may join, or the --group whose members may")
-    if host is not None and (max_joins is not None or allow_address):
-        raise typer.BadParameter("--max-joins and --allow-address are for a --group: a host joins once, as registered")
-    body: dict[str, Any] = {"ttl_s": seconds_of(ttl)}
+    if host is not None and max_joins is not None:
+        raise typer.BadParameter("--max-joins is for a --group: a host joins once")
+    body: dict[str, Any] = {"ttl_s": seconds_of(ttl), "allowed_addresses": allow_address}
     if host is not None:
         body["host"] = host
     else:
-        body |= {"group": group, "max_joins": max_joins, "allowed_addresses": allow_address}
+        body |= {"group": group, "max_joins": max_joins}
     result = connection.post("/v1/tokens", body)
     if output is not Format.TABLE:
         emit(result, output)

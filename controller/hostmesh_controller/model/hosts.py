@@ -1,5 +1,6 @@
 """Host: a machine of the mesh (hostmesh.io/v1)."""
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
@@ -39,6 +40,13 @@ def _outbound_identity(value: str) -> str:
         return check_outbound_identity(value)
 
 
+def _fingerprint(value: str) -> str:
+    with as_fault("ssh-host-key"):
+        if re.fullmatch(r"SHA256:[A-Za-z0-9+/]{43}", value) is None:
+            raise ValueError(f"{value!r} is no fingerprint; write SHA256:… as `ssh-keygen -lf KEY.pub` shows it")
+    return value
+
+
 class HostCapture(Spec):
     """What leaves through Envoy: `mesh`, only what goes to destinations known to the mesh; `all`, every connection."""
 
@@ -58,7 +66,8 @@ class HostSpec(Spec):
     `namespace` is where short names resolve (None: that of its workloads if all are in one, else "default").
     `outbound_identity` is the identity under which its programs call others. `locality` is `region/zone/subzone`
     ("": that of its workloads if they share one). `workload_namespaces` are those whose editors may place workloads on
-    it ("*": all); administrators may place any.
+    it ("*": all); administrators may place any. `ssh_host_keys` are fingerprints of the SSH host keys by which it may
+    join.
     """
 
     addresses: Annotated[tuple[IpAddress, ...], Field(max_length=64)] = ()
@@ -69,3 +78,4 @@ class HostSpec(Spec):
     workload_namespaces: Annotated[
         tuple[Annotated[str, AfterValidator(_namespace_or_all)], ...], Field(max_length=1024)
     ] = ()
+    ssh_host_keys: Annotated[tuple[Annotated[str, AfterValidator(_fingerprint)], ...], Field(max_length=16)] = ()

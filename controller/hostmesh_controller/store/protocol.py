@@ -17,7 +17,9 @@ from hostmesh_controller.store.records import (
     Document,
     EnrolmentRecord,
     HostState,
+    InstanceRecord,
     JwksRecord,
+    PendingRecord,
     PortKey,
     Put,
     RefusedWrite,
@@ -122,6 +124,30 @@ class Store(Protocol):
 
     def drop_enrolments(self, ids: Collection[str]) -> None:
         """Forget enrolments."""
+        ...
+
+    def pending(self) -> list[PendingRecord]:
+        """Return the hosts that wait for approval, those decided about too, oldest first."""
+        ...
+
+    def put_pending(self, entry: PendingRecord) -> None:
+        """Keep an entry, in place of one with its id."""
+        ...
+
+    def decide_pending(self, entry_id: str, decision: str, actor: str, now: datetime) -> PendingRecord | None:
+        """Decide about a host that waits, once; None if there is none of that id, or somebody was quicker."""
+        ...
+
+    def drop_pending(self, ids: Sequence[str]) -> None:
+        """Forget entries."""
+        ...
+
+    def claim_instance(self, instance: InstanceRecord) -> InstanceRecord:
+        """Make the machine this host's, if it is nobody's; return whose it is. Of all who try, one gets it."""
+        ...
+
+    def forget_instances(self, host: str) -> None:
+        """Let the machines of a host join anew, as anybody."""
         ...
 
     def put_host_state(self, host: str, state: HostState) -> None:

@@ -103,13 +103,47 @@ class TokenRecord:
 
 @dataclass(frozen=True, slots=True)
 class CertificateRecord:
-    """A leaf certificate that was issued to a host or to a workload on it; `serial` in hexadecimal."""
+    """A leaf certificate that was issued to a host or to a workload on it; `serial` in hexadecimal.
+
+    `key_sha256` is of its public key (SubjectPublicKeyInfo, DER), in hexadecimal; "" in records of older versions.
+    """
 
     serial: str
     spiffe_id: str
     host: str
     not_after: datetime
     issued_at: datetime
+    key_sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PendingRecord:
+    """A host that waits for an operator. What is approved is its key; `key_sha256` is its digest (hexadecimal).
+
+    `attestor` vouches for it, by `summary`. `decision` is "", "approved" or "denied". `seen_at` is when it last asked.
+    """
+
+    id: str
+    host: str
+    attestor: str
+    key_sha256: str
+    address: str
+    summary: str
+    asked_at: datetime
+    seen_at: datetime
+    decision: str = ""
+    decided_at: datetime | None = None
+    decided_by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceRecord:
+    """A machine that any program on it can prove to be on: it joined once, as this host, with this key."""
+
+    subject: str
+    host: str
+    key_sha256: str
+    joined_at: datetime
 
 
 class Denial(StrEnum):

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError, StatementError
 
 from hostmesh_controller.model.objects import ObjectKey
-from hostmesh_controller.store import enrolments, objects, observations, runtime, secrets
+from hostmesh_controller.store import attested, enrolments, objects, observations, runtime, secrets
 from hostmesh_controller.store.records import (
     ApiTokenRecord,
     AuditQuery,
@@ -24,7 +24,9 @@ from hostmesh_controller.store.records import (
     Document,
     EnrolmentRecord,
     HostState,
+    InstanceRecord,
     JwksRecord,
+    PendingRecord,
     PortKey,
     Put,
     RefusedWrite,
@@ -182,6 +184,30 @@ class SqlStore:
     def drop_enrolments(self, ids: Collection[str]) -> None:
         with self._write() as connection:
             enrolments.drop_enrolments(connection, ids)
+
+    def pending(self) -> list[PendingRecord]:
+        with self._read() as connection:
+            return attested.read_pending(connection)
+
+    def put_pending(self, entry: PendingRecord) -> None:
+        with self._write() as connection:
+            attested.write_pending(connection, entry)
+
+    def decide_pending(self, entry_id: str, decision: str, actor: str, now: datetime) -> PendingRecord | None:
+        with self._write() as connection:
+            return attested.decide(connection, entry_id, decision, actor, now)
+
+    def drop_pending(self, ids: Sequence[str]) -> None:
+        with self._write() as connection:
+            attested.drop_pending(connection, ids)
+
+    def claim_instance(self, instance: InstanceRecord) -> InstanceRecord:
+        with self._write() as connection:
+            return attested.claim(connection, instance)
+
+    def forget_instances(self, host: str) -> None:
+        with self._write() as connection:
+            attested.forget_instances(connection, host)
 
     def put_host_state(self, host: str, state: HostState) -> None:
         with self._write() as connection:

@@ -114,6 +114,32 @@ certificates = Table(
     Column("host", String(253), nullable=False, index=True),
     Column("not_after", UtcTime, nullable=False, index=True),
     Column("issued_at", UtcTime, nullable=False),
+    Column("key_sha256", String(64), nullable=False, server_default=""),
+)
+
+pending = Table(
+    "pending",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("host", String(253), nullable=False),
+    Column("attestor", String(32), nullable=False),
+    Column("key_sha256", String(64), nullable=False),
+    Column("address", String(63), nullable=False),
+    Column("summary", Text, nullable=False),
+    Column("asked_at", UtcTime, nullable=False),
+    Column("seen_at", UtcTime, nullable=False),
+    Column("decision", String(16), nullable=False),
+    Column("decided_at", UtcTime),
+    Column("decided_by", Text, nullable=False),
+)
+
+instances = Table(
+    "instances",
+    metadata,
+    Column("subject", String(512), primary_key=True),
+    Column("host", String(253), nullable=False, index=True),
+    Column("key_sha256", String(64), nullable=False),
+    Column("joined_at", UtcTime, nullable=False),
 )
 
 enrolments = Table(

@@ -11,13 +11,17 @@ from checking import codes, findings, istio, workload
 from golden.objects import mesh_of, obj
 from hostmesh_api import wire
 from hostmesh_controller import xds
+from hostmesh_controller.explain.call import Call
+from hostmesh_controller.explain.routing import takes
 from hostmesh_controller.mesh import Mesh, update
 from hostmesh_controller.model import KINDS, from_document, kind_named, read_document
 from hostmesh_controller.model.faults import path_text
+from hostmesh_controller.model.http_match import HttpMatch
 from hostmesh_controller.model.jwks import MAX_BYTES, NOBODYS, JwksError, read_jwks
 from hostmesh_controller.model.routing_claims import routing_claim
 from hostmesh_controller.xds.extension_types import Direction, Traffic
 from hostmesh_controller.xds.jwt import authentication_of
+from hostmesh_controller.xds.route_match import path_match
 from signing import Signer, key_set
 
 Body = dict[str, Any]
@@ -323,3 +327,12 @@ def test_routes_by_claims_that_nobody_verifies_are_warned_of() -> None:
     assert codes(routes, edge + gateway + policy(inline(ONE), namespace="istio-system")) == []
     other = policy(inline(ONE), ", selector: {matchLabels: {app: other}}", namespace="edge")
     assert len(codes(routes, edge + gateway + other)) == 1
+
+
+def test_a_call_that_is_explained_has_no_claims() -> None:
+    claims = {"@request.auth.claims.role": {"exact": "admin"}}
+    call = Call("http", "db", 80)
+    match = HttpMatch.model_validate
+    assert not takes(path_match(match({"headers": claims})), call)
+    assert takes(path_match(match({"withoutHeaders": claims})), call)
+    assert takes(path_match(None), call)

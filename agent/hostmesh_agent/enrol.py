@@ -12,7 +12,6 @@ import grpc
 import structlog
 
 from hostmesh_agent import keyroom
-from hostmesh_agent.evidence import Evidence
 from hostmesh_agent.state import HostFiles, HostRecord, State, StateError
 from hostmesh_agent.svid import Svid, SvidError
 from hostmesh_api.identity import HostIdentity, WorkloadIdentity, parse_identity
@@ -32,6 +31,7 @@ from hostmesh_api.v1.hostmesh_pb2_grpc import EnrolmentStub, IdentityStub
 from hostmesh_api.wire import JOIN_PORT
 
 if TYPE_CHECKING:
+    from hostmesh_agent.evidence import Evidence  # joining only: a running agent does not load it
     from hostmesh_api.v1.hostmesh_pb2_grpc import EnrolmentAsyncStub, IdentityAsyncStub  # exist in the stubs only
 
 CALL_TIMEOUT_S: Final = 15.0
@@ -77,7 +77,7 @@ async def join(
     name: str = "",
     address: str = "",
     force: bool = False,
-    evidence: Evidence | None = None,
+    evidence: "Evidence | None" = None,
     waiting: Callable[[str], None] | None = None,
     pause_s: float = ROUND_PAUSE_S,
 ) -> HostRecord:
@@ -133,14 +133,14 @@ async def join(
     return record
 
 
-def _own_key(state: State, evidence: Evidence | None) -> bytes:
+def _own_key(state: State, evidence: "Evidence | None") -> bytes:
     """Return the key to join with: one that waits for approval, or a new one."""
     kept = None if evidence is None else state.waiting_key()
     return keyroom.request()[0] if kept is None else kept
 
 
 async def _ask_to_join(
-    stub: "EnrolmentAsyncStub", asked: JoinRequest, key: bytes, token: str, evidence: Evidence | None
+    stub: "EnrolmentAsyncStub", asked: JoinRequest, key: bytes, token: str, evidence: "Evidence | None"
 ) -> JoinResponse:
     request = JoinRequest()
     request.CopyFrom(asked)

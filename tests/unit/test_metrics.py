@@ -33,6 +33,6 @@ def test_types_that_peers_make_up_are_one_series() -> None:
 
 def test_two_controllers_in_one_process_do_not_share_counts() -> None:
     first, second = Metrics(), Metrics()
-    first.join_attempts.labels("ok").inc()
-    assert 'join_attempts_total{result="ok"}' in first.render().decode()
-    assert 'join_attempts_total{result="ok"}' not in second.render().decode()
+    first.join_attempts.labels("token", "ok").inc()
+    assert 'join_attempts_total{attestor="token",result="ok"}' in first.render().decode()
+    assert 'join_attempts_total{attestor="token",result="ok"}' not in second.render().decode()

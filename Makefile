@@ -8,7 +8,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
-.PHONY: help venv check format test demo bench proto golden constraints audit sbom clean system-mesh system-bench
+.PHONY: help venv check format test demo bench fuzz proto golden constraints audit sbom clean system-mesh system-bench
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1@\2/p' $(MAKEFILE_LIST) | awk -F@ '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -49,6 +49,10 @@ demo: $(INSTALLED) system-mesh ## the mesh at work, on hosts made of network nam
 
 bench: $(INSTALLED) system-bench ## measure, and print each figure with its command; ONLY=push for one
 	PYTHONPATH=tests $(BIN)/python -m bench $(ONLY)
+
+fuzz: $(INSTALLED) ## give everything that reads foreign bytes some that nobody thought of; ONLY=yaml for one, SECONDS=60
+	$(BIN)/python -m pip install --quiet --constraint packaging/constraints.txt --editable '.[fuzz]'
+	PYTHONPATH=tests $(BIN)/python -m fuzz $(ONLY) --seconds $(or $(SECONDS),60)
 
 proto: $(INSTALLED) ## generate the Python code of our protocol buffers, and what the agent knows of Envoy's
 	$(BIN)/python packaging/protos.py

@@ -53,9 +53,9 @@ def token() -> Target:
     from google.protobuf.message import DecodeError
 
     from hostmesh_api.v1.hostmesh_pb2 import JoinRequest
-    from hostmesh_controller.enrol import peer_address
     from hostmesh_controller.groups import NotAdmittedError, candidate
     from hostmesh_controller.model.objects import ObjectKey
+    from hostmesh_controller.peers import peer_address
     from hostmesh_controller.tokens import digest
 
     group = ObjectKey("WorkloadGroup", "default", "g")

@@ -74,6 +74,22 @@ TABLE: Final[Mapping[tuple[str, str], Line]] = {
     ("GET", "/v1/hosts"): Line(ALL),
     ("GET", "/v1/hosts/{host}"): Line(READ_SHOP),
     ("DELETE", "/v1/hosts/{host}"): Line(ADMINS),
+    ("POST", "/v1/hosts/{host}/expel"): Line(ADMINS, {}),
+    ("POST", "/v1/hosts/{host}/readmit"): Line(ADMINS),
+    ("GET", "/v1/pending"): Line(ADMINS),
+    ("POST", "/v1/pending/{name}/approve"): Line(ADMINS),
+    ("POST", "/v1/pending/{name}/deny"): Line(ADMINS),
+    ("GET", "/v1/join-string"): Line(ADMINS),
+    ("GET", "/v1/ca"): Line(ADMINS),
+    ("POST", "/v1/ca/prepare"): Line(ADMINS),
+    ("POST", "/v1/ca/activate"): Line(ADMINS, {}),
+    ("POST", "/v1/ca/taint"): Line(ADMINS, {}),
+    ("POST", "/v1/ca/revoke"): Line(ADMINS, {}),
+    ("POST", "/v1/authz/explain"): Line(READ_SHOP, {"caller": "10.0.0.9", "target": "shop/web", "port": 80}),
+    ("GET", "/v1/jwks"): Line(ALL),
+    ("GET", "/v1/calls"): Line(ALL),
+    ("GET", "/v1/mtls/readiness"): Line(ALL),
+    ("GET", "/v1/authz/suggestions"): Line(ALL),
     ("POST", "/v1/register"): Line(ADMINS, {"host": "new", "addresses": ["10.0.0.77"]}),
     ("GET", "/v1/proxies"): Line(ALL),
     ("GET", "/v1/proxies/{host}"): Line(READ_SHOP),
@@ -236,6 +252,10 @@ async def test_readers_of_a_namespace_see_of_lists_what_is_theirs(tmp_path: Path
         assert seen["viewer"] == (["Host/h1", "ServiceAccount/b", "WorkloadEntry/web"], ["h1"], {"", "shop", "bank"})
         assert seen["viewer of shop"] == seen[CERTIFICATE] == (["WorkloadEntry/web"], ["h1"], {"shop"})
         assert seen["viewer of bank"] == (["ServiceAccount/b"], [], {"bank"})
+        for who, workloads in (("viewer of shop", ["web"]), ("viewer of bank", [])):
+            async with callers.client(who) as client:
+                ports = (await client.get("/v1/mtls/readiness")).json()["items"]
+                assert [each["workload"] for each in ports] == workloads
         async with callers.client("viewer of bank") as client:
             other = await client.get("/v1/audit", params={"namespace": "shop"})
             assert other.json()["items"] == []

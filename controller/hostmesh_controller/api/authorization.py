@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from pydantic import Field
 
 from hostmesh_controller.api.bodies import Request
+from hostmesh_controller.api.documents import sees_host
 from hostmesh_controller.api.errors import ApiError
 from hostmesh_controller.api.parts import Using
 from hostmesh_controller.api.principals import Viewer
@@ -33,7 +34,7 @@ class PermissionRequest(Request):
 
 
 @router.post("/explain")
-async def explain(request: PermissionRequest, parts: Using, _who: Viewer) -> dict[str, Any]:
+async def explain(request: PermissionRequest, parts: Using, who: Viewer) -> dict[str, Any]:
     """Tell whether a request is allowed, by which rule, and why the others do not hold."""
     wish = Wish(
         request.path,
@@ -48,4 +49,8 @@ async def explain(request: PermissionRequest, parts: Using, _who: Viewer) -> dic
         answers = await asyncio.to_thread(may, parts.registrar.mesh, request.caller, request.target, wish)
     except UnknownPartyError as error:
         raise ApiError(HTTPStatus.UNPROCESSABLE_ENTITY, "unknown_party", str(error)) from error
+    answers = tuple(each for each in answers if sees_host(parts, who, each.target.host))
+    if not answers:
+        message = f"{who.name} may not read the namespaces of what answers at {request.target}"
+        raise ApiError(HTTPStatus.FORBIDDEN, "forbidden", message)
     return {"allowed": summary(answers), "answers": [each.body() for each in answers]}

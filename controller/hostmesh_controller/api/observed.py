@@ -34,7 +34,7 @@ Workloads = Annotated[tuple[str, ...], Query(max_length=100, description="Only t
 @router.get("/calls")
 async def calls(
     parts: Using,
-    _who: Viewer,
+    who: Viewer,
     namespace: Namespace = "",
     workload: Workloads = (),
     plaintext: bool = False,
@@ -44,7 +44,11 @@ async def calls(
 
     def body() -> list[dict[str, Any]]:
         known = addresses_of(mesh)
-        chosen = (each for each in records if _wanted(each.key.namespace, each.key.workload, namespace, workload))
+        chosen = (
+            each
+            for each in records
+            if who.reads(each.key.namespace) and _wanted(each.key.namespace, each.key.workload, namespace, workload)
+        )
         return [
             _call_body(mesh, known, each)
             for each in sorted(chosen, key=lambda each: each.key)
@@ -57,7 +61,7 @@ async def calls(
 @router.get("/mtls/readiness")
 async def mtls_readiness(
     parts: Using,
-    _who: Viewer,
+    who: Viewer,
     namespace: Namespace = "",
     workload: Workloads = (),
     window_s: Annotated[int, Query(ge=1, le=400 * DAY_S, description="How long there must be no plaintext.")] = DAY_S,
@@ -66,7 +70,8 @@ async def mtls_readiness(
     seen, mesh, now = await seen_of(parts), parts.registrar.mesh, parts.now()
     window = timedelta(seconds=window_s)
     found = await asyncio.to_thread(readiness, mesh, seen, now, window)
-    chosen = [each for each in found if _wanted(*each.workload, namespace, workload)]
+    readable = (each for each in found if who.reads(each.workload.namespace))
+    chosen = [each for each in readable if _wanted(*each.workload, namespace, workload)]
     return {
         "ready": bool(chosen) and all(each.ready for each in chosen),
         "window_s": window_s,
@@ -77,7 +82,7 @@ async def mtls_readiness(
 @router.get("/authz/suggestions")
 async def suggestions(
     parts: Using,
-    _who: Viewer,
+    who: Viewer,
     namespace: Namespace = "",
     workload: Workloads = (),
 ) -> dict[str, Any]:
@@ -85,7 +90,7 @@ async def suggestions(
     seen, mesh, now = await seen_of(parts), parts.registrar.mesh, parts.now()
 
     def wanted(each: Workload) -> bool:
-        return _wanted(*each.key, namespace, workload)
+        return who.reads(each.key.namespace) and _wanted(*each.key, namespace, workload)
 
     found = await asyncio.to_thread(suggest, mesh, seen, now, wanted)
     return {"items": [_suggestion_body(each) for each in found]}

@@ -42,7 +42,6 @@ def test_every_key_is_read() -> None:
         units = ["reviews", "reviews.socket"]
         [floor]
         min_mtls = "strict"
-        mtls_ports = [9080]
         listen_ports = [8443]
         never_listen_ports = [2222]
         unix_sockets = ["/run/app/", "/run/other.sock"]
@@ -66,7 +65,6 @@ def test_every_key_is_read() -> None:
     assert config.workload_api == WorkloadApiSettings(enabled=True, workloads=(access,))
     assert config.floor == FloorSettings(
         min_mtls="strict",
-        mtls_ports=(9080,),
         listen_ports=(8443,),
         never_listen_ports=(2222,),
         unix_sockets=("/run/app/", "/run/other.sock"),
@@ -146,3 +144,11 @@ def test_the_mesh_s_word_on_workers_is_bounded_by_the_cores_and_the_hosts_own_is
     envoy = AgentConfig().envoy
     assert [envoy.workers(4, wanted) for wanted in (0, 3, 32, 33, 2**31 - 1)] == [4, 3, 32, 32, 32]
     assert replace(envoy, concurrency=100).workers(4, 2) == 100
+
+
+def test_ports_that_are_kept_by_capture_need_it() -> None:
+    assert parse("[floor]\nmtls_ports = [9080]", "f").floor.mtls_ports == (9080,)
+    with pytest.raises(ConfigError, match=r"is kept by capture, which capture\.enabled = false turns off"):
+        parse("[floor]\nmtls_ports = [9080]\n[capture]\nenabled = false", "f")
+    with pytest.raises(ConfigError, match=r"capture.exclude_inbound_ports has \[9080\] too"):
+        parse("[floor]\nmtls_ports = [9080]\n[capture]\nexclude_inbound_ports = [9080]", "f")

@@ -69,6 +69,7 @@ async def whole_controller(directory: Path, tables: str = "") -> AsyncIterator[W
         await controller.registrar.open()
         outcome = await controller.registrar.apply(read([("objects", OBJECTS)], "default"), actor="test")
         assert not outcome.review.errors
+        await controller.registrar.enrolments.begin(HOST.host)
         running = asyncio.ensure_future(controller.run())
         try:
             await _ready(controller, running)

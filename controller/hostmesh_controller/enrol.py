@@ -113,10 +113,10 @@ class Issuing:
         A host's own certificate is recorded before it leaves: only a recorded one can call the controller.
         `for_latecomers`: see `Authority.issue`.
         """
-        now, enrolment = self.now(), self.enrolments.current(host)
+        now, key = self.now(), _public_key(csr_der)
+        enrolment = self.enrolments.current(host)
         if enrolment is None:
             raise RefusedError(grpc.StatusCode.PERMISSION_DENIED, f"host {host!r} has not joined: {_JOIN_AGAIN}")
-        key = _public_key(csr_der)
         issued = self.authority.issue(
             key, identity, now, self.life, enrolment=enrolment.id, for_latecomers=for_latecomers
         )

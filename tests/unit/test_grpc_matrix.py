@@ -15,10 +15,12 @@ from hostmesh_agent.keys import Svid, new_key
 from hostmesh_api.identity import HostIdentity
 from hostmesh_api.v1 import hostmesh_pb2
 from hostmesh_api.v1.hostmesh_pb2 import (
+    ChallengeRequest,
     HostReport,
     IssueWorkloadRequest,
     JoinRequest,
     LeaveRequest,
+    ReattestRequest,
     RenewHostRequest,
 )
 from hostmesh_api.wire import ADS_METHOD, ADS_SERVICE
@@ -31,6 +33,7 @@ NOT_THERE: Final = grpc.StatusCode.UNIMPLEMENTED
 NOT_A_HOST: Final = grpc.StatusCode.UNAUTHENTICATED
 NO_MORE: Final = grpc.StatusCode.PERMISSION_DENIED
 NO_TOKEN: Final = grpc.StatusCode.PERMISSION_DENIED
+NO_PROOF: Final = grpc.StatusCode.PERMISSION_DENIED
 
 WHO: Final = ("no certificate", "host", "workload", "another CA", "unknown serial", "host that is not registered")
 _OF_HOSTS: Final = dict(zip(WHO, (NO_TLS, OK, NOT_A_HOST, NO_TLS, NO_MORE, NO_MORE), strict=True))
@@ -38,8 +41,12 @@ _NOT_HERE: Final = dict(zip(WHO, (NO_TLS, NOT_THERE, NOT_THERE, NO_TLS, NOT_THER
 
 ADS: Final = f"/{ADS_SERVICE}/{ADS_METHOD}"
 JOIN: Final = "/hostmesh.v1.Enrolment/Join"
+CHALLENGE: Final = "/hostmesh.v1.Enrolment/Challenge"
+REATTEST: Final = "/hostmesh.v1.Enrolment/Reattest"
 AGENTS_PORT: Final[Mapping[str, Mapping[str, grpc.StatusCode]]] = {
     JOIN: _NOT_HERE,
+    CHALLENGE: _NOT_HERE,
+    REATTEST: _NOT_HERE,
     "/hostmesh.v1.Identity/RenewHost": _OF_HOSTS,
     "/hostmesh.v1.Identity/IssueWorkload": _OF_HOSTS,
     "/hostmesh.v1.Identity/Leave": _OF_HOSTS,
@@ -48,7 +55,7 @@ AGENTS_PORT: Final[Mapping[str, Mapping[str, grpc.StatusCode]]] = {
 }
 JOIN_PORT: Final[Mapping[str, Mapping[str, grpc.StatusCode]]] = {
     # No certificate is asked for there: it makes no difference whose somebody has.
-    method: dict.fromkeys(WHO, NO_TOKEN if method == JOIN else NOT_THERE)
+    method: dict.fromkeys(WHO, {JOIN: NO_TOKEN, REATTEST: NO_PROOF, CHALLENGE: OK}.get(method, NOT_THERE))
     for method in AGENTS_PORT
 }
 
@@ -56,6 +63,8 @@ JOIN_PORT: Final[Mapping[str, Mapping[str, grpc.StatusCode]]] = {
 def requests(csr: bytes) -> dict[str, Message]:
     return {
         JOIN: JoinRequest(token="x" * 43, csr_der=csr),
+        CHALLENGE: ChallengeRequest(csr_sha256=b"x" * 32),
+        REATTEST: ReattestRequest(host="h1", csr_der=csr),
         "/hostmesh.v1.Identity/RenewHost": RenewHostRequest(csr_der=csr),
         "/hostmesh.v1.Identity/IssueWorkload": IssueWorkloadRequest(csr_der=csr, spiffe_id=CART.uri),
         "/hostmesh.v1.Identity/Leave": LeaveRequest(),

@@ -45,10 +45,8 @@ def _covers(pattern: str, value: str) -> bool:
     return value.isprintable() and fnmatchcase(value, literal)
 
 
-def parse_clients(value: object) -> tuple[tuple[ClientRule, ...], list[str]]:
+def parse_clients(value: Sequence[object]) -> tuple[tuple[ClientRule, ...], list[str]]:
     """Read the list; return what was read and what is wrong, one sentence each."""
-    if not isinstance(value, list):
-        return (), ["must be tables: write [[admin.client]]"]
     rules: list[ClientRule] = []
     problems: list[str] = []
     for index, item in enumerate(value, 1):

@@ -1,12 +1,13 @@
 """The table [attest] of controller.toml: how hosts prove who they are, and what may follow from it. Pure."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from ipaddress import ip_network
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
+
+from hostmesh_controller.config_reader import Reader
 
 FIELD: Final = re.compile(r"\{([a-z_]+)\}")
 FIELDS: Final = {
@@ -26,19 +27,6 @@ _AWS_MAX_AGE: Final = timedelta(hours=1)
 _MOST: Final = timedelta(days=366)
 _PATTERN: Final = re.compile(r"[a-z0-9.*-]{1,253}")
 _GROUP: Final = re.compile(r"[a-z0-9-]{1,63}/[a-z0-9.-]{1,253}")
-
-
-class Reader(Protocol):
-    """What is needed of the reader of the file."""
-
-    def has(self, table: str) -> bool: ...
-    def refuse(self, path: str, message: str) -> None: ...
-    def text(self, path: str, default: str) -> str: ...
-    def texts(self, path: str) -> tuple[str, ...]: ...
-    def optional_path(self, path: str) -> Path | None: ...
-    def paths(self, path: str) -> tuple[Path, ...]: ...
-    def choice(self, path: str, default: str, choices: Sequence[str]) -> str: ...
-    def duration(self, path: str, default: timedelta, most: timedelta) -> timedelta: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,21 +124,10 @@ def _policy(reader: Reader, kind: str, table: str) -> Policy:
         reader.refuse(
             f"{table}.allow_names", "name the hosts for which these authorities may vouch, as '*.example.org'"
         )
-    addresses = reader.texts(f"{table}.allow_addresses")
-    for each in addresses:
-        if not _is_block(each):
-            reader.refuse(f"{table}.allow_addresses", f"'{each}' is no CIDR block, such as 10.0.0.0/8")
+    addresses = reader.blocks(f"{table}.allow_addresses")
     group = reader.text(f"{table}.group", "") if kind != "key_alone" else ""
     if group and not _GROUP.fullmatch(group):
         reader.refuse(f"{table}.group", f"'{group}' names no WorkloadGroup; write NAMESPACE/NAME")
     approvals = ("manual",) if kind == "key_alone" else APPROVALS
     manual = reader.choice(f"{table}.approval", "manual", approvals) == "manual"
-    return Policy(name, patterns or ("*",), tuple(addresses), manual, group)
-
-
-def _is_block(text: str) -> bool:
-    try:
-        ip_network(text)
-    except ValueError:
-        return False
-    return True
+    return Policy(name, patterns or ("*",), addresses, manual, group)

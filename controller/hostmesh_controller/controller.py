@@ -42,7 +42,8 @@ from hostmesh_controller.authority_server import ServerCertificate
 from hostmesh_controller.authority_upstream import Demand, Upstream
 from hostmesh_controller.authority_vault import Vault
 from hostmesh_controller.calls import CountCalls
-from hostmesh_controller.config import Config, ConfigError, called_at
+from hostmesh_controller.config import Config, called_at
+from hostmesh_controller.config_reader import ConfigError
 from hostmesh_controller.connections import BoundedListener, Places
 from hostmesh_controller.enrol import EnrolmentServicer, IdentityServicer, Issuing
 from hostmesh_controller.http_server import GRACE_S, ApiServer

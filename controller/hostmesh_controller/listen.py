@@ -14,7 +14,7 @@ from typing import Any, Final
 import grpc
 
 from hostmesh_controller.authority_server import ServerCertificate, ServerKeyPair
-from hostmesh_controller.config import Endpoint
+from hostmesh_controller.config_reader import Endpoint
 from hostmesh_controller.limits import Limits
 
 GRPC_OPTIONS: Final[tuple[tuple[str, int], ...]] = (

@@ -1,7 +1,8 @@
 """The file that controller.toml calls `mesh_config`: read, judged, or refused with the places of what is wrong."""
 
 from hostmesh_controller.checks.mesh_settings import disagreements
-from hostmesh_controller.config import Config, ConfigError
+from hostmesh_controller.config import Config
+from hostmesh_controller.config_reader import ConfigError
 from hostmesh_controller.load_mesh import read_mesh_file
 from hostmesh_controller.model.mesh_config import MeshConfigSpec
 

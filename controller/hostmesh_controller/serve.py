@@ -12,7 +12,8 @@ import typer
 from hostmesh_api.wire import CIPHERS_VARIABLE, NO_CIPHERS_BEFORE_TLS_1_3
 from hostmesh_controller.access import check_grants
 from hostmesh_controller.client_rules import ClientRule
-from hostmesh_controller.config import DEFAULT_PATH, Config, ConfigError, load_config, parse_config
+from hostmesh_controller.config import DEFAULT_PATH, Config, load_config, parse_config
+from hostmesh_controller.config_reader import ConfigError
 from hostmesh_controller.grants import grants_text
 from hostmesh_controller.mesh_file import load_mesh_file
 

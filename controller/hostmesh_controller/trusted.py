@@ -17,8 +17,8 @@ from hostmesh_controller.attest.clouds import Allowed, AwsAttestor, AzureAttesto
 from hostmesh_controller.attest.evidence import Attestor, EvidenceError
 from hostmesh_controller.attest.ssh import SshAttestor, read_authorities
 from hostmesh_controller.attest.x509pop import X509Attestor
-from hostmesh_controller.config import ConfigError
 from hostmesh_controller.config_attest import Trust
+from hostmesh_controller.config_reader import ConfigError
 
 MAX_FILE_BYTES = 1 << 20
 

@@ -18,7 +18,8 @@ from hostmesh_agent.state import State
 from hostmesh_api.joinstring import JoinString
 from hostmesh_api.v1.hostmesh_pb2 import HostFacts, JoinRequest
 from hostmesh_api.v1.hostmesh_pb2_grpc import EnrolmentStub
-from hostmesh_controller.config import ConfigError, load_config, parse_config
+from hostmesh_controller.config import load_config, parse_config
+from hostmesh_controller.config_reader import ConfigError
 from hostmesh_controller.store import InstanceRecord, PendingRecord
 from hostmesh_controller.trusted import attestors
 from machines import ssh_fingerprint, ssh_key
@@ -175,7 +176,7 @@ async def test_what_a_stranger_sends_is_bounded(controller: Process) -> None:
         ('[attest.x509pop]\napproval = "none"\n', "'none' is not one of auto, manual"),
         ('[attest.aws]\nca_files = ["/x"]\n', "attest.aws.accounts: name whose instances may join"),
         ('[attest.key_alone]\napproval = "auto"\n', "'auto' is not one of manual"),
-        ('[attest.gcp]\nallow_addresses = ["10.0.0.1/8"]\n', "'10.0.0.1/8' is no CIDR block"),
+        ('[attest.gcp]\nallow_addresses = ["10.0.0.1/8"]\n', "'10.0.0.1/8' is not a block of addresses"),
         ('[attest.gcp]\ngroup = "pool"\n', "'pool' names no WorkloadGroup; write NAMESPACE/NAME"),
         ('[attest]\nreattest_within = "1 month"\n', "'1 month' is not a time such as '30d'"),
         ('[attest]\nreattest_within = "999d"\n', "must be at most 366 days"),

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from hostmesh_controller.config import Ca, ConfigError, Endpoint, called_at, load_config, parse_config
+from hostmesh_controller.config import called_at, load_config, parse_config
+from hostmesh_controller.config_ca import Ca
+from hostmesh_controller.config_reader import ConfigError, Endpoint
 
 
 def problems(text: str) -> tuple[str, ...]:

@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 
 from golden.objects import obj
 from hostmesh_controller.checks.world import World
-from hostmesh_controller.config import Config, ConfigError, parse_config
+from hostmesh_controller.config import Config, parse_config
+from hostmesh_controller.config_reader import ConfigError
 from hostmesh_controller.mesh_file import load_mesh_file
 from hostmesh_controller.serve import app
 from hostmesh_controller.validate import validate

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from hostmesh_agent import argv
 from hostmesh_agent import config as configuration
-from hostmesh_agent.config import AgentConfig, ConfigError
+from hostmesh_agent.config import AgentConfig
+from hostmesh_agent.config_table import ConfigError
 from hostmesh_api.wire import CIPHERS_VARIABLE, NO_CIPHERS_BEFORE_TLS_1_3
 
 if TYPE_CHECKING:

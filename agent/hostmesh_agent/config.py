@@ -1,16 +1,15 @@
 """agent.toml: what the owner of the host decides, and nothing the controller could send."""
 
 import dataclasses
-import difflib
 import os
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, TypeGuard
+from typing import Final
 
+from hostmesh_agent.config_table import ConfigError, Table
 from hostmesh_agent.entitlements import WorkloadAccess
-from hostmesh_api.dialling import parse_blocks
 from hostmesh_api.identity import WorkloadIdentity
 
 DEFAULT_PATH: Final = Path("/etc/hostmesh/agent.toml")
@@ -26,10 +25,6 @@ NOBODY: Final = 65534
 """What the kernel says of users that it cannot name here, and whom unrelated programs share."""
 MAX_DEFAULT_CONCURRENCY: Final = 4
 """More workers cost memory on every host and are needed on few: who needs them says so."""
-
-
-class ConfigError(Exception):
-    """The owner of the host must change agent.toml; the message names file and key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +186,7 @@ def parse(text: str, source: str) -> AgentConfig:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{source}: not valid TOML: {error}") from None
-    top = _Table(source, "", document)
+    top = Table(source, "", document)
     top.only(dataclasses.fields(AgentConfig))
     config = AgentConfig(
         state_dir=top.path("state_dir", AgentConfig().state_dir),
@@ -213,7 +208,7 @@ def parse(text: str, source: str) -> AgentConfig:
     return config
 
 
-def _envoy(table: "_Table") -> EnvoySettings:
+def _envoy(table: Table) -> EnvoySettings:
     default = EnvoySettings()
     table.only(dataclasses.fields(EnvoySettings))
     supervisor = table.text("supervisor", default.supervisor)
@@ -237,7 +232,7 @@ def _envoy(table: "_Table") -> EnvoySettings:
     )
 
 
-def _capture(table: "_Table") -> CaptureSettings:
+def _capture(table: Table) -> CaptureSettings:
     default = CaptureSettings()
     table.only(dataclasses.fields(CaptureSettings))
     return CaptureSettings(
@@ -246,7 +241,7 @@ def _capture(table: "_Table") -> CaptureSettings:
     )
 
 
-def _dns(table: "_Table") -> DnsSettings:
+def _dns(table: Table) -> DnsSettings:
     default = DnsSettings()
     table.only(dataclasses.fields(DnsSettings))
     return DnsSettings(
@@ -255,7 +250,7 @@ def _dns(table: "_Table") -> DnsSettings:
     )
 
 
-def _probes(table: "_Table") -> ProbeSettings:
+def _probes(table: Table) -> ProbeSettings:
     table.only(dataclasses.fields(ProbeSettings))
     user = table.text("exec_user", ProbeSettings().exec_user)
     if user in {"root", "0"}:
@@ -263,7 +258,7 @@ def _probes(table: "_Table") -> ProbeSettings:
     return ProbeSettings(exec_user=user)
 
 
-def _workload_api(table: "_Table") -> WorkloadApiSettings:
+def _workload_api(table: Table) -> WorkloadApiSettings:
     table.only(dataclasses.fields(WorkloadApiSettings))
     workloads = table.table("workloads")
     return WorkloadApiSettings(
@@ -272,7 +267,7 @@ def _workload_api(table: "_Table") -> WorkloadApiSettings:
     )
 
 
-def _access(workloads: "_Table", name: str) -> WorkloadAccess:
+def _access(workloads: Table, name: str) -> WorkloadAccess:
     namespace, slash, service_account = name.partition("/")
     try:
         if not slash:
@@ -289,7 +284,7 @@ def _access(workloads: "_Table", name: str) -> WorkloadAccess:
     return WorkloadAccess(namespace, service_account, users, uids, units)
 
 
-def _floor(table: "_Table") -> FloorSettings:
+def _floor(table: Table) -> FloorSettings:
     default = FloorSettings()
     table.only(dataclasses.fields(FloorSettings))
     return FloorSettings(
@@ -303,12 +298,12 @@ def _floor(table: "_Table") -> FloorSettings:
     )
 
 
-def _wasm(table: "_Table") -> WasmSettings:
+def _wasm(table: Table) -> WasmSettings:
     table.only(dataclasses.fields(WasmSettings))
     return WasmSettings(allow_cidrs=table.blocks("allow_cidrs"))
 
 
-def _log(table: "_Table") -> LogSettings:
+def _log(table: Table) -> LogSettings:
     table.only(dataclasses.fields(LogSettings))
     return LogSettings(level=table.one_of("level", LogSettings().level, LOG_LEVELS))
 
@@ -324,105 +319,3 @@ def _check_socket_paths(config: AgentConfig, source: str) -> None:
             raise ConfigError(
                 f"{source}: {key}: too long: {path} would exceed a socket path's {MAX_SOCKET_PATH_BYTES} bytes"
             )
-
-
-@dataclass(frozen=True, slots=True)
-class _Table:
-    """One TOML table with the place it came from; every reader checks the type and names the key."""
-
-    source: str
-    prefix: str
-    values: Mapping[str, object]
-
-    def error(self, key: str, message: str) -> ConfigError:
-        return ConfigError(f"{self.source}: {self.prefix}{key}: {message}")
-
-    def only(self, fields: tuple[dataclasses.Field[Any], ...]) -> None:
-        self.only_keys([each.name for each in fields])
-
-    def only_keys(self, known: Sequence[str]) -> None:
-        for key in self.values:
-            if key not in known:
-                near = difflib.get_close_matches(key, known, 1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
-                raise self.error(key, f"unknown key; {hint}")
-
-    def table(self, key: str) -> "_Table":
-        value = self.values.get(key, {})
-        if not isinstance(value, dict):
-            raise self.error(key, f"must be a table, written [{self.prefix}{key}]")
-        return _Table(self.source, f"{self.prefix}{key}.", value)
-
-    def text(self, key: str, default: str) -> str:
-        value = self.values.get(key, default)
-        if not isinstance(value, str):
-            raise self.error(key, f"must be a string, is {value!r}")
-        return value
-
-    def one_of(self, key: str, default: str, choices: tuple[str, ...]) -> str:
-        value = self.text(key, default)
-        if value not in choices:
-            raise self.error(key, f"must be one of {', '.join(choices)}; is {value!r}")
-        return value
-
-    def path(self, key: str, default: Path) -> Path:
-        return self.optional_path(key) or default
-
-    def optional_path(self, key: str) -> Path | None:
-        text = self.text(key, "")
-        if not text:
-            return None
-        if not Path(text).is_absolute():
-            raise self.error(key, f"must be an absolute path, is {text!r}")
-        return Path(text)
-
-    def flag(self, key: str, default: bool) -> bool:
-        value = self.values.get(key, default)
-        if not isinstance(value, bool):
-            raise self.error(key, f"must be true or false, is {value!r}")
-        return value
-
-    def number(self, key: str, default: int, low: int, high: int) -> int:
-        value = self.values.get(key, default)
-        if not _is_int(value) or not low <= value <= high:
-            raise self.error(key, f"must be a whole number from {low} to {high}, is {value!r}")
-        return value
-
-    def texts(self, key: str, default: Sequence[str] = ()) -> tuple[str, ...]:
-        value = self.values.get(key, [*default])
-        if not isinstance(value, list) or not all(isinstance(each, str) and each for each in value):
-            raise self.error(key, f"must be a list of strings, is {value!r}")
-        return tuple(value)
-
-    def absolute_paths(self, key: str) -> tuple[str, ...]:
-        paths = self.texts(key)
-        for each in paths:
-            if not each.startswith("/") or ".." in each.split("/"):
-                raise self.error(key, f"must be a list of absolute paths, has {each!r}")
-        return paths
-
-    def numbers(self, key: str, low: int, high: int) -> tuple[int, ...]:
-        value = self.values.get(key, [])
-        if not isinstance(value, list) or not all(_is_int(each) and low <= each <= high for each in value):
-            raise self.error(key, f"must be a list of whole numbers from {low} to {high}, is {value!r}")
-        return tuple(value)
-
-    def blocks(self, key: str) -> tuple[str, ...]:
-        value = self.values.get(key, [])
-        if not isinstance(value, list):
-            raise self.error(key, f"must be a list of address blocks such as 10.0.0.0/8, is {value!r}")
-        try:
-            parse_blocks(map(str, value))
-        except ValueError as error:
-            raise self.error(key, f"is not a list of address blocks such as 10.0.0.0/8: {error}") from None
-        return tuple(map(str, value))
-
-    def ports(self, key: str) -> tuple[int, ...]:
-        value = self.values.get(key, [])
-        if not isinstance(value, list) or not all(_is_int(each) and 1 <= each <= 65535 for each in value):
-            raise self.error(key, f"must be a list of ports from 1 to 65535, is {value!r}")
-        return tuple(sorted(set(value)))
-
-
-def _is_int(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)

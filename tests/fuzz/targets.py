@@ -221,7 +221,8 @@ def exchange() -> Target:
 
 def owner() -> Target:
     """What the host's owner and its kernel say: agent.toml and a process's cgroups."""
-    from hostmesh_agent.config import ConfigError, parse
+    from hostmesh_agent.config import parse
+    from hostmesh_agent.config_table import ConfigError
     from hostmesh_agent.entitlements import unit_of
 
     def run(data: bytes) -> None:

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from hostmesh_agent.config import AgentConfig, ConfigError, FloorSettings, WorkloadApiSettings, load, parse
+from hostmesh_agent.config import AgentConfig, FloorSettings, WorkloadApiSettings, load, parse
+from hostmesh_agent.config_table import ConfigError
 from hostmesh_agent.entitlements import WorkloadAccess
 
 

@@ -21,9 +21,11 @@ from hostmesh_controller.attest.evidence import Attestor
 from hostmesh_controller.authority_server import ServerCertificate
 from hostmesh_controller.config import CloneAction
 from hostmesh_controller.config_attest import Trust
-from hostmesh_controller.enrol import EnrolmentServicer, IdentityServicer, Issuing
+from hostmesh_controller.enrol import EnrolmentServicer
 from hostmesh_controller.enrolments import Enrolments
 from hostmesh_controller.groups import Candidate, NotAdmittedError
+from hostmesh_controller.identity import IdentityServicer
+from hostmesh_controller.issuing import Issuing
 from hostmesh_controller.limits import Limits
 from hostmesh_controller.peers import Peers
 from hostmesh_controller.quarantine import Quarantine

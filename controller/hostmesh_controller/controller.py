@@ -45,9 +45,11 @@ from hostmesh_controller.calls import CountCalls
 from hostmesh_controller.config import Config, called_at
 from hostmesh_controller.config_reader import ConfigError
 from hostmesh_controller.connections import BoundedListener, Places
-from hostmesh_controller.enrol import EnrolmentServicer, IdentityServicer, Issuing
+from hostmesh_controller.enrol import EnrolmentServicer
 from hostmesh_controller.http_server import GRACE_S, ApiServer
 from hostmesh_controller.hub import Hub
+from hostmesh_controller.identity import IdentityServicer
+from hostmesh_controller.issuing import Issuing
 from hostmesh_controller.key_fetcher import KeyFetcher
 from hostmesh_controller.mesh.selection import identity_of
 from hostmesh_controller.mesh_file import load_mesh_file

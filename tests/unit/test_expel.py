@@ -24,7 +24,7 @@ from hostmesh_api.v1.hostmesh_pb2 import HostReport, IssueWorkloadRequest, Leave
 from hostmesh_api.v1.hostmesh_pb2_grpc import IdentityStub, ReportingStub
 from hostmesh_controller.authority import Authority, Issued
 from hostmesh_controller.clones import OVERLAP
-from hostmesh_controller.enrol import Issuing
+from hostmesh_controller.issuing import Issuing
 from hostmesh_controller.peers import SUPERSEDED_GRACE, RefusedError
 from hostmesh_controller.store import Denial
 from identity_servers import Controller

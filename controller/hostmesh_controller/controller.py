@@ -46,6 +46,7 @@ from hostmesh_controller.config import Config, called_at
 from hostmesh_controller.config_reader import ConfigError
 from hostmesh_controller.connections import BoundedListener, Places
 from hostmesh_controller.enrol import EnrolmentServicer
+from hostmesh_controller.expulsion import Expulsion
 from hostmesh_controller.http_server import GRACE_S, ApiServer
 from hostmesh_controller.hub import Hub
 from hostmesh_controller.identity import IdentityServicer
@@ -148,6 +149,7 @@ class Controller:
     metrics: Metrics = field(default_factory=Metrics)
     hub: Hub = field(init=False)
     registrar: Registrar = field(init=False)
+    expulsion: Expulsion = field(init=False)
     keys: KeyFetcher = field(init=False)
     certificate: ServerCertificate = field(init=False)
     rotation: RootRotation = field(init=False)
@@ -170,6 +172,8 @@ class Controller:
         self.hub = Hub(mesh.build(settings, (), {}, {}), 0)
         self.keys = key_fetcher(self.config, self.store)
         self.registrar = Registrar(self.store, self.hub, settings, utc_now, self.keys)
+        registrar = self.registrar
+        self.expulsion = Expulsion(self.store, self.hub, registrar.enrolments, registrar.registered, utc_now)
         self.observations = Observations(self.store, utc_now, timedelta(days=self.config.calls.keep_days))
         self.certificate = ServerCertificate(self.authority, _own_addresses(self.config), utc_now)
         self.metrics.read_from(partial(readings, self.hub, lambda: self.registrar.revision, self.keys))
@@ -271,6 +275,7 @@ class Controller:
             config=self.config,
             store=self.store,
             registrar=self.registrar,
+            expulsion=self.expulsion,
             hub=self.hub,
             observations=self.observations,
             metrics=self.metrics,
@@ -284,7 +289,7 @@ class Controller:
         life = timedelta(hours=self.config.certificates.leaf_hours)
         registrar, limits = self.registrar, self.config.limits
         issuing = Issuing(self.authority, self.store, registrar.states, registrar, registrar.enrolments, utc_now, life)
-        quarantine = Quarantine(registrar.enrolments, registrar.deny, self.config.clones.action, utc_now)
+        quarantine = Quarantine(registrar.enrolments, self.expulsion.deny, self.config.clones.action, utc_now)
         peers = Peers(self.store, self.config.trust_domain, registered, utc_now, registrar.enrolments, quarantine)
         calls = [CountCalls(self.metrics)]
 

@@ -17,7 +17,7 @@ _log: Final = structlog.get_logger(__name__)
 
 
 class Deny(Protocol):
-    """See Registrar.deny."""
+    """See Expulsion.deny."""
 
     def __call__(self, host: str, denial: Denial, reason: str, *, actor: str) -> Awaitable[object]: ...
 

@@ -18,31 +18,30 @@ import structlog
 from hostmesh_controller import groups
 from hostmesh_controller import mesh as meshes
 from hostmesh_controller.changes import Change, Planned, as_if_stored, deletion, with_facts
-from hostmesh_controller.checks.index import Relation
 from hostmesh_controller.checks.world import World
-from hostmesh_controller.enrolments import Denial, Enrolments
+from hostmesh_controller.enrolments import Enrolments
 from hostmesh_controller.groups import Candidate, Membership, NotAdmittedError
+from hostmesh_controller.host_runtimes import HostRuntimes
 from hostmesh_controller.hub import Hub
 from hostmesh_controller.impact import Effect, concerned, impact
 from hostmesh_controller.key_fetcher import KeyFetcher
 from hostmesh_controller.key_sets import KIND as REQUEST_AUTHENTICATION
 from hostmesh_controller.load import Problem
-from hostmesh_controller.mesh import HostRuntime, Mesh, Settings, Touched, Trust
-from hostmesh_controller.mesh.compiled import virtual_hostnames
+from hostmesh_controller.mesh import Mesh, Settings, Touched, Trust
 from hostmesh_controller.model.mesh_config import MeshConfigSpec
 from hostmesh_controller.model.objects import ApiObject, ObjectKey
 from hostmesh_controller.outbound_http import OutboundHttp
 from hostmesh_controller.reports import HostStates, runtime_of
 from hostmesh_controller.review import Documents, Review, read_one, read_stored, review, review_deletion
-from hostmesh_controller.store import Delete, EnrolmentRecord, HostState, Put, Store, StoredObject
-from hostmesh_controller.table import Table
+from hostmesh_controller.store import Delete, HostState, Put, Store, StoredObject
+from hostmesh_controller.tokens import revoke_made_for
+from hostmesh_controller.virtual_addresses import VirtualAddresses
 
 WINDOW_S: Final = 0.008
 """How long a change waits for others: unnoticed by people, long enough to take a storm of reports together."""
 
 LAPSE_CHECK_S: Final = 600
 """How often it is looked whether the certificates of somebody who was expelled have ended."""
-_NOTHING_KNOWN: Final = HostRuntime()
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -103,9 +102,8 @@ class Registrar:
             mesh_config=settings.mesh_config,
         )
         self._membership = Membership()
-        # Replaced, never changed: the mesh takes the same mapping as "nothing changed".
-        self._vips: Mapping[str, int] = {}
-        self._runtime: Table[str, HostRuntime] = Table()
+        self._vips = VirtualAddresses(store, settings.domain, settings.vip4.num_addresses)
+        self._runtimes = HostRuntimes(self._states, self._enrolments, self.registered)
         self._jwks: Mapping[str, str] = {}
         self._revision = 0
         self._pending = _Pending()
@@ -171,12 +169,8 @@ class Registrar:
         for key, item in self._objects.items():
             self._membership.note(key, item)
         self._revision = revision
-        names = self._virtual_names(self._objects.values())
-        self._vips = dict(await asyncio.to_thread(self._store.allocate_vips, names))
-        states = await asyncio.to_thread(self._store.host_states)
-        hosts = {*states, *self._enrolments.hosts()}
-        found = {host: self._runtime_of(host, states.get(host, HostState())) for host in hosts}
-        self._runtime = Table[str, HostRuntime]().changed(found)
+        self._vips.add(await self._vips.allocate(self._objects.values()))
+        self._runtimes.open(await asyncio.to_thread(self._store.host_states))
         self._jwks = await self._keys.open(self._request_authentications())
         mesh = await asyncio.to_thread(self._build)
         self._hub.publish(mesh, Touched(everything=True), revision)
@@ -238,18 +232,10 @@ class Registrar:
             now, at = self.mesh, self._now()
             changed: dict[ObjectKey, ApiObject | None] = dict.fromkeys(planned.deletes)
             changed |= {item.key: as_if_stored(item, self._objects, at) for item in planned.objects}
-            vips = self._vips_with(self._virtual_names(planned.objects), now.vips)
+            vips = self._vips.guessed(planned.objects, now.vips)
             then, touched = await asyncio.to_thread(meshes.update, now, changed, vips, now.runtime)
             asked = concerned(self._hub, touched)
             return outcome, await asyncio.to_thread(impact, now, then, *asked)
-
-    def _vips_with(self, names: Iterable[str], known: Mapping[str, int]) -> Mapping[str, int]:
-        new = [name for name in names if name not in known]
-        if not new:
-            return known
-        taken = set(known.values())
-        free = (index for index in range(self._settings.vip4.num_addresses - 2, 0, -1) if index not in taken)
-        return {**known, **dict(zip(new, free, strict=False))}
 
     def membership_problem(self, candidate: Candidate) -> str | None:
         """Return why a host cannot join a group, as far as can be said at once; None if it can."""
@@ -340,34 +326,6 @@ class Registrar:
             keys += [key for key in placed if key in self._objects]
         return await self.delete(keys, actor=actor)
 
-    async def deny(self, host: str, denial: Denial, reason: str, *, actor: str) -> EnrolmentRecord:
-        """Put a host out of the mesh at once, with all that was issued to it: it stays registered, and may not join.
-
-        Its stream is cut, its calls are refused, its join tokens are revoked; that its workloads are not called any
-        more and that proxies deny its certificates is published.
-
-        Raises:
-            MissingError: it is not registered.
-            StoreError: it is not denied; or, where a token was not revoked, it is denied all the same.
-        """
-        if not self.registered(host):
-            raise MissingError([ObjectKey("Host", "", host)])
-        record = await self._enrolments.deny(host, denial, reason, actor)
-        self._hub.close(host)
-        await self._revoke(actor, host=host)
-        return record
-
-    async def readmit(self, host: str, *, actor: str) -> bool:
-        """Let a host that was denied join again; False if it is not denied. What it had stays refused.
-
-        Raises:
-            MissingError: it is not registered.
-            StoreError: it is as before.
-        """
-        if not self.registered(host):
-            raise MissingError([ObjectKey("Host", "", host)])
-        return await self._enrolments.readmit(host, actor)
-
     def _keys_changed(self, jwks: Mapping[str, str]) -> None:
         self._jwks = jwks
         self._wake.set()
@@ -412,18 +370,13 @@ class Registrar:
                     await self._wake.wait()
                 return
             except TimeoutError:
-                lapsed = [host for host in self._enrolments.hosts() if self._has_lapsed(host)]
-                if lapsed:
+                if lapsed := self._runtimes.lapsed():
                     self._pending.hosts.update(lapsed)
                     return
 
-    def _has_lapsed(self, host: str) -> bool:
-        return self._runtime.get(host, _NOTHING_KNOWN).denied != self._enrolments.denied(host)
-
     async def _commit(self, changes: Sequence[Put | Delete], objects: Sequence[ApiObject], actor: str) -> None:
-        new_names = {name for name in self._virtual_names(objects) if name not in self._vips}
         # Before the commit: a range that is used up refuses the write and changes nothing.
-        vips = await asyncio.to_thread(self._store.allocate_vips, new_names) if new_names else {}
+        vips = await self._vips.allocate(objects)
         commit = await asyncio.to_thread(self._store.commit, changes, actor=actor, now=self._now())
         self._revision = commit.revision
         by_key = {item.key: item for item in objects}
@@ -440,9 +393,9 @@ class Registrar:
         self._pending.objects.update(committed)
         if any(key.kind == REQUEST_AUTHENTICATION for key in committed):
             self._keys.want(self._request_authentications())
-        if vips:
-            self._vips = {**self._vips, **vips}
-        await self._release(before.objects[key] for key in commit.changed_keys if key in before.objects)
+        self._vips.add(vips)
+        changed = [before.objects[key] for key in commit.changed_keys if key in before.objects]
+        await self._vips.release(changed, self._world)
         if commit.changed_keys:
             self._pending.revision = commit.revision
             self._wake.set()
@@ -451,15 +404,11 @@ class Registrar:
         for key in keys:
             if key.kind == "Host":
                 # A join string that was made for the host must not let anybody be the next one of its name.
-                await self._revoke(actor, host=key.name)
+                await asyncio.to_thread(revoke_made_for, self._store, self._now(), actor, host=key.name)
                 await self._forget(key.name)
             elif key.kind == "WorkloadGroup":
-                await self._revoke(actor, pool=f"{key.namespace}/{key.name}")
-
-    async def _revoke(self, actor: str, *, host: str = "", pool: str = "") -> None:
-        for token in await asyncio.to_thread(self._store.tokens):
-            if (token.host, token.pool) == (host, pool):
-                await asyncio.to_thread(self._store.revoke_token, token.id, self._now(), actor)
+                pool = f"{key.namespace}/{key.name}"
+                await asyncio.to_thread(revoke_made_for, self._store, self._now(), actor, pool=pool)
 
     async def _forget(self, host: str) -> None:
         await asyncio.to_thread(self._store.forget_host, host)
@@ -469,21 +418,10 @@ class Registrar:
         self._states.forget(host)
         self.host_changed(host)
 
-    async def _release(self, before: Iterable[ApiObject]) -> None:
-        """Give back virtual addresses of names that nothing defines any more, now that these objects are different."""
-        names = self._virtual_names(before)
-        gone = {name for name in names if name in self._vips and not self._needs_address(name)}
-        if gone:
-            await asyncio.to_thread(self._store.release_vips, gone)
-            self._vips = {name: index for name, index in self._vips.items() if name not in gone}
-
-    def _needs_address(self, name: str) -> bool:
-        return name in self._virtual_names(self._world.bucket(Relation.SERVICE, name).values())
-
     async def _publish(self, pending: _Pending) -> None:
         if pending.hosts:
-            self._runtime = await self._runtime_with(pending.hosts)
-        vips, runtime, jwks, settings = self._vips, self._runtime, self._jwks, self._settings
+            await self._runtimes.look(pending.hosts)
+        vips, runtime, jwks, settings = self._vips.indexes, self._runtimes.table, self._jwks, self._settings
         try:
             if self._stale:
                 mesh, touched = await asyncio.to_thread(self._build), Touched(everything=True)
@@ -497,26 +435,14 @@ class Registrar:
         self._stale = settings is not self._settings
         self._hub.publish(mesh, touched, pending.revision or self._hub.revision)
 
-    async def _runtime_with(self, hosts: Iterable[str]) -> Table[str, HostRuntime]:
-        found = {host: self._runtime_of(host, await self._states.state(host)) for host in hosts}
-        return self._runtime.changed(found)
-
-    def _runtime_of(self, host: str, state: HostState) -> HostRuntime | None:
-        """Return what is true of a host; None if there is nothing to know. What was issued to one outlives it."""
-        denied, known = self._enrolments.denied(host), self.registered(host)
-        if not known:
-            return HostRuntime(denied=denied) if denied else None
-        return replace(runtime_of(state), expelled=self._enrolments.is_out(host), denied=denied)
-
     def _build(self) -> Mesh:
-        return meshes.build(self._settings, list(self._objects.values()), self._vips, self._runtime, self._jwks)
+        return meshes.build(
+            self._settings, list(self._objects.values()), self._vips.indexes, self._runtimes.table, self._jwks
+        )
 
     def _read_all(self, stored: Sequence[StoredObject]) -> World:
         objects = (with_facts(read_stored(each.key, each.document), each) for each in stored)
         return self._world.changed({item.key: item for item in objects})
-
-    def _virtual_names(self, objects: Iterable[ApiObject]) -> set[str]:
-        return {name for item in objects for name in virtual_hostnames(item, self._settings.domain)}
 
 
 def _not_admitted(candidate: Candidate, errors: Iterable[Problem]) -> str:

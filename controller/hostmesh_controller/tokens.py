@@ -41,6 +41,13 @@ class TokenStore(Protocol):
     def tokens(self) -> list[TokenRecord]: ...
 
 
+class RevokingStore(Protocol):
+    """What revoking needs of the store."""
+
+    def tokens(self) -> list[TokenRecord]: ...
+    def revoke_token(self, token_id: str, now: datetime, actor: str = "") -> bool: ...
+
+
 def new_token(
     host: str, now: datetime, life: timedelta = DEFAULT_LIFE, created_by: str = "", *, allowed: Sequence[str] = ()
 ) -> tuple[str, TokenRecord]:
@@ -150,6 +157,13 @@ def look(store: TokenStore, token: str, now: datetime) -> TokenRecord | Refusal:
     if record is None or record.revoked_at is not None or record.expires_at <= now:
         return _reason(record, now)
     return Refusal.USED if record.used_up and not record.pool else record
+
+
+def revoke_made_for(store: RevokingStore, now: datetime, actor: str, *, host: str = "", pool: str = "") -> None:
+    """Revoke the tokens of a host, or of a group ("namespace/name")."""
+    for each in store.tokens():
+        if (each.host, each.pool) == (host, pool):
+            store.revoke_token(each.id, now, actor)
 
 
 def _find(records: Sequence[TokenRecord], key: bytes) -> TokenRecord | None:

@@ -49,9 +49,12 @@ async def test_a_name_that_nothing_defines_any_more_gives_its_address_back(tmp_p
             "hosts: [a.test, b.test], resolution: DNS, ports: [{number: 80, name: http, protocol: HTTP}]",
         )
         await app.root.post("/v1/apply", json=body(entry + service("kept")))
-        names = set(app.controller.registrar._vips)
+        await app.published()
+        names = set(app.controller.registrar.mesh.vips)
         assert {"a.test", "b.test", "kept.default.svc.cluster.local"} <= names
         await app.root.post("/v1/apply", json=body(entry.replace(", b.test", "")))
-        assert set(app.controller.registrar._vips) == names - {"b.test"}
+        await app.published()
+        assert set(app.controller.registrar.mesh.vips) == names - {"b.test"}
         await app.root.post("/v1/delete", json=body(entry.replace(", b.test", "")))
-        assert set(app.controller.registrar._vips) == names - {"a.test", "b.test"}
+        await app.published()
+        assert set(app.controller.registrar.mesh.vips) == names - {"a.test", "b.test"}

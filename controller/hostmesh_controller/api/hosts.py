@@ -53,7 +53,7 @@ async def remove_host(
 async def expel_host(host: str, request: ExpelRequest, parts: Using, who: Admin) -> dict[str, Any]:
     """Refuse a host everywhere at once: its stream, its certificates, its connections. It stays registered."""
     try:
-        await parts.registrar.deny(host, Denial.EXPELLED, request.reason, actor=who.actor)
+        await parts.expulsion.deny(host, Denial.EXPELLED, request.reason, actor=who.actor)
     except MissingError as error:
         raise ApiError(HTTPStatus.NOT_FOUND, "not_found", str(error)) from error
     return host_body(await view_of(parts, who, host))
@@ -63,7 +63,7 @@ async def expel_host(host: str, request: ExpelRequest, parts: Using, who: Admin)
 async def readmit_host(host: str, parts: Using, who: Admin) -> dict[str, Any]:
     """Let a host that was expelled or quarantined join again, with a new token; what it had stays refused."""
     try:
-        readmitted = await parts.registrar.readmit(host, actor=who.actor)
+        readmitted = await parts.expulsion.readmit(host, actor=who.actor)
     except MissingError as error:
         raise ApiError(HTTPStatus.NOT_FOUND, "not_found", str(error)) from error
     if not readmitted:

@@ -9,6 +9,7 @@ from typing import Annotated, Final, cast
 from fastapi import Depends, Request
 
 from hostmesh_controller.config import Config
+from hostmesh_controller.expulsion import Expulsion
 from hostmesh_controller.hub import Hub
 from hostmesh_controller.metrics import Metrics
 from hostmesh_controller.observations import Observations
@@ -40,6 +41,7 @@ class Parts:
     config: Config
     store: Store
     registrar: Registrar
+    expulsion: Expulsion
     hub: Hub
     observations: Observations
     metrics: Metrics

@@ -1,0 +1,55 @@
+"""What is true of each host while the mesh runs: what it reports, and whether it, or what it had, is refused."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Final
+
+from hostmesh_controller.enrolments import Enrolments
+from hostmesh_controller.mesh import HostRuntime
+from hostmesh_controller.reports import HostStates, runtime_of
+from hostmesh_controller.store import HostState
+from hostmesh_controller.table import Table
+
+_NOTHING_KNOWN: Final = HostRuntime()
+
+
+class HostRuntimes:
+    """Reports and enrolments of all hosts as the mesh takes them. For one event loop."""
+
+    def __init__(self, states: HostStates, enrolments: Enrolments, registered: Callable[[str], bool]) -> None:
+        """`registered` tells whether there is a Host object of a name."""
+        self._states = states
+        self._enrolments = enrolments
+        self._registered = registered
+        self._table: Table[str, HostRuntime] = Table()
+
+    @property
+    def table(self) -> Table[str, HostRuntime]:
+        """By host, as it was when it was last looked at; a new one after each change."""
+        return self._table
+
+    def open(self, states: Mapping[str, HostState]) -> None:
+        """Look at every host that is known; `states` are those of the store."""
+        hosts = {*states, *self._enrolments.hosts()}
+        self._table = Table[str, HostRuntime]().changed(
+            {host: self._of(host, states.get(host, HostState())) for host in hosts}
+        )
+
+    async def look(self, hosts: Iterable[str]) -> None:
+        """Look at some hosts again."""
+        self._table = self._table.changed({host: self._of(host, await self._states.state(host)) for host in hosts})
+
+    def lapsed(self) -> list[str]:
+        """Return the hosts of which certificates that were refused have ended since they were looked at."""
+        return [
+            host
+            for host in self._enrolments.hosts()
+            if self._table.get(host, _NOTHING_KNOWN).denied != self._enrolments.denied(host)
+        ]
+
+    def _of(self, host: str, state: HostState) -> HostRuntime | None:
+        """Return what is true of a host; None if there is nothing to know. What was issued to one outlives it."""
+        denied, known = self._enrolments.denied(host), self._registered(host)
+        if not known:
+            return HostRuntime(denied=denied) if denied else None
+        return replace(runtime_of(state), expelled=self._enrolments.is_out(host), denied=denied)

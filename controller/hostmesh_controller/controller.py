@@ -10,71 +10,48 @@ import asyncio
 import gc
 import signal
 import ssl
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from pathlib import Path
-from typing import Final
 
-import grpc
 import structlog
 
 from hostmesh_api.dialling import DialPolicy, parse_blocks
-from hostmesh_api.v1.hostmesh_pb2_grpc import (
-    add_EnrolmentServicer_to_server,
-    add_IdentityServicer_to_server,
-    add_ReportingServicer_to_server,
-)
 from hostmesh_api.wire import VIP4, VIP6
-from hostmesh_controller import authority_files, call_limits, listen, mesh, rotation
-from hostmesh_controller.admission import Admission
+from hostmesh_controller import listen, mesh, rotation
 from hostmesh_controller.api.app import create_app
 from hostmesh_controller.api.parts import Parts
 from hostmesh_controller.api.principals import LocalSocket
 from hostmesh_controller.attest.evidence import Attestor
 from hostmesh_controller.audit import keep_bounded
-from hostmesh_controller.authority import Authority, AuthorityError
-from hostmesh_controller.authority_cacerts import CaCerts
+from hostmesh_controller.authority import Authority
+from hostmesh_controller.authority_choice import open_authority, own_addresses
 from hostmesh_controller.authority_server import ServerCertificate
-from hostmesh_controller.authority_upstream import Demand, Upstream
-from hostmesh_controller.authority_vault import Vault
-from hostmesh_controller.calls import CountCalls
-from hostmesh_controller.config import Config, called_at
+from hostmesh_controller.config import Config
 from hostmesh_controller.config_reader import ConfigError
 from hostmesh_controller.connections import BoundedListener, Places
-from hostmesh_controller.enrol import EnrolmentServicer
 from hostmesh_controller.expulsion import Expulsion
+from hostmesh_controller.grpc_services import GrpcServices
 from hostmesh_controller.http_server import GRACE_S, ApiServer
 from hostmesh_controller.hub import Hub
-from hostmesh_controller.identity import IdentityServicer
-from hostmesh_controller.issuing import Issuing
+from hostmesh_controller.hub_readings import readings
 from hostmesh_controller.key_fetcher import KeyFetcher
-from hostmesh_controller.mesh.selection import identity_of
 from hostmesh_controller.mesh_file import load_mesh_file
-from hostmesh_controller.metrics import Metrics, Reading, build_version
+from hostmesh_controller.metrics import Metrics, build_version
 from hostmesh_controller.model.hosts import HostSpec
 from hostmesh_controller.model.objects import ObjectKey
 from hostmesh_controller.observations import Observations
 from hostmesh_controller.outbound_http import OutboundHttp
-from hostmesh_controller.peers import Peers
-from hostmesh_controller.quarantine import Quarantine
 from hostmesh_controller.registrar import Registrar
-from hostmesh_controller.reports import ReportingServicer
 from hostmesh_controller.rotation import RootRotation, trust_of
-from hostmesh_controller.server import AdsServer
 from hostmesh_controller.state_dir import claimed
 from hostmesh_controller.store import Store
 from hostmesh_controller.store.sqlite import open_store
 from hostmesh_controller.trusted import attestors
 
 _log = structlog.stdlib.get_logger(__name__)
-
-_KNOWN_TYPES: Final = frozenset(
-    {"HostConfig", "Listener", "Cluster", "ClusterLoadAssignment", "RouteConfiguration", "VirtualHost", "Secret"}
-)
 
 
 class PartEndedError(Exception):
@@ -97,46 +74,12 @@ async def serve(config: Config) -> None:
         held.enter_context(claimed(config.state_dir))
         store = await asyncio.to_thread(open_store, config.state_dir / "store.sqlite")
         held.callback(store.close)
-        await asyncio.to_thread(_refuse_a_second_root, store, config.state_dir)
-        authority = await asyncio.to_thread(
-            Authority.load_or_create, config.state_dir, config.trust_domain, utc_now(), upstream_of(config)
-        )
+        authority = await asyncio.to_thread(open_authority, config, store, utc_now())
         controller = Controller(config, store, authority)
         await controller.registrar.open()
         await controller.observations.open()
         _spare_the_collector()
         await controller.run()
-
-
-def upstream_of(config: Config) -> Upstream | None:
-    """Return who signs our intermediates; None if a root of our own does."""
-    ca, demand = config.ca, Demand(config.trust_domain, _own_addresses(config))
-    if ca.provider == "files" and ca.dir is not None:
-        return CaCerts(ca.dir, demand)
-    if ca.provider == "vault" and ca.token_file is not None:
-        return Vault(ca.url, ca.mount, ca.token_file, ca.ca_file, timedelta(hours=ca.ttl_hours), demand)
-    return None
-
-
-def _own_addresses(config: Config) -> tuple[str, ...]:
-    # Whoever is on this machine calls by loopback; it is always this controller's.
-    return (*config.addresses, "localhost", "127.0.0.1", "::1")
-
-
-def _refuse_a_second_root(store: Store, state_dir: Path) -> None:
-    """Refuse to make a new root while hosts trust another: each of them would be locked out.
-
-    Raises:
-        AuthorityError: says what to restore.
-    """
-    directory = state_dir / "ca"
-    joined = sum(state.joined_at is not None for state in store.host_states().values())
-    if joined and not authority_files.present(directory):
-        raise AuthorityError(
-            f"{directory} has no root, but {joined} host(s) have joined and trust the one that was there: "
-            "restore the directory from a backup. "
-            "(Or start with an empty state directory; then every host must join again.)"
-        )
 
 
 @dataclass(slots=True)
@@ -175,7 +118,7 @@ class Controller:
         registrar = self.registrar
         self.expulsion = Expulsion(self.store, self.hub, registrar.enrolments, registrar.registered, utc_now)
         self.observations = Observations(self.store, utc_now, timedelta(days=self.config.calls.keep_days))
-        self.certificate = ServerCertificate(self.authority, _own_addresses(self.config), utc_now)
+        self.certificate = ServerCertificate(self.authority, own_addresses(self.config), utc_now)
         self.metrics.read_from(partial(readings, self.hub, lambda: self.registrar.revision, self.keys))
         self.metrics.read_from(partial(rotation.readings, self.authority))
         self.rotation = RootRotation(
@@ -207,7 +150,7 @@ class Controller:
             held.callback(self.config.listen.admin_socket.unlink, missing_ok=True)
             tls = listen.server_tls(self.certificate.current(), self.config.admin.client_ca)
             apis = [ApiServer(app, limits, tls), ApiServer(LocalSocket(app), limits)]
-            grpcs = self._grpc_servers()
+            grpcs = self._services().open()
             async with asyncio.TaskGroup() as group:
                 parts = [
                     group.create_task(_endless("registrar", self.registrar.run(), stopping)),
@@ -284,59 +227,24 @@ class Controller:
             now=utc_now,
         )
 
-    def _grpc_servers(self) -> tuple[grpc.aio.Server, grpc.aio.Server]:
-        registered = self.registrar.registered
-        life = timedelta(hours=self.config.certificates.leaf_hours)
-        registrar, limits = self.registrar, self.config.limits
-        issuing = Issuing(self.authority, self.store, registrar.states, registrar, registrar.enrolments, utc_now, life)
-        quarantine = Quarantine(registrar.enrolments, self.expulsion.deny, self.config.clones.action, utc_now)
-        peers = Peers(self.store, self.config.trust_domain, registered, utc_now, registrar.enrolments, quarantine)
-        calls = [CountCalls(self.metrics)]
-
-        agents = listen.grpc_server(listen.agents_options(limits), [call_limits.for_agents(limits), *calls])
-        ads = AdsServer(self.hub, peers.name_of, quarantine.seen, call_limits.StreamBytes(limits).take)
-        agents.add_generic_rpc_handlers((ads.handler(),))
-        add_IdentityServicer_to_server(IdentityServicer(issuing, peers, self._identities_on), agents)
-        reporting = ReportingServicer(
-            self.registrar.states,
-            peers,
-            self._workloads_on,
-            utc_now,
-            quarantine,
-            self.observations,
-            lambda: self.registrar.mesh,
-        )
-        add_ReportingServicer_to_server(reporting, agents)
-        agents_credentials = self.certificate.credentials(client_certificates=True)
-        listen.open_grpc(agents, self.config.listen.agents, "listen.agents", agents_credentials)
-
-        join = listen.grpc_server(listen.join_options(limits), [call_limits.for_join(limits), *calls])
-        add_EnrolmentServicer_to_server(self._enrolment(issuing), join)
-        join_credentials = self.certificate.credentials(client_certificates=False)
-        listen.open_grpc(join, self.config.listen.join, "listen.join", join_credentials)
-        return agents, join
-
-    def _enrolment(self, issuing: Issuing) -> EnrolmentServicer:
-        attest, addresses = self.config.attest, self.config.addresses
-        admission = Admission(self.store, self.registrar, self._attestors, attest.trust, utc_now)
-        return EnrolmentServicer(
-            issuing,
-            admission,
-            called_at(self.config.listen.agents, addresses),
-            called_at(self.config.listen.join, addresses),
-            attest.reattest_within,
+    def _services(self) -> GrpcServices:
+        return GrpcServices(
+            config=self.config,
+            store=self.store,
+            authority=self.authority,
+            certificate=self.certificate,
+            registrar=self.registrar,
+            expulsion=self.expulsion,
+            hub=self.hub,
+            observations=self.observations,
+            attestors=self._attestors,
+            metrics=self.metrics,
+            now=utc_now,
         )
 
     def _ssh_keys_of(self, host: str) -> Sequence[str]:
         found = self.registrar.get(ObjectKey("Host", "", host))
         return found.spec.ssh_host_keys if found is not None and isinstance(found.spec, HostSpec) else ()
-
-    def _identities_on(self, host: str) -> frozenset[str]:
-        found = self.hub.mesh.workloads_of(host)
-        return frozenset(identity_of(each, self.config.trust_domain).uri for each in found)
-
-    def _workloads_on(self, host: str) -> frozenset[tuple[str, str]]:
-        return frozenset((each.key.namespace, each.key.name) for each in self.hub.mesh.workloads_of(host))
 
 
 def key_fetcher(config: Config, store: Store) -> KeyFetcher:
@@ -361,35 +269,3 @@ async def _endless(name: str, work: Awaitable[object], stopping: asyncio.Event) 
     await work
     if not stopping.is_set():
         raise PartEndedError(f"{name} ended by itself")
-
-
-def readings(hub: Hub, revision: Callable[[], int], keys: KeyFetcher | None = None) -> Iterable[Reading]:
-    """What the hub tells at a scrape, the store's newest revision, and how many key sets there are."""
-    prefix = "hostmesh_controller"
-    counts = hub.counts
-    by_type = {
-        "pushes": ("Responses sent to proxies.", counts.pushes),
-        "push_bytes": ("Bytes of responses sent to proxies.", counts.push_bytes),
-        "acks": ("Responses that proxies acknowledged.", counts.acks),
-        "nacks": ("Responses that proxies refused.", counts.nacks),
-        "faults": ("Resources that could not be made: a mistake of the controller.", counts.faults),
-    }
-    yield Reading(f"{prefix}_connected_proxies", "Hosts with an open stream.", (), {(): hub.connected()})
-    yield Reading(f"{prefix}_store_revision", "Newest revision of the store.", (), {(): revision()})
-    yield Reading(f"{prefix}_published_revision", "Revision that proxies are shown.", (), {(): hub.revision})
-    if keys is not None:
-        states = Counter(each.state for each, _ in keys.states())
-        text = "Key sets of RequestAuthentications by URL: ok, stale (older keys count), none (every token is refused)."
-        yield Reading(f"{prefix}_jwks", text, ("state",), {(each,): states[each] for each in ("ok", "stale", "none")})
-    for name, (text, values) in by_type.items():
-        yield Reading(f"{prefix}_{name}", text, ("type",), _short(values), total=True)
-
-
-def _short(values: Mapping[str, int]) -> Mapping[tuple[str, ...], float]:
-    """Sum by the message's name; types that peers made up are one, so that they cannot make up series."""
-    summed: dict[tuple[str, ...], float] = {}
-    for type_url, value in values.items():
-        name = type_url.rpartition(".")[2]
-        label = (name if name in _KNOWN_TYPES else "other",)
-        summed[label] = summed.get(label, 0) + value
-    return summed

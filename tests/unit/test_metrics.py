@@ -4,8 +4,8 @@ from collections import Counter
 
 from hostmesh_api.wire import CLUSTER_TYPE, VIP4, VIP6
 from hostmesh_controller import mesh
-from hostmesh_controller.controller import readings
 from hostmesh_controller.hub import Hub
+from hostmesh_controller.hub_readings import readings
 from hostmesh_controller.metrics import Metrics, Reading
 
 

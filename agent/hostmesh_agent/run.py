@@ -12,7 +12,6 @@ import os
 import signal
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Final
@@ -33,19 +32,18 @@ from hostmesh_agent import (
     report,
     sever,
     slim,
-    status,
     workdir,
 )
 from hostmesh_agent.admin import Admin, AdminError
 from hostmesh_agent.cache import Cache
 from hostmesh_agent.calls import CallMemory, Calls
-from hostmesh_agent.capture import CaptureError, HostFloor, Owner
+from hostmesh_agent.capture import HostFloor, Owner
 from hostmesh_agent.capture import floor as kernel_floor
+from hostmesh_agent.capturing import Capturing
 from hostmesh_agent.certs import Certificates, Wanted
 from hostmesh_agent.config import AgentConfig
-from hostmesh_agent.enforce import Enforced, Enforcement
 from hostmesh_agent.envoy import BuiltinSupervisor, EnvoyCommand
-from hostmesh_agent.identities import AGENT, Identities
+from hostmesh_agent.identities import Identities
 from hostmesh_agent.modules import Modules
 from hostmesh_agent.next_envoy import NextEnvoy, first_command
 from hostmesh_agent.policy_floor import table
@@ -54,30 +52,22 @@ from hostmesh_agent.probe_ways import Ways
 from hostmesh_agent.probes import Memory, Probes
 from hostmesh_agent.relay import Relay
 from hostmesh_agent.returning import Returning
-from hostmesh_agent.services import Listening
 from hostmesh_agent.state import State, StateError, keep_closed
 from hostmesh_agent.svid import Svid
+from hostmesh_agent.telling import Parts as TellingParts
+from hostmesh_agent.telling import Telling
 from hostmesh_agent.uplink import Uplink
 from hostmesh_agent.workload_api import svids as workload_certificates
 from hostmesh_agent.workload_api.serving import Serving
 from hostmesh_api.call_stats import NAMES
 from hostmesh_api.dialling import DialPolicy, parse_blocks
-from hostmesh_api.v1.hostmesh_pb2 import (
-    CaptureState,
-    HostConfig,
-    HostReport,
-    ReportResponse,
-    TrustState,
-    WorkloadLease,
-)
+from hostmesh_api.v1.hostmesh_pb2 import HostConfig, HostReport, ReportResponse
 from hostmesh_api.wire import AGENT_METADATA, LISTENER_TYPE
 
 PULSE_S: Final = 10.0
 """How often what is in force is compared with what should be, when nothing happens."""
 _FIRST_PAUSE_S: Final = 0.05
 _LAST_PAUSE_S: Final = 2.0
-_LOOK_AT_ENVOY_S: Final = 1.0
-"""How soon it is seen again whether Envoy has let go of an old certificate: it takes milliseconds."""
 _HOLDS_AFTER: Final = timedelta(seconds=2)
 _SWEEP_AFTER_S: Final = 60.0
 """Envoy drains listeners that went away; their certificates stay until then."""
@@ -150,14 +140,7 @@ class Agent:
         )
         self._admin = Admin(config.admin_socket)
         self._envoy_uid = command.owner.uid
-        self._enforcement = Enforcement(
-            dns=config.dns.enabled,
-            resolv_conf=config.dns.resolv_conf,
-            state_dir=config.state_dir,
-            owner=owner_of_rules,
-        )
         policy = DialPolicy(parse_blocks(config.wasm.allow_cidrs))
-        self._guard = guard.Guard(config.state_dir)
         self._modules = Modules(config.envoy_dir / modules.DIRECTORY, command.owner.gid, self._module_decided, policy)
         self._relay = Relay(
             cache=Cache(config.state_dir / "cache"),
@@ -195,23 +178,49 @@ class Agent:
         )
         self._returning = Returning(state, self._holds_connection, now, self._identities.returned)
         self._reporter = report.Reporter(self._report, self._uplink.report, taken=self._taken)
-        self._listening = Listening()
         memory = Memory(config.run_dir / "health.json", self._facts.boot_id)
         self._probes = Probes(Ways(config.probes.exec_user).look, memory, self._reporter.changed)
         remembered = CallMemory(config.run_dir / "calls.json", self._facts.boot_id)
         self._calls = Calls(partial(self._admin.stats, NAMES), remembered, self._reporter.changed, now)
         self._host_config: HostConfig | None = None
         self._floor: HostFloor | None = None
-        self._enforced = Enforced()
-        self._lacking: tuple[str, ...] = ()
         self._sweep: Wanted | None = None
+        self._capturing = Capturing(config, owner_of_rules, self._identities, self._active, self._reporter.changed)
+        self._telling = Telling(
+            TellingParts(
+                config=config,
+                record=self._record,
+                facts=self._facts,
+                agent=self._id,
+                admin=self._admin,
+                supervisor=self._supervisor,
+                modules=self._modules,
+                next_envoy=self._next_envoy,
+                relay=self._relay,
+                identities=self._identities,
+                capturing=self._capturing,
+                severing=self._severing,
+                probes=self._probes,
+                calls=self._calls,
+                returning=self._returning,
+                workload_api=self._workload_api,
+                reporter=self._reporter,
+            ),
+            lambda: self._host_config,
+            self._active,
+            now,
+        )
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
         loop.add_signal_handler(signal.SIGHUP, self._wake.set)
-        verbs = {control.STATUS: self._status, control.RELEASE: self._release, control.REFRESH: self._refresh}
+        verbs = {
+            control.STATUS: self._telling.host_status,
+            control.RELEASE: self._release,
+            control.REFRESH: self._refresh,
+        }
         await self._restore()
         self._online = True
         slim.settle()
@@ -336,7 +345,7 @@ class Agent:
             await self._step()
             self._settled.set()
             try:
-                async with asyncio.timeout(pause_s if self._lacking else PULSE_S):
+                async with asyncio.timeout(pause_s if self._capturing.lacking else PULSE_S):
                     await self._wake.wait()
                 pause_s = _FIRST_PAUSE_S
             except TimeoutError:
@@ -346,48 +355,16 @@ class Agent:
         async with self._stepping:
             config, floor = self._host_config, self._floor
             if config is not None and floor is not None:
-                await self._enforce(config, floor)
+                await self._capturing.step(config, floor)
+                await self._sweep_if_settled()
 
-    async def _enforce(self, config: HostConfig, floor: HostFloor) -> None:
-        try:
-            decision = await self._decide(config)
-        except CaptureError as error:
-            # What is in force is not known: it stays as it is, or STRICT ports would be open for a moment.
-            decision, enforced = converge.Decision(None, (str(error),)), self._enforced
-        else:
-            enforced = await asyncio.to_thread(self._enforcement.put, decision.request, floor)
-        if enforced.capture.state == "on":
-            strict = frozenset(config.strict_ports) & enforced.in_force.inbound_ports
-            await asyncio.to_thread(self._guard.note, strict)
-        if (enforced, decision.lacking) != (self._enforced, self._lacking):
-            self._enforced, self._lacking = enforced, decision.lacking
-            self._tell(enforced)
-            self._reporter.changed()
-        if self._sweep is not None and not decision.lacking:
+    async def _sweep_if_settled(self) -> None:
+        if self._sweep is not None and not self._capturing.lacking:
             want, self._sweep = self._sweep, None
             with suppress(StateError):
                 await self._identities.sweep(want)
 
-    async def _decide(self, config: HostConfig) -> converge.Decision:
-        if not self._config.capture.enabled:
-            return converge.Decision(None, ())
-        if (self._config.state_dir / status.CAPTURE_OFF).exists():
-            return converge.Decision(None, ())
-        in_force = await asyncio.to_thread(self._enforcement.look)
-        evidence = converge.Evidence(
-            certificates=frozenset(self._identities.validities()) - {AGENT},
-            listeners=frozenset(),
-            in_force=in_force,
-            guarded=self._guard.ports & frozenset(config.strict_ports),
-            always=frozenset(self._config.floor.mtls_ports),
-        )
-        decision = converge.decide(config, evidence)
-        if not decision.lacking:
-            return decision
-        listeners = await self._listeners(config.listeners)
-        return converge.decide(config, replace(evidence, listeners=listeners))
-
-    async def _listeners(self, wanted: Mapping[str, str]) -> frozenset[str]:
+    async def _active(self, wanted: Mapping[str, str]) -> frozenset[str]:
         """Return the names of Envoy's active listeners, without those that are not at the version wanted."""
         try:
             active = await self._admin.listeners()
@@ -399,18 +376,6 @@ class Agent:
             if not wanted.get(name) or self._relay.accepted_version(LISTENER_TYPE, name) == wanted[name]
         )
 
-    def _tell(self, enforced: Enforced) -> None:
-        log.info(
-            "capture",
-            state=enforced.capture.state,
-            error=enforced.capture.error,
-            inbound_ports=sorted(enforced.in_force.inbound_ports),
-            outbound=enforced.in_force.outbound,
-            dns=enforced.dns_in_place,
-            dns_detail=enforced.dns_detail,
-            lacking=self._lacking,
-        )
-
     # What is told
 
     async def _report_when_settled(self) -> None:
@@ -419,96 +384,12 @@ class Agent:
         await self._reporter.run()
 
     async def _report(self) -> HostReport:
-        validities = self._identities.validities()
-        own = validities.get(AGENT)
-        return HostReport(
-            facts=host.facts(self._facts, self._supervisor.status().version),
-            load=host.load(),
-            listening=await self._listening.sockets(),
-            envoy=report.envoy_state(self._supervisor.status()),
-            capture=self._capture_state(),
-            leases=self._leases(),
-            host_certificate_not_after=0 if own is None else int(own.not_after.timestamp()),
-            problems=[
-                *status.configuration_problems(self._modules.states(), self._next_envoy.problem),
-                *filter(None, [self._severing.problem]),
-            ],
-            agent=self._id,
-            machine=self._facts.machine_id,
-            trust=await self._trust(),
-            calls=self._calls.tell(),
-        )
+        return await self._telling.host_report()
 
     def _taken(self, response: ReportResponse) -> None:
         self._calls.taken(response)
 
-    async def _trust(self) -> TrustState:
-        identities = self._identities
-        if identities.replaced():
-            shown = await self._shown()
-            if identities.replaced(None if shown is None else lambda serial: int(serial, 16) in shown):
-                asyncio.get_running_loop().call_later(_LOOK_AT_ENVOY_S, self._reporter.changed)
-        return report.trust_state(
-            self._record.identity.uri, identities.roots(), identities.validities(), identities.replaced()
-        )
-
-    async def _shown(self) -> frozenset[int] | None:
-        """Return the serials of the certificates that Envoy has loaded; None if it does not say."""
-        if self._supervisor.status().view.pid is None:
-            return frozenset()
-        try:
-            return await self._admin.serials()
-        except AdminError:
-            return None
-
-    def _leases(self) -> list[WorkloadLease]:
-        return [self._probes.tell(each) for each in report.leases(self._workloads(), self._vouched(), now())]
-
-    def _capture_state(self) -> CaptureState:
-        capture = self._enforced.capture
-        return CaptureState(
-            state=capture.state,
-            backend=capture.backend,
-            rules_hash=capture.rules_hash,
-            error="; ".join(filter(None, [capture.error, self._enforced.dns_detail, *self._lacking])),
-        )
-
-    def _workloads(self) -> Any:
-        return () if self._host_config is None else self._host_config.workloads
-
-    def _vouched(self) -> report.Vouched:
-        validities = self._identities.validities()
-        return report.Vouched(
-            {name: each.not_after for name, each in validities.items()}, self._enforced.in_force.inbound_ports
-        )
-
     # The control socket
-
-    async def _status(self) -> dict[str, Any]:
-        wanted: Mapping[str, str] = {} if self._host_config is None else self._host_config.listeners
-        return status.document(
-            status.Facts(
-                record=self._record,
-                agent_version=self._facts.agent_version,
-                relay=self._relay.state(),
-                report_failing=self._reporter.failing,
-                envoy=self._supervisor.status(),
-                enforced=self._enforced,
-                lacking=self._lacking,
-                validities=self._identities.validities(),
-                missing=self._identities.missing(),
-                leases=self._leases(),
-                listeners_wanted=tuple(wanted),
-                listeners=await self._listeners(wanted),
-                capture_wanted=status.capture_wanted(self._config),
-                modules=self._modules.states(),
-                bootstrap_problem=self._next_envoy.problem,
-                workload_api=None if self._workload_api is None else self._workload_api.status(),
-                workload_api_problems=() if self._workload_api is None else tuple(self._workload_api.problems()),
-                returning_problem=self._returning.problem,
-            ),
-            now(),
-        )
 
     async def _release(self) -> dict[str, Any]:
         asyncio.get_running_loop().call_soon(self._stopping.set)

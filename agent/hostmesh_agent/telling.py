@@ -1,0 +1,149 @@
+"""What the host tells of itself: to the controller in reports, and to its owner as the status."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from hostmesh_agent import host, report, sever, status
+from hostmesh_agent.admin import Admin, AdminError
+from hostmesh_agent.calls import Calls
+from hostmesh_agent.capturing import Capturing
+from hostmesh_agent.config import AgentConfig
+from hostmesh_agent.envoy import BuiltinSupervisor
+from hostmesh_agent.identities import AGENT, Identities
+from hostmesh_agent.modules import Modules
+from hostmesh_agent.next_envoy import NextEnvoy
+from hostmesh_agent.probes import Probes
+from hostmesh_agent.relay import Relay
+from hostmesh_agent.returning import Returning
+from hostmesh_agent.services import Listening
+from hostmesh_agent.state import HostRecord
+from hostmesh_agent.workload_api.serving import Serving
+from hostmesh_api.v1.hostmesh_pb2 import HostConfig, HostReport, TrustState, WorkloadLease
+
+_LOOK_AT_ENVOY_S: Final = 1.0
+"""How soon it is seen again whether Envoy has let go of an old certificate: it takes milliseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Whatever knows something. `agent` is the id of this process; `workload_api` None: it is not served."""
+
+    config: AgentConfig
+    record: HostRecord
+    facts: host.FixedFacts
+    agent: str
+    admin: Admin
+    supervisor: BuiltinSupervisor
+    modules: Modules
+    next_envoy: NextEnvoy
+    relay: Relay
+    identities: Identities
+    capturing: Capturing
+    severing: sever.Severing
+    probes: Probes
+    calls: Calls
+    returning: Returning
+    workload_api: Serving | None
+    reporter: report.Reporter
+
+
+class Telling:
+    """Makes the documents of this moment."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        config: Callable[[], HostConfig | None],
+        active: Callable[[Mapping[str, str]], Awaitable[frozenset[str]]],
+        now: Callable[[], datetime],
+    ) -> None:
+        """`config` returns the configuration in force; `active` those of the wanted listeners that Envoy has."""
+        self._parts = parts
+        self._config = config
+        self._active = active
+        self._now = now
+        self._listening = Listening()
+
+    async def host_report(self) -> HostReport:
+        """Return the report for the controller."""
+        parts = self._parts
+        own = parts.identities.validities().get(AGENT)
+        return HostReport(
+            facts=host.facts(parts.facts, parts.supervisor.status().version),
+            load=host.load(),
+            listening=await self._listening.sockets(),
+            envoy=report.envoy_state(parts.supervisor.status()),
+            capture=parts.capturing.state(),
+            leases=self._leases(),
+            host_certificate_not_after=0 if own is None else int(own.not_after.timestamp()),
+            problems=[
+                *status.configuration_problems(parts.modules.states(), parts.next_envoy.problem),
+                *filter(None, [parts.severing.problem]),
+            ],
+            agent=parts.agent,
+            machine=parts.facts.machine_id,
+            trust=await self._trust(),
+            calls=parts.calls.tell(),
+        )
+
+    async def host_status(self) -> dict[str, Any]:
+        """Return the status for the owner of the host."""
+        parts, config = self._parts, self._config()
+        wanted: Mapping[str, str] = {} if config is None else config.listeners
+        api = parts.workload_api
+        return status.document(
+            status.Facts(
+                record=parts.record,
+                agent_version=parts.facts.agent_version,
+                relay=parts.relay.state(),
+                report_failing=parts.reporter.failing,
+                envoy=parts.supervisor.status(),
+                enforced=parts.capturing.enforced,
+                lacking=parts.capturing.lacking,
+                validities=parts.identities.validities(),
+                missing=parts.identities.missing(),
+                leases=self._leases(),
+                listeners_wanted=tuple(wanted),
+                listeners=await self._active(wanted),
+                capture_wanted=status.capture_wanted(parts.config),
+                modules=parts.modules.states(),
+                bootstrap_problem=parts.next_envoy.problem,
+                workload_api=None if api is None else api.status(),
+                workload_api_problems=() if api is None else tuple(api.problems()),
+                returning_problem=parts.returning.problem,
+            ),
+            self._now(),
+        )
+
+    async def _trust(self) -> TrustState:
+        parts = self._parts
+        identities = parts.identities
+        if identities.replaced():
+            shown = await self._shown()
+            if identities.replaced(None if shown is None else lambda serial: int(serial, 16) in shown):
+                asyncio.get_running_loop().call_later(_LOOK_AT_ENVOY_S, parts.reporter.changed)
+        return report.trust_state(
+            parts.record.identity.uri, identities.roots(), identities.validities(), identities.replaced()
+        )
+
+    async def _shown(self) -> frozenset[int] | None:
+        """Return the serials of the certificates that Envoy has loaded; None if it does not say."""
+        if self._parts.supervisor.status().view.pid is None:
+            return frozenset()
+        try:
+            return await self._parts.admin.serials()
+        except AdminError:
+            return None
+
+    def _leases(self) -> list[WorkloadLease]:
+        config = self._config()
+        workloads = () if config is None else config.workloads
+        return [self._parts.probes.tell(each) for each in report.leases(workloads, self._vouched(), self._now())]
+
+    def _vouched(self) -> report.Vouched:
+        validities = self._parts.identities.validities()
+        captured = self._parts.capturing.enforced.in_force.inbound_ports
+        return report.Vouched({name: each.not_after for name, each in validities.items()}, captured)

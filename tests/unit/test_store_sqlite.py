@@ -221,6 +221,20 @@ def test_processes_that_create_the_database_together_do_not_disturb_each_other(t
     assert [process.returncode for process in processes] == [0] * 5
 
 
+def test_a_database_that_another_process_is_just_making_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "mesh.db"
+    # Where a writer has a lock of a file without write-ahead log, SQLite refuses at once to give it one.
+    maker = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    maker.execute("BEGIN IMMEDIATE")
+    with ThreadPoolExecutor(1) as pool:
+        opening = pool.submit(open_store, path)
+        with pytest.raises(TimeoutError):
+            opening.result(0.3)
+        maker.execute("ROLLBACK")
+        maker.close()
+        opening.result(20).close()
+
+
 WRITE = """
 import sys
 from datetime import UTC, datetime

@@ -1,6 +1,8 @@
 """The embedded store: one SQLite file, safe against kill -9 and power loss, shared by threads and processes."""
 
 import os
+import sqlite3
+import time
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +16,8 @@ from hostmesh_controller.store.sql import WRITE, SqlStore
 
 _BUSY_S: Final = 20
 """How long a writer waits for another process before it gives up; a commit takes milliseconds."""
+_AGAIN_S: Final = 0.01
+"""How soon it is tried again what SQLite does not wait for."""
 _CONNECTIONS: Final = 8
 
 
@@ -69,12 +73,26 @@ def _configure(connection: Any, _record: object) -> None:
     connection.isolation_level = None
     cursor = connection.cursor()
     try:
-        cursor.execute("PRAGMA journal_mode=WAL")
+        _use_wal(cursor)
         cursor.execute("PRAGMA synchronous=FULL")
         cursor.execute("PRAGMA foreign_keys=ON")
         cursor.execute("PRAGMA trusted_schema=OFF")
     finally:
         cursor.close()
+
+
+def _use_wal(cursor: Any) -> None:
+    """Have a write-ahead log. SQLite gives up at once where another process is just making the same database."""
+    deadline = time.monotonic() + _BUSY_S
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
+                raise
+            time.sleep(_AGAIN_S)
+        else:
+            return
 
 
 def _begin(connection: Connection) -> None:

@@ -386,3 +386,11 @@ def test_an_update_is_a_build_and_what_it_does_not_touch_stays_the_same_bytes(
         if old[each] != new[each]:
             assert covered(touched, before, each, calls.get(each[0], frozenset())), (each, touched)
     assert everything(before, names) == old, "the revision before is still what it was"
+
+
+def test_a_host_is_told_what_of_its_own_is_refused_though_no_other_host_sees_a_change() -> None:
+    hosts = [item for key, item in objects_of({slot: 0 for slot in SLOTS if slot[0] == "Host"}).items() if item]
+    denied = HostRuntime(True, denied=frozenset({"e1"}))
+    before = build(SETTINGS, hosts, VIPS, {"h1": denied, "h2": HostRuntime(True)})
+    _, touched = update(before, {}, VIPS, {"h1": HostRuntime(True), "h2": denied})
+    assert touched.hosts == {"h1", "h2"}

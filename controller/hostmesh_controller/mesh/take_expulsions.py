@@ -17,6 +17,7 @@ def take_expulsions(step: Step) -> None:
         now = new.get(host, NO_HOST)
         if now.denied != old.get(host, NO_HOST).denied:
             denied[host] = now.denied or None
+            step.touched_hosts.add(host)
         (out.add if now.expelled else out.discard)(host)
     if not denied and not out and not step.old.expulsions.hosts:
         return

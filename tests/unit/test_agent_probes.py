@@ -130,7 +130,7 @@ async def test_https_is_asked_whoever_answers(tmp_path: Path) -> None:
             found = await WAYS.look(Probe(http_get=Probe.HttpGet(port=port, tls=True), timeout_s=10), HERE)
         assert found == Look(not reason, reason)
     async with serving(says("HTTP/1.1 200 OK\r\n\r\n")) as port:
-        assert not (await WAYS.look(Probe(http_get=Probe.HttpGet(port=port, tls=True), timeout_s=10), HERE)).well
+        assert not (await WAYS.look(Probe(http_get=Probe.HttpGet(port=port, tls=True), timeout_s=1), HERE)).well
 
 
 async def test_a_port_that_takes_connections_is_well_and_a_closed_one_is_not() -> None:

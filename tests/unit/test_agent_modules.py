@@ -12,7 +12,7 @@ import tarfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from hostmesh_controller.envoy_values import parsed
 from hostmesh_controller.xds.encoding import resource as encoded
 from hostmesh_controller.xds.messages import as_json
 from hostmesh_controller.xds.wasm import configuration
+from http_servers import serving
 from wasm.module import MODULE, SHA256
 
 WAIT_S = 20
@@ -88,22 +89,12 @@ class Web(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, *_: object) -> None:
-        pass
-
 
 @contextmanager
 def web(**pages: list[tuple[int, bytes]]) -> Iterator[tuple[str, list[str]]]:
     handler = type("Handler", (Web,), {"pages": {f"/{name}": list(each) for name, each in pages.items()}, "asked": []})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", handler.asked  # type: ignore[attr-defined] # made above
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with serving(handler) as port:
+        yield f"http://127.0.0.1:{port}", handler.asked  # type: ignore[attr-defined] # made above
 
 
 LOCAL = DialPolicy(parse_blocks(["127.0.0.0/8"]))
@@ -332,15 +323,11 @@ async def test_few_modules_are_fetched_at_the_same_time(directory: Path) -> None
             self.send_response(404)
             self.end_headers()
 
-        def log_message(self, *_: object) -> None:
-            pass
-
     count = modules.AT_ONCE + 3
-    with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with serving(Slow) as port:
         host = Host(directory)
         for number in range(count):
-            url = f"http://127.0.0.1:{server.server_address[1]}/{number}"
+            url = f"http://127.0.0.1:{port}/{number}"
             assert host.modules.given(plugin(url, f"p{number}")) is None
         async with asyncio.timeout(WAIT_S):
             await full.wait()
@@ -364,7 +351,6 @@ async def test_few_modules_are_fetched_at_the_same_time(directory: Path) -> None
             for _ in range(count):
                 await host.decided.get()
         host.modules.close()
-        server.shutdown()
     assert now_and_most == [0, modules.AT_ONCE]
 
 

@@ -1,8 +1,7 @@
 """Keys by URL through a whole controller: fetched, kept, rotated, told; and nobody's where there are none."""
 
-import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from hostmesh_controller.xds.messages import as_json, message_of
 from key_server import KeyServer, key_server
 from running_controller import App, running_app, running_process
 from signing import Signer, key_set
+from waiting import until
 
 ONE, TWO = Signer("one"), Signer("two", elliptic=True)
 SETTINGS = '[jwks]\nallow_cidrs = ["127.0.0.0/8"]\nrefresh_s = 1\n'
@@ -71,13 +71,6 @@ def _inline(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for each in value:
             yield from _inline(each)
-
-
-async def until(holds: Callable[[], bool], what: str) -> None:
-    async with asyncio.timeout(10):
-        while not holds():  # noqa: ASYNC110 - what is waited for tells nobody
-            await asyncio.sleep(0.01)
-    assert holds(), what
 
 
 def text(*signers: Signer) -> str:

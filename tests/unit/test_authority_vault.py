@@ -3,11 +3,10 @@
 import json
 import logging
 import ssl
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from hostmesh_controller.authority import Authority, AuthorityError
 from hostmesh_controller.authority_certificates import Issuer, new_root, pem
 from hostmesh_controller.authority_upstream import Demand
 from hostmesh_controller.authority_vault import Vault
+from http_servers import serving
 
 TOKEN = "hvs.CAESIJ-not-to-be-told"
 KEY = ec.generate_private_key(ec.SECP256R1())
@@ -110,20 +110,10 @@ def signer(tmp_path: Path) -> Iterator[Signer]:
             self.end_headers()
             self.wfile.write(text)
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.socket = server_context(tmp_path).wrap_socket(server.socket, server_side=True)
-    found.port = int(server.server_address[1])
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
     (tmp_path / "token").write_text(TOKEN + "\n")
     (tmp_path / "token").chmod(0o600)
-    yield found
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(Handler, server_context(tmp_path)) as found.port:
+        yield found
 
 
 def vault(

@@ -5,7 +5,7 @@ import contextlib
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from hostmesh_controller.rates import Rates
 from hostmesh_controller.store import CertificateRecord
 from hostmesh_controller.store.sqlite import open_store
 from running_controller import Process, running_process
+from waiting import until
 
 ME, OTHER = "127.0.0.1", "127.0.0.2"
 LIMITS = """
@@ -207,12 +208,6 @@ async def test_one_address_has_so_many_connections_to_the_admin_port_and_others_
     for each in held:
         each.close()
     await served(target)
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(BOUND_S):
-        while not holds():  # noqa: ASYNC110 - what is waited for has no event
-            await asyncio.sleep(0.01)
 
 
 def closed_at_once(connection: socket.socket) -> bool:

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import itertools
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -28,6 +28,7 @@ from hostmesh_api.v1.hostmesh_pb2 import ChallengeRequest, JoinResponse, Reattes
 from hostmesh_api.v1.hostmesh_pb2_grpc import EnrolmentStub
 from hostmesh_controller.store import CertificateRecord, Denial
 from identity_servers import Controller
+from waiting import until
 
 LIFE = timedelta(hours=72)
 
@@ -94,12 +95,6 @@ async def been_away(controller: Controller, state: State, days: int = 1) -> Stat
     host = HostRecord("web-1", pki.TRUST_DOMAIN, (controller.agents_endpoint,), (f"127.0.0.1:{controller.join_port}",))
     state.save_joined(host, HostFiles(svid.key_pem, svid.chain_pem, controller.authority.bundle_pem))
     return state
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(TIMEOUT_S):
-        while not holds():  # noqa: ASYNC110 - what is waited for has no event
-            await asyncio.sleep(0.01)
 
 
 async def test_a_host_whose_certificate_ended_comes_back_under_a_new_key(controller: Controller, state: State) -> None:

@@ -16,6 +16,7 @@ from hostmesh_agent.relay import RETRY_FIRST_S, Relay
 from hostmesh_api.delta import Answer, ClientStream, Resource, ServerStream
 from hostmesh_api.v1.hostmesh_pb2 import HostConfig
 from hostmesh_api.wire import ADS_METHOD, ADS_SERVICE, CLUSTER_TYPE, HOST_CONFIG_TYPE, LISTENER_TYPE, SECRET_TYPE
+from waiting import until
 
 BOUND_S = 10.0
 
@@ -28,13 +29,6 @@ def host_config(host: str, version: str) -> Resource:
     message = ResourceMessage(name="self", version=version)
     message.resource.Pack(HostConfig(host=host))
     return Resource("self", version, message.SerializeToString())
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait, bounded, for something that another task brings about."""
-    async with asyncio.timeout(BOUND_S):
-        while not condition():  # noqa: ASYNC110 - what is waited for is set by code that knows no event of ours
-            await asyncio.sleep(0.01)
 
 
 @dataclass

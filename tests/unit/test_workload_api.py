@@ -8,7 +8,7 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -30,6 +30,7 @@ from hostmesh_agent.workload_api.service import HEADER
 from hostmesh_agent.workload_api.serving import Serving
 from hostmesh_api.identity import WorkloadIdentity, parse_identity
 from hostmesh_api.v1.workload_pb2 import X509SVIDResponse
+from waiting import until
 
 BILLING = WorkloadIdentity(pki.TRUST_DOMAIN, "shop", "billing")
 ME = os.geteuid()
@@ -80,12 +81,6 @@ class Host:
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(BOUND_S):
-        while not condition():  # noqa: ASYNC110 - what is waited for is set by code that knows no event of ours
-            await asyncio.sleep(0.01)
 
 
 @pytest.fixture

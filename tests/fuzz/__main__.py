@@ -23,7 +23,7 @@ MEMORY_MB: Final = 2048
 
 def fuzz(target: str, seconds: int) -> None:
     """Run one target in this process; it ends the process."""
-    import atheris  # type: ignore[import-not-found,import-untyped,unused-ignore]
+    import atheris  # type: ignore[import-not-found,import-untyped,unused-ignore] # make fuzz installs it
 
     with atheris.instrument_imports(include=["hostmesh_agent", "hostmesh_api", "hostmesh_controller"]):
         run = TARGETS[target]()

@@ -34,7 +34,7 @@ From one to the next:
     revision           build, update: from one revision to the next, and whom that touches
     step               one update under way
     take_*             its steps: objects, policies, hosts, workloads, services, endpoints, sidecars, viewers, rules,
-                       gateways, extensions, authorization, request_authentications
+                       gateways, extensions, authorization, request_authentications, expulsions
 
 Everything here is pure: no clock, no socket, no store.
 """

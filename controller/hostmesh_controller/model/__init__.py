@@ -3,7 +3,8 @@
     objects          what all have in common: a key, metadata, a spec, the place it was read from
     kinds            the register of kinds
     documents        one object from mappings and lists; faults: what is wrong with it, in the words of its author
-    schema           what specs are made of; durations, domains, exports, patterns, log_format, pem: types of fields
+    schema           what specs are made of
+                     types of fields: durations, domains, exports, paths, patterns, log_format, pem
     redaction        documents as people may see them
 
 Kinds, one file per family; behind a kind the files of its parts:

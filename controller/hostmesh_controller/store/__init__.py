@@ -1,7 +1,9 @@
 """The controller's state on disk: objects, tokens, certificates, hosts, virtual addresses, audit.
 
 records and protocol say what a store is; tables is the schema, migrations its history; sql does the work on any
-database that SQLAlchemy speaks to; sqlite opens the embedded one:
+database that SQLAlchemy speaks to, in transactions whose parts are objects (with their history), secrets (tokens,
+certificates), runtime (hosts, virtual addresses, keys), enrolments, attested (hosts that wait) and observations; sqlite
+opens the embedded one:
 
     store = hostmesh_controller.store.sqlite.open_store(path)
 """

@@ -40,6 +40,14 @@ Clusters (CDS) and endpoints (EDS):
     endpoints            assignments; localities: which are used first
     tls                  mutual TLS of the mesh
 
+Who may call:
+
+    expelled             who was expelled, refused first of all in every chain
+    jwt                  RequestAuthentication: the filter that verifies tokens
+    authorization        AuthorizationPolicy, all of a chain in Istio's order; custom_authorization: those that ask
+    rbac                 one rule; rbac_filters: rules as a filter; rbac_matchers: values; trust_domains: aliases
+    call_log             who calls, counted in Envoy; stats_log: by such counters
+
 Extensions:
 
     http_extensions      more filters for a chain (extension_types): wasm; rate_limits with rate_limit_terms

@@ -3,6 +3,7 @@
 Users' dashboards and patches match on these names, so they are Istio's wherever Istio has one.
 """
 
+from collections.abc import Iterable
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final, NamedTuple
@@ -226,6 +227,11 @@ def canonical_prefix(text: str) -> str | None:
         return str(ip_network(text, strict=False))
     except ValueError:
         return None
+
+
+def is_within(address: str, blocks: Iterable[str]) -> bool:
+    """Tell whether an address ("": it is not known) is in one of some blocks."""
+    return bool(address) and any(ip_address(address) in ip_network(each) for each in blocks)
 
 
 def is_single(prefix: str) -> bool:

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from enum import StrEnum
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_network
 from typing import Final, Protocol
 
+from hostmesh_controller.names import is_within
 from hostmesh_controller.store import TokenRecord
 
 DEFAULT_LIFE: Final = timedelta(minutes=15)
@@ -128,8 +129,7 @@ def blocks_of(allowed: Sequence[str]) -> str:
 
 def allows(token: TokenRecord, address: str) -> bool:
     """Tell whether a host of the address ("": it is not known) may join with the token."""
-    blocks = [ip_network(each) for each in token.allowed.split(",") if each]
-    return not blocks or (bool(address) and any(ip_address(address) in each for each in blocks))
+    return not token.allowed or is_within(address, token.allowed.split(","))
 
 
 def digest(token: str) -> bytes:

@@ -2,11 +2,11 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from ipaddress import ip_address, ip_network
 
 from hostmesh_api.identity import MAX_NAME_CHARS, require_subdomain
 from hostmesh_controller.attest.evidence import Attested, EvidenceError, printable
 from hostmesh_controller.config_attest import FIELD, Policy
+from hostmesh_controller.names import is_within
 
 
 def name_of(attested: Attested, policy: Policy, wanted: str) -> str:
@@ -42,7 +42,7 @@ def allows(patterns: Sequence[str], name: str) -> bool:
 def address_problem(policy: Policy, address: str) -> str | None:
     """Return why a host may not join from an address, None if it may."""
     blocks = policy.allow_addresses
-    if not blocks or (address and any(ip_address(address) in ip_network(each) for each in blocks)):
+    if not blocks or is_within(address, blocks):
         return None
     return f"allow_addresses does not allow {address or 'an unknown address'}"
 

@@ -67,27 +67,26 @@ def policy_of(rule: Rule, namespace: str, domains: TrustDomains, *, for_tcp: boo
 
 
 def _all_permissions(terms: Iterable[_Term[Permission]], *, for_tcp: bool) -> Permission:
-    found: list[Permission] = []
-    for term in terms:
-        if term.http_only and for_tcp:
-            continue
-        if term.values:
-            found.append(term.matcher(term.values))
-        if term.not_values:
-            found.append(Permission(not_rule=term.matcher(term.not_values)))
+    found = _matchers(terms, lambda each: Permission(not_rule=each), for_tcp=for_tcp)
     return Permission(and_rules=Permission.Set(rules=found or [Permission(any=True)]))
 
 
 def _all_principals(terms: Iterable[_Term[Principal]], *, for_tcp: bool) -> Principal:
-    found: list[Principal] = []
+    found = _matchers(terms, lambda each: Principal(not_id=each), for_tcp=for_tcp)
+    return Principal(and_ids=Principal.Set(ids=found or [Principal(any=True)]))
+
+
+def _matchers(terms: Iterable[_Term[T]], negated: Callable[[T], T], *, for_tcp: bool) -> list[T]:
+    """Return what must all hold."""
+    found: list[T] = []
     for term in terms:
         if term.http_only and for_tcp:
             continue
         if term.values:
             found.append(term.matcher(term.values))
         if term.not_values:
-            found.append(Principal(not_id=term.matcher(term.not_values)))
-    return Principal(and_ids=Principal.Set(ids=found or [Principal(any=True)]))
+            found.append(negated(term.matcher(term.not_values)))
+    return found
 
 
 def _any_permission(make: Callable[[str], Permission], values: Values) -> Permission:

@@ -9,5 +9,5 @@ def test_every_claim_of_the_demo_holds(empty_lab: Lab) -> None:
     command = [HOSTMESH, "lab", "demo", "--dir", str(empty_lab.root)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "10 of 10 claims held" in done.stdout
+    assert "13 of 13 claims held" in done.stdout
     assert not empty_lab.root.exists()

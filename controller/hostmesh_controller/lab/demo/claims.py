@@ -3,6 +3,7 @@
 They are played in the order of `CLAIMS`, and each leaves the stage as the next one expects it.
 """
 
+import json
 import math
 import secrets
 import signal
@@ -127,6 +128,30 @@ def strict_refuses_plaintext(stage: Stage, _: Snapshot) -> str:
     return f"before: status 200, now: {after.problem.removeprefix('curl: ')}; shop is answered"
 
 
+def policy_says_who_may_do_what(stage: Stage, _: Snapshot) -> str:
+    url = f"http://ratings:{PORT}/counters"
+    before = stage.call("shop", url, method="POST")
+    _demand(before.status not in (0, 403), f"shop's POST before there is a policy: {before}")
+    stage.apply("authorize.yaml")
+    eventually(lambda: stage.call("shop", url, method="POST").status == 403, _PROPAGATION_S)
+    reads, writes = stage.call("shop", url), stage.call("shop", url, method="POST")
+    _demand(reads.status == 200, f"shop's GET: {reads}")
+    _demand(writes.status == 403, f"shop's POST: {writes}")
+    said = stage.hostmesh("authz", "explain", "--from", "shop", "--to", url, "-o", "json")
+    rules = [each["by"] for answer in json.loads(said)["answers"] for each in answer["rulings"]]
+    _demand(json.loads(said)["allowed"] is True, said)
+    return f"shop may GET and not POST; authz explain names {', '.join(filter(None, rules))}"
+
+
+def root_replaced(stage: Stage, _: Snapshot) -> str:
+    with stage.steady_load("shop", _CATALOG) as found:
+        stage.hostmesh("ca", "rotate", "--within", "2s")
+    states = [each["state"] for each in json.loads(stage.hostmesh("ca", "show", "-o", "json"))["roots"]]
+    _demand(found["failed"] == 0, _failures(found))
+    _demand(sorted(states) == ["active", "revoked"], f"states of the roots: {states}")
+    return f"{found['sent']} requests, 0 failed; nobody trusts the old root any more"
+
+
 def killed_agent(stage: Stage, _: Snapshot) -> str:
     with stage.steady_load("shop", _CATALOG) as found:
         _pause(stage, 1.0)
@@ -167,8 +192,22 @@ def host_restarted(stage: Stage, _: Snapshot) -> str:
     return f"catalog is back: {found['versions']['v1']} of 100 requests were its own, 0 failed"
 
 
-def leave(stage: Stage, before: Snapshot) -> str:
+def expelled(stage: Stage, _: Snapshot) -> str:
     controller.start(stage.layout, stage.lab)
+    stage.wait_for_workloads()
+    eventually(lambda: _succeeds(stage, "ratings", _CATALOG), _PROPAGATION_S)
+    before = stage.call("ratings", _CATALOG)
+    _demand(before.status == 200, f"ratings' call before: {before}")
+    with stage.steady_load("shop", _CATALOG) as found:
+        stage.hostmesh("host", "expel", "ratings", "--yes", "--reason", "stolen")
+        eventually(lambda: not _succeeds(stage, "ratings", _CATALOG), _PROPAGATION_S)
+        after = stage.call("ratings", _CATALOG)
+    _demand(after.status != 200, f"ratings' call afterwards: {after}")
+    _demand(found["failed"] == 0, _failures(found))
+    return f"its call: {after.status or after.problem}; {found['sent']} requests of shop, 0 failed"
+
+
+def leave(stage: Stage, before: Snapshot) -> str:
     done = stage.space("shop").run(["hostmesh-agent", "leave"], timeout_s=60)
     _demand(done.returncode == 0, f"hostmesh-agent leave: {done.stdout}{done.stderr}")
     after = Snapshot.of(stage.space("shop"))
@@ -192,8 +231,11 @@ CLAIMS: Final = (
     Claim("a 90/10 split over 500 requests", ("shop",), split),
     Claim("a retry hides every second request's failure", ("shop", "ratings"), retry_hides_failures),
     Claim("a STRICT port refuses the host outside", ("ratings",), strict_refuses_plaintext),
+    Claim("a policy lets callers read and not write", ("shop", "ratings"), policy_says_who_may_do_what),
+    Claim("the root of all certificates is replaced under load", ("shop", "catalog"), root_replaced),
     Claim("kill -9 of agents under load loses no request", ("shop", "catalog"), killed_agent),
     Claim("the controller is stopped: traffic goes on", ("shop", "catalog"), controller_stopped),
     Claim("a host restarted without the controller serves again", ("catalog", "shop"), host_restarted),
+    Claim("an expelled host can call nobody, and nobody else notices", ("ratings", "catalog"), expelled),
     Claim("shop leaves: nftables and resolver files are byte for byte as before", ("shop",), leave),
 )

@@ -125,9 +125,9 @@ class Stage:
         if not eventually(lambda: not waiting(), _READY_S):
             raise LabError(f"workloads that do not get ready: {', '.join(waiting())}")
 
-    def call(self, host: str, url: str, *headers: str) -> Answer:
+    def call(self, host: str, url: str, *headers: str, method: str = "GET") -> Answer:
         """Call the URL from the host, as its ordinary user, with curl."""
-        command = ["curl", "-sS", "-m", "10", "-w", "\n%{http_code}", url]
+        command = ["curl", "-sS", "-m", "10", "-X", method, "-w", "\n%{http_code}", url]
         for header in headers:
             command += ["-H", header]
         done = self.space(host).run(command, user=APP_USER)

@@ -44,7 +44,8 @@ class Reader:
         self._known: dict[str, set[str]] = {"": set()}
         self.problems: list[str] = []
 
-    def _problem(self, path: str, message: str) -> None:
+    def refuse(self, path: str, message: str) -> None:
+        """Take note that a setting cannot be as it is."""
         line = _line_of(self._lines, path)
         place = f"{self._source}:{line}" if line else self._source
         self.problems.append(f"{place}: {path}: {message}")
@@ -57,7 +58,7 @@ class Reader:
             return None
         value = holder[key]
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            self._problem(path, f"must be {what}, not {value!r}")
+            self.refuse(path, f"must be {what}, not {value!r}")
             return None
         return value
 
@@ -78,10 +79,6 @@ class Reader:
         holder = self._table(above)
         return isinstance(holder, Mapping) and name in holder
 
-    def refuse(self, path: str, message: str) -> None:
-        """Take note that a setting cannot be as it is."""
-        self._problem(path, message)
-
     def duration(self, path: str, default: timedelta, most: timedelta) -> timedelta:
         """Return a time such as "30d", "12h", "90m" or "45s"; "0" is none."""
         value = self.text(path, "")
@@ -89,11 +86,11 @@ class Reader:
             return default
         match = re.fullmatch(r"(0|[1-9][0-9]{0,7})([smhd]?)", value)
         if match is None or (match[2] == "" and match[1] != "0"):
-            self._problem(path, f"'{value}' is not a time such as '30d', '12h', '90m' or '45s'; '0' is none")
+            self.refuse(path, f"'{value}' is not a time such as '30d', '12h', '90m' or '45s'; '0' is none")
             return default
         found = int(match[1]) * timedelta(seconds={"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}[match[2]])
         if found > most:
-            self._problem(path, f"must be at most {most.days} days, not '{value}'")
+            self.refuse(path, f"must be at most {most.days} days, not '{value}'")
         return found
 
     def tables(self, path: str) -> list[object]:
@@ -113,7 +110,7 @@ class Reader:
             return ()
         for item in value:
             if not isinstance(item, str) or not item:
-                self._problem(path, f"{item!r} is not a string")
+                self.refuse(path, f"{item!r} is not a string")
         return tuple(str(item) for item in value)
 
     def paths(self, path: str) -> tuple[Path, ...]:
@@ -121,7 +118,7 @@ class Reader:
         found = tuple(map(Path, self.texts(path)))
         for each in found:
             if not each.is_absolute():
-                self._problem(path, f"must be absolute paths, not '{each}'")
+                self.refuse(path, f"must be absolute paths, not '{each}'")
         return found
 
     def text(self, path: str, default: str) -> str:
@@ -131,7 +128,7 @@ class Reader:
     def path(self, path: str, default: Path) -> Path:
         value = Path(self.text(path, str(default)))
         if not value.is_absolute():
-            self._problem(path, f"must be an absolute path, not '{value}'")
+            self.refuse(path, f"must be an absolute path, not '{value}'")
         return value
 
     def optional_path(self, path: str) -> Path | None:
@@ -140,19 +137,19 @@ class Reader:
     def socket_path(self, path: str, default: Path) -> Path:
         value = self.path(path, default)
         if len(str(value).encode()) > _UNIX_PATH_BYTES:
-            self._problem(path, f"'{value}' is longer than the kernel's {_UNIX_PATH_BYTES} bytes; use a shorter path")
+            self.refuse(path, f"'{value}' is longer than the kernel's {_UNIX_PATH_BYTES} bytes; use a shorter path")
         return value
 
     def dns_name(self, path: str, default: str) -> str:
         value = self.text(path, default)
         if not _DNS_NAME.fullmatch(value):
-            self._problem(path, f"'{value}' is not a DNS name in lower case, such as 'mesh.example.org'")
+            self.refuse(path, f"'{value}' is not a DNS name in lower case, such as 'mesh.example.org'")
         return value
 
     def choice(self, path: str, default: str, choices: Sequence[str]) -> str:
         value = self.text(path, default)
         if value not in choices:
-            self._problem(path, f"'{value}' is not one of {', '.join(choices)}{_nearest(value, choices)}")
+            self.refuse(path, f"'{value}' is not one of {', '.join(choices)}{_nearest(value, choices)}")
         return value
 
     def integer(self, path: str, default: int, least: int, most: int) -> int:
@@ -161,7 +158,7 @@ class Reader:
             return default
         number = int(str(value))
         if not least <= number <= most:
-            self._problem(path, f"must be from {least} to {most}, not {number}")
+            self.refuse(path, f"must be from {least} to {most}, not {number}")
         return number
 
     def addresses(self, path: str, default: Sequence[str]) -> tuple[str, ...]:
@@ -169,12 +166,12 @@ class Reader:
         if not isinstance(value, list):
             return tuple(default)
         if not value:
-            self._problem(path, "must name at least one address under which agents reach the controller")
+            self.refuse(path, "must name at least one address under which agents reach the controller")
         for item in value:
             if not isinstance(item, str) or not (is_ip(item) or _DNS_NAME.fullmatch(item)):
-                self._problem(path, f"{item!r} is neither an IP address nor a DNS name in lower case")
+                self.refuse(path, f"{item!r} is neither an IP address nor a DNS name in lower case")
             elif is_ip(item) and ip_address(item).is_unspecified:
-                self._problem(path, f"{item!r} is not an address that agents can call; name the machine's own")
+                self.refuse(path, f"{item!r} is not an address that agents can call; name the machine's own")
         return tuple(str(item) for item in value)
 
     def blocks(self, path: str) -> tuple[str, ...]:
@@ -183,7 +180,7 @@ class Reader:
             try:
                 parse_blocks([str(item)])
             except ValueError as error:
-                self._problem(path, f"{item!r} is not a block of addresses such as 10.0.0.0/8: {error}")
+                self.refuse(path, f"{item!r} is not a block of addresses such as 10.0.0.0/8: {error}")
         return tuple(str(item) for item in value) if isinstance(value, list) else ()
 
     def endpoint(self, path: str, default: Endpoint) -> Endpoint:
@@ -191,7 +188,7 @@ class Reader:
         host, colon, port = value.rpartition(":")
         bare = host.removeprefix("[").removesuffix("]")
         if not colon or not is_ip(bare) or not port.isascii() or not port.isdigit() or not 1 <= int(port) <= 65535:
-            self._problem(path, f"'{value}' is not IP:PORT, such as '{default}'")
+            self.refuse(path, f"'{value}' is not IP:PORT, such as '{default}'")
             return default
         return Endpoint(bare, int(port))
 
@@ -199,12 +196,12 @@ class Reader:
         for table, known in list(self._known.items()):
             holder = self._table(table)
             if not isinstance(holder, Mapping):
-                self._problem(table, f"must be a table: write [{table}]")
+                self.refuse(table, f"must be a table: write [{table}]")
                 continue
             for key in holder:
                 if key not in known:
                     path = f"{table}.{key}" if table else str(key)
-                    self._problem(path, f"unknown setting '{key}'{_nearest(key, sorted(known))}")
+                    self.refuse(path, f"unknown setting '{key}'{_nearest(key, sorted(known))}")
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:

@@ -25,6 +25,7 @@ from hostmesh_controller.api.app import create_app
 from hostmesh_controller.api.parts import Parts
 from hostmesh_controller.api.principals import LocalSocket
 from hostmesh_controller.attest.evidence import Attestor
+from hostmesh_controller.attestors import attestors
 from hostmesh_controller.audit import keep_bounded
 from hostmesh_controller.authority import Authority
 from hostmesh_controller.authority_choice import open_authority, own_addresses
@@ -49,7 +50,6 @@ from hostmesh_controller.rotation import RootRotation, trust_of
 from hostmesh_controller.state_dir import claimed
 from hostmesh_controller.store import Store
 from hostmesh_controller.store.sqlite import open_store
-from hostmesh_controller.trusted import attestors
 
 _log = structlog.stdlib.get_logger(__name__)
 

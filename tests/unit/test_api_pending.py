@@ -18,10 +18,10 @@ from hostmesh_agent.state import State
 from hostmesh_api.joinstring import JoinString
 from hostmesh_api.v1.hostmesh_pb2 import HostFacts, JoinRequest
 from hostmesh_api.v1.hostmesh_pb2_grpc import EnrolmentStub
+from hostmesh_controller.attestors import MAX_FILE_BYTES, attestors
 from hostmesh_controller.config import load_config, parse_config
 from hostmesh_controller.config_reader import ConfigError
 from hostmesh_controller.store import InstanceRecord, PendingRecord
-from hostmesh_controller.trusted import attestors
 from machines import ssh_fingerprint, ssh_key
 from running_controller import (
     START_S,
@@ -190,9 +190,11 @@ def test_a_mistake_in_the_configuration_of_attestors_is_named(table: str, said: 
 
 def test_a_file_that_cannot_be_used_keeps_the_controller_from_starting(tmp_path: Path) -> None:
     (tmp_path / "junk").write_text("junk")
+    (tmp_path / "long").write_text("\n" * (MAX_FILE_BYTES + 1))
     for kind, name, said in (
         ("x509pop", "none", "none: cannot be read"),
         ("x509pop", "junk", "junk: no certificates in PEM"),
+        ("x509pop", "long", "long: is larger than 1048576 bytes"),
         ("ssh", "junk", "junk: line 1: no SSH public key"),
     ):
         table = f'[attest.{kind}]\nca_files = ["{tmp_path / name}"]\nallow_names = ["*"]\n'

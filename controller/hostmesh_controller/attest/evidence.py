@@ -12,9 +12,8 @@ from typing import Final, Protocol
 from hostmesh_api.proof import JOIN, statement
 from hostmesh_api.v1.hostmesh_pb2 import JoinRequest
 
-TOKEN: Final = "token"  # noqa: S105 - the name of a way to join
 KINDS: Final = ("x509pop", "ssh", "aws", "gcp", "azure", "key_alone")
-"""Names of attestors other than the token: fields of JoinRequest, words of the CLI, tables of controller.toml."""
+"""Names of attestors: fields of JoinRequest, words of the CLI, tables of controller.toml."""
 MAX_SUMMARY: Final = 400
 
 

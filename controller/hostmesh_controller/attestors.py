@@ -7,6 +7,7 @@ they are read once, so that what is wrong with them is said then.
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import jwt
 from cryptography import x509
@@ -20,7 +21,7 @@ from hostmesh_controller.attest.x509pop import X509Attestor
 from hostmesh_controller.config_attest import Trust
 from hostmesh_controller.config_reader import ConfigError
 
-MAX_FILE_BYTES = 1 << 20
+MAX_FILE_BYTES: Final = 1 << 20
 
 
 def attestors(trust: Mapping[str, Trust], pins: Callable[[str], Sequence[str]]) -> Mapping[str, Attestor]:
@@ -92,8 +93,12 @@ def _read_keys(path: Path) -> object:
 
 def _text(path: Path) -> str:
     try:
-        with path.open(encoding="utf-8") as file:
-            return file.read(MAX_FILE_BYTES)
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+        # Part of a file would be authorities that are left out without a word.
+        if len(data) > MAX_FILE_BYTES:
+            raise EvidenceError(f"{path}: is larger than {MAX_FILE_BYTES} bytes")
+        return data.decode()
     except (OSError, UnicodeDecodeError) as error:
         raise EvidenceError(f"{path}: cannot be read: {error}") from error
 

@@ -147,10 +147,10 @@ def ended(connection: socket.socket) -> bool:
     return True
 
 
-@pytest.mark.parametrize("name", ["agents", "join", "admin"])
-async def test_a_handshake_that_does_not_go_on_is_ended(target: Target, name: str) -> None:
-    waiting = [opened(target, name) for _ in range(5)]
-    waiting[0].sendall(b"\x16\x03\x01\x02\x00\x01")
+async def test_a_handshake_that_does_not_go_on_is_ended(target: Target) -> None:
+    waiting = [opened(target, name) for name in ("agents", "join", "admin") for _ in range(5)]
+    for each in waiting[::5]:
+        each.sendall(b"\x16\x03\x01\x02\x00\x01")
     await served(target)
     assert all([await asyncio.to_thread(ended, each) for each in waiting])
     for each in waiting:
@@ -396,7 +396,7 @@ async def test_streams_that_are_opened_and_reset_do_not_keep_others_waiting(
 ) -> None:
     svid = target.attacker if name == "agents" else None
     flooding = asyncio.create_task(asyncio.to_thread(reset_rapidly, target, name, svid, method))
-    for _ in range(5):
+    for _ in range(3):
         await served(target)
     sent = await flooding
     assert sent > 0
@@ -404,10 +404,10 @@ async def test_streams_that_are_opened_and_reset_do_not_keep_others_waiting(
 
 
 def reset_rapidly(target: Target, name: str, svid: Svid | None, method: str) -> int:
-    """Open and reset streams for two seconds, or until the server has had enough; return how many."""
+    """Open and reset streams for a second, or until the server has had enough; return how many."""
     connection = secured(target, name, svid, "h2")
     block = headers(method, "x")
-    sent, deadline = 0, time.monotonic() + 2
+    sent, deadline = 0, time.monotonic() + 1
     with connection:
         # A server that has had enough reads no more.
         connection.settimeout(1)

@@ -19,6 +19,7 @@ from hostmesh_controller import groups
 from hostmesh_controller import mesh as meshes
 from hostmesh_controller.changes import Change, Planned, as_if_stored, deletion, with_facts
 from hostmesh_controller.checks.world import World
+from hostmesh_controller.departures import Departures
 from hostmesh_controller.enrolments import Enrolments
 from hostmesh_controller.groups import Candidate, Membership, NotAdmittedError
 from hostmesh_controller.host_runtimes import HostRuntimes
@@ -34,7 +35,6 @@ from hostmesh_controller.outbound_http import OutboundHttp
 from hostmesh_controller.reports import HostStates, runtime_of
 from hostmesh_controller.review import Documents, Review, read_one, read_stored, review, review_deletion
 from hostmesh_controller.store import Delete, HostState, Put, Store, StoredObject
-from hostmesh_controller.tokens import revoke_made_for
 from hostmesh_controller.virtual_addresses import VirtualAddresses
 
 WINDOW_S: Final = 0.008
@@ -102,6 +102,7 @@ class Registrar:
             mesh_config=settings.mesh_config,
         )
         self._membership = Membership()
+        self._departures = Departures(store, self._states, self._enrolments, self.host_changed, now)
         self._vips = VirtualAddresses(store, settings.domain, settings.vip4.num_addresses)
         self._runtimes = HostRuntimes(self._states, self._enrolments, self.registered)
         self._jwks: Mapping[str, str] = {}
@@ -274,9 +275,7 @@ class Registrar:
             StoreError: see `delete`.
         """
         if self._membership.group(host) is None:
-            await asyncio.to_thread(self._store.forget_host, host)
-            await self._enrolments.end(host)
-            await self._states.left(host)
+            await self._departures.left(host)
         else:
             await self.delete([ObjectKey("Host", "", host)], actor=f"host:{host}", ignore_missing=True)
 
@@ -305,7 +304,7 @@ class Registrar:
                 return Outcome(Review(errors=tuple(problems)), changes, self._revision)
             verdict = await asyncio.to_thread(review_deletion, keys, self._world)
             await self._commit([Delete(key) for key in keys], (), actor)
-            await self._forget_deleted([each.key for each in changes if each.action == "deleted"], actor)
+            await self._departures.deleted([each.key for each in changes if each.action == "deleted"], actor)
             return Outcome(verdict, changes, self._revision)
 
     async def remove_host(self, host: str, *, actor: str, workloads: bool) -> Outcome:
@@ -399,24 +398,6 @@ class Registrar:
         if commit.changed_keys:
             self._pending.revision = commit.revision
             self._wake.set()
-
-    async def _forget_deleted(self, keys: Iterable[ObjectKey], actor: str) -> None:
-        for key in keys:
-            if key.kind == "Host":
-                # A join string that was made for the host must not let anybody be the next one of its name.
-                await asyncio.to_thread(revoke_made_for, self._store, self._now(), actor, host=key.name)
-                await self._forget(key.name)
-            elif key.kind == "WorkloadGroup":
-                pool = f"{key.namespace}/{key.name}"
-                await asyncio.to_thread(revoke_made_for, self._store, self._now(), actor, pool=pool)
-
-    async def _forget(self, host: str) -> None:
-        await asyncio.to_thread(self._store.forget_host, host)
-        await self._enrolments.end(host)
-        await asyncio.to_thread(self._store.drop_host_state, host)
-        await asyncio.to_thread(self._store.forget_instances, host)
-        self._states.forget(host)
-        self.host_changed(host)
 
     async def _publish(self, pending: _Pending) -> None:
         if pending.hosts:

@@ -408,7 +408,7 @@ def test_a_refusal_names_its_policy_to_operators_and_not_to_the_caller(net: Netw
         "rbac_access_denied_matched_policy[ns[default]-policy[deny-before-allow-1]-rule[0]]",
         "rbac_access_denied_matched_policy[none]",
     ):
-        wait_until(f"{each} is in the log", lambda each=each: each in log_of(server))  # type: ignore[misc]
+        wait_until(f"{each} is in the log", lambda each=each: each in log_of(server))  # type: ignore[misc] # mypy takes no default of a lambda
 
 
 def test_what_is_audited_is_marked_for_the_access_log(net: Network, stranger: Stranger) -> None:

@@ -70,7 +70,7 @@ def report(*calls: ObservedCall, epoch: str = "e", ports: tuple[int, ...] = (808
 
 
 def call(chain: str = "0.0.0.0_8080|mtls", caller: str = WEB, count: int = 1, **more: object) -> ObservedCall:
-    return ObservedCall(chain=chain, caller=caller, count=count, **{"methods": ["GET"], **more})  # type: ignore[arg-type]
+    return ObservedCall(chain=chain, caller=caller, count=count, **{"methods": ["GET"], **more})  # type: ignore[arg-type] # any field
 
 
 def counts(observations: Observations) -> dict[CallKey, int]:
@@ -190,10 +190,10 @@ class Writes:
     def calls(self) -> list[CallRecord]:
         return self._store.calls()
 
-    def watched_ports(self):  # type: ignore[no-untyped-def]
+    def watched_ports(self):  # type: ignore[no-untyped-def] # as the store's
         return self._store.watched_ports()
 
-    def put_observations(self, calls=(), ports=(), **gone) -> None:  # type: ignore[no-untyped-def]
+    def put_observations(self, calls=(), ports=(), **gone) -> None:  # type: ignore[no-untyped-def] # as the store's
         if self.failing:
             raise StoreError("disk full")
         self.rows.append(len(calls) + len(ports))

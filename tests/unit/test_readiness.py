@@ -91,7 +91,7 @@ def test_what_was_not_seen_is_not_taken_for_ready(what: Seen, reason: str) -> No
 
 def test_what_was_watched_before_the_host_joined_anew_does_not_count() -> None:
     what = seen()
-    what.hosts["db"] = HostState(joined_at=NOW - timedelta(hours=1), last_report_at=NOW)  # type: ignore[index]
+    what.hosts["db"] = HostState(joined_at=NOW - timedelta(hours=1), last_report_at=NOW)  # type: ignore[index] # a dict, read as a mapping
     assert of_db(meshed(), what).state is State.UNKNOWN
 
 

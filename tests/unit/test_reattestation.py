@@ -42,7 +42,7 @@ class Thief:
 
     async def nonce(self, csr: bytes) -> bytes:
         asked = ChallengeRequest(csr_sha256=csr_digest(csr))
-        return (await self.stub.Challenge(asked, timeout=TIMEOUT_S)).nonce  # type: ignore[no-any-return,misc]
+        return (await self.stub.Challenge(asked, timeout=TIMEOUT_S)).nonce  # type: ignore[no-any-return,misc] # of a stub
 
     async def request(self, state: State, purpose: str = REATTEST) -> ReattestRequest:
         """Return what the honest host would send."""
@@ -54,7 +54,7 @@ class Thief:
         )
 
     async def send(self, request: ReattestRequest) -> JoinResponse:
-        return await self.stub.Reattest(request, timeout=TIMEOUT_S)  # type: ignore[no-any-return,misc]
+        return await self.stub.Reattest(request, timeout=TIMEOUT_S)  # type: ignore[no-any-return,misc] # of a stub
 
     async def why(self, request: ReattestRequest) -> str:
         """Return why the request is refused, as the controller's log has it; the peer is not told."""

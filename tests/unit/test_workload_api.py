@@ -17,8 +17,8 @@ from typing import Any
 import grpc
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
-from spiffe import WorkloadApiClient, X509Source  # type: ignore[import-untyped,unused-ignore]
-from spiffe.workloadapi.errors import WorkloadApiError  # type: ignore[import-untyped,unused-ignore]
+from spiffe import WorkloadApiClient, X509Source  # type: ignore[import-untyped,unused-ignore] # has no types
+from spiffe.workloadapi.errors import WorkloadApiError  # type: ignore[import-untyped,unused-ignore] # has no types
 
 import pki
 from hostmesh_agent.config import AgentConfig, WorkloadApiSettings

@@ -388,9 +388,11 @@ def test_an_update_is_a_build_and_what_it_does_not_touch_stays_the_same_bytes(
     assert everything(before, names) == old, "the revision before is still what it was"
 
 
-def test_a_host_is_told_what_of_its_own_is_refused_though_no_other_host_sees_a_change() -> None:
+def test_a_host_is_told_what_of_its_own_is_refused_though_all_are_told_the_same_as_before() -> None:
     hosts = [item for key, item in objects_of({slot: 0 for slot in SLOTS if slot[0] == "Host"}).items() if item]
     denied = HostRuntime(True, denied=frozenset({"e1"}))
     before = build(SETTINGS, hosts, VIPS, {"h1": denied, "h2": HostRuntime(True)})
-    _, touched = update(before, {}, VIPS, {"h1": HostRuntime(True), "h2": denied})
-    assert touched.hosts == {"h1", "h2"}
+    after, touched = update(before, {}, VIPS, {"h1": HostRuntime(True), "h2": denied})
+    name = ("h1", wire.HOST_CONFIG_TYPE, "self")
+    assert xds.resource(before, *name) != xds.resource(after, *name)
+    assert covered(touched, before, name, frozenset())

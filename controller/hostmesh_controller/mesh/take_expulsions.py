@@ -17,7 +17,6 @@ def take_expulsions(step: Step) -> None:
         now = new.get(host, NO_HOST)
         if now.denied != old.get(host, NO_HOST).denied:
             denied[host] = now.denied or None
-            step.touched_hosts.add(host)
         (out.add if now.expelled else out.discard)(host)
     if not denied and not out and not step.old.expulsions.hosts:
         return
@@ -29,10 +28,10 @@ def take_expulsions(step: Step) -> None:
         enrolments=before.enrolments if enrolments == before.enrolments else enrolments,
         addresses=_addresses(step.mesh, out, new),
     )
+    if denied or after != before:
+        step.touched_services.add(EXPULSIONS)
     if after == before:
         after = before
-    else:
-        step.touched_services.add(EXPULSIONS)
     step.mesh = replace(step.mesh, denied=table, expulsions=after)
 
 

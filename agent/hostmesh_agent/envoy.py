@@ -105,6 +105,10 @@ class EnvoyCommand:
             str(self.concurrency),
             "--drain-time-s",
             str(self.drain_s),
+            # A connection of a chain that has changed ends with its next answer: else a new policy would hold for it
+            # only when its time is over. Istio's choice, too.
+            "--drain-strategy",
+            "immediate",
             "--log-level",
             self.log_level,
         ]

@@ -162,6 +162,28 @@ def test_strict_refuses_plaintext_and_lets_members_in(shop: Lab) -> None:
     eventually(lambda: shop.curl("outside", address).status == 200, "outside is served again")
 
 
+ONLY_READ = """
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: only-read}
+spec:
+  selector: {matchLabels: {app: orders}}
+  rules: [{to: [{operation: {methods: [HEAD]}}]}]
+"""
+
+
+def test_a_policy_counts_for_connections_that_are_open(shop: Lab) -> None:
+    # Each of Envoy's workers keeps one to the other side; on each one more request may pass while it is closed.
+    script = "for i in $(seq 40); do curl -s -o /dev/null -w '%{http_code} ' http://orders/; done"
+    assert set(shop.exec("client", "sh", "-c", script, user="app").stdout.split()) == {"200"}
+    shop.apply(ONLY_READ)
+    found = shop.exec("client", "sh", "-c", script, user="app").stdout.split()
+    shop.hostmesh("delete", "-f", "-", text_in=ONLY_READ)
+    eventually(lambda: shop.curl("client", "http://orders/").status == 200, "the policy is gone")
+    assert found.count("403") >= 30
+    assert found[-10:] == ["403"] * 10
+
+
 def test_a_killed_envoy_comes_back_by_its_agent(shop: Lab) -> None:
     before = shop.status()["hosts"]["server"]["envoy"]["pid"]
     shop.verb("kill", "envoy/server")

@@ -289,7 +289,7 @@ def _host(
                 envoy_binary(),
                 *("--config-path", "bootstrap.json", "--disable-hot-restart", "--concurrency", "1"),
                 # What a change drains it cuts soon, so that a test sees it.
-                *("--drain-time-s", "1", "--file-flush-interval-msec", "50"),
+                *("--drain-time-s", "1", "--drain-strategy", "immediate", "--file-flush-interval-msec", "50"),
                 *("--log-level", os.environ.get("ENVOY_LOG_LEVEL", "warning")),
             ],
             cwd=directory,

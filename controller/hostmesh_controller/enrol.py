@@ -40,12 +40,12 @@ from hostmesh_controller.attest.challenges import Challenges
 from hostmesh_controller.attest.returning import Return, why_not
 from hostmesh_controller.authority import LEAF_LIFE, Authority, AuthorityError, Issued
 from hostmesh_controller.csr import CsrError, fingerprint, key_digest, public_key_of
-from hostmesh_controller.enrolments import Enrolments
+from hostmesh_controller.enrolments import DeniedError, Enrolments
 from hostmesh_controller.groups import NotAdmittedError
 from hostmesh_controller.model.objects import ObjectKey
 from hostmesh_controller.peers import CertificateStore, Context, Peers, RefusedError, peer_address
 from hostmesh_controller.reports import HostStates
-from hostmesh_controller.store import CertificateRecord, PendingRecord, StoreError, TokenRecord
+from hostmesh_controller.store import CertificateRecord, EnrolmentRecord, PendingRecord, StoreError, TokenRecord
 from hostmesh_controller.tokens import Refusal, TokenStore, allows, look, redeem
 
 _log: Final = structlog.get_logger(__name__)
@@ -101,7 +101,7 @@ class Issuing:
 
     def issue(
         self,
-        host: str,
+        enrolment: EnrolmentRecord | None,
         csr_der: bytes,
         identity: HostIdentity | WorkloadIdentity,
         *,
@@ -111,12 +111,18 @@ class Issuing:
         """Sign for the key of a request; blocking.
 
         A host's own certificate is recorded before it leaves: only a recorded one can call the controller.
-        `for_latecomers`: see `Authority.issue`.
+
+        Args:
+            enrolment: the host's, as it was when the caller was recognised as that host: a moment later another may be.
+            csr_der: of which the key is taken.
+            identity: of the host, or of a workload on it.
+            record: whether it is to be recorded.
+            for_latecomers: see `Authority.issue`.
         """
         now, key = self.now(), _public_key(csr_der)
-        enrolment = self.enrolments.current(host)
         if enrolment is None:
-            raise RefusedError(grpc.StatusCode.PERMISSION_DENIED, f"host {host!r} has not joined: {_JOIN_AGAIN}")
+            raise RefusedError(grpc.StatusCode.PERMISSION_DENIED, f"the host has not joined: {_JOIN_AGAIN}")
+        host = enrolment.host
         issued = self.authority.issue(
             key, identity, now, self.life, enrolment=enrolment.id, for_latecomers=for_latecomers
         )
@@ -207,14 +213,15 @@ class EnrolmentServicer(EnrolmentBase):
     async def _reattest(self, request: ReattestRequest, peer: str) -> JoinResponse:
         await asyncio.to_thread(_public_key, request.csr_der)
         identity = self._named(request.host)
+        enrolment = self._issuing.enrolments.current(identity.host)
         problem = self._challenges.spend(request.nonce, csr_digest(request.csr_der), self._issuing.now())
-        problem = problem or await self._why_not(identity, request)
-        if problem is not None:
+        problem = problem or await self._why_not(identity, enrolment, request)
+        if enrolment is None or problem is not None:
             _log.warning("reattestation_refused", host=request.host[:256], peer=peer, reason=problem)
             raise RefusedError(grpc.StatusCode.PERMISSION_DENIED, _NOT_REATTESTED)
         # What the host has been issued before stays known until the new one is in use: this answer may be lost.
         issued = await asyncio.to_thread(
-            self._issuing.issue, identity.host, request.csr_der, identity, record=True, for_latecomers=True
+            self._issuing.issue, enrolment, request.csr_der, identity, record=True, for_latecomers=True
         )
         key, actor = ObjectKey("Host", "", identity.host), f"host:{identity.host}"
         add_event = self._issuing.store.add_event
@@ -222,16 +229,19 @@ class EnrolmentServicer(EnrolmentBase):
         _log.info("host_reattested", host=identity.host, peer=peer, replaces=request.serial[:64])
         return self._joined(identity.host, issued)
 
-    async def _why_not(self, identity: HostIdentity, request: ReattestRequest) -> str | None:
+    async def _why_not(
+        self, identity: HostIdentity, enrolment: EnrolmentRecord | None, request: ReattestRequest
+    ) -> str | None:
         """Return why the host may not come back: it is out of the mesh, or does not prove who it is."""
         if not self._issuing.registry.registered(identity.host):
             return "the host is not registered"
-        enrolment = self._issuing.enrolments.current(identity.host)
         if enrolment is None or enrolment.ended_at is not None:
             return "the host has not joined, or has left"
         refusal = self._issuing.enrolments.standing(identity.host).refusal
         if refusal is not None:
             return refusal
+        if self._issuing.enrolments.is_out(identity.host):
+            return "it was expelled, and has not joined since it was readmitted"
         known = await asyncio.to_thread(self._issuing.store.certificates, identity.host)
         own = [each for each in known if each.spiffe_id == identity.uri]
         said = statement(REATTEST, request.nonce, request.csr_der)
@@ -290,8 +300,11 @@ class EnrolmentServicer(EnrolmentBase):
 
     async def _let_in(self, host: str, request: JoinRequest, peer: str, **how: str) -> JoinResponse:
         self._issuing.refuse_denied(host)
-        await self._issuing.enrolments.begin(host)
-        issued = await asyncio.to_thread(self._issue_first, host, request.csr_der)
+        try:
+            enrolment = await self._issuing.enrolments.begin(host)
+        except DeniedError as error:
+            raise RefusedError(grpc.StatusCode.PERMISSION_DENIED, f"host {host!r}: {error}") from error
+        issued = await asyncio.to_thread(self._issue_first, enrolment, request.csr_der)
         await self._issuing.states.joined(host)
         _log.info("host_joined", host=host, peer=peer, hostname=request.facts.hostname[:255], **how)
         return self._joined(host, issued)
@@ -333,12 +346,12 @@ class EnrolmentServicer(EnrolmentBase):
             raise RefusedError(grpc.StatusCode.PERMISSION_DENIED, _NOT_ACCEPTED)
         return outcome
 
-    def _issue_first(self, host: str, csr_der: bytes) -> Issued:
+    def _issue_first(self, enrolment: EnrolmentRecord, csr_der: bytes) -> Issued:
         """Issue to a host that joins. Whoever was this host before is so no longer."""
-        identity = HostIdentity(self._issuing.authority.trust_domain, host)
-        self._issuing.store.forget_host(host)
+        identity = HostIdentity(self._issuing.authority.trust_domain, enrolment.host)
+        self._issuing.store.forget_host(enrolment.host)
         # A join string that was made a while ago pins a root that may be retired by now.
-        return self._issuing.issue(host, csr_der, identity, record=True, for_latecomers=True)
+        return self._issuing.issue(enrolment, csr_der, identity, record=True, for_latecomers=True)
 
 
 class IdentityServicer(IdentityBase):
@@ -387,7 +400,8 @@ class IdentityServicer(IdentityBase):
     async def _issue(
         self, host: str, csr_der: bytes, identity: HostIdentity | WorkloadIdentity, *, record: bool
     ) -> CertificateResponse:
-        issued = await asyncio.to_thread(self._issuing.issue, host, csr_der, identity, record=record)
+        enrolment = self._issuing.enrolments.current(host)
+        issued = await asyncio.to_thread(self._issuing.issue, enrolment, csr_der, identity, record=record)
         return CertificateResponse(chain_pem=issued.chain_pem, bundle_pem=self._issuing.authority.bundle_pem)
 
     async def _leave(self, host: str) -> LeaveResponse:

@@ -1,11 +1,13 @@
 """Where parts of identity meet, over real gRPC: roots that change, joinings that cross, forged certificates."""
 
 import asyncio
+import shutil
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from cryptography import x509
@@ -22,6 +24,7 @@ from hostmesh_agent.state import HostFiles, State
 from hostmesh_agent.svid import Svid
 from hostmesh_controller.enrolments import DeniedError
 from hostmesh_controller.limits import Limits
+from hostmesh_controller.peers import SUPERSEDED_GRACE, Context, caller_of
 from hostmesh_controller.store import Denial
 from identity_servers import Controller
 from unit.test_reattestation import been_away, thief_at
@@ -90,6 +93,26 @@ async def test_a_host_that_was_expelled_while_roots_changed_does_not_come_back_b
         assert "has not joined since it was readmitted" in await thief.why(await thief.request(away))
         await join(controller.join_string(), State(tmp_path / "again"))
         assert "no certificate of that serial" in await thief.why(await thief.request(away))
+
+
+async def test_a_thief_who_comes_back_by_a_copied_key_ends_in_quarantine_with_the_original(
+    controller: Controller, state: State, tmp_path: Path
+) -> None:
+    await join(controller.join_string(), state)
+    await enrol.issue_workload(state, pki.CART.uri, pki.now)
+    shutil.copytree(state.directory, tmp_path / "copy")
+    copy = State(tmp_path / "copy")
+    await enrol.reattest(copy, pki.now)
+    await enrol.issue_workload(copy, pki.CART.uri, pki.now)
+    controller.ahead = SUPERSEDED_GRACE + timedelta(minutes=1)
+    with pytest.raises(EnrolError, match="replaced by a newer one"):
+        await enrol.renew_host(state, pki.now)
+    assert controller.enrolments.standing(WEB).denial is Denial.QUARANTINED
+    for each in (state, copy):
+        with pytest.raises(EnrolError, match="PERMISSION_DENIED"):
+            await enrol.renew_host(each, pki.now)
+        with pytest.raises(EnrolError, match="PERMISSION_DENIED"):
+            await enrol.reattest(each, pki.now)
 
 
 # Joinings that cross
@@ -165,6 +188,16 @@ async def test_a_fleet_behind_one_address_joins_at_once_though_few_may_call_at_t
     async with controller.serving():
         await asyncio.gather(*(join(controller.join_string(name), State(tmp_path / name)) for name in names))
     assert all(State(tmp_path / name).joined for name in names)
+
+
+def test_a_former_holder_does_not_use_up_what_the_host_may_ask_now(tmp_path: Path) -> None:
+    authority = pki.new_authority(tmp_path)
+
+    def caller(enrolment: str) -> str:
+        pem = pki.leaf(pki.svid(authority, pki.HOST, enrolment=enrolment).chain_pem).public_bytes(Encoding.PEM)
+        return caller_of(cast("Context", SimpleNamespace(auth_context=lambda: {"x509_pem_cert": [pem]})))
+
+    assert caller("a" * 32) == caller("a" * 32) != caller("b" * 32)
 
 
 # Forged certificates

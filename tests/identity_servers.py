@@ -52,6 +52,7 @@ class Controller:
         self.changes: list[str] = []
         self.members: dict[str, Candidate] = {}
         self.full = False
+        self.limits = Limits()
         self.within = timedelta(days=30)
         self.attestors: dict[str, Attestor] = {}
         self.trust: dict[str, Trust] = {}
@@ -118,7 +119,7 @@ class Controller:
         issuing = Issuing(self.authority, self.store, self.states, self, self.enrolments, self.now)
         peers = Peers(self.store, pki.TRUST_DOMAIN, registered, self.now, self.enrolments, self.quarantine)
         agents = grpc.aio.server()
-        join = grpc.aio.server(interceptors=[call_limits.for_join(Limits())])
+        join = grpc.aio.server(interceptors=[call_limits.for_join(self.limits)])
         self.agents_port = agents.add_secure_port("127.0.0.1:0", self.certificate.credentials(client_certificates=True))
         add_IdentityServicer_to_server(
             IdentityServicer(issuing, peers, lambda host: frozenset(self.registry[host].values())), agents

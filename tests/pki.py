@@ -53,6 +53,10 @@ def leaf(chain_pem: bytes) -> x509.Certificate:
     return x509.load_pem_x509_certificates(chain_pem)[0]
 
 
+def ders(bundle_pem: bytes) -> list[bytes]:
+    return [each.public_bytes(Encoding.DER) for each in x509.load_pem_x509_certificates(bundle_pem)]
+
+
 def uris(certificate: x509.Certificate) -> list[str]:
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     return names.get_values_for_type(x509.UniformResourceIdentifier)

@@ -4,6 +4,7 @@ Keys are made here and never sent. What comes back is checked before anything is
 """
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -37,7 +38,10 @@ if TYPE_CHECKING:
 CALL_TIMEOUT_S: Final = 15.0
 JOIN_ROUNDS: Final = 3
 """How often all endpoints of a join string are tried. A person waits for the answer."""
+BUSY_ROUNDS: Final = 12
+"""The same where a controller said that too many call it: hosts behind one address translator look like one caller."""
 ROUND_PAUSE_S: Final = 1.0
+_LONGEST_PAUSE_S: Final = 8.0
 
 CHANNEL_OPTIONS: Final[Sequence[tuple[str, int]]] = (
     # The environment's web proxy is for other traffic.
@@ -289,11 +293,18 @@ async def _first(
     rounds: int,
     pause_s: float,
 ) -> _T:
-    """Return the first answer of the endpoints, tried in order. A refusal is an answer too: it ends the search."""
+    """Return the first answer of the endpoints, tried in order. A refusal is an answer too: it ends the search.
+
+    Who tries in several rounds tries longer where a controller is there and has too much to do.
+    """
     failures: dict[str, str] = {}
-    for round_ in range(rounds):
+    round_, busy = 0, False
+    while round_ < rounds or (busy and rounds > 1 and round_ < BUSY_ROUNDS):
         if round_:
-            await asyncio.sleep(pause_s * 2 ** (round_ - 1))
+            # Those that were refused together must not come back together.
+            pause = min(pause_s * 2 ** (round_ - 1), _LONGEST_PAUSE_S)
+            await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
+        round_, busy = round_ + 1, False
         for endpoint in endpoints:
             try:
                 async with grpc.aio.secure_channel(endpoint, credentials, options=CHANNEL_OPTIONS) as opened:
@@ -302,6 +313,7 @@ async def _first(
                 if error.code() not in _RETRIED:
                     msg = f"{endpoint} refused ({error.code().name}): {error.details()}"
                     raise RefusedError(msg) from error
+                busy = busy or error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
                 failures[endpoint] = error.details() or error.code().name
     tried = "; ".join(f"{endpoint}: {reason}" for endpoint, reason in failures.items())
     msg = f"no controller answered ({tried}): check the network, the addresses and that the controller runs"

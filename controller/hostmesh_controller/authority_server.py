@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 import grpc
 import structlog
@@ -65,16 +65,27 @@ class ServerCertificate:
     def credentials(self, *, client_certificates: bool) -> grpc.ServerCredentials:
         """Return credentials for one gRPC port that follow every renewal.
 
+        gRPC gives tickets to resume sessions with, and has no setting to leave them out: who resumes one is refused by
+        `peers`.
+
         Args:
             client_certificates: require one of the mesh (the agents' port), or ask for none (the join port).
         """
+        given = self.current()
 
-        def fetch() -> grpc.ServerCertificateConfiguration:
-            # A new one for each handshake, also where the certificate is the same: with each, gRPC begins with new keys
-            # for session tickets, which it has no setting to leave out. So no session is ever resumed.
-            return _configuration(self.current(), client_certificates)
+        def fetch() -> Any:
+            # None (unknown to the stubs) for no change. With a change gRPC frees what it had, which handshakes in other
+            # threads may be about to use: one change for each handshake crashed the process in a storm of them.
+            nonlocal given
+            found = self.current()
+            if found is given:
+                return None
+            given = found
+            return _configuration(found, client_certificates)
 
-        return grpc.dynamic_ssl_server_credentials(fetch(), fetch, client_certificates)
+        return grpc.dynamic_ssl_server_credentials(
+            _configuration(given, client_certificates), fetch, client_certificates
+        )
 
     def _make(self, now: datetime) -> ServerKeyPair:
         key = ec.generate_private_key(ec.SECP256R1())

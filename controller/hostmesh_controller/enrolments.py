@@ -16,10 +16,14 @@ from typing import Final, Protocol
 
 from hostmesh_controller.store import Denial, EnrolmentRecord
 
-__all__ = ["Denial", "EnrolmentStore", "Enrolments", "Standing"]
+__all__ = ["Denial", "DeniedError", "EnrolmentStore", "Enrolments", "Standing"]
 
 _ID_BYTES: Final = 16
 MAX_REASON_CHARS: Final = 500
+
+
+class DeniedError(Exception):
+    """The host was expelled or quarantined; the message says what the operator can do."""
 
 
 class EnrolmentStore(Protocol):
@@ -106,9 +110,13 @@ class Enrolments:
         """Begin the enrolment of a host that joins. Whoever was this host before is so no longer.
 
         Raises:
+            DeniedError: it was denied, perhaps while it waited for its turn.
             StoreError: nothing has begun.
         """
         async with self._writing:
+            refusal = self.standing(host).refusal
+            if refusal is not None:
+                raise DeniedError(refusal)
             await self._end(host)
             made = EnrolmentRecord(token_hex(_ID_BYTES), host, self._now())
             await self._put(made)

@@ -71,7 +71,8 @@ class IdentityServicer(IdentityBase):
     async def _issue(
         self, host: str, csr_der: bytes, identity: HostIdentity | WorkloadIdentity, *, record: bool
     ) -> CertificateResponse:
-        issued = await asyncio.to_thread(self._issuing.issue, host, csr_der, identity, record=record)
+        enrolment = self._issuing.enrolments.current(host)
+        issued = await asyncio.to_thread(self._issuing.issue, enrolment, csr_der, identity, record=record)
         return CertificateResponse(chain_pem=issued.chain_pem, bundle_pem=self._issuing.authority.bundle_pem)
 
     async def _leave(self, host: str) -> LeaveResponse:

@@ -17,7 +17,7 @@ from hostmesh_controller.enrolments import Enrolments
 from hostmesh_controller.model.objects import ObjectKey
 from hostmesh_controller.peers import CertificateStore, Context, RefusedError
 from hostmesh_controller.reports import HostStates
-from hostmesh_controller.store import CertificateRecord, StoreError
+from hostmesh_controller.store import CertificateRecord, EnrolmentRecord, StoreError
 from hostmesh_controller.tokens import TokenStore
 
 _log: Final = structlog.get_logger(__name__)
@@ -57,7 +57,7 @@ class Issuing:
 
     def issue(
         self,
-        host: str,
+        enrolment: EnrolmentRecord | None,
         csr_der: bytes,
         identity: HostIdentity | WorkloadIdentity,
         *,
@@ -67,12 +67,18 @@ class Issuing:
         """Sign for the key of a request; blocking.
 
         A host's own certificate is recorded before it leaves: only a recorded one can call the controller.
-        `for_latecomers`: see `Authority.issue`.
+
+        Args:
+            enrolment: the host's, as it was when the caller was recognised as that host: a moment later another may be.
+            csr_der: of which the key is taken.
+            identity: of the host, or of a workload on it.
+            record: whether it is to be recorded.
+            for_latecomers: see `Authority.issue`.
         """
         now, key = self.now(), requested_key(csr_der)
-        enrolment = self.enrolments.current(host)
         if enrolment is None:
-            raise RefusedError(grpc.StatusCode.PERMISSION_DENIED, f"host {host!r} has not joined: {_JOIN_AGAIN}")
+            raise RefusedError(grpc.StatusCode.PERMISSION_DENIED, f"the host has not joined: {_JOIN_AGAIN}")
+        host = enrolment.host
         issued = self.authority.issue(
             key, identity, now, self.life, enrolment=enrolment.id, for_latecomers=for_latecomers
         )

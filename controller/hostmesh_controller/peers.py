@@ -17,6 +17,7 @@ from urllib.parse import unquote
 import grpc
 import structlog
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID
 
 from hostmesh_api.identity import HostIdentity, parse_identity
@@ -29,6 +30,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 SUPERSEDED_GRACE: Final = timedelta(minutes=5)
 """How long the old certificate of a host is good after the new one was first used: its open channels move over."""
 
+_REUSED: Final = b"true"
 _log: Final = structlog.get_logger(__name__)
 
 
@@ -50,11 +52,15 @@ class CertificateStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PeerCertificate:
-    """What a client certificate says; `serial` as in CertificateRecord, `enrolment` as in EnrolmentRecord or ""."""
+    """What a client certificate says.
+
+    `serial` and `key_sha256` as in CertificateRecord, `enrolment` as in EnrolmentRecord or "".
+    """
 
     identity: HostIdentity
     serial: str
     not_after: datetime
+    key_sha256: str
     enrolment: str = ""
 
 
@@ -124,6 +130,8 @@ class Peers:
     async def _admit(self, peer: PeerCertificate) -> None:
         host, own = peer.identity.host, await self._issued_to(peer.identity)
         self._check_host(peer)
+        # Others may have the key of a root, one that was retired or is a company's: a serial is no secret.
+        own = [each for each in own if each.key_sha256 in {peer.key_sha256, ""} or each.serial != peer.serial]
         if not self._pins.knows(host):
             record = self._enrolments.current(host)
             if record is not None and record.used_at is not None:
@@ -152,7 +160,8 @@ class Peers:
         refusal, current = self._enrolments.standing(host).refusal, self._enrolments.current(host)
         if refusal is not None:
             raise RefusedError(grpc.StatusCode.PERMISSION_DENIED, f"host {host!r}: {refusal}")
-        if self._enrolments.is_out(host) or (current and peer.enrolment and peer.enrolment != current.id):
+        earlier = current is not None and (current.ended_at is not None or peer.enrolment not in {current.id, ""})
+        if self._enrolments.is_out(host) or earlier:
             msg = f"host {host!r}: its certificate is of an earlier joining: it must join again with a new token"
             raise RefusedError(grpc.StatusCode.PERMISSION_DENIED, f"{msg} (hostmesh token create)")
 
@@ -218,12 +227,16 @@ def peer_certificate(context: Context, trust_domain: str, now: datetime) -> Peer
     """Read the client certificate of a call that came over mutual TLS.
 
     Raises:
-        RefusedError: there is none, it does not name exactly one host of the trust domain, or it has expired since the
-            connection was made.
+        RefusedError: there is none, it is of a session that was resumed, it does not name exactly one host of the trust
+            domain, or it has expired since the connection was made.
     """
-    pem = [bytes(each) for each in context.auth_context().get("x509_pem_cert", ())]
+    found = context.auth_context()
+    pem = [bytes(each) for each in found.get("x509_pem_cert", ())]
     if len(pem) != 1:
         raise _not_a_host("no client certificate was presented")
+    if _REUSED in found.get("ssl_session_reused", ()):
+        # Its certificate was looked at by the roots of then. No agent resumes sessions.
+        raise _not_a_host("the session was resumed, and its certificate not verified anew")
     peer = _read(pem[0])
     if peer.identity.trust_domain != trust_domain:
         raise _not_a_host(f"the client certificate is not of the trust domain {trust_domain}")
@@ -250,11 +263,13 @@ def peer_address(peer: str) -> str:
 def caller_of(context: Context) -> str:
     """Return for whom a call counts, before it is known whether they may: the host of the certificate, or its holder.
 
-    "" where no certificate was shown.
+    Who kept certificates of an earlier joining does not use up what the host may ask now. "" where no certificate was
+    shown.
     """
     pem = b"".join(bytes(each) for each in context.auth_context().get("x509_pem_cert", ()))
     try:
-        return f"host {_read(pem).identity.host}"
+        found = _read(pem)
+        return f"host {found.identity.host} {found.enrolment}"
     except RefusedError:
         return sha256(pem).hexdigest() if pem else ""
 
@@ -267,13 +282,17 @@ def _read(pem: bytes) -> PeerCertificate:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         uris = names.get_values_for_type(x509.UniformResourceIdentifier)
         identity = parse_identity(uris[0]) if len(uris) == 1 else None
+        spki = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension, x509.InvalidVersion) as error:
         raise _not_a_host("the client certificate names no SPIFFE ID") from error
     if not isinstance(identity, HostIdentity):
         raise _not_a_host("the client certificate is not a host's")
     found = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     enrolment = str(found[0].value) if found else ""
-    return PeerCertificate(identity, f"{certificate.serial_number:032x}", certificate.not_valid_after_utc, enrolment)
+    digest = sha256(spki).hexdigest()
+    return PeerCertificate(
+        identity, f"{certificate.serial_number:032x}", certificate.not_valid_after_utc, digest, enrolment
+    )
 
 
 def _not_a_host(why: str) -> RefusedError:

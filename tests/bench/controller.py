@@ -58,6 +58,10 @@ admin = "127.0.0.1:{free_port()}"
 admin_socket = "{folder}/admin.sock"
 [log]
 level = "warning"
+[limits]
+# All hosts of a benchmark join from one address, faster than a fleet does.
+joins_per_minute = 1000000
+join_streams_per_connection = 64
 """
         )
 

@@ -139,7 +139,9 @@ async def test_a_certificate_that_is_being_signed_while_its_host_is_expelled_is_
     )
     issuing = Issuing(slow, controller.store, controller.states, controller, controller.enrolments, controller.now)
     with pytest.raises(RefusedError, match="it was expelled"):
-        await asyncio.to_thread(issuing.issue, WEB, csr_der(new_key()), pki.CART, record=True)
+        await asyncio.to_thread(
+            issuing.issue, issuing.enrolments.current(WEB), csr_der(new_key()), pki.CART, record=True
+        )
     assert [each.spiffe_id for each in controller.store.certificates(WEB)] == [pki.HOST.uri]
 
 
@@ -211,33 +213,34 @@ class Caller:
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-async def test_a_resumed_session_of_an_expelled_host_is_refused(
+async def test_a_session_that_is_resumed_is_no_use(
     controller: Controller, state: State, tmp_path: Path, version: ssl.TLSVersion
 ) -> None:
     await join(controller.join_string(), state)
     caller = _caller(controller, state, tmp_path, version)
-    answer, _ = await asyncio.to_thread(caller.renew)
-    assert answer
     answer, resumed = await asyncio.to_thread(caller.renew)
-    assert answer
-    await expel(controller)
-    answer, resumed_now = await asyncio.to_thread(caller.renew)
-    assert answer == b""
-    # Where no session is resumed, there is nothing to refuse.
-    assert resumed_now == resumed
+    assert (bool(answer), resumed) == (True, False)
+    answer, resumed = await asyncio.to_thread(caller.renew)
+    assert (answer, resumed) == (b"", True)
+    caller.session = None
+    answer, resumed = await asyncio.to_thread(caller.renew)
+    assert (bool(answer), resumed) == (True, False)
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-async def test_a_resumed_session_does_not_outlive_its_certificate(
+async def test_a_session_does_not_outlive_its_certificate_or_its_host(
     controller: Controller, state: State, tmp_path: Path, version: ssl.TLSVersion
 ) -> None:
     await join(controller.join_string(), state)
     caller = _caller(controller, state, tmp_path, version)
-    answer, _ = await asyncio.to_thread(caller.renew)
-    assert answer
-    controller.ahead = timedelta(hours=73)
-    answer, _ = await asyncio.to_thread(caller.renew)
-    assert answer == b""
+    for ahead, denied in ((73, False), (0, True)):
+        controller.ahead = timedelta(hours=ahead)
+        if denied:
+            await expel(controller)
+        for session in (caller.session, None):
+            caller.session = session
+            answer, _ = await asyncio.to_thread(caller.renew)
+            assert answer == b""
 
 
 def _caller(controller: Controller, state: State, directory: Path, version: ssl.TLSVersion) -> Caller:

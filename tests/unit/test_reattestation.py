@@ -260,6 +260,7 @@ async def test_who_is_out_of_the_mesh_stays_out(controller: Controller, joined: 
         request = await thief.request(joined)
         await controller.enrolments.deny("web-1", Denial.EXPELLED, "stolen", "root")
         assert "it was expelled (stolen)" in await thief.why(request)
+        await controller.enrolments.readmit("web-1", "root")
         await controller.enrolments.begin("web-1")
         request = await thief.request(joined)
         controller.store.forget_host("web-1")

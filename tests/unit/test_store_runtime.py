@@ -106,6 +106,22 @@ def test_certificates_are_kept_by_host_until_it_is_forgotten(store: Store) -> No
     assert [old == new for old, new in pairwise(epochs)] == [False, True, False, False]
 
 
+def test_certificates_that_ended_are_forgotten_and_a_hosts_own_only_when_it_can_no_more_come_back(
+    store: Store,
+) -> None:
+    day = timedelta(days=1)
+    own = CertificateRecord("0a", "spiffe://td/host/h1", "h1", NOW + day, NOW)
+    workloads = CertificateRecord("0b", "spiffe://td/ns/a/sa/b", "h1", NOW + day, NOW)
+    others = CertificateRecord("0c", "spiffe://td/ns/a/sa/b", "h2", NOW + day, NOW)
+    for each in (own, workloads, others):
+        store.add_certificate(each)
+    for serial, days, kept in (("1a", 1, {"0a", "0b"}), ("1b", 2, {"0a"}), ("1c", 367, {"0a"}), ("1d", 368, set())):
+        at = NOW + days * day
+        store.add_certificate(CertificateRecord(serial, "spiffe://td/host/h1", "h1", at + day, at))
+        assert {each.serial for each in store.certificates("h1") if each.serial[0] == "0"} == kept
+    assert store.certificates("h2") == [others]
+
+
 def test_a_serial_is_there_once(store: Store) -> None:
     certificate = CertificateRecord("0a", "spiffe://td/host/h1", "h1", LATER, NOW)
     store.add_certificate(certificate)

@@ -84,7 +84,7 @@ class Store(Protocol):
         ...
 
     def add_certificate(self, certificate: CertificateRecord) -> None:
-        """Remember an issued certificate, by its serial."""
+        """Remember an issued certificate, by its serial. Those of its host that ended long ago are forgotten."""
         ...
 
     def certificates(self, host: str) -> list[CertificateRecord]:

@@ -1,15 +1,19 @@
 """Join tokens, API tokens and certificates, inside a transaction the caller has begun."""
 
 from dataclasses import asdict
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Final
 
-from sqlalchemy import Connection, delete, insert, or_, select, update
+from sqlalchemy import Connection, and_, delete, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from hostmesh_controller.model.objects import ObjectKey
 from hostmesh_controller.store import tables
 from hostmesh_controller.store.objects import write_event
 from hostmesh_controller.store.records import ApiTokenRecord, CertificateRecord, TokenRecord
+
+KEPT_AFTER_END: Final = timedelta(days=366)
+"""A host's own certificates: as long as a host may be away at most (attest.reattest_within)."""
 
 
 def _token_key(token_id: str) -> ObjectKey:
@@ -112,7 +116,14 @@ def note_api_token_use(connection: Connection, token_id: str, now: datetime) -> 
 
 
 def write_certificate(connection: Connection, certificate: CertificateRecord) -> None:
-    """Remember an issued certificate."""
+    """Remember an issued certificate, and forget those of the host that nothing needs any more.
+
+    A workload's is of no use once it has ended; by a host's own the host may come back for a while.
+    """
+    table, now = tables.certificates, certificate.issued_at
+    own = table.c.spiffe_id.endswith(f"/host/{certificate.host}", autoescape=True)
+    ended = or_(table.c.not_after < now - KEPT_AFTER_END, and_(~own, table.c.not_after < now))
+    connection.execute(delete(table).where(table.c.host == certificate.host, ended))
     try:
         connection.execute(insert(tables.certificates).values(asdict(certificate)))
     except IntegrityError:

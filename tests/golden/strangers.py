@@ -7,7 +7,7 @@ import ssl
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import pki
@@ -86,5 +86,6 @@ class Stranger:
 def _of_domain(authority: Authority, domain: str) -> Authority:
     """Return an authority with the same roots that certifies another trust domain: the mesh's former one."""
     result = copy.copy(authority)
-    vars(result)["_trust_domain"] = domain
+    held = vars(result)["_held"]
+    vars(result)["_held"] = replace(held, roots=replace(held.roots, trust_domain=domain))
     return result

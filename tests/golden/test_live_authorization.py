@@ -310,6 +310,7 @@ def echoed(stranger: Stranger, name: str, **more: Any) -> bool:
         ("not-admin", {"path": "/admin/x"}, 403),
         ("not-admin", {"path": "/x/../admin"}, 403),
         ("not-admin", {"path": "/%61dmin"}, 403),
+        ("not-admin", {"path": "/x/..;y/admin"}, 403),
         ("methods", {"method": "GET"}, 200),
         ("methods", {"method": "PUT"}, 200),
         ("methods", {"method": "DELETE"}, 403),
@@ -451,6 +452,9 @@ PATHS: Final = (
     "/%61dmin?q=1",
     "/a//n",
     "/a=b",
+    "/x/..;y/admin",
+    "/a/%2e%2e;y/n",
+    "/a/.;/x",
 )
 HOSTS: Final = ("shop.example.com", "SHOP.example.org", "server:80")
 HEADERS: Final[tuple[dict[str, str], ...]] = (

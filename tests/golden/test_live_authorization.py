@@ -115,7 +115,7 @@ POLICIES: Final[dict[str, list[tuple[Rule, dict[str, str]]]]] = {
     "namespaces": [allow(source(namespaces=["prod"]))],
     "accounts": [allow(source(serviceAccounts=["web", "prod/job"]))],
     "not-principals": [deny(source(notPrincipals=["cluster.local/ns/default/sa/web"]))],
-    "paths": [allow(operation(paths=["/exact", "/prefix*", "*.js", "/one/{*}/end", "/any/{**}"]))],
+    "paths": [allow(operation(paths=["/exact", "/prefix*", "*.js", "/one/{*}/end", "/any/{**}", "/k=v/{*}"]))],
     "not-admin": [allow({}), deny(operation(paths=["/admin*"]))],
     "methods": [allow(operation(methods=["GET", "P*"]))],
     "hosts": [allow(operation(hosts=["Shop.example.com", "*.example.org", "shop.*"]))],
@@ -306,10 +306,13 @@ def echoed(stranger: Stranger, name: str, **more: Any) -> bool:
         ("paths", {"path": "/one/two/end"}, 200),
         ("paths", {"path": "/one/two/three/end"}, 403),
         ("paths", {"path": "/any/two/three"}, 200),
+        ("paths", {"path": "/k=v/a=b"}, 200),
+        ("paths", {"path": "/one/a=b/end"}, 200),
         ("not-admin", {"path": "/other"}, 200),
         ("not-admin", {"path": "/admin/x"}, 403),
         ("not-admin", {"path": "/x/../admin"}, 403),
         ("not-admin", {"path": "/%61dmin"}, 403),
+        ("not-admin", {"path": "/x/..;y/admin"}, 403),
         ("methods", {"method": "GET"}, 200),
         ("methods", {"method": "PUT"}, 200),
         ("methods", {"method": "DELETE"}, 403),
@@ -451,6 +454,9 @@ PATHS: Final = (
     "/%61dmin?q=1",
     "/a//n",
     "/a=b",
+    "/x/..;y/admin",
+    "/a/%2e%2e;y/n",
+    "/a/.;/x",
 )
 HOSTS: Final = ("shop.example.com", "SHOP.example.org", "server:80")
 HEADERS: Final[tuple[dict[str, str], ...]] = (

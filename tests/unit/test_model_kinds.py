@@ -229,7 +229,7 @@ FULL: list[tuple[str, Body]] = [
                                 "notPorts": ["65535"],
                                 "methods": ["GET"],
                                 "notMethods": ["P*"],
-                                "paths": ["/a", "*.js", "/a/{*}/b/{**}", "/"],
+                                "paths": ["/a", "*.js", "/a/{*}/b=c/{**}", "/"],
                                 "notPaths": ["/{*}"],
                             }
                         }

@@ -113,6 +113,14 @@ def test_the_defaults_are_istio_s() -> None:
 JUDGE: dict[str, Any] = {"service": "judge.default.svc.cluster.local", "port": 9191}
 
 
+def test_numbers_of_a_provider_may_be_text_as_in_istio_s_guides() -> None:
+    body = {"maxRequestBytes": "1024"}
+    given = {"name": "a", "envoyExtAuthzGrpc": {**JUDGE, "port": "9191", "includeRequestBodyInCheck": body}}
+    (made,) = from_document(document({"extensionProviders": [given]})).to_dict()["spec"]["extensionProviders"]
+    found = made["envoyExtAuthzGrpc"]
+    assert (found["port"], found["includeRequestBodyInCheck"]) == (9191, {"maxRequestBytes": 1024})
+
+
 @pytest.mark.parametrize(
     ("spec", "expected"),
     [
@@ -153,6 +161,14 @@ JUDGE: dict[str, Any] = {"service": "judge.default.svc.cluster.local", "port": 9
         (
             {"extensionProviders": [{"name": "a", "envoyExtAuthzHttp": {**JUDGE, "headersToUpstreamOnAllow": ["*"]}}]},
             "spec.extensionProviders[0].envoyExtAuthzHttp.headersToUpstreamOnAllow[0]: write a header's name",
+        ),
+        (
+            {"extensionProviders": [{"name": "a", "envoyExtAuthzGrpc": {**JUDGE, "port": "x"}}]},
+            "spec.extensionProviders[0].envoyExtAuthzGrpc.port: expected an integer, found the text 'x'",
+        ),
+        (
+            {"extensionProviders": [{"name": "a", "envoyExtAuthzGrpc": {**JUDGE, "port": "15001"}}]},
+            "spec.extensionProviders[0].envoyExtAuthzGrpc.port: ",
         ),
         (
             {"extensionProviders": [{"name": "a", "envoyExtAuthzGrpc": {**JUDGE, "service": "a/b/c.d"}}]},

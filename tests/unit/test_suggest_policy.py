@@ -1,14 +1,20 @@
 """AuthorizationPolicies that would allow the calls that were seen."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from golden.objects import mesh_of, obj
+from hostmesh_controller.checks.world import world_of
+from hostmesh_controller.cli.output import yaml_text
+from hostmesh_controller.explain.permission import Wish, may
+from hostmesh_controller.load import load_documents
 from hostmesh_controller.mesh import Mesh
 from hostmesh_controller.model.objects import ApiObject
 from hostmesh_controller.readiness import Seen
 from hostmesh_controller.store import CallKey, CallRecord, HostState, PortKey, WatchedPort
 from hostmesh_controller.suggest_policy import Suggestion, suggest
+from hostmesh_controller.validate import validate
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 OBJECTS = [
@@ -145,3 +151,45 @@ def test_two_policies_have_two_names_and_the_order_of_objects_and_calls_does_not
     assert one == other
     names = [each.policy["metadata"]["name"] for each in one if each.policy]
     assert names == ["suggested-db", "suggested-db-2"]
+
+
+def test_what_is_suggested_is_accepted_and_once_it_counts_it_allows_the_callers_that_were_seen_and_no_others() -> None:
+    """The text that is printed is read, checked, tried, and enforced: each caller on each port with each method."""
+    callers, methods, ports = ("web", "api", "cron", "thief"), ("GET", "POST", "DELETE"), (8080, 1)
+    calls = [
+        call("db-1", "web", "GET"),
+        call("db-2", "web", "POST"),
+        call("db-2", "cron", port=1),
+        call("db-1", "api", "GET", "OTHER"),
+        call("db-1", "10.0.0.3", "GET", kind="plaintext"),
+        call("db-1", "thief", "GET", denied=2),
+    ]
+    (found,) = suggested(*calls)
+    (tried,), problems = load_documents(yaml_text(found.policy), "suggested.yaml")
+    assert not problems
+    assert validate([tried], world_of(OBJECTS)) == []
+    enforced = replace(tried, metadata=replace(tried.metadata, annotations={}))
+
+    def allowed(item: ApiObject) -> set[tuple[str, str, int, str]]:
+        mesh = mesh_of([*OBJECTS, item])
+        return {
+            (workload, caller, port, method)
+            for workload in ("default/db-1", "default/db-2")
+            for caller in (*(f"spiffe://{principal(each)}" for each in callers), "10.0.0.3")
+            for port in ports
+            for method in (methods if port == 8080 else ("",))
+            if may(mesh, caller, workload, Wish(method=method or None, port=port))[0].verdict.allowed
+        }
+
+    everybody = len(allowed(tried))
+    assert everybody == 2 * (len(callers) + 1) * (len(methods) + 1), "what is only tried refuses nobody"
+    seen = {
+        *(("web", 8080, method) for method in ("GET", "POST")),
+        *(("api", 8080, method) for method in methods),
+        ("cron", 1, ""),
+    }
+    assert allowed(enforced) == {
+        (workload, f"spiffe://{principal(caller)}", port, method)
+        for workload in ("default/db-1", "default/db-2")
+        for caller, port, method in seen
+    }

@@ -19,8 +19,8 @@ from hostmesh_controller.explain.attempt import Attempt
 from hostmesh_controller.explain.routing import text_holds
 
 _NAMES: Final = {":authority": "host", ":method": "method", ":path": "path"}
-_ONE: Final = r"[a-zA-Z0-9\-._~%!$&'()+,;:@]+"
-_MANY: Final = r"[a-zA-Z0-9\-._~%!$&'()+,;:@/]*"
+_ONE: Final = r"[a-zA-Z0-9\-._~%!$&'()+,;:@=]+"
+_MANY: Final = r"[a-zA-Z0-9\-._~%!$&'()+,;:@=/]*"
 """What Envoy's URI templates take for `*` and `**`."""
 
 

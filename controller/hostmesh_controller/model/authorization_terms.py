@@ -12,8 +12,8 @@ from hostmesh_controller.model.schema import as_fault, fault
 
 MATCH_ONE: Final = "{*}"
 MATCH_ANY: Final = "{**}"
-_SEGMENT: Final = re.compile(r"[a-zA-Z0-9\-._~%!$&'()+,;:@]+")
-"""RFC 3986's pchar without '*' and '=': Envoy refuses a listener that has another between the stars of a template."""
+_SEGMENT: Final = re.compile(r"[a-zA-Z0-9\-._~%!$&'()+,;:@=]+")
+"""RFC 3986's pchar without '*': Envoy refuses a listener that has another between the stars of a template."""
 _BRACKETS: Final = re.compile(r"\[.+\]", re.DOTALL)
 _NUMBER: Final = re.compile(r"[0-9]+")
 ACCOUNTS_MAX: Final = 16

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Final
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from hostmesh_controller.model.domains import is_ip
 from hostmesh_controller.model.durations import Duration
@@ -63,7 +63,13 @@ def _header_pattern(value: str) -> str:
     return value
 
 
+def _number(value: object) -> object:
+    # Istio reads these settings as protobuf's JSON, where a number may be text; its guides write ports in quotes.
+    return int(value) if isinstance(value, str) and value.isascii() and value.isdecimal() else value
+
+
 Service = Annotated[str, AfterValidator(_service)]
+ProviderPort = Annotated[MeshPort, BeforeValidator(_number)]
 Status = Annotated[str, AfterValidator(_status)]
 HeaderPatterns = tuple[Annotated[str, AfterValidator(_header_pattern)], ...]
 
@@ -71,7 +77,7 @@ HeaderPatterns = tuple[Annotated[str, AfterValidator(_header_pattern)], ...]
 class RequestBody(Spec):
     """How much of a request's body the authorizer is shown."""
 
-    max_request_bytes: Annotated[int, Field(strict=True, ge=1, le=_BODY_MAX)]
+    max_request_bytes: Annotated[int, Field(strict=True, ge=1, le=_BODY_MAX), BeforeValidator(_number)]
     allow_partial_message: Flag = False
     pack_as_bytes: Flag = False
 
@@ -80,7 +86,7 @@ class Authorizer(Spec):
     """What both kinds have: where the authorizer is, and what happens when it does not answer."""
 
     service: Service
-    port: MeshPort
+    port: ProviderPort
     timeout: PositiveDuration = Duration("600s")
     fail_open: Flag = False
     status_on_error: Status = ""

@@ -29,27 +29,15 @@ from hostmesh_controller.admission import Admission, token_candidate
 from hostmesh_controller.attest.challenges import LIFE as NONCE_LIFE
 from hostmesh_controller.attest.challenges import Challenges
 from hostmesh_controller.attest.returning import Return, why_not
-<<<<<<< HEAD
 from hostmesh_controller.authority import Issued
 from hostmesh_controller.csr import fingerprint, key_digest
-=======
-from hostmesh_controller.authority import LEAF_LIFE, Authority, AuthorityError, Issued
-from hostmesh_controller.csr import CsrError, fingerprint, key_digest, public_key_of
-from hostmesh_controller.enrolments import DeniedError, Enrolments
->>>>>>> expel
+from hostmesh_controller.enrolments import DeniedError
 from hostmesh_controller.groups import NotAdmittedError
 from hostmesh_controller.issuing import Issuing, answered, requested_key
 from hostmesh_controller.model.objects import ObjectKey
-<<<<<<< HEAD
 from hostmesh_controller.peers import Context, RefusedError, peer_address
-from hostmesh_controller.store import PendingRecord, TokenRecord
+from hostmesh_controller.store import EnrolmentRecord, PendingRecord, TokenRecord
 from hostmesh_controller.tokens import Refusal, allows, look, redeem
-=======
-from hostmesh_controller.peers import CertificateStore, Context, Peers, RefusedError, peer_address
-from hostmesh_controller.reports import HostStates
-from hostmesh_controller.store import CertificateRecord, EnrolmentRecord, PendingRecord, StoreError, TokenRecord
-from hostmesh_controller.tokens import Refusal, TokenStore, allows, look, redeem
->>>>>>> expel
 
 _log: Final = structlog.get_logger(__name__)
 _T = TypeVar("_T")
@@ -72,100 +60,6 @@ _NOT_REATTESTED: Final = (
 )
 
 
-<<<<<<< HEAD
-=======
-class Registry(Admitting, Protocol):
-    """What enrolment needs of the registrar."""
-
-    async def left(self, host: str) -> None: ...
-
-
-class EnrolStore(TokenStore, CertificateStore, Protocol):
-    """What enrolment needs of the store."""
-
-    def add_certificate(self, certificate: CertificateRecord) -> None: ...
-    def forget_host(self, host: str) -> None: ...
-    def add_event(self, action: str, key: ObjectKey, *, actor: str, now: datetime) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Issuing:
-    """What both servicers sign with.
-
-    `life` is that of a leaf. `registry` knows the hosts, and takes members into groups.
-    """
-
-    authority: Authority
-    store: EnrolStore
-    states: HostStates
-    registry: Registry
-    enrolments: Enrolments
-    now: Callable[[], datetime]
-    life: timedelta = field(default=LEAF_LIFE)
-
-    def issue(
-        self,
-        enrolment: EnrolmentRecord | None,
-        csr_der: bytes,
-        identity: HostIdentity | WorkloadIdentity,
-        *,
-        record: bool,
-        for_latecomers: bool = False,
-    ) -> Issued:
-        """Sign for the key of a request; blocking.
-
-        A host's own certificate is recorded before it leaves: only a recorded one can call the controller.
-
-        Args:
-            enrolment: the host's, as it was when the caller was recognised as that host: a moment later another may be.
-            csr_der: of which the key is taken.
-            identity: of the host, or of a workload on it.
-            record: whether it is to be recorded.
-            for_latecomers: see `Authority.issue`.
-        """
-        now, key = self.now(), _public_key(csr_der)
-        if enrolment is None:
-            raise RefusedError(grpc.StatusCode.PERMISSION_DENIED, f"the host has not joined: {_JOIN_AGAIN}")
-        host = enrolment.host
-        issued = self.authority.issue(
-            key, identity, now, self.life, enrolment=enrolment.id, for_latecomers=for_latecomers
-        )
-        # Whoever was expelled while this was signed does not get it.
-        if not self.enrolments.extend(enrolment, issued.not_after):
-            refusal = self.enrolments.standing(host).refusal or f"it has joined anew, or left: {_JOIN_AGAIN}"
-            raise RefusedError(grpc.StatusCode.PERMISSION_DENIED, f"host {host!r}: {refusal}")
-        if record:
-            self.store.add_certificate(
-                CertificateRecord(
-                    serial=issued.serial,
-                    spiffe_id=identity.uri,
-                    host=host,
-                    not_after=issued.not_after,
-                    issued_at=now,
-                    key_sha256=key_digest(key),
-                )
-            )
-        _log.info(
-            "certificate_issued",
-            host=host,
-            spiffe_id=identity.uri,
-            serial=issued.serial,
-            not_after=issued.not_after.isoformat(),
-        )
-        return issued
-
-    def refuse_denied(self, host: str) -> None:
-        """Refuse a host that was expelled or quarantined.
-
-        Raises:
-            RefusedError: says what the operator can do.
-        """
-        refusal = self.enrolments.standing(host).refusal
-        if refusal is not None:
-            raise RefusedError(grpc.StatusCode.PERMISSION_DENIED, f"host {host!r}: {refusal}")
-
-
->>>>>>> expel
 class EnrolmentServicer(EnrolmentBase):
     """Join, on the port without client certificates."""
 
@@ -356,86 +250,4 @@ class EnrolmentServicer(EnrolmentBase):
         identity = HostIdentity(self._issuing.authority.trust_domain, enrolment.host)
         self._issuing.store.forget_host(enrolment.host)
         # A join string that was made a while ago pins a root that may be retired by now.
-<<<<<<< HEAD
-        return self._issuing.issue(host, csr_der, identity, record=True, for_latecomers=True)
-=======
         return self._issuing.issue(enrolment, csr_der, identity, record=True, for_latecomers=True)
-
-
-class IdentityServicer(IdentityBase):
-    """RenewHost, IssueWorkload and Leave, on the port with mutual TLS."""
-
-    def __init__(self, issuing: Issuing, peers: Peers, allowed_identities: Callable[[str], frozenset[str]]) -> None:
-        """`allowed_identities` returns the SPIFFE IDs of the workloads that the registry places on a host."""
-        self._issuing = issuing
-        self._peers = peers
-        self._allowed_identities = allowed_identities
-
-    async def RenewHost(self, request: RenewHostRequest, context: Context) -> CertificateResponse:  # noqa: N802 - gRPC's name
-        caller = await self._peers.host_of(context)
-        return await _answer(context, self._issue(caller.host, request.csr_der, caller, record=True))
-
-    async def IssueWorkload(self, request: IssueWorkloadRequest, context: Context) -> CertificateResponse:  # noqa: N802 - gRPC's name
-        caller = await self._peers.host_of(context)
-        return await _answer(context, self._issue_workload(caller, request))
-
-    async def Leave(self, request: LeaveRequest, context: Context) -> LeaveResponse:  # noqa: ARG002, N802 - gRPC's name and arguments
-        caller = await self._peers.host_of(context)
-        return await _answer(context, self._leave(caller.host))
-
-    async def _issue_workload(self, caller: HostIdentity, request: IssueWorkloadRequest) -> CertificateResponse:
-        identity = self._asked(caller, request.spiffe_id)
-        # Envoy's copy of the host's identity is not recorded, hence no use against the controller: a program that
-        # gets hold of Envoy's files does not become the agent.
-        return await self._issue(caller.host, request.csr_der, identity, record=isinstance(identity, WorkloadIdentity))
-
-    def _asked(self, caller: HostIdentity, spiffe_id: str) -> HostIdentity | WorkloadIdentity:
-        allowed = self._allowed_identities(caller.host) | {caller.uri}
-        if spiffe_id in allowed:
-            try:
-                return parse_identity(spiffe_id)
-            except ValueError as error:
-                raise RefusedError(
-                    grpc.StatusCode.INTERNAL, f"the controller's registry is at fault: {error}"
-                ) from error
-        _log.warning("issue_refused", host=caller.host, asked=spiffe_id[:256], allowed=sorted(allowed))
-        msg = (
-            "the registry places no workload of the asked identity on this host: "
-            "the operator must register it, or the agent must take its new configuration"
-        )
-        raise RefusedError(grpc.StatusCode.PERMISSION_DENIED, msg)
-
-    async def _issue(
-        self, host: str, csr_der: bytes, identity: HostIdentity | WorkloadIdentity, *, record: bool
-    ) -> CertificateResponse:
-        enrolment = self._issuing.enrolments.current(host)
-        issued = await asyncio.to_thread(self._issuing.issue, enrolment, csr_der, identity, record=record)
-        return CertificateResponse(chain_pem=issued.chain_pem, bundle_pem=self._issuing.authority.bundle_pem)
-
-    async def _leave(self, host: str) -> LeaveResponse:
-        await self._issuing.registry.left(host)
-        _log.info("host_left", host=host)
-        return LeaveResponse()
-
-
-def _public_key(csr_der: bytes) -> EllipticCurvePublicKey:
-    try:
-        return public_key_of(csr_der)
-    except CsrError as error:
-        raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from error
-
-
-async def _answer(context: Context, work: Awaitable[_T]) -> _T:
-    """Return the answer, or end the call with what the peer must be told."""
-    try:
-        return await work
-    except RefusedError as refused:
-        _log.warning("call_refused", peer=context.peer(), code=refused.code.name, reason=refused.message)
-        code, message = refused.code, refused.message
-    except (AuthorityError, StoreError) as error:
-        # The details are for the operator: they name files of the controller.
-        _log.error("call_failed", peer=context.peer(), error=str(error))
-        code, message = grpc.StatusCode.UNAVAILABLE, "the controller cannot issue now: its operator must see its log"
-    await context.abort(code, message)
-    raise AssertionError  # abort never returns
->>>>>>> expel

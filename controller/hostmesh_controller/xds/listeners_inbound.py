@@ -81,12 +81,14 @@ def bound_listener(port: InboundPort, trust: Trust, more: Extensions) -> Listene
 
 
 def _inspectors(ports: Sequence[InboundPort]) -> list[ListenerFilter]:
-    # Where mutual TLS is off nothing has to be looked at, and a server that speaks first is not held up.
-    unread = {
+    # Where mutual TLS is off nothing has to be looked at, and a server that speaks first is not held up. Unless another
+    # workload has the number too: inspectors know ports, and not addresses.
+    read = {
         port.number
         for port in ports
-        if port.mode is Mode.DISABLE and not port.protocol.is_detected and port.own_tls is None
+        if port.mode is not Mode.DISABLE or port.protocol.is_detected or port.own_tls is not None
     }
+    unread = {port.number for port in ports} - read
     looked_into = {port.number for port in ports if port.protocol.is_detected}
     result = [filters.tls_inspector(filters.ports_predicate(unread))]
     if looked_into:

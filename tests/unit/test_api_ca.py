@@ -19,6 +19,7 @@ from hostmesh_api import wire
 from hostmesh_api.v1.hostmesh_pb2 import HeldCertificate, HostConfig, HostReport, TrustState
 from hostmesh_controller import xds
 from hostmesh_controller.authority import Authority
+from hostmesh_controller.cli import authority
 from hostmesh_controller.model.objects import ObjectKey
 from hostmesh_controller.rotation import RootRotation
 from hostmesh_controller.store import CertificateRecord, StoreError
@@ -243,6 +244,19 @@ def test_a_person_sees_the_steps_and_rotate_does_them_all(tmp_path: Path) -> Non
         refused = controller.cli("ca", "revoke", first)
         assert refused.returncode == 1
         assert f"root {first} is revoked already" in refused.stderr
+
+
+def test_who_opens_the_stream_anew_while_roots_change_is_waited_for_and_who_was_away_before_is_not() -> None:
+    root = {
+        "id": "r",
+        "holders": {"there": 1, "reconnecting": 2, "away": 1},
+        "unacknowledged": {"connected": ["there"], "offline": ["away", "reconnecting"]},
+    }
+    found, before = {"roots": [root], "away": ["away", "reconnecting"]}, frozenset({"away", "back"})
+    assert authority._holding(found, "r", before) == ["there", "reconnecting"]
+    assert authority._lacking(found, "r", before) == ["there", "reconnecting"]
+    root["holders"] = {"back": 1}
+    assert authority._holding(found, "r", before) == ["back"]
 
 
 def _presents_the_new_root(controller: Process) -> bool:

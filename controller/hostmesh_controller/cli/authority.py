@@ -108,17 +108,18 @@ def rotate(
     A host that is away holds up the last one, until its certificates have ended.
     """
     found = _get(ctx)
-    wait_s = seconds_of(timeout)
+    # One that goes away meanwhile is only opening its stream anew, with its new certificate: it is waited for.
+    away, wait_s = frozenset(found["away"]), seconds_of(timeout)
     if not _in_state(found, "old") and not _in_state(found, "tainted"):
         if not _in_state(found, "prepared"):
             prepare(ctx)
         new = _in_state(_get(ctx), "prepared")[0]["id"]
-        _wait(ctx, "hosts have the new root", partial(_lacking, root=new), wait_s)
+        _wait(ctx, "hosts have the new root", partial(_lacking, root=new, away=away), wait_s)
         activate(ctx)
     for each in _in_state(_get(ctx), "old"):
         taint(ctx, each["id"], within)
     for each in _in_state(_get(ctx), "tainted"):
-        _wait(ctx, "certificates are renewed", partial(_holding, root=each["id"]), wait_s)
+        _wait(ctx, "certificates are renewed", partial(_holding, root=each["id"], away=away), wait_s)
         revoke(ctx, each["id"], force)
 
 
@@ -129,12 +130,18 @@ def _some(names: Iterable[str]) -> list[str]:
     return [*every[:_NAMED], f"and {more} more"] if more > 0 else every
 
 
-def _lacking(found: dict[str, Any], root: str) -> list[str]:
-    return list(_root(found, root)["unacknowledged"]["connected"])
+def _lacking(found: dict[str, Any], root: str, away: frozenset[str]) -> list[str]:
+    unacknowledged = _root(found, root)["unacknowledged"]
+    return _not_away([*unacknowledged["connected"], *unacknowledged["offline"]], found, away)
 
 
-def _holding(found: dict[str, Any], root: str) -> list[str]:
-    return [host for host in _root(found, root)["holders"] if host not in found["away"]]
+def _holding(found: dict[str, Any], root: str, away: frozenset[str]) -> list[str]:
+    return _not_away(_root(found, root)["holders"], found, away)
+
+
+def _not_away(hosts: Iterable[str], found: dict[str, Any], away: frozenset[str]) -> list[str]:
+    """Return the hosts that are there, or were when it began."""
+    return [host for host in hosts if host not in away or host not in found["away"]]
 
 
 def _wait(ctx: typer.Context, what: str, missing: Callable[[dict[str, Any]], list[str]], within_s: float) -> None:

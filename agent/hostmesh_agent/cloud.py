@@ -25,10 +25,11 @@ log = structlog.get_logger(__name__)
 class Whereabouts:
     """Asks until there is an answer, or until cancelled. `provider` is aws, gcp, azure, or "" for none."""
 
-    def __init__(self, provider: str, changed: Callable[[], None], base: str = LINK) -> None:
+    def __init__(self, provider: str, changed: Callable[[], None], base: str = LINK, retry_s: float = RETRY_S) -> None:
         self._provider = provider
         self._changed = changed
         self._base = base
+        self._retry_s = retry_s
         self.cloud: Cloud | None = None
 
     async def run(self) -> None:
@@ -38,7 +39,7 @@ class Whereabouts:
                 self._changed()
             except (OSError, ValueError, KeyError, TypeError) as error:
                 log.info("the cloud's metadata service does not tell", cloud=self._provider, error=str(error))
-                await asyncio.sleep(RETRY_S)
+                await asyncio.sleep(self._retry_s)
         # The other parts of the agent run for ever: one that ends would be taken for broken.
         await asyncio.Event().wait()
 
@@ -81,9 +82,9 @@ def _gcp(ask: Ask) -> Cloud:
 
 def _azure(ask: Ask) -> Cloud:
     found = json.loads(ask("GET", "/metadata/instance/compute?api-version=2021-02-01", {"Metadata": "true"}))
-    zone = found.get("zone", "")
+    region, number = found["location"], found.get("zone", "")
     # Zones of Azure are numbers within a region; elsewhere zones have names of their own.
-    return _cloud("azure", found["location"], f"{found['location']}-{zone}" if zone else "", found["vmId"], found["vmSize"])
+    return _cloud("azure", region, f"{region}-{number}" if number else "", found["vmId"], found["vmSize"])
 
 
 def _cloud(provider: str, region: Any, zone: Any, instance: Any, kind: Any) -> Cloud:

@@ -1,7 +1,7 @@
 """What the host tells of itself unasked: facts, load, what listens, with whom its programs have connections."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
@@ -26,7 +26,7 @@ class Discovery:
         config: AgentConfig,
         fixed: host.FixedFacts,
         envoy_uid: int,
-        controllers: tuple[str, ...],
+        controllers: Iterable[str],
         changed: Callable[[], None],
         now: Callable[[], datetime],
     ) -> None:
@@ -77,7 +77,7 @@ class Discovery:
         self._changing = host.Changing(disks, interfaces)
 
 
-def _literal(endpoints: tuple[str, ...]) -> frozenset[tuple[str, int]]:
+def _literal(endpoints: Iterable[str]) -> frozenset[tuple[str, int]]:
     """Return address and port of those that are named by address: what a name leads to is not asked here."""
     pairs = (each.rpartition(":") for each in endpoints)
     return frozenset((host_.strip("[]"), int(port)) for host_, _, port in pairs if port.isdigit())

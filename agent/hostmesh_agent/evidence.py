@@ -140,9 +140,7 @@ CLOUDS: Final[Mapping[str, Callable[..., Evidence]]] = {
 }
 
 
-def ask(
-    base: str, method: str, path: str, headers: Mapping[str, str], within_s: float = METADATA_WITHIN_S
-) -> bytes:
+def ask(base: str, method: str, path: str, headers: Mapping[str, str], within_s: float = METADATA_WITHIN_S) -> bytes:
     """Call the metadata service. Not through a proxy, and wherever it redirects to is not followed.
 
     Raises:

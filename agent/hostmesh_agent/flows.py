@@ -5,12 +5,12 @@ are captured still shows the address that it called, so it is told as its own ca
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Final, NamedTuple
 
-from hostmesh_agent.sock_diag import Connection
+from hostmesh_agent.sockets import Connection
 
 NOT_TOLD_APART: Final = ""
 """The peer that stands for all those for whom there is no room, or who are not to be named."""
@@ -64,6 +64,8 @@ class Scene:
     Attributes:
         serving: programs by the port on which they listen, or did a moment ago; OWN are the mesh's.
         owners: programs by the inode of their socket.
+        callers: the only programs that were seen to call a peer's port, by both: what was closed before somebody
+            looked is taken for theirs.
         envoy_uid: the user that Envoy runs as.
         skipped: peers with their port that the mesh's own programs call: the controller, and where Envoy was seen to.
         addresses: of this host.
@@ -72,6 +74,7 @@ class Scene:
 
     serving: Mapping[int, Program]
     owners: Mapping[int, Program]
+    callers: Mapping[tuple[str, int], Program]
     envoy_uid: int
     skipped: Collection[tuple[str, int]]
     addresses: Collection[str]
@@ -89,11 +92,17 @@ def flow_of(connection: Connection, scene: Scene) -> Flow | None:
     inbound = serving is not None
     if inbound and connection.peer in scene.addresses:
         return None
-    program = serving if serving is not None else scene.owners.get(connection.inode, Program())
+    where = (connection.peer, connection.peer_port)
+    if serving is not None:
+        program = serving
+    elif connection.inode:
+        program = scene.owners.get(connection.inode, Program())
+    else:
+        program = scene.callers.get(where, Program())
     if program == OWN:
         return None
     # What was closed is nobody's any more, and may have been Envoy's.
-    if not inbound and not program.name and (connection.peer, connection.peer_port) in scene.skipped:
+    if not inbound and not connection.inode and where in scene.skipped:
         return None
     peer = connection.peer if scene.public or not ip_address(connection.peer).is_global else NOT_TOLD_APART
     return Flow(program, inbound, peer, connection.port if inbound else connection.peer_port)
@@ -111,35 +120,29 @@ class Flows:
     """
 
     seen: dict[Flow, Seen] = field(default_factory=dict)
-    there: dict[object, Flow | None] = field(default_factory=dict)
+    there: dict[Hashable, Flow | None] = field(default_factory=dict)
     _peers: Counter[tuple[object, ...]] = field(default_factory=Counter)
 
-    def take(self, known: Iterable[object], new: Mapping[object, Flow | None], now_s: float) -> None:
-        """Take a look: `known` names all connections that are there, `new` those of them that were not before."""
-        there: dict[object, Flow | None] = {}
-        alive: set[Flow] = set()
-        for name in known:
-            if name in new:
-                continue
-            flow = there[name] = self.there.get(name)
-            if flow is not None:
-                alive.add(flow)
-        for flow in alive:
-            before = self.seen.get(flow)
-            self.seen[flow] = Seen(1, now_s, now_s) if before is None else Seen(before.count, before.first_s, now_s)
-        for name, of in new.items():
-            there[name] = None if of is None else self._add(of, now_s)
-        self.there = there
+    def take(self, known: Iterable[Hashable], new: Mapping[Hashable, Flow | None], now_s: float) -> None:
+        """Take a look: `known` names the connections that are there, `new` those that were not before."""
+        added = {name: None if flow is None else self._add(flow, now_s) for name, flow in new.items()}
+        # Those that have ended already are not kept.
+        self.there = {name: added[name] if name in added else self.there.get(name) for name in known}
+        for flow in set(self.there.values()):
+            before = self.seen.get(flow) if flow is not None else None
+            if flow is not None and before is not None and before.last_s != now_s:
+                self.seen[flow] = Seen(before.count, before.first_s, now_s)
         self._forget(now_s)
 
     def _add(self, flow: Flow, now_s: float) -> Flow:
         before = self.seen.get(flow)
         if before is None:
-            if len(self.seen) >= MAX_FLOWS or self._peers[flow.side] >= MAX_PEERS:
-                flow = flow._replace(peer=NOT_TOLD_APART)
-                if not flow.inbound:
-                    flow = flow._replace(port=0)
-                before = self.seen.get(flow)
+            if len(self.seen) >= MAX_FLOWS:
+                # Programs name themselves, and as often as they like.
+                flow = Flow(Program(), flow.inbound, NOT_TOLD_APART, 0)
+            elif self._peers[flow.side] >= MAX_PEERS:
+                flow = flow._replace(peer=NOT_TOLD_APART, port=flow.port if flow.inbound else 0)
+            before = self.seen.get(flow)
             if before is None:
                 self._peers[flow.side] += 1
         self.seen[flow] = Seen(1, now_s, now_s) if before is None else Seen(before.count + 1, before.first_s, now_s)

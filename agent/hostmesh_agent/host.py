@@ -75,7 +75,7 @@ def fixed_facts() -> FixedFacts:
 def facts(
     fixed: FixedFacts,
     envoy_version: str,
-    changing: Changing = Changing(),  # noqa: B008 - it is frozen
+    changing: Changing = Changing(),
     labels: Mapping[str, str] | None = None,
 ) -> HostFacts:
     return HostFacts(
@@ -170,4 +170,3 @@ def agent_version() -> str:
         return version("hostmesh")
     except PackageNotFoundError:  # run from a source tree
         return "0"
-

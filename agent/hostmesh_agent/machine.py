@@ -4,9 +4,9 @@ import os
 import platform
 from collections.abc import Iterable
 from contextlib import suppress
-from ipaddress import ip_interface
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import psutil
 
@@ -82,7 +82,7 @@ def interfaces(root: Path = Path("/")) -> list[Interface]:
                 mac=macs[0] if macs else "",
                 mtu=stats[name].mtu if name in stats else 0,
                 state=_text(root / "sys/class/net" / name / "operstate") or "unknown",
-                addresses=sorted(_addresses((one.address, one.netmask) for one in each if one.family != psutil.AF_LINK)),
+                addresses=sorted(_addresses(each)),
             )
         )
     found.sort(key=lambda each: (not each.addresses, each.name))
@@ -93,13 +93,14 @@ def used_percent(disk: Disk) -> float:
     return 100.0 * (1 - disk.free_bytes / disk.size_bytes) if disk.size_bytes else 0.0
 
 
-def _addresses(pairs: Iterable[tuple[str, str | None]]) -> list[str]:
+def _addresses(found: Iterable[Any]) -> list[str]:
+    """Return the IP addresses among psutil's with the lengths of their prefixes; what is another kind is left out."""
     result = []
-    for address, mask in pairs:
+    for each in found:
         with suppress(ValueError):
-            plain = address.partition("%")[0]
-            length = f"{bin(int(ip_interface(mask).ip)).count('1')}" if mask else ""
-            result.append(f"{plain}/{length}" if length else str(ip_interface(plain)))
+            address = ip_address(each.address.partition("%")[0])
+            length = int(ip_address(each.netmask)).bit_count() if each.netmask else address.max_prefixlen
+            result.append(f"{address}/{length}")
     return result
 
 

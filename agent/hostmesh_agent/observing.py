@@ -1,7 +1,7 @@
 """Observe mode: which programs of the host talk to whom, by the sockets that the kernel lists. No capture is needed.
 
-A closed connection stays in the kernel's list for a minute on the side that closed it first, so that a look every 20 s
-misses few: those that the other side closed, and that were shorter than the time between two looks.
+Connections that come and go between two looks are told by the kernel as they end, though not whose they were. Where it
+does not tell, they are still in its list for a minute on the side that closed first.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from hostmesh_agent import flows, sock_diag
 from hostmesh_agent.flows import OWN, Flow, Flows, Program, Scene, Seen
 from hostmesh_agent.host import addresses
 from hostmesh_agent.services import Holder, holders
-from hostmesh_agent.sock_diag import Connection, Known, Listener
+from hostmesh_agent.sockets import Connection, Known, Listener
 from hostmesh_api.v1.hostmesh_pb2 import Flow as FlowMessage
 from hostmesh_api.v1.hostmesh_pb2 import ObservedFlows, ReportResponse
 
@@ -48,6 +48,7 @@ class Observing:
         public: whether peers of the Internet are told by their address.
         interval_s: the time between two looks.
         now: the time of day.
+        own_pid: the process whose connections are the mesh's own; 0: this one.
     """
 
     def __init__(
@@ -57,7 +58,9 @@ class Observing:
         public: bool,
         interval_s: float,
         now: Callable[[], datetime],
+        own_pid: int = 0,
     ) -> None:
+        self._own_pid = own_pid or os.getpid()
         self._envoy_uid = envoy_uid
         self._controllers = controllers
         self._public = public
@@ -65,7 +68,7 @@ class Observing:
         self._now = now
         self._epoch = os.urandom(8).hex()
         self._known: Known = {}
-        self._flows = Flows()
+        self.flows = Flows()
         self._serving: dict[int, tuple[Program, float]] = {}
         self._listeners: dict[int, Program] = {}
         self._attributed: dict[tuple[int, str, int], tuple[Program, float]] = {}
@@ -73,16 +76,26 @@ class Observing:
         self._told: dict[Flow, Seen] = {}
         self._telling: dict[Flow, Seen] = {}
         self._holder = ""
+        self._closings: sock_diag.Closings | None = None
+        self._deaf = False
 
     async def run(self) -> None:
-        while True:
-            started_s = time.thread_time()
-            try:
-                cost_s = await asyncio.to_thread(self.look)
-            except OSError as error:
-                log.warning("connections cannot be read", error=str(error))
-                cost_s = time.thread_time() - started_s
-            await asyncio.sleep(min(max(self._interval_s, cost_s * _REST), _LONGEST_S))
+        try:
+            while True:
+                cost_s = 0.0
+                try:
+                    cost_s = await asyncio.to_thread(self.look)
+                except OSError as error:
+                    log.warning("connections cannot be read", error=str(error))
+                await asyncio.sleep(min(max(self._interval_s, cost_s * _REST), _LONGEST_S))
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Listen no more to the kernel."""
+        if self._closings is not None:
+            self._closings.close()
+            self._closings = None
 
     def look(self) -> float:
         """Look once; return the seconds of CPU that it took. Blocks.
@@ -91,15 +104,33 @@ class Observing:
             OSError: the kernel does not answer.
         """
         started_s = time.thread_time()
-        found = sock_diag.look(self._known, MAX_CONNECTIONS)
+        before = self._known
+        closed = self._closed()
+        found = sock_diag.look(before, MAX_CONNECTIONS)
         at_s = time.monotonic()
         self._find_programs(found.listeners, found.new.values(), at_s)
         scene = self._scene(found.new.values(), at_s)
-        new = {name: flows.flow_of(each, scene) for name, each in found.new.items()}
+        # What came and went between two looks.
+        brief = {name: each for name, each in closed.items() if name[1] not in before.get(name[0], ())}
+        new: dict[Hashable, Flow | None] = {
+            name: flows.flow_of(each, scene) for name, each in {**brief, **found.new}.items()
+        }
         names = ((family, names) for family, there in found.known.items() for names in there)
-        self._flows.take(names, new, self._now().timestamp())
+        self.flows.take(names, new, self._now().timestamp())
         self._known = found.known
         return time.thread_time() - started_s
+
+    def _closed(self) -> dict[tuple[int, bytes], Connection]:
+        try:
+            if self._closings is None:
+                self._closings = sock_diag.Closings()
+            return self._closings.take()
+        except OSError as error:
+            # Older kernels: what was closed is then in the list for a minute, on the side that closed it first.
+            if not self._deaf:
+                log.info("the kernel does not tell of closed connections", error=str(error))
+            self._deaf = True
+            return {}
 
     def _find_programs(self, listening: Collection[Listener], new: Collection[Connection], at_s: float) -> None:
         unknown = {each.inode for each in listening} - self._listeners.keys()
@@ -108,14 +139,14 @@ class Observing:
         found = holders(unknown | outbound.keys()) if unknown or outbound else {}
         here = {each.inode for each in listening}
         self._listeners = {inode: program for inode, program in self._listeners.items() if inode in here}
-        self._listeners |= {inode: _program(found.get(inode, Holder())) for inode in unknown}
+        self._listeners |= {inode: self._program(found.get(inode, Holder())) for inode in unknown}
         for each in listening:
             is_envoy = each.uid == self._envoy_uid
             self._serving[each.port] = (OWN if is_envoy else self._listeners[each.inode], at_s)
-        for inode, each in outbound.items():
-            program = _program(found[inode]) if inode in found else Program()
+        for inode, one in outbound.items():
+            program = self._program(found[inode]) if inode in found else Program()
             if program.name:
-                self._attributed[each.uid, each.peer, each.peer_port] = (program, at_s)
+                self._attributed[one.uid, one.peer, one.peer_port] = (program, at_s)
         _drop_old(self._serving, at_s - _REMEMBER_LISTENERS_S)
         _drop_old(self._attributed, at_s - _ATTRIBUTION_S)
 
@@ -132,6 +163,9 @@ class Observing:
         if len(self._envoys_peers) > MAX_CONNECTIONS:
             self._envoys_peers.clear()
         attributed = self._attributed
+        callers: dict[tuple[str, int], set[Program]] = {}
+        for (_, peer, port), (program, _) in attributed.items():
+            callers.setdefault((peer, port), set()).add(program)
         return Scene(
             serving={port: program for port, (program, _) in self._serving.items()},
             owners={
@@ -139,16 +173,22 @@ class Observing:
                 for each in new
                 if (each.uid, each.peer, each.peer_port) in attributed
             },
+            callers={where: programs.pop() for where, programs in callers.items() if len(programs) == 1},
             envoy_uid=self._envoy_uid,
             skipped={*self._controllers, *self._envoys_peers},
             addresses=frozenset(addresses()),
             public=self._public,
         )
 
+    def _program(self, holder: Holder) -> Program:
+        if holder.pid == self._own_pid:
+            return OWN
+        return Program(holder.program, holder.place.container or holder.place.unit)
+
     def tell(self) -> ObservedFlows:
         """Return what the controller has not taken yet."""
         now_s = self._now().timestamp()
-        seen = dict(self._flows.seen)
+        seen = dict(self.flows.seen)
         news = sorted(flow for flow, each in seen.items() if flows.worth_telling(each, self._told.get(flow)))
         self._telling = {flow: seen[flow] for flow in news[:MAX_TOLD]}
         messages = [_message(flow, each, now_s) for flow, each in self._telling.items()]
@@ -159,14 +199,8 @@ class Observing:
         if response.flows_memory != self._holder:
             # What is remembered there is not what was told to another one.
             self._holder, self._told = response.flows_memory, {}
-        self._told = {flow: each for flow, each in {**self._told, **self._telling}.items() if flow in self._flows.seen}
+        self._told = {flow: each for flow, each in {**self._told, **self._telling}.items() if flow in self.flows.seen}
         self._telling = {}
-
-
-def _program(holder: Holder) -> Program:
-    if holder.pid == os.getpid():
-        return OWN
-    return Program(holder.program, holder.place.container or holder.place.unit)
 
 
 def _drop_old(table: dict[K, tuple[Program, float]], oldest_s: float) -> None:

@@ -184,7 +184,12 @@ class Agent:
         remembered = CallMemory(config.run_dir / "calls.json", self._facts.boot_id)
         self._calls = Calls(partial(self._admin.stats, NAMES), remembered, self._reporter.changed, now)
         self._discovery = Discovery(
-            config, self._facts, self._envoy_uid, self._record.agents_endpoints, self._reporter.changed, now
+            config,
+            self._facts,
+            self._envoy_uid,
+            (*self._record.agents_endpoints, *self._record.join_endpoints),
+            self._reporter.changed,
+            now,
         )
         self._host_config: HostConfig | None = None
         self._floor: HostFloor | None = None

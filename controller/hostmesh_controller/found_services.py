@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, Final
 
-from hostmesh_api.v1.hostmesh_pb2 import HostReport
+from hostmesh_api.v1.hostmesh_pb2 import HostReport, ListeningSocket
 from hostmesh_controller.mesh.inbound import inbound_ports
 from hostmesh_controller.mesh.index import Mesh
+from hostmesh_controller.mesh.records import Workload
 from hostmesh_controller.mesh.selection import services_of
 from hostmesh_controller.model import ApiObject, ObjectKey
 from hostmesh_controller.model.services import ServiceSpec
@@ -101,12 +102,12 @@ class Wish:
 
 def found_on(mesh: Mesh, host: str, report: HostReport) -> list[Found]:
     """Return what listens on a host, by port."""
-    by_port: dict[int, list[Any]] = {}
+    by_port: dict[int, list[ListeningSocket]] = {}
     for each in report.listening:
         by_port.setdefault(each.port, []).append(each)
-    placed: dict[int, list[Any]] = {}
-    for port in inbound_ports(mesh, host):
-        placed.setdefault(port.number, []).append(port.workload)
+    placed: dict[int, list[Workload]] = {}
+    for inbound in inbound_ports(mesh, host):
+        placed.setdefault(inbound.number, []).append(inbound.workload)
     result = []
     for port, sockets in sorted(by_port.items()):
         first = sockets[0]
@@ -174,10 +175,14 @@ def chosen(found: Iterable[Found], wish: Wish) -> list[Found]:
         named = [each for each in all_found if not each.system and not each.adopted]
         if len(named) > 1:
             choices = ", ".join(f"{each.port} ({each.unit or each.program})" for each in named)
-            raise NotAdoptedError(f"several programs listen on host {wish.host}: {choices}; name one, as {wish.host}:PORT")
+            raise NotAdoptedError(
+                f"several programs listen on host {wish.host}: {choices}; name one, as {wish.host}:PORT"
+            )
     if not named:
         what = f"on port {wish.port}" if wish.port else f"of {wish.unit}" if wish.unit else "that could be adopted"
-        raise NotAdoptedError(f"nothing {what} was found listening on host {wish.host}; see: hostmesh host services {wish.host}")
+        raise NotAdoptedError(
+            f"nothing {what} was found listening on host {wish.host}; see: hostmesh host services {wish.host}"
+        )
     usable = [each for each in named if not each.system]
     if not usable:
         raise NotAdoptedError(f"port {named[0].port} of host {wish.host} cannot be adopted: {named[0].system}")

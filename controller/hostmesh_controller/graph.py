@@ -12,6 +12,7 @@ from enum import StrEnum
 from ipaddress import ip_address, ip_network
 from typing import Final, NamedTuple
 
+from hostmesh_api.call_stats import Security
 from hostmesh_api.identity import HostIdentity, WorkloadIdentity, parse_identity
 from hostmesh_controller.mesh.inbound import inbound_ports
 from hostmesh_controller.mesh.index import Mesh
@@ -127,6 +128,20 @@ def graph(
 
 def _add_calls(drawing: _Drawing, registry: "_Registry", calls: Iterable[CallRecord]) -> None:
     """Add what Envoy saw: to the connections of the caller's programs with the same port, else as edges of its own."""
+    _merge(drawing, registry, calls)
+    # A host's closed connections are nobody's: where Envoy calls, they were Envoy's.
+    by_envoy = {
+        EdgeKey(Node(Kind.HOST, "", host), edge.key.target, edge.key.port)
+        for edge in drawing.edges.values()
+        if Security.MUTUAL_TLS.value in edge.security
+        for host in edge.hosts
+    }
+    for key in by_envoy & drawing.edges.keys():
+        if not drawing.edges[key].calls:
+            del drawing.edges[key]
+
+
+def _merge(drawing: _Drawing, registry: "_Registry", calls: Iterable[CallRecord]) -> None:
     programs: dict[tuple[Node, int], list[EdgeKey]] = {}
     for key in drawing.edges:
         if key.source.kind is Kind.PROGRAM:
@@ -159,7 +174,9 @@ class _Registry:
             if canonical_address(block.partition("/")[0]) is not None
         ]
         self._hosts = {
-            canonical_address(address) or address: host.name for host in mesh.hosts.values() for address in host.addresses
+            canonical_address(address) or address: host.name
+            for host in mesh.hosts.values()
+            for address in host.addresses
         }
         self._ports: dict[str, Mapping[int, Workload]] = {}
         self._by_identity: dict[str, list[Workload]] = {}
@@ -269,7 +286,9 @@ class _Registry:
         workload = self._ports_of(host).get(port)
         if workload is not None:
             return self._workload(workload, port)
-        listens = next((_name(each.program, each.unit) for each in self._listening.get(host, ()) if each.port == port), "")
+        listens = next(
+            (_name(each.program, each.unit) for each in self._listening.get(host, ()) if each.port == port), ""
+        )
         name = program or listens
         return (Node(Kind.PROGRAM, "", f"{host}/{name}") if name else Node(Kind.HOST, "", host)), port, "tcp"
 

@@ -81,7 +81,9 @@ def _namespace(parts: Parts, item: ApiObject) -> str:
 
 def _services(parts: Parts, namespace: str) -> dict[ObjectKey, ApiObject]:
     kinds = ("Service", "WorkloadEntry")
-    return {each.key: each for kind in kinds for each in parts.registrar.objects(kind) if each.key.namespace == namespace}
+    return {
+        each.key: each for kind in kinds for each in parts.registrar.objects(kind) if each.key.namespace == namespace
+    }
 
 
 def _address(item: ApiObject, ports: list[Found]) -> str:

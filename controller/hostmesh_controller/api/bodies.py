@@ -7,8 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hostmesh_controller.changes import Change
 from hostmesh_controller.enrolments import MAX_REASON_CHARS
-from hostmesh_controller.grants import MAX_GRANTS, MAX_NAMES, Grant, Role, checked, parse_grant
 from hostmesh_controller.found_services import PROTOCOLS
+from hostmesh_controller.grants import MAX_GRANTS, MAX_NAMES, Grant, Role, checked, parse_grant
 from hostmesh_controller.model import ObjectKey
 from hostmesh_controller.model.redaction import redacted
 from hostmesh_controller.store import ApiTokenRecord, AuditRecord, StoredObject, TokenRecord

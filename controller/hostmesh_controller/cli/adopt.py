@@ -54,7 +54,10 @@ def adopt(
     ] = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Make a service of a program that was found listening on a host: a WorkloadEntry, and a Service if there is none."""
+    """Make a service of a program that was found listening on a host.
+
+    It gets a WorkloadEntry, and a Service unless there is one of that name.
+    """
     connection: Connection = ctx.obj
     host, found_port, unit = _what(what)
     body = {

@@ -100,11 +100,13 @@ def _label(edge: dict[str, Any]) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Text as a string of Graphviz: a quote ends it, and a backslash begins an escape (`\\N`) within it."""
+    """Text as a string of Graphviz: a quote ends it, and a backslash begins an escape within it."""
     inside = "".join(each if each.isprintable() else " " for each in text)
     return '"' + inside.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _entities(text: str) -> str:
     """Text for a label of Mermaid, which reads HTML and Markdown there: whatever is not plain is its number."""
-    return "".join(each if each.isalnum() or each in " /.:,-_" else f"#{ord(each)};" for each in text if each.isprintable())
+    return "".join(
+        each if each.isalnum() or each in " /.:,-_" else f"#{ord(each)};" for each in text if each.isprintable()
+    )

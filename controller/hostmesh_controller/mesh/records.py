@@ -32,8 +32,8 @@ class Trust:
 class Settings:
     """What is decided once for the whole mesh.
 
-    `mesh_config` is what the controller's file says, beneath the MeshConfig object. `reported_locality`: where nothing is
-    declared, a host is where its agent says that it is.
+    `mesh_config` is what the controller's file says, beneath the MeshConfig object. `reported_locality`: where
+    nothing is declared, a host is where its agent says that it is.
     """
 
     trust_domain: str

@@ -6,7 +6,7 @@ A silent agent changes nothing: an endpoint is never taken away because a stream
 import asyncio
 import ipaddress
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Final, Protocol
@@ -16,6 +16,7 @@ import structlog
 
 from hostmesh_api.v1.hostmesh_pb2 import HostFacts, HostReport, ReportResponse, WorkloadLease
 from hostmesh_api.v1.hostmesh_pb2_grpc import ReportingServicer as ReportingBase
+from hostmesh_controller.adoption_rules import Listens
 from hostmesh_controller.clones import sighting
 from hostmesh_controller.mesh import HostRuntime, Mesh
 from hostmesh_controller.names import canonical_address
@@ -156,6 +157,10 @@ class HostStates:
         return entry
 
 
+async def _nobody_asks(_host: str, _report: HostReport) -> None:
+    """Take a report for nothing."""
+
+
 class ReportingServicer(ReportingBase):
     """Report, on the port with mutual TLS."""
 
@@ -168,10 +173,12 @@ class ReportingServicer(ReportingBase):
         quarantine: Quarantine,
         observations: Observations | None = None,
         mesh: Callable[[], Mesh] | None = None,
+        listens: Callable[[str, HostReport], Awaitable[None]] = _nobody_asks,
     ) -> None:
         """`workloads_of` returns (namespace, name) of the workloads that the registry places on a host.
 
-        `observations` keeps the calls that are reported, of a `mesh`; None: nobody wants them.
+        `observations` keeps the calls that are reported, of a `mesh`; None: nobody wants them. `listens` takes a host's
+        report for the programs that were found on it; raises StoreError.
         """
         self._states = states
         self._peers = peers
@@ -180,6 +187,7 @@ class ReportingServicer(ReportingBase):
         self._quarantine = quarantine
         self._observations = observations
         self._mesh = mesh
+        self._listens = listens
 
     async def Report(self, request: HostReport, context: Context) -> ReportResponse:  # noqa: N802 - gRPC's name
         caller = await self._peers.host_of(context)
@@ -189,6 +197,7 @@ class ReportingServicer(ReportingBase):
         try:
             await self._quarantine.seen(caller.host, seen)
             await self._states.reported(caller.host, report, ready)
+            await self._listens(caller.host, report)
         except StoreError as error:
             _log.error("report_not_kept", host=caller.host, error=str(error))
             await context.abort(
@@ -263,6 +272,16 @@ def addresses_of(state: HostState) -> frozenset[str]:
 def report_of(state: HostState) -> HostReport:
     """Return the host's last report; an empty one before the first."""
     return HostReport.FromString(state.report)
+
+
+def listening_of(report: HostReport) -> tuple[Listens, ...]:
+    """Return which programs listen where others may reach them, sorted."""
+    found = {
+        Listens(each.port, each.program, each.unit)
+        for each in report.listening
+        if not each.container and not each.address.startswith("127.") and each.address != "::1"
+    }
+    return tuple(sorted(found))
 
 
 def has_ipv6(state: HostState) -> bool:

@@ -1,6 +1,6 @@
 """Connections become flows: what is left out, whose they are, and how much of it is kept."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 
 import pytest
 
@@ -84,7 +84,9 @@ def test_a_connection_counts_once_however_often_it_is_seen_and_after_it_has_gone
 
 def test_callers_without_number_are_one_after_so_many_and_other_ports_keep_their_room() -> None:
     kept = Flows()
-    many = {index: Flow(WEB, True, f"10.1.{index // 256}.{index % 256}", 80) for index in range(MAX_PEERS + 50)}
+    many: dict[Hashable, Flow | None] = {
+        index: Flow(WEB, True, f"10.1.{index // 256}.{index % 256}", 80) for index in range(MAX_PEERS + 50)
+    }
     kept.take([], many, 1.0)
     assert len(kept.seen) == MAX_PEERS + 1
     assert kept.seen[Flow(WEB, True, "", 80)].count == 50
@@ -94,7 +96,9 @@ def test_callers_without_number_are_one_after_so_many_and_other_ports_keep_their
 
 def test_all_of_it_is_bounded_whatever_programs_there_are() -> None:
     kept = Flows()
-    many = {index: Flow(Program(f"p{index}"), False, f"10.0.{index % 200}.1", index) for index in range(2 * MAX_FLOWS)}
+    many: dict[Hashable, Flow | None] = {
+        index: Flow(Program(f"p{index}"), False, f"10.0.{index % 200}.1", index) for index in range(2 * MAX_FLOWS)
+    }
     kept.take([], many, 1.0)
     assert len(kept.seen) == MAX_FLOWS + 1
     assert kept.seen[Flow(Program(), False, "", 0)].count == MAX_FLOWS

@@ -11,7 +11,8 @@ import clouds
 from hostmesh_agent import machine
 from hostmesh_agent.cgroup_names import Place, place_of
 from hostmesh_agent.cloud import Whereabouts, look
-from hostmesh_agent.config import ConfigError, parse
+from hostmesh_agent.config import parse
+from hostmesh_agent.config_table import ConfigError
 from hostmesh_agent.machine_facts import AZURE_TAG, Traces, cloud_of, cpu_model, virtualisation
 from waiting import until
 

@@ -26,8 +26,8 @@ _REST: Final = 1000
 _LONGEST_S: Final = 300.0
 MAX_CONNECTIONS: Final = 20_000
 """Of each address family. Those beyond are not seen."""
-MAX_TOLD: Final = 500
-"""In one report; the rest follows in the next."""
+MAX_TOLD: Final = 300
+"""In one report; the rest follows in the next. With names as long as they may be it is 100 KiB of 512."""
 _REMEMBER_LISTENERS_S: Final = 120.0
 """Connections that a program has accepted and closed are in the kernel's list after it has ended, for a minute."""
 _ATTRIBUTION_S: Final = 600.0

@@ -12,7 +12,7 @@ from hostmesh_controller.names import canonical_address
 from hostmesh_controller.store import FlowKey, FlowRecord, plain
 
 MAX_TOLD: Final = 1000
-"""Flows of one report; an agent of this version tells half as many at most."""
+"""Flows of one report; an agent of this version tells 300 at most."""
 MAX_OF_HOST: Final = 4096
 """An agent of this version remembers half as many; the others are not kept."""
 MAX_RECORDS: Final = 200_000

@@ -4,9 +4,12 @@ from collections.abc import Hashable, Mapping
 
 import pytest
 
-from hostmesh_agent import flows
+from hostmesh_agent import calls, flows, observing, services
 from hostmesh_agent.flows import MAX_FLOWS, MAX_PEERS, OWN, Flow, Flows, Program, Scene, Seen, flow_of, worth_telling
 from hostmesh_agent.sockets import Connection
+from hostmesh_api.v1.hostmesh_pb2 import Flow as FlowMessage
+from hostmesh_api.v1.hostmesh_pb2 import HostReport, ListeningSocket, ObservedCall, ObservedCalls, ObservedFlows
+from hostmesh_controller.call_limits import REPORT_BYTES
 
 ENVOY = 990
 WEB, DB = Program("nginx", "nginx.service"), Program("postgres", "docker:abc")
@@ -117,3 +120,16 @@ def test_a_connection_that_lasts_is_told_again_only_now_and_then() -> None:
     assert not worth_telling(Seen(1, 0.0, 10.0 + flows.TELL_AGAIN_S - 1), told)
     assert worth_telling(Seen(1, 0.0, 10.0 + flows.TELL_AGAIN_S), told)
     assert worth_telling(Seen(2, 0.0, 11.0), told)
+
+
+def test_the_largest_report_of_flows_and_sockets_fits_into_what_the_controller_takes() -> None:
+    text, unit = "p" * 15, "u" * 256
+    flow = FlowMessage(program=text, unit=unit, peer="2001:db8:1111:2222:3333:4444:5555:6666", port=65535, count=2**40)
+    one = ListeningSocket(address=flow.peer, port=65535, protocol="tcp", pid=2**22, program=text, uid=2**31, unit=unit)
+    caller = ObservedCall(chain="0.0.0.0_65535|plaintext-http", caller="spiffe://cluster.local/ns/default/sa/web" * 3)
+    report = HostReport(
+        flows=ObservedFlows(flows=[flow] * observing.MAX_TOLD),
+        listening=[one] * services.MAX_SOCKETS,
+        calls=ObservedCalls(calls=[caller] * calls.MAX_TOLD),
+    )
+    assert report.ByteSize() < REPORT_BYTES

@@ -1,7 +1,7 @@
 """Who talks to whom: flows that hosts tell of, kept within bounds, joined with the registry and with calls."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from hostmesh_controller.flow_memory import FlowMemory
 from hostmesh_controller.flows import MAX_OF_HOST
 from hostmesh_controller.graph import Edge, Listening, graph
 from hostmesh_controller.load import load_documents
-from hostmesh_controller.mesh import HostRuntime, Mesh
+from hostmesh_controller.mesh import HostRuntime, Mesh, build, update
 from hostmesh_controller.store import CallKey, CallRecord, FlowKey, FlowRecord
 from hostmesh_controller.store.sql import SqlStore
 from hostmesh_controller.store.sqlite import open_store
@@ -232,6 +232,20 @@ def test_a_host_that_makes_up_flows_is_bounded_and_takes_no_room_of_others(store
     memory.reported("web", told(Flow(program="\x1b[2Jx" * 100, unit="y" * 9999, peer="10.0.0.1", port=1)))
     (key,) = [key for key in memory.flows if key.host == "web"]
     assert (len(key.program), len(key.unit), "\x1b" in key.program) == (64, 256, False)
+
+
+def test_a_host_that_reports_another_place_moves_with_its_endpoints() -> None:
+    mesh = mesh_of(OBJECTS, runtime={"db": HostRuntime(joined=True)})
+    after, touched = update(mesh, {}, mesh.vips, {"db": HostRuntime(joined=True, locality="eu/eu-1")})
+    (service,) = after.services.values()
+    (member,) = after.endpoints_of(service).members.values()
+    assert (member.endpoints[5000].locality, after.viewer_of("db").locality) == ("eu/eu-1", "eu/eu-1")
+    assert service.id.hostname in touched.endpoints
+    settings = replace(after.settings, reported_locality=False)
+    (member,) = (
+        build(settings, after.objects.values(), after.vips, after.runtime).endpoints_of(service).members.values()
+    )
+    assert member.endpoints[5000].locality == ""
 
 
 def test_runtime_of_a_host_says_where_it_is_only_where_nothing_is_declared() -> None:

@@ -46,6 +46,7 @@ MAX_CERTIFICATES: Final = 2 * MAX_LEASES
 MAX_TEXT_CHARS: Final = 1024
 MAX_DISKS: Final = 64
 MAX_INTERFACES: Final = 64
+MAX_INTERFACE_ADDRESSES: Final = 64
 MAX_LABELS: Final = 64
 MAX_LABEL_CHARS: Final = 317
 """A prefix of 253, a slash, a name of 63."""
@@ -341,7 +342,7 @@ def _bound_facts(facts: HostFacts) -> None:
     del facts.disks[MAX_DISKS:]
     del facts.interfaces[MAX_INTERFACES:]
     for each in facts.interfaces:
-        each.addresses[:] = [text for text in each.addresses[:MAX_ADDRESSES] if _is_prefixed(text)]
+        each.addresses[:] = [text for text in each.addresses[:MAX_INTERFACE_ADDRESSES] if _is_prefixed(text)]
     for key in sorted(facts.labels)[MAX_LABELS:]:
         del facts.labels[key]
     for key, value in list(facts.labels.items()):

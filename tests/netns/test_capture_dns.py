@@ -78,6 +78,17 @@ def test_only_no_such_name_becomes_refused_and_every_other_flag_is_kept(
     assert ask_udp("127.240.240.53", 53, query) == query[:2] + caller_hears.to_bytes(2, "big") + query[4:]
 
 
+@pytest.mark.parametrize(
+    ("envoy_says", "caller_hears"), [(0x8183, 0x8183), (0x8504, 0x8500), (0x8180, 0x8180), (0x8185, 0x8185)]
+)
+def test_who_asks_nobody_else_hears_that_a_name_is_none_and_that_there_is_nothing_of_a_type(
+    captured: None, servers: Servers, envoy_says: int, caller_hears: int
+) -> None:
+    servers.udp("127.0.0.1", 15053, lambda query: query[:2] + envoy_says.to_bytes(2, "big") + query[4:])
+    query = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x04mesh\x00\x00\x41\x00\x01"
+    assert ask_udp("127.240.240.54", 53, query) == query[:2] + caller_hears.to_bytes(2, "big") + query[4:]
+
+
 def test_an_answer_in_fragments_keeps_a_true_checksum(captured: None, servers: Servers) -> None:
     """Its checksum is made by the sender, and there is one to keep true."""
     run("ip", "link", "set", "lo", "mtu", "1280")

@@ -26,7 +26,7 @@ KINDS: Final = ("dummy", "bridge")
 _ANSWER_WITHIN_S: Final = 5.0
 # linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h, linux/netlink.h
 _NEW_LINK, _DELETE_LINK, _GET_LINK, _NEW_ADDRESS = 16, 17, 18, 20
-_REQUEST, _ACK, _EXCLUSIVE, _CREATE = 0x1, 0x4, 0x200, 0x400
+_REQUEST, _ACK, _REPLACE, _EXCLUSIVE, _CREATE = 0x1, 0x4, 0x100, 0x200, 0x400
 _NAME, _LINK_INFO, _ALIAS, _AF_SPEC = 3, 18, 20, 26
 _INFO_KIND: Final = 1
 _ADDRESS_MODE, _NO_ADDRESS = 8, 1  # IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE
@@ -84,7 +84,7 @@ def make() -> int:
         address = IPv4Address(wire.SPLIT_DNS_ADDRESS).packed
         body = _ADDRESS.pack(socket.AF_INET, 32, 0, 0, found.index)  # of global scope, or it does not count
         body += attribute(_IFA_LOCAL, address) + attribute(_IFA_ADDRESS, address)
-        _talk(_NEW_ADDRESS, _ACK | _CREATE, body)
+        _talk(_NEW_ADDRESS, _ACK | _CREATE | _REPLACE, body)
     except OSError as error:
         raise LinkError(f"could not make the link {NAME}: {error.strerror}") from error
     return found.index

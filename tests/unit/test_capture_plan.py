@@ -1,9 +1,8 @@
 """What the planner decides: the rules as text, and what it refuses."""
 
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from itertools import pairwise
-
-from dataclasses import replace
 
 import pytest
 from hypothesis import given

@@ -1,0 +1,197 @@
+"""Each way in which a host may find names, with the real resolvers: mesh names are found, and nobody is harmed."""
+
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from threading import Lock
+
+import pytest
+
+from hostmesh_agent import capture
+from hostmesh_agent.capture import CaptureRequest, HostFloor, plan
+from netns.conftest import PEER
+from netns.name_machine import Machine, name_machine, wait_until, why_no_resolved
+from netns.space import Servers, Space
+from netns.test_capture_dns import ENVOY, labels, resolver_of
+
+MESH4 = "240.240.0.9"
+SERVICE = "reviews.default.svc.cluster.local"
+SHORT = ("reviews.default.svc", "reviews.default", "reviews")
+TABLE = dict.fromkeys((SERVICE, *SHORT, "api.example.com"), MESH4)
+WORLD = {"www.example.com": "192.0.2.1", "api.example.com": "192.0.2.2", "v2.api.example.com": "192.0.2.3"}
+WORLD["db.corp.example"] = "192.0.2.4"
+OUTSIDE = {name: [address] for name, address in WORLD.items() if name != "api.example.com"}
+OUTSIDE["db"] = OUTSIDE["db.corp.example"]
+NOWHERE = ("nobody.example.com", "nobody.default.svc.cluster.local")
+NO_SUCH_NAME = dict.fromkeys(NOWHERE, "no such name")
+NOT_IMPLEMENTED = 4
+
+
+class World:
+    """The network's resolver; `asked` has the names that it was asked for."""
+
+    def __init__(self) -> None:
+        self._answer = resolver_of(WORLD)
+        self._lock = Lock()
+        self.asked: list[str] = []
+
+    def __call__(self, query: bytes) -> bytes:
+        name, end = labels(query)
+        with self._lock:
+            self.asked.append(name)
+        return only_a(self._answer, query, end)
+
+
+def only_a(answer: Callable[[bytes], bytes], query: bytes, end: int) -> bytes:
+    """No data of other types."""
+    kind = int.from_bytes(query[end - 4 : end - 2], "big")
+    said = answer(query)
+    return said if kind == 1 or said[3] & 15 else said[:6] + bytes(6) + said[12:end]
+
+
+def envoy(query: bytes) -> bytes:
+    """As Envoy's DNS filter: the type counts before the name."""
+    _, end = labels(query)
+    if int.from_bytes(query[end - 4 : end - 2], "big") not in {1, 28, 33}:
+        return query[:2] + (0x8400 | NOT_IMPLEMENTED).to_bytes(2, "big") + b"\0\1" + bytes(6) + query[12:end]
+    return only_a(resolver_of(TABLE), query, end)
+
+
+@pytest.fixture
+def world(peer: Space, servers: Servers) -> World:
+    world = World()
+    with peer():
+        servers.udp(PEER[0], 53, world)
+    return world
+
+
+@pytest.fixture
+def machine(host: Space, world: World) -> Iterator[Machine]:
+    capture.apply(plan(CaptureRequest(), HostFloor(envoy_uid=ENVOY)))
+    with name_machine() as machine:
+        yield machine
+
+
+def plain(machine: Machine) -> None:
+    machine.write("/etc/resolv.conf", f"search corp.example\nnameserver {PEER[0]}\noptions timeout:5 edns0\n")
+
+
+def dnsmasq(machine: Machine) -> None:
+    if not shutil.which("dnsmasq"):
+        pytest.skip("needs dnsmasq-base")
+    machine.write("/etc/resolv.conf", "search corp.example\nnameserver 127.0.0.1\n")
+    machine.run(
+        *("dnsmasq", "--conf-file=/dev/null", "--pid-file=/run/dnsmasq.pid", "--no-resolv", f"--server={PEER[0]}"),
+        *("--user=root", "--listen-address=127.0.0.1", "--bind-interfaces"),
+    )
+
+
+def dnsmasq_everywhere(machine: Machine) -> None:
+    """It listens on every address, ours too."""
+    if not shutil.which("dnsmasq"):
+        pytest.skip("needs dnsmasq-base")
+    machine.write("/etc/resolv.conf", "search corp.example\nnameserver 127.0.0.1\n")
+    machine.run(
+        *("dnsmasq", "--conf-file=/dev/null", "--pid-file=/run/dnsmasq.pid", "--no-resolv", "--user=root"),
+        f"--server={PEER[0]}",
+    )
+
+
+def resolved(machine: Machine) -> None:
+    if why := why_no_resolved():
+        pytest.skip(why)
+    machine.start_resolved()
+    machine.run("resolvectl", "dns", "eth0", PEER[0])
+    machine.run("resolvectl", "domain", "eth0", "corp.example")
+
+
+def stub(machine: Machine) -> None:
+    machine.run("ln", "-s", "../run/systemd/resolve/stub-resolv.conf", "/etc/resolv.conf")
+    resolved(machine)
+
+
+def uplink(machine: Machine) -> None:
+    machine.run("ln", "-s", "../run/systemd/resolve/resolv.conf", "/etc/resolv.conf")
+    resolved(machine)
+
+
+def nss_resolve_like(machine: Machine) -> None:
+    """resolv.conf is somebody else's, and systemd-resolved takes its servers from it."""
+    plain(machine)
+    resolved(machine)
+
+
+SET_UPS = [plain, dnsmasq, dnsmasq_everywhere, stub, uplink, nss_resolve_like]
+
+
+@pytest.mark.parametrize("set_up", SET_UPS, ids=lambda each: each.__name__)
+def test_mesh_names_are_found_all_others_as_before_and_everything_comes_back(
+    set_up: Callable[[Machine], None], machine: Machine, world: World, servers: Servers
+) -> None:
+    set_up(machine)
+    before = machine.snapshot()
+    assert machine.find(*OUTSIDE, *NOWHERE) == OUTSIDE | NO_SUCH_NAME
+    # Before the first configuration, and wherever Envoy is not there.
+    assert machine.agent_puts().startswith("True")
+    assert machine.find(*OUTSIDE) == OUTSIDE
+    assert machine.find(SERVICE)[SERVICE] in {"no such name", "try again"}
+    dns = servers.udp("127.0.0.1", 15053, envoy)
+    assert machine.find(SERVICE, *SHORT) == {name: [MESH4] for name in (SERVICE, *SHORT)}
+    world.asked.clear()
+    assert machine.find(*OUTSIDE, *NOWHERE) == OUTSIDE | NO_SUCH_NAME
+    assert machine.find(SERVICE) == {SERVICE: [MESH4]}
+    assert SERVICE not in world.asked
+    with suppress(OSError):  # a UDP socket says "not connected", and wakes its reader all the same
+        dns.shutdown(socket.SHUT_RDWR)
+    machine.agent_restores()
+    assert machine.snapshot() == before
+    assert machine.find(*OUTSIDE, *NOWHERE) == OUTSIDE | NO_SUCH_NAME
+
+
+def test_systemd_resolved_keeps_what_it_was_told_over_a_restart_and_is_told_again_what_was_reverted(
+    machine: Machine, servers: Servers
+) -> None:
+    stub(machine)
+    before = machine.snapshot()
+    servers.udp("127.0.0.1", 15053, envoy)
+    machine.agent_puts()
+    machine.stop_resolved()
+    machine.start_resolved()
+    assert machine.find(SERVICE, *OUTSIDE) == {SERVICE: [MESH4]} | OUTSIDE
+    machine.run("resolvectl", "revert", "hostmesh0")
+    assert machine.find(SERVICE)[SERVICE] == "no such name"
+    machine.agent_puts()
+    assert machine.find(SERVICE, *OUTSIDE) == {SERVICE: [MESH4]} | OUTSIDE
+    machine.agent_restores()
+    assert machine.snapshot() == before
+
+
+def test_with_systemd_resolved_dead_everything_is_taken_back(machine: Machine) -> None:
+    stub(machine)
+    before = machine.snapshot()
+    machine.agent_puts()
+    machine.stop_resolved()
+    machine.agent_restores()
+    machine.start_resolved()
+    wait_until(lambda: machine.snapshot() == before)
+    assert machine.find(*OUTSIDE) == OUTSIDE
+
+
+def test_a_host_below_which_others_have_names_is_left_to_them_and_named(machine: Machine, servers: Servers) -> None:
+    stub(machine)
+    servers.udp("127.0.0.1", 15053, envoy)
+    assert "api.example.com" in machine.agent_puts()
+    names = ("api.example.com", "v2.api.example.com")
+    assert machine.find(*names) == {name: [WORLD[name]] for name in names}
+
+
+def test_a_question_for_another_type_of_a_mesh_name_is_answered_with_nothing(
+    machine: Machine, servers: Servers
+) -> None:
+    stub(machine)
+    servers.udp("127.0.0.1", 15053, envoy)
+    machine.agent_puts()
+    shown = machine.run("dig", "+tries=1", "@127.0.0.53", SERVICE, "HTTPS")
+    assert "status: NOERROR" in shown
+    assert "ANSWER: 0" in shown

@@ -7,8 +7,10 @@ starts has neither. Told through resolvectl, which comes with it.
 
 import os
 import shutil
-import stat
+import socket
+import struct
 import subprocess
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +23,8 @@ from hostmesh_api import wire
 RUN: Final = Path("/run/systemd/resolve")
 _SOCKET: Final = "io.systemd.Resolve"
 _STATE: Final = "netif"
+_STUB: Final = f"{int.from_bytes(bytes([127, 0, 0, 53]), sys.byteorder):08X}:0035"
+"""127.0.0.53:53, as the kernel lists it."""
 _TOLD_WITHIN_S: Final = 5.0
 _KNOWS_LINK_WITHIN_S: Final = 3.0
 _PAUSE_S: Final = 0.05
@@ -33,11 +37,30 @@ class ResolvedError(RuntimeError):
 
 
 def runs() -> bool:
-    """Return whether systemd-resolved is there to be told: its socket is there (since systemd 246), or its server."""
-    with suppress(OSError):
-        if stat.S_ISSOCK((RUN / _SOCKET).stat().st_mode):
-            return True
-    return (RUN / "stub-resolv.conf").exists()
+    """Return whether systemd-resolved is there to be told, and in our own network.
+
+    That of another network namespace would take the number of our link for that of one of its own.
+    """
+    try:
+        with socket.socket(socket.AF_UNIX) as asking:
+            asking.settimeout(_TOLD_WITHIN_S)
+            asking.connect(os.fspath(RUN / _SOCKET))
+            credentials = asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    except OSError:
+        return _stub_listens()
+    pid = struct.unpack("3i", credentials)[0]
+    try:
+        return Path(f"/proc/{pid}/ns/net").stat().st_ino == Path("/proc/thread-self/ns/net").stat().st_ino
+    except OSError:  # of another process namespace, or gone
+        return False
+
+
+def _stub_listens() -> bool:
+    """Before systemd 246 there is no such socket: who listens on its address is of our own network."""
+    try:
+        return _STUB in Path("/proc/thread-self/net/udp").read_text() and (RUN / "stub-resolv.conf").exists()
+    except OSError:
+        return False
 
 
 def domains(names: MeshNames, more: tuple[str, ...]) -> tuple[str, ...]:

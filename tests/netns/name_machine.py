@@ -135,7 +135,20 @@ class Machine:
 @contextmanager
 def name_machine() -> Iterator[Machine]:
     """A machine in the thread's network namespace."""
-    command = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", _SET_UP]
+    # It ends with us, however we end.
+    command = [
+        "setpriv",
+        "--pdeathsig=KILL",
+        "unshare",
+        "--mount",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "--mount-proc",
+        "sh",
+        "-c",
+        _SET_UP,
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:
         try:
             assert holder.stdout is not None

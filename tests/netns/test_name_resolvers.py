@@ -12,7 +12,7 @@ from hostmesh_agent import capture
 from hostmesh_agent.capture import CaptureRequest, HostFloor, plan
 from netns.conftest import PEER
 from netns.name_machine import Machine, name_machine, wait_until, why_no_resolved
-from netns.space import Servers, Space
+from netns.space import Servers, Space, new_space
 from netns.test_capture_dns import ENVOY, labels, resolver_of
 
 MESH4 = "240.240.0.9"
@@ -58,6 +58,12 @@ def envoy(query: bytes) -> bytes:
     return only_a(resolver_of(TABLE), query, end)
 
 
+@pytest.fixture(scope="session")
+def unpacked() -> str:
+    """Why there is no systemd-resolved, "" where there is; found out before the test is in a network without any."""
+    return why_no_resolved()
+
+
 @pytest.fixture
 def world(peer: Space, servers: Servers) -> World:
     world = World()
@@ -67,7 +73,10 @@ def world(peer: Space, servers: Servers) -> World:
 
 
 @pytest.fixture
-def machine(host: Space, world: World) -> Iterator[Machine]:
+def machine(unpacked: str, request: pytest.FixtureRequest, host: Space, world: World) -> Iterator[Machine]:
+    set_up = request.node.callspec.params["set_up"] if hasattr(request.node, "callspec") else stub
+    if unpacked and set_up not in {plain, dnsmasq, dnsmasq_everywhere}:
+        pytest.skip(unpacked)
     capture.apply(plan(CaptureRequest(), HostFloor(envoy_uid=ENVOY)))
     with name_machine() as machine:
         yield machine
@@ -99,8 +108,6 @@ def dnsmasq_everywhere(machine: Machine) -> None:
 
 
 def resolved(machine: Machine) -> None:
-    if why := why_no_resolved():
-        pytest.skip(why)
     machine.start_resolved()
     machine.run("resolvectl", "dns", "eth0", PEER[0])
     machine.run("resolvectl", "domain", "eth0", "corp.example")
@@ -195,3 +202,15 @@ def test_a_question_for_another_type_of_a_mesh_name_is_answered_with_nothing(
     shown = machine.run("dig", "+tries=1", "@127.0.0.53", SERVICE, "HTTPS")
     assert "status: NOERROR" in shown
     assert "ANSWER: 0" in shown
+
+
+def test_systemd_resolved_of_another_network_is_left_alone(machine: Machine, servers: Servers) -> None:
+    """A lab's host shares the machine's /run, not its network; its link has a number that means another one there."""
+    stub(machine)
+    machine.run("sh", "-c", "rm /etc/resolv.conf; echo nameserver 10.0.0.2 > /etc/resolv.conf")
+    before = machine.snapshot()
+    with new_space() as elsewhere, elsewhere():
+        machine.agent_puts()
+        assert "hostmesh0" not in machine.run("ip", "link")
+        machine.agent_restores()
+    assert machine.snapshot() == before

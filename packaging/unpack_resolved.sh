@@ -4,7 +4,7 @@
 #
 #     packaging/unpack_resolved.sh DIRECTORY
 set -eu
-target=$1
+case $1 in /*) target=$1 ;; *) target=$PWD/$1 ;; esac
 [ -x "$target/usr/bin/resolvectl" ] && exit 0
 fresh=$(mktemp -d)
 trap 'rm -rf "$fresh"' EXIT

@@ -58,7 +58,7 @@ def runs() -> bool:
 def _stub_listens() -> bool:
     """Before systemd 246 there is no such socket: who listens on its address is of our own network."""
     try:
-        return _STUB in Path("/proc/thread-self/net/udp").read_text() and (RUN / "stub-resolv.conf").exists()
+        return (RUN / "stub-resolv.conf").exists() and _STUB in Path("/proc/thread-self/net/udp").read_text()
     except OSError:
         return False
 

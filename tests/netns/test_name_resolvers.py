@@ -1,4 +1,18 @@
-"""Each way in which a host may find names, with the real resolvers: mesh names are found, and nobody is harmed."""
+"""Each way in which a host may find names, with the real resolvers: mesh names are found, and nobody is harmed.
+
+Measured with a real Envoy 1.40 behind the first line of resolv.conf, another resolver behind it (2 cores, 0.2 ms away):
+
+    resolver of the program   mesh names       others             others, Envoy dead
+    glibc 2.36, Java 17       found            as before, 0 ms    as before, 0 ms
+    Go 1.26 (its own)         found            as before, 0 ms    as before, 0 ms
+    c-ares 1.18               found            as before, 0 ms    found after 5 s
+    musl 1.2.3                a race, won 197  as before, 0 ms    as before, 0 ms
+                              times of 200
+
+musl asks all resolvers at once and believes the first that says "no such name"; c-ares sends two questions from one
+socket, and the second one uses up the error of the first. In mixed case (`REVIEWS.default`) nobody finds a mesh name
+over UDP; over TCP everybody does.
+"""
 
 import shutil
 import socket
@@ -12,7 +26,7 @@ from hostmesh_agent import capture
 from hostmesh_agent.capture import CaptureRequest, HostFloor, plan
 from netns.conftest import PEER
 from netns.name_machine import Machine, name_machine, wait_until, why_no_resolved
-from netns.space import Servers, Space, new_space
+from netns.space import Servers, Space, ask_udp, new_space
 from netns.test_capture_dns import ENVOY, labels, resolver_of
 
 MESH4 = "240.240.0.9"
@@ -199,9 +213,10 @@ def test_a_question_for_another_type_of_a_mesh_name_is_answered_with_nothing(
     stub(machine)
     servers.udp("127.0.0.1", 15053, envoy)
     machine.agent_puts()
-    shown = machine.run("dig", "+tries=1", "@127.0.0.53", SERVICE, "HTTPS")
-    assert "status: NOERROR" in shown
-    assert "ANSWER: 0" in shown
+    name = b"".join(bytes([len(label)]) + label.encode() for label in SERVICE.split("."))
+    question = b"\x12\x34\x01\x00\0\1\0\0\0\0\0\0" + name + b"\0\0\x41\0\1"  # HTTPS, which browsers ask for
+    answer = ask_udp("127.0.0.53", 53, question)
+    assert (answer[3] & 15, answer[6:8]) == (0, b"\0\0")
 
 
 def test_systemd_resolved_of_another_network_is_left_alone(machine: Machine, servers: Servers) -> None:

@@ -34,6 +34,7 @@ _LINK: Final = f"{_SAYS}this was a link to "
 _INSTEAD_OF: Final = f"{_SAYS}instead of: "
 _LINK_LINE: Final = re.compile(re.escape(_LINK) + r"(.+) \(([0-9a-f]+)\)")
 _STUB: Final = "/run/systemd/resolve/stub-resolv.conf"
+_UPLINK: Final = "/run/systemd/resolve/resolv.conf"
 _DENIED: Final = {errno.EPERM, errno.EACCES, errno.EROFS}
 _RESOLVED_ADDRESSES: Final = {"127.0.0.53", "127.0.0.54"}
 
@@ -156,6 +157,14 @@ class Resolver:
         self._path = path
         self._backup = state_dir / BACKUP_NAME
 
+    def names_uplink(self) -> bool:
+        """Return whether the file is systemd-resolved's list of the servers that it asks itself.
+
+        A file in its place would be taken by systemd-resolved for a list of servers, ours among them, and not be
+        forgotten when the link is back (measured with 252).
+        """
+        return os.fspath(self._path.resolve()) == _UPLINK
+
     def names_resolved(self) -> bool:
         """Return whether the file sends programs to systemd-resolved: it stays as it is."""
         target = self._path.resolve()
@@ -212,7 +221,7 @@ class Resolver:
 
     def _why_left_alone(self) -> str:
         """Return why the file is not ours to change, "" if it is."""
-        if self.names_resolved():
+        if self.names_uplink() or self.names_resolved():
             return f"{self._path} names systemd-resolved, which is told by other means"
         if self._path.is_symlink() and _read(self._path.resolve()) is None:
             return f"{self._path} is a link to {self._path.readlink()}, which is not there"

@@ -154,9 +154,13 @@ def name_machine() -> Iterator[Machine]:
             assert holder.stdout is not None
             assert holder.stdout.readline() == b"ready\n"
             children = Path(f"/proc/{holder.pid}/task/{holder.pid}/children").read_text().split()
-            yield Machine(int(children[0]))
+            machine = Machine(int(children[0]))
+            yield machine
         finally:
             holder.kill()
+            holder.wait(10)
+    if machine.resolved is not None:
+        machine.resolved.wait(10)
 
 
 def why_no_resolved() -> str:

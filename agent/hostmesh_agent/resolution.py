@@ -13,6 +13,10 @@ from hostmesh_agent.dns import Resolver, ResolverError, ResolverState
 from hostmesh_agent.mesh_names import MeshNames
 
 _NOT_SEEN_YET: Final = "no service has a name below the mesh's domain yet"
+_PAST_RESOLVED: Final = (
+    "programs read from resolv.conf which servers systemd-resolved asks, and ask those; have them ask systemd-resolved: "
+    "ln -sf ../run/systemd/resolve/stub-resolv.conf /etc/resolv.conf"
+)
 _SHOWN: Final = 3
 
 
@@ -38,6 +42,8 @@ class Resolution:
             ResolverError: the file cannot be changed, or systemd-resolved not be told.
         """
         split = self._put_split(names)
+        if self._resolver.names_uplink():
+            return ResolverState(in_place=False, detail=_PAST_RESOLVED)
         if self._resolver.names_resolved():
             return split or ResolverState(in_place=False, detail=_absent())
         state = self._resolver.check()

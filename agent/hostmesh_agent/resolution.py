@@ -1,8 +1,8 @@
 """How this host finds names: who of systemd-resolved and resolv.conf is told of the mesh, and the telling.
 
-resolv.conf names systemd-resolved   it is told a domain; the file stays
-it runs, and resolv.conf names others   it is told, and the file gets Envoy as its first resolver
-it does not run                      the file gets Envoy as its first resolver (also before dnsmasq, unbound, …)
+systemd-resolved is told wherever it runs, and resolv.conf gets Envoy as its first resolver (before dnsmasq and whoever
+is there). But the file stays where it names systemd-resolved, and where it lists the servers that systemd-resolved
+asks: then programs go past it, and the owner hears what to do.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from hostmesh_agent.mesh_names import MeshNames
 
 _NOT_SEEN_YET: Final = "no service has a name below the mesh's domain yet"
 _PAST_RESOLVED: Final = (
-    "programs read from resolv.conf which servers systemd-resolved asks, and ask those; have them ask systemd-resolved: "
+    "programs read from resolv.conf which servers systemd-resolved asks, and ask those; have them ask it: "
     "ln -sf ../run/systemd/resolve/stub-resolv.conf /etc/resolv.conf"
 )
 _SHOWN: Final = 3

@@ -32,6 +32,8 @@ NOBODY: Final = 65534
 MAX_DEFAULT_CONCURRENCY: Final = 4
 """More workers cost memory on every host and are needed on few: who needs them says so."""
 
+_DOMAIN: Final = re.compile(r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]{0,62})(\.[a-z0-9_]([a-z0-9_-]{0,62}))*")
+
 
 @dataclass(frozen=True, slots=True)
 class EnvoySettings:
@@ -66,6 +68,8 @@ class CaptureSettings:
 class DnsSettings:
     enabled: bool = True
     resolv_conf: Path = Path("/etc/resolv.conf")
+    domains: tuple[str, ...] = ()
+    """What systemd-resolved is to ask of the mesh alone, beside the mesh's own domain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +278,16 @@ def _dns(table: Table) -> DnsSettings:
     return DnsSettings(
         enabled=table.flag("enabled", default.enabled),
         resolv_conf=table.path("resolv_conf", default.resolv_conf),
+        domains=_domains(table),
     )
+
+
+def _domains(table: Table) -> tuple[str, ...]:
+    domains = tuple(each.strip(".").lower() for each in table.texts("domains"))
+    for each in domains:
+        if not _DOMAIN.fullmatch(each):
+            raise table.error("domains", f"{each!r} is not a domain, such as 'api.example.com'")
+    return domains
 
 
 def _probes(table: Table) -> ProbeSettings:

@@ -22,6 +22,7 @@ from hostmesh_agent import (
     artifact,
     control,
     converge,
+    dns_front,
     enrol,
     generation,
     guard,
@@ -45,6 +46,7 @@ from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.discovery import Discovery
 from hostmesh_agent.envoy import BuiltinSupervisor, EnvoyCommand
 from hostmesh_agent.identities import Identities
+from hostmesh_agent.mesh_names import DNS_LISTENER, AcceptedNames
 from hostmesh_agent.modules import Modules
 from hostmesh_agent.next_envoy import NextEnvoy, first_command
 from hostmesh_agent.policy_floor import table
@@ -194,7 +196,10 @@ class Agent:
         self._host_config: HostConfig | None = None
         self._floor: HostFloor | None = None
         self._sweep: Wanted | None = None
-        self._capturing = Capturing(config, owner_of_rules, self._identities, self._active, self._reporter.changed)
+        names = AcceptedNames(partial(self._relay.accepted_resource, LISTENER_TYPE, DNS_LISTENER)).now
+        self._capturing = Capturing(
+            config, owner_of_rules, self._identities, self._active, self._reporter.changed, names
+        )
         self._telling = Telling(
             TellingParts(
                 config=config,
@@ -251,6 +256,7 @@ class Agent:
                     "severing": self._severing.run(),
                     "calls": self._calls.run(),
                     "discovery": self._discovery.run(),
+                    "names over tcp": dns_front.Front().run(),
                     "rules": generation.watch(self._wake.set),
                     "report": self._report_when_settled(),
                 }.items()

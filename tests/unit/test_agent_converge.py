@@ -136,4 +136,5 @@ def test_a_port_that_was_strict_is_closed_before_there_is_any_evidence_if_it_is_
 
 def test_what_the_hosts_owner_keeps_closed_is_captured_whatever_the_controller_wants() -> None:
     decision = decide(config(capture=Capture()), replace(NOTHING, always=frozenset({7070})))
-    assert decision.request == CaptureRequest(Scope.MESH, frozenset({7070}), dns=False)
+    kept = frozenset({7070})
+    assert decision.request == CaptureRequest(Scope.MESH, kept, dns=False, strict_ports=kept)

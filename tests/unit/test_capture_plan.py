@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hostmesh_agent.capture import CaptureRequest, HostFloor, PlanError, Scope, plan
-from hostmesh_agent.capture.plan import ranges
+from hostmesh_agent.capture.who import ranges
 from hostmesh_agent.capture.rules import Chain, Ruleset
 from hostmesh_agent.capture.text import rule_text, table_text
 

@@ -28,8 +28,10 @@ from hostmesh_agent.capture.rules import (
     Payload,
     PayloadWrite,
     Redirect,
+    Reset,
     Return,
     Rule,
+    SocketCgroup,
     Table,
     Unknown,
 )
@@ -55,7 +57,7 @@ def decode(name: str, attributes: Any) -> Expression:
     return Unknown(name, repr(attributes))
 
 
-_DEFAULTS: Final[Attributes] = {"OP": 0, "FLAGS": 0, "CSUM_FLAGS": 0}
+_DEFAULTS: Final[Attributes] = {"OP": 0, "FLAGS": 0, "CSUM_FLAGS": 0, "ICMP_CODE": 0}
 """The kernel tells these also where they were not given."""
 
 
@@ -78,6 +80,10 @@ def _guess(name: str, attributes: Attributes) -> Expression | None:
             return Payload(*place)
         case "bitwise":
             return Mask(attributes["MASK"]["VALUE"], attributes["XOR"]["VALUE"])
+        case "socket":
+            return SocketCgroup(attributes["LEVEL"])
+        case "reject":
+            return Reset()
         case "fib":
             return DestinationType()
         case "cmp":

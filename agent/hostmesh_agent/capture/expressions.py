@@ -22,7 +22,9 @@ from hostmesh_agent.capture.rules import (
     Payload,
     PayloadWrite,
     Redirect,
+    Reset,
     Return,
+    SocketCgroup,
 )
 
 Words = tuple[Expression, ...]
@@ -41,6 +43,7 @@ _NXDOMAIN: Final = 3
 _REFUSED: Final = 5
 
 RETURN: Final[Words] = (Return(),)
+RESET: Final[Words] = (Reset(),)
 
 
 def _native(number: int) -> bytes:
@@ -61,6 +64,19 @@ def protocol(number: int) -> Words:
 
 def socket_uid(uid: int) -> Words:
     return (Meta(MetaKey.SOCKET_UID), Compare(_native(uid)))
+
+
+def socket_uid_in(set_name: str) -> Words:
+    return (Meta(MetaKey.SOCKET_UID), Lookup(set_name))
+
+
+def cgroup_in(level: int, set_name: str) -> Words:
+    return (SocketCgroup(level), Lookup(set_name))
+
+
+def interface_in(set_name: str, *, outbound: bool) -> Words:
+    """By name: an interface may come and go, and its number with it."""
+    return (Meta(MetaKey.OUTPUT_INTERFACE_NAME if outbound else MetaKey.INPUT_INTERFACE_NAME), Lookup(set_name))
 
 
 def from_loopback() -> Words:
@@ -100,6 +116,11 @@ def not_to_prefix(prefix: IPv4Network | IPv6Network) -> Words:
 
 def to_set(version: int, set_name: str) -> Words:
     offset, length = _DESTINATION[version]
+    return (Payload(Header.NETWORK, offset, length), Lookup(set_name))
+
+
+def from_set(version: int, set_name: str) -> Words:
+    offset, length = _SOURCE[version]
     return (Payload(Header.NETWORK, offset, length), Lookup(set_name))
 
 

@@ -112,7 +112,9 @@ def decide(config: HostConfig, evidence: Evidence) -> Decision:
         lacking.append(f"outbound: {outbound_lacks}")
     outbound = wants_outbound and not outbound_lacks
     passes = outbound and Direction.OUTBOUND in passing
+    called = full.mesh_prefixes
     if passes:
+        called -= frozenset(config.capture.open_prefixes)
         lacking.append("outbound: what is not of the mesh passes by until Envoy is back")
     if not inbound and not outbound:
         return Decision(None, tuple(lacking), passing)
@@ -121,7 +123,7 @@ def decide(config: HostConfig, evidence: Evidence) -> Decision:
             # The mesh's own destinations are called with mutual TLS, and virtual addresses are nobody else's.
             scope=full.scope if outbound and not passes else Scope.MESH,
             inbound_ports=frozenset(inbound),
-            mesh_prefixes=full.mesh_prefixes if outbound else frozenset(),
+            mesh_prefixes=called if outbound else frozenset(),
             virtual_prefixes=full.virtual_prefixes if outbound else frozenset(),
             dns=full.dns and outbound,
             inbound=full.inbound,
@@ -137,7 +139,7 @@ def _passing(config: HostConfig, evidence: Evidence, no_listener: str) -> frozen
     """Return the directions that pass by: from when Envoy is gone until it has its listeners again."""
     capture = config.capture
     may = {Direction.INBOUND: capture.inbound.open, Direction.OUTBOUND: capture.outbound.open}
-    may[Direction.OUTBOUND] &= capture.scope == Capture.ALL
+    may[Direction.OUTBOUND] &= capture.scope == Capture.ALL or bool(capture.open_prefixes)
     without = {each for each in Direction if evidence.gone or (each in evidence.passing and no_listener)}
     return frozenset(each for each in without if may[each])
 

@@ -5,10 +5,8 @@ import pwd
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
-from hostmesh_agent.capture.who import Match, Present
+from hostmesh_agent.capture.who import NOBODY, Match, Present
 from hostmesh_agent.units import Units
-
-NOBODY = Present()
 
 
 class Programs:

@@ -348,7 +348,7 @@ class Agent:
         await self._supervisor.run()
 
     def _without_proxy(self) -> bool:
-        """Tell whether there is no Envoy that serves. One that an earlier agent started may serve before it is adopted."""
+        """Tell whether there is no Envoy that serves; one of an earlier agent may, before it is adopted."""
         view = self._supervisor.status().view
         if view.pid is not None:
             return view.phase is not Phase.LIVE and not view.adopted

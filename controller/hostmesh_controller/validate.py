@@ -11,6 +11,7 @@ from hostmesh_controller.checks.authorization import (
     check_dry_run,
     check_providers,
 )
+from hostmesh_controller.checks.capture_policies import check_capture_policy
 from hostmesh_controller.checks.delegates import check_delegates
 from hostmesh_controller.checks.destination_rules import check_destination_rule
 from hostmesh_controller.checks.envoy_filters import check_envoy_filter
@@ -35,6 +36,7 @@ from hostmesh_controller.checks.world import World
 from hostmesh_controller.load import Problem
 from hostmesh_controller.model import ApiObject, ObjectKey, path_text
 from hostmesh_controller.model.authorization_policy import AuthorizationPolicySpec
+from hostmesh_controller.model.capture_policy import CapturePolicySpec
 from hostmesh_controller.model.destination_rule import DestinationRuleSpec
 from hostmesh_controller.model.envoy_filter import EnvoyFilterSpec
 from hostmesh_controller.model.gateway import GatewaySpec
@@ -115,6 +117,8 @@ def _findings(item: ApiObject, world: World) -> Iterator[Finding]:
             yield from check_envoy_values(spec)
         case WasmPluginSpec() as spec:
             yield from check_wasm_plugin(spec)
+        case CapturePolicySpec() as spec:
+            yield from check_capture_policy(item, spec, world)
 
 
 def _policy_findings(item: ApiObject, world: World) -> Iterator[Finding]:

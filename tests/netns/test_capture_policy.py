@@ -1,4 +1,4 @@
-"""Capture narrowed down, in the real kernel: by user, unit, address, port and interface; neighbours are not concerned."""
+"""Capture narrowed down, in the real kernel: by user, unit, address, port, interface; not the neighbour's."""
 
 import asyncio
 import os
@@ -10,7 +10,7 @@ import pytest
 
 from hostmesh_agent import capture
 from hostmesh_agent.capture import CaptureRequest, HostFloor, Scope, nft, plan
-from hostmesh_agent.capture.who import Cgroup, Match, Narrowing, Present
+from hostmesh_agent.capture.who import NOBODY, Cgroup, Match, Narrowing, Present
 from hostmesh_agent.units import Units
 from netns.conftest import BEHIND, HOST, PEER
 from netns.groups import Unit, slice_of_the_test
@@ -41,7 +41,7 @@ def match(**fields: list[str] | list[int]) -> Match:
 
 
 def outbound(
-    include: tuple[Match, ...] = (), exclude: tuple[Match, ...] = (), present: Present = Present(), **floor: object
+    include: tuple[Match, ...] = (), exclude: tuple[Match, ...] = (), present: Present = NOBODY, **floor: object
 ) -> None:
     request = CaptureRequest(
         Scope.ALL, mesh_prefixes=MESH, virtual_prefixes=VIRTUAL, outbound=Narrowing(include, exclude)

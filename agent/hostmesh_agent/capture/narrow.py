@@ -10,24 +10,26 @@ from hostmesh_agent.capture import expressions as words
 from hostmesh_agent.capture import who
 from hostmesh_agent.capture.expressions import Words
 from hostmesh_agent.capture.rules import NamedSet, Rule
-from hostmesh_agent.capture.who import Direction, Match, Narrowing, Present
+from hostmesh_agent.capture.who import ALL_OF_IT, NOBODY, Direction, Match, Narrowing, Present
 
 
 @dataclass(frozen=True, slots=True)
 class Narrowed:
-    """Attributes:
-    direction: of the connections.
-    never: what the owner of the host excludes.
-    narrowing: what the mesh's policy includes and excludes.
-    families: of addresses, that the host has.
-    present: which of the users and units that are named are there.
+    """What is captured of one direction.
+
+    Attributes:
+        direction: of the connections.
+        never: what the owner of the host excludes.
+        narrowing: what the mesh's policy includes and excludes.
+        families: of addresses, that the host has.
+        present: which of the users and units that are named are there.
     """
 
     direction: Direction
     never: tuple[Match, ...] = ()
-    narrowing: Narrowing = Narrowing()
+    narrowing: Narrowing = ALL_OF_IT
     families: tuple[int, ...] = (4, 6)
-    present: Present = Present()
+    present: Present = NOBODY
 
     def __bool__(self) -> bool:
         return bool(self.never or self.narrowing)

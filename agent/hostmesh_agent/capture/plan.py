@@ -26,7 +26,7 @@ from hostmesh_agent.capture.rules import (
     Ruleset,
     Table,
 )
-from hostmesh_agent.capture.who import Direction, Match, Narrowing, Present, ranges
+from hostmesh_agent.capture.who import ALL_OF_IT, NOBODY, Direction, Match, Narrowing, Present, ranges
 from hostmesh_api import wire
 
 SSH_PORT: Final = 22
@@ -69,8 +69,8 @@ class CaptureRequest:
     mesh_prefixes: frozenset[str] = frozenset()
     virtual_prefixes: frozenset[str] = frozenset()
     dns: bool = True
-    inbound: Narrowing = Narrowing()
-    outbound: Narrowing = Narrowing()
+    inbound: Narrowing = ALL_OF_IT
+    outbound: Narrowing = ALL_OF_IT
     strict_ports: frozenset[int] = frozenset()
 
 
@@ -106,7 +106,7 @@ class HostFloor:
     never_outbound: tuple[Match, ...] = ()
     never_interfaces: frozenset[str] = frozenset()
     max_scope: Scope = Scope.ALL
-    present: Present = Present()
+    present: Present = NOBODY
     outbound_port: int = wire.OUTBOUND_PORT
     inbound_port: int = wire.INBOUND_PORT
     dns_port: int = wire.DNS_PORT

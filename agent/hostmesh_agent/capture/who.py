@@ -72,6 +72,9 @@ class Narrowing:
         return any(each.names_who for each in (*self.include, *self.exclude))
 
 
+ALL_OF_IT: Final = Narrowing()
+
+
 @dataclass(frozen=True, slots=True)
 class Cgroup:
     """The cgroup of a running unit: how deep below the root it is, and the kernel's number of it."""
@@ -97,6 +100,9 @@ class Present:
         known, units = dict(self.users), {each.unit for each in self.cgroups}
         yield from (f"user {name}" for name in sorted(match.users) if not _known(name, known))
         yield from (f"unit {name}" for name in sorted(match.units - units))
+
+
+NOBODY: Final = Present()
 
 
 def _known(name: str, known: dict[str, int]) -> bool:

@@ -759,6 +759,7 @@ class Capture(_message.Message):
     DNS_FIELD_NUMBER: _builtins.int
     INBOUND_FIELD_NUMBER: _builtins.int
     OUTBOUND_FIELD_NUMBER: _builtins.int
+    OPEN_PREFIXES_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
     scope: Global___Capture.Scope.ValueType
     dns: _builtins.bool
@@ -781,6 +782,10 @@ class Capture(_message.Message):
 
     @_builtins.property
     def outbound(self) -> Global___CaptureDirection: ...
+    @_builtins.property
+    def open_prefixes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of outbound_prefixes those that are outside of the mesh, and are called as they are: they pass while outbound is open."""
+
     def __init__(
         self,
         *,
@@ -791,11 +796,12 @@ class Capture(_message.Message):
         dns: _builtins.bool = ...,
         inbound: Global___CaptureDirection | None = ...,
         outbound: Global___CaptureDirection | None = ...,
+        open_prefixes: _abc.Iterable[_builtins.str] | None = ...,
         policy: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["inbound", b"inbound", "outbound", b"outbound"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dns", b"dns", "inbound", b"inbound", "inbound_ports", b"inbound_ports", "outbound", b"outbound", "outbound_prefixes", b"outbound_prefixes", "policy", b"policy", "scope", b"scope", "virtual_prefixes", b"virtual_prefixes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dns", b"dns", "inbound", b"inbound", "inbound_ports", b"inbound_ports", "open_prefixes", b"open_prefixes", "outbound", b"outbound", "outbound_prefixes", b"outbound_prefixes", "policy", b"policy", "scope", b"scope", "virtual_prefixes", b"virtual_prefixes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

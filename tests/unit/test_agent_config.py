@@ -3,6 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from hostmesh_agent.capture.floor import never_outbound
+from hostmesh_agent.capture.who import Match
 from hostmesh_agent.config import AgentConfig, FloorSettings, WorkloadApiSettings, load, parse
 from hostmesh_agent.config_table import ConfigError
 from hostmesh_agent.entitlements import WorkloadAccess
@@ -32,6 +34,12 @@ def test_every_key_is_read() -> None:
         [capture]
         enabled = false
         exclude_inbound_ports = [9100, 22, 22]
+        exclude_outbound_ports = [5432]
+        exclude_outbound_cidrs = ["10.0.0.0/8"]
+        exclude_users = ["backup", "1002"]
+        exclude_units = ["node-exporter", "docker.socket"]
+        exclude_interfaces = ["wg0"]
+        max_scope = "mesh"
         [dns]
         enabled = false
         resolv_conf = "/etc/other.conf"
@@ -58,6 +66,14 @@ def test_every_key_is_read() -> None:
     assert config.envoy.sha256 == "8aa137a7d00994ce43f613556f5a120709229f63bedb86eedde5ccbc402c2b80"
     assert config.envoy.workers(cpus=64) == 3
     assert config.capture.exclude_inbound_ports == (22, 9100)
+    assert never_outbound(config.capture) == (
+        Match(ports=frozenset({5432})),
+        Match(cidrs=frozenset({"10.0.0.0/8"})),
+        Match(users=frozenset({"backup", "1002"})),
+        Match(units=frozenset({"node-exporter.service", "docker.socket"})),
+    )
+    assert (config.capture.exclude_interfaces, config.capture.max_scope) == (("wg0",), "mesh")
+    assert never_outbound(AgentConfig().capture) == ()
     assert not config.capture.enabled
     assert not config.dns.enabled
     assert config.log.level == "debug"

@@ -21,6 +21,7 @@ ENVOY_LOG_LEVELS: Final = ("trace", "debug", "info", "warning", "error", "critic
 MAX_SOCKET_PATH_BYTES: Final = 107
 """sun_path holds 108 bytes with its final NUL (unix(7))."""
 MAX_THREADS_PER_CORE: Final = 8
+MAX_UID: Final = 2**32 - 2
 SCOPES: Final = ("mesh", "all")
 MIN_MTLS: Final = ("strict", "permissive", "none")
 NOBODY: Final = 65534
@@ -266,11 +267,19 @@ def _capture(table: Table) -> CaptureSettings:
         exclude_inbound_ports=table.ports("exclude_inbound_ports"),
         exclude_outbound_ports=table.ports("exclude_outbound_ports"),
         exclude_outbound_cidrs=table.blocks("exclude_outbound_cidrs"),
-        exclude_users=table.texts("exclude_users"),
+        exclude_users=_users(table),
         exclude_units=tuple(each if "." in each else f"{each}.service" for each in table.texts("exclude_units")),
         exclude_interfaces=_interfaces(table),
         max_scope=table.one_of("max_scope", default.max_scope, SCOPES),
     )
+
+
+def _users(table: Table) -> tuple[str, ...]:
+    names = table.texts("exclude_users")
+    for name in names:
+        if name.isdecimal() and int(name) > MAX_UID:
+            raise table.error("exclude_users", f"{name} is not the number of a user")
+    return names
 
 
 def _interfaces(table: Table) -> tuple[str, ...]:
@@ -317,7 +326,7 @@ def _access(workloads: Table, name: str) -> WorkloadAccess:
         raise workloads.error(f'"{name}"', f"must be NAMESPACE/SERVICE-ACCOUNT: {error}") from None
     table = workloads.table(name)
     table.only_keys(("users", "uids", "units"))
-    users, uids = table.texts("users"), frozenset(table.numbers("uids", 0, 2**32 - 2))
+    users, uids = table.texts("users"), frozenset(table.numbers("uids", 0, MAX_UID))
     if "nobody" in users or NOBODY in uids:
         raise table.error("users", "'nobody' is whom unrelated programs share: give the program a user of its own")
     units = frozenset(each if "." in each else f"{each}.service" for each in table.texts("units"))

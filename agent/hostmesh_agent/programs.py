@@ -26,6 +26,9 @@ class Programs:
         # The database may be on the network.
         return Present(await asyncio.to_thread(_uids, users), cgroups)
 
+    def close(self) -> None:
+        self._units.close()
+
 
 def _uids(names: frozenset[str]) -> frozenset[tuple[str, int]]:
     found = set()

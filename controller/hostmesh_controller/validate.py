@@ -36,7 +36,6 @@ from hostmesh_controller.checks.world import World
 from hostmesh_controller.load import Problem
 from hostmesh_controller.model import ApiObject, ObjectKey, path_text
 from hostmesh_controller.model.authorization_policy import AuthorizationPolicySpec
-from hostmesh_controller.model.capture_policy import CapturePolicySpec
 from hostmesh_controller.model.destination_rule import DestinationRuleSpec
 from hostmesh_controller.model.envoy_filter import EnvoyFilterSpec
 from hostmesh_controller.model.gateway import GatewaySpec
@@ -86,6 +85,7 @@ def _findings(item: ApiObject, world: World) -> Iterator[Finding]:
     yield from check_settings(item)
     yield from check_exports(item, world)
     yield from check_selector(item, world)
+    yield from check_capture_policy(item, world)
     match item.spec:
         case VirtualServiceSpec() as spec:
             yield from check_virtual_service(item, spec, world)
@@ -117,8 +117,6 @@ def _findings(item: ApiObject, world: World) -> Iterator[Finding]:
             yield from check_envoy_values(spec)
         case WasmPluginSpec() as spec:
             yield from check_wasm_plugin(spec)
-        case CapturePolicySpec() as spec:
-            yield from check_capture_policy(item, spec, world)
 
 
 def _policy_findings(item: ApiObject, world: World) -> Iterator[Finding]:

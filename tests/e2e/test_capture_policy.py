@@ -1,4 +1,4 @@
-"""What becomes of connections while there is no Envoy, as a CapturePolicy says it: refused, or passed by; and measured."""
+"""What becomes of connections while there is no Envoy: a CapturePolicy says it, and it is measured."""
 
 import json
 from collections.abc import Callable, Iterator

@@ -96,6 +96,20 @@ def test_every_key_is_read() -> None:
         ('stat_dir = "/x"', "f: stat_dir: unknown key; did you mean 'state_dir'?"),
         ("[envoy]\nuzer = 'x'", "f: envoy.uzer: unknown key; did you mean 'user'?"),
         ("[log]\nzzz = 1", "f: log.zzz: unknown key; known keys: level"),
+        ("[capture]\nmax_scope = 'host'", "f: capture.max_scope: must be one of mesh, all; is 'host'"),
+        (
+            "[capture]\nexclude_users = ['4294967295']",
+            "f: capture.exclude_users: 4294967295 is not the number of a user",
+        ),
+        (
+            "[capture]\nexclude_interfaces = ['a-name-too-long.']",
+            "f: capture.exclude_interfaces: 'a-name-too-long.' is",
+        ),
+        ("[capture]\nexclude_outbound_cidrs = ['10.0.0.1/8']", "f: capture.exclude_outbound_cidrs: is not a list of"),
+        (
+            "[capture]\nexclude_interfaces = ['wg0']\n[floor]\nmtls_ports = [80]",
+            "f: floor.mtls_ports: on capture.exclude_interfaces they would be open",
+        ),
         ("[envoy]\nsupervisor = 'systemd'", "f: envoy.supervisor: 'systemd' comes with the packages"),
         ("[envoy]\nsupervisor = 'runit'", "f: envoy.supervisor: unknown supervisor 'runit'"),
         (

@@ -226,7 +226,7 @@ def test_with_scope_mesh_and_nothing_outside_of_it_outbound_has_nothing_that_cou
 def test_a_policy_that_cannot_be_planned_is_refused_by_its_name() -> None:
     bad = Capture(policy="default/p", outbound=CaptureDirection(exclude=[CaptureRule(cidrs=["10.0.0.1/8"])]))
     with pytest.raises(
-        RefusedError, match="^CapturePolicy default/p: rule 1 of outbound.exclude: not an address prefix"
+        RefusedError, match=r"^CapturePolicy default/p: rule 1 of outbound\.exclude: not an address prefix"
     ):
         check(config(capture=bad), RECORD, FLOOR)
 

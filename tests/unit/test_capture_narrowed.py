@@ -56,8 +56,8 @@ def test_what_is_included_is_a_condition_of_each_redirect_and_at_virtual_address
         "ip daddr @virtual4 socket cgroupv2 level 2 @outbound_include1_units2 meta l4proto tcp redirect to :15001",
         "ip daddr @virtual4 socket cgroupv2 level 3 @outbound_include1_units3 meta l4proto tcp redirect to :15001",
         "fib daddr type local return",
-        "ip daddr @mesh4 tcp dport @outbound_include0_ports meta skuid @outbound_include0_uids meta l4proto tcp redirect"
-        " to :15001",
+        "ip daddr @mesh4 tcp dport @outbound_include0_ports meta skuid @outbound_include0_uids meta l4proto tcp"
+        " redirect to :15001",
         "ip daddr @mesh4 socket cgroupv2 level 2 @outbound_include1_units2 meta l4proto tcp redirect to :15001",
         "ip daddr @mesh4 socket cgroupv2 level 3 @outbound_include1_units3 meta l4proto tcp redirect to :15001",
         "tcp dport 53 return",
@@ -129,7 +129,7 @@ def test_a_host_without_a_policy_has_the_rules_that_it_had() -> None:
     ],
 )
 def test_a_rule_that_cannot_be_told_to_the_kernel_is_refused_by_its_place(rule: CaptureRule, says: str) -> None:
-    with pytest.raises(PlanError, match="rule 1 of outbound.exclude: ") as refused:
+    with pytest.raises(PlanError, match=r"rule 1 of outbound\.exclude: ") as refused:
         ruleset(outbound=narrowing(CaptureDirection(exclude=[rule])))
     assert says in str(refused.value)
 

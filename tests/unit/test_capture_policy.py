@@ -82,7 +82,7 @@ def test_labels_go_before_none_the_own_namespace_before_the_root_s_and_then_the_
     ],
 )
 def test_what_the_host_itself_says_of_the_scope_goes_before_the_policy(
-    declared: dict[str, str] | None, scope: str | None, expected: "Capture.Scope"
+    declared: dict[str, str] | None, scope: str | None, expected: "Capture.Scope.ValueType"
 ) -> None:
     spec = {} if scope is None else {"scope": scope}
     assert config(mesh(host(declared), policy("p", spec))).capture.scope == expected

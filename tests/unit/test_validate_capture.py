@@ -78,8 +78,8 @@ def test_what_stays_captured_and_closed_though_open_was_asked_for_is_told() -> N
     inbound = policy("p", "inbound: {failureMode: open}")
     assert codes(inbound, HOSTS) == []
     assert findings(inbound, HOSTS + STRICT) == [
-        "f.yaml:4: warning: spec.inbound: PeerAuthentication default/strict says STRICT: ports that take mutual TLS alone "
-        "stay captured whatever is left out here, and are closed while no Envoy is there"
+        "f.yaml:4: warning: spec.inbound: PeerAuthentication default/strict says STRICT: ports that take mutual TLS "
+        "alone stay captured whatever is left out here, and are closed while no Envoy is there"
     ]
     assert codes(policy("p", "inbound: {exclude: [{ports: [80]}]}"), HOSTS + STRICT) == [
         "strict-stays-captured spec.inbound"

@@ -17,7 +17,11 @@ Faces = Mapping[ObjectKey, tuple[tuple[str, Mapping[str, str]], ...]]
 """Namespace and labels of each workload of a host, as selectors see them."""
 
 
-def check_capture_policy(item: ApiObject, spec: CapturePolicySpec, world: World) -> Iterator[Finding]:
+def check_capture_policy(item: ApiObject, world: World) -> Iterator[Finding]:
+    """Yield what is doubtful in a CapturePolicy; nothing for other kinds."""
+    spec = item.spec
+    if not isinstance(spec, CapturePolicySpec):
+        return
     hosts = _faces(world)
     mine = _selected(item, spec, hosts, world)
     if hosts and not mine:
@@ -29,7 +33,9 @@ def check_capture_policy(item: ApiObject, spec: CapturePolicySpec, world: World)
     yield from _rivals(item, spec, mine, hosts, world)
     for name, direction in (("inbound", spec.inbound), ("outbound", spec.outbound)):
         yield from _never_held(name, direction)
-    yield from _stays_closed(item, spec, world)
+    yield from _stays_captured(item, spec, world)
+    if spec.outbound.failure_mode == "open":
+        yield from _stays_closed(spec, world)
 
 
 def _labels(spec: CapturePolicySpec) -> Mapping[str, str]:
@@ -112,7 +118,7 @@ def _one_covers(field: str, wide: tuple[object, ...], narrow: object) -> bool:
     )
 
 
-def _stays_closed(item: ApiObject, spec: CapturePolicySpec, world: World) -> Iterator[Finding]:
+def _stays_captured(item: ApiObject, spec: CapturePolicySpec, world: World) -> Iterator[Finding]:
     strict = next((each for each in _policies(item, world) if _has_strict(each.spec)), None)
     inbound = spec.inbound
     if strict is not None and (inbound.failure_mode == "open" or inbound.include or inbound.exclude):
@@ -121,16 +127,16 @@ def _stays_closed(item: ApiObject, spec: CapturePolicySpec, world: World) -> Ite
             "are closed while no Envoy is there"
         )
         yield Finding(("spec", "inbound"), message, "strict-stays-captured")
-    if spec.outbound.failure_mode != "open":
-        return
+
+
+def _stays_closed(spec: CapturePolicySpec, world: World) -> Iterator[Finding]:
     path: Path = ("spec", "outbound", "failureMode")
     mesh = world.objects.get(ObjectKey("MeshConfig", "", "default"))
-    if mesh is not None and isinstance(mesh.spec, MeshConfigSpec):
-        if mesh.spec.outbound_traffic_policy.mode == "REGISTRY_ONLY":
-            message = "nothing but known services may be called (REGISTRY_ONLY): outbound stays closed without an Envoy"
-            yield Finding(path, message, "stays-closed")
-            return
-    if spec.scope != "all":
+    own = mesh.spec if mesh is not None and isinstance(mesh.spec, MeshConfigSpec) else world.mesh_config
+    if own.outbound_traffic_policy.mode == "REGISTRY_ONLY":
+        message = "nothing but known services may be called (REGISTRY_ONLY): outbound stays closed without an Envoy"
+        yield Finding(path, message, "stays-closed")
+    elif spec.scope != "all":
         message = (
             "with scope mesh only ServiceEntries with addresses that are MESH_EXTERNAL, and that no rule is about, are "
             "called directly while no Envoy is there; what is of the mesh is not called without mutual TLS"

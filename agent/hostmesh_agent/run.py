@@ -46,6 +46,7 @@ from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.discovery import Discovery
 from hostmesh_agent.envoy import BuiltinSupervisor, EnvoyCommand
 from hostmesh_agent.identities import Identities
+from hostmesh_agent.lifecycle import Phase
 from hostmesh_agent.mesh_names import DNS_LISTENER, AcceptedNames
 from hostmesh_agent.modules import Modules
 from hostmesh_agent.next_envoy import NextEnvoy, first_command
@@ -198,7 +199,14 @@ class Agent:
         self._sweep: Wanted | None = None
         names = AcceptedNames(partial(self._relay.accepted_resource, LISTENER_TYPE, DNS_LISTENER)).now
         self._capturing = Capturing(
-            config, owner_of_rules, self._identities, self._active, self._reporter.changed, names
+            config,
+            owner_of_rules,
+            self._identities,
+            self._active,
+            self._reporter.changed,
+            names=names,
+            gone=self._without_proxy,
+            wake=self._wake.set,
         )
         self._telling = Telling(
             TellingParts(
@@ -303,7 +311,7 @@ class Agent:
             kernel_floor.look,
             self._envoy_uid,
             self._record.agents_endpoints,
-            self._config.capture.exclude_inbound_ports,
+            self._config.capture,
             mtls_only=self._config.floor.mtls_only,
         )
         want = converge.check(config, self._record, floor)
@@ -354,6 +362,13 @@ class Agent:
             self._configured.set()
         await self._configured.wait()
         await self._supervisor.run()
+
+    def _without_proxy(self) -> bool:
+        """Tell whether there is no Envoy that serves; one of an earlier agent may, before it is adopted."""
+        view = self._supervisor.status().view
+        if view.pid is not None:
+            return view.phase is not Phase.LIVE and not view.adopted
+        return view.phase is not Phase.DOWN or not process.recorded_runs(self._config.envoy_dir)
 
     async def _converge(self) -> None:
         pause_s = _FIRST_PAUSE_S

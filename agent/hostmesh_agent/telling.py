@@ -113,6 +113,7 @@ class Telling:
                 workload_api=None if api is None else api.status(),
                 workload_api_problems=() if api is None else tuple(api.problems()),
                 returning_problem=parts.returning.problem,
+                gaps=parts.capturing.gaps(),
             ),
             self._now(),
         )

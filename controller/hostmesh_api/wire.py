@@ -67,3 +67,6 @@ WASM_PULL_POLICY: Final = "ISTIO_META_WASM_IMAGE_PULL_POLICY"
 """Variable of a plugin's machine that is for the agent: `IfNotPresent` or `Always`. It takes out all such variables."""
 RELAY_CLUSTER: Final = "hostmesh-relay"
 """Envoy's static cluster for the agent's ADS socket."""
+
+MAX_INTERFACE_BYTES: Final = 15
+"""Of the name of a network interface: the kernel's IFNAMSIZ, without the zero at its end."""

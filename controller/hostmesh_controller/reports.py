@@ -41,6 +41,7 @@ MAX_SOCKETS: Final = 2048
 MAX_LEASES: Final = 1024
 MAX_PORTS: Final = 1024
 MAX_PROBLEMS: Final = 64
+MAX_GAPS: Final = 2
 MAX_ROOTS: Final = 32
 MAX_CERTIFICATES: Final = 2 * MAX_LEASES
 MAX_TEXT_CHARS: Final = 1024
@@ -319,6 +320,9 @@ def bounded(report: HostReport) -> HostReport:
     del copy.listening[MAX_SOCKETS:]
     _bound_facts(copy.facts)
     del copy.leases[MAX_LEASES:]
+    del copy.capture.gaps[MAX_GAPS:]
+    for said in (copy.capture.missing, copy.capture.refused):
+        said[:] = [text[:MAX_TEXT_CHARS] for text in said[:MAX_PROBLEMS]]
     copy.problems[:] = [text[:MAX_TEXT_CHARS] for text in copy.problems[:MAX_PROBLEMS]]
     if copy.HasField("trust"):
         copy.trust.roots[:] = [text[:MAX_TEXT_CHARS] for text in copy.trust.roots[:MAX_ROOTS]]
@@ -328,7 +332,8 @@ def bounded(report: HostReport) -> HostReport:
     addresses = sorted(filter(None, map(_canonical, copy.facts.addresses[:MAX_ADDRESSES])))
     copy.facts.addresses[:] = addresses
     facts = (copy.facts, copy.facts.cloud, *copy.facts.disks, *copy.facts.interfaces)
-    for message in (*facts, copy.envoy, copy.capture, *copy.listening, *copy.leases, *copy.trust.certificates):
+    capture = (copy.capture, *copy.capture.gaps)
+    for message in (*facts, copy.envoy, *capture, *copy.listening, *copy.leases, *copy.trust.certificates):
         if message.ByteSize() <= MAX_TEXT_CHARS:
             continue  # no text in it can be longer; looking at each field was a third of our part of a report
         for descriptor, value in message.ListFields():

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hostmesh_agent.capture import CaptureRequest, HostFloor, PlanError, Scope, plan
-from hostmesh_agent.capture.plan import ranges
 from hostmesh_agent.capture.rules import Chain, Ruleset
 from hostmesh_agent.capture.text import rule_text, table_text
+from hostmesh_agent.capture.who import ranges
 
 VIRTUAL = frozenset({"240.240.0.0/16", "fd00:f0f0::/112"})
 REQUEST = CaptureRequest(

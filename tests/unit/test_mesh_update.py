@@ -237,6 +237,17 @@ SLOTS: dict[tuple[str, str, str], list[Variant]] = {
         for_app("s1", outboundTrafficPolicy=CLOSED),
     ),
     ("Sidecar", "istio-system", "s1"): variants({"egress": [imports("./*")]}, {"ingress": [ingress(80)]}),
+    ("CapturePolicy", "a", "c1"): variants(
+        {"scope": "all", "outbound": {"failureMode": "open"}},
+        {"outbound": {"failureMode": "open"}, "inbound": {"exclude": [{"ports": [80]}]}},
+        {"selector": {"matchLabels": {"app": "s1"}}, "inbound": {"include": [{"ports": [8080]}]}},
+        {"selector": {"matchLabels": {"app": "s2"}}, "scope": "mesh"},
+        age=True,
+    ),
+    ("CapturePolicy", "istio-system", "c1"): variants(
+        {"scope": "all", "outbound": {"exclude": [{"users": [0]}], "failureMode": "open"}},
+        {"selector": {"matchLabels": {"app": "s1"}}, "inbound": {"failureMode": "open"}},
+    ),
     ("ProxyConfig", "a", "p1"): variants({"concurrency": 1}, {"selector": {"matchLabels": {"app": "s1"}}}),
     ("ProxyConfig", "istio-system", "p1"): variants({"concurrency": 3}),
     ("MeshConfig", "", "default"): variants(

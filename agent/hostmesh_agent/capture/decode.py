@@ -29,8 +29,10 @@ from hostmesh_agent.capture.rules import (
     Payload,
     PayloadWrite,
     Redirect,
+    Reset,
     Return,
     Rule,
+    SocketCgroup,
     Table,
     Unknown,
 )
@@ -56,7 +58,7 @@ def decode(name: str, attributes: Any) -> Expression:
     return Unknown(name, repr(attributes))
 
 
-_DEFAULTS: Final[Attributes] = {"OP": 0, "FLAGS": 0, "CSUM_FLAGS": 0}
+_DEFAULTS: Final[Attributes] = {"OP": 0, "FLAGS": 0, "CSUM_FLAGS": 0, "ICMP_CODE": 0}
 """The kernel tells these also where they were not given."""
 
 
@@ -72,6 +74,7 @@ _WITHOUT_VALUES: Final[dict[str, Expression]] = {
     "ct": AskedAddress(),
     "redir": Redirect(),
     "nat": ChangePort(),
+    "reject": Reset(),
 }
 """Expressions that say everything by their kind."""
 
@@ -88,6 +91,8 @@ def _guess(name: str, attributes: Attributes) -> Expression | None:
             return Payload(*place)
         case "bitwise":
             return Mask(attributes["MASK"]["VALUE"], attributes["XOR"]["VALUE"])
+        case "socket":
+            return SocketCgroup(attributes["LEVEL"])
         case "cmp":
             return Compare(attributes["DATA"]["VALUE"], inverted=attributes["OP"] == 1)
         case "lookup":

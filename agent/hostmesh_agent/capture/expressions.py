@@ -23,7 +23,9 @@ from hostmesh_agent.capture.rules import (
     Payload,
     PayloadWrite,
     Redirect,
+    Reset,
     Return,
+    SocketCgroup,
 )
 
 Words = tuple[Expression, ...]
@@ -44,6 +46,7 @@ _NOT_IMPLEMENTED: Final = 4
 _REFUSED: Final = 5
 
 RETURN: Final[Words] = (Return(),)
+RESET: Final[Words] = (Reset(),)
 
 
 def _native(number: int) -> bytes:
@@ -64,6 +67,19 @@ def protocol(number: int) -> Words:
 
 def socket_uid(uid: int) -> Words:
     return (Meta(MetaKey.SOCKET_UID), Compare(_native(uid)))
+
+
+def socket_uid_in(set_name: str) -> Words:
+    return (Meta(MetaKey.SOCKET_UID), Lookup(set_name))
+
+
+def cgroup_in(level: int, set_name: str) -> Words:
+    return (SocketCgroup(level), Lookup(set_name))
+
+
+def interface_in(set_name: str, *, outbound: bool) -> Words:
+    """By name: an interface may come and go, and its number with it."""
+    return (Meta(MetaKey.OUTPUT_INTERFACE_NAME if outbound else MetaKey.INPUT_INTERFACE_NAME), Lookup(set_name))
 
 
 def from_loopback() -> Words:
@@ -103,6 +119,11 @@ def not_to_prefix(prefix: IPv4Network | IPv6Network) -> Words:
 
 def to_set(version: int, set_name: str) -> Words:
     offset, length = _DESTINATION[version]
+    return (Payload(Header.NETWORK, offset, length), Lookup(set_name))
+
+
+def from_set(version: int, set_name: str) -> Words:
+    offset, length = _SOURCE[version]
     return (Payload(Header.NETWORK, offset, length), Lookup(set_name))
 
 

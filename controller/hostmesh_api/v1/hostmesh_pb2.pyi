@@ -757,9 +757,15 @@ class Capture(_message.Message):
     OUTBOUND_PREFIXES_FIELD_NUMBER: _builtins.int
     VIRTUAL_PREFIXES_FIELD_NUMBER: _builtins.int
     DNS_FIELD_NUMBER: _builtins.int
+    INBOUND_FIELD_NUMBER: _builtins.int
+    OUTBOUND_FIELD_NUMBER: _builtins.int
+    OPEN_PREFIXES_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
     scope: Global___Capture.Scope.ValueType
     dns: _builtins.bool
     """Answer mesh names through Envoy's DNS listener."""
+    policy: _builtins.str
+    """The CapturePolicy that says so, NAMESPACE/NAME; "" for none. For people."""
     @_builtins.property
     def inbound_ports(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -770,6 +776,16 @@ class Capture(_message.Message):
     def virtual_prefixes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Ranges that must be routable for capture to see them (the virtual IP ranges)."""
 
+    @_builtins.property
+    def inbound(self) -> Global___CaptureDirection:
+        """What of inbound_ports is captured, and of what the scope takes; unset: all of it."""
+
+    @_builtins.property
+    def outbound(self) -> Global___CaptureDirection: ...
+    @_builtins.property
+    def open_prefixes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of outbound_prefixes those that are outside of the mesh, and are called as they are: they pass while outbound is open."""
+
     def __init__(
         self,
         *,
@@ -778,14 +794,138 @@ class Capture(_message.Message):
         outbound_prefixes: _abc.Iterable[_builtins.str] | None = ...,
         virtual_prefixes: _abc.Iterable[_builtins.str] | None = ...,
         dns: _builtins.bool = ...,
+        inbound: Global___CaptureDirection | None = ...,
+        outbound: Global___CaptureDirection | None = ...,
+        open_prefixes: _abc.Iterable[_builtins.str] | None = ...,
+        policy: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["inbound", b"inbound", "outbound", b"outbound"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dns", b"dns", "inbound_ports", b"inbound_ports", "outbound_prefixes", b"outbound_prefixes", "scope", b"scope", "virtual_prefixes", b"virtual_prefixes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dns", b"dns", "inbound", b"inbound", "inbound_ports", b"inbound_ports", "open_prefixes", b"open_prefixes", "outbound", b"outbound", "outbound_prefixes", b"outbound_prefixes", "policy", b"policy", "scope", b"scope", "virtual_prefixes", b"virtual_prefixes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Capture: _TypeAlias = Capture  # noqa: Y015
+
+@_typing.final
+class CaptureDirection(_message.Message):
+    """What of one direction is captured: what an include matches (none: everything) and no exclude does."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INCLUDE_FIELD_NUMBER: _builtins.int
+    EXCLUDE_FIELD_NUMBER: _builtins.int
+    OPEN_FIELD_NUMBER: _builtins.int
+    open: _builtins.bool
+    """While no proxy is there connections pass by it; not set: they are refused until it is back. Ports that take mutual
+    TLS alone and destinations of the mesh never pass.
+    """
+    @_builtins.property
+    def include(self) -> _containers.RepeatedCompositeFieldContainer[Global___CaptureRule]: ...
+    @_builtins.property
+    def exclude(self) -> _containers.RepeatedCompositeFieldContainer[Global___CaptureRule]: ...
+    def __init__(
+        self,
+        *,
+        include: _abc.Iterable[Global___CaptureRule] | None = ...,
+        exclude: _abc.Iterable[Global___CaptureRule] | None = ...,
+        open: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exclude", b"exclude", "include", b"include", "open", b"open"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CaptureDirection: _TypeAlias = CaptureDirection  # noqa: Y015
+
+@_typing.final
+class CaptureRule(_message.Message):
+    """Everything that is given must hold; of one list, one entry is enough."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PORTS_FIELD_NUMBER: _builtins.int
+    CIDRS_FIELD_NUMBER: _builtins.int
+    USERS_FIELD_NUMBER: _builtins.int
+    UNITS_FIELD_NUMBER: _builtins.int
+    INTERFACES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ports(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Outbound those that are called, inbound the host's own."""
+
+    @_builtins.property
+    def cidrs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """CIDR blocks: outbound of who is called, inbound of the caller."""
+
+    @_builtins.property
+    def users(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of the program that calls; outbound alone. Names or numbers of users, names of systemd units."""
+
+    @_builtins.property
+    def units(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def interfaces(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        ports: _abc.Iterable[_builtins.int] | None = ...,
+        cidrs: _abc.Iterable[_builtins.str] | None = ...,
+        users: _abc.Iterable[_builtins.str] | None = ...,
+        units: _abc.Iterable[_builtins.str] | None = ...,
+        interfaces: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cidrs", b"cidrs", "interfaces", b"interfaces", "ports", b"ports", "units", b"units", "users", b"users"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CaptureRule: _TypeAlias = CaptureRule  # noqa: Y015
+
+@_typing.final
+class CaptureGap(_message.Message):
+    """A time without a proxy, in one direction."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIRECTION_FIELD_NUMBER: _builtins.int
+    OPEN_FIELD_NUMBER: _builtins.int
+    LASTS_FIELD_NUMBER: _builtins.int
+    REFUSED_MS_FIELD_NUMBER: _builtins.int
+    PASSED_MS_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    TOTAL_MS_FIELD_NUMBER: _builtins.int
+    direction: _builtins.str
+    """inbound, outbound"""
+    open: _builtins.bool
+    """Whether connections passed; else they were refused."""
+    lasts: _builtins.bool
+    """It is not over."""
+    refused_ms: _builtins.int
+    """Of this one: how long connections were refused, and how long they passed by."""
+    passed_ms: _builtins.int
+    count: _builtins.int
+    """Of all since the agent runs."""
+    total_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        direction: _builtins.str = ...,
+        open: _builtins.bool = ...,
+        lasts: _builtins.bool = ...,
+        refused_ms: _builtins.int = ...,
+        passed_ms: _builtins.int = ...,
+        count: _builtins.int = ...,
+        total_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "direction", b"direction", "lasts", b"lasts", "open", b"open", "passed_ms", b"passed_ms", "refused_ms", b"refused_ms", "total_ms", b"total_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CaptureGap: _TypeAlias = CaptureGap  # noqa: Y015
 
 @_typing.final
 class HostFacts(_message.Message):
@@ -1460,6 +1600,9 @@ class CaptureState(_message.Message):
     BACKEND_FIELD_NUMBER: _builtins.int
     RULES_HASH_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    GAPS_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
     state: _builtins.str
     """on, off, error"""
     backend: _builtins.str
@@ -1467,6 +1610,18 @@ class CaptureState(_message.Message):
     rules_hash: _builtins.str
     """Hash of the rules as they were read back from the kernel."""
     error: _builtins.str
+    @_builtins.property
+    def gaps(self) -> _containers.RepeatedCompositeFieldContainer[Global___CaptureGap]:
+        """Of each direction that was without a proxy since the agent runs: the last such time."""
+
+    @_builtins.property
+    def missing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Users and units that the policy names and that are not there now: "unit shop.service"."""
+
+    @_builtins.property
+    def refused(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What is asked for and never done on this host, and why: one sentence each."""
+
     def __init__(
         self,
         *,
@@ -1474,10 +1629,13 @@ class CaptureState(_message.Message):
         backend: _builtins.str = ...,
         rules_hash: _builtins.str = ...,
         error: _builtins.str = ...,
+        gaps: _abc.Iterable[Global___CaptureGap] | None = ...,
+        missing: _abc.Iterable[_builtins.str] | None = ...,
+        refused: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "error", b"error", "rules_hash", b"rules_hash", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "error", b"error", "gaps", b"gaps", "missing", b"missing", "refused", b"refused", "rules_hash", b"rules_hash", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -148,13 +148,13 @@ class Resolution(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A machine. `namespace` is as declared, None if its workloads decide."""
+    """A machine. `namespace` is as declared, None if its workloads decide. `capture_all` None: a policy may decide."""
 
     name: str
     addresses: tuple[str, ...]
     namespace: str | None
     outbound_identity: str | None
-    capture_all: bool
+    capture_all: bool | None
     labels: Mapping[str, str] = field(default_factory=dict)
     locality: str = ""
 

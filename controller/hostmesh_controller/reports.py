@@ -284,6 +284,8 @@ def bounded(report: HostReport) -> HostReport:
     del copy.listening[MAX_SOCKETS:]
     del copy.leases[MAX_LEASES:]
     copy.problems[:] = [text[:MAX_TEXT_CHARS] for text in copy.problems[:MAX_PROBLEMS]]
+    if copy.capture.drift:
+        copy.capture.drift[:] = [text[:MAX_TEXT_CHARS] for text in copy.capture.drift[:MAX_PROBLEMS]]
     if copy.HasField("trust"):
         copy.trust.roots[:] = [text[:MAX_TEXT_CHARS] for text in copy.trust.roots[:MAX_ROOTS]]
         del copy.trust.certificates[MAX_CERTIFICATES:]

@@ -74,11 +74,11 @@ def _set_lines(named_set: NamedSet) -> Iterator[str]:
     if named_set.intervals:
         yield "\t\tflags interval"
     if named_set.ranges:
-        yield f"\t\telements = {{ {', '.join(_range(first, last) for first, last in named_set.ranges)} }}"
+        yield f"\t\telements = {{ {', '.join(range_text(first, last) for first, last in named_set.ranges)} }}"
     yield "\t}"
 
 
-def _range(first: bytes, last: bytes) -> str:
+def range_text(first: bytes, last: bytes) -> str:
     if first == last:
         return _number(first)
     if len(first) in {4, 16}:

@@ -27,6 +27,7 @@ from typing import Any, Final, NoReturn
 from hostmesh_agent import control, hold, soundness
 from hostmesh_agent.arming import APPLIED, ARMED, CONFIRM, SOCKET, UNDO, Spec
 from hostmesh_agent.capture import CaptureError, Table, nft, routes
+from hostmesh_agent.capture import floor as kernel_floor
 from hostmesh_agent.capture.owner import Lent
 from hostmesh_agent.dns import Resolver, ResolverError
 from hostmesh_agent.lock import holder
@@ -57,8 +58,13 @@ class Timer:
 
     def __init__(self, spec: Spec) -> None:
         self._spec = spec
+        # Looked for again: what the agent knows may be older than a server.
+        self._ssh_servers = frozenset(spec.ssh_servers) | kernel_floor.ssh_servers()
         self._where = soundness.Where(
-            frozenset(spec.ssh_ports), spec.controllers, Path(spec.state_dir, "identity"), spec.envoy_uid
+            frozenset(spec.ssh_ports) | self._ssh_servers,
+            spec.controllers,
+            Path(spec.state_dir, "identity"),
+            spec.envoy_uid,
         )
         self._lent = Lent(spec.owner) if spec.owner >= 0 else None
         self._resolver = Resolver(Path(spec.resolv_conf), Path(spec.state_dir))
@@ -137,7 +143,7 @@ class Timer:
             return {"error": "the trial's rules are not in force yet"}
         table = nft.read()
         after = soundness.look(self._where, table)
-        faults = doubts(after, frozenset(self._spec.ssh_servers))
+        faults = doubts(after, self._ssh_servers)
         if not faults:
             # In this order a kill at any moment leaves a trial that is undone, or one that is confirmed.
             hold.release(Path(self._spec.state_dir))

@@ -73,8 +73,8 @@ def own_addresses() -> tuple[str, ...]:
     import psutil
 
     found = []
-    for entries in psutil.net_if_addrs().values():
-        for each in entries:
+    for name, entries in psutil.net_if_addrs().items():
+        for each in entries if name != "lo" else ():  # where Envoy's own addresses are, too
             if each.family in {socket.AF_INET, socket.AF_INET6}:
                 address = ip_address(each.address.partition("%")[0])
                 if not (address.is_loopback or address.is_link_local or address.is_unspecified):

@@ -5,6 +5,7 @@ import os
 import signal
 import warnings
 from collections.abc import Callable
+from contextlib import closing
 from typing import Final
 
 import pytest
@@ -71,7 +72,8 @@ def killed_after(messages: int, act: Callable[[], object]) -> bool:
 
 
 def apply_owned() -> None:
-    capture.apply(NEW, Owner())
+    with closing(Owner()) as owner:
+        capture.apply(NEW, owner)
 
 
 def undo() -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,11 @@ MAX_SOCKET_PATH_BYTES: Final = 107
 """sun_path holds 108 bytes with its final NUL (unix(7))."""
 MAX_THREADS_PER_CORE: Final = 8
 MIN_MTLS: Final = ("strict", "permissive", "none")
+MAX_LABELS: Final = 64
+_LABEL_KEY: Final = re.compile(r"([a-zA-Z0-9.-]{1,253}/)?[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
+_LABEL_VALUE: Final = re.compile(r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?")
+MAX_OBSERVE_INTERVAL_S: Final = 50
+"""What was closed is in the kernel's list for 60 s."""
 NOBODY: Final = 65534
 """What the kernel says of users that it cannot name here, and whom unrelated programs share."""
 MAX_DEFAULT_CONCURRENCY: Final = 4
@@ -114,6 +120,23 @@ class WasmSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ObserveSettings:
+    """What is told of the host's connections: who talks to whom, never what is said.
+
+    Attributes:
+        enabled: whether the kernel's list of TCP connections is looked at.
+        public_addresses: whether peers of the Internet are told by their address, or all as one.
+        interval_s: the time between two looks.
+        cloud: whether the metadata service is asked where DMI says that this is a machine of a cloud.
+    """
+
+    enabled: bool = True
+    public_addresses: bool = True
+    interval_s: int = 20
+    cloud: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class LogSettings:
     level: str = "info"
 
@@ -129,6 +152,8 @@ class AgentConfig:
     workload_api: WorkloadApiSettings = field(default_factory=WorkloadApiSettings)
     floor: FloorSettings = field(default_factory=FloorSettings)
     wasm: WasmSettings = field(default_factory=WasmSettings)
+    observe: ObserveSettings = field(default_factory=ObserveSettings)
+    labels: Mapping[str, str] = field(default_factory=dict)
     log: LogSettings = field(default_factory=LogSettings)
 
     @property
@@ -198,6 +223,8 @@ def parse(text: str, source: str) -> AgentConfig:
         workload_api=_workload_api(top.table("workload_api")),
         floor=_floor(top.table("floor")),
         wasm=_wasm(top.table("wasm")),
+        observe=_observe(top.table("observe")),
+        labels=_labels(top.table("labels")),
         log=_log(top.table("log")),
     )
     _check_socket_paths(config, source)
@@ -301,6 +328,28 @@ def _floor(table: Table) -> FloorSettings:
 def _wasm(table: Table) -> WasmSettings:
     table.only(dataclasses.fields(WasmSettings))
     return WasmSettings(allow_cidrs=table.blocks("allow_cidrs"))
+
+
+def _observe(table: Table) -> ObserveSettings:
+    default = ObserveSettings()
+    table.only(dataclasses.fields(ObserveSettings))
+    return ObserveSettings(
+        enabled=table.flag("enabled", default.enabled),
+        public_addresses=table.flag("public_addresses", default.public_addresses),
+        interval_s=table.number("interval_s", default.interval_s, 1, MAX_OBSERVE_INTERVAL_S),
+        cloud=table.flag("cloud", default.cloud),
+    )
+
+
+def _labels(table: Table) -> Mapping[str, str]:
+    if len(table.values) > MAX_LABELS:
+        raise ConfigError(f"{table.source}: labels: has {len(table.values)} keys, at most {MAX_LABELS} are told")
+    for key in table.values:
+        if _LABEL_KEY.fullmatch(key) is None:
+            raise table.error(f'"{key}"', "is no label's name: letters, digits, '-', '_', '.', and one '/'")
+        if _LABEL_VALUE.fullmatch(table.text(key, "")) is None:
+            raise table.error(f'"{key}"', "its value must be at most 63 letters, digits, '-', '_', '.'")
+    return {key: table.text(key, "") for key in sorted(table.values)}
 
 
 def _log(table: Table) -> LogSettings:

@@ -43,6 +43,7 @@ from hostmesh_agent.capture import floor as kernel_floor
 from hostmesh_agent.capturing import Capturing
 from hostmesh_agent.certs import Certificates, Wanted
 from hostmesh_agent.config import AgentConfig
+from hostmesh_agent.discovery import Discovery
 from hostmesh_agent.envoy import BuiltinSupervisor, EnvoyCommand
 from hostmesh_agent.identities import Identities
 from hostmesh_agent.modules import Modules
@@ -183,6 +184,14 @@ class Agent:
         self._probes = Probes(Ways(config.probes.exec_user).look, memory, self._reporter.changed)
         remembered = CallMemory(config.run_dir / "calls.json", self._facts.boot_id)
         self._calls = Calls(partial(self._admin.stats, NAMES), remembered, self._reporter.changed, now)
+        self._discovery = Discovery(
+            config,
+            self._facts,
+            self._envoy_uid,
+            (*self._record.agents_endpoints, *self._record.join_endpoints),
+            self._reporter.changed,
+            now,
+        )
         self._host_config: HostConfig | None = None
         self._floor: HostFloor | None = None
         self._sweep: Wanted | None = None
@@ -203,6 +212,7 @@ class Agent:
                 severing=self._severing,
                 probes=self._probes,
                 calls=self._calls,
+                discovery=self._discovery,
                 returning=self._returning,
                 workload_api=self._workload_api,
                 reporter=self._reporter,
@@ -242,6 +252,7 @@ class Agent:
                     "probes": self._probes.run(),
                     "severing": self._severing.run(),
                     "calls": self._calls.run(),
+                    "discovery": self._discovery.run(),
                     "rules": generation.watch(self._wake.set, self._capturing.changed_by),
                     "report": self._report_when_settled(),
                 }.items()
@@ -390,6 +401,7 @@ class Agent:
 
     def _taken(self, response: ReportResponse) -> None:
         self._calls.taken(response)
+        self._discovery.taken(response)
 
     # The control socket
 

@@ -20,6 +20,7 @@ import structlog
 
 from hostmesh_agent import (
     artifact,
+    capture_verbs,
     control,
     converge,
     dns_front,
@@ -244,6 +245,7 @@ class Agent:
             control.RELEASE: self._release,
             control.REFRESH: self._refresh,
         }
+        asked = capture_verbs.verbs(self._capturing, lambda: (self._host_config, self._floor), self._stepping)
         await self._restore()
         self._online = True
         slim.settle()
@@ -254,7 +256,7 @@ class Agent:
                 group.create_task(each, name=name)
                 for name, each in {
                     **more,
-                    "control": control.Control(self._config.control_socket, verbs).run(),
+                    "control": control.Control(self._config.control_socket, verbs, asked).run(),
                     "relay": self._relay.run(),
                     "certificates": self._identities.run(),
                     "returning": self._returning.run(),
@@ -265,7 +267,7 @@ class Agent:
                     "calls": self._calls.run(),
                     "discovery": self._discovery.run(),
                     "names over tcp": dns_front.Front().run(),
-                    "rules": generation.watch(self._wake.set),
+                    "rules": generation.watch(self._wake.set, self._capturing.changed_by),
                     "report": self._report_when_settled(),
                 }.items()
             ]

@@ -324,6 +324,8 @@ def bounded(report: HostReport) -> HostReport:
     for said in (copy.capture.missing, copy.capture.refused):
         said[:] = [text[:MAX_TEXT_CHARS] for text in said[:MAX_PROBLEMS]]
     copy.problems[:] = [text[:MAX_TEXT_CHARS] for text in copy.problems[:MAX_PROBLEMS]]
+    if copy.capture.drift:
+        copy.capture.drift[:] = [text[:MAX_TEXT_CHARS] for text in copy.capture.drift[:MAX_PROBLEMS]]
     if copy.HasField("trust"):
         copy.trust.roots[:] = [text[:MAX_TEXT_CHARS] for text in copy.trust.roots[:MAX_ROOTS]]
         del copy.trust.certificates[MAX_CERTIFICATES:]

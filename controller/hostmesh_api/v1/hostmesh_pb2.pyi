@@ -1600,6 +1600,11 @@ class CaptureState(_message.Message):
     BACKEND_FIELD_NUMBER: _builtins.int
     RULES_HASH_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    ALARM_FIELD_NUMBER: _builtins.int
+    ALARM_REASON_FIELD_NUMBER: _builtins.int
+    UNDONE_AT_FIELD_NUMBER: _builtins.int
+    DRIFT_FIELD_NUMBER: _builtins.int
+    TRIAL_UNTIL_FIELD_NUMBER: _builtins.int
     GAPS_FIELD_NUMBER: _builtins.int
     MISSING_FIELD_NUMBER: _builtins.int
     REFUSED_FIELD_NUMBER: _builtins.int
@@ -1610,6 +1615,19 @@ class CaptureState(_message.Message):
     rules_hash: _builtins.str
     """Hash of the rules as they were read back from the kernel."""
     error: _builtins.str
+    alarm: _builtins.str
+    """Of a change that did harm and was undone, or of a trial that nobody confirmed: nothing more is captured until the
+    owner of the host says so. "" if there is none.
+    """
+    alarm_reason: _builtins.str
+    undone_at: _builtins.int
+    """Seconds since the epoch; 0 if there is no alarm."""
+    trial_until: _builtins.int
+    """Until when a trial waits for its confirmation, seconds since the epoch; 0 if there is none."""
+    @_builtins.property
+    def drift(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """How another program last changed the rules, one part a line, and last which program."""
+
     @_builtins.property
     def gaps(self) -> _containers.RepeatedCompositeFieldContainer[Global___CaptureGap]:
         """Of each direction that was without a proxy since the agent runs: the last such time."""
@@ -1629,13 +1647,18 @@ class CaptureState(_message.Message):
         backend: _builtins.str = ...,
         rules_hash: _builtins.str = ...,
         error: _builtins.str = ...,
+        alarm: _builtins.str = ...,
+        alarm_reason: _builtins.str = ...,
+        undone_at: _builtins.int = ...,
+        drift: _abc.Iterable[_builtins.str] | None = ...,
+        trial_until: _builtins.int = ...,
         gaps: _abc.Iterable[Global___CaptureGap] | None = ...,
         missing: _abc.Iterable[_builtins.str] | None = ...,
         refused: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "error", b"error", "gaps", b"gaps", "missing", b"missing", "refused", b"refused", "rules_hash", b"rules_hash", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "alarm_reason", b"alarm_reason", "backend", b"backend", "drift", b"drift", "error", b"error", "gaps", b"gaps", "missing", b"missing", "refused", b"refused", "rules_hash", b"rules_hash", "state", b"state", "trial_until", b"trial_until", "undone_at", b"undone_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

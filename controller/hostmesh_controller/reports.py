@@ -38,10 +38,13 @@ MAX_ADDRESSES: Final = 256
 MAX_SOCKETS: Final = 2048
 MAX_LEASES: Final = 1024
 MAX_PORTS: Final = 1024
+MAX_PROBES: Final = 32
 MAX_PROBLEMS: Final = 64
 MAX_ROOTS: Final = 32
 MAX_CERTIFICATES: Final = 2 * MAX_LEASES
 MAX_TEXT_CHARS: Final = 1024
+MAX_CPUS: Final = 4096
+"""A host's word for its cores decides how much it is called: not without a bound."""
 
 Workload = tuple[str, str]
 """Namespace and name."""
@@ -160,10 +163,12 @@ class ReportingServicer(ReportingBase):
         quarantine: Quarantine,
         observations: Observations | None = None,
         mesh: Callable[[], Mesh] | None = None,
+        heard: Callable[[str, str], None] = lambda _host, _envoy: None,
     ) -> None:
         """`workloads_of` returns (namespace, name) of the workloads that the registry places on a host.
 
-        `observations` keeps the calls that are reported, of a `mesh`; None: nobody wants them.
+        `observations` keeps the calls that are reported, of a `mesh`; None: nobody wants them. `heard` is told of each
+        report, and of the state of Envoy in it.
         """
         self._states = states
         self._peers = peers
@@ -172,6 +177,7 @@ class ReportingServicer(ReportingBase):
         self._quarantine = quarantine
         self._observations = observations
         self._mesh = mesh
+        self._heard = heard
 
     async def Report(self, request: HostReport, context: Context) -> ReportResponse:  # noqa: N802 - gRPC's name
         caller = await self._peers.host_of(context)
@@ -186,6 +192,7 @@ class ReportingServicer(ReportingBase):
             await context.abort(
                 grpc.StatusCode.UNAVAILABLE, "the controller's store fails: its operator must see its log"
             )
+        self._heard(caller.host, report.envoy.state)
         memory = ""
         if self._observations is not None and self._mesh is not None:
             self._observations.reported(caller.host, request, self._mesh())
@@ -208,7 +215,7 @@ def _matters_of(state: HostState) -> tuple[object, ...]:
 
 def _what_matters(ready: frozenset[Workload], report: HostReport) -> tuple[object, ...]:
     """Return what others are told of a host. From the message: reading its bytes again cost as much as all the rest."""
-    return ready, _captured_ports(report), _healthy(report), frozenset(report.facts.addresses)
+    return ready, _captured_ports(report), _healthy(report), frozenset(report.facts.addresses), report.facts.cpus
 
 
 def _healthy(report: HostReport) -> frozenset[Workload]:
@@ -267,6 +274,7 @@ def runtime_of(state: HostState) -> HostRuntime:
         ipv6=has_ipv6(state),
         captured=captured_ports(state) if joined else frozenset(),
         healthy=healthy_workloads(state) if joined else frozenset(),
+        cpus=min(HostReport.FromString(state.report).facts.cpus, MAX_CPUS),
     )
 
 
@@ -289,6 +297,9 @@ def bounded(report: HostReport) -> HostReport:
         del copy.trust.certificates[MAX_CERTIFICATES:]
     for lease in copy.leases:
         del lease.captured_ports[MAX_PORTS:]
+        del lease.probes[MAX_PROBES:]
+        for probe in lease.probes:
+            probe.name, probe.reason = probe.name[:MAX_TEXT_CHARS], probe.reason[:MAX_TEXT_CHARS]
     addresses = sorted(filter(None, map(_canonical, copy.facts.addresses[:MAX_ADDRESSES])))
     copy.facts.addresses[:] = addresses
     for message in (copy.facts, copy.envoy, copy.capture, *copy.listening, *copy.leases, *copy.trust.certificates):

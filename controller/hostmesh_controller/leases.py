@@ -3,9 +3,9 @@
     stream ends ─▶ knock at the host ─▶ it answers: the agent is away, the host serves on
                                     └─▶ it does not, twice: silent ─▶ its lease runs out ─▶ withdrawn
 
-The heartbeats are the kernel's: TCP keepalive on the agents' connections (`keepalive`), which ends the stream of a host
-that does not answer any more. So a host that is well costs nothing here. A stream that ended says nothing yet: agents are
-restarted, stopped and killed. The host's kernel is asked, and only one that is silent is withdrawn.
+The heartbeats are the kernel's: TCP keepalive on the agents' connections (`tcp_keepalive`), which ends the stream of a
+host that does not answer any more. So a host that is well costs nothing here. A stream that ended says nothing yet:
+agents are restarted, stopped and killed. The host's kernel is asked, and only one that is silent is withdrawn.
 
 Where many hosts are missing at once it is this side's network, or the controller was away: nobody is withdrawn then
 (the panic guard), until it is over and those who can have come back.
@@ -21,8 +21,8 @@ from typing import Final
 LEASE_S: Final = 5.0
 """How long a silent host keeps its place after the last sign of life that was seen here.
 
-The kernel takes 4 to 7 s to see that a host is dead (`keepalive`), so hosts that die together are all missed within 3 s:
-before the first of them is withdrawn. The last one is withdrawn 12 s after its end.
+The kernel takes 4 to 7 s to see that a host is dead (`tcp_keepalive`), so hosts that die together are all missed within
+3 s: before the first of them is withdrawn. The last one is withdrawn 12 s after its end.
 """
 MISSES: Final = 2
 """Knocks in a row that a host must leave unanswered."""

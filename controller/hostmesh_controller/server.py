@@ -23,7 +23,6 @@ Identify = Callable[[Context], Awaitable[str]]
 Seen = Callable[[str, Sighting], Awaitable[None]]
 
 
-
 class Presence(Protocol):
     """Who wants to know which hosts have a stream."""
 

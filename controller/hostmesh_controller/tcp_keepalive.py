@@ -6,6 +6,7 @@ controller does. A socket that is accepted has the options of the one that liste
 
 import os
 import socket
+import stat
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -29,7 +30,7 @@ def keep_alive(port: int) -> int:
 
 
 def _keep_alive(descriptor: int, port: int) -> bool:
-    if not os.readlink(f"/proc/self/fd/{descriptor}").startswith("socket:"):
+    if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
         return False
     # A copy, so that closing it here leaves gRPC's alone.
     with socket.socket(fileno=os.dup(descriptor)) as found:

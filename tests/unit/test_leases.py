@@ -221,7 +221,9 @@ EVENTS = st.lists(
 
 
 @given(EVENTS)
-def test_whatever_happens_nobody_with_a_stream_and_a_report_is_out_and_all_is_told(events: list[tuple[str, str, float]]) -> None:
+def test_whatever_happens_nobody_with_a_stream_and_a_report_is_out_and_all_is_told(
+    events: list[tuple[str, str, float]],
+) -> None:
     leases, now = fleet(), 0.0
     told: dict[str, tuple[bool, bool]] = {}
     for host, event, later_s in events:

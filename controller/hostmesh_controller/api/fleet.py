@@ -21,8 +21,8 @@ class HostView:
     """One registered host.
 
     `proxy` is None while it is not connected, `workloads` are "namespace/name", `group` is the WorkloadGroup that it is
-    a member of, "namespace/name", None for none. `lease` is what is known of it (`leases.Sign`), `missing_since` the last
-    sign of life of one that has no stream.
+    a member of, "namespace/name", None for none. `lease` is what is known of it (`leases.Sign`), `missing_since` the
+    last sign of life of one that has no stream.
     """
 
     name: str

@@ -48,7 +48,9 @@ class GrpcProbe(Spec):
 class SystemdProbe(Spec):
     """Ask systemd: a unit that is active is healthy."""
 
-    unit: Annotated[str, Field(pattern=r"^[A-Za-z0-9:_.\\@-]+\.(service|socket|target|mount|path|timer)$", max_length=255)]
+    unit: Annotated[
+        str, Field(pattern=r"^[A-Za-z0-9:_.\\@-]+\.(service|socket|target|mount|path|timer)$", max_length=255)
+    ]
 
 
 class Probe(Spec):

@@ -1,0 +1,97 @@
+"""A host that dies is called no more within 15 s; one whose agent is dead is called on."""
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from e2e.driver import PROGRAMS, Lab, eventually, new_lab
+from e2e.test_under_load import load
+
+HOSTS = ("s1", "s2")
+PROMISED_S = 15.0
+
+PAIR = """
+apiVersion: v1
+kind: Service
+metadata: {name: pair}
+spec:
+  selector: {app: pair}
+  ports: [{name: http, port: 80, targetPort: 8080}]
+"""
+ENTRY = """
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {{name: {host}}}
+spec: {{address: {address}, labels: {{app: pair}}, serviceAccount: pair}}
+"""
+
+
+def run_program(lab: Lab, host: str) -> None:
+    lab.detach(host, "python3", str(PROGRAMS / "http_echo.py"), "8080", host, user="app")
+
+
+def answering(lab: Lab) -> set[str]:
+    answers = [lab.curl("client", "http://pair/") for _ in range(6)]
+    return {each.json["name"] if each.status == 200 else "" for each in answers}
+
+
+def seen(lab: Lab, host: str) -> dict[str, Any]:
+    """What the controller says of a host."""
+    done = lab.hostmesh("host", "show", host, "-o", "json")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Lab]:
+    """A client, and a service of two hosts."""
+    with new_lab() as lab:
+        lab.verb("up", "client", *HOSTS)
+        lab.apply(PAIR + "".join(ENTRY.format(host=host, address=lab.ip(host)) for host in HOSTS))
+        for host in HOSTS:
+            run_program(lab, host)
+        lab.wait_for_workloads()
+        eventually(lambda: answering(lab) == set(HOSTS), "both serve", timeout_s=30)
+        yield lab
+
+
+def test_a_host_whose_agent_is_dead_is_called_on(pair: Lab) -> None:
+    with load(pair, "client", "http://pair/") as tally:
+        pair.verb("kill", "agent/s1")
+        eventually(lambda: seen(pair, "s1")["lease"] == "agent away", "its host answers for it")
+        first = seen(pair, "s1")["missing_since"]
+        eventually(lambda: seen(pair, "s1")["missing_since"] > first, "it is asked again")
+        assert seen(pair, "s1")["lease"] == "agent away"
+        assert answering(pair) == set(HOSTS)
+        pair.verb("start", "agent/s1")
+        eventually(lambda: seen(pair, "s1")["lease"] == "alive", "the agent is back", timeout_s=30)
+    assert tally["failed"] == 0, tally
+
+
+def test_a_host_without_power_leaves_the_endpoints_of_its_callers_in_time_and_comes_back(pair: Lab) -> None:
+    cut_at = time.monotonic()
+    pair.verb("kill", "host/s1")
+    eventually(lambda: seen(pair, "s1")["lease"] == "withdrawn", "it is withdrawn", timeout_s=PROMISED_S)
+    withdrawn_s = time.monotonic() - cut_at
+    assert withdrawn_s < PROMISED_S
+    assert answering(pair) == {"s2"}
+    pair.verb("start", "host/s1")
+    run_program(pair, "s1")
+    eventually(lambda: seen(pair, "s1")["lease"] == "alive", "it is back", timeout_s=60)
+    eventually(lambda: answering(pair) == set(HOSTS), "both serve", timeout_s=30)
+
+
+def test_a_host_that_is_shut_down_leaves_them_too(pair: Lab) -> None:
+    pair.verb("stop", "host/s2")
+    eventually(lambda: seen(pair, "s2")["lease"] == "withdrawn", "it is withdrawn", timeout_s=PROMISED_S)
+    assert answering(pair) == {"s1"}
+    # Nobody else is left, and whoever says that this one is dead may be wrong.
+    pair.verb("kill", "host/s1")
+    eventually(lambda: seen(pair, "s1")["lease"] == "withdrawn", "it is withdrawn", timeout_s=PROMISED_S)
+    pair.verb("start", "host/s1")
+    run_program(pair, "s1")
+    eventually(lambda: answering(pair) == {"s1"}, "the last one serves again", timeout_s=60)

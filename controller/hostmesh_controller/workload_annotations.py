@@ -46,8 +46,9 @@ def _read(text: str) -> tuple[tuple[NamedProbe, ...], tuple[str, ...]]:
     values = [each.value for each in documents if isinstance(each, Document)]
     if wrong or len(values) != 1:
         return (), wrong or ("expected one probe, or one list of them",)
-    listed = values[0] if isinstance(values[0], list) else [values[0]]
-    spec, faults = read_spec({"probes": listed}, ProbeList)
+    (value,) = values
+    spec, faults = read_spec({"probes": value if isinstance(value, list) else [value]}, ProbeList)
     if spec is None:
-        return (), tuple(f"{path_text(each.path)}: {each.message}" for each in faults)
+        beyond = 1 if isinstance(value, list) else 2
+        return (), tuple(f"{path_text(each.path[beyond:])}: {each.message}".lstrip(": ") for each in faults)
     return spec.probes, ()

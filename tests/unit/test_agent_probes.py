@@ -408,8 +408,8 @@ async def test_a_memory_that_makes_no_sense_is_none(tmp_path: Path) -> None:
         path.write_text(text)
         assert Memory(path, "b1").read() == {}
     Memory(tmp_path / "none" / "health", "b1").write({ProbeName(WEB, ""): True})
-    Memory(path, "b1").write({WEB: True})
-    assert Memory(path, "b1").read() == {WEB: True}
+    Memory(path, "b1").write({ProbeName(WEB, ""): True})
+    assert Memory(path, "b1").read() == {ProbeName(WEB, ""): True}
 
 
 def test_probes_need_no_tls_of_pythons_own() -> None:

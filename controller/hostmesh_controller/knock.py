@@ -7,7 +7,7 @@ from typing import Final
 
 from hostmesh_api.wire import INBOUND_PORT
 
-KNOCK_S: Final = 2.0
+KNOCK_S: Final = 1.5
 """Long enough for the kernel's second try, after a second: one lost packet is no death."""
 _OUR_OWN: Final = frozenset({errno.ENETUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL, errno.EMFILE, errno.ENFILE})
 """This machine could not even ask."""

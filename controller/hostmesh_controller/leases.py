@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-LEASE_S: Final = 5.0
+LEASE_S: Final = 4.0
 """How long a silent host keeps its place after the last sign of life that was seen here.
 
 The kernel takes 4 to 7 s to see that a host is dead (`tcp_keepalive`), so hosts that die together are all missed within
-3 s: before the first of them is withdrawn. The last one is withdrawn 12 s after its end.
+3 s: before the first of them is withdrawn. The last one is withdrawn 11 s after its end.
 """
 MISSES: Final = 2
 """Knocks in a row that a host must leave unanswered."""

@@ -139,7 +139,7 @@ class Leases:
 
     def counts(self) -> dict[Sign, int]:
         """Return how many hosts there are of each sign."""
-        found = dict.fromkeys((each for each in Sign if each is not Sign.UNKNOWN), 0)
+        found: dict[Sign, int] = dict.fromkeys((each for each in Sign if each is not Sign.UNKNOWN), 0)
         found[Sign.ALIVE] = len(self._leases) - len(self._open)
         for host in self._open:
             found[self.sign(host)] += 1

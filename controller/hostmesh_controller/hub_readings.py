@@ -40,7 +40,7 @@ def lease_readings(leases: Leases) -> Iterable[Reading]:
     """What the leases tell at a scrape."""
     prefix = "hostmesh_controller"
     by_sign: dict[tuple[str, ...], float] = {
-        (str(sign).replace(" ", "_"),): float(count) for sign, count in leases.counts().items()
+        (str(sign),): float(count) for sign, count in leases.counts().items()
     }
     text = "Hosts that have joined, by what is known of them; endpoints of withdrawn ones are called by nobody."
     yield Reading(f"{prefix}_hosts", text, ("lease",), by_sign)

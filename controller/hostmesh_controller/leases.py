@@ -53,7 +53,7 @@ class Sign(StrEnum):
 
     UNKNOWN = "unknown"
     ALIVE = "alive"
-    AGENT_AWAY = "agent away"
+    AGENT_AWAY = "agent-away"
     MISSING = "missing"
     SILENT = "silent"
     HELD = "held"

@@ -8,15 +8,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import grpc
 import pytest
 
-from hostmesh_controller import knock, leases, listen, tcp_keepalive
+from hostmesh_controller import knock, leases, tcp_keepalive
 from hostmesh_controller.lease_keeper import LeaseKeeper
 from hostmesh_controller.leases import Sign
-from hostmesh_controller.limits import Limits
-from running_controller import free_ports
 from waiting import until
+from whole_controller import whole_controller
 
 BOUND_S = 20
 
@@ -108,19 +106,15 @@ async def test_a_full_backlog_is_silence() -> None:
             each.close()
 
 
-async def test_the_kernel_watches_the_connections_that_grpc_accepts() -> None:
-    port = free_ports()[0]
-    server = listen.grpc_server(listen.agents_options(Limits()))
-    server.add_insecure_port(f"127.0.0.1:{port}")
-    await server.start()
-    assert tcp_keepalive.keep_alive(port) >= 1
-    try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            await asyncio.wait_for(channel.channel_ready(), BOUND_S)
-            wanted = (1, tcp_keepalive.IDLE_S, tcp_keepalive.AGAIN_S, tcp_keepalive.GIVE_UP_MS)
-            assert _accepted(port) == [wanted]
-    finally:
-        await server.stop(None)
+async def test_the_kernel_watches_the_connections_of_agents(tmp_path: Path) -> None:
+    async with whole_controller(tmp_path) as whole:
+        port = whole.ports[0]
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        await until(lambda: bool(_accepted(port)), "gRPC accepts the connection")
+        assert _accepted(port) == [
+            (1, tcp_keepalive.IDLE_S, tcp_keepalive.AGAIN_S, tcp_keepalive.GIVE_UP_MS),
+        ]
+        writer.transport.abort()
 
 
 def _accepted(port: int) -> list[tuple[int, ...]]:

@@ -39,9 +39,7 @@ def readings(hub: Hub, revision: Callable[[], int], keys: KeyFetcher | None = No
 def lease_readings(leases: Leases) -> Iterable[Reading]:
     """What the leases tell at a scrape."""
     prefix = "hostmesh_controller"
-    by_sign: dict[tuple[str, ...], float] = {
-        (str(sign),): float(count) for sign, count in leases.counts().items()
-    }
+    by_sign: dict[tuple[str, ...], float] = {(str(sign),): float(count) for sign, count in leases.counts().items()}
     text = "Hosts that have joined, by what is known of them; endpoints of withdrawn ones are called by nobody."
     yield Reading(f"{prefix}_hosts", text, ("lease",), by_sign)
     text = "1 while so many hosts are missing that none is withdrawn."

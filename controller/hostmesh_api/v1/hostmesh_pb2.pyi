@@ -537,6 +537,7 @@ class Workload(_message.Message):
     PORTS_FIELD_NUMBER: _builtins.int
     PROBE_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
+    MORE_PROBES_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     name: _builtins.str
     service_account: _builtins.str
@@ -551,6 +552,10 @@ class Workload(_message.Message):
     def probe(self) -> Global___Probe:
         """How the agent tells whether the program is healthy; unset: it counts as healthy."""
 
+    @_builtins.property
+    def more_probes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NamedProbe]:
+        """Beside `probe`, which is named "readiness"; all must succeed."""
+
     def __init__(
         self,
         *,
@@ -561,14 +566,39 @@ class Workload(_message.Message):
         ports: _abc.Iterable[_builtins.int] | None = ...,
         probe: Global___Probe | None = ...,
         address: _builtins.str = ...,
+        more_probes: _abc.Iterable[Global___NamedProbe] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["probe", b"probe"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "name", b"name", "namespace", b"namespace", "ports", b"ports", "probe", b"probe", "service_account", b"service_account", "spiffe_id", b"spiffe_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "more_probes", b"more_probes", "name", b"name", "namespace", b"namespace", "ports", b"ports", "probe", b"probe", "service_account", b"service_account", "spiffe_id", b"spiffe_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Workload: _TypeAlias = Workload  # noqa: Y015
+
+@_typing.final
+class NamedProbe(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PROBE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Unique in its workload."""
+    @_builtins.property
+    def probe(self) -> Global___Probe: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        probe: Global___Probe | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["probe", b"probe"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "probe", b"probe"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NamedProbe: _TypeAlias = NamedProbe  # noqa: Y015
 
 @_typing.final
 class Probe(_message.Message):
@@ -685,10 +715,29 @@ class Probe(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class Systemd(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        UNIT_FIELD_NUMBER: _builtins.int
+        unit: _builtins.str
+        """A unit that is active is healthy."""
+        def __init__(
+            self,
+            *,
+            unit: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["unit", b"unit"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     HTTP_GET_FIELD_NUMBER: _builtins.int
     TCP_SOCKET_FIELD_NUMBER: _builtins.int
     EXEC_FIELD_NUMBER: _builtins.int
     GRPC_FIELD_NUMBER: _builtins.int
+    SYSTEMD_FIELD_NUMBER: _builtins.int
     INITIAL_DELAY_S_FIELD_NUMBER: _builtins.int
     TIMEOUT_S_FIELD_NUMBER: _builtins.int
     PERIOD_S_FIELD_NUMBER: _builtins.int
@@ -708,6 +757,8 @@ class Probe(_message.Message):
     def exec(self) -> Global___Probe.Exec: ...
     @_builtins.property
     def grpc(self) -> Global___Probe.Grpc: ...
+    @_builtins.property
+    def systemd(self) -> Global___Probe.Systemd: ...
     def __init__(
         self,
         *,
@@ -715,17 +766,18 @@ class Probe(_message.Message):
         tcp_socket: Global___Probe.TcpSocket | None = ...,
         exec: Global___Probe.Exec | None = ...,
         grpc: Global___Probe.Grpc | None = ...,
+        systemd: Global___Probe.Systemd | None = ...,
         initial_delay_s: _builtins.int = ...,
         timeout_s: _builtins.int = ...,
         period_s: _builtins.int = ...,
         success_threshold: _builtins.int = ...,
         failure_threshold: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["exec", b"exec", "grpc", b"grpc", "http_get", b"http_get", "tcp_socket", b"tcp_socket", "way", b"way"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["exec", b"exec", "grpc", b"grpc", "http_get", b"http_get", "systemd", b"systemd", "tcp_socket", b"tcp_socket", "way", b"way"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["exec", b"exec", "failure_threshold", b"failure_threshold", "grpc", b"grpc", "http_get", b"http_get", "initial_delay_s", b"initial_delay_s", "period_s", b"period_s", "success_threshold", b"success_threshold", "tcp_socket", b"tcp_socket", "timeout_s", b"timeout_s", "way", b"way"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exec", b"exec", "failure_threshold", b"failure_threshold", "grpc", b"grpc", "http_get", b"http_get", "initial_delay_s", b"initial_delay_s", "period_s", b"period_s", "success_threshold", b"success_threshold", "systemd", b"systemd", "tcp_socket", b"tcp_socket", "timeout_s", b"timeout_s", "way", b"way"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_way: _TypeAlias = _typing.Literal["http_get", "tcp_socket", "exec", "grpc"]  # noqa: Y015
+    _WhichOneofReturnType_way: _TypeAlias = _typing.Literal["http_get", "tcp_socket", "exec", "grpc", "systemd"]  # noqa: Y015
     _WhichOneofArgType_way: _TypeAlias = _typing.Literal["way", b"way"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_way) -> _WhichOneofReturnType_way | None: ...
 
@@ -1527,6 +1579,7 @@ class WorkloadLease(_message.Message):
     CERTIFICATE_NOT_AFTER_FIELD_NUMBER: _builtins.int
     HEALTH_FIELD_NUMBER: _builtins.int
     HEALTH_REASON_FIELD_NUMBER: _builtins.int
+    PROBES_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     name: _builtins.str
     ready: _builtins.bool
@@ -1541,6 +1594,10 @@ class WorkloadLease(_message.Message):
     def captured_ports(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Ports that are captured now."""
 
+    @_builtins.property
+    def probes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProbeState]:
+        """What is thought of each of its probes."""
+
     def __init__(
         self,
         *,
@@ -1551,14 +1608,41 @@ class WorkloadLease(_message.Message):
         certificate_not_after: _builtins.int = ...,
         health: Global___WorkloadLease.Health.ValueType = ...,
         health_reason: _builtins.str = ...,
+        probes: _abc.Iterable[Global___ProbeState] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["captured_ports", b"captured_ports", "certificate_not_after", b"certificate_not_after", "health", b"health", "health_reason", b"health_reason", "name", b"name", "namespace", b"namespace", "ready", b"ready"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["captured_ports", b"captured_ports", "certificate_not_after", b"certificate_not_after", "health", b"health", "health_reason", b"health_reason", "name", b"name", "namespace", b"namespace", "probes", b"probes", "ready", b"ready"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WorkloadLease: _TypeAlias = WorkloadLease  # noqa: Y015
+
+@_typing.final
+class ProbeState(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    HEALTHY_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    healthy: _builtins.bool
+    reason: _builtins.str
+    """The last failure; also of a healthy one that has failed since, but not often enough."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        healthy: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["healthy", b"healthy", "name", b"name", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProbeState: _TypeAlias = ProbeState  # noqa: Y015
 
 @_typing.final
 class EnvoyState(_message.Message):

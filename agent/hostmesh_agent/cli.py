@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from hostmesh_agent import argv
+from hostmesh_agent import argv, cli_config
 from hostmesh_agent import config as configuration
 from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.config_table import ConfigError
@@ -91,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         "clear", help="capture nothing any more, until `capture resume`; works without agent and controller"
     ).set_defaults(verb=_capture_clear)
     capture_verbs.add_parser("resume", help="let the agent capture again").set_defaults(verb=_capture_resume)
+    cli_config.add(verbs)
     return parser
 
 

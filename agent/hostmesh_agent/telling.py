@@ -82,6 +82,7 @@ class Telling:
             problems=[
                 *status.configuration_problems(parts.modules.states(), parts.next_envoy.problem),
                 *filter(None, [parts.severing.problem]),
+                *parts.relay.state().problems,
             ],
             agent=parts.agent,
             machine=parts.facts.machine_id,

@@ -11,6 +11,7 @@ from hostmesh_agent.capture import CaptureError, HostFloor, Owner
 from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.enforce import Enforced, Enforcement
 from hostmesh_agent.identities import AGENT, Identities
+from hostmesh_agent.mesh_names import MeshNames
 from hostmesh_api.v1.hostmesh_pb2 import CaptureState, HostConfig
 
 log = structlog.get_logger(__name__)
@@ -26,6 +27,7 @@ class Capturing:
         identities: Identities,
         active: Callable[[Mapping[str, str]], Awaitable[frozenset[str]]],
         changed: Callable[[], None],
+        names: Callable[[], MeshNames] = MeshNames,
     ) -> None:
         """Begin with nothing known.
 
@@ -35,14 +37,20 @@ class Capturing:
             identities: whose certificates are in place.
             active: returns which of the wanted listeners, by version, Envoy has.
             changed: is called when something else is in force, or lacking.
+            names: returns what the mesh's names have in common; called in a thread.
         """
         self._config = config
         self._identities = identities
         self._active = active
         self._changed = changed
+        self._names = names
         self._guard = guard.Guard(config.state_dir)
         self._enforcement = Enforcement(
-            dns=config.dns.enabled, resolv_conf=config.dns.resolv_conf, state_dir=config.state_dir, owner=owner
+            dns=config.dns.enabled,
+            resolv_conf=config.dns.resolv_conf,
+            domains=config.dns.domains,
+            state_dir=config.state_dir,
+            owner=owner,
         )
         self._enforced = Enforced()
         self._lacking: tuple[str, ...] = ()
@@ -60,11 +68,12 @@ class Capturing:
     def state(self) -> CaptureState:
         """Return what the controller is told."""
         capture = self._enforced.capture
+        dns_problem = "" if self._enforced.dns_in_place else self._enforced.dns_detail
         return CaptureState(
             state=capture.state,
             backend=capture.backend,
             rules_hash=capture.rules_hash,
-            error="; ".join(filter(None, [capture.error, self._enforced.dns_detail, *self._lacking])),
+            error="; ".join(filter(None, [capture.error, dns_problem, *self._lacking])),
         )
 
     async def step(self, config: HostConfig, floor: HostFloor) -> None:
@@ -75,7 +84,7 @@ class Capturing:
             # What is in force is not known: it stays as it is, or STRICT ports would be open for a moment.
             decision, enforced = converge.Decision(None, (str(error),)), self._enforced
         else:
-            enforced = await asyncio.to_thread(self._enforcement.put, decision.request, floor)
+            enforced = await asyncio.to_thread(self._enforcement.put, decision.request, floor, self._names)
         if enforced.capture.state == "on":
             strict = frozenset(config.strict_ports) & enforced.in_force.inbound_ports
             await asyncio.to_thread(self._guard.note, strict)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,10 +22,17 @@ MAX_SOCKET_PATH_BYTES: Final = 107
 """sun_path holds 108 bytes with its final NUL (unix(7))."""
 MAX_THREADS_PER_CORE: Final = 8
 MIN_MTLS: Final = ("strict", "permissive", "none")
+MAX_LABELS: Final = 64
+_LABEL_KEY: Final = re.compile(r"([a-zA-Z0-9.-]{1,253}/)?[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
+_LABEL_VALUE: Final = re.compile(r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?")
+MAX_OBSERVE_INTERVAL_S: Final = 50
+"""What was closed is in the kernel's list for 60 s."""
 NOBODY: Final = 65534
 """What the kernel says of users that it cannot name here, and whom unrelated programs share."""
 MAX_DEFAULT_CONCURRENCY: Final = 4
 """More workers cost memory on every host and are needed on few: who needs them says so."""
+
+_DOMAIN: Final = re.compile(r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]{0,62})(\.[a-z0-9_]([a-z0-9_-]{0,62}))*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +68,8 @@ class CaptureSettings:
 class DnsSettings:
     enabled: bool = True
     resolv_conf: Path = Path("/etc/resolv.conf")
+    domains: tuple[str, ...] = ()
+    """What systemd-resolved is to ask of the mesh alone, beside the mesh's own domain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +142,23 @@ class ShrinkSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ObserveSettings:
+    """What is told of the host's connections: who talks to whom, never what is said.
+
+    Attributes:
+        enabled: whether the kernel's list of TCP connections is looked at.
+        public_addresses: whether peers of the Internet are told by their address, or all as one.
+        interval_s: the time between two looks.
+        cloud: whether the metadata service is asked where DMI says that this is a machine of a cloud.
+    """
+
+    enabled: bool = True
+    public_addresses: bool = True
+    interval_s: int = 20
+    cloud: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class LogSettings:
     level: str = "info"
 
@@ -149,6 +176,8 @@ class AgentConfig:
     wasm: WasmSettings = field(default_factory=WasmSettings)
     cold: ColdSettings = field(default_factory=ColdSettings)
     shrink: ShrinkSettings = field(default_factory=ShrinkSettings)
+    observe: ObserveSettings = field(default_factory=ObserveSettings)
+    labels: Mapping[str, str] = field(default_factory=dict)
     log: LogSettings = field(default_factory=LogSettings)
 
     @property
@@ -220,6 +249,8 @@ def parse(text: str, source: str) -> AgentConfig:
         wasm=_wasm(top.table("wasm")),
         cold=_cold(top.table("cold")),
         shrink=_shrink(top.table("shrink")),
+        observe=_observe(top.table("observe")),
+        labels=_labels(top.table("labels")),
         log=_log(top.table("log")),
     )
     _check_socket_paths(config, source)
@@ -269,7 +300,16 @@ def _dns(table: Table) -> DnsSettings:
     return DnsSettings(
         enabled=table.flag("enabled", default.enabled),
         resolv_conf=table.path("resolv_conf", default.resolv_conf),
+        domains=_domains(table),
     )
+
+
+def _domains(table: Table) -> tuple[str, ...]:
+    domains = tuple(each.strip(".").lower() for each in table.texts("domains"))
+    for each in domains:
+        if not _DOMAIN.fullmatch(each):
+            raise table.error("domains", f"{each!r} is not a domain, such as 'api.example.com'")
+    return domains
 
 
 def _probes(table: Table) -> ProbeSettings:
@@ -336,6 +376,28 @@ def _cold(table: Table) -> ColdSettings:
 def _shrink(table: Table) -> ShrinkSettings:
     table.only(dataclasses.fields(ShrinkSettings))
     return ShrinkSettings(accept_after_s=table.number("accept_after_s", ShrinkSettings().accept_after_s, 0, 10**9))
+
+
+def _observe(table: Table) -> ObserveSettings:
+    default = ObserveSettings()
+    table.only(dataclasses.fields(ObserveSettings))
+    return ObserveSettings(
+        enabled=table.flag("enabled", default.enabled),
+        public_addresses=table.flag("public_addresses", default.public_addresses),
+        interval_s=table.number("interval_s", default.interval_s, 1, MAX_OBSERVE_INTERVAL_S),
+        cloud=table.flag("cloud", default.cloud),
+    )
+
+
+def _labels(table: Table) -> Mapping[str, str]:
+    if len(table.values) > MAX_LABELS:
+        raise ConfigError(f"{table.source}: labels: has {len(table.values)} keys, at most {MAX_LABELS} are told")
+    for key in table.values:
+        if _LABEL_KEY.fullmatch(key) is None:
+            raise table.error(f'"{key}"', "is no label's name: letters, digits, '-', '_', '.', and one '/'")
+        if _LABEL_VALUE.fullmatch(table.text(key, "")) is None:
+            raise table.error(f'"{key}"', "its value must be at most 63 letters, digits, '-', '_', '.'")
+    return {key: table.text(key, "") for key in sorted(table.values)}
 
 
 def _log(table: Table) -> LogSettings:

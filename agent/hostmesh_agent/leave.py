@@ -16,7 +16,8 @@ from typing import Final
 from hostmesh_agent import capture, control, drain, enrol, guard, lock, process
 from hostmesh_agent.admin import Admin
 from hostmesh_agent.config import AgentConfig
-from hostmesh_agent.dns import Resolver, ResolverError
+from hostmesh_agent.dns import ResolverError
+from hostmesh_agent.resolution import Resolution
 from hostmesh_agent.state import State, StateError
 from hostmesh_agent.status import CAPTURE_OFF
 from hostmesh_agent.workload_api import svids
@@ -78,7 +79,7 @@ def _tell_controller(state: State) -> str:
 
 
 def _restore_names(config: AgentConfig) -> str:
-    Resolver(config.dns.resolv_conf, config.state_dir).restore()
+    Resolution(config.dns.resolv_conf, config.state_dir).restore()
     return ""
 
 

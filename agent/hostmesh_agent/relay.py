@@ -146,6 +146,10 @@ class Relay:
         """Return the version of a resource that Envoy has accepted, now or in an earlier life; None if none."""
         return self._exchange.accepted_version(type_url, name)
 
+    def accepted_resource(self, type_url: str, name: str) -> Resource | None:
+        """Return a resource that Envoy has accepted, now or in an earlier life; None if none."""
+        return self._exchange.accepted_resource(type_url, name)
+
     def try_again(self) -> None:
         """Offer Envoy once more what it refused, now that its files have changed."""
         self._exchange.try_again()

@@ -22,6 +22,7 @@ from hostmesh_agent import (
     artifact,
     control,
     converge,
+    dns_front,
     enrol,
     generation,
     guard,
@@ -44,8 +45,10 @@ from hostmesh_agent.certs import Certificates, Wanted
 from hostmesh_agent.cold import Cold
 from hostmesh_agent.cold_copy import ColdCopy
 from hostmesh_agent.config import AgentConfig
+from hostmesh_agent.discovery import Discovery
 from hostmesh_agent.envoy import BuiltinSupervisor, EnvoyCommand
 from hostmesh_agent.identities import Identities
+from hostmesh_agent.mesh_names import DNS_LISTENER, AcceptedNames
 from hostmesh_agent.modules import Modules
 from hostmesh_agent.next_envoy import NextEnvoy, first_command
 from hostmesh_agent.policy_floor import table
@@ -190,10 +193,21 @@ class Agent:
         self._probes = Probes(Ways(config.probes.exec_user).look, memory, self._reporter.changed)
         remembered = CallMemory(config.run_dir / "calls.json", self._facts.boot_id)
         self._calls = Calls(partial(self._admin.stats, NAMES), remembered, self._reporter.changed, now)
+        self._discovery = Discovery(
+            config,
+            self._facts,
+            self._envoy_uid,
+            (*self._record.agents_endpoints, *self._record.join_endpoints),
+            self._reporter.changed,
+            now,
+        )
         self._host_config: HostConfig | None = None
         self._floor: HostFloor | None = None
         self._sweep: Wanted | None = None
-        self._capturing = Capturing(config, owner_of_rules, self._identities, self._active, self._reporter.changed)
+        names = AcceptedNames(partial(self._relay.accepted_resource, LISTENER_TYPE, DNS_LISTENER)).now
+        self._capturing = Capturing(
+            config, owner_of_rules, self._identities, self._active, self._reporter.changed, names
+        )
         self._telling = Telling(
             TellingParts(
                 config=config,
@@ -210,6 +224,7 @@ class Agent:
                 severing=self._severing,
                 probes=self._probes,
                 calls=self._calls,
+                discovery=self._discovery,
                 returning=self._returning,
                 workload_api=self._workload_api,
                 reporter=self._reporter,
@@ -249,6 +264,8 @@ class Agent:
                     "probes": self._probes.run(),
                     "severing": self._severing.run(),
                     "calls": self._calls.run(),
+                    "discovery": self._discovery.run(),
+                    "names over tcp": dns_front.Front().run(),
                     "rules": generation.watch(self._wake.set),
                     "report": self._report_when_settled(),
                 }.items()
@@ -406,6 +423,7 @@ class Agent:
 
     def _taken(self, response: ReportResponse) -> None:
         self._calls.taken(response)
+        self._discovery.taken(response)
 
     # The control socket
 

@@ -11,6 +11,7 @@ from hostmesh_agent.admin import Admin, AdminError
 from hostmesh_agent.calls import Calls
 from hostmesh_agent.capturing import Capturing
 from hostmesh_agent.config import AgentConfig
+from hostmesh_agent.discovery import Discovery
 from hostmesh_agent.envoy import BuiltinSupervisor
 from hostmesh_agent.identities import AGENT, Identities
 from hostmesh_agent.modules import Modules
@@ -18,7 +19,6 @@ from hostmesh_agent.next_envoy import NextEnvoy
 from hostmesh_agent.probes import Probes
 from hostmesh_agent.relay import Relay
 from hostmesh_agent.returning import Returning
-from hostmesh_agent.services import Listening
 from hostmesh_agent.state import HostRecord
 from hostmesh_agent.workload_api.serving import Serving
 from hostmesh_api.v1.hostmesh_pb2 import HostConfig, HostReport, TrustState, WorkloadLease
@@ -45,6 +45,7 @@ class Parts:
     severing: sever.Severing
     probes: Probes
     calls: Calls
+    discovery: Discovery
     returning: Returning
     workload_api: Serving | None
     reporter: report.Reporter
@@ -65,16 +66,12 @@ class Telling:
         self._config = config
         self._active = active
         self._now = now
-        self._listening = Listening()
 
     async def host_report(self) -> HostReport:
         """Return the report for the controller."""
         parts = self._parts
         own = parts.identities.validities().get(AGENT)
-        return HostReport(
-            facts=host.facts(parts.facts, parts.supervisor.status().version),
-            load=host.load(),
-            listening=await self._listening.sockets(),
+        made = HostReport(
             envoy=report.envoy_state(parts.supervisor.status()),
             capture=parts.capturing.state(),
             leases=self._leases(),
@@ -89,6 +86,8 @@ class Telling:
             trust=await self._trust(),
             calls=parts.calls.tell(),
         )
+        await parts.discovery.fill(made, parts.supervisor.status().version)
+        return made
 
     async def host_status(self) -> dict[str, Any]:
         """Return the status for the owner of the host."""

@@ -277,6 +277,7 @@ facts = st.sampled_from(
         HostRuntime(True, ALL_READY, captured=frozenset({80})),
         HostRuntime(False, ALL_READY),
         HostRuntime(True, ALL_READY, ipv6=True),
+        HostRuntime(True, ALL_READY, locality="r1/z2"),
         HostRuntime(True, ALL_READY, healthy=ALL_READY),
         HostRuntime(True, ALL_READY, expelled=True, denied=frozenset({"e1"})),
         HostRuntime(True, ALL_READY, denied=frozenset({"e1", "e2"})),

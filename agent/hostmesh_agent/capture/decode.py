@@ -11,6 +11,7 @@ from hostmesh_agent.capture.attributes import DATA_LAYOUTS, ELEMENT, EXPRESSION,
 from hostmesh_agent.capture.codec import Attributes, split
 from hostmesh_agent.capture.encode import encode
 from hostmesh_agent.capture.rules import (
+    AskedAddress,
     Chain,
     ChangePort,
     Compare,
@@ -66,6 +67,15 @@ def _without_defaults(attributes: Attributes) -> Attributes:
     return kept
 
 
+_WITHOUT_VALUES: Final[dict[str, Expression]] = {
+    "fib": DestinationType(),
+    "ct": AskedAddress(),
+    "redir": Redirect(),
+    "nat": ChangePort(),
+}
+"""Expressions that say everything by their kind."""
+
+
 def _guess(name: str, attributes: Attributes) -> Expression | None:
     """Return the expression these attributes look like; the caller compares."""
     match name:
@@ -78,8 +88,6 @@ def _guess(name: str, attributes: Attributes) -> Expression | None:
             return Payload(*place)
         case "bitwise":
             return Mask(attributes["MASK"]["VALUE"], attributes["XOR"]["VALUE"])
-        case "fib":
-            return DestinationType()
         case "cmp":
             return Compare(attributes["DATA"]["VALUE"], inverted=attributes["OP"] == 1)
         case "lookup":
@@ -88,12 +96,8 @@ def _guess(name: str, attributes: Attributes) -> Expression | None:
             return Return()
         case "immediate":
             return Load(attributes["DATA"]["VALUE"])
-        case "redir":
-            return Redirect()
-        case "nat":
-            return ChangePort()
         case _:
-            return None
+            return _WITHOUT_VALUES.get(name)
 
 
 def read_rule(attributes: Attributes) -> Rule:

@@ -22,6 +22,7 @@ from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_NFTABLES
 from hostmesh_agent.capture import attributes as nf
 from hostmesh_agent.capture.attributes import (
     ADDRESS_TYPE,
+    ASKED_ADDRESS,
     DESTINATION_NAT,
     INET,
     INTERNET_CHECKSUM,
@@ -38,6 +39,7 @@ from hostmesh_agent.capture.attributes import (
 from hostmesh_agent.capture.codec import NESTED, Attributes, Layout, attribute
 from hostmesh_agent.capture.rules import (
     TABLE_NAME,
+    AskedAddress,
     Chain,
     ChangePort,
     Compare,
@@ -250,6 +252,8 @@ def encode(expression: Expression) -> tuple[str, Attributes]:  # noqa: C901 - on
             return "bitwise", both | {"LEN": len(mask), "MASK": {"VALUE": mask}, "XOR": {"VALUE": xor}}
         case DestinationType():
             return "fib", {"DREG": REGISTER, "RESULT": ADDRESS_TYPE, "FLAGS": OF_DESTINATION}
+        case AskedAddress():
+            return "ct", {"DREG": REGISTER, "KEY": ASKED_ADDRESS, "DIRECTION": 0}
         case Compare(value, inverted):
             return "cmp", {"SREG": REGISTER, "OP": int(inverted), "DATA": {"VALUE": value}}
         case Lookup(set_name):

@@ -12,6 +12,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_net
 from typing import Final
 
 from hostmesh_agent.capture import expressions as words
+from hostmesh_agent.capture import names
 from hostmesh_agent.capture.rules import (
     Chain,
     Hook,
@@ -31,7 +32,7 @@ BEFORE_DOCKER: Final = -110  # Docker's and everybody's destination NAT is at -1
 BEFORE_NAT: Final = -150  # "mangle": the answer still carries Envoy's own address
 
 CONTROLLER_PORTS: Final = frozenset({wire.AGENTS_PORT, wire.JOIN_PORT, wire.ADMIN_PORT})
-OWN_PORTS: Final = CONTROLLER_PORTS | {wire.OUTBOUND_PORT, wire.INBOUND_PORT, wire.DNS_PORT}
+OWN_PORTS: Final = CONTROLLER_PORTS | {wire.OUTBOUND_PORT, wire.INBOUND_PORT, wire.DNS_PORT, wire.DNS_TCP_PORT}
 
 Address = IPv4Address | IPv6Address
 Prefix = IPv4Network | IPv6Network
@@ -213,7 +214,7 @@ def _chains(parts: _Parts) -> tuple[Chain, ...]:
         Chain("outbound", "nat", Hook.OUTPUT, BEFORE_DOCKER, tuple(_outbound(parts))),
     ]
     if parts.request.dns:
-        chains.append(Chain("answers", "filter", Hook.OUTPUT, BEFORE_NAT, (_answers(parts),)))
+        chains.append(Chain("answers", "filter", Hook.OUTPUT, BEFORE_NAT, tuple(names.answers(parts.floor.dns_port))))
     return tuple(sorted(chains, key=lambda each: each.name))
 
 
@@ -241,11 +242,7 @@ def _outbound(parts: _Parts) -> Iterator[Rule]:
                 "controller",
             )
     if parts.request.dns:
-        resolver = IPv4Address(wire.DNS_ADDRESS)
-        yield Rule(
-            (*words.family(4), *words.to_address(resolver), *words.udp_port(53), *words.redirect(parts.floor.dns_port)),
-            "mesh names",
-        )
+        yield from names.questions(parts.floor.dns_port)
     for version in parts.families:
         yield _to_proxy(parts, version, "virtual")
     yield Rule((*words.to_local_address(), *words.RETURN), "the host itself")
@@ -290,19 +287,6 @@ def _to_proxy(parts: _Parts, version: int, set_prefix: str) -> Rule:
             *words.protocol(words.TCP),
             *words.redirect(parts.floor.outbound_port),
         ),
-    )
-
-
-def _answers(parts: _Parts) -> Rule:
-    """Envoy's DNS filter cannot say "not mine, ask the next server"; the kernel says it in its place."""
-    return Rule(
-        (
-            *words.family(4),
-            *words.from_address(IPv4Address("127.0.0.1")),
-            *words.udp_source_port(parts.floor.dns_port),
-            *words.no_such_name_becomes_refused(),
-        ),
-        "not a mesh name: ask the next resolver",
     )
 
 

@@ -90,6 +90,11 @@ class DestinationType:
 
 
 @dataclass(frozen=True, slots=True)
+class AskedAddress:
+    """Load the IPv4 address to which the connection's first packet went, before anything was redirected."""
+
+
+@dataclass(frozen=True, slots=True)
 class Compare:
     """Go on only if the register equals (or, inverted, does not equal) the value."""
 
@@ -140,6 +145,7 @@ Expression = (
     | PayloadWrite
     | Mask
     | DestinationType
+    | AskedAddress
     | Compare
     | Lookup
     | Load

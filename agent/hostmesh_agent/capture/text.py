@@ -6,6 +6,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, summarize_address_ra
 from typing import Final
 
 from hostmesh_agent.capture.rules import (
+    AskedAddress,
     Chain,
     ChangePort,
     Compare,
@@ -110,7 +111,7 @@ def rule_text(rule: Rule) -> str:
     shown = ""
     for expression in rule.expressions:
         match expression:
-            case Meta() | Payload() | DestinationType():
+            case Meta() | Payload() | DestinationType() | AskedAddress():
                 loaded, shown = expression, _source(expression)
             case Mask(mask, xor):
                 shown += f" & 0x{mask.hex()}" + (f" | 0x{xor.hex()}" if any(xor) else "")
@@ -122,12 +123,14 @@ def rule_text(rule: Rule) -> str:
     return f'{text} comment "{rule.comment}"' if rule.comment else text
 
 
-def _source(expression: Meta | Payload | DestinationType) -> str:
+def _source(expression: Meta | Payload | DestinationType | AskedAddress) -> str:
     match expression:
         case Meta(key):
             return _META.get(key, f"meta {key}")
         case DestinationType():
             return "fib daddr type"
+        case AskedAddress():
+            return "ct original ip daddr"
         case Payload(header, offset, length):
             return _FIELDS.get((header, offset, length)) or _raw(header, offset, length)
 
@@ -172,6 +175,8 @@ def _value(value: bytes, loaded: Expression | None) -> str:
             return _ADDRESS_TYPE.get(native, str(native))
         case Payload(Header.NETWORK, _, length):
             return _prefix(value, length)
+        case AskedAddress():
+            return str(IPv4Address(value))
         case _:
             return str(int.from_bytes(value, "big"))
 

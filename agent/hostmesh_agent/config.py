@@ -147,6 +147,24 @@ class WasmSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ColdSettings:
+    """The copy of all that this host may call, for the time without a controller.
+
+    `max_mb` bounds it on disk, in millions of bytes; 5,000 services take about one.
+    """
+
+    enabled: bool = True
+    max_mb: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class ShrinkSettings:
+    """What becomes of configuration that is held back: taken after so long if nobody says anything; 0: never."""
+
+    accept_after_s: int = 3600
+
+
+@dataclass(frozen=True, slots=True)
 class ObserveSettings:
     """What is told of the host's connections: who talks to whom, never what is said.
 
@@ -179,6 +197,8 @@ class AgentConfig:
     workload_api: WorkloadApiSettings = field(default_factory=WorkloadApiSettings)
     floor: FloorSettings = field(default_factory=FloorSettings)
     wasm: WasmSettings = field(default_factory=WasmSettings)
+    cold: ColdSettings = field(default_factory=ColdSettings)
+    shrink: ShrinkSettings = field(default_factory=ShrinkSettings)
     observe: ObserveSettings = field(default_factory=ObserveSettings)
     labels: Mapping[str, str] = field(default_factory=dict)
     log: LogSettings = field(default_factory=LogSettings)
@@ -250,6 +270,8 @@ def parse(text: str, source: str) -> AgentConfig:
         workload_api=_workload_api(top.table("workload_api")),
         floor=_floor(top.table("floor")),
         wasm=_wasm(top.table("wasm")),
+        cold=_cold(top.table("cold")),
+        shrink=_shrink(top.table("shrink")),
         observe=_observe(top.table("observe")),
         labels=_labels(top.table("labels")),
         log=_log(top.table("log")),
@@ -390,6 +412,19 @@ def _floor(table: Table) -> FloorSettings:
 def _wasm(table: Table) -> WasmSettings:
     table.only(dataclasses.fields(WasmSettings))
     return WasmSettings(allow_cidrs=table.blocks("allow_cidrs"))
+
+
+def _cold(table: Table) -> ColdSettings:
+    default = ColdSettings()
+    table.only(dataclasses.fields(ColdSettings))
+    return ColdSettings(
+        enabled=table.flag("enabled", default.enabled), max_mb=table.number("max_mb", default.max_mb, 1, 100_000)
+    )
+
+
+def _shrink(table: Table) -> ShrinkSettings:
+    table.only(dataclasses.fields(ShrinkSettings))
+    return ShrinkSettings(accept_after_s=table.number("accept_after_s", ShrinkSettings().accept_after_s, 0, 10**9))
 
 
 def _observe(table: Table) -> ObserveSettings:

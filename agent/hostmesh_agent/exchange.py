@@ -16,11 +16,15 @@ from hostmesh_agent.cache import Change, Entry
 from hostmesh_agent.chosen import BY_PROGRAMS, MAX_CHOSEN, MAX_CHOSEN_CHARS, is_absent
 from hostmesh_agent.refusals import Refusal, with_refusal
 from hostmesh_agent.shelf import Shelf
+from hostmesh_agent.shrink import ShrinkGuard
 from hostmesh_api.delta import WILDCARD, WILDCARD_TYPES, Answer, ClientStream, Push, Resource, ServerStream, Update
 from hostmesh_api.wire import (
     CLUSTER_TYPE,
+    CONFIRMATION_NAME,
+    CONFIRMATION_TYPE,
     ENDPOINT_TYPE,
     EXTENSION_TYPE,
+    HELD_BACK,
     HOST_CONFIG_NAME,
     HOST_CONFIG_TYPE,
     LISTENER_TYPE,
@@ -29,6 +33,10 @@ from hostmesh_api.wire import (
 
 GIVEN_UP_AFTER: Final = timedelta(seconds=30)
 """An Envoy that ends gives up all its names on the way out: only what a living one gives up is forgotten."""
+CURE: Final = (
+    "if that is wanted: hostmesh host confirm HOST, or on the host hostmesh-agent config accept; "
+    "else put the configuration right"
+)
 _INBOUND_CLUSTER: Final = "inbound|"
 
 
@@ -44,6 +52,13 @@ class Extensions(Protocol):
     def forget(self, name: str) -> None: ...
 
 
+class Cold(Protocol):
+    """What is known of things that this host may call and has not called: for the time without a controller."""
+
+    def answer(self, type_url: str, name: str) -> Resource | None:
+        """Return a resource as the controller would send it; None: there is no such thing, or it is not known."""
+
+
 class Exchange:
     """The state between the two streams. Callers feed it events and write what it returns."""
 
@@ -53,6 +68,7 @@ class Exchange:
         *,
         max_chosen: int = MAX_CHOSEN,
         extensions: Extensions | None = None,
+        cold: Cold | None = None,
         host_refuses: Callable[[str, Resource], str] = lambda *_: "",
     ) -> None:
         """`host_refuses` returns why Envoy must not get a resource of a type, whatever the controller says; or ""."""
@@ -60,6 +76,7 @@ class Exchange:
         self._kept_back: set[tuple[str, str]] = set()
         self._max_chosen = max_chosen
         self._extensions = extensions
+        self._cold = cold
         self._shelves: dict[str, Shelf] = {}
         self._down: ServerStream | None = None
         self._up = ClientStream()
@@ -69,6 +86,7 @@ class Exchange:
         """Clusters of which Envoy has only that they do not exist, and which exist now."""
         self._changes: dict[tuple[str, str], Change] = {}
         self.refusals: list[Refusal] = []
+        self._guard = ShrinkGuard(lambda type_url: self._shelf(type_url).held)
         for entry in entries:
             self._restore(entry)
         self._up.want(HOST_CONFIG_TYPE, [HOST_CONFIG_NAME])
@@ -100,6 +118,8 @@ class Exchange:
     def disconnected(self) -> None:
         """Close the stream to the controller; what it is owed is void."""
         self._up.close()
+        self._guard.clear()
+        self._confirmation_not_needed()
         for shelf in self._shelves.values():
             shelf.owed.clear()
 
@@ -112,8 +132,45 @@ class Exchange:
         if self._down is not None:
             self._down.mark_all()
 
-    def update(self, update: Update) -> None:
-        """Take a response of the controller for Envoy."""
+    def update(self, update: Update) -> list[DeltaDiscoveryRequest]:
+        """Take a response of the controller for Envoy; return what to tell of it at once.
+
+        What would take away most of what there is, is held back and refused; what goes on meanwhile is what was.
+        """
+        if update.type_url == CONFIRMATION_TYPE:
+            return self._confirmed(update)
+        was_held_back = bool(self._guard.reason)
+        parts = self._guard.take(update)
+        for part in parts or ():
+            self._take(part)
+        if was_held_back and not self._guard.reason:
+            return self._confirmation_not_needed()
+        if self._guard.reason and not any(part.nonce for part in parts or ()):
+            told = f"{HELD_BACK}{self._guard.reason}; {CURE}"
+            asked = self._up.want(CONFIRMATION_TYPE, [CONFIRMATION_NAME]), self._up.open_type(CONFIRMATION_TYPE, {})
+            return [ClientStream.nack(update.type_url, update.nonce, told), *filter(None, asked)]
+        return []
+
+    @property
+    def held_back(self) -> str:
+        """What the controller would suddenly take away, and is held back; "" for nothing."""
+        return self._guard.reason
+
+    def accept(self) -> list[DeltaDiscoveryRequest]:
+        """Take what is held back; return what to tell."""
+        for part in self._guard.accept():
+            self._take(part)
+        return self._confirmation_not_needed()
+
+    def _confirmation_not_needed(self) -> list[DeltaDiscoveryRequest]:
+        dropped = self._up.drop(CONFIRMATION_TYPE, [CONFIRMATION_NAME])
+        return [] if dropped is None else [dropped]
+
+    def _confirmed(self, update: Update) -> list[DeltaDiscoveryRequest]:
+        accepted = self.accept() if update.resources else []
+        return [ClientStream.ack(update.type_url, update.nonce), *accepted]
+
+    def _take(self, update: Update) -> None:
         shelf = self._shelf(update.type_url)
         type_url = update.type_url
         everything = self._up.wants(type_url, WILDCARD)
@@ -133,7 +190,8 @@ class Exchange:
             shelf.remove(name, asked=self._up.wants(type_url, name), lingers=self._lingers(type_url, name))
         names = [*(resource.name for resource in update.resources), *update.removed]
         shelf.fresh.update(names)
-        shelf.owed.append(update.nonce)
+        if update.nonce:
+            shelf.owed.append(update.nonce)
         shelf.complete = shelf.complete or everything
         if self._down is not None:
             self._down.mark(type_url, names)
@@ -383,6 +441,9 @@ class Exchange:
         shelf = self._shelf(type_url)
         resource = shelf.held.get(name)
         if resource is None:
+            cold = None if name in shelf.absent else self._cold_answer(type_url, name)
+            if cold is not None:
+                return Answer(cold)
             known = name in shelf.absent or not self._up.wants(type_url, name) or self._cut_off
             if not known:
                 return None
@@ -397,6 +458,16 @@ class Exchange:
         if type_url == CLUSTER_TYPE and self._makes_way(name):
             return Answer(None)
         return Answer(resource)
+
+    def _cold_answer(self, type_url: str, name: str) -> Resource | None:
+        """Return what the cold copy has of a name, while there is no controller to ask.
+
+        It is not kept: what the controller says when it is back takes its place, and is not sent if it is the same.
+        """
+        if self._cold is None or self._up.is_open or not self._up.wants(type_url, name):
+            return None
+        found = self._cold.answer(type_url, name)
+        return None if found is None or self._host_refuses(type_url, found) else found
 
     def _makes_way(self, name: str) -> bool:
         """Tell whether Envoy has to be told that a cluster is removed before it is sent it.

@@ -43,6 +43,8 @@ from hostmesh_agent.capture import HostFloor, Owner
 from hostmesh_agent.capture import floor as kernel_floor
 from hostmesh_agent.capturing import Capturing
 from hostmesh_agent.certs import Certificates, Wanted
+from hostmesh_agent.cold import Cold
+from hostmesh_agent.cold_copy import ColdCopy
 from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.discovery import Discovery
 from hostmesh_agent.envoy import BuiltinSupervisor, EnvoyCommand
@@ -66,6 +68,7 @@ from hostmesh_agent.workload_api import svids as workload_certificates
 from hostmesh_agent.workload_api.serving import Serving
 from hostmesh_api.call_stats import NAMES
 from hostmesh_api.dialling import DialPolicy, parse_blocks
+from hostmesh_api.identity import parse_identity
 from hostmesh_api.v1.hostmesh_pb2 import HostConfig, HostReport, ReportResponse
 from hostmesh_api.wire import AGENT_METADATA, LISTENER_TYPE
 
@@ -147,6 +150,8 @@ class Agent:
         self._envoy_uid = command.owner.uid
         policy = DialPolicy(parse_blocks(config.wasm.allow_cidrs))
         self._modules = Modules(config.envoy_dir / modules.DIRECTORY, command.owner.gid, self._module_decided, policy)
+        copy = ColdCopy(config.state_dir / "cache", config.cold.max_mb * 1_000_000) if config.cold.enabled else None
+        self._cold = None if copy is None else Cold(copy, self._caller)
         self._relay = Relay(
             cache=Cache(config.state_dir / "cache"),
             socket=config.xds_socket,
@@ -160,6 +165,9 @@ class Agent:
             connect=self._uplink.connect,
             on_host_config=self._take,
             extensions=self._modules,
+            cold=self._cold,
+            accept_after_s=config.shrink.accept_after_s,
+            changed=self._something_changed,
             host_refuses=self._policy_floor.problem,
         )
         self._severing = sever.Severing(command.owner.uid)
@@ -244,6 +252,7 @@ class Agent:
             control.STATUS: self._telling.host_status,
             control.RELEASE: self._release,
             control.REFRESH: self._refresh,
+            control.ACCEPT: self._accept,
         }
         asked = capture_verbs.verbs(self._capturing, lambda: (self._host_config, self._floor), self._stepping)
         await self._restore()
@@ -275,6 +284,8 @@ class Agent:
             for each in parts:
                 each.cancel()
         self._modules.close()
+        if self._cold is not None:
+            self._cold.close()
         log.info("agent ended; Envoy and capture stay as they are")
 
     def _holds_connection(self) -> bool:
@@ -333,6 +344,13 @@ class Agent:
         await self._step()
         self._something_changed()
         self._sweep_later(want)
+
+    def _caller(self) -> str:
+        """Return the directory of the certificate under which the host's programs call others."""
+        config = self._host_config
+        if config is None:
+            raise ValueError("there is no configuration yet")
+        return parse_identity(config.outbound_spiffe_id).slug
 
     def _sweep_later(self, want: Wanted) -> None:
         config = self._host_config
@@ -429,6 +447,9 @@ class Agent:
     async def _release(self) -> dict[str, Any]:
         asyncio.get_running_loop().call_soon(self._stopping.set)
         return {"stopping": True}
+
+    async def _accept(self) -> dict[str, Any]:
+        return {"accepted": self._relay.accept()}
 
     async def _refresh(self) -> dict[str, Any]:
         self._something_changed()

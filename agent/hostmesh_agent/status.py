@@ -126,6 +126,7 @@ def document(facts: Facts, now: datetime) -> dict[str, Any]:
                 for each in relay.refusals
             ],
             "lost": relay.lost,
+            "cold_copy": relay.cold_copy,
             "listeners_wanted": sorted(facts.listeners_wanted),
             "modules": [
                 {"plugin": each.name, "url": each.url, "there": each.there, "error": each.error}
@@ -192,6 +193,7 @@ def _problems(facts: Facts, now: datetime) -> Iterator[str]:
         yield f"reports are not delivered: {facts.report_failing}"
     if relay.lost:
         yield f"the configuration on disk was lost: {relay.lost}"
+    yield from relay.problems
     for name, each in sorted(facts.validities.items()):
         if each.not_after <= now:
             yield f"the certificate of {_owner(name)} ended at {_time(each.not_after)}"
@@ -333,6 +335,9 @@ def _rows(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "envoy", f"{envoy['state']}{pid}, version {envoy['version'] or 'unknown'}"
     accepted = ", ".join(f"{count} {name}" for name, count in status["configuration"]["accepted"].items())
     yield "config", accepted or "none"
+    cold = status["configuration"].get("cold_copy")
+    if cold:
+        yield "cold copy", f"{cold['services']} services, {cold['bytes']} bytes"
     ports = ", ".join(map(str, capture.get("inbound_ports", ()))) or "none"
     details = (
         f", inbound ports {ports}, outbound {'yes' if capture['outbound'] else 'no'}" if "outbound" in capture else ""

@@ -80,6 +80,7 @@ class Telling:
                 *status.configuration_problems(parts.modules.states(), parts.next_envoy.problem),
                 *filter(None, [parts.severing.problem]),
                 *parts.capturing.alarms(),
+                *parts.relay.state().problems,
             ],
             agent=parts.agent,
             machine=parts.facts.machine_id,

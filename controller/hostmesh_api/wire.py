@@ -48,6 +48,13 @@ VIP6: Final = IPv6Network("fd00:f0f0::/112")
 
 HOST_CONFIG_NAME: Final = "self"
 HOST_CONFIG_TYPE: Final = "type.googleapis.com/hostmesh.v1.HostConfig"
+COLD_TYPE: Final = "type.googleapis.com/hostmesh.v1.ColdPage"
+"""Pages of the cold copy, see `hostmesh_api.cold`."""
+CONFIRMATION_TYPE: Final = "type.googleapis.com/hostmesh.v1.Confirmation"
+CONFIRMATION_NAME: Final = "self"
+"""What an agent asks for that holds a sudden loss of configuration back: that an operator wants it."""
+HELD_BACK: Final = "held back: "
+"""How the refusal of such a loss begins. It is no fault of one resource: there is none to be found by sending each."""
 LISTENER_TYPE: Final = "type.googleapis.com/envoy.config.listener.v3.Listener"
 CLUSTER_TYPE: Final = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
 ENDPOINT_TYPE: Final = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"

@@ -3,15 +3,19 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
+from typing import Final
 
 import structlog
 
 from hostmesh_agent import converge, guard, status
-from hostmesh_agent.capture import CaptureError, HostFloor, Owner
+from hostmesh_agent.capture import CaptureError, CaptureRequest, HostFloor, Owner
 from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.enforce import Enforced, Enforcement
 from hostmesh_agent.identities import AGENT, Identities
 from hostmesh_api.v1.hostmesh_pb2 import CaptureState, HostConfig
+
+_DOORS_ALONE: Final = CaptureRequest(dns=False)
+"""Nothing is captured, but Envoy's own ports lead to the one of two that serves."""
 
 log = structlog.get_logger(__name__)
 
@@ -46,6 +50,8 @@ class Capturing:
         )
         self._enforced = Enforced()
         self._lacking: tuple[str, ...] = ()
+        self.leads_to: int | None = None
+        """Envoy's port for outbound TCP that the rules use now, if there are any; None: not known."""
 
     @property
     def enforced(self) -> Enforced:
@@ -75,7 +81,9 @@ class Capturing:
             # What is in force is not known: it stays as it is, or STRICT ports would be open for a moment.
             decision, enforced = converge.Decision(None, (str(error),)), self._enforced
         else:
-            enforced = await asyncio.to_thread(self._enforcement.put, decision.request, floor)
+            request = decision.request or (_DOORS_ALONE if floor.doorways else None)
+            enforced = await asyncio.to_thread(self._enforcement.put, request, floor)
+        self.leads_to = None if enforced.capture.state == "error" else floor.outbound_port
         if enforced.capture.state == "on":
             strict = frozenset(config.strict_ports) & enforced.in_force.inbound_ports
             await asyncio.to_thread(self._guard.note, strict)

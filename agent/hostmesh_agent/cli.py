@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from hostmesh_agent import argv
+from hostmesh_agent import argv, cli_envoy
 from hostmesh_agent import config as configuration
 from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.config_table import ConfigError
@@ -91,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         "clear", help="capture nothing any more, until `capture resume`; works without agent and controller"
     ).set_defaults(verb=_capture_clear)
     capture_verbs.add_parser("resume", help="let the agent capture again").set_defaults(verb=_capture_resume)
+    cli_envoy.add(verbs)
     return parser
 
 
@@ -332,6 +333,8 @@ def _clear_rules(config: AgentConfig) -> None:
         CaptureError: neither can.
     """
     from hostmesh_agent import capture
+    from hostmesh_agent.capture import nft
+    from hostmesh_agent.converge import InForce, in_force
 
     try:
         capture.clear()
@@ -339,7 +342,8 @@ def _clear_rules(config: AgentConfig) -> None:
         if not _refresh(config):
             raise
         until = time.monotonic() + CLEARED_WITHIN_S
-        while capture.Capture().state().state != "off":
+        # What leads to a second Envoy's own ports captures nothing, and stays.
+        while in_force(nft.read()) != InForce():
             if time.monotonic() > until:
                 raise
             time.sleep(0.05)

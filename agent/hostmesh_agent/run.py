@@ -19,7 +19,7 @@ from typing import Any, Final
 import structlog
 
 from hostmesh_agent import (
-    artifact,
+    chosen_binary,
     control,
     converge,
     enrol,
@@ -28,7 +28,6 @@ from hostmesh_agent import (
     host,
     lock,
     modules,
-    process,
     report,
     sever,
     slim,
@@ -42,10 +41,15 @@ from hostmesh_agent.capture import floor as kernel_floor
 from hostmesh_agent.capturing import Capturing
 from hostmesh_agent.certs import Certificates, Wanted
 from hostmesh_agent.config import AgentConfig
-from hostmesh_agent.envoy import BuiltinSupervisor, EnvoyCommand
+from hostmesh_agent.drained import Drained
+from hostmesh_agent.envoy import EnvoyCommand
+from hostmesh_agent.envoy_verbs import EnvoyVerbs
+from hostmesh_agent.envoys import Envoys
 from hostmesh_agent.identities import Identities
+from hostmesh_agent.looking import OWN_LISTENERS
 from hostmesh_agent.modules import Modules
 from hostmesh_agent.next_envoy import NextEnvoy, first_command
+from hostmesh_agent.places import PORTS
 from hostmesh_agent.policy_floor import table
 from hostmesh_agent.policy_floor.floor import Floor
 from hostmesh_agent.probe_ways import Ways
@@ -102,7 +106,7 @@ async def prepare(config: AgentConfig, owner_of_rules: Owner) -> "Agent":
     config.run_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
     workdir.prepare(config.envoy_dir, owner)
     workdir.check_reachable(config.xds_socket, owner)
-    installed = await asyncio.to_thread(artifact.install, config.envoy.binary, config.envoy.sha256, config.state_dir)
+    installed = await asyncio.to_thread(chosen_binary.install, config)
     return Agent(config, state, first_command(config, record.host, owner, installed), owner_of_rules)
 
 
@@ -135,10 +139,6 @@ class Agent:
         self._ssh_servers = kernel_floor.ssh_servers()
         self._policy_floor = Floor(config.floor, table.load(), lambda: self._ssh_servers)
         self._next_envoy = NextEnvoy(config, self._record.host, command, self._policy_floor.bootstrap_problem)
-        self._supervisor = BuiltinSupervisor(
-            lambda: self._next_envoy.command, self._something_changed, self._next_envoy.tried
-        )
-        self._admin = Admin(config.admin_socket)
         self._envoy_uid = command.owner.uid
         policy = DialPolicy(parse_blocks(config.wasm.allow_cidrs))
         self._modules = Modules(config.envoy_dir / modules.DIRECTORY, command.owner.gid, self._module_decided, policy)
@@ -157,6 +157,8 @@ class Agent:
             extensions=self._modules,
             host_refuses=self._policy_floor.problem,
         )
+        self._envoys = Envoys(config, self._next_envoy, self._relay, self._something_changed, self._lead)
+        self._admin = Admin(self._envoys.admin_socket)
         self._severing = sever.Severing(command.owner.uid)
         self._identities = Identities(
             state,
@@ -186,6 +188,8 @@ class Agent:
         self._floor: HostFloor | None = None
         self._sweep: Wanted | None = None
         self._capturing = Capturing(config, owner_of_rules, self._identities, self._active, self._reporter.changed)
+        self._drained = Drained(config.state_dir)
+        self._envoy_verbs = EnvoyVerbs(config, self._envoys, self._drained, self._reporter, self._admin)
         self._telling = Telling(
             TellingParts(
                 config=config,
@@ -193,7 +197,8 @@ class Agent:
                 facts=self._facts,
                 agent=self._id,
                 admin=self._admin,
-                supervisor=self._supervisor,
+                envoys=self._envoys,
+                drained=self._drained,
                 modules=self._modules,
                 next_envoy=self._next_envoy,
                 relay=self._relay,
@@ -220,6 +225,7 @@ class Agent:
             control.STATUS: self._telling.host_status,
             control.RELEASE: self._release,
             control.REFRESH: self._refresh,
+            **self._envoy_verbs.verbs(),
         }
         await self._restore()
         self._online = True
@@ -298,9 +304,9 @@ class Agent:
         self._severing.take(config.expelled_addresses)
         self._probes.configure(config.workloads)
         if config.HasField("envoy") and self._next_envoy.take_settings(config.envoy):
-            self._supervisor.command_changed()
+            self._envoys.command_changed()
         if await self._next_envoy.take_patch(config.bootstrap_patch):
-            self._supervisor.command_changed()
+            self._envoys.command_changed()
         self._configured.set()
         # Capture narrows before Envoy is given listeners that no longer serve what was captured.
         await self._step()
@@ -333,10 +339,15 @@ class Agent:
 
     async def _supervise(self) -> None:
         # A first Envoy waits for its certificates: without them it would refuse its first listeners.
-        if process.recorded_runs(self._config.envoy_dir):
+        if self._envoys.any_runs():
             self._configured.set()
         await self._configured.wait()
-        await self._supervisor.run()
+        await self._envoys.run()
+
+    async def _lead(self) -> bool:
+        """Make the rules lead to the Envoy that is to serve; return whether they do."""
+        await self._step()
+        return self._capturing.leads_to == PORTS[self._envoys.active].outbound
 
     async def _converge(self) -> None:
         pause_s = _FIRST_PAUSE_S
@@ -355,7 +366,7 @@ class Agent:
         async with self._stepping:
             config, floor = self._host_config, self._floor
             if config is not None and floor is not None:
-                await self._capturing.step(config, floor)
+                await self._capturing.step(config, self._envoys.floor(floor))
                 await self._sweep_if_settled()
 
     async def _sweep_if_settled(self) -> None:
@@ -366,6 +377,8 @@ class Agent:
 
     async def _active(self, wanted: Mapping[str, str]) -> frozenset[str]:
         """Return the names of Envoy's active listeners, without those that are not at the version wanted."""
+        if self._envoys.hung:
+            return frozenset()  # it does not answer, and whoever asks would wait for that
         try:
             active = await self._admin.listeners()
         except AdminError:
@@ -373,6 +386,7 @@ class Agent:
         return frozenset(
             name
             for name in active
+            if not name.startswith(OWN_LISTENERS)
             if not wanted.get(name) or self._relay.accepted_version(LISTENER_TYPE, name) == wanted[name]
         )
 

@@ -208,7 +208,7 @@ def _matters_of(state: HostState) -> tuple[object, ...]:
 
 def _what_matters(ready: frozenset[Workload], report: HostReport) -> tuple[object, ...]:
     """Return what others are told of a host. From the message: reading its bytes again cost as much as all the rest."""
-    return ready, _captured_ports(report), _healthy(report), frozenset(report.facts.addresses)
+    return ready, _captured_ports(report), _healthy(report), frozenset(report.facts.addresses), bool(report.withdrawn)
 
 
 def _healthy(report: HostReport) -> frozenset[Workload]:
@@ -224,6 +224,11 @@ def _healthy(report: HostReport) -> frozenset[Workload]:
 def healthy_workloads(state: HostState) -> frozenset[Workload]:
     """Return the workloads whose programs are well, as far as the agent last knew."""
     return _healthy(HostReport.FromString(state.report))
+
+
+def is_withdrawn(state: HostState) -> bool:
+    """Tell whether the agent last said that nobody is to call the host's workloads."""
+    return bool(HostReport.FromString(state.report).withdrawn)
 
 
 def _captured_ports(report: HostReport) -> frozenset[int]:
@@ -267,6 +272,7 @@ def runtime_of(state: HostState) -> HostRuntime:
         ipv6=has_ipv6(state),
         captured=captured_ports(state) if joined else frozenset(),
         healthy=healthy_workloads(state) if joined else frozenset(),
+        withdrawn=joined and is_withdrawn(state),
     )
 
 
@@ -283,6 +289,7 @@ def bounded(report: HostReport) -> HostReport:
     copy.ClearField("calls")
     del copy.listening[MAX_SOCKETS:]
     del copy.leases[MAX_LEASES:]
+    copy.withdrawn = copy.withdrawn[:MAX_TEXT_CHARS]
     copy.problems[:] = [text[:MAX_TEXT_CHARS] for text in copy.problems[:MAX_PROBLEMS]]
     if copy.HasField("trust"):
         copy.trust.roots[:] = [text[:MAX_TEXT_CHARS] for text in copy.trust.roots[:MAX_ROOTS]]

@@ -31,7 +31,8 @@ BEFORE_DOCKER: Final = -110  # Docker's and everybody's destination NAT is at -1
 BEFORE_NAT: Final = -150  # "mangle": the answer still carries Envoy's own address
 
 CONTROLLER_PORTS: Final = frozenset({wire.AGENTS_PORT, wire.JOIN_PORT, wire.ADMIN_PORT})
-OWN_PORTS: Final = CONTROLLER_PORTS | {wire.OUTBOUND_PORT, wire.INBOUND_PORT, wire.DNS_PORT}
+OWN_PORTS: Final = CONTROLLER_PORTS | wire.ENVOYS_PORTS
+DNS_PORTS: Final = (wire.DNS_PORT, wire.SECOND_DNS_PORT)
 
 Address = IPv4Address | IPv6Address
 Prefix = IPv4Network | IPv6Network
@@ -78,7 +79,9 @@ class HostFloor:
         envoy_ports: what Envoy listens on beside the well-known ports.
         mtls_only: the host's owner lets nobody in without mutual TLS: from outside there is no way to Envoy but its
             listener of inbound connections.
-        outbound_port: Envoy's listener for outbound TCP; another during a blue/green change. Same for the next two.
+        outbound_port: where the Envoy that serves now takes outbound TCP: two take turns. Same for the next two.
+        door_port: where it takes what is for the `doorways`; None: it binds them itself.
+        doorways: address ("" for all of the host's) and TCP port of what Envoy itself listens on.
     """
 
     envoy_uid: int
@@ -92,6 +95,8 @@ class HostFloor:
     outbound_port: int = wire.OUTBOUND_PORT
     inbound_port: int = wire.INBOUND_PORT
     dns_port: int = wire.DNS_PORT
+    door_port: int | None = None
+    doorways: frozenset[tuple[str, int]] = frozenset()
 
 
 class PlanError(ValueError):
@@ -190,7 +195,9 @@ def ranges(prefixes: Iterable[Prefix]) -> tuple[tuple[bytes, bytes], ...]:
 
 def _sets(parts: _Parts) -> tuple[NamedSet, ...]:
     untouched = CONTROLLER_PORTS | {SSH_PORT} | parts.floor.ssh_ports
-    own = {parts.floor.outbound_port} if parts.floor.mtls_only else set()
+    # Both: while one of two Envoys drains, it still takes what comes to its own port.
+    outbound = {parts.floor.outbound_port, wire.OUTBOUND_PORT, wire.SECOND_OUTBOUND_PORT}
+    own = outbound if parts.floor.mtls_only else set()
     sets = [
         NamedSet("inbound_ports", KeyType.PORT, _ports(parts.inbound_ports | own), intervals=False),
         NamedSet("untouched_ports", KeyType.PORT, _ports(untouched), intervals=False),
@@ -213,12 +220,14 @@ def _chains(parts: _Parts) -> tuple[Chain, ...]:
         Chain("outbound", "nat", Hook.OUTPUT, BEFORE_DOCKER, tuple(_outbound(parts))),
     ]
     if parts.request.dns:
-        chains.append(Chain("answers", "filter", Hook.OUTPUT, BEFORE_NAT, (_answers(parts),)))
+        chains.append(Chain("answers", "filter", Hook.OUTPUT, BEFORE_NAT, tuple(_answers(parts))))
     return tuple(sorted(chains, key=lambda each: each.name))
 
 
 def _inbound(parts: _Parts) -> Iterator[Rule]:
     yield Rule((*words.from_loopback(), *words.RETURN))
+    for version, to_it in _doorways(parts):
+        yield Rule((*words.family(version), *to_it, *words.change_port(parts.floor.door_port or 0)), "to Envoy's door")
     for version in parts.families:
         yield Rule(
             (
@@ -231,6 +240,13 @@ def _inbound(parts: _Parts) -> Iterator[Rule]:
 
 
 def _outbound(parts: _Parts) -> Iterator[Rule]:
+    for version, to_it in _doorways(parts):
+        # Envoy's calls to programs of this host have a source of their own, and are none of a doorway's.
+        from_elsewhere = words.from_address(_INBOUND_SOURCE[version], inverted=True)
+        yield Rule(
+            (*words.family(version), *from_elsewhere, *to_it, *words.redirect(parts.floor.door_port or 0)),
+            "to Envoy's door",
+        )
     yield from _of_envoy(parts)
     yield Rule((*words.tcp_port_in("untouched_ports"), *words.RETURN), "SSH and the controllers' ports")
     for text, port in sorted(parts.floor.controller):
@@ -256,6 +272,18 @@ def _outbound(parts: _Parts) -> Iterator[Rule]:
             yield Rule((*words.tcp_port(port), *words.RETURN), "resolvers outside the mesh")
         for version in parts.families:
             yield _to_proxy(parts, version, "")
+
+
+def _doorways(parts: _Parts) -> Iterator[tuple[int, words.Words]]:
+    """Yield the family and the condition of connections to what Envoy itself listens on, if it is behind its door."""
+    if parts.floor.door_port is None:
+        return
+    for text, port in sorted(parts.floor.doorways):
+        for version in parts.families:
+            if not text:
+                yield version, (*words.to_local_address(), *words.tcp_port(port))
+            elif (address := _address(text)).version == version:
+                yield version, (*words.to_address(address), *words.tcp_port(port))
 
 
 def _of_envoy(parts: _Parts) -> Iterator[Rule]:
@@ -293,17 +321,21 @@ def _to_proxy(parts: _Parts, version: int, set_prefix: str) -> Rule:
     )
 
 
-def _answers(parts: _Parts) -> Rule:
-    """Envoy's DNS filter cannot say "not mine, ask the next server"; the kernel says it in its place."""
-    return Rule(
-        (
-            *words.family(4),
-            *words.from_address(IPv4Address("127.0.0.1")),
-            *words.udp_source_port(parts.floor.dns_port),
-            *words.no_such_name_becomes_refused(),
-        ),
-        "not a mesh name: ask the next resolver",
-    )
+def _answers(parts: _Parts) -> Iterator[Rule]:
+    """Envoy's DNS filter cannot say "not mine, ask the next server"; the kernel says it in its place.
+
+    For both Envoys: what was asked before they took turns is answered after it.
+    """
+    for port in sorted({*DNS_PORTS, parts.floor.dns_port}):
+        yield Rule(
+            (
+                *words.family(4),
+                *words.from_address(IPv4Address("127.0.0.1")),
+                *words.udp_source_port(port),
+                *words.no_such_name_becomes_refused(),
+            ),
+            "not a mesh name: ask the next resolver",
+        )
 
 
 def _address(text: str) -> Address:

@@ -44,7 +44,8 @@ def _take_runtime(step: Step, runtime: Mapping[str, HostRuntime]) -> None:
         if old.ipv6 != new.ipv6:
             step.touched_hosts.add(host)
         here = step.old.workloads_by_host.get(host, frozenset())
-        if (old.joined, old.captured, old.expelled) != (new.joined, new.captured, new.expelled):
+        whole = (old.joined, old.captured, old.expelled, old.withdrawn)
+        if whole != (new.joined, new.captured, new.expelled, new.withdrawn):
             step.recheck.update(here)
         else:
             differ = (old.ready ^ new.ready) | (old.healthy ^ new.healthy)

@@ -27,6 +27,12 @@ INSTANCE = "i-0123456789abcdef0"
 SUBSCRIPTION = "8d10da13-8125-4ba9-a717-bf7490507b3d"
 MACHINE = "02aab8a4-74ef-476e-8182-f6d2ba4166a6"
 AUTHORITY = authority("Cloud Root")
+GCP_INSTANCE = {
+    "/computeMetadata/v1/instance/zone": b"projects/739419398126/zones/europe-west3-a",
+    "/computeMetadata/v1/instance/id": b"152986662232938449",
+    "/computeMetadata/v1/instance/machine-type": b"projects/739419398126/machineTypes/e2-medium",
+}
+AZURE_COMPUTE = {"location": "westeurope", "zone": "2", "vmId": MACHINE, "vmSize": "Standard_B2s", "tags": ""}
 
 
 def rsa_key(bits: int = 2048) -> rsa.RSAPrivateKey:
@@ -144,6 +150,13 @@ class Metadata:
             return b"SESSION" if headers.get("X-aws-ec2-metadata-token-ttl-seconds") else None
         if (method, path) == ("GET", "/latest/dynamic/instance-identity/rsa2048"):
             return self.aws if headers.get("X-aws-ec2-metadata-token") == "SESSION" else None
+        if (method, path) == ("GET", "/latest/dynamic/instance-identity/document"):
+            return aws_document() if headers.get("X-aws-ec2-metadata-token") == "SESSION" else None
+        if path in GCP_INSTANCE:
+            return GCP_INSTANCE[path] if headers.get("Metadata-Flavor") == "Google" else None
+        if path == "/metadata/instance/compute":
+            whole = headers.get("Metadata") == "true" and "api-version" in query
+            return json.dumps(AZURE_COMPUTE).encode() if whole else None
         if path == "/computeMetadata/v1/instance/service-accounts/default/identity":
             whole = headers.get("Metadata-Flavor") == "Google" and query.get("format") == ["full"]
             return gcp_token(gcp_claims(query["audience"][0])).encode() if whole else None

@@ -310,14 +310,15 @@ def _capture_show(_: argparse.Namespace, __: AgentConfig) -> int:
 
 def _capture_clear(_: argparse.Namespace, config: AgentConfig) -> int:
     from hostmesh_agent import capture
-    from hostmesh_agent.dns import Resolver, ResolverError
+    from hostmesh_agent.dns import ResolverError
+    from hostmesh_agent.resolution import Resolution
     from hostmesh_agent.status import CAPTURE_OFF
 
     # First the mark: a running agent must not put back what is taken away here.
     config.state_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
     (config.state_dir / CAPTURE_OFF).touch()
     try:
-        Resolver(config.dns.resolv_conf, config.state_dir).restore()
+        Resolution(config.dns.resolv_conf, config.state_dir).restore()
         _clear_rules(config)
     except (capture.CaptureError, ResolverError) as error:
         return _say(str(error), FAILED)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from hostmesh_agent.config_table import ConfigError, Table
 from hostmesh_agent.entitlements import WorkloadAccess
 from hostmesh_agent.places import BLUE, Instance
 from hostmesh_api.identity import WorkloadIdentity
+from hostmesh_api.wire import MAX_INTERFACE_BYTES
 
 DEFAULT_PATH: Final = Path("/etc/hostmesh/agent.toml")
 ENVIRONMENT: Final = "HOSTMESH_AGENT_CONFIG"
@@ -22,11 +24,20 @@ MAX_SOCKET_PATH_BYTES: Final = 107
 """sun_path holds 108 bytes with its final NUL (unix(7))."""
 MAX_THREADS_PER_CORE: Final = 8
 UPGRADES: Final = ("manual", "auto")
+MAX_UID: Final = 2**32 - 2
+SCOPES: Final = ("mesh", "all")
 MIN_MTLS: Final = ("strict", "permissive", "none")
+MAX_LABELS: Final = 64
+_LABEL_KEY: Final = re.compile(r"([a-zA-Z0-9.-]{1,253}/)?[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
+_LABEL_VALUE: Final = re.compile(r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?")
+MAX_OBSERVE_INTERVAL_S: Final = 50
+"""What was closed is in the kernel's list for 60 s."""
 NOBODY: Final = 65534
 """What the kernel says of users that it cannot name here, and whom unrelated programs share."""
 MAX_DEFAULT_CONCURRENCY: Final = 4
 """More workers cost memory on every host and are needed on few: who needs them says so."""
+
+_DOMAIN: Final = re.compile(r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]{0,62})(\.[a-z0-9_]([a-z0-9_-]{0,62}))*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +71,36 @@ class EnvoySettings:
 
 @dataclass(frozen=True, slots=True)
 class CaptureSettings:
+    """What no controller can capture, whatever the mesh's policies say.
+
+    Attributes:
+        enabled: anything at all is captured.
+        exclude_inbound_ports: ports of the host's programs.
+        exclude_outbound_ports: ports that its programs call. Virtual addresses are nobody else's: for those it does not
+            hold.
+        exclude_outbound_cidrs: address blocks that they call.
+        exclude_users: names, or numbers as text; what their programs call.
+        exclude_units: systemd's names; the same.
+        exclude_interfaces: where connections leave or come in.
+        max_scope: "mesh" (what is known to the mesh, at most) or "all".
+    """
+
     enabled: bool = True
     exclude_inbound_ports: tuple[int, ...] = ()
+    exclude_outbound_ports: tuple[int, ...] = ()
+    exclude_outbound_cidrs: tuple[str, ...] = ()
+    exclude_users: tuple[str, ...] = ()
+    exclude_units: tuple[str, ...] = ()
+    exclude_interfaces: tuple[str, ...] = ()
+    max_scope: str = "all"
 
 
 @dataclass(frozen=True, slots=True)
 class DnsSettings:
     enabled: bool = True
     resolv_conf: Path = Path("/etc/resolv.conf")
+    domains: tuple[str, ...] = ()
+    """What systemd-resolved is to ask of the mesh alone, beside the mesh's own domain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +155,23 @@ class WasmSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ObserveSettings:
+    """What is told of the host's connections: who talks to whom, never what is said.
+
+    Attributes:
+        enabled: whether the kernel's list of TCP connections is looked at.
+        public_addresses: whether peers of the Internet are told by their address, or all as one.
+        interval_s: the time between two looks.
+        cloud: whether the metadata service is asked where DMI says that this is a machine of a cloud.
+    """
+
+    enabled: bool = True
+    public_addresses: bool = True
+    interval_s: int = 20
+    cloud: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class LogSettings:
     level: str = "info"
 
@@ -137,6 +187,8 @@ class AgentConfig:
     workload_api: WorkloadApiSettings = field(default_factory=WorkloadApiSettings)
     floor: FloorSettings = field(default_factory=FloorSettings)
     wasm: WasmSettings = field(default_factory=WasmSettings)
+    observe: ObserveSettings = field(default_factory=ObserveSettings)
+    labels: Mapping[str, str] = field(default_factory=dict)
     log: LogSettings = field(default_factory=LogSettings)
 
     @property
@@ -210,11 +262,17 @@ def parse(text: str, source: str) -> AgentConfig:
         workload_api=_workload_api(top.table("workload_api")),
         floor=_floor(top.table("floor")),
         wasm=_wasm(top.table("wasm")),
+        observe=_observe(top.table("observe")),
+        labels=_labels(top.table("labels")),
         log=_log(top.table("log")),
     )
     _check_socket_paths(config, source)
     if config.floor.mtls_ports and not config.capture.enabled:
         raise ConfigError(f"{source}: floor.mtls_ports: is kept by capture, which capture.enabled = false turns off")
+    if config.floor.mtls_ports and config.capture.exclude_interfaces:
+        raise ConfigError(
+            f"{source}: floor.mtls_ports: on capture.exclude_interfaces they would be open: leave one out"
+        )
     if both := set(config.floor.mtls_ports) & set(config.capture.exclude_inbound_ports):
         raise ConfigError(f"{source}: floor.mtls_ports: capture.exclude_inbound_ports has {sorted(both)} too")
     return config
@@ -254,7 +312,29 @@ def _capture(table: Table) -> CaptureSettings:
     return CaptureSettings(
         enabled=table.flag("enabled", default.enabled),
         exclude_inbound_ports=table.ports("exclude_inbound_ports"),
+        exclude_outbound_ports=table.ports("exclude_outbound_ports"),
+        exclude_outbound_cidrs=table.blocks("exclude_outbound_cidrs"),
+        exclude_users=_users(table),
+        exclude_units=tuple(each if "." in each else f"{each}.service" for each in table.texts("exclude_units")),
+        exclude_interfaces=_interfaces(table),
+        max_scope=table.one_of("max_scope", default.max_scope, SCOPES),
     )
+
+
+def _users(table: Table) -> tuple[str, ...]:
+    names = table.texts("exclude_users")
+    for name in names:
+        if name.isdecimal() and int(name) > MAX_UID:
+            raise table.error("exclude_users", f"{name} is not the number of a user")
+    return names
+
+
+def _interfaces(table: Table) -> tuple[str, ...]:
+    names = table.texts("exclude_interfaces")
+    for name in names:
+        if len(name.encode()) > MAX_INTERFACE_BYTES:
+            raise table.error("exclude_interfaces", f"{name!r} is too long for the name of an interface")
+    return names
 
 
 def _dns(table: Table) -> DnsSettings:
@@ -263,7 +343,16 @@ def _dns(table: Table) -> DnsSettings:
     return DnsSettings(
         enabled=table.flag("enabled", default.enabled),
         resolv_conf=table.path("resolv_conf", default.resolv_conf),
+        domains=_domains(table),
     )
+
+
+def _domains(table: Table) -> tuple[str, ...]:
+    domains = tuple(each.strip(".").lower() for each in table.texts("domains"))
+    for each in domains:
+        if not _DOMAIN.fullmatch(each):
+            raise table.error("domains", f"{each!r} is not a domain, such as 'api.example.com'")
+    return domains
 
 
 def _probes(table: Table) -> ProbeSettings:
@@ -293,7 +382,7 @@ def _access(workloads: Table, name: str) -> WorkloadAccess:
         raise workloads.error(f'"{name}"', f"must be NAMESPACE/SERVICE-ACCOUNT: {error}") from None
     table = workloads.table(name)
     table.only_keys(("users", "uids", "units"))
-    users, uids = table.texts("users"), frozenset(table.numbers("uids", 0, 2**32 - 2))
+    users, uids = table.texts("users"), frozenset(table.numbers("uids", 0, MAX_UID))
     if "nobody" in users or NOBODY in uids:
         raise table.error("users", "'nobody' is whom unrelated programs share: give the program a user of its own")
     units = frozenset(each if "." in each else f"{each}.service" for each in table.texts("units"))
@@ -317,6 +406,28 @@ def _floor(table: Table) -> FloorSettings:
 def _wasm(table: Table) -> WasmSettings:
     table.only(dataclasses.fields(WasmSettings))
     return WasmSettings(allow_cidrs=table.blocks("allow_cidrs"))
+
+
+def _observe(table: Table) -> ObserveSettings:
+    default = ObserveSettings()
+    table.only(dataclasses.fields(ObserveSettings))
+    return ObserveSettings(
+        enabled=table.flag("enabled", default.enabled),
+        public_addresses=table.flag("public_addresses", default.public_addresses),
+        interval_s=table.number("interval_s", default.interval_s, 1, MAX_OBSERVE_INTERVAL_S),
+        cloud=table.flag("cloud", default.cloud),
+    )
+
+
+def _labels(table: Table) -> Mapping[str, str]:
+    if len(table.values) > MAX_LABELS:
+        raise ConfigError(f"{table.source}: labels: has {len(table.values)} keys, at most {MAX_LABELS} are told")
+    for key in table.values:
+        if _LABEL_KEY.fullmatch(key) is None:
+            raise table.error(f'"{key}"', "is no label's name: letters, digits, '-', '_', '.', and one '/'")
+        if _LABEL_VALUE.fullmatch(table.text(key, "")) is None:
+            raise table.error(f'"{key}"', "its value must be at most 63 letters, digits, '-', '_', '.'")
+    return {key: table.text(key, "") for key in sorted(table.values)}
 
 
 def _log(table: Table) -> LogSettings:

@@ -5,14 +5,17 @@ kernel and the disk for milliseconds: to be called from a thread.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 from hostmesh_agent.capture import Capture, CaptureError, CaptureRequest, CaptureState, HostFloor, Owner, nft
 from hostmesh_agent.converge import InForce, in_force
-from hostmesh_agent.dns import Resolver, ResolverError
+from hostmesh_agent.dns import ResolverError
 from hostmesh_agent.generation import generation
+from hostmesh_agent.mesh_names import MeshNames
+from hostmesh_agent.resolution import Resolution
 
 FULL_CHECK_S: Final = 60.0
 _UNKNOWN: Final = CaptureState("off")
@@ -42,12 +45,20 @@ class _Checked:
 
 
 class Enforcement:
-    """What this agent does to the kernel and to resolv.conf. `dns` False: the host does not want the latter."""
+    """What this agent does to the kernel and to name resolution. `dns` False: the host does not want the latter."""
 
-    def __init__(self, *, dns: bool, resolv_conf: Path, state_dir: Path, owner: Owner | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        dns: bool,
+        resolv_conf: Path,
+        state_dir: Path,
+        domains: tuple[str, ...] = (),
+        owner: Owner | None = None,
+    ) -> None:
         self._dns = dns
         self._capture = Capture(owner)
-        self._resolver = Resolver(resolv_conf, state_dir)
+        self._resolution = Resolution(resolv_conf, state_dir, domains)
         self._wanted: tuple[CaptureRequest, HostFloor] | None = None
         self._ours = InForce()
         self._checked: _Checked | None = None
@@ -66,7 +77,9 @@ class Enforcement:
         kernel = in_force(nft.read())
         return InForce(kernel.inbound_ports | self._ours.inbound_ports, kernel.outbound or self._ours.outbound)
 
-    def put(self, request: CaptureRequest | None, floor: HostFloor) -> Enforced:
+    def put(
+        self, request: CaptureRequest | None, floor: HostFloor, names: Callable[[], MeshNames] = MeshNames
+    ) -> Enforced:
         """Put the request into force (None: nothing), if it is not already; errors are in what is returned."""
         if request is not None and not self._dns:
             request = replace(request, dns=False)
@@ -75,7 +88,7 @@ class Enforcement:
         enforced = self._put_capture(request, floor)
         in_place = False
         if dns and enforced.capture.state == "on":
-            in_place, detail = self._apply_dns()
+            in_place, detail = self._apply_dns(names())
         return replace(enforced, dns_in_place=in_place, dns_detail=detail)
 
     def _put_capture(self, request: CaptureRequest | None, floor: HostFloor) -> Enforced:
@@ -111,18 +124,16 @@ class Enforcement:
         except CaptureError:
             return InForce()
 
-    def _apply_dns(self) -> tuple[bool, str]:
+    def _apply_dns(self, names: MeshNames) -> tuple[bool, str]:
         try:
-            state = self._resolver.check()
-            if not state.in_place:
-                state = self._resolver.apply()
+            state = self._resolution.put(names)
         except (ResolverError, OSError) as error:
             return False, str(error)
         return state.in_place, state.detail
 
     def _restore_dns(self) -> str:
         try:
-            self._resolver.restore()
+            self._resolution.restore()
         except (ResolverError, OSError) as error:
             return str(error)
         return ""

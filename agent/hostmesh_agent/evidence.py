@@ -95,9 +95,9 @@ class AwsInstance:
 
     def make(self, nonce: bytes, csr_der: bytes) -> JoinRequest:  # noqa: ARG002 - as all evidence
         lifetime = {"X-aws-ec2-metadata-token-ttl-seconds": "60"}
-        token = _ask(self.metadata, "PUT", "/latest/api/token", lifetime).decode("ascii", "replace").strip()
+        token = ask(self.metadata, "PUT", "/latest/api/token", lifetime).decode("ascii", "replace").strip()
         session = {"X-aws-ec2-metadata-token": token}
-        document = _ask(self.metadata, "GET", "/latest/dynamic/instance-identity/rsa2048", session)
+        document = ask(self.metadata, "GET", "/latest/dynamic/instance-identity/rsa2048", session)
         return JoinRequest(aws=document)
 
 
@@ -110,7 +110,7 @@ class GcpInstance:
     def make(self, nonce: bytes, csr_der: bytes) -> JoinRequest:
         path = "/computeMetadata/v1/instance/service-accounts/default/identity"
         query = f"?audience={quote(audience(nonce, csr_der), safe='')}&format=full"
-        token = _ask(self.metadata, "GET", path + query, {"Metadata-Flavor": "Google"})
+        token = ask(self.metadata, "GET", path + query, {"Metadata-Flavor": "Google"})
         return JoinRequest(gcp=token.decode("ascii", "replace").strip())
 
 
@@ -122,7 +122,7 @@ class AzureInstance:
 
     def make(self, nonce: bytes, csr_der: bytes) -> JoinRequest:
         path = f"/metadata/attested/document?api-version=2020-09-01&nonce={azure_nonce(nonce, csr_der)}"
-        answer = _ask(self.metadata, "GET", path, {"Metadata": "true"})
+        answer = ask(self.metadata, "GET", path, {"Metadata": "true"})
         try:
             document = json.loads(answer)
             signature = document["signature"]
@@ -140,12 +140,16 @@ CLOUDS: Final[Mapping[str, Callable[..., Evidence]]] = {
 }
 
 
-def _ask(base: str, method: str, path: str, headers: Mapping[str, str]) -> bytes:
-    """Call the metadata service. Not through a proxy, and wherever it redirects to is not followed."""
+def ask(base: str, method: str, path: str, headers: Mapping[str, str], within_s: float = METADATA_WITHIN_S) -> bytes:
+    """Call the metadata service. Not through a proxy, and wherever it redirects to is not followed.
+
+    Raises:
+        EvidenceError: it does not answer, or not with what was asked for.
+    """
     place = urlsplit(base)
     if place.scheme != "http" or not place.hostname:
         raise EvidenceError(f"{base!r} is not the http://HOST[:PORT] of a metadata service")
-    connection = http.client.HTTPConnection(place.hostname, place.port or 80, timeout=METADATA_WITHIN_S)
+    connection = http.client.HTTPConnection(place.hostname, place.port or 80, timeout=within_s)
     try:
         connection.request(method, path, headers=dict(headers))
         answer = connection.getresponse()

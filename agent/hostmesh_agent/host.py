@@ -3,7 +3,8 @@
 import hashlib
 import os
 import platform
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -13,8 +14,10 @@ from typing import Final
 
 import psutil
 
+from hostmesh_agent import machine
 from hostmesh_agent.launch import boot_id
-from hostmesh_api.v1.hostmesh_pb2 import HostFacts, HostLoad
+from hostmesh_agent.machine_facts import cloud_of, cpu_model, virtualisation
+from hostmesh_api.v1.hostmesh_pb2 import Cloud, Disk, HostFacts, HostLoad, Interface
 from hostmesh_api.wire import VIP4, VIP6
 
 _MAX_ADDRESSES: Final = 64
@@ -33,11 +36,27 @@ class FixedFacts:
     boot_id: str
     agent_version: str
     machine_id: str
+    os_id: str
+    os_version: str
+    virtualisation: str
+    cpu_model: str
+    cloud: str
+    """aws, gcp or azure, as the firmware says; "" elsewhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Changing:
+    """What may change while the host is up."""
+
+    disks: tuple[Disk, ...] = ()
+    interfaces: tuple[Interface, ...] = ()
+    cloud: Cloud | None = None
 
 
 def fixed_facts() -> FixedFacts:
+    system, traces = machine.os_release(), machine.traces()
     return FixedFacts(
-        os=_os_name(),
+        os=system.get("PRETTY_NAME", "Linux"),
         kernel=platform.release(),
         machine=platform.machine(),
         cpus=cpus(),
@@ -45,10 +64,20 @@ def fixed_facts() -> FixedFacts:
         boot_id=boot_id(),
         agent_version=agent_version(),
         machine_id=machine_id(),
+        os_id=system.get("ID", ""),
+        os_version=system.get("VERSION_ID", ""),
+        virtualisation=virtualisation(traces),
+        cpu_model=cpu_model(traces.cpuinfo),
+        cloud=cloud_of(traces.dmi),
     )
 
 
-def facts(fixed: FixedFacts, envoy_version: str) -> HostFacts:
+def facts(
+    fixed: FixedFacts,
+    envoy_version: str,
+    changing: Changing = Changing(),
+    labels: Mapping[str, str] | None = None,
+) -> HostFacts:
     return HostFacts(
         hostname=platform.node(),
         os=fixed.os,
@@ -60,16 +89,46 @@ def facts(fixed: FixedFacts, envoy_version: str) -> HostFacts:
         agent_version=fixed.agent_version,
         envoy_version=envoy_version,
         boot_id=fixed.boot_id,
+        os_id=fixed.os_id,
+        os_version=fixed.os_version,
+        virtualisation=fixed.virtualisation,
+        cpu_model=fixed.cpu_model,
+        disks=changing.disks,
+        interfaces=changing.interfaces,
+        cloud=changing.cloud,
+        labels=labels or {},
     )
 
 
-def load() -> HostLoad:
-    """Sample the load; `cpu_percent` is the mean since the last call (0 at the first)."""
-    return HostLoad(
-        load_1m=os.getloadavg()[0],
-        cpu_percent=psutil.cpu_percent(interval=None),
-        memory_available_bytes=psutil.virtual_memory().available,
-    )
+class Load:
+    """Samples the load. Means are since the last sample: 0 at the first."""
+
+    def __init__(self) -> None:
+        self._network: tuple[float, int, int] | None = None
+
+    def sample(self, disks: Iterable[Disk] = ()) -> HostLoad:
+        one, five, fifteen = os.getloadavg()
+        received, sent = self._rates()
+        return HostLoad(
+            load_1m=one,
+            load_5m=five,
+            load_15m=fifteen,
+            cpu_percent=psutil.cpu_percent(interval=None),
+            memory_available_bytes=psutil.virtual_memory().available,
+            disk_used_percent=max(map(machine.used_percent, disks), default=0.0),
+            received_bytes_per_s=received,
+            sent_bytes_per_s=sent,
+        )
+
+    def _rates(self) -> tuple[float, float]:
+        counters = [each for name, each in psutil.net_io_counters(pernic=True).items() if name != "lo"]
+        now = (time.monotonic(), sum(each.bytes_recv for each in counters), sum(each.bytes_sent for each in counters))
+        before, self._network = self._network, now
+        if before is None or now[0] <= before[0]:
+            return 0.0, 0.0
+        # An interface that went takes its count with it.
+        received, sent = ((now[at] - before[at]) / (now[0] - before[0]) for at in (1, 2))
+        return max(0.0, received), max(0.0, sent)
 
 
 def cpus() -> int:
@@ -111,10 +170,3 @@ def agent_version() -> str:
         return version("hostmesh")
     except PackageNotFoundError:  # run from a source tree
         return "0"
-
-
-def _os_name() -> str:
-    try:
-        return platform.freedesktop_os_release().get("PRETTY_NAME", "Linux")
-    except OSError:
-        return "Linux"

@@ -17,8 +17,9 @@ from hostmesh_agent import capture, chosen_binary, control, drain, drained, enro
 from hostmesh_agent.admin import Admin
 from hostmesh_agent.bootstrap import ADMIN_SOCKET
 from hostmesh_agent.config import AgentConfig
-from hostmesh_agent.dns import Resolver, ResolverError
+from hostmesh_agent.dns import ResolverError
 from hostmesh_agent.places import Instance
+from hostmesh_agent.resolution import Resolution
 from hostmesh_agent.state import State, StateError
 from hostmesh_agent.status import CAPTURE_OFF
 from hostmesh_agent.workload_api import svids
@@ -80,7 +81,7 @@ def _tell_controller(state: State) -> str:
 
 
 def _restore_names(config: AgentConfig) -> str:
-    Resolver(config.dns.resolv_conf, config.state_dir).restore()
+    Resolution(config.dns.resolv_conf, config.state_dir).restore()
     return ""
 
 

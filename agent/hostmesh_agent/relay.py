@@ -138,6 +138,10 @@ class Relay:
         """Return the ports that Envoy itself listens on, beside the well-known ones."""
         return frozenset(way for each in self._exchange.held(LISTENER_TYPE) for way in doorways(each))
 
+    def accepted_resource(self, type_url: str, name: str) -> Resource | None:
+        """Return a resource that Envoy has accepted, now or in an earlier life; None if none."""
+        return self._exchange.accepted_resource(type_url, name)
+
     def try_again(self) -> None:
         """Offer Envoy once more what it refused, now that its files have changed."""
         self._exchange.try_again()

@@ -22,6 +22,7 @@ from hostmesh_agent import (
     chosen_binary,
     control,
     converge,
+    dns_front,
     enrol,
     generation,
     guard,
@@ -41,12 +42,15 @@ from hostmesh_agent.capture import floor as kernel_floor
 from hostmesh_agent.capturing import Capturing
 from hostmesh_agent.certs import Certificates, Wanted
 from hostmesh_agent.config import AgentConfig
+from hostmesh_agent.discovery import Discovery
 from hostmesh_agent.drained import Drained
 from hostmesh_agent.envoy import EnvoyCommand
 from hostmesh_agent.envoy_verbs import EnvoyVerbs
 from hostmesh_agent.envoys import Envoys
 from hostmesh_agent.identities import Identities
+from hostmesh_agent.lifecycle import Phase
 from hostmesh_agent.looking import OWN_LISTENERS
+from hostmesh_agent.mesh_names import DNS_LISTENER, AcceptedNames
 from hostmesh_agent.modules import Modules
 from hostmesh_agent.next_envoy import NextEnvoy, first_command
 from hostmesh_agent.places import PORTS
@@ -184,12 +188,30 @@ class Agent:
         self._probes = Probes(Ways(config.probes.exec_user).look, memory, self._reporter.changed)
         remembered = CallMemory(config.run_dir / "calls.json", self._facts.boot_id)
         self._calls = Calls(partial(self._admin.stats, NAMES), remembered, self._reporter.changed, now)
+        self._discovery = Discovery(
+            config,
+            self._facts,
+            self._envoy_uid,
+            (*self._record.agents_endpoints, *self._record.join_endpoints),
+            self._reporter.changed,
+            now,
+        )
         self._host_config: HostConfig | None = None
         self._floor: HostFloor | None = None
         self._sweep: Wanted | None = None
-        self._capturing = Capturing(config, owner_of_rules, self._identities, self._active, self._reporter.changed)
         self._drained = Drained(config.state_dir)
         self._envoy_verbs = EnvoyVerbs(config, self._envoys, self._drained, self._reporter, self._admin)
+        names = AcceptedNames(partial(self._relay.accepted_resource, LISTENER_TYPE, DNS_LISTENER)).now
+        self._capturing = Capturing(
+            config,
+            owner_of_rules,
+            self._identities,
+            self._active,
+            self._reporter.changed,
+            names=names,
+            gone=self._without_proxy,
+            wake=self._wake.set,
+        )
         self._telling = Telling(
             TellingParts(
                 config=config,
@@ -207,6 +229,7 @@ class Agent:
                 severing=self._severing,
                 probes=self._probes,
                 calls=self._calls,
+                discovery=self._discovery,
                 returning=self._returning,
                 workload_api=self._workload_api,
                 reporter=self._reporter,
@@ -246,6 +269,8 @@ class Agent:
                     "probes": self._probes.run(),
                     "severing": self._severing.run(),
                     "calls": self._calls.run(),
+                    "discovery": self._discovery.run(),
+                    "names over tcp": dns_front.Front().run(),
                     "rules": generation.watch(self._wake.set),
                     "report": self._report_when_settled(),
                 }.items()
@@ -292,7 +317,7 @@ class Agent:
             kernel_floor.look,
             self._envoy_uid,
             self._record.agents_endpoints,
-            self._config.capture.exclude_inbound_ports,
+            self._config.capture,
             mtls_only=self._config.floor.mtls_only,
         )
         want = converge.check(config, self._record, floor)
@@ -349,6 +374,13 @@ class Agent:
         await self._step()
         return self._capturing.leads_to == PORTS[self._envoys.active].outbound
 
+    def _without_proxy(self) -> bool:
+        """Tell whether there is no Envoy that serves; one of an earlier agent may, before it is adopted."""
+        view = self._envoys.status().view
+        if view.pid is not None:
+            return view.phase is not Phase.LIVE and not view.adopted
+        return view.phase is not Phase.DOWN or not self._envoys.any_runs()
+
     async def _converge(self) -> None:
         pause_s = _FIRST_PAUSE_S
         while True:
@@ -402,6 +434,7 @@ class Agent:
 
     def _taken(self, response: ReportResponse) -> None:
         self._calls.taken(response)
+        self._discovery.taken(response)
 
     # The control socket
 

@@ -23,7 +23,7 @@ from hostmesh_agent.relay import RelayState
 from hostmesh_agent.rotation import Validity
 from hostmesh_agent.state import HostRecord, NotJoinedError, State, StateError
 from hostmesh_agent.svid import SvidError
-from hostmesh_api.v1.hostmesh_pb2 import WorkloadLease
+from hostmesh_api.v1.hostmesh_pb2 import CaptureGap, WorkloadLease
 
 CAPTURE_OFF: Final = "capture.off"
 """If this file exists in the state directory, nothing is captured: the owner of the host said so."""
@@ -60,6 +60,8 @@ class Facts:
     """Why no caller is to use this host's workloads; "" if they may."""
     returning_problem: str = ""
     """Why this host, whose certificate is not taken any more, cannot come back."""
+    gaps: Sequence[CaptureGap] = ()
+    """Of each direction that was without a proxy: the last such time."""
 
 
 def capture_wanted(config: AgentConfig) -> str:
@@ -128,6 +130,8 @@ def document(facts: Facts, now: datetime) -> dict[str, Any]:
             "inbound_ports": sorted(enforced.in_force.inbound_ports),
             "outbound": enforced.in_force.outbound,
             "refused": [str(each) for each in enforced.capture.refused],
+            "missing": list(enforced.capture.missing),
+            "gaps": [_gap(each) for each in facts.gaps],
             "waiting_for": list(facts.lacking),
             "not_wanted": facts.capture_wanted,
         },
@@ -144,6 +148,18 @@ def document(facts: Facts, now: datetime) -> dict[str, Any]:
             for each in facts.leases
         ],
         "workload_api": facts.workload_api,
+    }
+
+
+def _gap(gap: CaptureGap) -> dict[str, Any]:
+    return {
+        "direction": gap.direction,
+        "failure_mode": "open" if gap.open else "closed",
+        "lasts": gap.lasts,
+        "refused_ms": gap.refused_ms,
+        "passed_ms": gap.passed_ms,
+        "count": gap.count,
+        "total_ms": gap.total_ms,
     }
 
 
@@ -311,6 +327,16 @@ def _rows(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         f", inbound ports {ports}, outbound {'yes' if capture['outbound'] else 'no'}" if "outbound" in capture else ""
     )
     yield "capture", f"{capture['state']}{details}" + (f" ({capture['not_wanted']})" if capture["not_wanted"] else "")
+    for each in capture.get("gaps", ()):
+        since = "lasts" if each["lasts"] else "is over"
+        passed = f", passed by for {each['passed_ms']} ms" if each["failure_mode"] == "open" else ""
+        yield (
+            "gap",
+            f"{each['direction']} without Envoy ({each['failure_mode']}) {since}: refused for {each['refused_ms']} ms"
+            f"{passed}; {each['count']} in all, {each['total_ms']} ms",
+        )
+    for each in capture.get("missing", ()):
+        yield "not there", f"{each}: what the capture policy says of it is not in force"
     if "dns" in status:
         detail = f" ({status['dns']['detail']})" if status["dns"]["detail"] else ""
         yield "dns", f"{'in place' if status['dns']['in_place'] else 'off'}{detail}"

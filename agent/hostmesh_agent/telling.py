@@ -11,6 +11,7 @@ from hostmesh_agent.admin import Admin, AdminError
 from hostmesh_agent.calls import Calls
 from hostmesh_agent.capturing import Capturing
 from hostmesh_agent.config import AgentConfig
+from hostmesh_agent.discovery import Discovery
 from hostmesh_agent.drained import Drained
 from hostmesh_agent.envoys import Envoys
 from hostmesh_agent.identities import AGENT, Identities
@@ -19,7 +20,6 @@ from hostmesh_agent.next_envoy import NextEnvoy
 from hostmesh_agent.probes import Probes
 from hostmesh_agent.relay import Relay
 from hostmesh_agent.returning import Returning
-from hostmesh_agent.services import Listening
 from hostmesh_agent.state import HostRecord
 from hostmesh_agent.workload_api.serving import Serving
 from hostmesh_api.v1.hostmesh_pb2 import HostConfig, HostReport, TrustState, WorkloadLease
@@ -47,6 +47,7 @@ class Parts:
     severing: sever.Severing
     probes: Probes
     calls: Calls
+    discovery: Discovery
     returning: Returning
     workload_api: Serving | None
     reporter: report.Reporter
@@ -67,16 +68,12 @@ class Telling:
         self._config = config
         self._active = active
         self._now = now
-        self._listening = Listening()
 
     async def host_report(self) -> HostReport:
         """Return the report for the controller."""
         parts = self._parts
         own = parts.identities.validities().get(AGENT)
-        return HostReport(
-            facts=host.facts(parts.facts, parts.envoys.status().version),
-            load=host.load(),
-            listening=await self._listening.sockets(),
+        made = HostReport(
             envoy=report.envoy_state(parts.envoys.status(), parts.envoys.document()),
             capture=parts.capturing.state(),
             leases=self._leases(),
@@ -92,6 +89,8 @@ class Telling:
             calls=parts.calls.tell(),
             withdrawn=self._withdrawn(),
         )
+        await parts.discovery.fill(made, parts.envoys.status().version)
+        return made
 
     async def host_status(self) -> dict[str, Any]:
         """Return the status for the owner of the host."""
@@ -123,6 +122,7 @@ class Telling:
                 envoys=parts.envoys.document(),
                 envoy_problems=parts.envoys.problems(),
                 withdrawn=self._withdrawn(),
+                gaps=parts.capturing.gaps(),
             ),
             self._now(),
         )

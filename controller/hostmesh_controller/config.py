@@ -100,6 +100,8 @@ class Config:
     log: Log = field(default_factory=Log)
     clones: Clones = field(default_factory=Clones)
     calls: Calls = field(default_factory=Calls)
+    locality: str = "reported"
+    """Where a host is whose Host and workloads declare nothing: where its agent reports it to be, or nowhere."""
     attest: Attestation = field(default_factory=Attestation)
     root_namespace: str = "istio-system"
     mesh_config: Path | None = None
@@ -171,6 +173,7 @@ def _config(reader: Reader, own_addresses: Sequence[str]) -> Config:
         clones=Clones(cast("CloneAction", reader.choice("clones.action", "quarantine", CLONE_ACTIONS))),
         ca=certificate_authority(reader),
         # A caller that calls once a month must not be forgotten in between.
+        locality=reader.choice("locality", "reported", ("reported", "declared")),
         calls=Calls(keep_days=reader.integer("calls.keep_days", 30, 1, 400)),
         jwks=Jwks(
             refresh_s=reader.integer("jwks.refresh_s", 1200, 1, 86400),

@@ -111,6 +111,7 @@ class Controller:
             trust=trust_of(self.authority),
             root_namespace=self.config.root_namespace,
             mesh_config=load_mesh_file(self.config),
+            reported_locality=self.config.locality == "reported",
         )
         self.hub = Hub(mesh.build(settings, (), {}, {}), 0)
         self.keys = key_fetcher(self.config, self.store)

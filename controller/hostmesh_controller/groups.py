@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from hostmesh_api.identity import HostIdentity
+from hostmesh_controller.adoption_rules import ADOPT, Listens, Rule, adopted_ports, parse_rules
 from hostmesh_controller.load import Problem
 from hostmesh_controller.model import ApiObject, ObjectKey, read_document
 from hostmesh_controller.model.hosts import HostSpec
@@ -53,8 +54,10 @@ def entry_key(group: ObjectKey, host: str) -> ObjectKey:
     return ObjectKey("WorkloadEntry", group.namespace, f"{group.name}-{host}"[-MAX_NAME:].lstrip("-."))
 
 
-def member_entry(group: ApiObject, host: ApiObject) -> ApiObject:
+def member_entry(group: ApiObject, host: ApiObject, listening: Iterable[Listens] = ()) -> ApiObject:
     """Return a member's WorkloadEntry, as Istio's automatic registration makes it.
+
+    `listening` is what was found on the host, for the rules by which the group adopts it.
 
     Its labels are those of the template and over them those of the group's metadata, in the entry's spec as in its
     metadata. Its address is the host's first; a template's own address means nothing, as in Istio.
@@ -72,6 +75,8 @@ def member_entry(group: ApiObject, host: ApiObject) -> ApiObject:
     if labels:
         metadata["labels"] = labels
         template["labels"] = labels
+    if found := adopted_ports(rules_of(group), listening):
+        template["ports"] = {**template["ports"], **found}
     if of_host.addresses:
         template["address"] = of_host.addresses[0]
     document = {"apiVersion": group.api_version, "kind": "WorkloadEntry", "metadata": metadata, "spec": template}
@@ -80,6 +85,27 @@ def member_entry(group: ApiObject, host: ApiObject) -> ApiObject:
         reasons = "; ".join(each.message for each in faults)
         raise NotAdmittedError(f"{group.key} makes no WorkloadEntry for {host.key}: {reasons}")
     return made
+
+
+def rules_of(group: ApiObject) -> tuple[Rule, ...]:
+    """Return the rules by which a group adopts what its members listen on; those that make no sense mean nothing."""
+    text = group.metadata.annotations.get(ADOPT)
+    if text is None or not isinstance(group.spec, WorkloadGroupSpec):
+        return ()
+    try:
+        return parse_rules(text, group.spec.template.ports)
+    except ValueError:
+        return ()
+
+
+def _rule_problems(item: ApiObject) -> Iterator[Problem]:
+    text = item.metadata.annotations.get(ADOPT)
+    if text is None or not isinstance(item.spec, WorkloadGroupSpec):
+        return
+    try:
+        parse_rules(text, item.spec.template.ports)
+    except ValueError as error:
+        yield replace(_problem(item, ("metadata", "annotations", ADOPT), str(error)), code="adopt-rule")
 
 
 def host_document(candidate: Candidate) -> dict[str, Any]:
@@ -126,12 +152,16 @@ class Membership:
 
     _group: dict[str, ObjectKey] = field(default_factory=dict)
     _members: dict[ObjectKey, set[str]] = field(default_factory=dict)
+    listening: dict[str, tuple[Listens, ...]] = field(default_factory=dict)
+    """What was found listening on members of groups that adopt it."""
 
     def note(self, key: ObjectKey, item: ApiObject | None) -> None:
         """Take note that an object is (now) as given, or gone."""
         if key.kind != "Host":
             return
         old = self._group.pop(key.name, None)
+        if item is None:
+            self.listening.pop(key.name, None)
         if old is not None:
             self._members[old].discard(key.name)
             if not self._members[old]:
@@ -199,7 +229,7 @@ def derive(changed: Sequence[ApiObject], existing: Mapping[ObjectKey, ApiObject]
             problems.append(_problem(host, ("metadata", "annotations", MEMBER_OF), f"there is no {group}"))
             continue
         try:
-            entry = member_entry(made, host)
+            entry = member_entry(made, host, membership.listening.get(name, ()))
         except NotAdmittedError as error:
             problems.append(_problem(made, ("spec", "template"), str(error)))
             continue
@@ -212,6 +242,7 @@ def derive(changed: Sequence[ApiObject], existing: Mapping[ObjectKey, ApiObject]
         wanted[entry.key] = entry
     problems += _edits(changed, existing, wanted, membership)
     problems += [warning for item in changed for warning in _probes_elsewhere(item)]
+    problems += [problem for item in changed for problem in _rule_problems(item)]
     puts = tuple(entry for key, entry in wanted.items() if key not in new)
     return Derived(puts, tuple(key for key in gone if key not in wanted), tuple(problems))
 

@@ -81,6 +81,7 @@ class GrpcServices:
             quarantine,
             self.observations,
             lambda: self.registrar.mesh,
+            self.registrar.listens,
         )
         add_ReportingServicer_to_server(reporting, server)
         credentials = self.certificate.credentials(client_certificates=True)

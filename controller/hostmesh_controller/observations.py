@@ -14,6 +14,7 @@ from typing import Final, Protocol
 import structlog
 
 from hostmesh_api.v1.hostmesh_pb2 import HostReport
+from hostmesh_controller.flow_memory import FlowMemory, FlowStore
 from hostmesh_controller.mesh import Mesh
 from hostmesh_controller.observed import (
     MAX_CALLERS,
@@ -39,7 +40,7 @@ _WRITES_OF_PRUNING: Final = 60
 _log: Final = structlog.get_logger(__name__)
 
 
-class ObservationStore(Protocol):
+class ObservationStore(FlowStore, Protocol):
     """What observed calls need of the store."""
 
     def calls(self) -> list[CallRecord]: ...
@@ -63,6 +64,8 @@ class Observations:
         self._keep = keep
         self.memory: Final = secrets.token_hex(8)
         """What agents know this memory by."""
+        self.flows: Final = FlowMemory(store, now, keep)
+        """Connections as hosts see them themselves."""
         self._calls: dict[CallKey, CallRecord] = {}
         self._callers: Counter[PortKey] = Counter()
         self._ports: dict[PortKey, WatchedPort] = {}
@@ -80,6 +83,7 @@ class Observations:
             StoreError: the store cannot be read.
         """
         calls, ports = await asyncio.to_thread(lambda: (self._store.calls(), self._store.watched_ports()))
+        await self.flows.open()
         self._calls = {each.key: each for each in calls}
         self._callers = Counter(each.key.of for each in calls)
         self._ports = {each.key: each for each in ports}
@@ -100,6 +104,7 @@ class Observations:
 
     def reported(self, host: str, report: HostReport, mesh: Mesh) -> None:
         """Take what a host's agent tells. An agent that tells nothing of calls watches no port."""
+        self.flows.reported(host, report)
         if not report.HasField("calls"):
             self._watch(host, frozenset())
             return
@@ -158,6 +163,7 @@ class Observations:
     async def write(self, *, everything: bool = False) -> None:
         """Write what is due; a store that fails is tried again the next time."""
         self._writes += 1
+        await self.flows.write(everything=everything)
         if self._writes % _WRITES_OF_PRUNING == 0:
             self._prune()
         due = set(self._new)

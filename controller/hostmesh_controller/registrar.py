@@ -10,11 +10,12 @@ burst of changes costs each proxy one response. For one event loop; the store an
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 import structlog
 
+from hostmesh_api.v1.hostmesh_pb2 import HostReport
 from hostmesh_controller import groups
 from hostmesh_controller import mesh as meshes
 from hostmesh_controller.changes import Change, Planned, as_if_stored, deletion, with_facts
@@ -32,13 +33,16 @@ from hostmesh_controller.mesh import Mesh, Settings, Touched, Trust
 from hostmesh_controller.model.mesh_config import MeshConfigSpec
 from hostmesh_controller.model.objects import ApiObject, ObjectKey
 from hostmesh_controller.outbound_http import OutboundHttp
-from hostmesh_controller.reports import HostStates, runtime_of
+from hostmesh_controller.reports import HostStates, listening_of, report_of, runtime_of
 from hostmesh_controller.review import Documents, Review, read_one, read_stored, review, review_deletion
 from hostmesh_controller.store import Delete, HostState, Put, Store, StoredObject
 from hostmesh_controller.virtual_addresses import VirtualAddresses
 
 WINDOW_S: Final = 0.008
 """How long a change waits for others: unnoticed by people, long enough to take a storm of reports together."""
+
+LISTENING_INTERVAL: Final = timedelta(seconds=30)
+"""How often at most an entry follows what is found on its host: what a host says must not make writes without end."""
 
 LAPSE_CHECK_S: Final = 600
 """How often it is looked whether the certificates of somebody who was expelled have ended."""
@@ -111,6 +115,7 @@ class Registrar:
         self._wake = asyncio.Event()
         self._writing = asyncio.Lock()
         self._stale = False
+        self._listened_at: dict[str, datetime] = {}
 
     @property
     def _objects(self) -> Mapping[ObjectKey, ApiObject]:
@@ -171,7 +176,11 @@ class Registrar:
             self._membership.note(key, item)
         self._revision = revision
         self._vips.add(await self._vips.allocate(self._objects.values()))
-        self._runtimes.open(await asyncio.to_thread(self._store.host_states))
+        states = await asyncio.to_thread(self._store.host_states)
+        self._runtimes.open(states)
+        for name, state in states.items():
+            if self._membership.group(name) is not None:
+                self._membership.listening[name] = listening_of(report_of(state))
         self._jwks = await self._keys.open(self._request_authentications())
         mesh = await asyncio.to_thread(self._build)
         self._hub.publish(mesh, Touched(everything=True), revision)
@@ -267,6 +276,33 @@ class Registrar:
             outcome = await self._apply(read_one(groups.host_document(candidate), "request", "default"), actor)
             if outcome.review.errors:
                 raise NotAdmittedError(_not_admitted(candidate, outcome.review.errors))
+
+    async def listens(self, host: str, report: HostReport) -> None:
+        """Take note of what was found on a host. The entry of a member follows, where its group adopts it by a rule.
+
+        Raises:
+            StoreError: nothing was changed.
+        """
+        key = self._membership.group(host)
+        if key is None:
+            return
+        listening, now = listening_of(report), self._now()
+        if self._membership.listening.get(host, ()) == listening:
+            return
+        at = self._listened_at.get(host)
+        if at is not None and now - at < LISTENING_INTERVAL:
+            return
+        async with self._writing:
+            group, item = self._objects.get(key), self._objects.get(ObjectKey("Host", "", host))
+            if group is None or item is None:
+                return
+            self._membership.listening[host] = listening
+            if not groups.rules_of(group):
+                return
+            self._listened_at[host] = now
+            outcome = await self._apply(Documents((item,), ()), f"host:{host}")
+        for problem in outcome.review.errors:
+            _log.warning("found_ports_not_adopted", host=host, reason=problem.message)
 
     async def left(self, host: str) -> None:
         """Take note that a host leaves by its own will. A member of a group was made by joining, and ends by leaving.

@@ -5,7 +5,8 @@ A silent agent changes nothing: an endpoint is never taken away because a stream
 
 import asyncio
 import ipaddress
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Final, Protocol
@@ -13,8 +14,9 @@ from typing import Final, Protocol
 import grpc
 import structlog
 
-from hostmesh_api.v1.hostmesh_pb2 import HostReport, ReportResponse, WorkloadLease
+from hostmesh_api.v1.hostmesh_pb2 import HostFacts, HostReport, ReportResponse, WorkloadLease
 from hostmesh_api.v1.hostmesh_pb2_grpc import ReportingServicer as ReportingBase
+from hostmesh_controller.adoption_rules import Listens
 from hostmesh_controller.clones import sighting
 from hostmesh_controller.mesh import HostRuntime, Mesh
 from hostmesh_controller.names import canonical_address
@@ -39,9 +41,18 @@ MAX_SOCKETS: Final = 2048
 MAX_LEASES: Final = 1024
 MAX_PORTS: Final = 1024
 MAX_PROBLEMS: Final = 64
+MAX_GAPS: Final = 2
 MAX_ROOTS: Final = 32
 MAX_CERTIFICATES: Final = 2 * MAX_LEASES
 MAX_TEXT_CHARS: Final = 1024
+MAX_DISKS: Final = 64
+MAX_INTERFACES: Final = 64
+MAX_INTERFACE_ADDRESSES: Final = 64
+MAX_LABELS: Final = 64
+MAX_LABEL_CHARS: Final = 317
+"""A prefix of 253, a slash, a name of 63."""
+_PLACE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+"""A region or a zone: nothing that would part a locality, or match as a pattern."""
 
 Workload = tuple[str, str]
 """Namespace and name."""
@@ -148,6 +159,10 @@ class HostStates:
         return entry
 
 
+async def _nobody_asks(_host: str, _report: HostReport) -> None:
+    """Take a report for nothing."""
+
+
 class ReportingServicer(ReportingBase):
     """Report, on the port with mutual TLS."""
 
@@ -160,10 +175,12 @@ class ReportingServicer(ReportingBase):
         quarantine: Quarantine,
         observations: Observations | None = None,
         mesh: Callable[[], Mesh] | None = None,
+        listens: Callable[[str, HostReport], Awaitable[None]] = _nobody_asks,
     ) -> None:
         """`workloads_of` returns (namespace, name) of the workloads that the registry places on a host.
 
-        `observations` keeps the calls that are reported, of a `mesh`; None: nobody wants them.
+        `observations` keeps the calls that are reported, of a `mesh`; None: nobody wants them. `listens` takes a host's
+        report for the programs that were found on it; raises StoreError.
         """
         self._states = states
         self._peers = peers
@@ -172,6 +189,7 @@ class ReportingServicer(ReportingBase):
         self._quarantine = quarantine
         self._observations = observations
         self._mesh = mesh
+        self._listens = listens
 
     async def Report(self, request: HostReport, context: Context) -> ReportResponse:  # noqa: N802 - gRPC's name
         caller = await self._peers.host_of(context)
@@ -181,6 +199,7 @@ class ReportingServicer(ReportingBase):
         try:
             await self._quarantine.seen(caller.host, seen)
             await self._states.reported(caller.host, report, ready)
+            await self._listens(caller.host, report)
         except StoreError as error:
             _log.error("report_not_kept", host=caller.host, error=str(error))
             await context.abort(
@@ -190,7 +209,7 @@ class ReportingServicer(ReportingBase):
         if self._observations is not None and self._mesh is not None:
             self._observations.reported(caller.host, request, self._mesh())
             memory = self._observations.memory
-        return ReportResponse(interval_s=self._states.interval_s(), calls_memory=memory)
+        return ReportResponse(interval_s=self._states.interval_s(), calls_memory=memory, flows_memory=memory)
 
 
 def _new_entry(state: HostState) -> _Entry:
@@ -208,7 +227,8 @@ def _matters_of(state: HostState) -> tuple[object, ...]:
 
 def _what_matters(ready: frozenset[Workload], report: HostReport) -> tuple[object, ...]:
     """Return what others are told of a host. From the message: reading its bytes again cost as much as all the rest."""
-    return ready, _captured_ports(report), _healthy(report), frozenset(report.facts.addresses), bool(report.withdrawn)
+    whole = (bool(report.withdrawn), frozenset(report.facts.addresses), _locality(report))
+    return ready, _captured_ports(report), _healthy(report), *whole
 
 
 def _healthy(report: HostReport) -> frozenset[Workload]:
@@ -257,6 +277,21 @@ def addresses_of(state: HostState) -> frozenset[str]:
     return frozenset(HostReport.FromString(state.report).facts.addresses)
 
 
+def report_of(state: HostState) -> HostReport:
+    """Return the host's last report; an empty one before the first."""
+    return HostReport.FromString(state.report)
+
+
+def listening_of(report: HostReport) -> tuple[Listens, ...]:
+    """Return which programs listen where others may reach them, sorted."""
+    found = {
+        Listens(each.port, each.program, each.unit)
+        for each in report.listening
+        if not each.container and not each.address.startswith("127.") and each.address != "::1"
+    }
+    return tuple(sorted(found))
+
+
 def has_ipv6(state: HostState) -> bool:
     """Tell whether the host last reported an IPv6 address that others can reach."""
     parsed = (ipaddress.ip_address(each) for each in addresses_of(state))
@@ -273,6 +308,7 @@ def runtime_of(state: HostState) -> HostRuntime:
         captured=captured_ports(state) if joined else frozenset(),
         healthy=healthy_workloads(state) if joined else frozenset(),
         withdrawn=joined and is_withdrawn(state),
+        locality=reported_locality(state) if joined else "",
     )
 
 
@@ -287,9 +323,14 @@ def bounded(report: HostReport) -> HostReport:
     copy.DiscardUnknownFields()
     # Kept elsewhere, and not with each report again.
     copy.ClearField("calls")
+    copy.ClearField("flows")
     del copy.listening[MAX_SOCKETS:]
+    _bound_facts(copy.facts)
     del copy.leases[MAX_LEASES:]
     copy.withdrawn = copy.withdrawn[:MAX_TEXT_CHARS]
+    del copy.capture.gaps[MAX_GAPS:]
+    for said in (copy.capture.missing, copy.capture.refused):
+        said[:] = [text[:MAX_TEXT_CHARS] for text in said[:MAX_PROBLEMS]]
     copy.problems[:] = [text[:MAX_TEXT_CHARS] for text in copy.problems[:MAX_PROBLEMS]]
     if copy.HasField("trust"):
         copy.trust.roots[:] = [text[:MAX_TEXT_CHARS] for text in copy.trust.roots[:MAX_ROOTS]]
@@ -298,13 +339,45 @@ def bounded(report: HostReport) -> HostReport:
         del lease.captured_ports[MAX_PORTS:]
     addresses = sorted(filter(None, map(_canonical, copy.facts.addresses[:MAX_ADDRESSES])))
     copy.facts.addresses[:] = addresses
-    for message in (copy.facts, copy.envoy, copy.capture, *copy.listening, *copy.leases, *copy.trust.certificates):
+    facts = (copy.facts, copy.facts.cloud, *copy.facts.disks, *copy.facts.interfaces)
+    capture = (copy.capture, *copy.capture.gaps)
+    for message in (*facts, copy.envoy, *capture, *copy.listening, *copy.leases, *copy.trust.certificates):
         if message.ByteSize() <= MAX_TEXT_CHARS:
             continue  # no text in it can be longer; looking at each field was a third of our part of a report
         for descriptor, value in message.ListFields():
             if isinstance(value, str) and len(value) > MAX_TEXT_CHARS:
                 setattr(message, descriptor.name, value[:MAX_TEXT_CHARS])
     return copy
+
+
+def _bound_facts(facts: HostFacts) -> None:
+    """Cut lists of facts. Nobody but people reads them: what is no address is left out, and no label is too long."""
+    del facts.disks[MAX_DISKS:]
+    del facts.interfaces[MAX_INTERFACES:]
+    for each in facts.interfaces:
+        each.addresses[:] = [text for text in each.addresses[:MAX_INTERFACE_ADDRESSES] if _is_prefixed(text)]
+    for key in sorted(facts.labels)[MAX_LABELS:]:
+        del facts.labels[key]
+    for key, value in list(facts.labels.items()):
+        if len(key) > MAX_LABEL_CHARS or len(value) > MAX_LABEL_CHARS:
+            del facts.labels[key]
+
+
+def _is_prefixed(text: str) -> bool:
+    address, _, length = text.partition("/")
+    return canonical_address(address) is not None and (not length or (length.isascii() and length.isdigit()))
+
+
+def reported_locality(state: HostState) -> str:
+    """Return where the host's cloud says that it is, `region/zone`; "" where there is none, or it is no such name."""
+    return _locality(HostReport.FromString(state.report))
+
+
+def _locality(report: HostReport) -> str:
+    cloud = report.facts.cloud
+    if not _PLACE.fullmatch(cloud.region):
+        return ""
+    return f"{cloud.region}/{cloud.zone}" if _PLACE.fullmatch(cloud.zone) else cloud.region
 
 
 def _canonical(address: str) -> str:

@@ -4,7 +4,8 @@ import subprocess
 import sys
 
 from hostmesh_agent import host
-from hostmesh_agent.services import Services, listeners
+from hostmesh_agent.services import Services
+from hostmesh_agent.sock_diag import listeners
 
 
 def test_a_listening_program_is_found_with_its_pid_and_its_connections_are_not() -> None:
@@ -42,7 +43,7 @@ def test_facts_name_the_machine_and_leave_out_addresses_that_nobody_else_can_rea
 
 
 def test_the_load_is_sampled() -> None:
-    assert host.load().memory_available_bytes > 0
+    assert host.Load().sample().memory_available_bytes > 0
 
 
 def test_secrets_are_hidden_in_logs_that_are_json_lines_on_stderr() -> None:

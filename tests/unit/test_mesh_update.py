@@ -237,6 +237,17 @@ SLOTS: dict[tuple[str, str, str], list[Variant]] = {
         for_app("s1", outboundTrafficPolicy=CLOSED),
     ),
     ("Sidecar", "istio-system", "s1"): variants({"egress": [imports("./*")]}, {"ingress": [ingress(80)]}),
+    ("CapturePolicy", "a", "c1"): variants(
+        {"scope": "all", "outbound": {"failureMode": "open"}},
+        {"outbound": {"failureMode": "open"}, "inbound": {"exclude": [{"ports": [80]}]}},
+        {"selector": {"matchLabels": {"app": "s1"}}, "inbound": {"include": [{"ports": [8080]}]}},
+        {"selector": {"matchLabels": {"app": "s2"}}, "scope": "mesh"},
+        age=True,
+    ),
+    ("CapturePolicy", "istio-system", "c1"): variants(
+        {"scope": "all", "outbound": {"exclude": [{"users": [0]}], "failureMode": "open"}},
+        {"selector": {"matchLabels": {"app": "s1"}}, "inbound": {"failureMode": "open"}},
+    ),
     ("ProxyConfig", "a", "p1"): variants({"concurrency": 1}, {"selector": {"matchLabels": {"app": "s1"}}}),
     ("ProxyConfig", "istio-system", "p1"): variants({"concurrency": 3}),
     ("MeshConfig", "", "default"): variants(
@@ -277,6 +288,7 @@ facts = st.sampled_from(
         HostRuntime(True, ALL_READY, captured=frozenset({80})),
         HostRuntime(False, ALL_READY),
         HostRuntime(True, ALL_READY, ipv6=True),
+        HostRuntime(True, ALL_READY, locality="r1/z2"),
         HostRuntime(True, ALL_READY, healthy=ALL_READY),
         HostRuntime(True, ALL_READY, expelled=True, denied=frozenset({"e1"})),
         HostRuntime(True, ALL_READY, denied=frozenset({"e1", "e2"})),

@@ -193,6 +193,12 @@ class Writes:
     def watched_ports(self):  # type: ignore[no-untyped-def] # as the store's
         return self._store.watched_ports()
 
+    def flows(self):  # type: ignore[no-untyped-def] # as the store's
+        return self._store.flows()
+
+    def put_flows(self, flows=(), gone=()) -> None:  # type: ignore[no-untyped-def] # as the store's
+        self._store.put_flows(flows, gone)
+
     def put_observations(self, calls=(), ports=(), **gone) -> None:  # type: ignore[no-untyped-def] # as the store's
         if self.failing:
             raise StoreError("disk full")

@@ -15,11 +15,17 @@ import pki
 from hostmesh_agent import enrol
 from hostmesh_agent.state import State
 from hostmesh_api.v1.hostmesh_pb2 import (
+    CaptureGap,
     CaptureState,
+    Cloud,
+    Disk,
     EnvoyState,
+    Flow,
     HostFacts,
     HostReport,
+    Interface,
     ListeningSocket,
+    ObservedFlows,
     WorkloadLease,
 )
 from hostmesh_api.v1.hostmesh_pb2_grpc import ReportingStub
@@ -182,9 +188,18 @@ def test_a_report_is_cut_to_its_bounds_and_not_refused() -> None:
         listening=[ListeningSocket(program="p" * 9999, port=80)] * 9999,
         leases=[WorkloadLease(name="n" * 9999, captured_ports=range(9999))] * 1500,
         envoy=EnvoyState(last_exit="x" * 9999),
-        capture=CaptureState(error="e" * 9999),
+        capture=CaptureState(
+            error="e" * 9999,
+            gaps=[CaptureGap(direction="d" * 9999)] * 99,
+            missing=["m" * 9999] * 999,
+            refused=["r" * 9999] * 999,
+        ),
     )
     cut = bounded(huge)
+    assert len(cut.capture.gaps) == reports.MAX_GAPS
+    assert (len(cut.capture.missing), len(cut.capture.refused)) == (reports.MAX_PROBLEMS,) * 2
+    said = (cut.capture.gaps[0].direction, cut.capture.missing[0], cut.capture.refused[0])
+    assert {len(each) for each in said} == {reports.MAX_TEXT_CHARS}
     assert len(cut.facts.addresses) == reports.MAX_ADDRESSES
     assert len(cut.listening) == reports.MAX_SOCKETS
     assert len(cut.leases) == reports.MAX_LEASES
@@ -192,6 +207,47 @@ def test_a_report_is_cut_to_its_bounds_and_not_refused() -> None:
     texts = (cut.facts.hostname, cut.listening[0].program, cut.leases[0].name, cut.envoy.last_exit, cut.capture.error)
     assert {len(each) for each in texts} == {reports.MAX_TEXT_CHARS}
     assert len(huge.listening) == 9999
+
+
+def test_what_a_host_says_of_itself_is_cut_too_and_what_is_no_address_is_left_out() -> None:
+    long = "x" * 9999
+    facts = HostFacts(
+        os_id=long,
+        cpu_model=long,
+        virtualisation=long,
+        disks=[Disk(mount=long, device=long)] * 999,
+        interfaces=[Interface(name=long, addresses=["10.0.0.1/24", "\x1b[2J", "fd00::1/64", "10.0.0.1/x"] * 999)] * 99,
+        cloud=Cloud(provider=long, region=long, instance_id=long),
+        labels={f"k{index}": "v" for index in range(500)} | {"a": long, "a" * 999: "v"},
+    )
+    flows = ObservedFlows(flows=[Flow(program=long)])
+    cut = bounded(HostReport(facts=facts, listening=[ListeningSocket(unit=long, container=long)], flows=flows))
+    assert not cut.HasField("flows")
+    made, one = cut.facts, cut.facts.interfaces[0]
+    assert (len(made.disks), len(made.interfaces), len(made.labels)) == (64, 64, 62)
+    assert set(one.addresses) == {"10.0.0.1/24", "fd00::1/64"}
+    texts = (made.os_id, made.cpu_model, made.virtualisation, made.disks[0].mount, one.name, made.cloud.region)
+    assert {len(each) for each in (*texts, cut.listening[0].unit, cut.listening[0].container)} == {1024}
+    assert cut.ByteSize() < 300_000
+
+
+@pytest.mark.parametrize(
+    ("region", "zone", "place"),
+    [
+        ("eu-central-1", "eu-central-1b", "eu-central-1/eu-central-1b"),
+        ("westeurope", "", "westeurope"),
+        ("eu/x", "b", ""),
+        ("*", "b", ""),
+        ("eu", "b/c", "eu"),
+        ("", "b", ""),
+    ],
+)
+def test_a_cloud_tells_where_a_host_is_unless_that_would_be_a_pattern_or_another_place(
+    region: str, zone: str, place: str
+) -> None:
+    report = HostReport(facts=HostFacts(cloud=Cloud(region=region, zone=zone)))
+    state = HostState(joined_at=pki.now(), report=report.SerializeToString())
+    assert reports.runtime_of(state).locality == place
 
 
 def test_what_this_version_does_not_know_of_a_report_is_not_kept() -> None:

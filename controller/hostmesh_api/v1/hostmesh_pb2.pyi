@@ -757,9 +757,15 @@ class Capture(_message.Message):
     OUTBOUND_PREFIXES_FIELD_NUMBER: _builtins.int
     VIRTUAL_PREFIXES_FIELD_NUMBER: _builtins.int
     DNS_FIELD_NUMBER: _builtins.int
+    INBOUND_FIELD_NUMBER: _builtins.int
+    OUTBOUND_FIELD_NUMBER: _builtins.int
+    OPEN_PREFIXES_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
     scope: Global___Capture.Scope.ValueType
     dns: _builtins.bool
     """Answer mesh names through Envoy's DNS listener."""
+    policy: _builtins.str
+    """The CapturePolicy that says so, NAMESPACE/NAME; "" for none. For people."""
     @_builtins.property
     def inbound_ports(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -770,6 +776,16 @@ class Capture(_message.Message):
     def virtual_prefixes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Ranges that must be routable for capture to see them (the virtual IP ranges)."""
 
+    @_builtins.property
+    def inbound(self) -> Global___CaptureDirection:
+        """What of inbound_ports is captured, and of what the scope takes; unset: all of it."""
+
+    @_builtins.property
+    def outbound(self) -> Global___CaptureDirection: ...
+    @_builtins.property
+    def open_prefixes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of outbound_prefixes those that are outside of the mesh, and are called as they are: they pass while outbound is open."""
+
     def __init__(
         self,
         *,
@@ -778,18 +794,162 @@ class Capture(_message.Message):
         outbound_prefixes: _abc.Iterable[_builtins.str] | None = ...,
         virtual_prefixes: _abc.Iterable[_builtins.str] | None = ...,
         dns: _builtins.bool = ...,
+        inbound: Global___CaptureDirection | None = ...,
+        outbound: Global___CaptureDirection | None = ...,
+        open_prefixes: _abc.Iterable[_builtins.str] | None = ...,
+        policy: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["inbound", b"inbound", "outbound", b"outbound"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dns", b"dns", "inbound_ports", b"inbound_ports", "outbound_prefixes", b"outbound_prefixes", "scope", b"scope", "virtual_prefixes", b"virtual_prefixes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dns", b"dns", "inbound", b"inbound", "inbound_ports", b"inbound_ports", "open_prefixes", b"open_prefixes", "outbound", b"outbound", "outbound_prefixes", b"outbound_prefixes", "policy", b"policy", "scope", b"scope", "virtual_prefixes", b"virtual_prefixes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Capture: _TypeAlias = Capture  # noqa: Y015
 
 @_typing.final
+class CaptureDirection(_message.Message):
+    """What of one direction is captured: what an include matches (none: everything) and no exclude does."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INCLUDE_FIELD_NUMBER: _builtins.int
+    EXCLUDE_FIELD_NUMBER: _builtins.int
+    OPEN_FIELD_NUMBER: _builtins.int
+    open: _builtins.bool
+    """While no proxy is there connections pass by it; not set: they are refused until it is back. Ports that take mutual
+    TLS alone and destinations of the mesh never pass.
+    """
+    @_builtins.property
+    def include(self) -> _containers.RepeatedCompositeFieldContainer[Global___CaptureRule]: ...
+    @_builtins.property
+    def exclude(self) -> _containers.RepeatedCompositeFieldContainer[Global___CaptureRule]: ...
+    def __init__(
+        self,
+        *,
+        include: _abc.Iterable[Global___CaptureRule] | None = ...,
+        exclude: _abc.Iterable[Global___CaptureRule] | None = ...,
+        open: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exclude", b"exclude", "include", b"include", "open", b"open"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CaptureDirection: _TypeAlias = CaptureDirection  # noqa: Y015
+
+@_typing.final
+class CaptureRule(_message.Message):
+    """Everything that is given must hold; of one list, one entry is enough."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PORTS_FIELD_NUMBER: _builtins.int
+    CIDRS_FIELD_NUMBER: _builtins.int
+    USERS_FIELD_NUMBER: _builtins.int
+    UNITS_FIELD_NUMBER: _builtins.int
+    INTERFACES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ports(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Outbound those that are called, inbound the host's own."""
+
+    @_builtins.property
+    def cidrs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """CIDR blocks: outbound of who is called, inbound of the caller."""
+
+    @_builtins.property
+    def users(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of the program that calls; outbound alone. Names or numbers of users, names of systemd units."""
+
+    @_builtins.property
+    def units(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def interfaces(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        ports: _abc.Iterable[_builtins.int] | None = ...,
+        cidrs: _abc.Iterable[_builtins.str] | None = ...,
+        users: _abc.Iterable[_builtins.str] | None = ...,
+        units: _abc.Iterable[_builtins.str] | None = ...,
+        interfaces: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cidrs", b"cidrs", "interfaces", b"interfaces", "ports", b"ports", "units", b"units", "users", b"users"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CaptureRule: _TypeAlias = CaptureRule  # noqa: Y015
+
+@_typing.final
+class CaptureGap(_message.Message):
+    """A time without a proxy, in one direction."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIRECTION_FIELD_NUMBER: _builtins.int
+    OPEN_FIELD_NUMBER: _builtins.int
+    LASTS_FIELD_NUMBER: _builtins.int
+    REFUSED_MS_FIELD_NUMBER: _builtins.int
+    PASSED_MS_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    TOTAL_MS_FIELD_NUMBER: _builtins.int
+    direction: _builtins.str
+    """inbound, outbound"""
+    open: _builtins.bool
+    """Whether connections passed; else they were refused."""
+    lasts: _builtins.bool
+    """It is not over."""
+    refused_ms: _builtins.int
+    """Of this one: how long connections were refused, and how long they passed by."""
+    passed_ms: _builtins.int
+    count: _builtins.int
+    """Of all since the agent runs."""
+    total_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        direction: _builtins.str = ...,
+        open: _builtins.bool = ...,
+        lasts: _builtins.bool = ...,
+        refused_ms: _builtins.int = ...,
+        passed_ms: _builtins.int = ...,
+        count: _builtins.int = ...,
+        total_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "direction", b"direction", "lasts", b"lasts", "open", b"open", "passed_ms", b"passed_ms", "refused_ms", b"refused_ms", "total_ms", b"total_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CaptureGap: _TypeAlias = CaptureGap  # noqa: Y015
+
+@_typing.final
 class HostFacts(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     HOSTNAME_FIELD_NUMBER: _builtins.int
     OS_FIELD_NUMBER: _builtins.int
@@ -801,6 +961,14 @@ class HostFacts(_message.Message):
     AGENT_VERSION_FIELD_NUMBER: _builtins.int
     ENVOY_VERSION_FIELD_NUMBER: _builtins.int
     BOOT_ID_FIELD_NUMBER: _builtins.int
+    OS_ID_FIELD_NUMBER: _builtins.int
+    OS_VERSION_FIELD_NUMBER: _builtins.int
+    VIRTUALISATION_FIELD_NUMBER: _builtins.int
+    CPU_MODEL_FIELD_NUMBER: _builtins.int
+    DISKS_FIELD_NUMBER: _builtins.int
+    INTERFACES_FIELD_NUMBER: _builtins.int
+    CLOUD_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
     hostname: _builtins.str
     os: _builtins.str
     kernel: _builtins.str
@@ -810,8 +978,26 @@ class HostFacts(_message.Message):
     agent_version: _builtins.str
     envoy_version: _builtins.str
     boot_id: _builtins.str
+    os_id: _builtins.str
+    """ID and VERSION_ID of os-release(5): "debian" and "12"; "" where there is none."""
+    os_version: _builtins.str
+    virtualisation: _builtins.str
+    """kvm, xen, vmware, microsoft, docker, lxc, …, as systemd-detect-virt names them; "none" for bare metal."""
+    cpu_model: _builtins.str
     @_builtins.property
     def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def disks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Disk]: ...
+    @_builtins.property
+    def interfaces(self) -> _containers.RepeatedCompositeFieldContainer[Global___Interface]: ...
+    @_builtins.property
+    def cloud(self) -> Global___Cloud:
+        """Unset where the machine is in no cloud that is known, or its metadata service has not answered yet."""
+
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """What the owner of the host says of it ([labels] of agent.toml): for people. They select nothing."""
+
     def __init__(
         self,
         *,
@@ -825,14 +1011,123 @@ class HostFacts(_message.Message):
         agent_version: _builtins.str = ...,
         envoy_version: _builtins.str = ...,
         boot_id: _builtins.str = ...,
+        os_id: _builtins.str = ...,
+        os_version: _builtins.str = ...,
+        virtualisation: _builtins.str = ...,
+        cpu_model: _builtins.str = ...,
+        disks: _abc.Iterable[Global___Disk] | None = ...,
+        interfaces: _abc.Iterable[Global___Interface] | None = ...,
+        cloud: Global___Cloud | None = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cloud", b"cloud"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "agent_version", b"agent_version", "boot_id", b"boot_id", "cpus", b"cpus", "envoy_version", b"envoy_version", "hostname", b"hostname", "kernel", b"kernel", "machine", b"machine", "memory_bytes", b"memory_bytes", "os", b"os"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "agent_version", b"agent_version", "boot_id", b"boot_id", "cloud", b"cloud", "cpu_model", b"cpu_model", "cpus", b"cpus", "disks", b"disks", "envoy_version", b"envoy_version", "hostname", b"hostname", "interfaces", b"interfaces", "kernel", b"kernel", "labels", b"labels", "machine", b"machine", "memory_bytes", b"memory_bytes", "os", b"os", "os_id", b"os_id", "os_version", b"os_version", "virtualisation", b"virtualisation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HostFacts: _TypeAlias = HostFacts  # noqa: Y015
+
+@_typing.final
+class Disk(_message.Message):
+    """A file system on a device."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOUNT_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    FILESYSTEM_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    FREE_BYTES_FIELD_NUMBER: _builtins.int
+    mount: _builtins.str
+    device: _builtins.str
+    filesystem: _builtins.str
+    size_bytes: _builtins.int
+    free_bytes: _builtins.int
+    """For those who are not root."""
+    def __init__(
+        self,
+        *,
+        mount: _builtins.str = ...,
+        device: _builtins.str = ...,
+        filesystem: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        free_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "filesystem", b"filesystem", "free_bytes", b"free_bytes", "mount", b"mount", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Disk: _TypeAlias = Disk  # noqa: Y015
+
+@_typing.final
+class Interface(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    MAC_FIELD_NUMBER: _builtins.int
+    MTU_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    ADDRESSES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    mac: _builtins.str
+    mtu: _builtins.int
+    state: _builtins.str
+    """up, down, unknown, …: the operational state of RFC 2863, as the kernel names it."""
+    @_builtins.property
+    def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """With the length of the prefix: 10.0.0.5/24."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        mac: _builtins.str = ...,
+        mtu: _builtins.int = ...,
+        state: _builtins.str = ...,
+        addresses: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "mac", b"mac", "mtu", b"mtu", "name", b"name", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Interface: _TypeAlias = Interface  # noqa: Y015
+
+@_typing.final
+class Cloud(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    REGION_FIELD_NUMBER: _builtins.int
+    ZONE_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    INSTANCE_TYPE_FIELD_NUMBER: _builtins.int
+    provider: _builtins.str
+    """aws, gcp or azure"""
+    region: _builtins.str
+    zone: _builtins.str
+    instance_id: _builtins.str
+    instance_type: _builtins.str
+    def __init__(
+        self,
+        *,
+        provider: _builtins.str = ...,
+        region: _builtins.str = ...,
+        zone: _builtins.str = ...,
+        instance_id: _builtins.str = ...,
+        instance_type: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "instance_type", b"instance_type", "provider", b"provider", "region", b"region", "zone", b"zone"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Cloud: _TypeAlias = Cloud  # noqa: Y015
 
 @_typing.final
 class HostLoad(_message.Message):
@@ -841,19 +1136,36 @@ class HostLoad(_message.Message):
     LOAD_1M_FIELD_NUMBER: _builtins.int
     CPU_PERCENT_FIELD_NUMBER: _builtins.int
     MEMORY_AVAILABLE_BYTES_FIELD_NUMBER: _builtins.int
+    LOAD_5M_FIELD_NUMBER: _builtins.int
+    LOAD_15M_FIELD_NUMBER: _builtins.int
+    DISK_USED_PERCENT_FIELD_NUMBER: _builtins.int
+    RECEIVED_BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    SENT_BYTES_PER_S_FIELD_NUMBER: _builtins.int
     load_1m: _builtins.float
     cpu_percent: _builtins.float
     memory_available_bytes: _builtins.int
+    load_5m: _builtins.float
+    load_15m: _builtins.float
+    disk_used_percent: _builtins.float
+    """Of the fullest file system."""
+    received_bytes_per_s: _builtins.float
+    """Of all interfaces but loopback; the mean since the last report."""
+    sent_bytes_per_s: _builtins.float
     def __init__(
         self,
         *,
         load_1m: _builtins.float = ...,
         cpu_percent: _builtins.float = ...,
         memory_available_bytes: _builtins.int = ...,
+        load_5m: _builtins.float = ...,
+        load_15m: _builtins.float = ...,
+        disk_used_percent: _builtins.float = ...,
+        received_bytes_per_s: _builtins.float = ...,
+        sent_bytes_per_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_percent", b"cpu_percent", "load_1m", b"load_1m", "memory_available_bytes", b"memory_available_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_percent", b"cpu_percent", "disk_used_percent", b"disk_used_percent", "load_15m", b"load_15m", "load_1m", b"load_1m", "load_5m", b"load_5m", "memory_available_bytes", b"memory_available_bytes", "received_bytes_per_s", b"received_bytes_per_s", "sent_bytes_per_s", b"sent_bytes_per_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -869,12 +1181,18 @@ class ListeningSocket(_message.Message):
     PID_FIELD_NUMBER: _builtins.int
     PROGRAM_FIELD_NUMBER: _builtins.int
     UID_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
+    CONTAINER_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     port: _builtins.int
     protocol: _builtins.str
     pid: _builtins.int
     program: _builtins.str
     uid: _builtins.int
+    unit: _builtins.str
+    """The systemd unit of the program, "" for none: nginx.service."""
+    container: _builtins.str
+    """The container of the program, as RUNTIME:ID, "" for none: docker:3f4e…"""
     def __init__(
         self,
         *,
@@ -884,10 +1202,12 @@ class ListeningSocket(_message.Message):
         pid: _builtins.int = ...,
         program: _builtins.str = ...,
         uid: _builtins.int = ...,
+        unit: _builtins.str = ...,
+        container: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "pid", b"pid", "port", b"port", "program", b"program", "protocol", b"protocol", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "container", b"container", "pid", b"pid", "port", b"port", "program", b"program", "protocol", b"protocol", "uid", b"uid", "unit", b"unit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -910,6 +1230,7 @@ class HostReport(_message.Message):
     MACHINE_FIELD_NUMBER: _builtins.int
     TRUST_FIELD_NUMBER: _builtins.int
     WITHDRAWN_FIELD_NUMBER: _builtins.int
+    FLOWS_FIELD_NUMBER: _builtins.int
     host_certificate_not_after: _builtins.int
     """PEM leaf expiry of the host certificate, seconds since the epoch."""
     agent: _builtins.str
@@ -944,6 +1265,10 @@ class HostReport(_message.Message):
 
     @_builtins.property
     def trust(self) -> Global___TrustState: ...
+    @_builtins.property
+    def flows(self) -> Global___ObservedFlows:
+        """With whom the host's programs have connections; unset by an agent that does not observe."""
+
     def __init__(
         self,
         *,
@@ -960,14 +1285,91 @@ class HostReport(_message.Message):
         machine: _builtins.str = ...,
         trust: Global___TrustState | None = ...,
         withdrawn: _builtins.str = ...,
+        flows: Global___ObservedFlows | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "capture", b"capture", "envoy", b"envoy", "facts", b"facts", "load", b"load", "trust", b"trust"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "capture", b"capture", "envoy", b"envoy", "facts", b"facts", "flows", b"flows", "load", b"load", "trust", b"trust"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "calls", b"calls", "capture", b"capture", "envoy", b"envoy", "facts", b"facts", "host_certificate_not_after", b"host_certificate_not_after", "leases", b"leases", "listening", b"listening", "load", b"load", "machine", b"machine", "problems", b"problems", "trust", b"trust", "withdrawn", b"withdrawn"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "calls", b"calls", "capture", b"capture", "envoy", b"envoy", "facts", b"facts", "flows", b"flows", "host_certificate_not_after", b"host_certificate_not_after", "leases", b"leases", "listening", b"listening", "load", b"load", "machine", b"machine", "problems", b"problems", "trust", b"trust", "withdrawn", b"withdrawn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HostReport: _TypeAlias = HostReport  # noqa: Y015
+
+@_typing.final
+class ObservedFlows(_message.Message):
+    """Connections as the host's kernel shows them, summed up. They need no capture."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    FLOWS_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.str
+    """What the counts are sums of: they begin at 0 when the agent starts, and then this is another one."""
+    @_builtins.property
+    def flows(self) -> _containers.RepeatedCompositeFieldContainer[Global___Flow]:
+        """Those that changed since the last report that was taken; all for a controller that has another memory of them."""
+
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.str = ...,
+        flows: _abc.Iterable[Global___Flow] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "flows", b"flows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ObservedFlows: _TypeAlias = ObservedFlows  # noqa: Y015
+
+@_typing.final
+class Flow(_message.Message):
+    """Connections of one program with one peer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROGRAM_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
+    INBOUND_FIELD_NUMBER: _builtins.int
+    PEER_FIELD_NUMBER: _builtins.int
+    PORT_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    FIRST_SEEN_S_FIELD_NUMBER: _builtins.int
+    LAST_SEEN_S_FIELD_NUMBER: _builtins.int
+    program: _builtins.str
+    """"" where it could not be told."""
+    unit: _builtins.str
+    """Its systemd unit, or RUNTIME:ID of its container; "" for none."""
+    inbound: _builtins.bool
+    """The peer opened the connection, to `port` of this host; else the program did, to `port` of the peer."""
+    peer: _builtins.str
+    """"" for those that are not told apart any more."""
+    port: _builtins.int
+    count: _builtins.int
+    """Connections that were seen: at least so many there were."""
+    first_seen_s: _builtins.int
+    """How long ago the first and the last was seen."""
+    last_seen_s: _builtins.int
+    def __init__(
+        self,
+        *,
+        program: _builtins.str = ...,
+        unit: _builtins.str = ...,
+        inbound: _builtins.bool = ...,
+        peer: _builtins.str = ...,
+        port: _builtins.int = ...,
+        count: _builtins.int = ...,
+        first_seen_s: _builtins.int = ...,
+        last_seen_s: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "first_seen_s", b"first_seen_s", "inbound", b"inbound", "last_seen_s", b"last_seen_s", "peer", b"peer", "port", b"port", "program", b"program", "unit", b"unit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Flow: _TypeAlias = Flow  # noqa: Y015
 
 @_typing.final
 class TrustState(_message.Message):
@@ -1218,6 +1620,9 @@ class CaptureState(_message.Message):
     BACKEND_FIELD_NUMBER: _builtins.int
     RULES_HASH_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    GAPS_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
     state: _builtins.str
     """on, off, error"""
     backend: _builtins.str
@@ -1225,6 +1630,18 @@ class CaptureState(_message.Message):
     rules_hash: _builtins.str
     """Hash of the rules as they were read back from the kernel."""
     error: _builtins.str
+    @_builtins.property
+    def gaps(self) -> _containers.RepeatedCompositeFieldContainer[Global___CaptureGap]:
+        """Of each direction that was without a proxy since the agent runs: the last such time."""
+
+    @_builtins.property
+    def missing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Users and units that the policy names and that are not there now: "unit shop.service"."""
+
+    @_builtins.property
+    def refused(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What is asked for and never done on this host, and why: one sentence each."""
+
     def __init__(
         self,
         *,
@@ -1232,10 +1649,13 @@ class CaptureState(_message.Message):
         backend: _builtins.str = ...,
         rules_hash: _builtins.str = ...,
         error: _builtins.str = ...,
+        gaps: _abc.Iterable[Global___CaptureGap] | None = ...,
+        missing: _abc.Iterable[_builtins.str] | None = ...,
+        refused: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "error", b"error", "rules_hash", b"rules_hash", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "error", b"error", "gaps", b"gaps", "missing", b"missing", "refused", b"refused", "rules_hash", b"rules_hash", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1247,19 +1667,23 @@ class ReportResponse(_message.Message):
 
     INTERVAL_S_FIELD_NUMBER: _builtins.int
     CALLS_MEMORY_FIELD_NUMBER: _builtins.int
+    FLOWS_MEMORY_FIELD_NUMBER: _builtins.int
     interval_s: _builtins.int
     """When to report next, at the latest."""
     calls_memory: _builtins.str
     """Whose memory now has the calls that were reported: where it is another one than before, it wants all of them."""
+    flows_memory: _builtins.str
+    """The same for flows."""
     def __init__(
         self,
         *,
         interval_s: _builtins.int = ...,
         calls_memory: _builtins.str = ...,
+        flows_memory: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls_memory", b"calls_memory", "interval_s", b"interval_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls_memory", b"calls_memory", "flows_memory", b"flows_memory", "interval_s", b"interval_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

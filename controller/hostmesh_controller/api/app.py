@@ -9,11 +9,13 @@ from starlette.middleware.base import RequestResponseEndpoint
 from starlette.responses import Response
 
 from hostmesh_controller.api import (
+    adoption,
     authority,
     authorization,
     documents,
     errors,
     explain,
+    graph,
     hosts,
     jwks,
     objects,
@@ -41,6 +43,8 @@ ROUTERS: Final = (
     authorization.router,
     jwks.router,
     observed.router,
+    graph.router,
+    adoption.router,
     operations.router,
     operations.open_router,
 )

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hostmesh_controller.changes import Change
 from hostmesh_controller.enrolments import MAX_REASON_CHARS
+from hostmesh_controller.found_services import PROTOCOLS
 from hostmesh_controller.grants import MAX_GRANTS, MAX_NAMES, Grant, Role, checked, parse_grant
 from hostmesh_controller.model import ObjectKey
 from hostmesh_controller.model.redaction import redacted
@@ -117,6 +118,27 @@ class RegisterRequest(Request):
     workload: str | None = None
     ssh_host_keys: list[str] = Field(default_factory=list)
     ttl_s: Annotated[int, Field(ge=10, le=MAX_JOIN_TTL_S)] = 900
+
+
+class AdoptRequest(Request):
+    """`port` or `unit` names what was found; neither: the only program that can be adopted."""
+
+    port: Annotated[int, Field(ge=0, le=65535)] = 0
+    unit: Annotated[str, Field(max_length=256)] = ""
+    service: Annotated[str, Field(max_length=63)] = ""
+    namespace: Annotated[str, Field(max_length=63)] = ""
+    protocol: Annotated[str, Field(max_length=16)] = ""
+    service_account: Annotated[str, Field(max_length=253)] = ""
+    service_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    dry_run: bool = False
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> "AdoptRequest":
+        if self.port and self.unit:
+            raise ValueError("name one of port and unit")
+        if self.protocol and self.protocol not in PROTOCOLS:
+            raise ValueError(f"unknown protocol {self.protocol!r}; there are {', '.join(PROTOCOLS)}")
+        return self
 
 
 class ExpelRequest(Request):

@@ -7,10 +7,12 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from hostmesh_controller.cli import (
+    adopt,
     authority,
     authz,
     documents,
     explain,
+    graph,
     hosts,
     jwks,
     mtls,
@@ -103,7 +105,10 @@ app.command("register")(hosts.register)
 hosts.app.command("pending")(pending.pending)
 hosts.app.command("approve")(pending.approve)
 hosts.app.command("deny")(pending.deny)
+hosts.app.command("services")(adopt.services)
 app.add_typer(hosts.app, name="host")
+app.command("adopt")(adopt.adopt)
+app.command("graph")(graph.graph)
 app.add_typer(jwks.app, name="jwks")
 app.command("join-string")(pending.join_string)
 app.add_typer(proxies.app, name="proxy")

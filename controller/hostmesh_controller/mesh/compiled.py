@@ -51,7 +51,7 @@ def compile_host(item: ApiObject) -> Host:
         addresses=tuple(address for address in addresses if address is not None),
         namespace=spec.namespace,
         outbound_identity=spec.outbound_identity,
-        capture_all=spec.capture.scope == "all",
+        capture_all=spec.capture.scope == "all" if "scope" in spec.capture.model_fields_set else None,
         labels=dict(item.metadata.labels),
         locality=spec.locality,
     )

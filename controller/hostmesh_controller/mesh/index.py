@@ -94,6 +94,10 @@ class Mesh:
     def runtime_of(self, host: str) -> HostRuntime:
         return self.runtime.get(host, NO_HOST)
 
+    def reported_locality(self, host: str) -> str:
+        """Return where a host says that it is, "" where that is not known or does not count."""
+        return self.runtime_of(host).locality if self.settings.reported_locality else ""
+
     def endpoints_of(self, service: Service) -> Endpoints:
         return self.endpoints.get(service.id, NO_ENDPOINTS)
 

@@ -32,7 +32,8 @@ class Trust:
 class Settings:
     """What is decided once for the whole mesh.
 
-    `mesh_config` is what the controller's file says, beneath the MeshConfig object.
+    `mesh_config` is what the controller's file says, beneath the MeshConfig object. `reported_locality`: where
+    nothing is declared, a host is where its agent says that it is.
     """
 
     trust_domain: str
@@ -42,6 +43,7 @@ class Settings:
     trust: Trust = field(default_factory=Trust)
     root_namespace: str = "istio-system"
     mesh_config: MeshConfigSpec = field(default_factory=MeshConfigSpec)
+    reported_locality: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ class HostRuntime:
     `captured` are the ports on which that holds: a port that was declared a moment ago is not among them yet. None:
     every port. `healthy` are the workloads whose program is well as far as the agent knows; it decides about those
     that have a probe. `expelled`: it was denied and has not joined since; `denied` are its enrolments whose
-    certificates must be refused.
+    certificates must be refused. `locality` is where the host's agent says that it is (`region/zone`), "" for unknown.
     """
 
     joined: bool = False
@@ -63,6 +65,7 @@ class HostRuntime:
     withdrawn: bool = False
     """Its agent says that nobody is to call it: it is drained, or its Envoy hangs."""
     denied: frozenset[str] = frozenset()
+    locality: str = ""
 
     def serves(self, workload: tuple[str, str], port: int) -> bool:
         """Tell whether mutual TLS is served on a workload's own port."""
@@ -147,13 +150,13 @@ class Resolution(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A machine. `namespace` is as declared, None if its workloads decide."""
+    """A machine. `namespace` is as declared, None if its workloads decide. `capture_all` None: a policy may decide."""
 
     name: str
     addresses: tuple[str, ...]
     namespace: str | None
     outbound_identity: str | None
-    capture_all: bool
+    capture_all: bool | None
     labels: Mapping[str, str] = field(default_factory=dict)
     locality: str = ""
 

@@ -103,7 +103,7 @@ def _plain(mesh: Mesh, service: Service, workload: Workload) -> Iterator[tuple[i
         # A name is nothing that can be called: it is for services that look their endpoints up.
         return
     if not locality and workload.host is not None:
-        locality = mesh.hosts[workload.host].locality
+        locality = mesh.hosts[workload.host].locality or mesh.reported_locality(workload.host)
     for port in service.ports:
         number = endpoint_port(port, workload.ports)
         if number is not None:

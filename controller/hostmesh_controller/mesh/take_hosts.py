@@ -41,11 +41,12 @@ def _take_runtime(step: Step, runtime: Mapping[str, HostRuntime]) -> None:
         old, new = step.old.runtime.get(host, NO_HOST), runtime.get(host, NO_HOST)
         if old is new or old == new:
             continue
-        if old.ipv6 != new.ipv6:
+        moved = step.mesh.settings.reported_locality and old.locality != new.locality
+        if old.ipv6 != new.ipv6 or moved:
             step.touched_hosts.add(host)
         here = step.old.workloads_by_host.get(host, frozenset())
         whole = (old.joined, old.captured, old.expelled, old.withdrawn)
-        if whole != (new.joined, new.captured, new.expelled, new.withdrawn):
+        if moved or whole != (new.joined, new.captured, new.expelled, new.withdrawn):
             step.recheck.update(here)
         else:
             differ = (old.ready ^ new.ready) | (old.healthy ^ new.healthy)

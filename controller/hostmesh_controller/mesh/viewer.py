@@ -77,8 +77,9 @@ def namespace_of(mesh: "Mesh", host: "Host") -> str:
 
 
 def locality_of(mesh: "Mesh", host: "Host") -> str:
-    """Return where a host is: as declared, or where all its workloads are, or ""."""
+    """Return where a host is: as declared, or where all its workloads are, or where it says itself, or ""."""
     if host.locality:
         return host.locality
     found = {workload.locality for workload in mesh.workloads_of(host.name)}
-    return found.pop() if len(found) == 1 else ""
+    declared = found.pop() if len(found) == 1 else ""
+    return declared or ("" if found else mesh.reported_locality(host.name))

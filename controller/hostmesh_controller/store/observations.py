@@ -1,4 +1,4 @@
-"""Observed calls and watched ports, inside a transaction the caller has begun."""
+"""Observed calls, watched ports and flows, inside a transaction the caller has begun."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
@@ -6,9 +6,10 @@ from dataclasses import fields
 from sqlalchemy import Connection, Table, and_, bindparam, delete, insert, select
 
 from hostmesh_controller.store import tables
-from hostmesh_controller.store.records import CallKey, CallRecord, PortKey, WatchedPort
+from hostmesh_controller.store.records import CallKey, CallRecord, FlowKey, FlowRecord, PortKey, WatchedPort
 
 _OF_A_CALL = tuple(each.name for each in fields(CallRecord) if each.name not in {"key", "methods"})
+_OF_A_FLOW = tuple(each.name for each in fields(FlowRecord) if each.name != "key")
 
 
 def read_calls(connection: Connection) -> list[CallRecord]:
@@ -27,6 +28,24 @@ def read_watched(connection: Connection) -> list[WatchedPort]:
         WatchedPort(PortKey(row.namespace, row.workload, row.port), row.host, row.since)
         for row in connection.execute(select(tables.watched_ports))
     ]
+
+
+def read_flows(connection: Connection) -> list[FlowRecord]:
+    return [
+        FlowRecord(
+            FlowKey(row.host, row.program, row.unit, bool(row.inbound), row.peer, row.port),
+            **{name: getattr(row, name) for name in _OF_A_FLOW},
+        )
+        for row in connection.execute(select(tables.flows))
+    ]
+
+
+def write_flows(connection: Connection, put: Sequence[FlowRecord], drop: Iterable[FlowKey]) -> None:
+    """Replace the records of some keys and remove those of others."""
+    _remove(connection, tables.flows, [*drop, *(each.key for each in put)])
+    rows = [{**each.key._asdict(), **{name: getattr(each, name) for name in _OF_A_FLOW}} for each in put]
+    if rows:
+        connection.execute(insert(tables.flows), rows)
 
 
 def write_calls(connection: Connection, put: Sequence[CallRecord], drop: Iterable[CallKey]) -> None:
@@ -52,7 +71,7 @@ def write_watched(connection: Connection, put: Sequence[WatchedPort], drop: Iter
         connection.execute(insert(tables.watched_ports), rows)
 
 
-def _remove(connection: Connection, table: Table, keys: Sequence[CallKey | PortKey]) -> None:
+def _remove(connection: Connection, table: Table, keys: Sequence[CallKey | FlowKey | PortKey]) -> None:
     if keys:
         same = and_(*(column == bindparam(f"of_{column.name}") for column in table.primary_key))
         values = [{f"of_{name}": value for name, value in key._asdict().items()} for key in keys]

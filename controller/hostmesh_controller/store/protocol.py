@@ -16,6 +16,8 @@ from hostmesh_controller.store.records import (
     Delete,
     Document,
     EnrolmentRecord,
+    FlowKey,
+    FlowRecord,
     HostState,
     InstanceRecord,
     JwksRecord,
@@ -179,6 +181,14 @@ class Store(Protocol):
         ports_gone: Iterable[PortKey] = (),
     ) -> None:
         """Keep observed calls and watched ports, in place of what was kept of them, and drop others."""
+        ...
+
+    def flows(self) -> list[FlowRecord]:
+        """Return all observed flows, in no order."""
+        ...
+
+    def put_flows(self, flows: Sequence[FlowRecord], gone: Iterable[FlowKey] = ()) -> None:
+        """Keep observed flows, in place of what was kept of them, and drop others."""
         ...
 
     def vips(self) -> Mapping[str, int]:

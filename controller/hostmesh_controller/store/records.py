@@ -238,6 +238,32 @@ class CallRecord:
     told_denied: int
 
 
+class FlowKey(NamedTuple):
+    """Connections of one program of a host with one peer: to `port` of the host if `inbound`, else of the peer.
+
+    `program` and `unit` are "" where they are not known, `peer` for those that are not told apart.
+    """
+
+    host: str
+    program: str
+    unit: str
+    inbound: bool
+    peer: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class FlowRecord:
+    """Observed connections; `told` is what the host last said of them, counted in its `epoch`."""
+
+    key: FlowKey
+    count: int
+    first_seen: datetime
+    last_seen: datetime
+    epoch: str
+    told: int
+
+
 @dataclass(frozen=True, slots=True)
 class WatchedPort:
     """A port whose calls have all been observed since some moment, by the agent of `host`."""

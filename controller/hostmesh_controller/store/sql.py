@@ -23,6 +23,8 @@ from hostmesh_controller.store.records import (
     Delete,
     Document,
     EnrolmentRecord,
+    FlowKey,
+    FlowRecord,
     HostState,
     InstanceRecord,
     JwksRecord,
@@ -240,6 +242,14 @@ class SqlStore:
         with self._write() as connection:
             observations.write_calls(connection, calls, calls_gone)
             observations.write_watched(connection, ports, ports_gone)
+
+    def flows(self) -> list[FlowRecord]:
+        with self._read() as connection:
+            return observations.read_flows(connection)
+
+    def put_flows(self, flows: Sequence[FlowRecord], gone: Iterable[FlowKey] = ()) -> None:
+        with self._write() as connection:
+            observations.write_flows(connection, flows, gone)
 
     def vips(self) -> Mapping[str, int]:
         with self._read() as connection:

@@ -220,6 +220,22 @@ calls = Table(
     Column("told_denied", BigInteger, nullable=False),
 )
 
+flows = Table(
+    "flows",
+    metadata,
+    Column("host", String(253), primary_key=True),
+    Column("program", String(64), primary_key=True),
+    Column("unit", String(256), primary_key=True),
+    Column("inbound", Integer, primary_key=True, autoincrement=False),
+    Column("peer", String(64), primary_key=True),
+    Column("port", Integer, primary_key=True, autoincrement=False),
+    Column("count", BigInteger, nullable=False),
+    Column("first_seen", UtcTime, nullable=False),
+    Column("last_seen", UtcTime, nullable=False),
+    Column("epoch", String(64), nullable=False),
+    Column("told", BigInteger, nullable=False),
+)
+
 watched_ports = Table(
     "watched_ports",
     metadata,

@@ -5,11 +5,12 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Final
 
 import structlog
 
 from hostmesh_agent import arming, converge, gaps, guard, hold, holding, status, terms
-from hostmesh_agent.capture import CaptureError, HostFloor, Owner
+from hostmesh_agent.capture import CaptureError, CaptureRequest, HostFloor, Owner
 from hostmesh_agent.capture.who import Direction
 from hostmesh_agent.capture_plan import Plan, planned
 from hostmesh_agent.config import AgentConfig
@@ -22,6 +23,9 @@ from hostmesh_agent.programs import Programs
 from hostmesh_agent.state import StateError
 from hostmesh_agent.widening import Widening
 from hostmesh_api.v1.hostmesh_pb2 import CaptureGap, CaptureState, HostConfig
+
+_DOORS_ALONE: Final = CaptureRequest(dns=False)
+"""Nothing is captured, but Envoy's own ports lead to the one of two that serves."""
 
 log = structlog.get_logger(__name__)
 
@@ -69,6 +73,8 @@ class Capturing:
         self._trial: arming.Armed | None = None
         self._enforced = Enforced()
         self._lacking: tuple[str, ...] = ()
+        self.leads_to: int | None = None
+        """Envoy's port for outbound TCP that the rules use now, if there are any; None: not known."""
         self._gone = gone
         self._programs = Programs(wake)
         self._passing: frozenset[Direction] = frozenset()
@@ -139,13 +145,15 @@ class Capturing:
             decision, enforced = converge.Decision(None, (str(error),)), self._enforced
         else:
             capture = config.capture.SerializeToString(deterministic=True)
-            enforced = await asyncio.to_thread(self._widening.put, decision.request, floor, capture)
+            request = decision.request or (_DOORS_ALONE if floor.doorways else None)
+            enforced = await asyncio.to_thread(self._widening.put, request, floor, capture)
             self._note_gaps(config, before, decision.passing, gone=gone)
         if enforced.repair_waits:
             decision = replace(decision, lacking=(*decision.lacking, enforced.repair_waits))
         if self._trial is not None and self._trial.ended():
             self._trial.close()
             self._trial = None
+        self.leads_to = None if enforced.capture.state == "error" else floor.outbound_port
         if enforced.capture.state == "on":
             strict = frozenset(config.strict_ports) & enforced.in_force.inbound_ports
             await asyncio.to_thread(self._guard.note, strict)

@@ -24,10 +24,11 @@ from google.protobuf.struct_pb2 import Struct
 from hostmesh_agent.cache import Cache
 from hostmesh_agent.cold import Cold
 from hostmesh_agent.exchange import CURE, Exchange, Extensions
+from hostmesh_agent.places import BLUE, GREEN, INSTANCE_METADATA, Doorway, Instance, doorways
 from hostmesh_agent.refusals import Refusal
 from hostmesh_api.delta import ClientStream, Resource
 from hostmesh_api.v1.hostmesh_pb2 import HostConfig
-from hostmesh_api.wire import ADS_METHOD, ADS_SERVICE, COLD_TYPE, HOST_CONFIG_TYPE
+from hostmesh_api.wire import ADS_METHOD, ADS_SERVICE, COLD_TYPE, HOST_CONFIG_TYPE, LISTENER_TYPE
 
 BACKOFF_FIRST_S: Final = 0.2
 BACKOFF_LAST_S: Final = 15.0
@@ -107,7 +108,8 @@ class Relay:
         self._connect = connect
         self._on_host_config = on_host_config
         self._outbox: asyncio.Queue[DeltaDiscoveryRequest] = asyncio.Queue()
-        self._envoy_wake: asyncio.Event | None = None
+        self._wakes: dict[Instance, asyncio.Event] = {}
+        self._judge = BLUE
         self._own_changed = asyncio.Event()
         self._disk = asyncio.Event()
         self._connected_at: datetime | None = None
@@ -123,7 +125,7 @@ class Relay:
             connected=self._connected_at is not None,
             since=self._connected_at,
             last_error=self._last_error,
-            envoy_connected=self._envoy_wake is not None,
+            envoy_connected=self._judge in self._wakes,
             accepted=self._exchange.accepted(),
             refusals=tuple(self._exchange.refusals),
             lost=self._cache.lost,
@@ -145,6 +147,20 @@ class Relay:
     def accepted_version(self, type_url: str, name: str) -> str | None:
         """Return the version of a resource that Envoy has accepted, now or in an earlier life; None if none."""
         return self._exchange.accepted_version(type_url, name)
+
+    def judged_by(self, instance: Instance) -> None:
+        """Take the word of this one of the two Envoys for what is good and what is not."""
+        self._judge = instance
+        self._exchange.judged_by(instance)
+        self._wake_envoy()
+
+    def lacks(self, instance: Instance) -> tuple[str, ...]:
+        """Say what an Envoy does not have of what is accepted; empty if it has all."""
+        return self._exchange.lacks(instance)
+
+    def doorways(self) -> frozenset[Doorway]:
+        """Return the ports that Envoy itself listens on, beside the well-known ones."""
+        return frozenset(way for each in self._exchange.held(LISTENER_TYPE) for way in doorways(each))
 
     def accepted_resource(self, type_url: str, name: str) -> Resource | None:
         """Return a resource that Envoy has accepted, now or in an earlier life; None if none."""
@@ -203,36 +219,37 @@ class Relay:
         return server
 
     async def _envoy(self, requests: AsyncIterator[DeltaDiscoveryRequest], context: Context) -> None:
-        wake = asyncio.Event()
-        if self._envoy_wake is not None:
-            self._envoy_wake.set()
-        self._envoy_wake = wake
-        self._exchange.envoy_connected()
-        _log.info("envoy connected")
-        reader = asyncio.ensure_future(self._read_envoy(requests, wake))
+        instance, wake = _caller(context), asyncio.Event()
+        self._wake_envoy()
+        self._wakes[instance] = wake
+        self._exchange.envoy_connected(instance)
+        _log.info("envoy connected", instance=instance)
+        reader = asyncio.ensure_future(self._read_envoy(requests, wake, instance))
         try:
-            while self._envoy_wake is wake and not reader.done():
-                for push in self._exchange.pushes():
+            while self._wakes.get(instance) is wake and not reader.done():
+                for push in self._exchange.pushes(instance):
                     await context.write(push.data)
                 self._settle()
                 await wake.wait()
                 wake.clear()
         finally:
             reader.cancel()
-            if self._envoy_wake is wake:
-                self._envoy_wake = None
-                self._exchange.envoy_disconnected()
-            _log.info("envoy disconnected")
+            if self._wakes.get(instance) is wake:
+                del self._wakes[instance]
+                self._exchange.envoy_disconnected(instance)
+            _log.info("envoy disconnected", instance=instance)
 
-    async def _read_envoy(self, requests: AsyncIterator[DeltaDiscoveryRequest], wake: asyncio.Event) -> None:
+    async def _read_envoy(
+        self, requests: AsyncIterator[DeltaDiscoveryRequest], wake: asyncio.Event, instance: Instance
+    ) -> None:
         try:
             async for request in requests:
-                if self._envoy_wake is not wake:
+                if self._wakes.get(instance) is not wake:
                     return
                 if request.HasField("error_detail"):
                     message = request.error_detail.message[:2000]
                     _log.error("envoy refused configuration", type_url=request.type_url, reason=message)
-                self._tell(self._exchange.receive(request, datetime.now(UTC)))
+                self._tell(self._exchange.receive(request, datetime.now(UTC), instance))
                 wake.set()
         finally:
             wake.set()
@@ -380,8 +397,8 @@ class Relay:
             self._changed()
 
     def _wake_envoy(self) -> None:
-        if self._envoy_wake is not None:
-            self._envoy_wake.set()
+        for wake in self._wakes.values():
+            wake.set()
 
     # The agent's own configuration
 
@@ -435,6 +452,12 @@ class _Impatience:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _caller(context: Context) -> Instance:
+    """Return which Envoy calls: it says so itself. Both are one user's, and have the same rights."""
+    said = dict(context.invocation_metadata() or ()).get(INSTANCE_METADATA, "")
+    return GREEN if said == GREEN else BLUE
 
 
 def _being_cancelled() -> bool:

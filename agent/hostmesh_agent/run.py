@@ -19,8 +19,8 @@ from typing import Any, Final
 import structlog
 
 from hostmesh_agent import (
-    artifact,
     capture_verbs,
+    chosen_binary,
     control,
     converge,
     dns_front,
@@ -30,7 +30,6 @@ from hostmesh_agent import (
     host,
     lock,
     modules,
-    process,
     report,
     sever,
     slim,
@@ -47,12 +46,17 @@ from hostmesh_agent.cold import Cold
 from hostmesh_agent.cold_copy import ColdCopy
 from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.discovery import Discovery
-from hostmesh_agent.envoy import BuiltinSupervisor, EnvoyCommand
+from hostmesh_agent.drained import Drained
+from hostmesh_agent.envoy import EnvoyCommand
+from hostmesh_agent.envoy_verbs import EnvoyVerbs
+from hostmesh_agent.envoys import Envoys
 from hostmesh_agent.identities import Identities
 from hostmesh_agent.lifecycle import Phase
+from hostmesh_agent.looking import OWN_LISTENERS
 from hostmesh_agent.mesh_names import DNS_LISTENER, AcceptedNames
 from hostmesh_agent.modules import Modules
 from hostmesh_agent.next_envoy import NextEnvoy, first_command
+from hostmesh_agent.places import PORTS
 from hostmesh_agent.policy_floor import table
 from hostmesh_agent.policy_floor.floor import Floor
 from hostmesh_agent.probe_ways import Ways
@@ -110,7 +114,7 @@ async def prepare(config: AgentConfig, owner_of_rules: Owner) -> "Agent":
     config.run_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
     workdir.prepare(config.envoy_dir, owner)
     workdir.check_reachable(config.xds_socket, owner)
-    installed = await asyncio.to_thread(artifact.install, config.envoy.binary, config.envoy.sha256, config.state_dir)
+    installed = await asyncio.to_thread(chosen_binary.install, config)
     return Agent(config, state, first_command(config, record.host, owner, installed), owner_of_rules)
 
 
@@ -143,10 +147,6 @@ class Agent:
         self._ssh_servers = kernel_floor.ssh_servers()
         self._policy_floor = Floor(config.floor, table.load(), lambda: self._ssh_servers)
         self._next_envoy = NextEnvoy(config, self._record.host, command, self._policy_floor.bootstrap_problem)
-        self._supervisor = BuiltinSupervisor(
-            lambda: self._next_envoy.command, self._something_changed, self._next_envoy.tried
-        )
-        self._admin = Admin(config.admin_socket)
         self._envoy_uid = command.owner.uid
         policy = DialPolicy(parse_blocks(config.wasm.allow_cidrs))
         self._modules = Modules(config.envoy_dir / modules.DIRECTORY, command.owner.gid, self._module_decided, policy)
@@ -170,6 +170,8 @@ class Agent:
             changed=self._something_changed,
             host_refuses=self._policy_floor.problem,
         )
+        self._envoys = Envoys(config, self._next_envoy, self._relay, self._something_changed, self._lead)
+        self._admin = Admin(self._envoys.admin_socket)
         self._severing = sever.Severing(command.owner.uid)
         self._identities = Identities(
             state,
@@ -206,6 +208,8 @@ class Agent:
         self._host_config: HostConfig | None = None
         self._floor: HostFloor | None = None
         self._sweep: Wanted | None = None
+        self._drained = Drained(config.state_dir)
+        self._envoy_verbs = EnvoyVerbs(config, self._envoys, self._drained, self._reporter, self._admin)
         names = AcceptedNames(partial(self._relay.accepted_resource, LISTENER_TYPE, DNS_LISTENER)).now
         self._capturing = Capturing(
             config,
@@ -224,7 +228,8 @@ class Agent:
                 facts=self._facts,
                 agent=self._id,
                 admin=self._admin,
-                supervisor=self._supervisor,
+                envoys=self._envoys,
+                drained=self._drained,
                 modules=self._modules,
                 next_envoy=self._next_envoy,
                 relay=self._relay,
@@ -253,6 +258,7 @@ class Agent:
             control.RELEASE: self._release,
             control.REFRESH: self._refresh,
             control.ACCEPT: self._accept,
+            **self._envoy_verbs.verbs(),
         }
         asked = capture_verbs.verbs(self._capturing, lambda: (self._host_config, self._floor), self._stepping)
         await self._restore()
@@ -336,9 +342,9 @@ class Agent:
         self._severing.take(config.expelled_addresses)
         self._probes.configure(config.workloads)
         if config.HasField("envoy") and self._next_envoy.take_settings(config.envoy):
-            self._supervisor.command_changed()
+            self._envoys.command_changed()
         if await self._next_envoy.take_patch(config.bootstrap_patch):
-            self._supervisor.command_changed()
+            self._envoys.command_changed()
         self._configured.set()
         # Capture narrows before Envoy is given listeners that no longer serve what was captured.
         await self._step()
@@ -378,17 +384,22 @@ class Agent:
 
     async def _supervise(self) -> None:
         # A first Envoy waits for its certificates: without them it would refuse its first listeners.
-        if process.recorded_runs(self._config.envoy_dir):
+        if self._envoys.any_runs():
             self._configured.set()
         await self._configured.wait()
-        await self._supervisor.run()
+        await self._envoys.run()
+
+    async def _lead(self) -> bool:
+        """Make the rules lead to the Envoy that is to serve; return whether they do."""
+        await self._step()
+        return self._capturing.leads_to == PORTS[self._envoys.active].outbound
 
     def _without_proxy(self) -> bool:
         """Tell whether there is no Envoy that serves; one of an earlier agent may, before it is adopted."""
-        view = self._supervisor.status().view
+        view = self._envoys.status().view
         if view.pid is not None:
             return view.phase is not Phase.LIVE and not view.adopted
-        return view.phase is not Phase.DOWN or not process.recorded_runs(self._config.envoy_dir)
+        return view.phase is not Phase.DOWN or not self._envoys.any_runs()
 
     async def _converge(self) -> None:
         pause_s = _FIRST_PAUSE_S
@@ -407,7 +418,7 @@ class Agent:
         async with self._stepping:
             config, floor = self._host_config, self._floor
             if config is not None and floor is not None:
-                await self._capturing.step(config, floor)
+                await self._capturing.step(config, self._envoys.floor(floor))
                 await self._sweep_if_settled()
 
     async def _sweep_if_settled(self) -> None:
@@ -418,6 +429,8 @@ class Agent:
 
     async def _active(self, wanted: Mapping[str, str]) -> frozenset[str]:
         """Return the names of Envoy's active listeners, without those that are not at the version wanted."""
+        if self._envoys.hung:
+            return frozenset()  # it does not answer, and whoever asks would wait for that
         try:
             active = await self._admin.listeners()
         except AdminError:
@@ -425,6 +438,7 @@ class Agent:
         return frozenset(
             name
             for name in active
+            if not name.startswith(OWN_LISTENERS)
             if not wanted.get(name) or self._relay.accepted_version(LISTENER_TYPE, name) == wanted[name]
         )
 

@@ -25,6 +25,14 @@ INBOUND_PORT: Final = 15006
 """Envoy's listener for captured inbound TCP (Istio's number)."""
 DNS_PORT: Final = 15053
 """Envoy's UDP DNS listener on the loopback address."""
+SECOND_OUTBOUND_PORT: Final = 15101
+"""The same three of the Envoy that takes turns with the first one, so that one can replace the other."""
+SECOND_INBOUND_PORT: Final = 15106
+SECOND_DNS_PORT: Final = 15153
+DOOR_PORT: Final = 15107
+"""Where that second Envoy is reached for the ports that Envoy itself listens on, as those of gateways."""
+ENVOYS_TCP_PORTS: Final = frozenset({OUTBOUND_PORT, INBOUND_PORT, SECOND_OUTBOUND_PORT, SECOND_INBOUND_PORT, DOOR_PORT})
+ENVOYS_PORTS: Final = ENVOYS_TCP_PORTS | {DNS_PORT, SECOND_DNS_PORT}
 DNS_TCP_PORT: Final = 15055
 """Where the agent takes questions over TCP, on the loopback address: Envoy's DNS listener is of UDP alone."""
 AGENTS_PORT: Final = 15012

@@ -1281,6 +1281,7 @@ class HostReport(_message.Message):
     AGENT_FIELD_NUMBER: _builtins.int
     MACHINE_FIELD_NUMBER: _builtins.int
     TRUST_FIELD_NUMBER: _builtins.int
+    WITHDRAWN_FIELD_NUMBER: _builtins.int
     FLOWS_FIELD_NUMBER: _builtins.int
     host_certificate_not_after: _builtins.int
     """PEM leaf expiry of the host certificate, seconds since the epoch."""
@@ -1290,6 +1291,8 @@ class HostReport(_message.Message):
     """
     machine: _builtins.str
     """Hash of what tells the machine from others; for people. "" where it cannot be told."""
+    withdrawn: _builtins.str
+    """Why no caller is to use this host's workloads, though their programs may be well; "" if they may."""
     @_builtins.property
     def facts(self) -> Global___HostFacts: ...
     @_builtins.property
@@ -1333,11 +1336,12 @@ class HostReport(_message.Message):
         agent: _builtins.str = ...,
         machine: _builtins.str = ...,
         trust: Global___TrustState | None = ...,
+        withdrawn: _builtins.str = ...,
         flows: Global___ObservedFlows | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "capture", b"capture", "envoy", b"envoy", "facts", b"facts", "flows", b"flows", "load", b"load", "trust", b"trust"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "calls", b"calls", "capture", b"capture", "envoy", b"envoy", "facts", b"facts", "flows", b"flows", "host_certificate_not_after", b"host_certificate_not_after", "leases", b"leases", "listening", b"listening", "load", b"load", "machine", b"machine", "problems", b"problems", "trust", b"trust"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "calls", b"calls", "capture", b"capture", "envoy", b"envoy", "facts", b"facts", "flows", b"flows", "host_certificate_not_after", b"host_certificate_not_after", "leases", b"leases", "listening", b"listening", "load", b"load", "machine", b"machine", "problems", b"problems", "trust", b"trust", "withdrawn", b"withdrawn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1653,12 +1657,24 @@ class EnvoyState(_message.Message):
     PID_FIELD_NUMBER: _builtins.int
     RESTARTS_FIELD_NUMBER: _builtins.int
     LAST_EXIT_FIELD_NUMBER: _builtins.int
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
+    PUT_BACK_FIELD_NUMBER: _builtins.int
+    HUNG_FIELD_NUMBER: _builtins.int
     state: _builtins.str
     """starting, live, down, held"""
     version: _builtins.str
     pid: _builtins.int
     restarts: _builtins.int
     last_exit: _builtins.str
+    instance: _builtins.str
+    """Which of the host's two Envoys serves: blue or green."""
+    stage: _builtins.str
+    """How far a change from one to the other is: steady, warming, probation, draining."""
+    put_back: _builtins.str
+    """Why what was to run does not: it was tried, and the one before was put back. "" if nothing was."""
+    hung: _builtins.bool
+    """It has not answered for so long that callers are sent elsewhere."""
     def __init__(
         self,
         *,
@@ -1667,10 +1683,14 @@ class EnvoyState(_message.Message):
         pid: _builtins.int = ...,
         restarts: _builtins.int = ...,
         last_exit: _builtins.str = ...,
+        instance: _builtins.str = ...,
+        stage: _builtins.str = ...,
+        put_back: _builtins.str = ...,
+        hung: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_exit", b"last_exit", "pid", b"pid", "restarts", b"restarts", "state", b"state", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hung", b"hung", "instance", b"instance", "last_exit", b"last_exit", "pid", b"pid", "put_back", b"put_back", "restarts", b"restarts", "stage", b"stage", "state", b"state", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

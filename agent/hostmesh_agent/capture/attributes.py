@@ -13,8 +13,10 @@ from hostmesh_agent.capture.codec import NESTED, Layout, Number, Raw, Text
 
 INET: Final = 1  # NFPROTO_INET
 LIST_ELEMENT: Final = 1  # NFTA_LIST_ELEM
-REGISTER: Final = 1  # NFT_REG_1, the only one we use; 0 is the verdict
+REGISTER: Final = 1  # NFT_REG_1; 0 is the verdict
+SECOND_REGISTER: Final = 2  # NFT_REG_2: a port, beside an address in the first
 RETURN_VERDICT: Final = -5  # NFT_RETURN
+ADDRESS_GIVEN: Final = 1  # NF_NAT_RANGE_MAP_IPS
 PORT_GIVEN: Final = 2  # NF_NAT_RANGE_PROTO_SPECIFIED
 DESTINATION_NAT: Final = 1  # NFT_NAT_DNAT
 INTERNET_CHECKSUM: Final = 1  # NFT_PAYLOAD_CSUM_INET
@@ -22,6 +24,7 @@ ADDRESS_TYPE: Final = 3  # NFT_FIB_RESULT_ADDRTYPE
 OF_DESTINATION: Final = 2  # NFTA_FIB_F_DADDR
 INTERVAL_SET: Final = 4  # NFT_SET_INTERVAL
 RANGE_END: Final = 1  # NFT_SET_ELEM_INTERVAL_END: this value is the first behind the range
+SOCKET_CGROUP: Final = 3  # NFT_SOCKET_CGROUPV2
 RULE_COMMENT: Final = 0  # NFTNL_UDATA_RULE_COMMENT
 
 
@@ -85,6 +88,7 @@ DATA_LAYOUTS: Final = {
     "lookup": Layout(SET=(1, _TEXT), SREG=(2, _NUMBER), DREG=(3, _NUMBER), SET_ID=(4, _NUMBER), FLAGS=(5, _NUMBER)),
     "immediate": Layout(DREG=(1, _NUMBER), DATA=(2, DATA)),
     "fib": Layout(DREG=(1, _NUMBER), RESULT=(2, _NUMBER), FLAGS=(3, _NUMBER)),
+    "socket": Layout(KEY=(1, _NUMBER), DREG=(2, _NUMBER), LEVEL=(3, _NUMBER)),
     "redir": Layout(PROTO_MIN=(1, _NUMBER), PROTO_MAX=(2, _NUMBER), FLAGS=(3, _NUMBER)),
     "nat": Layout(
         TYPE=(1, _NUMBER),

@@ -21,6 +21,7 @@ from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_NFTABLES
 
 from hostmesh_agent.capture import attributes as nf
 from hostmesh_agent.capture.attributes import (
+    ADDRESS_GIVEN,
     ADDRESS_TYPE,
     DESTINATION_NAT,
     INET,
@@ -33,18 +34,22 @@ from hostmesh_agent.capture.attributes import (
     REGISTER,
     RETURN_VERDICT,
     RULE_COMMENT,
+    SECOND_REGISTER,
+    SOCKET_CGROUP,
     Kind,
 )
 from hostmesh_agent.capture.codec import NESTED, Attributes, Layout, attribute
 from hostmesh_agent.capture.rules import (
     TABLE_NAME,
     Chain,
+    ChangeDestination,
     ChangePort,
     Compare,
     DestinationType,
     Expression,
     KeyType,
     Load,
+    LoadSecond,
     Lookup,
     Mask,
     Meta,
@@ -54,6 +59,7 @@ from hostmesh_agent.capture.rules import (
     Redirect,
     Return,
     Rule,
+    SocketCgroup,
     Table,
     Unknown,
 )
@@ -250,6 +256,8 @@ def encode(expression: Expression) -> tuple[str, Attributes]:  # noqa: C901 - on
             return "bitwise", both | {"LEN": len(mask), "MASK": {"VALUE": mask}, "XOR": {"VALUE": xor}}
         case DestinationType():
             return "fib", {"DREG": REGISTER, "RESULT": ADDRESS_TYPE, "FLAGS": OF_DESTINATION}
+        case SocketCgroup(level):
+            return "socket", {"KEY": SOCKET_CGROUP, "DREG": REGISTER, "LEVEL": level}
         case Compare(value, inverted):
             return "cmp", {"SREG": REGISTER, "OP": int(inverted), "DATA": {"VALUE": value}}
         case Lookup(set_name):
@@ -260,6 +268,11 @@ def encode(expression: Expression) -> tuple[str, Attributes]:  # noqa: C901 - on
             return "redir", {"PROTO_MIN": REGISTER, "FLAGS": PORT_GIVEN}
         case ChangePort():
             return "nat", {"TYPE": DESTINATION_NAT, "FAMILY": INET, "PROTO_MIN": REGISTER, "FLAGS": PORT_GIVEN}
+        case LoadSecond(value):
+            return "immediate", {"DREG": SECOND_REGISTER, "DATA": {"VALUE": value}}
+        case ChangeDestination(family):
+            to = {"ADDR_MIN": REGISTER, "PROTO_MIN": SECOND_REGISTER, "FLAGS": ADDRESS_GIVEN | PORT_GIVEN}
+            return "nat", {"TYPE": DESTINATION_NAT, "FAMILY": family} | to
         case Return():
             return "immediate", {"DREG": 0, "DATA": {"VERDICT": {"CODE": RETURN_VERDICT}}}
         case Unknown(name):

@@ -9,12 +9,14 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Final
 
 from hostmesh_agent.capture.rules import (
+    ChangeDestination,
     ChangePort,
     Compare,
     DestinationType,
     Expression,
     Header,
     Load,
+    LoadSecond,
     Lookup,
     Mask,
     Meta,
@@ -23,6 +25,7 @@ from hostmesh_agent.capture.rules import (
     PayloadWrite,
     Redirect,
     Return,
+    SocketCgroup,
 )
 
 Words = tuple[Expression, ...]
@@ -61,6 +64,11 @@ def protocol(number: int) -> Words:
 
 def socket_uid(uid: int) -> Words:
     return (Meta(MetaKey.SOCKET_UID), Compare(_native(uid)))
+
+
+def socket_cgroup(level: int, identifier: int) -> Words:
+    """A socket that was made by a process of the cgroup `identifier`, which is `level` deep, or of one below it."""
+    return (SocketCgroup(level), Compare(struct.pack("=Q", identifier)))
 
 
 def from_loopback() -> Words:
@@ -121,6 +129,11 @@ def udp_source_port(number: int) -> Words:
 
 def redirect(port: int) -> Words:
     return (Load(_port(port)), Redirect())
+
+
+def change_destination(address: IPv4Address | IPv6Address, port: int) -> Words:
+    """To an address of this host."""
+    return (Load(address.packed), LoadSecond(_port(port)), ChangeDestination(_FAMILY_NUMBER[address.version]))
 
 
 def change_port(port: int) -> Words:

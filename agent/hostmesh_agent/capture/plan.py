@@ -11,7 +11,9 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Final
 
+from hostmesh_agent.capture import callers
 from hostmesh_agent.capture import expressions as words
+from hostmesh_agent.capture.callers import ByCgroup, Caller
 from hostmesh_agent.capture.rules import (
     Chain,
     Hook,
@@ -54,7 +56,7 @@ class CaptureRequest:
     """What the controller asks for.
 
     Prefixes are CIDR text of either family. `virtual_prefixes` are the ranges of virtual addresses: captured in either
-    scope, and made routable.
+    scope, and made routable. `callers` are programs that call others under an identity of their own.
     """
 
     scope: Scope = Scope.MESH
@@ -62,6 +64,7 @@ class CaptureRequest:
     mesh_prefixes: frozenset[str] = frozenset()
     virtual_prefixes: frozenset[str] = frozenset()
     dns: bool = True
+    callers: tuple[Caller, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,7 @@ class HostFloor:
 
     Attributes:
         envoy_uid: user of Envoy's process; never 0, or the whole system's traffic would pass for Envoy's.
+        envoy_cgroup: by what Envoy is known where there is cgroup v2; None: by its user alone.
         ssh_ports: where the host's SSH servers listen; 22 is always added.
         ssh_servers: the same as far as it is known, without that.
         never_inbound_ports: the operator's excludes.
@@ -89,6 +93,7 @@ class HostFloor:
     ipv6: bool = True
     envoy_ports: frozenset[int] = frozenset()
     mtls_only: bool = False
+    envoy_cgroup: ByCgroup | None = None
     outbound_port: int = wire.OUTBOUND_PORT
     inbound_port: int = wire.INBOUND_PORT
     dns_port: int = wire.DNS_PORT
@@ -134,9 +139,13 @@ def plan(request: CaptureRequest, floor: HostFloor) -> Ruleset:
     return Ruleset(
         table=Table(sets=_sets(parts), chains=_chains(parts)),
         virtual_prefixes=tuple(str(prefix) for version in parts.families for prefix in parts.virtual[version]),
-        loopback_addresses=(wire.INBOUND_SOURCE_V6,) if floor.ipv6 else (),
+        loopback_addresses=_loopback_addresses(parts) if floor.ipv6 else (),
         refused=refused,
     )
+
+
+def _loopback_addresses(parts: _Parts) -> tuple[str, ...]:
+    return wire.INBOUND_SOURCE_V6, *sorted({str(each.addresses[6]) for each in parts.request.callers})
 
 
 def _allowed_ports(requested: frozenset[int], floor: HostFloor) -> tuple[frozenset[int], tuple[Refusal, ...]]:
@@ -247,15 +256,15 @@ def _outbound(parts: _Parts) -> Iterator[Rule]:
             "mesh names",
         )
     for version in parts.families:
-        yield _to_proxy(parts, version, "virtual")
+        yield from _to_proxy(parts, version, "virtual")
     yield Rule((*words.to_local_address(), *words.RETURN), "the host itself")
     for version in parts.families:
-        yield _to_proxy(parts, version, "mesh")
+        yield from _to_proxy(parts, version, "mesh")
     if parts.request.scope is Scope.ALL:
         for port in NAME_PORTS:
             yield Rule((*words.tcp_port(port), *words.RETURN), "resolvers outside the mesh")
         for version in parts.families:
-            yield _to_proxy(parts, version, "")
+            yield from _to_proxy(parts, version, "")
 
 
 def _of_envoy(parts: _Parts) -> Iterator[Rule]:
@@ -264,7 +273,7 @@ def _of_envoy(parts: _Parts) -> Iterator[Rule]:
     Those must enter the host's own inbound listener, as a call from another host would. Envoy's connections from
     there to the program come from addresses of their own and pass.
     """
-    envoy = words.socket_uid(parts.floor.envoy_uid)
+    envoy = callers.envoy(parts.floor.envoy_cgroup, parts.floor.envoy_uid)
     for version in parts.families:
         yield Rule(
             (
@@ -281,16 +290,11 @@ def _of_envoy(parts: _Parts) -> Iterator[Rule]:
     yield Rule((*envoy, *words.RETURN), "Envoy")
 
 
-def _to_proxy(parts: _Parts, version: int, set_prefix: str) -> Rule:
+def _to_proxy(parts: _Parts, version: int, set_prefix: str) -> Iterator[Rule]:
     destination = words.to_set(version, f"{set_prefix}{version}") if set_prefix else ()
-    return Rule(
-        (
-            *words.family(version),
-            *destination,
-            *words.protocol(words.TCP),
-            *words.redirect(parts.floor.outbound_port),
-        ),
-    )
+    where = (*words.family(version), *destination, *words.protocol(words.TCP))
+    yield from callers.rules(parts.request.callers, version, where, parts.floor.outbound_port)
+    yield Rule((*where, *words.redirect(parts.floor.outbound_port)))
 
 
 def _answers(parts: _Parts) -> Rule:

@@ -1,8 +1,8 @@
 """The kernel's rules as data: what a table holds, as equal values for equal rules.
 
 One vocabulary for both directions: the planner builds a `Table`, the netlink edge writes it, reads the kernel's own
-back as a `Table`, and equality says whether the kernel holds what was planned. Every expression works on one register
-(nf_tables' register 1), so none is named. Bytes are as the kernel compares them: packet fields in network order, the
+back as a `Table`, and equality says whether the kernel holds what was planned. Expressions work on one register
+(nf_tables' register 1) unless their name says that it is the second, so none is named. Bytes are as the kernel compares them: packet fields in network order, the
 kernel's own numbers (uid, interface, address type) in the machine's order.
 """
 
@@ -90,6 +90,15 @@ class DestinationType:
 
 
 @dataclass(frozen=True, slots=True)
+class SocketCgroup:
+    """Load the id, 8 bytes in the machine's order, of the ancestor at `level` of the cgroup v2 that the packet's socket
+    was made in; a packet without one ends the rule. Level 1 is below the root that whoever writes the rule sees.
+    """
+
+    level: int
+
+
+@dataclass(frozen=True, slots=True)
 class Compare:
     """Go on only if the register equals (or, inverted, does not equal) the value."""
 
@@ -122,6 +131,20 @@ class ChangePort:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadSecond:
+    """Load a constant into the second register."""
+
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeDestination:
+    """Send the connection to the address in the register and the port in the second. `family` is NFPROTO's number."""
+
+    family: int
+
+
+@dataclass(frozen=True, slots=True)
 class Return:
     """Leave the chain: the packet goes on untouched."""
 
@@ -140,11 +163,14 @@ Expression = (
     | PayloadWrite
     | Mask
     | DestinationType
+    | SocketCgroup
     | Compare
     | Lookup
     | Load
     | Redirect
     | ChangePort
+    | LoadSecond
+    | ChangeDestination
     | Return
     | Unknown
 )

@@ -7,6 +7,7 @@ from typing import Final
 
 from hostmesh_agent.capture.rules import (
     Chain,
+    ChangeDestination,
     ChangePort,
     Compare,
     DestinationType,
@@ -15,6 +16,7 @@ from hostmesh_agent.capture.rules import (
     Hook,
     KeyType,
     Load,
+    LoadSecond,
     Lookup,
     Mask,
     Meta,
@@ -25,6 +27,7 @@ from hostmesh_agent.capture.rules import (
     Redirect,
     Return,
     Rule,
+    SocketCgroup,
     Table,
     Unknown,
 )
@@ -110,20 +113,24 @@ def rule_text(rule: Rule) -> str:
     shown = ""
     for expression in rule.expressions:
         match expression:
-            case Meta() | Payload() | DestinationType():
+            case Meta() | Payload() | DestinationType() | SocketCgroup():
                 loaded, shown = expression, _source(expression)
             case Mask(mask, xor):
                 shown += f" & 0x{mask.hex()}" + (f" | 0x{xor.hex()}" if any(xor) else "")
             case Load(value):
-                loaded, shown = expression, str(int.from_bytes(value, "big"))
+                loaded, shown = expression, _number(value)
+            case LoadSecond(value):
+                shown = f"[{shown}]:{_number(value)}" if ":" in shown else f"{shown}:{_number(value)}"
             case _:
                 words.append(_effect(expression, loaded, shown))
     text = _joined(words)
     return f'{text} comment "{rule.comment}"' if rule.comment else text
 
 
-def _source(expression: Meta | Payload | DestinationType) -> str:
+def _source(expression: Meta | Payload | DestinationType | SocketCgroup) -> str:
     match expression:
+        case SocketCgroup(level):
+            return f"socket cgroupv2 level {level}"
         case Meta(key):
             return _META.get(key, f"meta {key}")
         case DestinationType():
@@ -145,6 +152,8 @@ def _effect(expression: Expression, loaded: Expression | None, shown: str) -> st
             return f"{shown} @{set_name}"
         case Redirect():
             return f"redirect to :{shown}"
+        case ChangeDestination():
+            return f"dnat to {shown}"
         case ChangePort():
             return f"dnat to :{shown}"
         case PayloadWrite(header, offset, length):
@@ -166,7 +175,7 @@ def _value(value: bytes, loaded: Expression | None) -> str:
             return _FAMILY.get(native, str(native))
         case Meta(MetaKey.PROTOCOL):
             return _PROTOCOL.get(native, str(native))
-        case Meta():
+        case Meta() | SocketCgroup():
             return str(native)
         case DestinationType():
             return _ADDRESS_TYPE.get(native, str(native))

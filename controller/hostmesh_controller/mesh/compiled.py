@@ -54,6 +54,7 @@ def compile_host(item: ApiObject) -> Host:
         capture_all=spec.capture.scope == "all",
         labels=dict(item.metadata.labels),
         locality=spec.locality,
+        per_workload_identity=spec.per_workload_identity,
     )
 
 

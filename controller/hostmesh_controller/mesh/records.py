@@ -154,6 +154,7 @@ class Host:
     capture_all: bool
     labels: Mapping[str, str] = field(default_factory=dict)
     locality: str = ""
+    per_workload_identity: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from hostmesh_controller.mesh.sidecars import captures_all
 from hostmesh_controller.model.workloads import Probe
 from hostmesh_controller.names import DNS_LISTENER, VIRTUAL_INBOUND, VIRTUAL_OUTBOUND
 from hostmesh_controller.xds.outbound import Plan, explicit_prefixes
+from hostmesh_controller.xds.outbound_identities import outbound_identities
 from hostmesh_controller.xds.patch_bootstrap import bootstrap_patch
 from hostmesh_controller.xds.sidecar_egress import captured_prefixes
 
@@ -30,6 +31,7 @@ def host_config(mesh: Mesh, host: Host, plan: Plan, inbound_version: str) -> pb.
         trust_domain=settings.trust_domain,
         workloads=[_workload(mesh, workload) for workload in workloads],
         outbound_spiffe_id=outbound_identity(mesh, host),
+        outbound_identities=outbound_identities(mesh, host),
         capture=pb.Capture(
             scope=pb.Capture.ALL if captures_all(mesh, host) else pb.Capture.MESH,
             inbound_ports=captured_ports(mesh, host.name),
@@ -67,8 +69,9 @@ def _envoy(mesh: Mesh, host: Host) -> pb.EnvoySettings:
 def outbound_identity(mesh: Mesh, host: Host) -> str:
     """Return the SPIFFE ID under which the host's programs call others.
 
-    That of its workloads if they share one; where they do not, the one that the Host names; or else the host's own. A
-    name that fits no workload of the host counts as none: a host is never given another's identity.
+    That of its workloads if they share one, and do not call under their own each; where they do not, the one that the
+    Host names; or else the host's own. A name that fits no workload of the host counts as none: a host is never given
+    another's identity.
     """
     workloads = mesh.workloads_of(host.name)
     identities = {identity_of(workload, mesh.settings.trust_domain).uri for workload in workloads}
@@ -80,7 +83,7 @@ def outbound_identity(mesh: Mesh, host: Host) -> str:
         }
         if len(named) == 1:
             return named.pop()
-    elif len(identities) == 1:
+    elif len(identities) == 1 and not host.per_workload_identity:
         return identities.pop()
     return HostIdentity(mesh.settings.trust_domain, host.name).uri
 

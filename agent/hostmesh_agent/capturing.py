@@ -7,10 +7,12 @@ from dataclasses import replace
 import structlog
 
 from hostmesh_agent import converge, guard, status
-from hostmesh_agent.capture import CaptureError, HostFloor, Owner
+from hostmesh_agent.capture import CaptureError, CaptureRequest, HostFloor, Owner
+from hostmesh_agent.capture import CaptureState as CaptureResult
 from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.enforce import Enforced, Enforcement
 from hostmesh_agent.identities import AGENT, Identities
+from hostmesh_agent.recognition import Recognition
 from hostmesh_api.v1.hostmesh_pb2 import CaptureState, HostConfig
 
 log = structlog.get_logger(__name__)
@@ -26,6 +28,7 @@ class Capturing:
         identities: Identities,
         active: Callable[[Mapping[str, str]], Awaitable[frozenset[str]]],
         changed: Callable[[], None],
+        recognition: Recognition,
     ) -> None:
         """Begin with nothing known.
 
@@ -35,11 +38,13 @@ class Capturing:
             identities: whose certificates are in place.
             active: returns which of the wanted listeners, by version, Envoy has.
             changed: is called when something else is in force, or lacking.
+            recognition: tells who is who on this host.
         """
         self._config = config
         self._identities = identities
         self._active = active
         self._changed = changed
+        self._recognition = recognition
         self._guard = guard.Guard(config.state_dir)
         self._enforcement = Enforcement(
             dns=config.dns.enabled, resolv_conf=config.dns.resolv_conf, state_dir=config.state_dir, owner=owner
@@ -75,7 +80,7 @@ class Capturing:
             # What is in force is not known: it stays as it is, or STRICT ports would be open for a moment.
             decision, enforced = converge.Decision(None, (str(error),)), self._enforced
         else:
-            enforced = await asyncio.to_thread(self._enforcement.put, decision.request, floor)
+            enforced = await asyncio.to_thread(self._put, decision.request, config, floor)
         if enforced.capture.state == "on":
             strict = frozenset(config.strict_ports) & enforced.in_force.inbound_ports
             await asyncio.to_thread(self._guard.note, strict)
@@ -83,6 +88,21 @@ class Capturing:
             self._enforced, self._lacking = enforced, decision.lacking
             self._log()
             self._changed()
+
+    def _put(self, request: CaptureRequest | None, config: HostConfig, floor: HostFloor) -> Enforced:
+        """Have the rules name those who are there now."""
+        recognition = self._recognition
+        try:
+            floor = recognition.floor(floor)
+        except CaptureError as error:
+            return replace(self._enforced, capture=CaptureResult("error", error=str(error)))
+        if request is not None and request.outbound:
+            callers = recognition.callers(config, self._identities.validities())
+            request = replace(request, callers=callers)
+        enforced = self._enforcement.put(request, floor)
+        if enforced.capture.state != "error":
+            recognition.group.in_force = floor.envoy_cgroup if enforced.capture.state == "on" else None
+        return enforced
 
     async def _decide(self, config: HostConfig) -> converge.Decision:
         if status.capture_wanted(self._config):

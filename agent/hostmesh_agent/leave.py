@@ -13,8 +13,9 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Final
 
-from hostmesh_agent import capture, control, drain, enrol, guard, lock, process
+from hostmesh_agent import capture, cgroup, control, drain, enrol, guard, lock, process
 from hostmesh_agent.admin import Admin
+from hostmesh_agent.cgroup import EnvoyGroup
 from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.dns import Resolver, ResolverError
 from hostmesh_agent.state import State, StateError
@@ -92,7 +93,9 @@ def _stop_envoy(config: AgentConfig) -> str:
     """Nothing new comes to it any more, once capture is gone; what is under way may finish."""
     if process.recorded_runs(config.envoy_dir):
         asyncio.run(drain.drained(Admin(config.admin_socket), drain.noted_s(config.envoy_dir)))
-    return "stopped" if process.stop_recorded(config.envoy_dir, ENVOY_ENDS_WITHIN_S) else ""
+    stopped = process.stop_recorded(config.envoy_dir, ENVOY_ENDS_WITHIN_S)
+    EnvoyGroup(*cgroup.usable()).remove()
+    return "stopped" if stopped else ""
 
 
 def _remove_tree(config: AgentConfig) -> str:

@@ -50,6 +50,7 @@ from hostmesh_agent.policy_floor import table
 from hostmesh_agent.policy_floor.floor import Floor
 from hostmesh_agent.probe_ways import Ways
 from hostmesh_agent.probes import Memory, Probes
+from hostmesh_agent.recognition import Recognition
 from hostmesh_agent.relay import Relay
 from hostmesh_agent.returning import Returning
 from hostmesh_agent.state import State, StateError, keep_closed
@@ -135,8 +136,9 @@ class Agent:
         self._ssh_servers = kernel_floor.ssh_servers()
         self._policy_floor = Floor(config.floor, table.load(), lambda: self._ssh_servers)
         self._next_envoy = NextEnvoy(config, self._record.host, command, self._policy_floor.bootstrap_problem)
+        self._recognition = Recognition(config, switches_user=command.owner.switch)
         self._supervisor = BuiltinSupervisor(
-            lambda: self._next_envoy.command, self._something_changed, self._next_envoy.tried
+            lambda: self._next_envoy.command, self._something_changed, self._next_envoy.tried, self._recognition.group
         )
         self._admin = Admin(config.admin_socket)
         self._envoy_uid = command.owner.uid
@@ -185,7 +187,9 @@ class Agent:
         self._host_config: HostConfig | None = None
         self._floor: HostFloor | None = None
         self._sweep: Wanted | None = None
-        self._capturing = Capturing(config, owner_of_rules, self._identities, self._active, self._reporter.changed)
+        self._capturing = Capturing(
+            config, owner_of_rules, self._identities, self._active, self._reporter.changed, self._recognition
+        )
         self._telling = Telling(
             TellingParts(
                 config=config,
@@ -199,6 +203,7 @@ class Agent:
                 relay=self._relay,
                 identities=self._identities,
                 capturing=self._capturing,
+                recognition=self._recognition,
                 severing=self._severing,
                 probes=self._probes,
                 calls=self._calls,
@@ -241,6 +246,7 @@ class Agent:
                     "severing": self._severing.run(),
                     "calls": self._calls.run(),
                     "rules": generation.watch(self._wake.set),
+                    "units": self._recognition.watch(self._wake.set),
                     "report": self._report_when_settled(),
                 }.items()
             ]

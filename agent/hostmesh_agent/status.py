@@ -4,7 +4,7 @@ The agent answers from what it knows; without an agent the same document is made
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
@@ -52,6 +52,9 @@ class Facts:
     workload_api: Mapping[str, Any] | None = None
     """What it serves and where; None: the owner of the host does not want it."""
     workload_api_problems: Sequence[str] = ()
+    recognition: Mapping[str, Any] = field(default_factory=dict)
+    """By what rules know Envoy, and which programs call under an identity of their own."""
+    recognition_problems: Sequence[str] = ()
     returning_problem: str = ""
     """Why this host, whose certificate is not taken any more, cannot come back."""
 
@@ -122,6 +125,7 @@ def document(facts: Facts, now: datetime) -> dict[str, Any]:
             "refused": [str(each) for each in enforced.capture.refused],
             "waiting_for": list(facts.lacking),
             "not_wanted": facts.capture_wanted,
+            **facts.recognition,
         },
         "dns": {"in_place": enforced.dns_in_place, "detail": enforced.dns_detail},
         "workloads": [
@@ -167,6 +171,7 @@ def _problems(facts: Facts, now: datetime) -> Iterator[str]:
         yield f"Envoy needs a restart: {envoy.restart_needed}"
     yield from configuration_problems(facts.modules, facts.bootstrap_problem)
     yield from facts.workload_api_problems
+    yield from facts.recognition_problems
     if facts.enforced.capture.state == "error":
         yield f"capture: {facts.enforced.capture.error}"
     yield from (f"capture waits: {each}" for each in facts.lacking)

@@ -246,7 +246,9 @@ def network(
             _plug(cable, space, f"port{index}", mesh.hosts[name].addresses)
             source = Source(mesh, name, extension=extension)
             issue = partial(pki.svid, authority, enrolment=enrolment(name))
-            result[name] = stack.enter_context(_host(source, directory / name, space, authority, issue, resolv_conf, callers))
+            result[name] = stack.enter_context(
+                _host(source, directory / name, space, authority, issue, resolv_conf, callers)
+            )
         yield Network(result, outsider, authority)
         refused = {name: host.ads.nacks for name, host in result.items() if host.ads.nacks}
         assert not refused, f"Envoy refused: {refused}"

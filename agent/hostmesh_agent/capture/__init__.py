@@ -22,7 +22,7 @@ program's flush leaves it, and only the agent changes it. Elsewhere it is watche
 for kernels without nf_tables.
 """
 
-from hostmesh_agent.capture.callers import ByCgroup, Caller
+from hostmesh_agent.capture.callers import Caller
 from hostmesh_agent.capture.capture import Capture, CaptureState, apply, clear, show, verify
 from hostmesh_agent.capture.errors import CaptureError
 from hostmesh_agent.capture.owner import Owner
@@ -31,7 +31,6 @@ from hostmesh_agent.capture.rules import Refusal, Ruleset, Table
 
 __all__ = [
     "OWN_PORTS",
-    "ByCgroup",
     "Caller",
     "Capture",
     "CaptureError",

@@ -4,21 +4,16 @@ Whoever wants to pass for another must be in his cgroup or have his user: neithe
 for it.
 """
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
+from typing import Final
 
 from hostmesh_agent.capture import expressions as words
-from hostmesh_agent.capture.rules import Rule
+from hostmesh_agent.capture.rules import Compare, Rule, SocketCgroup, Table
+from hostmesh_agent.cgroup_id import ByCgroup
 from hostmesh_api.callers import caller_addresses
-
-
-@dataclass(frozen=True, slots=True)
-class ByCgroup:
-    """Processes of a cgroup of version 2 and of those below it; `level` 1 is below the root."""
-
-    level: int
-    identifier: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +36,27 @@ def envoy(cgroup: ByCgroup | None, uid: int) -> words.Words:
     return words.socket_cgroup(cgroup.level, cgroup.identifier) if cgroup is not None else words.socket_uid(uid)
 
 
+ENVOY: Final = "Envoy"
+"""The comment of the rule by which what is Envoy's passes."""
+
+
+def envoy_in(table: Table | None) -> ByCgroup | None:
+    """Return by which cgroup a table knows Envoy; None if by none."""
+    chains = () if table is None else table.chains
+    for rule in (rule for chain in chains for rule in chain.rules if rule.comment == ENVOY):
+        match rule.expressions:
+            case (SocketCgroup(level), Compare(value), *_):
+                return ByCgroup(level, int.from_bytes(value, sys.byteorder))
+    return None
+
+
 def rules(callers: Sequence[Caller], version: int, where: words.Words, port: int) -> Iterator[Rule]:
     """Yield the rules by which connections that `where` matches go to Envoy's `port` at their caller's address.
 
     A unit says more than a user: units are asked first.
     """
     by_cgroup = [
-        (words.socket_cgroup(group.level, group.identifier), each)
-        for each in callers
-        for group in sorted(each.cgroups, key=lambda group: (group.level, group.identifier))
+        (words.socket_cgroup(group.level, group.identifier), each) for each in callers for group in sorted(each.cgroups)
     ]
     by_user = [(words.socket_uid(uid), each) for each in callers for uid in sorted(each.uids)]
     for who, each in (*by_cgroup, *by_user):

@@ -78,7 +78,7 @@ def _without_defaults(attributes: Attributes) -> Attributes:
     return kept
 
 
-def _guess(name: str, attributes: Attributes) -> Expression | None:
+def _guess(name: str, attributes: Attributes) -> Expression | None:  # noqa: C901 - one line for each kind
     """Return the expression these attributes look like; the caller compares."""
     match name:
         case "meta":

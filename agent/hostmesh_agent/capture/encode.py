@@ -109,6 +109,15 @@ def removal() -> Iterator[Message]:
     yield _delete(Kind.DELETE_TABLE, nf.TABLE, {"NAME": TABLE_NAME})
 
 
+def asked(rule: Rule) -> Iterator[Message]:
+    """Messages that only ask whether the kernel knows what is in a rule: nothing is there before and after them."""
+    name = f"{TABLE_NAME}-asks"
+    yield _create(Kind.NEW_TABLE, nf.TABLE, {"NAME": name})
+    yield _create(Kind.NEW_CHAIN, nf.CHAIN, {"TABLE": name, "NAME": "asks"})
+    yield _create(Kind.NEW_RULE, nf.RULE, {**_rule_attributes("asks", rule), "TABLE": name}, NLM_F_APPEND)
+    yield _delete(Kind.DELETE_TABLE, nf.TABLE, {"NAME": name})
+
+
 def taking_over(flags: int) -> Message:
     """Return the message by which a table whose owner is gone belongs to who sends it; `flags` are those it had."""
     return _create(Kind.NEW_TABLE, nf.TABLE, {"NAME": TABLE_NAME, "FLAGS": flags})

@@ -13,7 +13,7 @@ from typing import Final
 
 from hostmesh_agent.capture import callers
 from hostmesh_agent.capture import expressions as words
-from hostmesh_agent.capture.callers import ByCgroup, Caller
+from hostmesh_agent.capture.callers import Caller
 from hostmesh_agent.capture.rules import (
     Chain,
     Hook,
@@ -24,6 +24,7 @@ from hostmesh_agent.capture.rules import (
     Ruleset,
     Table,
 )
+from hostmesh_agent.cgroup_id import ByCgroup
 from hostmesh_api import wire
 
 SSH_PORT: Final = 22
@@ -65,6 +66,11 @@ class CaptureRequest:
     virtual_prefixes: frozenset[str] = frozenset()
     dns: bool = True
     callers: tuple[Caller, ...] = ()
+
+    @property
+    def outbound(self) -> bool:
+        """Whether anything that programs of the host call is captured."""
+        return self.scope is Scope.ALL or bool(self.mesh_prefixes or self.virtual_prefixes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,7 +293,7 @@ def _of_envoy(parts: _Parts) -> Iterator[Rule]:
             ),
             "call to a service of this host",
         )
-    yield Rule((*envoy, *words.RETURN), "Envoy")
+    yield Rule((*envoy, *words.RETURN), callers.ENVOY)
 
 
 def _to_proxy(parts: _Parts, version: int, set_prefix: str) -> Iterator[Rule]:

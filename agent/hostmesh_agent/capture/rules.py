@@ -2,8 +2,9 @@
 
 One vocabulary for both directions: the planner builds a `Table`, the netlink edge writes it, reads the kernel's own
 back as a `Table`, and equality says whether the kernel holds what was planned. Expressions work on one register
-(nf_tables' register 1) unless their name says that it is the second, so none is named. Bytes are as the kernel compares them: packet fields in network order, the
-kernel's own numbers (uid, interface, address type) in the machine's order.
+(nf_tables' register 1) unless their name says that it is the second, so none is named. Bytes are as the kernel compares
+them: packet fields in network order, the kernel's own numbers (uid, interface, address type, cgroup) in the machine's
+order.
 """
 
 import hashlib
@@ -91,8 +92,10 @@ class DestinationType:
 
 @dataclass(frozen=True, slots=True)
 class SocketCgroup:
-    """Load the id, 8 bytes in the machine's order, of the ancestor at `level` of the cgroup v2 that the packet's socket
-    was made in; a packet without one ends the rule. Level 1 is below the root that whoever writes the rule sees.
+    """Load the id of a cgroup v2, as 8 bytes: of the one that is `level` deep and holds the packet's socket.
+
+    A socket has the cgroup that it was made in. Level 1 is below the root that whoever writes the rule sees. Where
+    there is none the rule ends.
     """
 
     level: int

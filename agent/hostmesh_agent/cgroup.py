@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Final
 
 from hostmesh_agent.cgroup_id import ByCgroup
+from hostmesh_api.wire import ENVOY_SLICES
 
-SLICES: Final = ("hostmesh.slice", "hostmesh-envoy.slice")
-LEVEL: Final = len(SLICES)
+LEVEL: Final = len(ENVOY_SLICES)
 INSTANCE: Final = "envoy"
 PROCESSES: Final = "cgroup.procs"
 
@@ -28,6 +28,7 @@ _FIRST_KERNEL_OF_NAMESPACES: Final = (6, 11)
 """Since then a rule's level counts from the root of the cgroup namespace in which it is written; before, from the
 machine's."""
 _INITIAL_NAMESPACE: Final = "cgroup:[4026531835]"  # PROC_CGROUP_INIT_INO
+_NOT_MOUNTED: Final = "cgroup v2 is not mounted"
 _DEEPEST: Final = 16
 _SLICE: Final = ".slice"
 _NO_SUCH: Final = (FileNotFoundError, NotADirectoryError, ProcessLookupError)
@@ -63,7 +64,9 @@ def usable(proc: Path = Path("/proc")) -> tuple[Path | None, str]:
     """Return where cgroup v2 is mounted, and why it is of no use ("" if it is)."""
     lacks = kernel_lacks(os.uname().release, str((proc / "self/ns/cgroup").readlink()))
     root = mount_point((proc / "self/mountinfo").read_text(encoding="utf-8"))
-    return root, lacks or ("" if root is not None else "cgroup v2 is not mounted")
+    if root is not None and not (root / PROCESSES).exists():
+        root = None  # something else is mounted upon it: ids of its directories would be no cgroups'
+    return root, lacks or ("" if root is not None else _NOT_MOUNTED)
 
 
 class EnvoyGroup:
@@ -76,7 +79,7 @@ class EnvoyGroup:
 
     def __init__(self, root: Path | None, why_not: str = "") -> None:
         self._root = root
-        self.why_not = why_not or ("" if root is not None else "cgroup v2 is not mounted")
+        self.why_not = why_not or ("" if root is not None else _NOT_MOUNTED)
         self.in_force: ByCgroup | None = None
         if not self.why_not:
             try:
@@ -149,7 +152,7 @@ class EnvoyGroup:
 
     def _slice(self) -> Path:
         assert self._root is not None
-        return self._root.joinpath(*SLICES)
+        return self._root.joinpath(*ENVOY_SLICES)
 
     def _instances(self) -> tuple[Path, ...]:
         with suppress(*_NO_SUCH):

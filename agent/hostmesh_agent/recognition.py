@@ -14,6 +14,7 @@ from hostmesh_agent.cgroup import EnvoyGroup
 from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.own_callers import OwnCallers
 from hostmesh_api.v1.hostmesh_pb2 import HostConfig
+from hostmesh_api.wire import ENVOY_SLICES
 
 _NOT_ROOT: Final = "Envoy runs as the agent's own user"
 
@@ -68,7 +69,7 @@ class Recognition:
     def status(self) -> dict[str, Any]:
         """Return what the owner of the host is told."""
         why = self.group.why_not
-        by = f"its user {self._user}: {why}" if why else f"its cgroup {'/'.join(cgroup.SLICES)}"
+        by = f"its user {self._user}: {why}" if why else f"its cgroup {'/'.join(ENVOY_SLICES)}"
         return {
             "envoy_known_by": by,
             "callers": [

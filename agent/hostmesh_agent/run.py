@@ -104,7 +104,8 @@ async def prepare(config: AgentConfig, owner_of_rules: Owner) -> "Agent":
     workdir.prepare(config.envoy_dir, owner)
     workdir.check_reachable(config.xds_socket, owner)
     installed = await asyncio.to_thread(artifact.install, config.envoy.binary, config.envoy.sha256, config.state_dir)
-    return Agent(config, state, first_command(config, record.host, owner, installed), owner_of_rules)
+    recognition = await asyncio.to_thread(Recognition, config, switches_user=owner.switch)
+    return Agent(config, state, first_command(config, record.host, owner, installed), owner_of_rules, recognition)
 
 
 def _close_directories(config: AgentConfig) -> None:
@@ -118,7 +119,14 @@ def _close_directories(config: AgentConfig) -> None:
 class Agent:
     """All parts together; what they decide is in their own modules."""
 
-    def __init__(self, config: AgentConfig, state: State, command: EnvoyCommand, owner_of_rules: Owner) -> None:
+    def __init__(
+        self,
+        config: AgentConfig,
+        state: State,
+        command: EnvoyCommand,
+        owner_of_rules: Owner,
+        recognition: Recognition,
+    ) -> None:
         self._config = config
         self._state = state
         self._record = state.host()
@@ -136,7 +144,7 @@ class Agent:
         self._ssh_servers = kernel_floor.ssh_servers()
         self._policy_floor = Floor(config.floor, table.load(), lambda: self._ssh_servers)
         self._next_envoy = NextEnvoy(config, self._record.host, command, self._policy_floor.bootstrap_problem)
-        self._recognition = Recognition(config, switches_user=command.owner.switch)
+        self._recognition = recognition
         self._supervisor = BuiltinSupervisor(
             lambda: self._next_envoy.command, self._something_changed, self._next_envoy.tried, self._recognition.group
         )

@@ -15,6 +15,7 @@ from hostmesh_agent.capture.callers import envoy_in
 from hostmesh_agent.cgroup import CgroupError, EnvoyGroup
 from hostmesh_agent.cgroup_id import ByCgroup
 from hostmesh_api.callers import caller_addresses
+from hostmesh_api.wire import ENVOY_SLICES
 from netns.conftest import PEER
 from netns.space import Servers, Space, run
 
@@ -121,7 +122,7 @@ def test_a_slice_made_anew_is_seen_before_envoy_starts_in_it(servers: Servers, h
     with pytest.raises(CgroupError, match="put right first"):
         envoy.prepare()
     # Without that Envoy would have captured itself.
-    assert call(made(hierarchy, *cgroup.SLICES, "envoy")) == CAPTURED
+    assert call(made(hierarchy, *ENVOY_SLICES, "envoy")) == CAPTURED
     after = floor(envoy)
     assert after != before
     assert capture.apply(request, after).state == "on"

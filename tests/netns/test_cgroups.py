@@ -171,3 +171,61 @@ def test_units_and_users_reach_envoy_at_their_own_address(servers: Servers, hier
     text = run("nft", "list", "table", "inet", "hostmesh")
     assert f"dnat ip to {caller_addresses(A)[0]}:15001" in text
     assert f"dnat ip6 to [{caller_addresses(A)[1]}]:15001" in text
+
+
+WATCH = """
+import asyncio, pathlib, sys, time
+from hostmesh_agent.unit_watch import watch
+
+async def main(root):
+    heard = asyncio.Event()
+    async with asyncio.timeout(10):
+        watching = asyncio.create_task(watch(root, heard.set))
+        for path in (root / "late.slice", root / "late.slice" / "one.service", root / "system.slice" / "two.service"):
+            await heard.wait()
+            heard.clear()
+            started = time.monotonic()
+            path.mkdir()
+            await heard.wait()
+            print(f"{(time.monotonic() - started) * 1000:.1f} ms")
+            heard.clear()
+            path.rmdir() if path.name == "two.service" else None
+            heard.set() if path.name != "two.service" else None
+        watching.cancel()
+
+asyncio.run(main(pathlib.Path(sys.argv[1])))
+"""
+
+
+def test_a_unit_that_comes_is_told_at_once(hierarchy: Path) -> None:
+    made(hierarchy, "system.slice")
+    told = run(sys.executable, "-c", WATCH, str(hierarchy)).splitlines()
+    assert len(told) == 3
+    assert all(float(each.split()[0]) < 1000 for each in told)
+
+
+NAMESPACED = """
+from pathlib import Path
+from hostmesh_agent import cgroup
+from hostmesh_agent.capture import Capture, CaptureRequest, HostFloor, Scope
+from hostmesh_agent.cgroup import EnvoyGroup
+root, why_not = cgroup.usable()
+assert not why_not, why_not
+assert not (root / "hostmesh.slice").exists()
+envoy = EnvoyGroup(root)
+floor = HostFloor(envoy_uid=900, envoy_cgroup=envoy.current())
+state = Capture().apply(CaptureRequest(scope=Scope.ALL, dns=False), floor)
+assert state.state == "on", state.error
+print(Path(envoy.prepare("inside")).relative_to(root))
+"""
+
+
+def test_in_a_cgroup_namespace_levels_count_from_its_root(servers: Servers, hierarchy: Path) -> None:
+    container = made(hierarchy, "container")
+    anew = 'umount -l "$1" && mount -t cgroup2 none "$1" && exec "$2" -c "$3"'
+    script = f"echo 0 > {container}/cgroup.procs && exec unshare --cgroup --mount sh -c '{anew}' \"$@\""
+    root, _ = cgroup.usable()
+    found = run("sh", "-c", script, "sh", "sh", str(root), sys.executable, NAMESPACED).strip()
+    assert found == "hostmesh.slice/hostmesh-envoy.slice/inside"
+    assert call(container / found) == "peer"
+    assert call(made(container, "program.service"), uid=ENVOY_UID) == CAPTURED

@@ -196,7 +196,8 @@ def test_workloads_call_under_their_own_identities_where_the_host_says_so_and_al
     assert config(mesh_of([host(perWorkloadIdentity=True, outboundIdentity="y"), *workloads])).outbound_spiffe_id == two
     # A program that is no workload's does not get the only workload's identity.
     only = config(mesh_of([host(perWorkloadIdentity=True), workloads[0]]))
-    assert (only.outbound_spiffe_id, only.outbound_identities) == ("spiffe://cluster.local/host/one", [one])
+    assert only.outbound_spiffe_id == "spiffe://cluster.local/host/one"
+    assert only.outbound_identities == [one]
     assert config(mesh_of([host(), *workloads])).outbound_identities == []
 
 

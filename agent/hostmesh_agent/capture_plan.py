@@ -17,7 +17,7 @@ from hostmesh_agent.enforce import Enforcement
 from hostmesh_agent.relay import host_config
 from hostmesh_agent.state import State, StateError
 from hostmesh_api.v1.hostmesh_pb2 import HostConfig
-from hostmesh_api.wire import HOST_CONFIG_TYPE
+from hostmesh_api.wire import CLIENT_MARK, HOST_CONFIG_TYPE
 
 NOTHING = "# nothing is to be captured\n"
 
@@ -112,9 +112,10 @@ def _compared(source: str, ruleset: Ruleset | None, lacking: tuple[str, ...], he
     refused: tuple[str, ...] = ()
     rules = NOTHING
     if ruleset is not None:
-        missing = routes.lacking(ruleset.virtual_prefixes, ruleset.loopback_addresses)
+        missing = routes.lacking(ruleset.virtual_prefixes, ruleset.loopback_addresses, ruleset.marked_home)
         lines += tuple(f"+ route to {each} over the loopback interface" for each in sorted(missing.prefixes))
         lines += tuple(f"+ address {each} of the loopback interface" for each in sorted(missing.addresses))
+        lines += tuple(f"+ {what} of IPv{version} for mark {CLIENT_MARK}" for version, what in sorted(missing.marked))
         refused = tuple(map(str, ruleset.refused))
         rules = table_text(ruleset.table)
     return Plan(source, rules, lines, refused, lacking, held)

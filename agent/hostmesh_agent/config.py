@@ -83,6 +83,7 @@ class CaptureSettings:
         exclude_units: systemd's names; the same.
         exclude_interfaces: where connections leave or come in.
         max_scope: "mesh" (what is known to the mesh, at most) or "all".
+        tproxy: programs may see the address of who calls, for which Envoy gets CAP_NET_RAW.
     """
 
     enabled: bool = True
@@ -93,6 +94,7 @@ class CaptureSettings:
     exclude_units: tuple[str, ...] = ()
     exclude_interfaces: tuple[str, ...] = ()
     max_scope: str = "all"
+    tproxy: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,6 +348,7 @@ def _capture(table: Table) -> CaptureSettings:
         exclude_units=tuple(each if "." in each else f"{each}.service" for each in table.texts("exclude_units")),
         exclude_interfaces=_interfaces(table),
         max_scope=table.one_of("max_scope", default.max_scope, SCOPES),
+        tproxy=table.flag("tproxy", default.tproxy),
     )
 
 

@@ -74,6 +74,7 @@ def full_request(wanted: Capture) -> CaptureRequest:
         dns=wanted.dns,
         inbound=narrowing(wanted.inbound),
         outbound=narrowing(wanted.outbound),
+        transparent=wanted.transparent,
     )
 
 
@@ -129,6 +130,7 @@ def decide(config: HostConfig, evidence: Evidence) -> Decision:
             inbound=full.inbound,
             outbound=full.outbound,
             strict_ports=frozenset(config.strict_ports) | evidence.always,
+            transparent=full.transparent,
         ),
         tuple(lacking),
         passing,

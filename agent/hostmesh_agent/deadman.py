@@ -181,11 +181,12 @@ class Timer:
 
     def _restore(self) -> None:
         before = self._before
+        added = before.additions.prefixes, before.additions.addresses, before.additions.marked_home
         if before.table is None:
             nft.remove(self._lent)
-            routes.write(before.additions.prefixes, before.additions.addresses)
+            routes.write(*added)
         else:
-            routes.write(before.additions.prefixes, before.additions.addresses)
+            routes.write(*added)
             nft.write(before.table, self._lent)
 
     def _by_the_agent(self) -> None:

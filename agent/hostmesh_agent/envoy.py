@@ -22,7 +22,7 @@ from hostmesh_agent import process, workdir
 from hostmesh_agent.admin import Admin, AdminError
 from hostmesh_agent.artifact import Installed
 from hostmesh_agent.cgroup import CgroupError
-from hostmesh_agent.launch import Spec
+from hostmesh_agent.launch import NET_ADMIN, NET_BIND_SERVICE, NET_RAW, Spec
 from hostmesh_agent.lifecycle import (
     Action,
     Adopted,
@@ -45,8 +45,8 @@ from hostmesh_agent.workdir import Account
 
 MAX_FILES: Final = 1 << 20
 """Wanted limit of open files: Envoy needs two per proxied connection. Also the kernel's default for fs.nr_open."""
-_CAPABILITIES: Final = "net_bind_service"
-"""What `launch` leaves an Envoy, which cannot gain it later."""
+_CAPABILITIES: Final = {NET_BIND_SERVICE: "net_bind_service", NET_ADMIN: "net_admin", NET_RAW: "net_raw"}
+"""What `launch` may leave an Envoy, which cannot gain it later."""
 _SAYS_ALL: Final = ("exit code 0", "killed by SIGTERM", "killed by SIGKILL")
 """Ends that somebody wanted: what Envoy said before has nothing to do with them."""
 _HOUSEKEEPING_S: Final = 60.0
@@ -84,7 +84,7 @@ class Supervisor(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EnvoyCommand:
-    """What to start. `bootstrap` is the file's content."""
+    """What to start. `bootstrap` is the file's content; `more_rights` are capabilities beside the usual one."""
 
     installed: Installed
     bootstrap: bytes
@@ -94,6 +94,7 @@ class EnvoyCommand:
     log_level: str
     max_files: int
     drain_s: int = DRAIN_S
+    more_rights: tuple[int, ...] = ()
 
     def argv(self) -> list[str]:
         return [
@@ -132,14 +133,19 @@ class EnvoyCommand:
                 "command_sha256": self.command_sha256(),
             },
             cgroup=cgroup,
+            capabilities=self._capabilities(),
         )
+
+    def _capabilities(self) -> list[int]:
+        return [NET_BIND_SERVICE, *self.more_rights]
 
     def bootstrap_sha256(self) -> str:
         return hashlib.sha256(self.bootstrap).hexdigest()
 
     def command_sha256(self) -> str:
         """Covers all that a running Envoy cannot change: arguments, user, limits."""
-        parts = [*self.argv(), self.owner.uid, self.owner.gid, self.max_files, _CAPABILITIES]
+        parts = [*self.argv(), self.owner.uid, self.owner.gid, self.max_files]
+        parts.append(",".join(_CAPABILITIES[each] for each in self._capabilities()))
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def differences(self, record: process.Record) -> str:
@@ -150,7 +156,7 @@ class EnvoyCommand:
         if record.bootstrap_sha256 != self.bootstrap_sha256():
             found.append("its bootstrap is another")
         if record.command_sha256 != self.command_sha256():
-            found.append("its arguments, user or limits are others")
+            found.append("its arguments, user, limits or capabilities are others")
         return "; ".join(found)
 
 

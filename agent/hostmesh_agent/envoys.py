@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 
 import structlog
 
-from hostmesh_agent import life_file, process, upgrade, verdict, workdir
+from hostmesh_agent import client_addresses, life_file, process, upgrade, verdict, workdir
 from hostmesh_agent.artifact import Installed
 from hostmesh_agent.bootstrap import ADMIN_SOCKET
 from hostmesh_agent.capture import HostFloor
@@ -161,7 +161,12 @@ class Envoys:
             dns_port=ports.dns,
             door_port=ports.door if ways else None,
             doorways=frozenset((each.address, each.port) for each in ways),
+            uses_clients=any(self.uses_clients(each) for each in Instance),
         )
+
+    def uses_clients(self, instance: Instance) -> bool:
+        """Tell whether one runs that may use its clients' addresses."""
+        return client_addresses.may_use(self._config.directory_of(instance))
 
     def any_runs(self) -> bool:
         return any(process.recorded_runs(self._config.directory_of(each)) for each in Instance)

@@ -14,6 +14,7 @@ from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest
 from hostmesh_agent.absence import AWAY, is_no_cluster, is_no_virtual_host, no_virtual_host
 from hostmesh_agent.cache import Change, Entry
 from hostmesh_agent.chosen import BY_PROGRAMS, MAX_CHOSEN, MAX_CHOSEN_CHARS, is_absent
+from hostmesh_agent.client_filter import without_clients
 from hostmesh_agent.places import BLUE, Instance, moved
 from hostmesh_agent.refusals import Refusal, with_refusal
 from hostmesh_agent.shelf import Shelf
@@ -91,6 +92,7 @@ class Exchange:
         self._shelves: dict[str, Shelf] = {}
         self._downs: dict[Instance, ServerStream] = {}
         self._judge = BLUE
+        self._use_clients: frozenset[Instance] = frozenset()
         self._not_taken: dict[Instance, dict[tuple[str, str], str]] = {}
         """What an Envoy that is not the judge refused, by type and name."""
         self._up = ClientStream()
@@ -287,8 +289,12 @@ class Exchange:
 
     # Envoy's side
 
-    def envoy_connected(self, instance: Instance = BLUE) -> None:
-        """Begin a stream with an Envoy; an earlier one of the same instance is forgotten."""
+    def envoy_connected(self, instance: Instance = BLUE, *, uses_clients: bool = False) -> None:
+        """Begin a stream with an Envoy; an earlier one of the same instance is forgotten.
+
+        `uses_clients`: it may use its clients' addresses.
+        """
+        self._use_clients = self._use_clients - {instance} | ({instance} if uses_clients else set())
         self._downs[instance] = ServerStream()
         self._not_taken.pop(instance, None)
         if instance is self._judge:
@@ -541,7 +547,10 @@ class Exchange:
             return Answer(None)
         if type_url == CLUSTER_TYPE and instance is self._judge and self._makes_way(name):
             return Answer(None)
-        return Answer(moved(resource, instance) if type_url == LISTENER_TYPE else resource)
+        if type_url == LISTENER_TYPE:
+            own = resource if instance in self._use_clients else without_clients(resource)
+            return Answer(moved(own, instance))
+        return Answer(resource)
 
     def _cold_answer(self, type_url: str, name: str) -> Resource | None:
         """Return what the cold copy has of a name, while there is no controller to ask.

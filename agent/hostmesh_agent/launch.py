@@ -24,13 +24,18 @@ _PR_CAP_AMBIENT: Final = 47
 _PR_CAP_AMBIENT_RAISE: Final = 2
 _PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
 _PR_SET_KEEPCAPS: Final = 8
-_CAP_NET_BIND_SERVICE: Final = 10
+NET_BIND_SERVICE: Final = 10
+NET_ADMIN: Final = 12
+NET_RAW: Final = 13
 _CAPABILITY_VERSION_3: Final = 0x20080522
 _CAPABILITIES: Final = 64
 
 
 class Spec(TypedDict):
-    """What to become. `uid` None: stay who we are (an agent that is not root). `cgroup`: a directory; "": stay."""
+    """What to become. `uid` None: stay who we are (an agent that is not root). `cgroup`: a directory; "": stay.
+
+    `capabilities` are kept, by number, as far as we have them.
+    """
 
     argv: list[str]
     cwd: str
@@ -41,6 +46,7 @@ class Spec(TypedDict):
     record: str
     facts: dict[str, str]
     cgroup: str
+    capabilities: list[int]
 
 
 def boot_id() -> str:
@@ -81,13 +87,14 @@ def _prctl(option: int, argument: int = 0, second: int = 0) -> bool:
     return bool(ctypes.CDLL(None, use_errno=True).prctl(option, argument, second, 0, 0) == 0)
 
 
-def _has_capability(capability: int) -> bool:
+def permitted() -> int:
+    """Return what this process may do, a bit for each capability from 0 to 31."""
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     # Effective, permitted, inheritable, of the capabilities 0 to 31; then the same of the others.
     data = (ctypes.c_uint32 * 6)()
     if ctypes.CDLL(None, use_errno=True).capget(header, data) != 0:
         raise OSError(ctypes.get_errno(), "capget")
-    return bool(data[1] & 1 << capability)
+    return int(data[1])
 
 
 def _set_capabilities(only: int) -> None:
@@ -97,28 +104,29 @@ def _set_capabilities(only: int) -> None:
         raise OSError(ctypes.get_errno(), "capset")
 
 
-def give_up_privileges(uid: int | None, gid: int) -> None:
-    """Become `uid`, with no other group, the one capability that is kept, and no way to gain another.
+def give_up_privileges(uid: int | None, gid: int, capabilities: list[int]) -> None:
+    """Become `uid`, with no other group, the capabilities that are kept as far as we have them, and no way to others.
 
-    That is to bind ports below 1024, if we have it: a Gateway may ask for one at any time, a running Envoy cannot gain
-    it, and starting another would cut connections. The alternative, net.ipv4.ip_unprivileged_port_start, would give
-    such ports to every user of the host.
+    Always kept is to bind ports below 1024: a Gateway may ask for one at any time, a running Envoy cannot gain it, and
+    starting another would cut connections. The alternative, net.ipv4.ip_unprivileged_port_start, would give such ports
+    to every user of the host.
     """
     _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
-    kept = _has_capability(_CAP_NET_BIND_SERVICE)
+    have = permitted()
+    kept = [each for each in capabilities if have & 1 << each]
     if uid is not None:
         for capability in range(_CAPABILITIES):
-            if not (kept and capability == _CAP_NET_BIND_SERVICE):
+            if capability not in kept:
                 _prctl(_PR_CAPBSET_DROP, capability)
         os.setgroups([])
         # What is permitted would go with the user; an exec ends this again.
         _prctl(_PR_SET_KEEPCAPS, 1)
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
-    _set_capabilities(1 << _CAP_NET_BIND_SERVICE if kept else 0)
-    if kept:
+    _set_capabilities(sum(1 << each for each in kept))
+    for each in kept:
         # Only what is ambient survives the exec of a program without capabilities of its own.
-        _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _CAP_NET_BIND_SERVICE)
+        _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, each)
     if not _prctl(_PR_SET_NO_NEW_PRIVS, 1):
         raise OSError("prctl(PR_SET_NO_NEW_PRIVS) failed")
 
@@ -143,7 +151,7 @@ def main(spec: Spec) -> None:
     for each in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(each, signal.SIG_DFL)
     write_record(spec["record"], spec["facts"])
-    give_up_privileges(spec["uid"], spec["gid"])
+    give_up_privileges(spec["uid"], spec["gid"], spec["capabilities"])
     os.execve(spec["binary"], spec["argv"], {})  # noqa: S606 - no shell is the point
 
 

@@ -86,6 +86,11 @@ class NextEnvoy:
         drain.note(self._config.envoy_dir, settings.termination_drain_ms)
         return self.command != before
 
+    def take_rights(self, more: tuple[int, ...]) -> bool:
+        """Give the next Envoy these capabilities beside the usual one; return whether the command is another one."""
+        before, self.command = self.command, replace(self.command, more_rights=more)
+        return self.command != before
+
     async def take_patch(self, patch: str) -> bool:
         """Patch the bootstrap if Envoy takes it; return whether the command is another one."""
         if patch == self._patch:

@@ -89,8 +89,11 @@ class Relay:
         accept_after_s: float = 0.0,
         changed: Callable[[], None] = lambda: None,
         host_refuses: Callable[[str, Resource], str] = lambda *_: "",
+        uses_clients: Callable[[Instance], bool] = lambda _: False,
     ) -> None:
-        """`accept_after_s`: after so long what is held back is taken; 0: never.
+        """`uses_clients` tells whether an Envoy may use its clients' addresses.
+
+        `accept_after_s`: after so long what is held back is taken; 0: never.
 
         `changed` is called when the problems of `state` are others.
         """
@@ -99,6 +102,7 @@ class Relay:
         self._accept_after_s = accept_after_s
         self._changed = changed
         self._accepting: asyncio.TimerHandle | None = None
+        self._uses_clients = uses_clients
         self._exchange = Exchange(cache.entries(), extensions=extensions, cold=cold, host_refuses=host_refuses)
         self._socket = socket
         self._envoy_uid = envoy_uid
@@ -222,7 +226,7 @@ class Relay:
         instance, wake = _caller(context), asyncio.Event()
         self._wake_envoy()
         self._wakes[instance] = wake
-        self._exchange.envoy_connected(instance)
+        self._exchange.envoy_connected(instance, uses_clients=self._uses_clients(instance))
         _log.info("envoy connected", instance=instance)
         reader = asyncio.ensure_future(self._read_envoy(requests, wake, instance))
         try:

@@ -12,6 +12,7 @@ import os
 import signal
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Final
@@ -21,6 +22,7 @@ import structlog
 from hostmesh_agent import (
     capture_verbs,
     chosen_binary,
+    client_addresses,
     control,
     converge,
     dns_front,
@@ -179,6 +181,7 @@ class Agent:
             accept_after_s=config.shrink.accept_after_s,
             changed=self._something_changed,
             host_refuses=self._policy_floor.problem,
+            uses_clients=lambda instance: client_addresses.may_use(config.directory_of(instance)),
         )
         self._envoys = Envoys(
             config, self._next_envoy, self._relay, self._something_changed, self._lead, recognition.group
@@ -348,6 +351,9 @@ class Agent:
             self._config.capture,
             mtls_only=self._config.floor.mtls_only,
         )
+        if config.capture.transparent:
+            why_not = await asyncio.to_thread(client_addresses.why_not, self._config.capture)
+            floor = replace(floor, not_transparent=why_not)
         want = converge.check(config, self._record, floor)
         await self._identities.apply(want)
         if self._workload_api is not None:
@@ -356,6 +362,9 @@ class Agent:
         self._host_config = config
         self._severing.take(config.expelled_addresses)
         self._probes.configure(config.workloads)
+        transparent = config.capture.transparent and not floor.not_transparent
+        if self._next_envoy.take_rights((client_addresses.right(),) if transparent else ()):
+            self._envoys.command_changed()
         if config.HasField("envoy") and self._next_envoy.take_settings(config.envoy):
             self._envoys.command_changed()
         if await self._next_envoy.take_patch(config.bootstrap_patch):

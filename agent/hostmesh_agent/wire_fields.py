@@ -70,8 +70,10 @@ def number(message: bytes, wanted: int) -> int | None:
     return found[-1] & _32_BITS if found else None
 
 
-def rewritten(message: bytes, changes: Mapping[int, Callable[[bytes], bytes]]) -> bytes:
+def rewritten(message: bytes, changes: Mapping[int, Callable[[bytes], bytes | None]]) -> bytes:
     """Return a message with the values of some of its fields of messages exchanged; all else stays byte for byte.
+
+    A change to None leaves the value out.
 
     Raises:
         ValueError: there is no message.
@@ -94,7 +96,10 @@ def rewritten(message: bytes, changes: Mapping[int, Callable[[bytes], bytes]]) -
         if at > len(message):
             raise ValueError("cut off")
         change = changes.get(tag >> 3) if kind == _BYTES else None
-        out.append(message[start:at] if change is None else bytes_field(tag >> 3, change(message[begins:at])))
+        if change is None:
+            out.append(message[start:at])
+        elif (value := change(message[begins:at])) is not None:
+            out.append(bytes_field(tag >> 3, value))
     return b"".join(out)
 
 

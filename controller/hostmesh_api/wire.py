@@ -49,6 +49,9 @@ SPLIT_DNS_ADDRESS: Final = "127.240.240.54"
 INBOUND_SOURCE_V4: Final = "127.0.0.6"
 """Source of Envoy's connections to the local program: tells them from Envoy's calls to the host's own services."""
 INBOUND_SOURCE_V6: Final = "::6"
+CLIENT_MARK: Final = 1506
+"""What Envoy's connections to a program bear when they come from the client's address: their mark. And the number of
+their zone in connection tracking, and of the routing table that brings what the program answers back to Envoy."""
 
 ENVOY_SLICES: Final = ("hostmesh.slice", "hostmesh-envoy.slice")
 """Cgroup v2 in which every Envoy of a host runs: what systemd makes of `Slice=hostmesh-envoy.slice`."""

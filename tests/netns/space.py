@@ -37,7 +37,8 @@ def nft(text: str) -> None:
 def snapshot() -> str:
     """Everything that capture may change in the kernel, as other tools show it."""
     return run("nft", "-a", "list", "ruleset") + "".join(
-        run("ip", *words.split()) for words in ("-4 route show table all", "-6 route show table all", "address")
+        run("ip", *words.split())
+        for words in ("-4 route show table all", "-6 route show table all", "-4 rule", "-6 rule", "address")
     )
 
 
@@ -178,7 +179,7 @@ def _answer_datagrams(server: socket.socket, answer: Callable[[bytes], bytes]) -
         server.sendto(answer(data), peer)
 
 
-def ask(address: str, port: int, *, uid: int = 0, source: str = "") -> str:
+def ask(address: str, port: int, *, uid: int = 0, source: str = "", source_port: int = 0) -> str:
     """Connect and return what the server says; "refused", "unreachable" or "silent" if none does."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with as_user(uid):
@@ -186,8 +187,8 @@ def ask(address: str, port: int, *, uid: int = 0, source: str = "") -> str:
     with client:
         client.settimeout(WAIT_S)
         try:
-            if source:
-                client.bind((source, 0))
+            if source or source_port:
+                client.bind((source, source_port))
             client.connect((address, port))
             return b"".join(iter(lambda: client.recv(4096), b"")).decode()
         except ConnectionRefusedError:

@@ -216,7 +216,7 @@ async def test_an_adopted_envoy_with_another_bootstrap_goes_on_and_is_reported(e
     async with supervised(changed) as agent:
         assert await agent.phase(Phase.LIVE) == first
         assert agent.supervisor.status().restart_needed == (
-            "its bootstrap is another; its arguments, user or limits are others"
+            "its bootstrap is another; its arguments, user, limits or capabilities are others"
         )
 
 
@@ -225,7 +225,7 @@ async def test_an_envoy_that_the_mesh_wants_otherwise_goes_on_and_the_status_say
         first = await agent.phase(Phase.LIVE)
         agent.wanted = replace(envoy, concurrency=3, drain_s=7)
         agent.supervisor.command_changed()
-        assert agent.supervisor.status().restart_needed == "its arguments, user or limits are others"
+        assert agent.supervisor.status().restart_needed == "its arguments, user, limits or capabilities are others"
         agent.wanted = envoy
         agent.supervisor.command_changed()
         assert agent.supervisor.status().restart_needed == ""

@@ -81,10 +81,12 @@ class Capture:
         return self._judged(reading, problem)
 
     def _unchanged(self, well: _Well) -> bool:
-        applied = self._applied
-        return generation() == well.generation and (
-            applied is None or routes.in_place(applied.virtual_prefixes, applied.loopback_addresses)
-        )
+        if generation() != well.generation:
+            return False
+        if self._applied is None:
+            return True
+        it = self._applied
+        return routes.in_place(it.virtual_prefixes, it.loopback_addresses, it.marked_home)
 
     def _judged(self, reading: nft.Reading, problem: str) -> CaptureState:
         digest = reading.table.digest if reading.table is not None else ""
@@ -115,7 +117,7 @@ def apply(ruleset: Ruleset, owner: Owner | None = None) -> nft.Reading:
     Raises:
         CaptureError: the kernel refused, or holds something else than what was written.
     """
-    routes.write(ruleset.virtual_prefixes, ruleset.loopback_addresses)
+    routes.write(ruleset.virtual_prefixes, ruleset.loopback_addresses, ruleset.marked_home)
     try:
         reading = nft.write(ruleset.table, owner)
     except CaptureError:
@@ -142,11 +144,13 @@ def _problem(table: Table | None, ruleset: Ruleset) -> str:
         return "the table inet hostmesh is gone: another program removed it"
     if table != ruleset.table:
         return "the table inet hostmesh is not what was written: another program changed it"
-    lacking = routes.lacking(ruleset.virtual_prefixes, ruleset.loopback_addresses)
+    lacking = routes.lacking(ruleset.virtual_prefixes, ruleset.loopback_addresses, ruleset.marked_home)
     if lacking.prefixes:
         return f"there is no route to {', '.join(sorted(lacking.prefixes))}"
     if lacking.addresses:
         return f"the loopback interface has lost {', '.join(sorted(lacking.addresses))}"
+    if lacking.marked:
+        return "the routing rule or the route of mark 1506 is gone: another program removed it"
     return ""
 
 

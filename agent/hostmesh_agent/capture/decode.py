@@ -8,6 +8,8 @@ from functools import lru_cache
 from typing import Any, Final
 
 from hostmesh_agent.capture.attributes import (
+    ASKED_ADDRESS,
+    CONNECTION_DIRECTION,
     DATA_LAYOUTS,
     ELEMENT,
     EXPRESSION,
@@ -15,6 +17,7 @@ from hostmesh_agent.capture.attributes import (
     RANGE_END,
     RULE_COMMENT,
     SECOND_REGISTER,
+    ZONE,
 )
 from hostmesh_agent.capture.codec import Attributes, split
 from hostmesh_agent.capture.encode import encode
@@ -24,6 +27,8 @@ from hostmesh_agent.capture.rules import (
     ChangeDestination,
     ChangePort,
     Compare,
+    ConnectionDirection,
+    ConnectionZone,
     DestinationType,
     Expression,
     Header,
@@ -42,6 +47,8 @@ from hostmesh_agent.capture.rules import (
     Reset,
     Return,
     Rule,
+    SetConnectionZone,
+    SetMark,
     SocketCgroup,
     Table,
     Unknown,
@@ -82,17 +89,27 @@ def _without_defaults(attributes: Attributes) -> Attributes:
 
 _WITHOUT_VALUES: Final[dict[str, Expression]] = {
     "fib": DestinationType(),
-    "ct": AskedAddress(),
     "redir": Redirect(),
     "nat": ChangePort(),
     "reject": Reset(),
 }
 """Expressions that say everything by their kind."""
+_OF_CONNECTION: Final[dict[tuple[int, bool], Expression]] = {
+    (ASKED_ADDRESS, False): AskedAddress(),
+    (ZONE, False): ConnectionZone(),
+    (ZONE, True): SetConnectionZone(),
+    (CONNECTION_DIRECTION, False): ConnectionDirection(),
+}
+"""By what is told of the connection, and whether it is set."""
 
 
-def _guess(name: str, attributes: Attributes) -> Expression | None:
+def _guess(name: str, attributes: Attributes) -> Expression | None:  # noqa: C901 - one line for each kind
     """Return the expression these attributes look like; the caller compares."""
     match name:
+        case "ct":
+            return _OF_CONNECTION.get((attributes["KEY"], "SREG" in attributes))
+        case "meta" if "SREG" in attributes:
+            return SetMark()
         case "meta":
             return Meta(MetaKey(attributes["KEY"]))
         case "payload":

@@ -25,6 +25,7 @@ from hostmesh_agent.capture.attributes import (
     ADDRESS_TYPE,
     ASKED_ADDRESS,
     CGROUP_OF_SOCKET,
+    CONNECTION_DIRECTION,
     DESTINATION_NAT,
     INET,
     INTERNET_CHECKSUM,
@@ -39,6 +40,7 @@ from hostmesh_agent.capture.attributes import (
     RULE_COMMENT,
     SECOND_REGISTER,
     TCP_RESET,
+    ZONE,
     Kind,
 )
 from hostmesh_agent.capture.codec import NESTED, Attributes, Layout, attribute
@@ -49,6 +51,8 @@ from hostmesh_agent.capture.rules import (
     ChangeDestination,
     ChangePort,
     Compare,
+    ConnectionDirection,
+    ConnectionZone,
     DestinationType,
     Expression,
     KeyType,
@@ -57,6 +61,7 @@ from hostmesh_agent.capture.rules import (
     Lookup,
     Mask,
     Meta,
+    MetaKey,
     NamedSet,
     Payload,
     PayloadWrite,
@@ -64,6 +69,8 @@ from hostmesh_agent.capture.rules import (
     Reset,
     Return,
     Rule,
+    SetConnectionZone,
+    SetMark,
     SocketCgroup,
     Table,
     Unknown,
@@ -114,12 +121,14 @@ def removal() -> Iterator[Message]:
     yield _delete(Kind.DELETE_TABLE, nf.TABLE, {"NAME": TABLE_NAME})
 
 
-def asked(rule: Rule) -> Iterator[Message]:
-    """Messages that only ask whether the kernel knows what is in a rule: nothing is there before and after them."""
+def asked(*chains: Chain) -> Iterator[Message]:
+    """Messages that only ask whether the kernel knows what is in chains: nothing is there before and after them."""
     name = f"{TABLE_NAME}-asks"
     yield _create(Kind.NEW_TABLE, nf.TABLE, {"NAME": name})
-    yield _create(Kind.NEW_CHAIN, nf.CHAIN, {"TABLE": name, "NAME": "asks"})
-    yield _create(Kind.NEW_RULE, nf.RULE, {**_rule_attributes("asks", rule), "TABLE": name}, NLM_F_APPEND)
+    for chain in chains:
+        yield _create(Kind.NEW_CHAIN, nf.CHAIN, {**_chain_attributes(chain), "TABLE": name})
+        for rule in chain.rules:
+            yield _create(Kind.NEW_RULE, nf.RULE, {**_rule_attributes(chain.name, rule), "TABLE": name}, NLM_F_APPEND)
     yield _delete(Kind.DELETE_TABLE, nf.TABLE, {"NAME": name})
 
 
@@ -275,6 +284,14 @@ def encode(expression: Expression) -> tuple[str, Attributes]:  # noqa: C901 - on
             return "fib", {"DREG": REGISTER, "RESULT": ADDRESS_TYPE, "FLAGS": OF_DESTINATION}
         case AskedAddress():
             return "ct", {"DREG": REGISTER, "KEY": ASKED_ADDRESS, "DIRECTION": 0}
+        case SetMark():
+            return "meta", {"KEY": int(MetaKey.MARK), "SREG": REGISTER}
+        case ConnectionZone():
+            return "ct", {"DREG": REGISTER, "KEY": ZONE, "DIRECTION": 0}
+        case SetConnectionZone():
+            return "ct", {"SREG": REGISTER, "KEY": ZONE, "DIRECTION": 0}
+        case ConnectionDirection():
+            return "ct", {"DREG": REGISTER, "KEY": CONNECTION_DIRECTION}
         case Compare(value, inverted):
             return "cmp", {"SREG": REGISTER, "OP": int(inverted), "DATA": {"VALUE": value}}
         case Lookup(set_name):

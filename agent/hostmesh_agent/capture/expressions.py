@@ -13,6 +13,8 @@ from hostmesh_agent.capture.rules import (
     ChangeDestination,
     ChangePort,
     Compare,
+    ConnectionDirection,
+    ConnectionZone,
     DestinationType,
     Expression,
     Header,
@@ -27,6 +29,8 @@ from hostmesh_agent.capture.rules import (
     Redirect,
     Reset,
     Return,
+    SetConnectionZone,
+    SetMark,
     SocketCgroup,
 )
 
@@ -53,6 +57,10 @@ RESET: Final[Words] = (Reset(),)
 
 def _native(number: int) -> bytes:
     return struct.pack("=I", number)
+
+
+def _native_short(number: int) -> bytes:
+    return struct.pack("=H", number)
 
 
 def _port(number: int) -> bytes:
@@ -153,6 +161,29 @@ def udp_source_port(number: int) -> Words:
 def asked_of(address: IPv4Address) -> Words:
     """The connection's first packet went to `address`, wherever it was redirected to. Behind conntrack alone."""
     return (AskedAddress(), Compare(address.packed))
+
+
+def marked(mark: int) -> Words:
+    return (Meta(MetaKey.MARK), Compare(_native(mark)))
+
+
+def set_mark(mark: int) -> Words:
+    return (Load(_native(mark)), SetMark())
+
+
+def in_zone(zone: int) -> Words:
+    """Of a connection that was put into a zone by `set_zone`. Behind conntrack alone."""
+    return (ConnectionZone(), Compare(_native_short(zone)))
+
+
+def set_zone(zone: int) -> Words:
+    """Before conntrack alone."""
+    return (Load(_native_short(zone)), SetConnectionZone())
+
+
+def answers() -> Words:
+    """A packet of who was called. Behind conntrack alone."""
+    return (ConnectionDirection(), Compare(b"\x01"))
 
 
 def redirect(port: int) -> Words:

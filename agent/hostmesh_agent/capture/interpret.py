@@ -18,6 +18,8 @@ from hostmesh_agent.capture.rules import (
     ChangeDestination,
     ChangePort,
     Compare,
+    ConnectionDirection,
+    ConnectionZone,
     DestinationType,
     Expression,
     Header,
@@ -35,6 +37,8 @@ from hostmesh_agent.capture.rules import (
     Reset,
     Return,
     Rule,
+    SetConnectionZone,
+    SetMark,
     SocketCgroup,
     Table,
 )
@@ -49,6 +53,7 @@ _FAMILY: Final = {4: 2, 6: 10}  # NFPROTO_IPV4, NFPROTO_IPV6
 _ADDRESSES_AT: Final = {4: 12, 6: 8}
 _KNOWN: Final = frozenset(
     {
+        MetaKey.MARK,
         MetaKey.INPUT_INTERFACE,
         MetaKey.OUTPUT_INTERFACE,
         MetaKey.INPUT_INTERFACE_NAME,
@@ -71,6 +76,7 @@ class Packet:
         cgroups: numbers of the cgroups of its socket, from the first below the root down; none without a socket.
         input_interface: index; 0 for none. The same for output, and "" for their names.
         local: the destination is an address of this host.
+        mark: that it bears.
     """
 
     hook: Hook
@@ -86,6 +92,7 @@ class Packet:
     output_interface_name: str = ""
     cgroups: tuple[int, ...] = ()
     local: bool = False
+    mark: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +123,7 @@ class _Run:
 
     packet: Packet
     sets: Mapping[str, NamedSet]
+    zone: int = 0
     register: bytes = field(default=b"")
     second: bytes = field(default=b"")
 
@@ -138,6 +146,10 @@ class _Run:
                 return struct.pack("=I", LOCAL if self.packet.local else UNICAST)
             case AskedAddress():
                 return self.packet.destination.packed
+            case ConnectionDirection():
+                return b"\0"  # the first packet is one of who calls
+            case ConnectionZone():
+                return struct.pack("=H", self.zone)
             case SocketCgroup(level):
                 held = self.packet.cgroups
                 return held[level - 1].to_bytes(8, sys.byteorder) if 0 < level <= len(held) else None
@@ -191,6 +203,11 @@ def _rule_verdict(rule: Rule, run: _Run) -> tuple[Action, int | None] | None:
             case Meta() | Payload() | DestinationType() | AskedAddress() | SocketCgroup() | Load() | Mask():
                 if not run.load(expression):
                     return None
+            case ConnectionZone() | ConnectionDirection():
+                run.load(expression)
+            case SetMark() | SetConnectionZone():
+                # Of those that we write none is for the first packet of a program's connection.
+                return "unknown", None
             case LoadSecond(value):
                 run.second = value
             case Compare() | Lookup():
@@ -221,6 +238,8 @@ def _end(expression: Expression, run: _Run) -> tuple[Action, int | None]:
 
 def _meta(packet: Packet, key: int) -> bytes | None:
     match key:
+        case MetaKey.MARK:
+            return struct.pack("=I", packet.mark)
         case MetaKey.INPUT_INTERFACE:
             return struct.pack("=I", packet.input_interface)
         case MetaKey.OUTPUT_INTERFACE:

@@ -27,7 +27,7 @@ from hostmesh_agent.capture.codec import Attributes, Layout
 from hostmesh_agent.capture.encode import Message
 from hostmesh_agent.capture.errors import CaptureError
 from hostmesh_agent.capture.owner import NOT_SUPPORTED, OWNED, PERSISTS, Owner
-from hostmesh_agent.capture.rules import TABLE_NAME, Compare, Return, Rule, SocketCgroup, Table
+from hostmesh_agent.capture.rules import TABLE_NAME, Chain, Compare, Hook, Return, Rule, SocketCgroup, Table
 
 _ANSWER_WITHIN_S: Final = 10.0  # the kernel answers in milliseconds; a lost answer must not hold the agent
 _SO_SNDBUFFORCE: Final = 32  # asm-generic/socket.h; Python does not name it
@@ -120,8 +120,13 @@ def look() -> Reading:
 def knows_cgroups() -> bool:
     """Tell whether the kernel can match the cgroup of a socket; not if it does not let us ask."""
     rule = Rule((SocketCgroup(1), Compare(bytes(8)), Return()))
+    return knows(Chain("asks", "filter", Hook.OUTPUT, 0, (rule,)))
+
+
+def knows(*chains: Chain) -> bool:
+    """Tell whether the kernel would take such chains, which name no sets; not if it does not let us ask."""
     try:
-        _run(lambda nft: _batch(nft, encode.asked(rule)), "ask for a match")
+        _run(lambda nft: _batch(nft, encode.asked(*chains)), "ask what the kernel knows")
     except CaptureError:
         return False
     return True

@@ -12,7 +12,7 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Final
 
-from hostmesh_agent.capture import callers, names, who
+from hostmesh_agent.capture import callers, names, transparent, who
 from hostmesh_agent.capture import expressions as words
 from hostmesh_agent.capture.callers import Caller
 from hostmesh_agent.capture.expressions import Words
@@ -64,7 +64,7 @@ class CaptureRequest:
     Prefixes are CIDR text of either family. `virtual_prefixes` are the ranges of virtual addresses: captured in either
     scope, and made routable. `inbound` and `outbound` narrow down what is captured; of `strict_ports` (those of the
     `inbound_ports` that take mutual TLS alone) every connection is captured all the same. `callers` are programs that
-    call others under an identity of their own.
+    call others under an identity of their own. `transparent`: programs see the address of who calls.
     """
 
     scope: Scope = Scope.MESH
@@ -76,6 +76,7 @@ class CaptureRequest:
     outbound: Narrowing = ALL_OF_IT
     strict_ports: frozenset[int] = frozenset()
     callers: tuple[Caller, ...] = ()
+    transparent: bool = False
 
     @property
     def takes_outbound(self) -> bool:
@@ -105,6 +106,8 @@ class HostFloor:
         outbound_port: where the Envoy that serves now takes outbound TCP: two take turns. Same for the next two.
         door_port: where it takes what is for the `doorways`; None: it binds them itself.
         doorways: address ("" for all of the host's) and TCP port of what Envoy itself listens on.
+        not_transparent: why programs of this host cannot see the address of who calls; "" if they can.
+        uses_clients: an Envoy runs that may use its clients' addresses, so that the rules for them must be there.
     """
 
     envoy_uid: int
@@ -125,6 +128,8 @@ class HostFloor:
     dns_port: int = wire.DNS_PORT
     door_port: int | None = None
     doorways: frozenset[tuple[str, int]] = frozenset()
+    not_transparent: str = ""
+    uses_clients: bool = False
 
 
 class PlanError(ValueError):
@@ -141,6 +146,7 @@ class _Parts:
     mesh: dict[int, tuple[Prefix, ...]]
     virtual: dict[int, tuple[Prefix, ...]]
     families: tuple[int, ...] = field(default=(4, 6))
+    transparent: bool = False
 
     @property
     def inbound(self) -> Narrowed:
@@ -170,6 +176,8 @@ def plan(request: CaptureRequest, floor: HostFloor) -> Ruleset:
     if request.scope is Scope.ALL and floor.max_scope is not Scope.ALL:
         why = "the host's own configuration captures what is known to the mesh at most (capture.max_scope)"
         request, refused = replace(request, scope=Scope.MESH), (*refused, Refusal("scope all", why))
+    if request.transparent and floor.not_transparent:
+        refused = (*refused, Refusal("inbound mode tproxy", floor.not_transparent, "used, but redirect"))
     parts = _Parts(
         request=request,
         floor=floor,
@@ -177,6 +185,7 @@ def plan(request: CaptureRequest, floor: HostFloor) -> Ruleset:
         mesh=_by_family(request.mesh_prefixes),
         virtual=_by_family(request.virtual_prefixes),
         families=(4, 6) if floor.ipv6 else (4,),
+        transparent=floor.uses_clients or (request.transparent and not floor.not_transparent),
     )
     return Ruleset(
         table=Table(sets=_sets(parts), chains=_chains(parts)),
@@ -184,6 +193,7 @@ def plan(request: CaptureRequest, floor: HostFloor) -> Ruleset:
         loopback_addresses=_loopback_addresses(parts) if floor.ipv6 else (),
         refused=refused,
         missing=tuple(sorted(parts.outbound.missing())),
+        marked_home=frozenset(parts.families if parts.transparent else ()),
     )
 
 
@@ -268,6 +278,8 @@ def _chains(parts: _Parts) -> tuple[Chain, ...]:
     ]
     if parts.outbound.names_who:
         chains.append(Chain("nowhere", "filter", Hook.OUTPUT, BEHIND_NAT, tuple(_nowhere(parts))))
+    if parts.transparent:
+        chains += transparent.chains()
     if parts.request.dns:
         chains.append(Chain("answers", "filter", Hook.OUTPUT, BEFORE_NAT, tuple(_answers(parts))))
     return tuple(sorted(chains, key=lambda each: each.name))
@@ -302,6 +314,7 @@ def _to_inbound(parts: _Parts, version: int, ports: str, condition: Words, comme
 
 
 def _outbound(parts: _Parts) -> Iterator[Rule]:
+    yield from _for_clients(parts)
     yield from _to_door(parts)
     yield from _of_envoy(parts)
     yield Rule((*words.tcp_port_in("untouched_ports"), *words.RETURN), "SSH and the controllers' ports")
@@ -366,6 +379,13 @@ def _to_door(parts: _Parts) -> Iterator[Rule]:
             (*words.family(version), *from_elsewhere, *to_it, *words.redirect(parts.floor.door_port or 0)),
             "to Envoy's door",
         )
+
+
+def _for_clients(parts: _Parts) -> Iterator[Rule]:
+    """Envoy's calls to a program for a client of this very host have the host's own address, and would come round."""
+    if parts.transparent:
+        envoy = callers.envoy(parts.floor.envoy_cgroup, parts.floor.envoy_uid)
+        yield Rule((*envoy, *transparent.OF_CLIENTS, *words.RETURN), "Envoy, for a client")
 
 
 def _of_envoy(parts: _Parts) -> Iterator[Rule]:

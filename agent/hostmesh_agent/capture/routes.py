@@ -1,5 +1,7 @@
 """What capture needs beside the rules: routes for virtual addresses, and the address Envoy's inbound calls come from.
 
+And where programs see who calls (`transparent`) a routing rule for what they answer (`marked`).
+
 A packet to a virtual address meets the rules only if the kernel finds a route for it first. Most hosts have a default
 route and need nothing. Where there is none, the range is routed to the loopback interface, with a source that is
 always valid there. In IPv6 that must be a route of type local: others over loopback are turned into rejects by the
@@ -30,12 +32,14 @@ from pyroute2.netlink.rtnl import (
     RTM_DELROUTE,
     RTM_GETADDR,
     RTM_GETROUTE,
+    RTM_GETRULE,
     RTM_NEWADDR,
     RTM_NEWROUTE,
 )
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
+from hostmesh_agent.capture import marked
 from hostmesh_agent.capture.errors import CaptureError
 
 ROUTE_PROTOCOL: Final = 157
@@ -56,6 +60,7 @@ _NOWHERE: Final = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL, errno.EA
 
 # Not pyroute2's socket for routes: its module brings every kind of link, queue and filter, 5 MB.
 _MESSAGES: Final = {RTM_NEWADDR: ifaddrmsg, RTM_DELADDR: ifaddrmsg, RTM_NEWROUTE: rtmsg, RTM_DELROUTE: rtmsg}
+_MESSAGES |= marked.MESSAGES
 
 T = TypeVar("T")
 Prefix = IPv4Network | IPv6Network
@@ -63,13 +68,19 @@ Prefix = IPv4Network | IPv6Network
 
 @dataclass(frozen=True, slots=True)
 class Additions:
-    """What we have added beside the rules."""
+    """What we have added beside the rules. `marked` is as in `marked.read`: IP version, and "rule" or "route"."""
 
     prefixes: frozenset[str] = frozenset()
     addresses: frozenset[str] = frozenset()
+    marked: frozenset[tuple[int, str]] = frozenset()
 
     def __bool__(self) -> bool:
-        return bool(self.prefixes or self.addresses)
+        return bool(self.prefixes or self.addresses or self.marked)
+
+    @property
+    def marked_home(self) -> frozenset[int]:
+        """The IP versions of which marked packets stay on this host."""
+        return frozenset(version for version, _ in self.marked)
 
 
 def read() -> Additions:
@@ -81,8 +92,10 @@ def read() -> Additions:
     return _run(_read, "read the routes")
 
 
-def write(virtual_prefixes: Iterable[str], addresses: Iterable[str]) -> Additions:
+def write(virtual_prefixes: Iterable[str], addresses: Iterable[str], marked_home: Collection[int] = ()) -> Additions:
     """Make every prefix routable and every address present, remove what of ours is no longer needed; return what is.
+
+    `marked_home` are the IP versions of which packets with our mark stay on this host.
 
     A prefix that the host can route by itself gets no route of ours, and keeps one it has got.
 
@@ -95,6 +108,7 @@ def write(virtual_prefixes: Iterable[str], addresses: Iterable[str]) -> Addition
         wanted = Additions(
             frozenset([each for each in virtual_prefixes if each in before.prefixes or not await _routable(ipr, each)]),
             frozenset(addresses),
+            marked.wanted(marked_home),
         )
         await _change(ipr, before, wanted)
         return wanted
@@ -115,8 +129,10 @@ def remove() -> None:
     _run(act, "remove the routes of virtual addresses")
 
 
-def lacking(virtual_prefixes: Iterable[str], addresses: Iterable[str]) -> Additions:
+def lacking(virtual_prefixes: Iterable[str], addresses: Iterable[str], marked_home: Collection[int] = ()) -> Additions:
     """Return the prefixes to which a packet would not be sent at all, and the addresses that lo does not have.
+
+    And what is not there so that marked packets stay on this host.
 
     Raises:
         CaptureError: the kernel refused.
@@ -127,12 +143,27 @@ def lacking(virtual_prefixes: Iterable[str], addresses: Iterable[str]) -> Additi
         return Additions(
             frozenset([each for each in virtual_prefixes if not await _routable(ipr, each)]),
             frozenset(addresses) - present,
+            marked.wanted(marked_home) - (await marked.read(ipr, _request, ROUTE_PROTOCOL) if marked_home else set()),
         )
 
     return _run(act, "look up the routes of virtual addresses")
 
 
-def in_place(virtual_prefixes: Iterable[str], addresses: Collection[str]) -> bool:
+def knows_marks() -> bool:
+    """Tell whether the kernel can choose a routing table by a packet's mark; not if it does not let us ask."""
+
+    async def act(ipr: Any) -> None:
+        message = marked.asked()
+        await _request(ipr, message, RTM_GETRULE, NLM_F_DUMP)
+
+    try:
+        _run(act, "ask for routing rules")
+    except CaptureError:
+        return False
+    return True
+
+
+def in_place(virtual_prefixes: Iterable[str], addresses: Collection[str], marked_home: Collection[int] = ()) -> bool:
     """Return whether nothing of it is `lacking`, in a hundredth of a millisecond for each; when in doubt, False.
 
     A program's own way: the kernel looks for a route when a UDP socket is connected, and nothing is sent.
@@ -145,6 +176,8 @@ def in_place(virtual_prefixes: Iterable[str], addresses: Collection[str]) -> boo
                 asked.connect((_example(network), _ANY_PORT))
         present = Path("/proc/thread-self/net/if_inet6").read_text().splitlines() if addresses else []
     except OSError:
+        return False
+    if not marked.in_place(marked_home):
         return False
     # Of the columns the first is the address and the last the name; the kernel calls it so in every namespace.
     on_loopback = {line[:32] for line in present if line.endswith(" lo")}
@@ -184,7 +217,7 @@ async def _read(ipr: Any) -> Additions:
             f"{route.get_attr('RTA_DST')}/{route['dst_len']}" for route in found if route["proto"] == ROUTE_PROTOCOL
         ]
     ours = [each.get_attr("IFA_ADDRESS") for each in await _loopback_addresses(ipr) if _is_ours(each)]
-    return Additions(frozenset(prefixes), frozenset(ours))
+    return Additions(frozenset(prefixes), frozenset(ours), await marked.read(ipr, _request, ROUTE_PROTOCOL))
 
 
 async def _loopback_addresses(ipr: Any) -> list[Any]:
@@ -222,6 +255,7 @@ async def _change(ipr: Any, before: Additions, wanted: Additions) -> None:
         await _add(ipr, _loopback_route(ip_network(prefix)), RTM_NEWROUTE)
         if not await _routable(ipr, prefix):
             raise CaptureError(f"the route of {prefix} leads nowhere: another program holds it; remove that route")
+    await marked.change(ipr, _request, ROUTE_PROTOCOL, before.marked, wanted.marked)
     for prefix in sorted(before.prefixes - wanted.prefixes):
         await _delete(ipr, _loopback_route(ip_network(prefix)), RTM_DELROUTE)
     for address in sorted(before.addresses - wanted.addresses):

@@ -18,6 +18,7 @@ TABLE_NAME: Final = "hostmesh"
 class MetaKey(IntEnum):
     """Facts about a packet that are not in it (linux/netfilter/nf_tables.h, enum nft_meta_keys)."""
 
+    MARK = 3
     INPUT_INTERFACE = 4
     OUTPUT_INTERFACE = 5
     INPUT_INTERFACE_NAME = 6
@@ -126,6 +127,26 @@ class AskedAddress:
 
 
 @dataclass(frozen=True, slots=True)
+class SetMark:
+    """Mark the packet with the register: which routing table is asked may depend on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionZone:
+    """Load in which zone of connection tracking the connection's own direction is."""
+
+
+@dataclass(frozen=True, slots=True)
+class SetConnectionZone:
+    """Have connection tracking look for the connection in the zone in the register, and for its answers in none."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionDirection:
+    """Load whether the packet is one of who called (0) or one of who answers (1)."""
+
+
+@dataclass(frozen=True, slots=True)
 class Compare:
     """Go on only if the register equals (or, inverted, does not equal) the value."""
 
@@ -197,6 +218,10 @@ Expression = (
     | Mask
     | DestinationType
     | AskedAddress
+    | SetMark
+    | ConnectionZone
+    | SetConnectionZone
+    | ConnectionDirection
     | Compare
     | Lookup
     | Load
@@ -264,9 +289,10 @@ class Refusal:
 
     what: str
     why: str
+    is_not: str = "captured"
 
     def __str__(self) -> str:
-        return f"{self.what} is not captured: {self.why}"
+        return f"{self.what} is not {self.is_not}: {self.why}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +300,8 @@ class Ruleset:
     """Everything that capture puts into the kernel, and what it was asked for and refuses to.
 
     `virtual_prefixes` must be routable and `loopback_addresses` must be there for the table to have its effect.
-    `missing` are users and units that it is about and that are not there now.
+    `missing` are users and units that it is about and that are not there now. `marked_home` are the IP versions of
+    which marked packets must be routed to this host itself.
     """
 
     table: Table
@@ -282,3 +309,4 @@ class Ruleset:
     loopback_addresses: tuple[str, ...] = ()
     refused: tuple[Refusal, ...] = field(default=())
     missing: tuple[str, ...] = ()
+    marked_home: frozenset[int] = frozenset()

@@ -11,6 +11,8 @@ from hostmesh_agent.capture.rules import (
     ChangeDestination,
     ChangePort,
     Compare,
+    ConnectionDirection,
+    ConnectionZone,
     DestinationType,
     Expression,
     Header,
@@ -29,12 +31,15 @@ from hostmesh_agent.capture.rules import (
     Reset,
     Return,
     Rule,
+    SetConnectionZone,
+    SetMark,
     SocketCgroup,
     Table,
     Unknown,
 )
 
 _META: Final[dict[int, str]] = {
+    MetaKey.MARK: "meta mark",
     MetaKey.INPUT_INTERFACE: "iif",
     MetaKey.OUTPUT_INTERFACE: "oif",
     MetaKey.INPUT_INTERFACE_NAME: "iifname",
@@ -133,25 +138,38 @@ def _chain_lines(chain: Chain) -> Iterator[str]:
 def rule_text(rule: Rule) -> str:
     words: list[str] = []
     loaded: Expression | None = None
-    shown = ""
+    shown = native = ""
     for expression in rule.expressions:
         match expression:
             case Meta() | SocketCgroup() | Payload() | DestinationType() | AskedAddress():
+                loaded, shown = expression, _source(expression)
+            case ConnectionZone() | ConnectionDirection():
                 loaded, shown = expression, _source(expression)
             case Mask(mask, xor):
                 shown += f" & 0x{mask.hex()}" + (f" | 0x{xor.hex()}" if any(xor) else "")
             case Load(value):
                 loaded, shown = expression, _number(value)
+                native = str(int.from_bytes(value, sys.byteorder))
             case LoadSecond(value):
                 shown = f"[{shown}]:{_number(value)}" if ":" in shown else f"{shown}:{_number(value)}"
+            case SetMark():
+                words.append(f"meta mark set {native}")
+            case SetConnectionZone():
+                words.append(f"ct original zone set {native}")
             case _:
                 words.append(_effect(expression, loaded, shown))
     text = _joined(words)
     return f'{text} comment "{rule.comment}"' if rule.comment else text
 
 
-def _source(expression: Meta | SocketCgroup | Payload | DestinationType | AskedAddress) -> str:
+def _source(
+    expression: Meta | SocketCgroup | Payload | DestinationType | AskedAddress | ConnectionZone | ConnectionDirection,
+) -> str:
     match expression:
+        case ConnectionZone():
+            return "ct original zone"
+        case ConnectionDirection():
+            return "ct direction"
         case SocketCgroup(level):
             return f"socket cgroupv2 level {level}"
         case Meta(key):
@@ -202,8 +220,10 @@ def _value(value: bytes, loaded: Expression | None) -> str:
             return _FAMILY.get(native, str(native))
         case Meta(MetaKey.PROTOCOL):
             return _PROTOCOL.get(native, str(native))
-        case Meta() | SocketCgroup():
+        case Meta() | SocketCgroup() | ConnectionZone():
             return str(native)
+        case ConnectionDirection():
+            return "reply" if native else "original"
         case DestinationType():
             return _ADDRESS_TYPE.get(native, str(native))
         case Payload(Header.NETWORK, _, length):

@@ -821,11 +821,14 @@ class Capture(_message.Message):
     OUTBOUND_FIELD_NUMBER: _builtins.int
     OPEN_PREFIXES_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
+    TRANSPARENT_FIELD_NUMBER: _builtins.int
     scope: Global___Capture.Scope.ValueType
     dns: _builtins.bool
     """Answer mesh names through Envoy's DNS listener."""
     policy: _builtins.str
     """The CapturePolicy that says so, NAMESPACE/NAME; "" for none. For people."""
+    transparent: _builtins.bool
+    """Programs are to see the address of who calls (inbound mode tproxy)."""
     @_builtins.property
     def inbound_ports(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -858,10 +861,11 @@ class Capture(_message.Message):
         outbound: Global___CaptureDirection | None = ...,
         open_prefixes: _abc.Iterable[_builtins.str] | None = ...,
         policy: _builtins.str = ...,
+        transparent: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["inbound", b"inbound", "outbound", b"outbound"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dns", b"dns", "inbound", b"inbound", "inbound_ports", b"inbound_ports", "open_prefixes", b"open_prefixes", "outbound", b"outbound", "outbound_prefixes", b"outbound_prefixes", "policy", b"policy", "scope", b"scope", "virtual_prefixes", b"virtual_prefixes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dns", b"dns", "inbound", b"inbound", "inbound_ports", b"inbound_ports", "open_prefixes", b"open_prefixes", "outbound", b"outbound", "outbound_prefixes", b"outbound_prefixes", "policy", b"policy", "scope", b"scope", "transparent", b"transparent", "virtual_prefixes", b"virtual_prefixes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

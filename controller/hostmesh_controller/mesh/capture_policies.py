@@ -32,6 +32,12 @@ def spec_of(mesh: Mesh, host: Host) -> CapturePolicySpec | None:
     return None if item is None else policy_spec(item)
 
 
+def is_transparent(mesh: Mesh, host: Host) -> bool:
+    """Tell whether programs of a host are to see the address of who calls."""
+    spec = spec_of(mesh, host)
+    return spec is not None and spec.inbound.mode == "tproxy"
+
+
 def policy_spec(item: ApiObject) -> CapturePolicySpec:
     assert isinstance(item.spec, CapturePolicySpec)
     return item.spec

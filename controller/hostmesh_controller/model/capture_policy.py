@@ -54,6 +54,7 @@ User = Annotated[str, BeforeValidator(_number_as_text), AfterValidator(_user)]
 Unit = Annotated[str, AfterValidator(_unit)]
 Interface = Annotated[str, AfterValidator(_interface)]
 FailureMode = Literal["closed", "open"]
+InboundMode = Literal["redirect", "tproxy"]
 
 
 class InboundRule(Spec):
@@ -92,7 +93,12 @@ class OutboundRule(InboundRule):
 
 
 class InboundCapture(Spec):
-    """Of the ports that the mesh declares on the host: what an `include` matches (none: all) and no `exclude` does."""
+    """Of the ports that the mesh declares on the host: what an `include` matches (none: all) and no `exclude` does.
+
+    `mode`: with `tproxy` programs see the address of who calls, with `redirect` that of Envoy.
+    """
+
+    mode: InboundMode = "redirect"
 
     include: Annotated[tuple[InboundRule, ...], Field(max_length=_MAX_RULES)] = ()
     exclude: Annotated[tuple[InboundRule, ...], Field(max_length=_MAX_RULES)] = ()

@@ -35,6 +35,7 @@ def capture(mesh: Mesh, host: Host, planned: Plan) -> pb.Capture:
     if policy is not None:
         spec = policy_spec(policy)
         made.policy = f"{policy.key.namespace}/{policy.key.name}"
+        made.transparent = spec.inbound.mode == "tproxy"
         made.inbound.CopyFrom(_direction(spec.inbound, may_open=True))
         made.outbound.CopyFrom(_direction(spec.outbound, may_open=planned.beyond.is_open))
         if made.outbound.open:

@@ -15,6 +15,7 @@ from envoy.extensions.filters.http.on_demand.v3.on_demand_pb2 import OnDemand, O
 from envoy.extensions.filters.http.router.v3.router_pb2 import Router
 from envoy.extensions.filters.listener.http_inspector.v3.http_inspector_pb2 import HttpInspector
 from envoy.extensions.filters.listener.original_dst.v3.original_dst_pb2 import OriginalDst
+from envoy.extensions.filters.listener.original_src.v3.original_src_pb2 import OriginalSrc
 from envoy.extensions.filters.listener.tls_inspector.v3.tls_inspector_pb2 import TlsInspector
 from envoy.extensions.filters.network.http_connection_manager.v3.http_connection_manager_pb2 import (
     HttpConnectionManager,
@@ -28,6 +29,7 @@ from google.protobuf.message import Message
 from google.protobuf.wrappers_pb2 import BoolValue
 
 from hostmesh_api.call_stats import LASTING_S
+from hostmesh_api.wire import CLIENT_MARK
 from hostmesh_controller.names import BLACK_HOLE
 from hostmesh_controller.xds.call_log import http_calls, tcp_calls
 from hostmesh_controller.xds.connection_policy import ConnectionPolicy, shape
@@ -199,6 +201,12 @@ def _router() -> HttpFilter:
 
 def original_destination() -> ListenerFilter:
     return ListenerFilter(name="envoy.filters.listener.original_dst", typed_config=any_of(OriginalDst()))
+
+
+def client_address(off: ListenerFilterChainMatchPredicate | None = None) -> ListenerFilter:
+    """Return the filter with which Envoy's connection to the program comes from the client's address."""
+    config = any_of(OriginalSrc(mark=CLIENT_MARK))
+    return ListenerFilter(name="envoy.filters.listener.original_src", typed_config=config, filter_disabled=off)
 
 
 def tls_inspector(off: ListenerFilterChainMatchPredicate | None = None) -> ListenerFilter:

@@ -54,7 +54,7 @@ def inbound(port: InboundPort, config: MeshConfigSpec, stat: str, *, ipv6: bool)
         one = LbEndpoint(endpoint=Endpoint(address=at))
         localities = [LocalityLbEndpoints(lb_endpoints=[one])]
         cluster.load_assignment.CopyFrom(ClusterLoadAssignment(cluster_name=cluster.name, endpoints=localities))
-    if at is None or at.socket_address.address == port.workload.address:
+    if is_where_dialled(port, config):
         cluster.upstream_bind_config.CopyFrom(_source(ipv6=ipv6))
     keepalive(cluster, port.pool, config.tcp_keepalive)
     options = _spoken(port)
@@ -81,6 +81,12 @@ def address_of(port: InboundPort, config: MeshConfigSpec) -> Address | None:
         return socket("::1" if is_v6(port.workload.address) else LOCALHOST, port.number)
     # Nothing was redirected where Envoy itself listens: the address that was dialled is Envoy's own.
     return socket(LOCALHOST, port.number) if port.bind else None
+
+
+def is_where_dialled(port: InboundPort, config: MeshConfigSpec) -> bool:
+    """Tell whether a program is called at the address of the host that its caller dialled."""
+    at = address_of(port, config)
+    return at is None or at.socket_address.address == port.workload.address
 
 
 def statistics_name(mesh: Mesh, port: InboundPort) -> str:

@@ -39,7 +39,12 @@ _RAW: Final = "raw_buffer"
 
 
 def virtual_inbound(
-    ports: Sequence[InboundPort], trust: Trust, more: Callable[[InboundPort], Extensions], *, ipv6: bool
+    ports: Sequence[InboundPort],
+    trust: Trust,
+    more: Callable[[InboundPort], Extensions],
+    *,
+    ipv6: bool,
+    not_transparent: frozenset[int] | None = None,
 ) -> Listener:
     """Return the listener to which captured inbound connections are redirected.
 
@@ -48,14 +53,17 @@ def virtual_inbound(
         trust: whose identities are let in.
         more: the filters of extensions for a port.
         ipv6: the host has IPv6.
+        not_transparent: of which ports the program sees Envoy's address; None: of all.
     """
+    off = None if not_transparent is None else filters.ports_predicate(not_transparent)
+    clients = [] if not_transparent is None else [filters.client_address(off)]
     return Listener(
         name=VIRTUAL_INBOUND,
         address=socket("0.0.0.0", wire.INBOUND_PORT),  # noqa: S104 - callers dial any of the host's addresses
         additional_addresses=[AdditionalAddress(address=socket("::", wire.INBOUND_PORT))] if ipv6 else [],
         use_original_dst=BoolValue(value=False),
         filter_chains=[_here(), *(chain for port in ports for chain in _chains(port, trust, more(port)))],
-        listener_filters=[filters.original_destination(), *_inspectors(ports)],
+        listener_filters=[filters.original_destination(), *clients, *_inspectors(ports)],
         listener_filters_timeout=duration(PEEK_TIMEOUT_S),
         continue_on_listener_filters_timeout=True,
         traffic_direction=TrafficDirection.INBOUND,

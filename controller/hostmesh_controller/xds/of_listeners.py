@@ -3,6 +3,7 @@
 from envoy.config.listener.v3.listener_pb2 import Listener
 
 from hostmesh_api.delta import Resource
+from hostmesh_controller.mesh.capture_policies import is_transparent
 from hostmesh_controller.mesh.inbound import InboundPort, bound_ports, inbound_ports
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.records import Host
@@ -18,6 +19,7 @@ from hostmesh_controller.xds import dns, gateway_listeners, listeners_inbound, l
 from hostmesh_controller.xds.encoding import resource as encoded
 from hostmesh_controller.xds.extension_types import ANY_PORT
 from hostmesh_controller.xds.http_extensions import Direction, Extensions, Traffic, extensions
+from hostmesh_controller.xds.inbound_clusters import is_where_dialled
 from hostmesh_controller.xds.keeping import kept
 from hostmesh_controller.xds.listener_settings import settled
 from hostmesh_controller.xds.outbound import Plan, plan
@@ -96,11 +98,17 @@ def _inbound(mesh: Mesh, host: Host, name: str, *, ipv6: bool) -> Resource | Non
             ("captured", host.name), tuple(port for port in inbound_ports(mesh, host.name) if not port.bind)
         )
         added = {(port.number, port.workload.key): more(port) for port in captured}
-        key = (name, host.name, ipv6, tuple((each.key, len(each.inputs)) for each in added.values()))
+        # At another address the client's has no meaning: it may be one of another family, or of no family at all.
+        elsewhere = (port.number for port in captured if not is_where_dialled(port, mesh.config))
+        not_transparent = frozenset(elsewhere) if is_transparent(mesh, host) else None
+        key = (name, host.name, ipv6, not_transparent, tuple((each.key, len(each.inputs)) for each in added.values()))
 
         def make() -> Listener:
             chosen = lambda port: added[port.number, port.workload.key]  # noqa: E731 - a line is enough
-            return settled(listeners_inbound.virtual_inbound(captured, trust, chosen, ipv6=ipv6), mesh.config)
+            made = listeners_inbound.virtual_inbound(
+                captured, trust, chosen, ipv6=ipv6, not_transparent=not_transparent
+            )
+            return settled(made, mesh.config)
 
         return kept(mesh, key, (captured, *(item for each in added.values() for item in each.inputs)), name, make)
     for port in bound_ports(mesh, host.name):

@@ -120,6 +120,10 @@ class Servers:
 
         Answers "NAME" to a direct call and "NAME ADDRESS PORT" with the original destination to a redirected one.
         """
+        self.listen(port, lambda listener: _answer_all(listener, name, self.arrived))
+
+    def listen(self, port: int, serve: Callable[[socket.socket], None]) -> None:
+        """The same with a service of one's own, which takes connections until that fails."""
         for family, address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
             listener = socket.socket(family)
             if family == socket.AF_INET6:
@@ -127,7 +131,7 @@ class Servers:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((address, port))
             listener.listen(128)
-            self._serve(listener, partial(_answer_all, listener, name, self.arrived))
+            self._serve(listener, partial(serve, listener))
 
     def udp(self, address: str, port: int, answer: Callable[[bytes], bytes]) -> socket.socket:
         server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

@@ -53,6 +53,7 @@ def envoy(port: int) -> Iterator[int]:
             record=str(directory / process.RECORD),
             facts={},
             cgroup="",
+            capabilities=[launch.NET_BIND_SERVICE],
         )
         with (directory / "log").open("wb") as log:
             pid = os.posix_spawn(

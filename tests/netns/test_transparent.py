@@ -29,17 +29,6 @@ def ruleset(floor: HostFloor = FLOOR) -> Ruleset:
     return plan(REQUEST, floor)
 
 
-def listen(servers: Servers, port: int, serve: "partial[None]") -> None:
-    for family, address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
-        listener = socket.socket(family)
-        if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((address, port))
-        listener.listen(128)
-        servers._serve(listener, partial(serve, listener))
-
-
 def tell_who_calls(listener: socket.socket) -> None:
     """A program that says who calls, as it sees it."""
     while True:
@@ -91,8 +80,8 @@ def ports() -> list[int]:
 
 @pytest.fixture
 def program(peer: Space, servers: Servers, ports: list[int]) -> None:
-    listen(servers, 15006, partial(in_place_of_envoy, ports))  # type: ignore[arg-type]
-    listen(servers, 8080, tell_who_calls)  # type: ignore[arg-type]
+    servers.listen(15006, partial(in_place_of_envoy, ports))
+    servers.listen(8080, tell_who_calls)
     servers.tcp("ssh", 22)
 
 
@@ -131,7 +120,7 @@ def test_a_program_in_a_container_sees_who_calls(
 ) -> None:
     """As Docker publishes a port: the destination is changed to a neighbour that is reached through the host."""
     with behind():
-        listen(servers, 80, tell_who_calls)  # type: ignore[arg-type]
+        servers.listen(80, tell_who_calls)
     version, at = (("ip", f"{BEHIND[V4]}:80"), ("ip6", f"[{BEHIND[V6]}]:80"))[family]
     run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1", "net.ipv4.conf.all.rp_filter=1")
     run(

@@ -20,8 +20,8 @@ from pydantic import ValidationError
 from golden.objects import mesh_of, obj
 from hostmesh_agent import client_addresses, launch
 from hostmesh_agent.capture import HostFloor, plan
-from hostmesh_agent.capture.interpret import Hook, Packet, verdict
-from hostmesh_agent.capture.rules import Chain, Ruleset
+from hostmesh_agent.capture.interpret import Packet, verdict
+from hostmesh_agent.capture.rules import Chain, Hook, Ruleset
 from hostmesh_agent.capture.text import rule_text
 from hostmesh_agent.client_filter import without_clients
 from hostmesh_agent.config import CaptureSettings
@@ -37,6 +37,7 @@ from hostmesh_controller.model.capture_policy import CapturePolicySpec
 from hostmesh_controller.model.objects import ApiObject
 from unit.test_exchange_two_envoys import NOW
 
+HERE, THERE = IPv4Address("10.0.0.1"), IPv4Address("10.0.0.2")
 ORIGINAL_SRC = "envoy.filters.listener.original_src"
 OBJECTS = [
     obj("Host", "h1", {"addresses": ["10.0.0.1"]}),
@@ -120,7 +121,7 @@ def test_a_program_that_is_called_at_another_address_sees_envoys(endpoint: str) 
 
 def test_a_change_of_the_mode_reaches_the_host() -> None:
     of = mesh_of([*OBJECTS, REDIRECT])
-    after, touched = update(of, {item.key: item for item in [*OBJECTS, TPROXY]}, {TPROXY.key})
+    after, touched = update(of, {TPROXY.key: TPROXY}, of.vips, of.runtime)
     assert "h1" in touched.hosts
     assert ORIGINAL_SRC in [each.name for each in listener(after).listener_filters]
 
@@ -175,14 +176,10 @@ def test_the_rules_stay_for_an_envoy_that_needs_them_whatever_is_asked_for() -> 
 
 def test_a_programs_own_calls_are_explained_as_before() -> None:
     for made in (ruleset(), ruleset(transparent=False)):
-        own = Packet(Hook.OUTPUT, *map(_v4, ("10.0.0.1", "10.0.0.2")), 80, uid=1000, output_interface=2)
+        own = Packet(Hook.OUTPUT, HERE, THERE, 80, uid=1000, output_interface=2)
         assert verdict(made.table, own).action == "none"
-        called = Packet(Hook.PREROUTING, *map(_v4, ("10.0.0.2", "10.0.0.1")), 80, input_interface=2, local=True)
+        called = Packet(Hook.PREROUTING, THERE, HERE, 80, input_interface=2, local=True)
         assert verdict(made.table, called).action == "change port"
-
-
-def _v4(text: str) -> IPv4Address:
-    return IPv4Address(text)
 
 
 # Which Envoy gets the filter

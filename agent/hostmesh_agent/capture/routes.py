@@ -59,8 +59,12 @@ _NOWHERE: Final = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL, errno.EA
 """How the kernel says that there is no route, or one that goes nowhere (unreachable, blackhole, prohibit, throw)."""
 
 # Not pyroute2's socket for routes: its module brings every kind of link, queue and filter, 5 MB.
-_MESSAGES: Final = {RTM_NEWADDR: ifaddrmsg, RTM_DELADDR: ifaddrmsg, RTM_NEWROUTE: rtmsg, RTM_DELROUTE: rtmsg}
-_MESSAGES |= marked.MESSAGES
+_MESSAGES: Final = marked.MESSAGES | {
+    RTM_NEWADDR: ifaddrmsg,
+    RTM_DELADDR: ifaddrmsg,
+    RTM_NEWROUTE: rtmsg,
+    RTM_DELROUTE: rtmsg,
+}
 
 T = TypeVar("T")
 Prefix = IPv4Network | IPv6Network

@@ -45,6 +45,11 @@ class Discovery:
             else None
         )
 
+    def through_envoy(self, ports: frozenset[int]) -> None:
+        """Note at which ports Envoy's connections to programs look like those of the callers."""
+        if self.observing is not None:
+            self.observing.through_envoy = ports
+
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._where.run())

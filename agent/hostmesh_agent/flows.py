@@ -70,6 +70,8 @@ class Scene:
         skipped: peers with their port that the mesh's own programs call: the controller, and where Envoy was seen to.
         addresses: of this host.
         public: whether peers with addresses of the Internet are told by their address.
+        through_envoy: captured ports whose programs see the address of who calls: Envoy's connections to them look like
+            the caller's own, and Envoy counts those.
     """
 
     serving: Mapping[int, Program]
@@ -79,6 +81,7 @@ class Scene:
     skipped: Collection[tuple[str, int]]
     addresses: Collection[str]
     public: bool = True
+    through_envoy: Collection[int] = frozenset()
 
 
 def flow_of(connection: Connection, scene: Scene) -> Flow | None:
@@ -87,10 +90,12 @@ def flow_of(connection: Connection, scene: Scene) -> Flow | None:
         return None
     if _is_loopback(connection.peer) or _is_loopback(connection.address):
         return None
+    if scene.through_envoy and connection.address not in scene.addresses:
+        return None  # Envoy's own end of such a connection
     serving = scene.serving.get(connection.port)
     # Between programs of one host there are two sockets: that of the caller is told.
     inbound = serving is not None
-    if inbound and connection.peer in scene.addresses:
+    if inbound and (connection.peer in scene.addresses or connection.port in scene.through_envoy):
         return None
     where = (connection.peer, connection.peer_port)
     if serving is not None:

@@ -69,6 +69,8 @@ class Observing:
         self._epoch = os.urandom(8).hex()
         self._known: Known = {}
         self.flows = Flows()
+        self.through_envoy: frozenset[int] = frozenset()
+        """See `flows.Scene`."""
         self._serving: dict[int, tuple[Program, float]] = {}
         self._listeners: dict[int, Program] = {}
         self._attributed: dict[tuple[int, str, int], tuple[Program, float]] = {}
@@ -178,6 +180,7 @@ class Observing:
             skipped={*self._controllers, *self._envoys_peers},
             addresses=frozenset(addresses()),
             public=self._public,
+            through_envoy=self.through_envoy,
         )
 
     def _program(self, holder: Holder) -> Program:

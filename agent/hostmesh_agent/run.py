@@ -442,7 +442,10 @@ class Agent:
         async with self._stepping:
             config, floor = self._host_config, self._floor
             if config is not None and floor is not None:
-                await self._capturing.step(config, self._envoys.floor(floor))
+                floor = self._envoys.floor(floor)
+                await self._capturing.step(config, floor)
+                ports = self._capturing.enforced.in_force.inbound_ports
+                self._discovery.through_envoy(ports if floor.uses_clients else frozenset())
                 await self._sweep_if_settled()
 
     async def _sweep_if_settled(self) -> None:

@@ -21,6 +21,7 @@ def scene(
     callers: Mapping[tuple[str, int], Program] | None = None,
     *,
     public: bool = True,
+    through_envoy: frozenset[int] = frozenset(),
 ) -> Scene:
     return Scene(
         serving={80: WEB, 15006: OWN},
@@ -30,6 +31,7 @@ def scene(
         skipped={("10.0.0.9", 15012)},
         addresses={HERE, "fd00::1"},
         public=public,
+        through_envoy=through_envoy,
     )
 
 
@@ -66,6 +68,14 @@ def test_what_was_closed_is_taken_for_the_only_known_caller_and_otherwise_for_no
 )
 def test_loopback_and_the_meshs_own_connections_are_left_out(left_out: Connection) -> None:
     assert flow_of(left_out, scene({8: OWN})) is None
+
+
+def test_where_programs_see_who_calls_envoys_connections_to_them_are_not_taken_for_the_callers() -> None:
+    through = scene(through_envoy=frozenset({80}))
+    assert flow_of(connection(80, "10.0.0.2", 50000), through) is None
+    assert flow_of(connection(50000, HERE, 80, inode=0, at="10.0.0.2"), through) is None
+    assert flow_of(connection(50001, "10.0.0.3", 5432), through) is not None
+    assert flow_of(connection(80, "10.0.0.2", 50000), scene(through_envoy=frozenset({81}))) is not None
 
 
 def test_peers_of_the_internet_are_one_where_the_owner_says_so() -> None:

@@ -111,6 +111,7 @@ def _remove_tree(config: AgentConfig) -> str:
         config.workload_socket,
         config.state_dir / CAPTURE_OFF,
         config.state_dir / guard.FILE,
+        config.state_dir / guard.SPARE,
     ):
         path.unlink(missing_ok=True)
     return ""

@@ -11,7 +11,9 @@ from typing import Final
 
 from hostmesh_agent.config_table import ConfigError, Table
 from hostmesh_agent.entitlements import WorkloadAccess
+from hostmesh_agent.places import BLUE, Instance
 from hostmesh_api.identity import WorkloadIdentity
+from hostmesh_api.wire import MAX_INTERFACE_BYTES
 
 DEFAULT_PATH: Final = Path("/etc/hostmesh/agent.toml")
 ENVIRONMENT: Final = "HOSTMESH_AGENT_CONFIG"
@@ -21,6 +23,9 @@ ENVOY_LOG_LEVELS: Final = ("trace", "debug", "info", "warning", "error", "critic
 MAX_SOCKET_PATH_BYTES: Final = 107
 """sun_path holds 108 bytes with its final NUL (unix(7))."""
 MAX_THREADS_PER_CORE: Final = 8
+UPGRADES: Final = ("manual", "auto")
+MAX_UID: Final = 2**32 - 2
+SCOPES: Final = ("mesh", "all")
 MIN_MTLS: Final = ("strict", "permissive", "none")
 MAX_LABELS: Final = 64
 _LABEL_KEY: Final = re.compile(r"([a-zA-Z0-9.-]{1,253}/)?[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
@@ -31,6 +36,8 @@ NOBODY: Final = 65534
 """What the kernel says of users that it cannot name here, and whom unrelated programs share."""
 MAX_DEFAULT_CONCURRENCY: Final = 4
 """More workers cost memory on every host and are needed on few: who needs them says so."""
+
+_DOMAIN: Final = re.compile(r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]{0,62})(\.[a-z0-9_]([a-z0-9_-]{0,62}))*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +50,12 @@ class EnvoySettings:
     supervisor: str = "builtin"
     concurrency: int = 0
     log_level: str = "warning"
+    upgrade: str = "manual"
+    """When a running Envoy is replaced by what would be started now: "auto", or "manual" (`envoy upgrade`)."""
+    rehearsal_s: int = 5
+    probation_s: int = 20
+    hung_after_s: int = 10
+    """See `upgrade.Times`."""
 
     def workers(self, cpus: int, wanted: int | None = None) -> int:
         """Return Envoy's worker threads: this host's word, else the mesh's (0 is one for each core), else few.
@@ -58,14 +71,36 @@ class EnvoySettings:
 
 @dataclass(frozen=True, slots=True)
 class CaptureSettings:
+    """What no controller can capture, whatever the mesh's policies say.
+
+    Attributes:
+        enabled: anything at all is captured.
+        exclude_inbound_ports: ports of the host's programs.
+        exclude_outbound_ports: ports that its programs call. Virtual addresses are nobody else's: for those it does not
+            hold.
+        exclude_outbound_cidrs: address blocks that they call.
+        exclude_users: names, or numbers as text; what their programs call.
+        exclude_units: systemd's names; the same.
+        exclude_interfaces: where connections leave or come in.
+        max_scope: "mesh" (what is known to the mesh, at most) or "all".
+    """
+
     enabled: bool = True
     exclude_inbound_ports: tuple[int, ...] = ()
+    exclude_outbound_ports: tuple[int, ...] = ()
+    exclude_outbound_cidrs: tuple[str, ...] = ()
+    exclude_users: tuple[str, ...] = ()
+    exclude_units: tuple[str, ...] = ()
+    exclude_interfaces: tuple[str, ...] = ()
+    max_scope: str = "all"
 
 
 @dataclass(frozen=True, slots=True)
 class DnsSettings:
     enabled: bool = True
     resolv_conf: Path = Path("/etc/resolv.conf")
+    domains: tuple[str, ...] = ()
+    """What systemd-resolved is to ask of the mesh alone, beside the mesh's own domain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +155,24 @@ class WasmSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ColdSettings:
+    """The copy of all that this host may call, for the time without a controller.
+
+    `max_mb` bounds it on disk, in millions of bytes; 5,000 services take about one.
+    """
+
+    enabled: bool = True
+    max_mb: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class ShrinkSettings:
+    """What becomes of configuration that is held back: taken after so long if nobody says anything; 0: never."""
+
+    accept_after_s: int = 3600
+
+
+@dataclass(frozen=True, slots=True)
 class ObserveSettings:
     """What is told of the host's connections: who talks to whom, never what is said.
 
@@ -152,14 +205,20 @@ class AgentConfig:
     workload_api: WorkloadApiSettings = field(default_factory=WorkloadApiSettings)
     floor: FloorSettings = field(default_factory=FloorSettings)
     wasm: WasmSettings = field(default_factory=WasmSettings)
+    cold: ColdSettings = field(default_factory=ColdSettings)
+    shrink: ShrinkSettings = field(default_factory=ShrinkSettings)
     observe: ObserveSettings = field(default_factory=ObserveSettings)
     labels: Mapping[str, str] = field(default_factory=dict)
     log: LogSettings = field(default_factory=LogSettings)
 
     @property
     def envoy_dir(self) -> Path:
-        """Envoy's working directory."""
+        """The first Envoy's working directory; certificates and modules of both are in it."""
         return self.state_dir / "envoy"
+
+    def directory_of(self, instance: Instance) -> Path:
+        """Return the working directory of one of the two Envoys."""
+        return self.envoy_dir if instance is BLUE else self.state_dir / instance.value
 
     @property
     def admin_socket(self) -> Path:
@@ -223,6 +282,8 @@ def parse(text: str, source: str) -> AgentConfig:
         workload_api=_workload_api(top.table("workload_api")),
         floor=_floor(top.table("floor")),
         wasm=_wasm(top.table("wasm")),
+        cold=_cold(top.table("cold")),
+        shrink=_shrink(top.table("shrink")),
         observe=_observe(top.table("observe")),
         labels=_labels(top.table("labels")),
         log=_log(top.table("log")),
@@ -230,6 +291,10 @@ def parse(text: str, source: str) -> AgentConfig:
     _check_socket_paths(config, source)
     if config.floor.mtls_ports and not config.capture.enabled:
         raise ConfigError(f"{source}: floor.mtls_ports: is kept by capture, which capture.enabled = false turns off")
+    if config.floor.mtls_ports and config.capture.exclude_interfaces:
+        raise ConfigError(
+            f"{source}: floor.mtls_ports: on capture.exclude_interfaces they would be open: leave one out"
+        )
     if both := set(config.floor.mtls_ports) & set(config.capture.exclude_inbound_ports):
         raise ConfigError(f"{source}: floor.mtls_ports: capture.exclude_inbound_ports has {sorted(both)} too")
     return config
@@ -256,6 +321,10 @@ def _envoy(table: Table) -> EnvoySettings:
         supervisor=supervisor,
         concurrency=table.number("concurrency", default.concurrency, 0, 1024),
         log_level=table.one_of("log_level", default.log_level, ENVOY_LOG_LEVELS),
+        upgrade=table.one_of("upgrade", default.upgrade, UPGRADES),
+        rehearsal_s=table.number("rehearsal_s", default.rehearsal_s, 1, 600),
+        probation_s=table.number("probation_s", default.probation_s, 1, 3600),
+        hung_after_s=table.number("hung_after_s", default.hung_after_s, 3, 600),
     )
 
 
@@ -265,7 +334,29 @@ def _capture(table: Table) -> CaptureSettings:
     return CaptureSettings(
         enabled=table.flag("enabled", default.enabled),
         exclude_inbound_ports=table.ports("exclude_inbound_ports"),
+        exclude_outbound_ports=table.ports("exclude_outbound_ports"),
+        exclude_outbound_cidrs=table.blocks("exclude_outbound_cidrs"),
+        exclude_users=_users(table),
+        exclude_units=tuple(each if "." in each else f"{each}.service" for each in table.texts("exclude_units")),
+        exclude_interfaces=_interfaces(table),
+        max_scope=table.one_of("max_scope", default.max_scope, SCOPES),
     )
+
+
+def _users(table: Table) -> tuple[str, ...]:
+    names = table.texts("exclude_users")
+    for name in names:
+        if name.isdecimal() and int(name) > MAX_UID:
+            raise table.error("exclude_users", f"{name} is not the number of a user")
+    return names
+
+
+def _interfaces(table: Table) -> tuple[str, ...]:
+    names = table.texts("exclude_interfaces")
+    for name in names:
+        if len(name.encode()) > MAX_INTERFACE_BYTES:
+            raise table.error("exclude_interfaces", f"{name!r} is too long for the name of an interface")
+    return names
 
 
 def _dns(table: Table) -> DnsSettings:
@@ -274,7 +365,16 @@ def _dns(table: Table) -> DnsSettings:
     return DnsSettings(
         enabled=table.flag("enabled", default.enabled),
         resolv_conf=table.path("resolv_conf", default.resolv_conf),
+        domains=_domains(table),
     )
+
+
+def _domains(table: Table) -> tuple[str, ...]:
+    domains = tuple(each.strip(".").lower() for each in table.texts("domains"))
+    for each in domains:
+        if not _DOMAIN.fullmatch(each):
+            raise table.error("domains", f"{each!r} is not a domain, such as 'api.example.com'")
+    return domains
 
 
 def _probes(table: Table) -> ProbeSettings:
@@ -304,7 +404,7 @@ def _access(workloads: Table, name: str) -> WorkloadAccess:
         raise workloads.error(f'"{name}"', f"must be NAMESPACE/SERVICE-ACCOUNT: {error}") from None
     table = workloads.table(name)
     table.only_keys(("users", "uids", "units"))
-    users, uids = table.texts("users"), frozenset(table.numbers("uids", 0, 2**32 - 2))
+    users, uids = table.texts("users"), frozenset(table.numbers("uids", 0, MAX_UID))
     if "nobody" in users or NOBODY in uids:
         raise table.error("users", "'nobody' is whom unrelated programs share: give the program a user of its own")
     units = frozenset(each if "." in each else f"{each}.service" for each in table.texts("units"))
@@ -328,6 +428,19 @@ def _floor(table: Table) -> FloorSettings:
 def _wasm(table: Table) -> WasmSettings:
     table.only(dataclasses.fields(WasmSettings))
     return WasmSettings(allow_cidrs=table.blocks("allow_cidrs"))
+
+
+def _cold(table: Table) -> ColdSettings:
+    default = ColdSettings()
+    table.only(dataclasses.fields(ColdSettings))
+    return ColdSettings(
+        enabled=table.flag("enabled", default.enabled), max_mb=table.number("max_mb", default.max_mb, 1, 100_000)
+    )
+
+
+def _shrink(table: Table) -> ShrinkSettings:
+    table.only(dataclasses.fields(ShrinkSettings))
+    return ShrinkSettings(accept_after_s=table.number("accept_after_s", ShrinkSettings().accept_after_s, 0, 10**9))
 
 
 def _observe(table: Table) -> ObserveSettings:

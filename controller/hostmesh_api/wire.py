@@ -25,6 +25,16 @@ INBOUND_PORT: Final = 15006
 """Envoy's listener for captured inbound TCP (Istio's number)."""
 DNS_PORT: Final = 15053
 """Envoy's UDP DNS listener on the loopback address."""
+SECOND_OUTBOUND_PORT: Final = 15101
+"""The same three of the Envoy that takes turns with the first one, so that one can replace the other."""
+SECOND_INBOUND_PORT: Final = 15106
+SECOND_DNS_PORT: Final = 15153
+DOOR_PORT: Final = 15107
+"""Where that second Envoy is reached for the ports that Envoy itself listens on, as those of gateways."""
+ENVOYS_TCP_PORTS: Final = frozenset({OUTBOUND_PORT, INBOUND_PORT, SECOND_OUTBOUND_PORT, SECOND_INBOUND_PORT, DOOR_PORT})
+ENVOYS_PORTS: Final = ENVOYS_TCP_PORTS | {DNS_PORT, SECOND_DNS_PORT}
+DNS_TCP_PORT: Final = 15055
+"""Where the agent takes questions over TCP, on the loopback address: Envoy's DNS listener is of UDP alone."""
 AGENTS_PORT: Final = 15012
 """Controller: gRPC with mutual TLS, for agents that have joined."""
 JOIN_PORT: Final = 15013
@@ -34,6 +44,8 @@ ADMIN_PORT: Final = 15014
 
 DNS_ADDRESS: Final = "127.240.240.53"
 """Loopback address that the host's resolver asks first; its UDP port 53 is redirected to `DNS_PORT`."""
+SPLIT_DNS_ADDRESS: Final = "127.240.240.54"
+"""The same, for who asks nobody else about the mesh's domain: systemd-resolved."""
 INBOUND_SOURCE_V4: Final = "127.0.0.6"
 """Source of Envoy's connections to the local program: tells them from Envoy's calls to the host's own services."""
 INBOUND_SOURCE_V6: Final = "::6"
@@ -44,6 +56,13 @@ VIP6: Final = IPv6Network("fd00:f0f0::/112")
 
 HOST_CONFIG_NAME: Final = "self"
 HOST_CONFIG_TYPE: Final = "type.googleapis.com/hostmesh.v1.HostConfig"
+COLD_TYPE: Final = "type.googleapis.com/hostmesh.v1.ColdPage"
+"""Pages of the cold copy, see `hostmesh_api.cold`."""
+CONFIRMATION_TYPE: Final = "type.googleapis.com/hostmesh.v1.Confirmation"
+CONFIRMATION_NAME: Final = "self"
+"""What an agent asks for that holds a sudden loss of configuration back: that an operator wants it."""
+HELD_BACK: Final = "held back: "
+"""How the refusal of such a loss begins. It is no fault of one resource: there is none to be found by sending each."""
 LISTENER_TYPE: Final = "type.googleapis.com/envoy.config.listener.v3.Listener"
 CLUSTER_TYPE: Final = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
 ENDPOINT_TYPE: Final = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
@@ -63,3 +82,6 @@ WASM_PULL_POLICY: Final = "ISTIO_META_WASM_IMAGE_PULL_POLICY"
 """Variable of a plugin's machine that is for the agent: `IfNotPresent` or `Always`. It takes out all such variables."""
 RELAY_CLUSTER: Final = "hostmesh-relay"
 """Envoy's static cluster for the agent's ADS socket."""
+
+MAX_INTERFACE_BYTES: Final = 15
+"""Of the name of a network interface: the kernel's IFNAMSIZ, without the zero at its end."""

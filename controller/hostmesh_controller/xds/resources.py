@@ -10,11 +10,13 @@ from typing import Final
 
 from hostmesh_api import wire
 from hostmesh_api.delta import Resource
+from hostmesh_api.v1 import hostmesh_pb2 as pb
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.records import Host
 from hostmesh_controller.mesh.step import EXPULSIONS, host_dependency
 from hostmesh_controller.names import VIRTUAL_INBOUND
 from hostmesh_controller.xds import (
+    capture,
     gateway_passthrough,
     of_clusters,
     of_endpoints,
@@ -90,6 +92,13 @@ def dependencies(mesh: Mesh, host: str, type_url: str, name: str) -> tuple[str, 
     return tuple(dict.fromkeys((host_dependency(host), *(kind.dependencies(mesh, host, name) if kind else ()))))
 
 
+def confirmation(content: str) -> Resource:
+    """Return what tells an agent to take what it holds back; with other content it is another one."""
+    name = wire.CONFIRMATION_NAME
+    made = encoded(name, pb.Confirmation())
+    return Resource(name, content, made.body)
+
+
 def _host_config(mesh: Mesh, host: Host, name: str) -> Resource | None:
     if name != wire.HOST_CONFIG_NAME:
         return None
@@ -112,8 +121,9 @@ def _cluster_dependencies(mesh: Mesh, host: str, name: str) -> tuple[str, ...]:
     return gateway_passthrough.cluster_dependencies(mesh, host, name) or of_clusters.dependencies(mesh, host, name)
 
 
-def _config_dependencies(_mesh: Mesh, _host: str, _name: str) -> tuple[str, ...]:
-    return (EXPULSIONS,)
+def _config_dependencies(mesh: Mesh, host: str, _name: str) -> tuple[str, ...]:
+    found = mesh.hosts.get(host)
+    return (EXPULSIONS, *(capture.dependencies(mesh, found) if found is not None else ()))
 
 
 def _own_config(_mesh: Mesh, _host: str) -> tuple[str, ...]:

@@ -1,8 +1,8 @@
 """What the agent may take of a host. The unit enforces it, the benchmark measures against it, the alarms are set by it.
 
-    CPU       20 % of a core at most, 0.2 % at idle
-    memory    60 MB resident at idle, 192 MB at most: with a cold copy of a large mesh, and during its key work
-    files     4,096 open ones; an idle agent has about 40
+CPU       20 % of a core at most, 0.2 % at idle
+memory    60 MB resident at idle, 192 MB at most: with a cold copy of a large mesh, and during its key work
+files     4,096 open ones; an idle agent has about 40
 """
 
 from typing import Final

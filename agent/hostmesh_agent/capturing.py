@@ -10,6 +10,7 @@ from typing import Final
 import structlog
 
 from hostmesh_agent import arming, converge, gaps, guard, hold, holding, status, terms
+from hostmesh_agent.alarms import Alarms
 from hostmesh_agent.capture import CaptureError, CaptureRequest, HostFloor, Owner
 from hostmesh_agent.capture.who import Direction
 from hostmesh_agent.capture_plan import Plan, planned
@@ -43,6 +44,7 @@ class Capturing:
         names: Callable[[], MeshNames] = MeshNames,
         gone: Callable[[], bool] = lambda: False,
         wake: Callable[[], None] = lambda: None,
+        alarms: Alarms | None = None,
     ) -> None:
         """Begin with nothing known.
 
@@ -60,7 +62,7 @@ class Capturing:
         self._identities = identities
         self._active = active
         self._changed = changed
-        self._guard = guard.Guard(config.state_dir)
+        self._guard = guard.Guard(config.state_dir, alarms)
         self._enforcement = Enforcement(
             dns=config.dns.enabled,
             resolv_conf=config.dns.resolv_conf,

@@ -6,7 +6,7 @@ The watchdog is fed by the event loop: an agent whose loop hangs is ended and st
 import asyncio
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -37,6 +37,9 @@ class Manager:
             sender.sendto("\n".join(lines).encode(), name)
 
 
+NOBODY: Final = Manager("", 0.0)
+
+
 def manager(environment: Mapping[str, str] = os.environ, pid: int | None = None) -> Manager:
     """Read from the environment whom to tell. A watchdog that is meant for another process is none of ours."""
     address = environment.get(SOCKET, "")
@@ -48,10 +51,12 @@ def manager(environment: Mapping[str, str] = os.environ, pid: int | None = None)
     return Manager(address, max(0.0, watchdog_s) if address else 0.0)
 
 
-def without(environment: dict[str, str]) -> None:
-    """Take what is ours alone out of the environment: what the agent starts must not speak in its name."""
+def take(environment: MutableMapping[str, str]) -> Manager:
+    """Read whom to tell, and take it out of the environment: what is started here must not speak in our name."""
+    found = manager(environment)
     for name in (SOCKET, WATCHDOG, WATCHDOG_PID):
         environment.pop(name, None)
+    return found
 
 
 async def run(to: Manager, ready: asyncio.Event, status: Callable[[], str]) -> None:

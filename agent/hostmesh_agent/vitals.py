@@ -69,7 +69,9 @@ def of_disk(rooms: Iterable[Room]) -> list[Alarm]:
     for room in rooms:
         if room.read_only:
             found.append(
-                Alarm("disk.read-only", f"{room.path} is on a read-only file system: what runs goes on, nothing is kept")
+                Alarm(
+                    "disk.read-only", f"{room.path} is on a read-only file system: what runs goes on, nothing is kept"
+                )
             )
         elif room.free_bytes is not None and room.free_bytes < FULL_BYTES:
             text = f"{room.path} has {room.free_bytes >> 10} KiB left: what runs goes on; make room before a reboot"
@@ -85,7 +87,9 @@ def of_limits(now: Reading) -> list[Alarm]:
         found.append(Alarm("limits.files", text))
     if now.max_memory_bytes and now.memory_bytes >= _NEAR * now.max_memory_bytes:
         used, limit = now.memory_bytes >> 20, now.max_memory_bytes >> 20
-        found.append(Alarm("limits.memory", f"{used} of {limit} MiB are used: raise MemoryMax of hostmesh-agent.service"))
+        found.append(
+            Alarm("limits.memory", f"{used} of {limit} MiB are used: raise MemoryMax of hostmesh-agent.service")
+        )
     return found
 
 

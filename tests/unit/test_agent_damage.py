@@ -182,7 +182,9 @@ def test_memory_of_calls_and_health_that_is_damaged_is_forgotten(tmp_path: Path)
         path.write_bytes(data)
         assert Memory(path, "b").read() == {}
         assert CallMemory(path, "b").read()[1].seen == {}
-    path.write_text(json.dumps({"boot_id": "b", "epoch": "e", "readings": {"x": "y"}, "seen": [[1, 2]], "workloads": 7}))
+    path.write_text(
+        json.dumps({"boot_id": "b", "epoch": "e", "readings": {"x": "y"}, "seen": [[1, 2]], "workloads": 7})
+    )
     assert Memory(path, "b").read() == {}
     assert CallMemory(path, "b").read()[1].seen == {}
 

@@ -53,7 +53,10 @@ class Joined:
         shutil.copytree(self._original, self.directory)
 
     def steps(self, act: Callable[[State], object]) -> list[State]:
-        return [State(self.directory) for _ in killing.at_every_step(lambda: act(State(self.directory)), self.again, self.directory)]
+        return [
+            State(self.directory)
+            for _ in killing.at_every_step(lambda: act(State(self.directory)), self.again, self.directory)
+        ]
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ CODES: Final = {
     "cache.lost": "The last-known-good configuration could not be read; it was set aside.",
     "cache.spare-used": "The last-known-good configuration could not be read; its spare copy is used.",
     "cache.newer": "The last-known-good configuration is a newer agent's; it was set aside.",
-    "cache.not-written": "What Envoy accepted cannot be written to disk: a reboot now would bring back something older.",
+    "cache.not-written": "What Envoy accepted cannot be written: a reboot now would bring back something older.",
     "guard.lost": "The ports that take mutual TLS alone could not be read.",
     "guard.not-written": "The ports that take mutual TLS alone cannot be written to disk.",
     "guard.not-closed": "The ports that take mutual TLS alone cannot be closed before Envoy serves them.",

@@ -57,6 +57,7 @@ class Capturing:
             names: returns what the mesh's names have in common; called in a thread.
             gone: returns whether there is no Envoy that serves.
             wake: is called when another step is due: a unit came or went.
+            alarms: of the agent.
         """
         self._config = config
         self._identities = identities

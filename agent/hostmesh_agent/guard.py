@@ -93,7 +93,7 @@ def close_strict_ports(config: AgentConfig, owner: Owner, alarms: Alarms | None 
         closed = in_force(nft.read()).inbound_ports
     except (CaptureError, workdir.WorkdirError) as error:
         if alarms is not None:
-            text = f"ports {', '.join(map(str, sorted(ports)))}: {error}: they may be reached in plaintext until Envoy runs"
+            text = f"ports {', '.join(map(str, sorted(ports)))}: {error}: they may be open until Envoy runs"
             alarms.up("guard.not-closed", text)
         return frozenset()
     log.info("strict ports are closed until envoy serves them", ports=sorted(closed))

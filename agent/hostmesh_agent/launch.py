@@ -67,7 +67,7 @@ def start_ticks(pid: int) -> int:
 
 
 def write_record(path: str, facts: dict[str, str]) -> None:
-    """Say who we are, by a rename. A full disk takes no new file, but the old one's place: an Envoy must not need room."""
+    """Say who we are, by a rename. Where a disk is full, in the old file's place: an Envoy must not need room."""
     pid = os.getpid()
     document = {**facts, "pid": pid, "start_ticks": start_ticks(pid), "boot_id": boot_id()}
     data = json.dumps(document).encode()

@@ -1,7 +1,7 @@
 """What an agent notices of its host beside its own work: disk, limits, clock, addresses. Pure: readings in, alarms out.
 
-Of the clock: wall time and time since boot advance together. Where they part, somebody has set the clock; where the time
-since boot has advanced and the monotonic time has not, the machine has slept.
+Of the clock: wall time and time since boot advance together. Where they part, somebody has set the clock; where the
+time since boot has advanced and the monotonic time has not, the machine has slept.
 """
 
 from collections.abc import Iterable, Sequence
@@ -104,8 +104,8 @@ def of_certificate(now: datetime, not_before: datetime, not_after: datetime) -> 
         return [Alarm("clock.behind", text)]
     if now >= not_after:
         text = (
-            f"{told}, its certificate ended at {not_after:%Y-%m-%d %H:%M}Z: if the clock is right the host comes back by "
-            "its last key, else set the clock; nothing is thrown away"
+            f"{told}, its certificate ended at {not_after:%Y-%m-%d %H:%M}Z: if the clock is right the host comes back "
+            "by its last key, else set the clock; nothing is thrown away"
         )
         return [Alarm("clock.certificate-ended", text)]
     return []
@@ -134,8 +134,8 @@ def of_addresses(used: Iterable[tuple[str, str]], here: Sequence[str]) -> list[A
     for name, address in used:
         if address and address not in here:
             text = (
-                f"{name} has the address {address}, which this host has no more (it has {', '.join(here[:8])}): callers "
-                "do not reach it; give the Host its new address (spec.addresses), or the address back to the host"
+                f"{name} has the address {address}, which this host has no more (it has {', '.join(here[:8])}): "
+                "callers do not reach it; give the Host its new address (spec.addresses), or the address back to the host"
             )
             found.append(Alarm("address.changed", text))
     return found

@@ -28,7 +28,7 @@ ENTRIES = tuple(Entry("type", True, Resource(f"name-{each}", "1", b"body" * 100)
 
 
 def damaged(data: bytes, flips: int) -> Iterator[bytes]:
-    """Yield what disks make of a file: nothing, zeros, a part of it, a half of it zeros, and single bits that turned."""
+    """Yield what disks make of a file: nothing, zeros, a part, a part and zeros, and single bits that turned."""
     yield b""
     yield bytes(len(data))
     for cut in range(1, 12):

@@ -1,4 +1,4 @@
-"""A power cut at any moment: the host's identity, what it knows of its ports and its configuration are whole after it."""
+"""A power cut at any moment: identity, remembered ports and configuration of the host are whole after it."""
 
 import shutil
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The units: systemd takes them as they are, they are as closed as they can be, and hold the budget that is published."""
+"""The units: systemd takes them as they are, they are as closed as was said, and hold the published budget."""
 
 import configparser
 import re

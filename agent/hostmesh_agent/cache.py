@@ -3,7 +3,7 @@
 One SQLite file: atomic by its write-ahead log, one transaction per batch. Each row carries a checksum of its own,
 since SQLite does not notice a flipped bit in a value. Only root can read it (0600 in a directory of 0700): where there
 is a gateway it holds the private keys of stored credentials. What cannot be read is set aside, never in the way: its
-spare copy is used, which is an hour old at most, else the configuration is fetched again. A disk that is full or
+spare copy is used, which is a minute old at most, else the configuration is fetched again. A disk that is full or
 read-only harms nothing that is there: it is read, and writing is tried again with each batch.
 """
 
@@ -36,7 +36,9 @@ __all__ = ["FORMAT", "Cache", "Change", "Entry"]
 
 FILE: Final = "last-known-good.sqlite"
 SPARE: Final = "spare.sqlite"
-SPARE_EVERY_S: Final = 3600.0
+SPARE_AFTER_S: Final = 5.0
+"""A configuration comes in many batches: a copy of the first alone would be of no use to a host."""
+SPARE_EVERY_S: Final = 60.0
 _IN_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - a directory of our own is made in it, closed to others
 _SUFFIXES: Final = ("", "-wal", "-shm")
 
@@ -54,6 +56,7 @@ class Cache:
         self._in_use = threading.Lock()
         self._closed = False
         self._spared_at_s = -SPARE_EVERY_S
+        self._sparing: threading.Timer | None = None
         self._entries: tuple[Entry, ...] = ()
         self.lost = ""
         """Why earlier content could not be used; empty when nothing was lost."""
@@ -65,7 +68,8 @@ class Cache:
             connection, self._entries = _connect(self._path)
         except (sqlite3.Error, UnreadableError, OSError) as error:
             if blames_disk(error):
-                return self._without_disk(error)
+                self._without_disk(error)
+                return None
             return self._without_file(error)
         return connection
 
@@ -125,7 +129,7 @@ class Cache:
                 raise
             for code in ("cache.not-written", "cache.lost", "cache.newer", "cache.spare-used"):
                 self._alarms.down(code)
-            self._keep_spare()
+            self._spare_soon()
 
     def _connected(self) -> sqlite3.Connection:
         if self._closed:
@@ -138,9 +142,23 @@ class Cache:
                 raise sqlite3.OperationalError(f"{self._path}: {error}") from error
         return self._connection
 
+    def _spare_soon(self) -> None:
+        """Copy the file when no batch is to be expected any more, and not all the time."""
+        if self._sparing is None:
+            wait_s = max(SPARE_AFTER_S, self._spared_at_s + SPARE_EVERY_S - time.monotonic())
+            self._sparing = threading.Timer(wait_s, self._spare_now)
+            self._sparing.daemon = True
+            self._sparing.start()
+
+    def _spare_now(self) -> None:
+        with self._in_use:
+            if self._sparing is not None and not self._closed:
+                self._sparing = None
+                self._keep_spare()
+
     def _keep_spare(self) -> None:
-        """Copy the file once in a while. It may fail: then the old copy stays."""
-        if self._connection is None or time.monotonic() - self._spared_at_s < SPARE_EVERY_S:
+        """Copy the file. It may fail: then the old copy stays."""
+        if self._connection is None:
             return
         self._spared_at_s = time.monotonic()
         draft = self._spare.with_name(f".{SPARE}.new")
@@ -165,6 +183,10 @@ class Cache:
         """Close the file, after a write that is under way: its thread outlives the task that waited for it."""
         with self._in_use:
             self._closed = True
+            if self._sparing is not None:
+                self._sparing.cancel()
+                self._sparing = None
+                self._keep_spare()
             if self._connection is not None:
                 self._connection.close()
 

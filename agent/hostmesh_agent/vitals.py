@@ -135,7 +135,7 @@ def of_addresses(used: Iterable[tuple[str, str]], here: Sequence[str]) -> list[A
         if address and address not in here:
             text = (
                 f"{name} has the address {address}, which this host has no more (it has {', '.join(here[:8])}): "
-                "callers do not reach it; give the Host its new address (spec.addresses), or the address back to the host"
+                "callers do not reach it; give the Host its new address (spec.addresses), or the host its old one"
             )
             found.append(Alarm("address.changed", text))
     return found

@@ -102,7 +102,7 @@ def test_a_host_starts_with_its_identity_on_a_disk_that_refuses(disk: Disk, auth
         state.begin()
     assert (state.files(), codes(alarms)) == (before, ["state.not-written"])
     svid = pki.svid(authority, pki.HOST)
-    with pytest.raises(StateError, match="cannot be written: (No space left|Read-only file system)"):
+    with pytest.raises(StateError, match=r"cannot be written: (No space left|Read-only file system)"):
         state.save_renewed(HostFiles(svid.key_pem, svid.chain_pem, authority.bundle_pem))
     assert State(disk.path / "state").files() == before
     disk.mend(how)

@@ -1,7 +1,8 @@
 """A power cut at any moment: identity, remembered ports and configuration of the host are whole after it."""
 
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,19 +53,13 @@ class Joined:
         shutil.rmtree(self.directory, ignore_errors=True)
         shutil.copytree(self._original, self.directory)
 
-    def steps(self, act: Callable[[State], object]) -> list[State]:
-        return [
-            State(self.directory)
-            for _ in killing.at_every_step(lambda: act(State(self.directory)), self.again, self.directory)
-        ]
-
 
 @pytest.fixture
 def host(tmp_path: Path, authority: Authority) -> Joined:
     return Joined(tmp_path / "host", authority)
 
 
-def each_step(host: Joined, act: Callable[[State], object]) -> killing.Iterator[State]:
+def each_step(host: Joined, act: Callable[[State], object]) -> Iterator[State]:
     for _ in killing.at_every_step(lambda: act(State(host.directory)), host.again, host.directory):
         yield State(host.directory)
 
@@ -82,7 +77,7 @@ def test_a_renewal_that_loses_power_at_any_step_leaves_the_old_identity_or_the_n
 
 def test_a_joining_anew_that_loses_power_at_any_step_leaves_one_identity_or_none(host: Joined) -> None:
     record = replace(host.record, agents_endpoints=("b:2",))
-    found = []
+    found: list[object] = []
     for state in each_step(host, lambda state: state.save_joined(record, host.new)):
         if state.joined:
             state.begin()
@@ -156,7 +151,7 @@ def test_a_batch_of_configuration_that_loses_power_at_any_step_is_there_or_not(t
 
 def test_a_certificate_that_loses_power_at_any_step_is_the_old_one_or_the_new_one(tmp_path: Path) -> None:
     base = tmp_path / "envoy"
-    tree = Tree(base, "certs", (killing.os.geteuid(), killing.os.getegid()))
+    tree = Tree(base, "certs", (os.geteuid(), os.getegid()))
 
     def prepare() -> None:
         shutil.rmtree(base, ignore_errors=True)
@@ -171,7 +166,7 @@ def test_a_certificate_that_loses_power_at_any_step_is_the_old_one_or_the_new_on
 
 def test_an_envoy_whose_start_loses_power_at_any_step_can_be_started(tmp_path: Path) -> None:
     directory = tmp_path / "envoy"
-    owner = workdir.Account(killing.os.geteuid(), killing.os.getegid(), switch=False)
+    owner = workdir.Account(os.geteuid(), os.getegid(), switch=False)
     facts = dict.fromkeys(("binary", "version", "sha256", "bootstrap_sha256", "command_sha256"), "x")
 
     def start() -> None:

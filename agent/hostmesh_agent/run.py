@@ -64,6 +64,7 @@ from hostmesh_agent.policy_floor import table
 from hostmesh_agent.policy_floor.floor import Floor
 from hostmesh_agent.probe_ways import Ways
 from hostmesh_agent.probes import Memory, Probes
+from hostmesh_agent.recognition import Recognition
 from hostmesh_agent.relay import Relay
 from hostmesh_agent.returning import Returning
 from hostmesh_agent.state import State, StateError, keep_closed
@@ -124,7 +125,9 @@ async def prepare(
     workdir.prepare(config.envoy_dir, owner)
     workdir.check_reachable(config.xds_socket, owner)
     installed = await asyncio.to_thread(chosen_binary.install, config)
-    return Agent(config, state, first_command(config, record.host, owner, installed), owner_of_rules, alarms, manager)
+    recognition = await asyncio.to_thread(Recognition, config, switches_user=owner.switch)
+    command = first_command(config, record.host, owner, installed)
+    return Agent(config, state, command, owner_of_rules, recognition, alarms, manager)
 
 
 def _close_directories(config: AgentConfig) -> None:
@@ -144,6 +147,7 @@ class Agent:
         state: State,
         command: EnvoyCommand,
         owner_of_rules: Owner,
+        recognition: Recognition,
         alarms: Alarms,
         manager: Manager,
     ) -> None:
@@ -165,6 +169,7 @@ class Agent:
         self._ssh_servers = kernel_floor.ssh_servers()
         self._policy_floor = Floor(config.floor, table.load(), lambda: self._ssh_servers)
         self._next_envoy = NextEnvoy(config, self._record.host, command, self._policy_floor.bootstrap_problem)
+        self._recognition = recognition
         self._envoy_uid = command.owner.uid
         policy = DialPolicy(parse_blocks(config.wasm.allow_cidrs))
         self._modules = Modules(config.envoy_dir / modules.DIRECTORY, command.owner.gid, self._module_decided, policy)
@@ -188,7 +193,9 @@ class Agent:
             changed=self._something_changed,
             host_refuses=self._policy_floor.problem,
         )
-        self._envoys = Envoys(config, self._next_envoy, self._relay, self._something_changed, self._lead)
+        self._envoys = Envoys(
+            config, self._next_envoy, self._relay, self._something_changed, self._lead, recognition.group
+        )
         self._admin = Admin(self._envoys.admin_socket)
         self._severing = sever.Severing(command.owner.uid)
         self._identities = Identities(
@@ -235,6 +242,7 @@ class Agent:
             self._identities,
             self._active,
             self._reporter.changed,
+            self._recognition,
             names=names,
             gone=self._without_proxy,
             wake=self._wake.set,
@@ -263,6 +271,7 @@ class Agent:
                 relay=self._relay,
                 identities=self._identities,
                 capturing=self._capturing,
+                recognition=self._recognition,
                 severing=self._severing,
                 probes=self._probes,
                 calls=self._calls,
@@ -314,6 +323,7 @@ class Agent:
                     "rules": generation.watch(self._wake.set, self._capturing.changed_by),
                     "vigil": self._vigil.run(),
                     "manager": notify.run(self._manager, self._settled, self._telling.in_a_line),
+                    "units": self._recognition.watch(self._wake.set),
                     "report": self._report_when_settled(),
                 }.items()
             ]

@@ -14,6 +14,18 @@ from e2e.test_strict import CANARY, PORT, SERVICE, canary, seen
 STATE = "/var/lib/hostmesh"
 FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 CLOCK = f"{STATE}/clock"
+NOTIFIED = """
+import socket
+manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+manager.bind("/run/notify")
+print("bound", flush=True)
+ready = 0
+while ready < 3:
+    told = manager.recv(4096).decode().replace("\\n", " ")
+    ready += bool(ready) or told.startswith("READY=1")
+    print(told, flush=True)
+"""
+"""Stands for the service manager; ends after READY=1 and two more messages."""
 STEPS = int(os.environ.get("STEPS", "6"))
 """Twenty take two minutes on a busy machine."""
 
@@ -115,6 +127,26 @@ def test_a_host_that_boots_with_a_wrong_clock_says_so_and_goes_on_without_a_visi
     finally:
         lab.verb("stop", "agent/server", check=False)
         lab.exec("server", "rm", "-f", CLOCK)
+        lab.verb("start", "agent/server")
+
+
+def test_the_service_manager_is_told_and_too_few_files_are_an_alarm_while_traffic_goes_on(lab: Lab) -> None:
+    lab.verb("stop", "agent/server")
+    manager = lab.popen("server", "python3", "-c", NOTIFIED)
+    try:
+        assert manager.stdout is not None
+        assert manager.stdout.readline() == "bound\n"
+        start = "ulimit -Sn 128; NOTIFY_SOCKET=/run/notify WATCHDOG_USEC=900000 exec hostmesh-agent run"
+        lab.detach("server", "sh", "-c", start)
+        told, _ = manager.communicate("", timeout=60)
+        assert "READY=1 WATCHDOG=1 STATUS=server: " in told
+        assert told.count("WATCHDOG=1") >= 3
+        eventually(lambda: "limits.files" in codes(lab), "the alarm limits.files is up", timeout_s=30)
+        assert seen(lab) is not None
+    finally:
+        manager.kill()
+        manager.communicate()
+        lab.verb("stop", "agent/server", check=False)
         lab.verb("start", "agent/server")
 
 

@@ -10,14 +10,18 @@ from pathlib import Path
 import pytest
 
 import pki
-from hostmesh_agent import process, spare
+from hostmesh_agent import chosen_binary, life_file, process, spare
 from hostmesh_agent.alarms import Alarms
+from hostmesh_agent.artifact import ArtifactError
 from hostmesh_agent.cache import FILE, Cache, Change, Entry
 from hostmesh_agent.calls import CallMemory
+from hostmesh_agent.config import AgentConfig, EnvoySettings
 from hostmesh_agent.guard import FILE as PORTS_FILE
 from hostmesh_agent.guard import SPARE as PORTS_SPARE
 from hostmesh_agent.guard import Guard
 from hostmesh_agent.keyroom import belongs_together, standing
+from hostmesh_agent.launch import write_record
+from hostmesh_agent.places import Instance
 from hostmesh_agent.probes import Memory
 from hostmesh_agent.state import State, StateError
 from hostmesh_api.delta import Resource
@@ -193,3 +197,26 @@ def test_a_damaged_record_of_envoy_names_no_process(tmp_path: Path) -> None:
     for data in (b"", b"{", b"[]", b"null", b"7", bytes(64), b'{"pid": "x"}', b"[" * 50_000):
         (tmp_path / process.RECORD).write_bytes(data)
         assert process.read_record(tmp_path) is None
+
+
+@pytest.mark.parametrize("serving", list(Instance))
+def test_which_envoy_serves_is_told_by_the_one_that_runs_where_it_cannot_be_read(
+    tmp_path: Path, serving: Instance
+) -> None:
+    directory = AgentConfig(state_dir=tmp_path).directory_of(serving)
+    directory.mkdir()
+    facts = dict.fromkeys(("binary", "version", "sha256", "bootstrap_sha256", "command_sha256"), "x")
+    write_record(str(directory / process.RECORD), facts)  # this process stands for it
+    life_file.write(tmp_path, life_file.read(tmp_path))
+    for data in damaged((tmp_path / life_file.FILE).read_bytes(), flips=1):
+        (tmp_path / life_file.FILE).write_bytes(data[:-8])
+        assert life_file.read(tmp_path).active is serving
+
+
+def test_a_choice_of_envoys_binary_that_cannot_be_read_is_no_reason_to_run_none(tmp_path: Path) -> None:
+    (tmp_path / chosen_binary.FILE).write_bytes(b"{")
+    # Another mistake, of what agent.toml says: it was asked.
+    with pytest.raises(ArtifactError, match="from-agent-toml: no such file"):
+        chosen_binary.install(
+            AgentConfig(state_dir=tmp_path, envoy=EnvoySettings(binary=tmp_path / "from-agent-toml", sha256="0" * 64))
+        )

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +11,12 @@ import pytest
 
 import killing
 import pki
-from hostmesh_agent import keyroom, process, workdir
+from hostmesh_agent import keyroom, process, spare, workdir
 from hostmesh_agent.alarms import Alarms
 from hostmesh_agent.cache import Cache, Change, Entry
 from hostmesh_agent.guard import Guard
 from hostmesh_agent.launch import write_record
-from hostmesh_agent.state import HostFiles, State
+from hostmesh_agent.state import HostFiles, State, write_private
 from hostmesh_agent.tree import Tree
 from hostmesh_api.delta import Resource
 from hostmesh_controller.authority import Authority
@@ -80,6 +81,10 @@ def test_a_joining_anew_that_loses_power_at_any_step_leaves_one_identity_or_none
     found: list[object] = []
     for state in each_step(host, lambda state: state.save_joined(record, host.new)):
         if state.joined:
+            # Of another identity it would be brought back by any damage.
+            with suppress(ValueError, FileNotFoundError):
+                copy = spare.decode((state.directory / spare.FILE).read_bytes())
+                assert copy.host == (state.directory / "host.json").read_bytes()
             state.begin()
             found.append((state.files(), state.host().agents_endpoints))
         else:
@@ -109,6 +114,17 @@ def test_new_roots_and_new_controllers_that_lose_power_at_any_step_leave_the_old
     for state in each_step(host, lambda state: state.save_bundle(more.bundle_pem)):
         state.begin()
         assert state.files() in (host.old, more)
+
+
+def test_a_file_that_is_replaced_while_power_is_lost_at_any_step_is_the_old_one_or_the_new_one(tmp_path: Path) -> None:
+    path = tmp_path / "tree" / "file"
+
+    def prepare() -> None:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"old")
+
+    for _ in killing.at_every_step(lambda: write_private(path, b"new"), prepare, path.parent):
+        assert path.read_bytes() in (b"old", b"new")
 
 
 def test_remembered_ports_that_lose_power_at_any_step_are_the_old_ones_or_the_new_ones(tmp_path: Path) -> None:

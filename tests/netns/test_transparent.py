@@ -118,8 +118,7 @@ def test_the_same_port_by_chance_is_no_clash(program: None, peer: Space, ports: 
 @families
 def test_a_program_of_the_host_itself_is_seen_too(program: None, family: int) -> None:
     capture.apply(ruleset())
-    with as_user(ENVOY), socket.create_connection((HOST[family], 8080), timeout=5) as outbound:
-        assert outbound.recv(256).decode() == HOST[family]
+    assert ask(HOST[family], 8080, uid=ENVOY) == HOST[family]
 
 
 @unproven
@@ -135,7 +134,7 @@ def test_a_program_in_a_container_sees_who_calls(
     run(
         "nft",
         f"table {version} docker {{ chain output {{ type nat hook output priority -100; "
-        f"\ntcp dport 8090 fib daddr type local dnat to {at}\n }} }}",
+        f"\ntcp dport 8090 fib daddr type local dnat to {at}\n }}\n }}",
     )
     capture.apply(ruleset())
     with peer():

@@ -12,6 +12,7 @@ from typing import Final
 from hostmesh_agent.config_table import ConfigError, Table
 from hostmesh_agent.entitlements import WorkloadAccess
 from hostmesh_api.identity import WorkloadIdentity
+from hostmesh_api.wire import MAX_INTERFACE_BYTES
 
 DEFAULT_PATH: Final = Path("/etc/hostmesh/agent.toml")
 ENVIRONMENT: Final = "HOSTMESH_AGENT_CONFIG"
@@ -21,6 +22,8 @@ ENVOY_LOG_LEVELS: Final = ("trace", "debug", "info", "warning", "error", "critic
 MAX_SOCKET_PATH_BYTES: Final = 107
 """sun_path holds 108 bytes with its final NUL (unix(7))."""
 MAX_THREADS_PER_CORE: Final = 8
+MAX_UID: Final = 2**32 - 2
+SCOPES: Final = ("mesh", "all")
 MIN_MTLS: Final = ("strict", "permissive", "none")
 MAX_LABELS: Final = 64
 _LABEL_KEY: Final = re.compile(r"([a-zA-Z0-9.-]{1,253}/)?[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
@@ -31,6 +34,8 @@ NOBODY: Final = 65534
 """What the kernel says of users that it cannot name here, and whom unrelated programs share."""
 MAX_DEFAULT_CONCURRENCY: Final = 4
 """More workers cost memory on every host and are needed on few: who needs them says so."""
+
+_DOMAIN: Final = re.compile(r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]{0,62})(\.[a-z0-9_]([a-z0-9_-]{0,62}))*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +63,36 @@ class EnvoySettings:
 
 @dataclass(frozen=True, slots=True)
 class CaptureSettings:
+    """What no controller can capture, whatever the mesh's policies say.
+
+    Attributes:
+        enabled: anything at all is captured.
+        exclude_inbound_ports: ports of the host's programs.
+        exclude_outbound_ports: ports that its programs call. Virtual addresses are nobody else's: for those it does not
+            hold.
+        exclude_outbound_cidrs: address blocks that they call.
+        exclude_users: names, or numbers as text; what their programs call.
+        exclude_units: systemd's names; the same.
+        exclude_interfaces: where connections leave or come in.
+        max_scope: "mesh" (what is known to the mesh, at most) or "all".
+    """
+
     enabled: bool = True
     exclude_inbound_ports: tuple[int, ...] = ()
+    exclude_outbound_ports: tuple[int, ...] = ()
+    exclude_outbound_cidrs: tuple[str, ...] = ()
+    exclude_users: tuple[str, ...] = ()
+    exclude_units: tuple[str, ...] = ()
+    exclude_interfaces: tuple[str, ...] = ()
+    max_scope: str = "all"
 
 
 @dataclass(frozen=True, slots=True)
 class DnsSettings:
     enabled: bool = True
     resolv_conf: Path = Path("/etc/resolv.conf")
+    domains: tuple[str, ...] = ()
+    """What systemd-resolved is to ask of the mesh alone, beside the mesh's own domain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +257,10 @@ def parse(text: str, source: str) -> AgentConfig:
     _check_socket_paths(config, source)
     if config.floor.mtls_ports and not config.capture.enabled:
         raise ConfigError(f"{source}: floor.mtls_ports: is kept by capture, which capture.enabled = false turns off")
+    if config.floor.mtls_ports and config.capture.exclude_interfaces:
+        raise ConfigError(
+            f"{source}: floor.mtls_ports: on capture.exclude_interfaces they would be open: leave one out"
+        )
     if both := set(config.floor.mtls_ports) & set(config.capture.exclude_inbound_ports):
         raise ConfigError(f"{source}: floor.mtls_ports: capture.exclude_inbound_ports has {sorted(both)} too")
     return config
@@ -265,7 +296,29 @@ def _capture(table: Table) -> CaptureSettings:
     return CaptureSettings(
         enabled=table.flag("enabled", default.enabled),
         exclude_inbound_ports=table.ports("exclude_inbound_ports"),
+        exclude_outbound_ports=table.ports("exclude_outbound_ports"),
+        exclude_outbound_cidrs=table.blocks("exclude_outbound_cidrs"),
+        exclude_users=_users(table),
+        exclude_units=tuple(each if "." in each else f"{each}.service" for each in table.texts("exclude_units")),
+        exclude_interfaces=_interfaces(table),
+        max_scope=table.one_of("max_scope", default.max_scope, SCOPES),
     )
+
+
+def _users(table: Table) -> tuple[str, ...]:
+    names = table.texts("exclude_users")
+    for name in names:
+        if name.isdecimal() and int(name) > MAX_UID:
+            raise table.error("exclude_users", f"{name} is not the number of a user")
+    return names
+
+
+def _interfaces(table: Table) -> tuple[str, ...]:
+    names = table.texts("exclude_interfaces")
+    for name in names:
+        if len(name.encode()) > MAX_INTERFACE_BYTES:
+            raise table.error("exclude_interfaces", f"{name!r} is too long for the name of an interface")
+    return names
 
 
 def _dns(table: Table) -> DnsSettings:
@@ -274,7 +327,16 @@ def _dns(table: Table) -> DnsSettings:
     return DnsSettings(
         enabled=table.flag("enabled", default.enabled),
         resolv_conf=table.path("resolv_conf", default.resolv_conf),
+        domains=_domains(table),
     )
+
+
+def _domains(table: Table) -> tuple[str, ...]:
+    domains = tuple(each.strip(".").lower() for each in table.texts("domains"))
+    for each in domains:
+        if not _DOMAIN.fullmatch(each):
+            raise table.error("domains", f"{each!r} is not a domain, such as 'api.example.com'")
+    return domains
 
 
 def _probes(table: Table) -> ProbeSettings:
@@ -304,7 +366,7 @@ def _access(workloads: Table, name: str) -> WorkloadAccess:
         raise workloads.error(f'"{name}"', f"must be NAMESPACE/SERVICE-ACCOUNT: {error}") from None
     table = workloads.table(name)
     table.only_keys(("users", "uids", "units"))
-    users, uids = table.texts("users"), frozenset(table.numbers("uids", 0, 2**32 - 2))
+    users, uids = table.texts("users"), frozenset(table.numbers("uids", 0, MAX_UID))
     if "nobody" in users or NOBODY in uids:
         raise table.error("users", "'nobody' is whom unrelated programs share: give the program a user of its own")
     units = frozenset(each if "." in each else f"{each}.service" for each in table.texts("units"))

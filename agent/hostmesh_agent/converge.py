@@ -2,15 +2,18 @@
 
 Capture widens only with evidence: the certificate is in place and Envoy has the listeners. It narrows at once. What is
 captured and still wanted stays captured whatever happens to the evidence: while Envoy is down its connections wait or
-fail, and none goes out in plain text.
+fail, and none goes out in plain text. Unless the policy says `open` for a direction: then what need not be mutual TLS
+passes by from when Envoy is gone until it has its listeners again.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from hostmesh_agent.capture import OWN_PORTS, CaptureRequest, HostFloor, Scope, Table, plan
+from hostmesh_agent.capture.who import Direction
 from hostmesh_agent.certs import Wanted, wanted
 from hostmesh_agent.state import HostRecord
+from hostmesh_agent.terms import narrowing
 from hostmesh_api.v1.hostmesh_pb2 import Capture, HostConfig
 
 
@@ -36,6 +39,8 @@ class Evidence:
         in_force: what the kernel captures.
         guarded: ports that took mutual TLS alone when they were last captured: they are closed before they are served.
         always: ports that are captured whatever the controller wants: so the host's owner says.
+        gone: there is no Envoy that serves.
+        passing: the directions that pass by Envoy since it was gone.
     """
 
     certificates: frozenset[str]
@@ -43,14 +48,20 @@ class Evidence:
     in_force: InForce
     guarded: frozenset[int] = frozenset()
     always: frozenset[int] = frozenset()
+    gone: bool = False
+    passing: frozenset[Direction] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """`request` None: nothing is to be captured. `lacking` says what else is wanted and why it must wait."""
+    """`request` None: nothing is to be captured. `lacking` says what else is wanted and why it must wait.
+
+    `passing` are the directions that pass by Envoy because it is gone.
+    """
 
     request: CaptureRequest | None
     lacking: tuple[str, ...]
+    passing: frozenset[Direction] = frozenset()
 
 
 def full_request(wanted: Capture) -> CaptureRequest:
@@ -61,6 +72,8 @@ def full_request(wanted: Capture) -> CaptureRequest:
         mesh_prefixes=frozenset(wanted.outbound_prefixes),
         virtual_prefixes=frozenset(wanted.virtual_prefixes),
         dns=wanted.dns,
+        inbound=narrowing(wanted.inbound),
+        outbound=narrowing(wanted.outbound),
     )
 
 
@@ -76,7 +89,11 @@ def check(config: HostConfig, record: HostRecord, floor: HostFloor) -> Wanted:
             f"this is {record.host!r} of {record.trust_domain!r}"
         )
     try:
-        plan(full_request(config.capture), floor)
+        try:
+            plan(full_request(config.capture), floor)
+        except ValueError as error:
+            policy = config.capture.policy
+            raise RefusedError(f"CapturePolicy {policy}: {error}" if policy else str(error)) from error
         return wanted(config, record.identity)
     except ValueError as error:
         raise RefusedError(str(error)) from error
@@ -86,34 +103,62 @@ def decide(config: HostConfig, evidence: Evidence) -> Decision:
     """Return what may be captured now, and what has to wait for what."""
     missing = sorted(set(config.listeners) - evidence.listeners)
     no_listener = f"Envoy does not have {', '.join(missing)} yet" if missing else ""
-    inbound, lacking = _inbound(config, evidence, no_listener)
+    passing = _passing(config, evidence, no_listener)
+    inbound, lacking = _inbound(config, evidence, no_listener, passing)
     outbound_lacks = "" if evidence.in_force.outbound else _outbound_lacks(config, evidence, no_listener)
     full = full_request(config.capture)
     wants_outbound = full.scope is Scope.ALL or bool(full.mesh_prefixes or full.virtual_prefixes)
     if wants_outbound and outbound_lacks:
         lacking.append(f"outbound: {outbound_lacks}")
     outbound = wants_outbound and not outbound_lacks
+    passes = outbound and Direction.OUTBOUND in passing
+    called = full.mesh_prefixes
+    if passes:
+        called -= frozenset(config.capture.open_prefixes)
+        lacking.append("outbound: what is not of the mesh passes by until Envoy is back")
     if not inbound and not outbound:
-        return Decision(None, tuple(lacking))
+        return Decision(None, tuple(lacking), passing)
     return Decision(
         CaptureRequest(
-            scope=full.scope if outbound else Scope.MESH,
+            # The mesh's own destinations are called with mutual TLS, and virtual addresses are nobody else's.
+            scope=full.scope if outbound and not passes else Scope.MESH,
             inbound_ports=frozenset(inbound),
-            mesh_prefixes=full.mesh_prefixes if outbound else frozenset(),
+            mesh_prefixes=called if outbound else frozenset(),
             virtual_prefixes=full.virtual_prefixes if outbound else frozenset(),
             dns=full.dns and outbound,
+            inbound=full.inbound,
+            outbound=full.outbound,
+            strict_ports=frozenset(config.strict_ports) | evidence.always,
         ),
         tuple(lacking),
+        passing,
     )
 
 
-def _inbound(config: HostConfig, evidence: Evidence, no_listener: str) -> tuple[set[int], list[str]]:
+def _passing(config: HostConfig, evidence: Evidence, no_listener: str) -> frozenset[Direction]:
+    """Return the directions that pass by: from when Envoy is gone until it has its listeners again."""
+    capture = config.capture
+    may = {Direction.INBOUND: capture.inbound.open, Direction.OUTBOUND: capture.outbound.open}
+    may[Direction.OUTBOUND] &= capture.scope == Capture.ALL or bool(capture.open_prefixes)
+    without = {each for each in Direction if evidence.gone or (each in evidence.passing and no_listener)}
+    return frozenset(each for each in without if may[each])
+
+
+def _inbound(
+    config: HostConfig, evidence: Evidence, no_listener: str, passing: frozenset[Direction]
+) -> tuple[set[int], list[str]]:
     owners = {port: each.spiffe_id for each in config.workloads for port in each.ports}
     allowed = set(evidence.always)
     lacking: list[str] = []
     for port in sorted(config.capture.inbound_ports):
         owner = owners.get(port, "")
-        if port in evidence.in_force.inbound_ports | evidence.guarded:
+        if Direction.INBOUND in passing:
+            # A port that takes mutual TLS alone is closed, also one that does so since Envoy is gone.
+            if port in config.strict_ports:
+                allowed.add(port)
+            elif port not in allowed:
+                lacking.append(f"inbound port {port}: connections pass by until Envoy is back")
+        elif port in evidence.in_force.inbound_ports | evidence.guarded:
             allowed.add(port)
         elif no_listener:
             lacking.append(f"inbound port {port}: {no_listener}")

@@ -16,7 +16,7 @@ import stat
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Final
 
 from hostmesh_api import wire
@@ -33,7 +33,8 @@ _NO_FILE: Final = f"{_SAYS}there was no such file"
 _LINK: Final = f"{_SAYS}this was a link to "
 _INSTEAD_OF: Final = f"{_SAYS}instead of: "
 _LINK_LINE: Final = re.compile(re.escape(_LINK) + r"(.+) \(([0-9a-f]+)\)")
-_RESOLVED_DIRECTORY: Final = "/run/systemd/resolve/"
+_STUB: Final = "/run/systemd/resolve/stub-resolv.conf"
+_UPLINK: Final = "/run/systemd/resolve/resolv.conf"
 _DENIED: Final = {errno.EPERM, errno.EACCES, errno.EROFS}
 _RESOLVED_ADDRESSES: Final = {"127.0.0.53", "127.0.0.54"}
 
@@ -119,9 +120,9 @@ def has_mesh(text: str) -> bool:
     return resolvers[:1] == [wire.DNS_ADDRESS] and not any(_rotates(line) for line in text.split("\n"))
 
 
-def is_resolved(path: Path, text: str) -> bool:
-    """Return whether the file, links followed, or what is in it, is systemd-resolved's."""
-    return os.fspath(path).startswith(_RESOLVED_DIRECTORY) or bool(_RESOLVED_ADDRESSES & set(_resolvers(text)))
+def is_stub(path: PurePath, text: str) -> bool:
+    """Return whether the file, links followed, or what is in it, sends programs to systemd-resolved."""
+    return os.fspath(path) == _STUB or bool(_RESOLVED_ADDRESSES & set(_resolvers(text)))
 
 
 def _resolvers(text: str) -> list[str]:
@@ -155,6 +156,19 @@ class Resolver:
     def __init__(self, path: Path, state_dir: Path) -> None:
         self._path = path
         self._backup = state_dir / BACKUP_NAME
+
+    def names_uplink(self) -> bool:
+        """Return whether the file is systemd-resolved's list of the servers that it asks itself.
+
+        A file in its place would be taken by systemd-resolved for a list of servers, ours among them, and not be
+        forgotten when the link is back (measured with 252).
+        """
+        return os.fspath(self._path.resolve()) == _UPLINK
+
+    def names_resolved(self) -> bool:
+        """Return whether the file sends programs to systemd-resolved: it stays as it is."""
+        target = self._path.resolve()
+        return is_stub(target, _read(target) or "")
 
     def apply(self) -> ResolverState:
         """Put Envoy before the other resolvers, from whatever is there.
@@ -207,11 +221,9 @@ class Resolver:
 
     def _why_left_alone(self) -> str:
         """Return why the file is not ours to change, "" if it is."""
-        target = self._path.resolve()
-        text = _read(target)
-        if is_resolved(target, text or ""):
-            return "systemd-resolved: split DNS comes with a later version; mesh names are not answered on this host"
-        if self._path.is_symlink() and text is None:
+        if self.names_uplink() or self.names_resolved():
+            return f"{self._path} names systemd-resolved, which is told by other means"
+        if self._path.is_symlink() and _read(self._path.resolve()) is None:
             return f"{self._path} is a link to {self._path.readlink()}, which is not there"
         return ""
 

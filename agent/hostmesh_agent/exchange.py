@@ -361,6 +361,10 @@ class Exchange:
         resource = self._shelf(type_url).good.get(name)
         return None if resource is None else resource.version
 
+    def accepted_resource(self, type_url: str, name: str) -> Resource | None:
+        """Return a resource that Envoy has accepted; None if it has none."""
+        return self._shelf(type_url).good.get(name)
+
     def accepted(self) -> Mapping[str, int]:
         """Return how many resources of each type are accepted."""
         return {type_url: len(shelf.good) for type_url, shelf in self._shelves.items() if shelf.good}

@@ -58,7 +58,7 @@ def close_strict_ports(config: AgentConfig, owner: Owner) -> frozenset[int]:
         host = kernel_floor.look(
             workdir.account(config.envoy.user).uid,
             (),
-            config.capture.exclude_inbound_ports,
+            config.capture,
             mtls_only=config.floor.mtls_only,
         )
         state = Capture(owner).apply(CaptureRequest(inbound_ports=ports, dns=False), host)

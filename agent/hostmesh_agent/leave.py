@@ -13,10 +13,11 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Final
 
-from hostmesh_agent import capture, control, drain, enrol, guard, lock, process
+from hostmesh_agent import arming, capture, control, drain, enrol, guard, hold, lock, process, widening
 from hostmesh_agent.admin import Admin
 from hostmesh_agent.config import AgentConfig
-from hostmesh_agent.dns import Resolver, ResolverError
+from hostmesh_agent.dns import ResolverError
+from hostmesh_agent.resolution import Resolution
 from hostmesh_agent.state import State, StateError
 from hostmesh_agent.status import CAPTURE_OFF
 from hostmesh_agent.workload_api import svids
@@ -37,6 +38,9 @@ def leave(config: AgentConfig, *, purge: bool, tell: Callable[[str], None]) -> b
     """
     with suppress(control.AgentAbsentError):
         control.call(config.control_socket, control.RELEASE)
+    with suppress(control.ControlError):
+        # Else it would put back, later, what was in force before the trial.
+        arming.tell(config.run_dir, arming.UNDO)
     done = True
     with lock.held(config.state_dir, AGENT_ENDS_WITHIN_S):
         for what, act in _steps(config):
@@ -78,7 +82,7 @@ def _tell_controller(state: State) -> str:
 
 
 def _restore_names(config: AgentConfig) -> str:
-    Resolver(config.dns.resolv_conf, config.state_dir).restore()
+    Resolution(config.dns.resolv_conf, config.state_dir).restore()
     return ""
 
 
@@ -110,6 +114,8 @@ def _remove_tree(config: AgentConfig) -> str:
         config.control_socket,
         config.workload_socket,
         config.state_dir / CAPTURE_OFF,
+        config.state_dir / hold.FILE,
+        config.state_dir / widening.LAST_GOOD,
         config.state_dir / guard.FILE,
     ):
         path.unlink(missing_ok=True)

@@ -116,11 +116,15 @@ class Relay:
     def host_config(self) -> HostConfig | None:
         """Return the newest HostConfig, from disk before the controller is reached; None before the first ever."""
         resource = self._exchange.host_config()
-        return None if resource is None else _host_config(resource.body)
+        return None if resource is None else host_config(resource.body)
 
     def accepted_version(self, type_url: str, name: str) -> str | None:
         """Return the version of a resource that Envoy has accepted, now or in an earlier life; None if none."""
         return self._exchange.accepted_version(type_url, name)
+
+    def accepted_resource(self, type_url: str, name: str) -> Resource | None:
+        """Return a resource that Envoy has accepted, now or in an earlier life; None if none."""
+        return self._exchange.accepted_resource(type_url, name)
 
     def try_again(self) -> None:
         """Offer Envoy once more what it refused, now that its files have changed."""
@@ -367,7 +371,8 @@ def _being_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-def _host_config(body: bytes) -> HostConfig:
+def host_config(body: bytes) -> HostConfig:
+    """Read a HostConfig out of a resource as the cache keeps it."""
     config = HostConfig()
     ResourceMessage.FromString(body).resource.Unpack(config)
     return config

@@ -20,8 +20,10 @@ import structlog
 
 from hostmesh_agent import (
     artifact,
+    capture_verbs,
     control,
     converge,
+    dns_front,
     enrol,
     generation,
     guard,
@@ -45,6 +47,8 @@ from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.discovery import Discovery
 from hostmesh_agent.envoy import BuiltinSupervisor, EnvoyCommand
 from hostmesh_agent.identities import Identities
+from hostmesh_agent.lifecycle import Phase
+from hostmesh_agent.mesh_names import DNS_LISTENER, AcceptedNames
 from hostmesh_agent.modules import Modules
 from hostmesh_agent.next_envoy import NextEnvoy, first_command
 from hostmesh_agent.policy_floor import table
@@ -194,7 +198,17 @@ class Agent:
         self._host_config: HostConfig | None = None
         self._floor: HostFloor | None = None
         self._sweep: Wanted | None = None
-        self._capturing = Capturing(config, owner_of_rules, self._identities, self._active, self._reporter.changed)
+        names = AcceptedNames(partial(self._relay.accepted_resource, LISTENER_TYPE, DNS_LISTENER)).now
+        self._capturing = Capturing(
+            config,
+            owner_of_rules,
+            self._identities,
+            self._active,
+            self._reporter.changed,
+            names=names,
+            gone=self._without_proxy,
+            wake=self._wake.set,
+        )
         self._telling = Telling(
             TellingParts(
                 config=config,
@@ -231,6 +245,7 @@ class Agent:
             control.RELEASE: self._release,
             control.REFRESH: self._refresh,
         }
+        asked = capture_verbs.verbs(self._capturing, lambda: (self._host_config, self._floor), self._stepping)
         await self._restore()
         self._online = True
         slim.settle()
@@ -241,7 +256,7 @@ class Agent:
                 group.create_task(each, name=name)
                 for name, each in {
                     **more,
-                    "control": control.Control(self._config.control_socket, verbs).run(),
+                    "control": control.Control(self._config.control_socket, verbs, asked).run(),
                     "relay": self._relay.run(),
                     "certificates": self._identities.run(),
                     "returning": self._returning.run(),
@@ -251,7 +266,8 @@ class Agent:
                     "severing": self._severing.run(),
                     "calls": self._calls.run(),
                     "discovery": self._discovery.run(),
-                    "rules": generation.watch(self._wake.set),
+                    "names over tcp": dns_front.Front().run(),
+                    "rules": generation.watch(self._wake.set, self._capturing.changed_by),
                     "report": self._report_when_settled(),
                 }.items()
             ]
@@ -297,7 +313,7 @@ class Agent:
             kernel_floor.look,
             self._envoy_uid,
             self._record.agents_endpoints,
-            self._config.capture.exclude_inbound_ports,
+            self._config.capture,
             mtls_only=self._config.floor.mtls_only,
         )
         want = converge.check(config, self._record, floor)
@@ -348,6 +364,13 @@ class Agent:
             self._configured.set()
         await self._configured.wait()
         await self._supervisor.run()
+
+    def _without_proxy(self) -> bool:
+        """Tell whether there is no Envoy that serves; one of an earlier agent may, before it is adopted."""
+        view = self._supervisor.status().view
+        if view.pid is not None:
+            return view.phase is not Phase.LIVE and not view.adopted
+        return view.phase is not Phase.DOWN or not process.recorded_runs(self._config.envoy_dir)
 
     async def _converge(self) -> None:
         pause_s = _FIRST_PAUSE_S

@@ -5,10 +5,10 @@ The agent answers from what it knows; without an agent the same document is made
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final
 
-from hostmesh_agent import process, workdir
+from hostmesh_agent import hold, process, workdir
 from hostmesh_agent.cache import Cache
 from hostmesh_agent.capture import Capture
 from hostmesh_agent.config import AgentConfig
@@ -22,9 +22,9 @@ from hostmesh_agent.relay import RelayState
 from hostmesh_agent.rotation import Validity
 from hostmesh_agent.state import HostRecord, NotJoinedError, State, StateError
 from hostmesh_agent.svid import SvidError
-from hostmesh_api.v1.hostmesh_pb2 import WorkloadLease
+from hostmesh_api.v1.hostmesh_pb2 import CaptureGap, WorkloadLease
 
-CAPTURE_OFF: Final = "capture.off"
+CAPTURE_OFF: Final = hold.OFF
 """If this file exists in the state directory, nothing is captured: the owner of the host said so."""
 
 
@@ -52,17 +52,37 @@ class Facts:
     workload_api: Mapping[str, Any] | None = None
     """What it serves and where; None: the owner of the host does not want it."""
     workload_api_problems: Sequence[str] = ()
+    capture_alarms: Sequence[str] = ()
+    """Changes of capture that were undone, and other programs that change its rules."""
+    capture_drift: Sequence[str] = ()
+    trial_until: datetime | None = None
+    """Until when a trial of capture waits for its confirmation; None: there is none."""
     returning_problem: str = ""
     """Why this host, whose certificate is not taken any more, cannot come back."""
+    gaps: Sequence[CaptureGap] = ()
+    """Of each direction that was without a proxy: the last such time."""
 
 
 def capture_wanted(config: AgentConfig) -> str:
     """Return why nothing is captured by the will of the host's owner; empty if it may be."""
     if not config.capture.enabled:
         return "capture.enabled is false in agent.toml"
-    if (config.state_dir / CAPTURE_OFF).exists():
-        return "hostmesh-agent capture clear was called (hostmesh-agent capture resume)"
-    return ""
+    if hold.trial(config.run_dir) is not None:
+        return ""
+    if hold.is_off(config.state_dir):
+        return f"hostmesh-agent capture clear was called ({hold.RESUME})"
+    held = hold.read(config.state_dir)
+    return f"{held.alarm}: {held.why} ({hold.RESUME})" if held is not None and held.capture is None else ""
+
+
+def capture_alarms(config: AgentConfig) -> list[str]:
+    """Return what the host's people must know of capture: a change that was undone, one sentence each."""
+    held = hold.read(config.state_dir)
+    if held is None:
+        return []
+    left = "nothing is captured" if held.capture is None else "capture is not widened"
+    when = datetime.fromtimestamp(held.at, UTC)
+    return [f"{held.alarm}: a change of capture was undone at {_time(when)}, {left} until {hold.RESUME}: {held.why}"]
 
 
 def document(facts: Facts, now: datetime) -> dict[str, Any]:
@@ -120,8 +140,13 @@ def document(facts: Facts, now: datetime) -> dict[str, Any]:
             "inbound_ports": sorted(enforced.in_force.inbound_ports),
             "outbound": enforced.in_force.outbound,
             "refused": [str(each) for each in enforced.capture.refused],
+            "missing": list(enforced.capture.missing),
+            "gaps": [_gap(each) for each in facts.gaps],
             "waiting_for": list(facts.lacking),
             "not_wanted": facts.capture_wanted,
+            "alarms": list(facts.capture_alarms),
+            "drift": list(facts.capture_drift),
+            "trial_until": _time(facts.trial_until),
         },
         "dns": {"in_place": enforced.dns_in_place, "detail": enforced.dns_detail},
         "workloads": [
@@ -136,6 +161,18 @@ def document(facts: Facts, now: datetime) -> dict[str, Any]:
             for each in facts.leases
         ],
         "workload_api": facts.workload_api,
+    }
+
+
+def _gap(gap: CaptureGap) -> dict[str, Any]:
+    return {
+        "direction": gap.direction,
+        "failure_mode": "open" if gap.open else "closed",
+        "lasts": gap.lasts,
+        "refused_ms": gap.refused_ms,
+        "passed_ms": gap.passed_ms,
+        "count": gap.count,
+        "total_ms": gap.total_ms,
     }
 
 
@@ -169,6 +206,7 @@ def _problems(facts: Facts, now: datetime) -> Iterator[str]:
     yield from facts.workload_api_problems
     if facts.enforced.capture.state == "error":
         yield f"capture: {facts.enforced.capture.error}"
+    yield from facts.capture_alarms
     yield from (f"capture waits: {each}" for each in facts.lacking)
     yield from (f"{each.namespace}/{each.name} is not ready" for each in facts.leases if not each.ready)
 
@@ -300,6 +338,16 @@ def _rows(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         f", inbound ports {ports}, outbound {'yes' if capture['outbound'] else 'no'}" if "outbound" in capture else ""
     )
     yield "capture", f"{capture['state']}{details}" + (f" ({capture['not_wanted']})" if capture["not_wanted"] else "")
+    for each in capture.get("gaps", ()):
+        since = "lasts" if each["lasts"] else "is over"
+        passed = f", passed by for {each['passed_ms']} ms" if each["failure_mode"] == "open" else ""
+        yield (
+            "gap",
+            f"{each['direction']} without Envoy ({each['failure_mode']}) {since}: refused for {each['refused_ms']} ms"
+            f"{passed}; {each['count']} in all, {each['total_ms']} ms",
+        )
+    for each in capture.get("missing", ()):
+        yield "not there", f"{each}: what the capture policy says of it is not in force"
     if "dns" in status:
         detail = f" ({status['dns']['detail']})" if status["dns"]["detail"] else ""
         yield "dns", f"{'in place' if status['dns']['in_place'] else 'off'}{detail}"

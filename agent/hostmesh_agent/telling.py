@@ -79,6 +79,7 @@ class Telling:
             problems=[
                 *status.configuration_problems(parts.modules.states(), parts.next_envoy.problem),
                 *filter(None, [parts.severing.problem]),
+                *parts.capturing.alarms(),
             ],
             agent=parts.agent,
             machine=parts.facts.machine_id,
@@ -108,11 +109,15 @@ class Telling:
                 listeners_wanted=tuple(wanted),
                 listeners=await self._active(wanted),
                 capture_wanted=status.capture_wanted(parts.config),
+                capture_alarms=parts.capturing.alarms(),
+                capture_drift=parts.capturing.drift,
+                trial_until=parts.capturing.trial_until(),
                 modules=parts.modules.states(),
                 bootstrap_problem=parts.next_envoy.problem,
                 workload_api=None if api is None else api.status(),
                 workload_api_problems=() if api is None else tuple(api.problems()),
                 returning_problem=parts.returning.problem,
+                gaps=parts.capturing.gaps(),
             ),
             self._now(),
         )

@@ -25,6 +25,8 @@ INBOUND_PORT: Final = 15006
 """Envoy's listener for captured inbound TCP (Istio's number)."""
 DNS_PORT: Final = 15053
 """Envoy's UDP DNS listener on the loopback address."""
+DNS_TCP_PORT: Final = 15055
+"""Where the agent takes questions over TCP, on the loopback address: Envoy's DNS listener is of UDP alone."""
 AGENTS_PORT: Final = 15012
 """Controller: gRPC with mutual TLS, for agents that have joined."""
 JOIN_PORT: Final = 15013
@@ -34,6 +36,8 @@ ADMIN_PORT: Final = 15014
 
 DNS_ADDRESS: Final = "127.240.240.53"
 """Loopback address that the host's resolver asks first; its UDP port 53 is redirected to `DNS_PORT`."""
+SPLIT_DNS_ADDRESS: Final = "127.240.240.54"
+"""The same, for who asks nobody else about the mesh's domain: systemd-resolved."""
 INBOUND_SOURCE_V4: Final = "127.0.0.6"
 """Source of Envoy's connections to the local program: tells them from Envoy's calls to the host's own services."""
 INBOUND_SOURCE_V6: Final = "::6"
@@ -63,3 +67,6 @@ WASM_PULL_POLICY: Final = "ISTIO_META_WASM_IMAGE_PULL_POLICY"
 """Variable of a plugin's machine that is for the agent: `IfNotPresent` or `Always`. It takes out all such variables."""
 RELAY_CLUSTER: Final = "hostmesh-relay"
 """Envoy's static cluster for the agent's ADS socket."""
+
+MAX_INTERFACE_BYTES: Final = 15
+"""Of the name of a network interface: the kernel's IFNAMSIZ, without the zero at its end."""

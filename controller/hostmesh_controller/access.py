@@ -2,7 +2,8 @@
 
 The rules, each because of what an object of the kind can do to others:
 
-- An admin may write everything, and alone writes what decides about identities: a Host, and a workload on a host. The
+- An admin may write everything, and alone writes what decides about whole machines: a Host, a CapturePolicy (it takes
+  programs of every namespace out of the mesh, or into it), and what decides about identities: a workload on a host. The
   address of a WorkloadEntry decides whose certificate is issued and to which machine. Others place workloads on the
   hosts that the operator has opened to the namespace (`Host.spec.workloadNamespaces`), and on no address that is no
   host's: it may become one's. A Unix socket is one of every caller's own machine: for admins.
@@ -39,8 +40,8 @@ from hostmesh_controller.model.virtual_service import VirtualServiceSpec
 from hostmesh_controller.model.workloads import UNIX, ServiceEntrySpec, Workload, WorkloadEntrySpec
 from hostmesh_controller.names import MESH, canonical_address, expand, gateway_name, hosts_overlap
 
-ADMIN_KINDS: Final = frozenset({"Host"})
-"""Of administrators alone: they give machines an identity."""
+ADMIN_KINDS: Final = frozenset({"Host", "CapturePolicy"})
+"""Of administrators alone: they give machines an identity, or take programs of a whole machine into the mesh or out."""
 NAMED: Final = frozenset({"EnvoyFilter", "WasmPlugin", "Gateway", "WorkloadGroup"})
 """See above: a grant for some namespaces has to name these kinds."""
 OWN: Final = frozenset(

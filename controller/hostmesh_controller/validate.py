@@ -11,6 +11,7 @@ from hostmesh_controller.checks.authorization import (
     check_dry_run,
     check_providers,
 )
+from hostmesh_controller.checks.capture_policies import check_capture_policy
 from hostmesh_controller.checks.delegates import check_delegates
 from hostmesh_controller.checks.destination_rules import check_destination_rule
 from hostmesh_controller.checks.envoy_filters import check_envoy_filter
@@ -84,6 +85,7 @@ def _findings(item: ApiObject, world: World) -> Iterator[Finding]:
     yield from check_settings(item)
     yield from check_exports(item, world)
     yield from check_selector(item, world)
+    yield from check_capture_policy(item, world)
     match item.spec:
         case VirtualServiceSpec() as spec:
             yield from check_virtual_service(item, spec, world)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 
-from bench import changes, connect, endpoint, host, push, rules
+from bench import changes, connect, endpoint, host, push, readiness, rules
 from bench.figure import Benchmark, Figure, machine, table
 from bench.hosts import Hosts
 from bench.stage import Stage
@@ -34,6 +34,7 @@ def benchmarks(stage: Stage, hosts: Hosts) -> list[Benchmark]:
         Benchmark("rules", rules.rules),
         Benchmark("agent", partial(host.agent, hosts)),
         Benchmark("first", partial(host.first, hosts)),
+        Benchmark("readiness", partial(readiness.readiness, hosts)),
         Benchmark("latency", partial(host.latency, hosts)),
     ]
 

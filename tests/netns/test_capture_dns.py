@@ -1,18 +1,23 @@
 """Name resolution on a captured host, down to glibc: mesh names are Envoy's, and no other name depends on us."""
 
+import asyncio
 import os
+import socket
 import struct
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from hostmesh_agent import capture
+from hostmesh_agent import capture, dns_front, dns_message
 from hostmesh_agent.capture import CaptureRequest, HostFloor, plan
 from hostmesh_agent.dns import Resolver
 from netns.conftest import PEER
-from netns.space import Servers, Space, ask_udp, run
+from netns.name_machine import wait_until
+from netns.space import WAIT_S, Servers, Space, ask_udp, run
 
 ENVOY = 900
 NXDOMAIN, REFUSED = 3, 5
@@ -42,7 +47,7 @@ def resolver_of(names: dict[str, str]) -> Callable[[bytes], bytes]:
 
     def answer(query: bytes) -> bytes:
         name, end = labels(query)
-        address = names.get(name)
+        address = names.get(name)  # in the case as written, like Envoy
         code = 0 if address else NXDOMAIN
         header = query[:2] + struct.pack(">HHHHH", 0x8180 | code, 1, int(bool(address)), 0, 0)
         if not address:
@@ -76,6 +81,17 @@ def test_only_no_such_name_becomes_refused_and_every_other_flag_is_kept(
     servers.udp("127.0.0.1", 15053, lambda query: query[:2] + envoy_says.to_bytes(2, "big") + query[4:])
     query = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x04mesh\x00\x00\x01\x00\x01"
     assert ask_udp("127.240.240.53", 53, query) == query[:2] + caller_hears.to_bytes(2, "big") + query[4:]
+
+
+@pytest.mark.parametrize(
+    ("envoy_says", "caller_hears"), [(0x8183, 0x8183), (0x8504, 0x8500), (0x8180, 0x8180), (0x8185, 0x8185)]
+)
+def test_who_asks_nobody_else_hears_that_a_name_is_none_and_that_there_is_nothing_of_a_type(
+    captured: None, servers: Servers, envoy_says: int, caller_hears: int
+) -> None:
+    servers.udp("127.0.0.1", 15053, lambda query: query[:2] + envoy_says.to_bytes(2, "big") + query[4:])
+    query = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x04mesh\x00\x00\x41\x00\x01"
+    assert ask_udp("127.240.240.54", 53, query) == query[:2] + caller_hears.to_bytes(2, "big") + query[4:]
 
 
 def test_an_answer_in_fragments_keeps_a_true_checksum(captured: None, servers: Servers) -> None:
@@ -164,3 +180,89 @@ def test_a_file_that_is_mounted_is_written_in_place_and_comes_back(resolv_conf: 
     )
     assert "nameserver 127.240.240.53" in shown
     assert resolv_conf.read_bytes() == before
+
+
+def ask_tcp(address: str, query: bytes) -> bytes:
+    """Put a question over TCP; return the answer, "" if the connection ends without one."""
+    with socket.create_connection((address, 53), timeout=WAIT_S) as client, client.makefile("rb") as stream:
+        try:
+            client.sendall(dns_message.framed(query))
+            return stream.read(int.from_bytes(stream.read(2), "big"))
+        except (ConnectionResetError, BrokenPipeError):  # it had not read all of the question
+            return b""
+
+
+@pytest.fixture
+def front(captured: None) -> Iterator[dns_front.Front]:
+    """The agent's front, in a thread of its own."""
+    front = dns_front.Front()
+    loop = asyncio.new_event_loop()
+    with new_loop_thread(loop, front):
+        yield front
+
+
+@contextmanager
+def new_loop_thread(loop: asyncio.AbstractEventLoop, front: dns_front.Front) -> Iterator[None]:
+    task = loop.create_task(front.run())
+
+    def live() -> None:
+        with suppress(asyncio.CancelledError):
+            loop.run_until_complete(task)
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+
+    thread = threading.Thread(target=live)
+    thread.start()
+    try:
+        wait_until(lambda: "127.0.0.1:15055" in run("ss", "-ltn"))
+        yield
+    finally:
+        loop.call_soon_threadsafe(task.cancel)
+        thread.join(WAIT_S)
+
+
+SHOP = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x04ShOp\x04mesh\x07example\x00\x00\x01\x00\x01"
+
+
+@pytest.mark.parametrize(("address", "unknown"), [("127.240.240.53", REFUSED), ("127.240.240.54", NXDOMAIN)])
+def test_a_question_over_tcp_gets_the_answer_that_it_gets_over_udp_in_any_case(
+    front: dns_front.Front, servers: Servers, address: str, unknown: int
+) -> None:
+    servers.udp("127.0.0.1", 15053, resolver_of({"shop.mesh.example": "240.240.0.9"}))
+    answer = ask_tcp(address, SHOP)
+    assert answer.startswith(SHOP[:2] + b"\x81\x80" + b"\0\1\0\1\0\0\0\0" + SHOP[12:])
+    assert answer.endswith(bytes([240, 240, 0, 9]))
+    assert ask_tcp(address, SHOP.replace(b"ShOp", b"none"))[3] & 15 == unknown
+
+
+def test_over_tcp_a_dead_envoy_and_what_is_no_question_end_the_connection_at_once(front: dns_front.Front) -> None:
+    assert ask_tcp("127.240.240.53", SHOP) == b""
+    assert ask_tcp("127.240.240.53", b"\xff" * 40) == b""
+    assert ask_tcp("127.240.240.53", b"") == b""
+
+
+def test_over_tcp_a_dead_agent_is_a_closed_port(captured: None) -> None:
+    with pytest.raises(ConnectionRefusedError):
+        ask_tcp("127.240.240.53", SHOP)
+
+
+def test_connections_beyond_the_bound_are_ended_and_others_are_answered_again(
+    front: dns_front.Front, servers: Servers
+) -> None:
+    servers.udp("127.0.0.1", 15053, resolver_of({"shop.mesh.example": "240.240.0.9"}))
+    with ExitStack() as held:
+        for _ in range(dns_front.CONNECTIONS):
+            held.enter_context(socket.create_connection(("127.240.240.53", 53), timeout=WAIT_S))
+        wait_until(lambda: front.connections == dns_front.CONNECTIONS)
+        assert ask_tcp("127.240.240.53", SHOP) == b""
+    wait_until(lambda: front.connections == 0)
+    assert ask_tcp("127.240.240.53", SHOP).endswith(bytes([240, 240, 0, 9]))
+
+
+def test_glibc_finds_names_over_tcp_and_all_others_where_it_found_them(
+    front: dns_front.Front, resolv_conf: Path, servers: Servers, tmp_path: Path, peer: Space
+) -> None:
+    servers.udp("127.0.0.1", 15053, resolver_of({"shop.mesh.example": "240.240.0.9"}))
+    resolv_conf.write_text(f"nameserver {PEER[0]}\noptions use-vc timeout:1 attempts:1\n")
+    Resolver(resolv_conf, tmp_path / "state").apply()
+    assert resolve(resolv_conf, "shop.mesh.example") == ["shop.mesh.example 240.240.0.9 quickly"]

@@ -54,10 +54,11 @@ SERVICE = document("Service", "{ports: [{port: 80, name: http}]}")
 
 def test_every_kind_has_been_decided_about() -> None:
     namespaced = {kind for kind, info in KINDS.items() if info.namespaced}
-    assert namespaced <= OWN | NAMED
+    assert namespaced <= OWN | NAMED | ADMIN_KINDS
     assert not OWN & NAMED
+    assert not ADMIN_KINDS & (OWN | NAMED)
     assert {kind for kind in KINDS if kind not in namespaced} == {"Namespace", "Host", "MeshConfig"}
-    assert {"Host"} == ADMIN_KINDS
+    assert {"Host", "CapturePolicy"} == ADMIN_KINDS
 
 
 def test_who_has_no_grant_to_write_writes_nothing() -> None:

@@ -3,6 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from hostmesh_agent.capture.floor import never_outbound
+from hostmesh_agent.capture.who import Match
 from hostmesh_agent.config import AgentConfig, FloorSettings, WorkloadApiSettings, load, parse
 from hostmesh_agent.config_table import ConfigError
 from hostmesh_agent.entitlements import WorkloadAccess
@@ -32,6 +34,12 @@ def test_every_key_is_read() -> None:
         [capture]
         enabled = false
         exclude_inbound_ports = [9100, 22, 22]
+        exclude_outbound_ports = [5432]
+        exclude_outbound_cidrs = ["10.0.0.0/8"]
+        exclude_users = ["backup", "1002"]
+        exclude_units = ["node-exporter", "docker.socket"]
+        exclude_interfaces = ["wg0"]
+        max_scope = "mesh"
         [dns]
         enabled = false
         resolv_conf = "/etc/other.conf"
@@ -58,6 +66,14 @@ def test_every_key_is_read() -> None:
     assert config.envoy.sha256 == "8aa137a7d00994ce43f613556f5a120709229f63bedb86eedde5ccbc402c2b80"
     assert config.envoy.workers(cpus=64) == 3
     assert config.capture.exclude_inbound_ports == (22, 9100)
+    assert never_outbound(config.capture) == (
+        Match(ports=frozenset({5432})),
+        Match(cidrs=frozenset({"10.0.0.0/8"})),
+        Match(users=frozenset({"backup", "1002"})),
+        Match(units=frozenset({"node-exporter.service", "docker.socket"})),
+    )
+    assert (config.capture.exclude_interfaces, config.capture.max_scope) == (("wg0",), "mesh")
+    assert never_outbound(AgentConfig().capture) == ()
     assert not config.capture.enabled
     assert not config.dns.enabled
     assert config.log.level == "debug"
@@ -80,6 +96,20 @@ def test_every_key_is_read() -> None:
         ('stat_dir = "/x"', "f: stat_dir: unknown key; did you mean 'state_dir'?"),
         ("[envoy]\nuzer = 'x'", "f: envoy.uzer: unknown key; did you mean 'user'?"),
         ("[log]\nzzz = 1", "f: log.zzz: unknown key; known keys: level"),
+        ("[capture]\nmax_scope = 'host'", "f: capture.max_scope: must be one of mesh, all; is 'host'"),
+        (
+            "[capture]\nexclude_users = ['4294967295']",
+            "f: capture.exclude_users: 4294967295 is not the number of a user",
+        ),
+        (
+            "[capture]\nexclude_interfaces = ['a-name-too-long.']",
+            "f: capture.exclude_interfaces: 'a-name-too-long.' is",
+        ),
+        ("[capture]\nexclude_outbound_cidrs = ['10.0.0.1/8']", "f: capture.exclude_outbound_cidrs: is not a list of"),
+        (
+            "[capture]\nexclude_interfaces = ['wg0']\n[floor]\nmtls_ports = [80]",
+            "f: floor.mtls_ports: on capture.exclude_interfaces they would be open",
+        ),
         ("[envoy]\nsupervisor = 'systemd'", "f: envoy.supervisor: 'systemd' comes with the packages"),
         ("[envoy]\nsupervisor = 'runit'", "f: envoy.supervisor: unknown supervisor 'runit'"),
         (

@@ -33,7 +33,13 @@ EXPRESSIONS = sorted(
     | {PayloadWrite(Header.TRANSPORT, 10, 2, 6), Mask(b"\xff\xf0\0", b"\0\5\0")},
     key=repr,
 )
-PYROUTE2_FORMS = {Number(): "be32", Number(signed=True): "sbe32", Number(8): "be64", Text(): "asciiz"}
+PYROUTE2_FORMS = {
+    Number(): "be32",
+    Number(signed=True): "sbe32",
+    Number(8): "be64",
+    Number(1): "uint8",
+    Text(): "asciiz",
+}
 
 
 def class_of(layout: Layout, base: type = nla) -> type:

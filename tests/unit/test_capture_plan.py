@@ -1,5 +1,6 @@
 """What the planner decides: the rules as text, and what it refuses."""
 
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from itertools import pairwise
 
@@ -8,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hostmesh_agent.capture import CaptureRequest, HostFloor, PlanError, Scope, plan
-from hostmesh_agent.capture.plan import ranges
 from hostmesh_agent.capture.rules import Chain, Ruleset
 from hostmesh_agent.capture.text import rule_text, table_text
+from hostmesh_agent.capture.who import ranges
 
 VIRTUAL = frozenset({"240.240.0.0/16", "fd00:f0f0::/112"})
 REQUEST = CaptureRequest(
@@ -45,6 +46,9 @@ def test_outbound_traffic_is_decided_in_the_order_of_the_policy() -> None:
         "ip daddr 10.0.0.1 tcp dport 15012 return",
         "ip6 daddr 2001:db8::1 tcp dport 15012 return",
         "ip daddr 127.240.240.53 udp dport 53 redirect to :15053",
+        "ip daddr 127.240.240.53 tcp dport 53 redirect to :15055",
+        "ip daddr 127.240.240.54 udp dport 53 redirect to :15053",
+        "ip daddr 127.240.240.54 tcp dport 53 redirect to :15055",
         "ip daddr @virtual4 meta l4proto tcp redirect to :15001",
         "ip6 daddr @virtual6 meta l4proto tcp redirect to :15001",
         "fib daddr type local return",
@@ -181,3 +185,17 @@ def test_ranges_hold_just_what_the_prefixes_hold_and_never_overlap(texts: list[s
     assert all(earlier[1] < later[0] for earlier, later in pairwise(found))
     held = {address for first, last in found for address in range(first, last + 1)}
     assert held == {int(address) for network in networks for address in network}
+
+
+def test_the_questions_of_either_address_follow_envoy_to_another_port() -> None:
+    moved = replace(FLOOR, dns_port=25053)
+    assert [line for line in lines(plan(REQUEST, moved), "outbound") if "25053" in line] == [
+        "ip daddr 127.240.240.53 udp dport 53 redirect to :25053",
+        "ip daddr 127.240.240.54 udp dport 53 redirect to :25053",
+    ]
+    assert lines(plan(REQUEST, moved), "answers") == [
+        "ip saddr 127.0.0.1 udp sport 25053 ct original ip daddr 127.240.240.53 @th,80,16 & 0x000f 3"
+        " @th,80,16 set @th,80,16 & 0xfff0 | 0x0005",
+        "ip saddr 127.0.0.1 udp sport 25053 ct original ip daddr 127.240.240.54 @th,80,16 & 0x000f 4"
+        " @th,80,16 set @th,80,16 & 0xfff0",
+    ]

@@ -263,7 +263,7 @@ def test_every_supported_field_is_read_and_comes_back_as_it_was_written(kind: st
 
 MORE = {"Gateway", "Sidecar", "EnvoyFilter", "ProxyConfig", "WasmPlugin", "MeshConfig", "RateLimit", "HealthCheck"}
 """Their examples are in test_model_more_kinds."""
-OWN = {"RequestAuthentication", "Secret"}
+OWN = {"CapturePolicy", "RequestAuthentication", "Secret"}
 """They have tests of their own."""
 
 

@@ -249,6 +249,7 @@ def bound(*ports: int, **fields: Any) -> Listener:
     [
         ({}, 8080, ""),
         ({}, 2022, "SSH is served on port 2022"),
+        ({"listen_ports": (15055,)}, 15055, "port 15055 is the agent's own"),
         ({"never_listen_ports": (3389,)}, 3389, "floor.never_listen_ports"),
         ({"listen_ports": (8443,)}, 8443, ""),
         ({"listen_ports": (8443,)}, 15006, ""),

@@ -15,6 +15,7 @@ import pki
 from hostmesh_agent import enrol
 from hostmesh_agent.state import State
 from hostmesh_api.v1.hostmesh_pb2 import (
+    CaptureGap,
     CaptureState,
     Cloud,
     Disk,
@@ -187,9 +188,18 @@ def test_a_report_is_cut_to_its_bounds_and_not_refused() -> None:
         listening=[ListeningSocket(program="p" * 9999, port=80)] * 9999,
         leases=[WorkloadLease(name="n" * 9999, captured_ports=range(9999))] * 1500,
         envoy=EnvoyState(last_exit="x" * 9999),
-        capture=CaptureState(error="e" * 9999),
+        capture=CaptureState(
+            error="e" * 9999,
+            gaps=[CaptureGap(direction="d" * 9999)] * 99,
+            missing=["m" * 9999] * 999,
+            refused=["r" * 9999] * 999,
+        ),
     )
     cut = bounded(huge)
+    assert len(cut.capture.gaps) == reports.MAX_GAPS
+    assert (len(cut.capture.missing), len(cut.capture.refused)) == (reports.MAX_PROBLEMS,) * 2
+    said = (cut.capture.gaps[0].direction, cut.capture.missing[0], cut.capture.refused[0])
+    assert {len(each) for each in said} == {reports.MAX_TEXT_CHARS}
     assert len(cut.facts.addresses) == reports.MAX_ADDRESSES
     assert len(cut.listening) == reports.MAX_SOCKETS
     assert len(cut.leases) == reports.MAX_LEASES

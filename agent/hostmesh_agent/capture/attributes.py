@@ -6,6 +6,7 @@ go in and names come out). Here numbers and bytes go in and the same come out. N
 linux/netfilter/nf_tables.h.
 """
 
+import struct
 from enum import IntEnum
 from typing import Final
 
@@ -18,8 +19,12 @@ RETURN_VERDICT: Final = -5  # NFT_RETURN
 PORT_GIVEN: Final = 2  # NF_NAT_RANGE_PROTO_SPECIFIED
 DESTINATION_NAT: Final = 1  # NFT_NAT_DNAT
 INTERNET_CHECKSUM: Final = 1  # NFT_PAYLOAD_CSUM_INET
+ASKED_ADDRESS: Final = 20  # NFT_CT_DST_IP
 ADDRESS_TYPE: Final = 3  # NFT_FIB_RESULT_ADDRTYPE
 OF_DESTINATION: Final = 2  # NFTA_FIB_F_DADDR
+CGROUP_OF_SOCKET: Final = 3  # NFT_SOCKET_CGROUPV2
+TCP_RESET: Final = 1  # NFT_REJECT_TCP_RST
+NATIVE_KEY: Final = b"\x00\x04" + struct.pack("=I", 1)  # NFTNL_UDATA_SET_KEYBYTEORDER: for who lists the set
 INTERVAL_SET: Final = 4  # NFT_SET_INTERVAL
 RANGE_END: Final = 1  # NFT_SET_ELEM_INTERVAL_END: this value is the first behind the range
 RULE_COMMENT: Final = 0  # NFTNL_UDATA_RULE_COMMENT
@@ -49,6 +54,7 @@ class Kind(IntEnum):
 
 _NUMBER: Final = Number()
 _SIGNED: Final = Number(signed=True)
+_BYTE: Final = Number(length_bytes=1)
 _LONG: Final = Number(length_bytes=8)
 _TEXT: Final = Text()
 _RAW: Final = Raw()
@@ -82,9 +88,12 @@ DATA_LAYOUTS: Final = {
         OP=(6, _NUMBER),
         DATA=(7, DATA),
     ),
+    "socket": Layout(KEY=(1, _NUMBER), DREG=(2, _NUMBER), LEVEL=(3, _NUMBER)),
+    "reject": Layout(TYPE=(1, _NUMBER), ICMP_CODE=(2, _BYTE)),
     "lookup": Layout(SET=(1, _TEXT), SREG=(2, _NUMBER), DREG=(3, _NUMBER), SET_ID=(4, _NUMBER), FLAGS=(5, _NUMBER)),
     "immediate": Layout(DREG=(1, _NUMBER), DATA=(2, DATA)),
     "fib": Layout(DREG=(1, _NUMBER), RESULT=(2, _NUMBER), FLAGS=(3, _NUMBER)),
+    "ct": Layout(DREG=(1, _NUMBER), KEY=(2, _NUMBER), DIRECTION=(3, Number(1)), SREG=(4, _NUMBER)),
     "redir": Layout(PROTO_MIN=(1, _NUMBER), PROTO_MAX=(2, _NUMBER), FLAGS=(3, _NUMBER)),
     "nat": Layout(
         TYPE=(1, _NUMBER),
@@ -129,6 +138,7 @@ SET: Final = Layout(
     POLICY=(8, _NUMBER),
     DESC=(9, _RAW),
     ID=(10, _NUMBER),
+    USERDATA=(13, _RAW),
 )
 SET_ELEMENTS: Final = Layout(TABLE=(1, _TEXT), SET=(2, _TEXT), ELEMENTS=(3, Raw(NESTED)), SET_ID=(4, _NUMBER))
 """Elements are raw bytes, a list of attributes: see `encode` and `decode`."""

@@ -30,6 +30,7 @@ class CaptureState:
         rules_hash: of the rules read back from the kernel; "" without rules.
         error: what went wrong and who must act; "" if nothing did.
         refused: what was asked for and is never done.
+        missing: users and units that it is about and that are not there now.
     """
 
     state: Literal["on", "off", "error"]
@@ -37,6 +38,7 @@ class CaptureState:
     error: str = ""
     refused: tuple[Refusal, ...] = ()
     backend: str = BACKEND
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,8 @@ class Capture:
         if problem:
             self._well = None
             return CaptureState("error", digest, problem, refused)
-        state = CaptureState("on", digest, refused=refused) if digest else CaptureState("off")
+        missing = self._applied.missing if self._applied else ()
+        state = CaptureState("on", digest, refused=refused, missing=missing) if digest else CaptureState("off")
         self._well = _Well(state, reading.generation)
         return state
 

@@ -11,6 +11,7 @@ from hostmesh_agent.capture.attributes import DATA_LAYOUTS, ELEMENT, EXPRESSION,
 from hostmesh_agent.capture.codec import Attributes, split
 from hostmesh_agent.capture.encode import encode
 from hostmesh_agent.capture.rules import (
+    AskedAddress,
     Chain,
     ChangePort,
     Compare,
@@ -28,8 +29,10 @@ from hostmesh_agent.capture.rules import (
     Payload,
     PayloadWrite,
     Redirect,
+    Reset,
     Return,
     Rule,
+    SocketCgroup,
     Table,
     Unknown,
 )
@@ -55,7 +58,7 @@ def decode(name: str, attributes: Any) -> Expression:
     return Unknown(name, repr(attributes))
 
 
-_DEFAULTS: Final[Attributes] = {"OP": 0, "FLAGS": 0, "CSUM_FLAGS": 0}
+_DEFAULTS: Final[Attributes] = {"OP": 0, "FLAGS": 0, "CSUM_FLAGS": 0, "ICMP_CODE": 0}
 """The kernel tells these also where they were not given."""
 
 
@@ -64,6 +67,16 @@ def _without_defaults(attributes: Attributes) -> Attributes:
     if kept.get("PROTO_MAX") == kept.get("PROTO_MIN"):
         kept.pop("PROTO_MAX", None)
     return kept
+
+
+_WITHOUT_VALUES: Final[dict[str, Expression]] = {
+    "fib": DestinationType(),
+    "ct": AskedAddress(),
+    "redir": Redirect(),
+    "nat": ChangePort(),
+    "reject": Reset(),
+}
+"""Expressions that say everything by their kind."""
 
 
 def _guess(name: str, attributes: Attributes) -> Expression | None:
@@ -78,8 +91,8 @@ def _guess(name: str, attributes: Attributes) -> Expression | None:
             return Payload(*place)
         case "bitwise":
             return Mask(attributes["MASK"]["VALUE"], attributes["XOR"]["VALUE"])
-        case "fib":
-            return DestinationType()
+        case "socket":
+            return SocketCgroup(attributes["LEVEL"])
         case "cmp":
             return Compare(attributes["DATA"]["VALUE"], inverted=attributes["OP"] == 1)
         case "lookup":
@@ -88,12 +101,8 @@ def _guess(name: str, attributes: Attributes) -> Expression | None:
             return Return()
         case "immediate":
             return Load(attributes["DATA"]["VALUE"])
-        case "redir":
-            return Redirect()
-        case "nat":
-            return ChangePort()
         case _:
-            return None
+            return _WITHOUT_VALUES.get(name)
 
 
 def read_rule(attributes: Attributes) -> Rule:

@@ -22,22 +22,27 @@ from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_NFTABLES
 from hostmesh_agent.capture import attributes as nf
 from hostmesh_agent.capture.attributes import (
     ADDRESS_TYPE,
+    ASKED_ADDRESS,
+    CGROUP_OF_SOCKET,
     DESTINATION_NAT,
     INET,
     INTERNET_CHECKSUM,
     INTERVAL_SET,
     LIST_ELEMENT,
+    NATIVE_KEY,
     OF_DESTINATION,
     PORT_GIVEN,
     RANGE_END,
     REGISTER,
     RETURN_VERDICT,
     RULE_COMMENT,
+    TCP_RESET,
     Kind,
 )
 from hostmesh_agent.capture.codec import NESTED, Attributes, Layout, attribute
 from hostmesh_agent.capture.rules import (
     TABLE_NAME,
+    AskedAddress,
     Chain,
     ChangePort,
     Compare,
@@ -52,8 +57,10 @@ from hostmesh_agent.capture.rules import (
     Payload,
     PayloadWrite,
     Redirect,
+    Reset,
     Return,
     Rule,
+    SocketCgroup,
     Table,
     Unknown,
 )
@@ -171,7 +178,8 @@ def _set_change(now: NamedSet | None, named_set: NamedSet, number: int) -> Itera
     if now is None:
         names = {"TABLE": TABLE_NAME, "NAME": named_set.name, "FLAGS": INTERVAL_SET if named_set.intervals else 0}
         shape = {"KEY_TYPE": int(key), "KEY_LEN": key.length_bytes, "ID": number}
-        yield _create(Kind.NEW_SET, nf.SET, names | shape)
+        more = {"USERDATA": NATIVE_KEY} if key.native else {}
+        yield _create(Kind.NEW_SET, nf.SET, names | shape | more)
         now = replace(named_set, ranges=())
     before, after = set(now.ranges), set(named_set.ranges)
     for part in _element_lists(named_set, sorted(before - after)):
@@ -233,6 +241,8 @@ def encode(expression: Expression) -> tuple[str, Attributes]:  # noqa: C901 - on
     match expression:
         case Meta(key):
             return "meta", {"KEY": int(key), "DREG": REGISTER}
+        case SocketCgroup(level):
+            return "socket", {"KEY": CGROUP_OF_SOCKET, "DREG": REGISTER, "LEVEL": level}
         case Payload(header, offset, length):
             return "payload", {"DREG": REGISTER, "BASE": int(header), "OFFSET": offset, "LEN": length}
         case PayloadWrite(header, offset, length, checksum_offset):
@@ -250,6 +260,8 @@ def encode(expression: Expression) -> tuple[str, Attributes]:  # noqa: C901 - on
             return "bitwise", both | {"LEN": len(mask), "MASK": {"VALUE": mask}, "XOR": {"VALUE": xor}}
         case DestinationType():
             return "fib", {"DREG": REGISTER, "RESULT": ADDRESS_TYPE, "FLAGS": OF_DESTINATION}
+        case AskedAddress():
+            return "ct", {"DREG": REGISTER, "KEY": ASKED_ADDRESS, "DIRECTION": 0}
         case Compare(value, inverted):
             return "cmp", {"SREG": REGISTER, "OP": int(inverted), "DATA": {"VALUE": value}}
         case Lookup(set_name):
@@ -262,5 +274,7 @@ def encode(expression: Expression) -> tuple[str, Attributes]:  # noqa: C901 - on
             return "nat", {"TYPE": DESTINATION_NAT, "FAMILY": INET, "PROTO_MIN": REGISTER, "FLAGS": PORT_GIVEN}
         case Return():
             return "immediate", {"DREG": 0, "DATA": {"VERDICT": {"CODE": RETURN_VERDICT}}}
+        case Reset():
+            return "reject", {"TYPE": TCP_RESET}
         case Unknown(name):
             raise ValueError(f"cannot write an expression that was not understood: {name}")

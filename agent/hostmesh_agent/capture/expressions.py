@@ -9,6 +9,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Final
 
 from hostmesh_agent.capture.rules import (
+    AskedAddress,
     ChangePort,
     Compare,
     DestinationType,
@@ -22,7 +23,9 @@ from hostmesh_agent.capture.rules import (
     Payload,
     PayloadWrite,
     Redirect,
+    Reset,
     Return,
+    SocketCgroup,
 )
 
 Words = tuple[Expression, ...]
@@ -37,10 +40,13 @@ _LOCAL: Final = 2  # RTN_LOCAL
 
 _DNS_FLAGS_OFFSET: Final = 10  # of the UDP header (8 bytes) and the DNS identifier (2 bytes)
 _UDP_CHECKSUM_OFFSET: Final = 6
+_NO_ERROR: Final = 0
 _NXDOMAIN: Final = 3
+_NOT_IMPLEMENTED: Final = 4
 _REFUSED: Final = 5
 
 RETURN: Final[Words] = (Return(),)
+RESET: Final[Words] = (Reset(),)
 
 
 def _native(number: int) -> bytes:
@@ -61,6 +67,19 @@ def protocol(number: int) -> Words:
 
 def socket_uid(uid: int) -> Words:
     return (Meta(MetaKey.SOCKET_UID), Compare(_native(uid)))
+
+
+def socket_uid_in(set_name: str) -> Words:
+    return (Meta(MetaKey.SOCKET_UID), Lookup(set_name))
+
+
+def cgroup_in(level: int, set_name: str) -> Words:
+    return (SocketCgroup(level), Lookup(set_name))
+
+
+def interface_in(set_name: str, *, outbound: bool) -> Words:
+    """By name: an interface may come and go, and its number with it."""
+    return (Meta(MetaKey.OUTPUT_INTERFACE_NAME if outbound else MetaKey.INPUT_INTERFACE_NAME), Lookup(set_name))
 
 
 def from_loopback() -> Words:
@@ -103,6 +122,11 @@ def to_set(version: int, set_name: str) -> Words:
     return (Payload(Header.NETWORK, offset, length), Lookup(set_name))
 
 
+def from_set(version: int, set_name: str) -> Words:
+    offset, length = _SOURCE[version]
+    return (Payload(Header.NETWORK, offset, length), Lookup(set_name))
+
+
 def tcp_port(number: int) -> Words:
     return (*protocol(TCP), Payload(Header.TRANSPORT, 2, 2), Compare(_port(number)))
 
@@ -119,6 +143,11 @@ def udp_source_port(number: int) -> Words:
     return (*protocol(UDP), Payload(Header.TRANSPORT, 0, 2), Compare(_port(number)))
 
 
+def asked_of(address: IPv4Address) -> Words:
+    """The connection's first packet went to `address`, wherever it was redirected to. Behind conntrack alone."""
+    return (AskedAddress(), Compare(address.packed))
+
+
 def redirect(port: int) -> Words:
     return (Load(_port(port)), Redirect())
 
@@ -129,7 +158,17 @@ def change_port(port: int) -> Words:
 
 
 def no_such_name_becomes_refused() -> Words:
-    """Of a DNS answer in UDP: turn NXDOMAIN into REFUSED and keep every other flag.
+    """Of a DNS answer in UDP: turn NXDOMAIN into REFUSED and keep every other flag."""
+    return _answer_code(_NXDOMAIN, _REFUSED)
+
+
+def unknown_type_becomes_no_data() -> Words:
+    """Of a DNS answer in UDP: turn NOTIMP into an answer without data, which is what it means to who asks no other."""
+    return _answer_code(_NOT_IMPLEMENTED, _NO_ERROR)
+
+
+def _answer_code(old: int, new: int) -> Words:
+    """Of a DNS answer in UDP: change the code.
 
     Both bytes of flags are rewritten, not only the one that holds the code: the kernel mends a checksum by 16-bit
     words, and over an interface without checksum offload there is a real checksum to mend.
@@ -138,8 +177,8 @@ def no_such_name_becomes_refused() -> Words:
     return (
         flags,
         Mask(mask=b"\x00\x0f", xor=b"\x00\x00"),
-        Compare(_port(_NXDOMAIN)),
+        Compare(_port(old)),
         flags,
-        Mask(mask=b"\xff\xf0", xor=_port(_REFUSED)),
+        Mask(mask=b"\xff\xf0", xor=_port(new)),
         PayloadWrite(Header.TRANSPORT, _DNS_FLAGS_OFFSET, 2, _UDP_CHECKSUM_OFFSET),
     )

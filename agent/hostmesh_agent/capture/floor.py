@@ -18,7 +18,9 @@ from typing import Final
 
 import psutil
 
-from hostmesh_agent.capture.plan import SSH_PORT, HostFloor
+from hostmesh_agent.capture.plan import SSH_PORT, HostFloor, Scope
+from hostmesh_agent.capture.who import Match
+from hostmesh_agent.config import CaptureSettings
 
 _SERVERS: Final = ("sshd", "dropbear")  # also sshd-session and sshd-auth of OpenSSH 9.8 and later
 _SOCKET_UNITS: Final = ("ssh.socket", "sshd.socket", "dropbear.socket")
@@ -27,14 +29,14 @@ _IPV6_SWITCHES: Final = ("all", "lo")
 
 
 def look(
-    envoy_uid: int, controllers: Iterable[str], never_inbound_ports: Iterable[int], *, mtls_only: bool = False
+    envoy_uid: int, controllers: Iterable[str], settings: CaptureSettings, *, mtls_only: bool = False
 ) -> HostFloor:
     """Return the host's floor as it is now. Blocks: names are resolved and programs asked.
 
     Args:
         envoy_uid: as whom Envoy runs.
         controllers: their endpoints, `NAME:PORT`.
-        never_inbound_ports: what the owner of the host does not want captured.
+        settings: what the owner of the host does not want captured.
         mtls_only: the owner lets nobody in without mutual TLS.
     """
     servers = ssh_servers()
@@ -42,11 +44,25 @@ def look(
         envoy_uid=envoy_uid,
         ssh_ports=servers | {SSH_PORT},
         ssh_servers=servers,
-        never_inbound_ports=frozenset(never_inbound_ports),
+        never_inbound_ports=frozenset(settings.exclude_inbound_ports),
         controller=_addresses(controllers),
         ipv6=ipv6_enabled(),
         mtls_only=mtls_only,
+        never_outbound=never_outbound(settings),
+        never_interfaces=frozenset(settings.exclude_interfaces),
+        max_scope=Scope(settings.max_scope),
     )
+
+
+def never_outbound(settings: CaptureSettings) -> tuple[Match, ...]:
+    """Return what the owner excludes: each of the lists by itself."""
+    found = (
+        Match(ports=frozenset(settings.exclude_outbound_ports)),
+        Match(cidrs=frozenset(settings.exclude_outbound_cidrs)),
+        Match(users=frozenset(settings.exclude_users)),
+        Match(units=frozenset(settings.exclude_units)),
+    )
+    return tuple(each for each in found if each != Match())
 
 
 def ssh_ports() -> frozenset[int]:

@@ -1,17 +1,21 @@
 """What is captured, decided: a request and the host's floor in, the whole ruleset out. Pure.
 
 The order of the output chain is the policy. Envoy first, since everything it sends must pass; then what must never
-depend on Envoy (SSH, the controller); then virtual addresses, which exist nowhere else; then the host itself; then
-the mesh.
+depend on Envoy (SSH, the controller); then programs that are excluded; then virtual addresses, which exist nowhere
+else; then the host itself; then destinations that are excluded; then the mesh. Inbound, ports that take mutual TLS
+alone come before all that is excluded: of those no plaintext reaches a program.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Final
 
 from hostmesh_agent.capture import expressions as words
+from hostmesh_agent.capture import names, who
+from hostmesh_agent.capture.expressions import Words
+from hostmesh_agent.capture.narrow import Narrowed
 from hostmesh_agent.capture.rules import (
     Chain,
     Hook,
@@ -22,6 +26,7 @@ from hostmesh_agent.capture.rules import (
     Ruleset,
     Table,
 )
+from hostmesh_agent.capture.who import ALL_OF_IT, NOBODY, Direction, Match, Narrowing, Present, ranges
 from hostmesh_api import wire
 
 SSH_PORT: Final = 22
@@ -29,9 +34,10 @@ NAME_PORTS: Final = (53, 853)
 """Where resolvers are asked over TCP: names outside the mesh must be found whatever may be called."""
 BEFORE_DOCKER: Final = -110  # Docker's and everybody's destination NAT is at -100
 BEFORE_NAT: Final = -150  # "mangle": the answer still carries Envoy's own address
+BEHIND_NAT: Final = 0  # what was redirected has another destination there
 
 CONTROLLER_PORTS: Final = frozenset({wire.AGENTS_PORT, wire.JOIN_PORT, wire.ADMIN_PORT})
-OWN_PORTS: Final = CONTROLLER_PORTS | {wire.OUTBOUND_PORT, wire.INBOUND_PORT, wire.DNS_PORT}
+OWN_PORTS: Final = CONTROLLER_PORTS | {wire.OUTBOUND_PORT, wire.INBOUND_PORT, wire.DNS_PORT, wire.DNS_TCP_PORT}
 
 Address = IPv4Address | IPv6Address
 Prefix = IPv4Network | IPv6Network
@@ -54,7 +60,8 @@ class CaptureRequest:
     """What the controller asks for.
 
     Prefixes are CIDR text of either family. `virtual_prefixes` are the ranges of virtual addresses: captured in either
-    scope, and made routable.
+    scope, and made routable. `inbound` and `outbound` narrow down what is captured; of `strict_ports` (those of the
+    `inbound_ports` that take mutual TLS alone) every connection is captured all the same.
     """
 
     scope: Scope = Scope.MESH
@@ -62,6 +69,9 @@ class CaptureRequest:
     mesh_prefixes: frozenset[str] = frozenset()
     virtual_prefixes: frozenset[str] = frozenset()
     dns: bool = True
+    inbound: Narrowing = ALL_OF_IT
+    outbound: Narrowing = ALL_OF_IT
+    strict_ports: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +88,10 @@ class HostFloor:
         envoy_ports: what Envoy listens on beside the well-known ports.
         mtls_only: the host's owner lets nobody in without mutual TLS: from outside there is no way to Envoy but its
             listener of inbound connections.
+        never_outbound: whatever of outbound connections the owner excludes.
+        never_interfaces: where nothing is captured, in neither direction: so the owner says.
+        max_scope: the widest that the owner allows.
+        present: who is there of those that are named.
         outbound_port: Envoy's listener for outbound TCP; another during a blue/green change. Same for the next two.
     """
 
@@ -89,6 +103,10 @@ class HostFloor:
     ipv6: bool = True
     envoy_ports: frozenset[int] = frozenset()
     mtls_only: bool = False
+    never_outbound: tuple[Match, ...] = ()
+    never_interfaces: frozenset[str] = frozenset()
+    max_scope: Scope = Scope.ALL
+    present: Present = NOBODY
     outbound_port: int = wire.OUTBOUND_PORT
     inbound_port: int = wire.INBOUND_PORT
     dns_port: int = wire.DNS_PORT
@@ -109,6 +127,16 @@ class _Parts:
     virtual: dict[int, tuple[Prefix, ...]]
     families: tuple[int, ...] = field(default=(4, 6))
 
+    @property
+    def inbound(self) -> Narrowed:
+        never = (Match(interfaces=self.floor.never_interfaces),) if self.floor.never_interfaces else ()
+        return Narrowed(Direction.INBOUND, never, self.request.inbound, self.families, self.floor.present)
+
+    @property
+    def outbound(self) -> Narrowed:
+        never = (*self.inbound.never, *self.floor.never_outbound)
+        return Narrowed(Direction.OUTBOUND, never, self.request.outbound, self.families, self.floor.present)
+
 
 def plan(request: CaptureRequest, floor: HostFloor) -> Ruleset:
     """Return the rules for `request` that `floor` allows.
@@ -116,13 +144,17 @@ def plan(request: CaptureRequest, floor: HostFloor) -> Ruleset:
     What the floor forbids is left out and reported in `refused`; the rest of the request still holds.
 
     Raises:
-        PlanError: a port or a prefix is no such thing, or Envoy would run as root.
+        PlanError: a port, a prefix or a rule is no such thing, or Envoy would run as root.
     """
     if floor.envoy_uid <= 0:
         raise PlanError(
             f"Envoy must have a user of its own; uid {floor.envoy_uid} would exempt the system from capture"
         )
+    _check_rules(request)
     inbound_ports, refused = _allowed_ports(request.inbound_ports, floor)
+    if request.scope is Scope.ALL and floor.max_scope is not Scope.ALL:
+        why = "the host's own configuration captures what is known to the mesh at most (capture.max_scope)"
+        request, refused = replace(request, scope=Scope.MESH), (*refused, Refusal("scope all", why))
     parts = _Parts(
         request=request,
         floor=floor,
@@ -136,7 +168,17 @@ def plan(request: CaptureRequest, floor: HostFloor) -> Ruleset:
         virtual_prefixes=tuple(str(prefix) for version in parts.families for prefix in parts.virtual[version]),
         loopback_addresses=(wire.INBOUND_SOURCE_V6,) if floor.ipv6 else (),
         refused=refused,
+        missing=tuple(sorted(parts.outbound.missing())),
     )
+
+
+def _check_rules(request: CaptureRequest) -> None:
+    for direction, narrowing in ((Direction.INBOUND, request.inbound), (Direction.OUTBOUND, request.outbound)):
+        for name, matches in (("include", narrowing.include), ("exclude", narrowing.exclude)):
+            for number, match in enumerate(matches, start=1):
+                problem = who.problem(match, direction)
+                if problem:
+                    raise PlanError(f"rule {number} of {direction}.{name}: {problem}")
 
 
 def _allowed_ports(requested: frozenset[int], floor: HostFloor) -> tuple[frozenset[int], tuple[Refusal, ...]]:
@@ -175,19 +217,6 @@ def _by_family(texts: Iterable[str]) -> dict[int, tuple[Prefix, ...]]:
     return {version: tuple(sorted(prefixes)) for version, prefixes in found.items()}
 
 
-def ranges(prefixes: Iterable[Prefix]) -> tuple[tuple[bytes, bytes], ...]:
-    """Return (first, last) ranges that hold what `prefixes` of one family hold, sorted.
-
-    The kernel refuses ranges that overlap: a prefix inside another goes. Neighbours stay apart, so that one that
-    comes or goes does not touch the other, through which traffic flows.
-    """
-    outer: list[Prefix] = []
-    for prefix in sorted(prefixes, key=lambda each: (int(each[0]), each.prefixlen)):
-        if not outer or int(prefix[0]) > int(outer[-1][-1]):
-            outer.append(prefix)
-    return tuple((prefix[0].packed, prefix[-1].packed) for prefix in outer)
-
-
 def _sets(parts: _Parts) -> tuple[NamedSet, ...]:
     untouched = CONTROLLER_PORTS | {SSH_PORT} | parts.floor.ssh_ports
     own = {parts.floor.outbound_port} if parts.floor.mtls_only else set()
@@ -200,6 +229,10 @@ def _sets(parts: _Parts) -> tuple[NamedSet, ...]:
             NamedSet(f"mesh{version}", _KEY[version], ranges(parts.mesh[version]), intervals=True),
             NamedSet(f"virtual{version}", _KEY[version], ranges(parts.virtual[version]), intervals=True),
         ]
+    if parts.inbound:
+        strict = parts.request.strict_ports & parts.inbound_ports | own
+        sets.append(NamedSet("strict_ports", KeyType.PORT, _ports(strict), intervals=False))
+    sets += [*parts.inbound.sets(), *parts.outbound.sets()]
     return tuple(sorted(sets, key=lambda each: each.name))
 
 
@@ -212,22 +245,37 @@ def _chains(parts: _Parts) -> tuple[Chain, ...]:
         Chain("inbound", "nat", Hook.PREROUTING, BEFORE_DOCKER, tuple(_inbound(parts))),
         Chain("outbound", "nat", Hook.OUTPUT, BEFORE_DOCKER, tuple(_outbound(parts))),
     ]
+    if parts.outbound.names_who:
+        chains.append(Chain("nowhere", "filter", Hook.OUTPUT, BEHIND_NAT, tuple(_nowhere(parts))))
     if parts.request.dns:
-        chains.append(Chain("answers", "filter", Hook.OUTPUT, BEFORE_NAT, (_answers(parts),)))
+        chains.append(Chain("answers", "filter", Hook.OUTPUT, BEFORE_NAT, tuple(names.answers(parts.floor.dns_port))))
     return tuple(sorted(chains, key=lambda each: each.name))
 
 
 def _inbound(parts: _Parts) -> Iterator[Rule]:
     yield Rule((*words.from_loopback(), *words.RETURN))
+    # The owner's word holds for each port: who excludes an interface has said so of this host.
+    yield from parts.inbound.owners_passes()
+    if parts.inbound:
+        for version in parts.families:
+            yield _to_inbound(parts, version, "strict_ports", (), "mutual TLS alone")
+    yield from parts.inbound.policys_passes()
     for version in parts.families:
-        yield Rule(
-            (
-                *words.family(version),
-                *words.to_local_address(),
-                *words.tcp_port_in("inbound_ports"),
-                *words.change_port(parts.floor.inbound_port),
-            ),
-        )
+        for condition in parts.inbound.conditions(version):
+            yield _to_inbound(parts, version, "inbound_ports", condition)
+
+
+def _to_inbound(parts: _Parts, version: int, ports: str, condition: Words, comment: str = "") -> Rule:
+    return Rule(
+        (
+            *words.family(version),
+            *condition,
+            *words.to_local_address(),
+            *words.tcp_port_in(ports),
+            *words.change_port(parts.floor.inbound_port),
+        ),
+        comment,
+    )
 
 
 def _outbound(parts: _Parts) -> Iterator[Rule]:
@@ -241,21 +289,37 @@ def _outbound(parts: _Parts) -> Iterator[Rule]:
                 "controller",
             )
     if parts.request.dns:
-        resolver = IPv4Address(wire.DNS_ADDRESS)
-        yield Rule(
-            (*words.family(4), *words.to_address(resolver), *words.udp_port(53), *words.redirect(parts.floor.dns_port)),
-            "mesh names",
-        )
+        yield from names.questions(parts.floor.dns_port)
+    # A program that is excluded is so at virtual addresses too. What else is excluded has none of them.
+    yield from parts.outbound.passes(by_who=True)
     for version in parts.families:
-        yield _to_proxy(parts, version, "virtual")
+        for condition in parts.outbound.conditions(version, by_who=True):
+            yield _to_proxy(parts, version, "virtual", condition)
     yield Rule((*words.to_local_address(), *words.RETURN), "the host itself")
+    yield from parts.outbound.passes(by_who=False)
     for version in parts.families:
-        yield _to_proxy(parts, version, "mesh")
+        for condition in parts.outbound.conditions(version):
+            yield _to_proxy(parts, version, "mesh", condition)
     if parts.request.scope is Scope.ALL:
         for port in NAME_PORTS:
             yield Rule((*words.tcp_port(port), *words.RETURN), "resolvers outside the mesh")
         for version in parts.families:
-            yield _to_proxy(parts, version, "")
+            for condition in parts.outbound.conditions(version):
+                yield _to_proxy(parts, version, "", condition)
+
+
+def _nowhere(parts: _Parts) -> Iterator[Rule]:
+    """Nobody has a virtual address but Envoy: programs that it is not for are told so at once, and do not wait."""
+    for version in parts.families:
+        yield Rule(
+            (
+                *words.family(version),
+                *words.to_set(version, f"virtual{version}"),
+                *words.protocol(words.TCP),
+                *words.RESET,
+            ),
+            "for programs that are not in the mesh",
+        )
 
 
 def _of_envoy(parts: _Parts) -> Iterator[Rule]:
@@ -281,28 +345,16 @@ def _of_envoy(parts: _Parts) -> Iterator[Rule]:
     yield Rule((*envoy, *words.RETURN), "Envoy")
 
 
-def _to_proxy(parts: _Parts, version: int, set_prefix: str) -> Rule:
+def _to_proxy(parts: _Parts, version: int, set_prefix: str, condition: Words = ()) -> Rule:
     destination = words.to_set(version, f"{set_prefix}{version}") if set_prefix else ()
     return Rule(
         (
             *words.family(version),
             *destination,
+            *condition,
             *words.protocol(words.TCP),
             *words.redirect(parts.floor.outbound_port),
         ),
-    )
-
-
-def _answers(parts: _Parts) -> Rule:
-    """Envoy's DNS filter cannot say "not mine, ask the next server"; the kernel says it in its place."""
-    return Rule(
-        (
-            *words.family(4),
-            *words.from_address(IPv4Address("127.0.0.1")),
-            *words.udp_source_port(parts.floor.dns_port),
-            *words.no_such_name_becomes_refused(),
-        ),
-        "not a mesh name: ask the next resolver",
     )
 
 

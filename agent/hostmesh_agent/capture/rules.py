@@ -19,6 +19,8 @@ class MetaKey(IntEnum):
 
     INPUT_INTERFACE = 4
     OUTPUT_INTERFACE = 5
+    INPUT_INTERFACE_NAME = 6
+    OUTPUT_INTERFACE_NAME = 7
     SOCKET_UID = 10
     FAMILY = 15
     PROTOCOL = 16
@@ -37,10 +39,28 @@ class KeyType(IntEnum):
     IPV4 = 7
     IPV6 = 8
     PORT = 13
+    UID = 24
+    INTERFACE = 41
+    CGROUP = 46
 
     @property
     def length_bytes(self) -> int:
-        return {KeyType.IPV4: 4, KeyType.IPV6: 16, KeyType.PORT: 2}[self]
+        return _LENGTHS_BYTES[self]
+
+    @property
+    def native(self) -> bool:
+        """Whether values are as the machine has its numbers, and not as they are in packets."""
+        return self in {KeyType.UID, KeyType.INTERFACE, KeyType.CGROUP}
+
+
+_LENGTHS_BYTES: Final = {
+    KeyType.IPV4: 4,
+    KeyType.IPV6: 16,
+    KeyType.PORT: 2,
+    KeyType.UID: 4,
+    KeyType.INTERFACE: 16,
+    KeyType.CGROUP: 8,
+}
 
 
 class Hook(IntEnum):
@@ -55,6 +75,16 @@ class Meta:
     """Load a fact about the packet."""
 
     key: MetaKey | int
+
+
+@dataclass(frozen=True, slots=True)
+class SocketCgroup:
+    """Load the number of the cgroup (version 2) of the packet's socket: of its ancestor so deep below the root.
+
+    Without a socket, or where its cgroup is not so deep, the rule does not hold.
+    """
+
+    level: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +117,11 @@ class Mask:
 @dataclass(frozen=True, slots=True)
 class DestinationType:
     """Load the routing table's type of the destination address (local, unicast, ...)."""
+
+
+@dataclass(frozen=True, slots=True)
+class AskedAddress:
+    """Load the IPv4 address to which the connection's first packet went, before anything was redirected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +162,11 @@ class Return:
 
 
 @dataclass(frozen=True, slots=True)
+class Reset:
+    """Refuse the connection at once, with TCP's reset."""
+
+
+@dataclass(frozen=True, slots=True)
 class Unknown:
     """An expression that we never write: somebody else changed the table."""
 
@@ -136,16 +176,19 @@ class Unknown:
 
 Expression = (
     Meta
+    | SocketCgroup
     | Payload
     | PayloadWrite
     | Mask
     | DestinationType
+    | AskedAddress
     | Compare
     | Lookup
     | Load
     | Redirect
     | ChangePort
     | Return
+    | Reset
     | Unknown
 )
 
@@ -214,9 +257,11 @@ class Ruleset:
     """Everything that capture puts into the kernel, and what it was asked for and refuses to.
 
     `virtual_prefixes` must be routable and `loopback_addresses` must be there for the table to have its effect.
+    `missing` are users and units that it is about and that are not there now.
     """
 
     table: Table
     virtual_prefixes: tuple[str, ...] = ()
     loopback_addresses: tuple[str, ...] = ()
     refused: tuple[Refusal, ...] = field(default=())
+    missing: tuple[str, ...] = ()

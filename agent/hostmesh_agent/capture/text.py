@@ -6,6 +6,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, summarize_address_ra
 from typing import Final
 
 from hostmesh_agent.capture.rules import (
+    AskedAddress,
     Chain,
     ChangePort,
     Compare,
@@ -23,8 +24,10 @@ from hostmesh_agent.capture.rules import (
     Payload,
     PayloadWrite,
     Redirect,
+    Reset,
     Return,
     Rule,
+    SocketCgroup,
     Table,
     Unknown,
 )
@@ -32,6 +35,8 @@ from hostmesh_agent.capture.rules import (
 _META: Final[dict[int, str]] = {
     MetaKey.INPUT_INTERFACE: "iif",
     MetaKey.OUTPUT_INTERFACE: "oif",
+    MetaKey.INPUT_INTERFACE_NAME: "iifname",
+    MetaKey.OUTPUT_INTERFACE_NAME: "oifname",
     MetaKey.SOCKET_UID: "meta skuid",
     MetaKey.FAMILY: "meta nfproto",
     MetaKey.PROTOCOL: "meta l4proto",
@@ -48,7 +53,14 @@ _FIELDS: Final = {
 _FAMILY: Final = {2: "ipv4", 10: "ipv6"}
 _PROTOCOL: Final = {6: "tcp", 17: "udp"}
 _ADDRESS_TYPE: Final = {1: "unicast", 2: "local", 3: "broadcast"}
-_KEY: Final[dict[int, str]] = {KeyType.IPV4: "ipv4_addr", KeyType.IPV6: "ipv6_addr", KeyType.PORT: "inet_service"}
+_KEY: Final[dict[int, str]] = {
+    KeyType.IPV4: "ipv4_addr",
+    KeyType.IPV6: "ipv6_addr",
+    KeyType.PORT: "inet_service",
+    KeyType.UID: "uid",
+    KeyType.INTERFACE: "ifname",
+    KeyType.CGROUP: "cgroupsv2",
+}
 _HOOK: Final[dict[int, str]] = {Hook.PREROUTING: "prerouting", Hook.OUTPUT: "output"}
 _IMPLIED: Final = (("meta nfproto ipv4", "ip "), ("meta nfproto ipv6", "ip6 "))
 _POLICY: Final = {0: "drop", 1: "accept"}
@@ -74,11 +86,23 @@ def _set_lines(named_set: NamedSet) -> Iterator[str]:
     if named_set.intervals:
         yield "\t\tflags interval"
     if named_set.ranges:
-        yield f"\t\telements = {{ {', '.join(_range(first, last) for first, last in named_set.ranges)} }}"
+        yield f"\t\telements = {{ {', '.join(members(named_set))} }}"
     yield "\t}"
 
 
-def _range(first: bytes, last: bytes) -> str:
+def members(named_set: NamedSet) -> Iterator[str]:
+    """Return what the set holds, each member in nft's words."""
+    for first, last in named_set.ranges:
+        match named_set.key:
+            case KeyType.INTERFACE:
+                yield f'"{first.rstrip(bytes(1)).decode(errors="replace")}"'
+            case KeyType.UID | KeyType.CGROUP:
+                yield str(int.from_bytes(first, sys.byteorder))
+            case _:
+                yield range_text(first, last)
+
+
+def range_text(first: bytes, last: bytes) -> str:
     if first == last:
         return _number(first)
     if len(first) in {4, 16}:
@@ -110,7 +134,7 @@ def rule_text(rule: Rule) -> str:
     shown = ""
     for expression in rule.expressions:
         match expression:
-            case Meta() | Payload() | DestinationType():
+            case Meta() | SocketCgroup() | Payload() | DestinationType() | AskedAddress():
                 loaded, shown = expression, _source(expression)
             case Mask(mask, xor):
                 shown += f" & 0x{mask.hex()}" + (f" | 0x{xor.hex()}" if any(xor) else "")
@@ -122,12 +146,16 @@ def rule_text(rule: Rule) -> str:
     return f'{text} comment "{rule.comment}"' if rule.comment else text
 
 
-def _source(expression: Meta | Payload | DestinationType) -> str:
+def _source(expression: Meta | SocketCgroup | Payload | DestinationType | AskedAddress) -> str:
     match expression:
+        case SocketCgroup(level):
+            return f"socket cgroupv2 level {level}"
         case Meta(key):
             return _META.get(key, f"meta {key}")
         case DestinationType():
             return "fib daddr type"
+        case AskedAddress():
+            return "ct original ip daddr"
         case Payload(header, offset, length):
             return _FIELDS.get((header, offset, length)) or _raw(header, offset, length)
 
@@ -151,6 +179,8 @@ def _effect(expression: Expression, loaded: Expression | None, shown: str) -> st
             return f"{_raw(header, offset, length)} set {shown}"
         case Return():
             return "return"
+        case Reset():
+            return "reject with tcp reset"
         case Unknown(name, detail):
             return f"<{name} {detail}>"
         case _:
@@ -172,6 +202,8 @@ def _value(value: bytes, loaded: Expression | None) -> str:
             return _ADDRESS_TYPE.get(native, str(native))
         case Payload(Header.NETWORK, _, length):
             return _prefix(value, length)
+        case AskedAddress():
+            return str(IPv4Address(value))
         case _:
             return str(int.from_bytes(value, "big"))
 

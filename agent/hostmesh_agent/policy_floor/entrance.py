@@ -9,7 +9,7 @@ from typing import Final
 
 from hostmesh_agent.listening import ports_of
 from hostmesh_agent.wire_fields import inside, merged, number
-from hostmesh_api.wire import DNS_PORT, INBOUND_PORT, OUTBOUND_PORT, ROOTS
+from hostmesh_api.wire import DNS_PORT, DNS_TCP_PORT, INBOUND_PORT, OUTBOUND_PORT, ROOTS
 
 STRICT: Final = "strict"
 PERMISSIVE: Final = "permissive"
@@ -73,6 +73,8 @@ class Entrance:
         """Return why Envoy must not listen on one of the ports; "" if it may on all."""
         if taken := ports & ssh:
             return f"SSH is served on port {_listed(taken)} of this host: Envoy must not take it"
+        if DNS_TCP_PORT in ports:
+            return f"port {DNS_TCP_PORT} is the agent's own: it answers names over TCP there"
         if taken := ports & self.never:
             return f"this host's owner keeps port {_listed(taken)} from Envoy (floor.never_listen_ports in agent.toml)"
         allowed = self.listen_ports

@@ -537,6 +537,7 @@ class Workload(_message.Message):
     PORTS_FIELD_NUMBER: _builtins.int
     PROBE_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
+    MORE_PROBES_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     name: _builtins.str
     service_account: _builtins.str
@@ -551,6 +552,10 @@ class Workload(_message.Message):
     def probe(self) -> Global___Probe:
         """How the agent tells whether the program is healthy; unset: it counts as healthy."""
 
+    @_builtins.property
+    def more_probes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NamedProbe]:
+        """Beside `probe`, which is named "readiness"; all must succeed."""
+
     def __init__(
         self,
         *,
@@ -561,14 +566,39 @@ class Workload(_message.Message):
         ports: _abc.Iterable[_builtins.int] | None = ...,
         probe: Global___Probe | None = ...,
         address: _builtins.str = ...,
+        more_probes: _abc.Iterable[Global___NamedProbe] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["probe", b"probe"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "name", b"name", "namespace", b"namespace", "ports", b"ports", "probe", b"probe", "service_account", b"service_account", "spiffe_id", b"spiffe_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "more_probes", b"more_probes", "name", b"name", "namespace", b"namespace", "ports", b"ports", "probe", b"probe", "service_account", b"service_account", "spiffe_id", b"spiffe_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Workload: _TypeAlias = Workload  # noqa: Y015
+
+@_typing.final
+class NamedProbe(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PROBE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Unique in its workload."""
+    @_builtins.property
+    def probe(self) -> Global___Probe: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        probe: Global___Probe | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["probe", b"probe"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "probe", b"probe"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NamedProbe: _TypeAlias = NamedProbe  # noqa: Y015
 
 @_typing.final
 class Probe(_message.Message):
@@ -685,10 +715,29 @@ class Probe(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class Systemd(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        UNIT_FIELD_NUMBER: _builtins.int
+        unit: _builtins.str
+        """A unit that is active is healthy."""
+        def __init__(
+            self,
+            *,
+            unit: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["unit", b"unit"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     HTTP_GET_FIELD_NUMBER: _builtins.int
     TCP_SOCKET_FIELD_NUMBER: _builtins.int
     EXEC_FIELD_NUMBER: _builtins.int
     GRPC_FIELD_NUMBER: _builtins.int
+    SYSTEMD_FIELD_NUMBER: _builtins.int
     INITIAL_DELAY_S_FIELD_NUMBER: _builtins.int
     TIMEOUT_S_FIELD_NUMBER: _builtins.int
     PERIOD_S_FIELD_NUMBER: _builtins.int
@@ -708,6 +757,8 @@ class Probe(_message.Message):
     def exec(self) -> Global___Probe.Exec: ...
     @_builtins.property
     def grpc(self) -> Global___Probe.Grpc: ...
+    @_builtins.property
+    def systemd(self) -> Global___Probe.Systemd: ...
     def __init__(
         self,
         *,
@@ -715,17 +766,18 @@ class Probe(_message.Message):
         tcp_socket: Global___Probe.TcpSocket | None = ...,
         exec: Global___Probe.Exec | None = ...,
         grpc: Global___Probe.Grpc | None = ...,
+        systemd: Global___Probe.Systemd | None = ...,
         initial_delay_s: _builtins.int = ...,
         timeout_s: _builtins.int = ...,
         period_s: _builtins.int = ...,
         success_threshold: _builtins.int = ...,
         failure_threshold: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["exec", b"exec", "grpc", b"grpc", "http_get", b"http_get", "tcp_socket", b"tcp_socket", "way", b"way"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["exec", b"exec", "grpc", b"grpc", "http_get", b"http_get", "systemd", b"systemd", "tcp_socket", b"tcp_socket", "way", b"way"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["exec", b"exec", "failure_threshold", b"failure_threshold", "grpc", b"grpc", "http_get", b"http_get", "initial_delay_s", b"initial_delay_s", "period_s", b"period_s", "success_threshold", b"success_threshold", "tcp_socket", b"tcp_socket", "timeout_s", b"timeout_s", "way", b"way"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exec", b"exec", "failure_threshold", b"failure_threshold", "grpc", b"grpc", "http_get", b"http_get", "initial_delay_s", b"initial_delay_s", "period_s", b"period_s", "success_threshold", b"success_threshold", "systemd", b"systemd", "tcp_socket", b"tcp_socket", "timeout_s", b"timeout_s", "way", b"way"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_way: _TypeAlias = _typing.Literal["http_get", "tcp_socket", "exec", "grpc"]  # noqa: Y015
+    _WhichOneofReturnType_way: _TypeAlias = _typing.Literal["http_get", "tcp_socket", "exec", "grpc", "systemd"]  # noqa: Y015
     _WhichOneofArgType_way: _TypeAlias = _typing.Literal["way", b"way"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_way) -> _WhichOneofReturnType_way | None: ...
 
@@ -757,9 +809,15 @@ class Capture(_message.Message):
     OUTBOUND_PREFIXES_FIELD_NUMBER: _builtins.int
     VIRTUAL_PREFIXES_FIELD_NUMBER: _builtins.int
     DNS_FIELD_NUMBER: _builtins.int
+    INBOUND_FIELD_NUMBER: _builtins.int
+    OUTBOUND_FIELD_NUMBER: _builtins.int
+    OPEN_PREFIXES_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
     scope: Global___Capture.Scope.ValueType
     dns: _builtins.bool
     """Answer mesh names through Envoy's DNS listener."""
+    policy: _builtins.str
+    """The CapturePolicy that says so, NAMESPACE/NAME; "" for none. For people."""
     @_builtins.property
     def inbound_ports(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -770,6 +828,16 @@ class Capture(_message.Message):
     def virtual_prefixes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Ranges that must be routable for capture to see them (the virtual IP ranges)."""
 
+    @_builtins.property
+    def inbound(self) -> Global___CaptureDirection:
+        """What of inbound_ports is captured, and of what the scope takes; unset: all of it."""
+
+    @_builtins.property
+    def outbound(self) -> Global___CaptureDirection: ...
+    @_builtins.property
+    def open_prefixes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of outbound_prefixes those that are outside of the mesh, and are called as they are: they pass while outbound is open."""
+
     def __init__(
         self,
         *,
@@ -778,14 +846,138 @@ class Capture(_message.Message):
         outbound_prefixes: _abc.Iterable[_builtins.str] | None = ...,
         virtual_prefixes: _abc.Iterable[_builtins.str] | None = ...,
         dns: _builtins.bool = ...,
+        inbound: Global___CaptureDirection | None = ...,
+        outbound: Global___CaptureDirection | None = ...,
+        open_prefixes: _abc.Iterable[_builtins.str] | None = ...,
+        policy: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["inbound", b"inbound", "outbound", b"outbound"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dns", b"dns", "inbound_ports", b"inbound_ports", "outbound_prefixes", b"outbound_prefixes", "scope", b"scope", "virtual_prefixes", b"virtual_prefixes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dns", b"dns", "inbound", b"inbound", "inbound_ports", b"inbound_ports", "open_prefixes", b"open_prefixes", "outbound", b"outbound", "outbound_prefixes", b"outbound_prefixes", "policy", b"policy", "scope", b"scope", "virtual_prefixes", b"virtual_prefixes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Capture: _TypeAlias = Capture  # noqa: Y015
+
+@_typing.final
+class CaptureDirection(_message.Message):
+    """What of one direction is captured: what an include matches (none: everything) and no exclude does."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INCLUDE_FIELD_NUMBER: _builtins.int
+    EXCLUDE_FIELD_NUMBER: _builtins.int
+    OPEN_FIELD_NUMBER: _builtins.int
+    open: _builtins.bool
+    """While no proxy is there connections pass by it; not set: they are refused until it is back. Ports that take mutual
+    TLS alone and destinations of the mesh never pass.
+    """
+    @_builtins.property
+    def include(self) -> _containers.RepeatedCompositeFieldContainer[Global___CaptureRule]: ...
+    @_builtins.property
+    def exclude(self) -> _containers.RepeatedCompositeFieldContainer[Global___CaptureRule]: ...
+    def __init__(
+        self,
+        *,
+        include: _abc.Iterable[Global___CaptureRule] | None = ...,
+        exclude: _abc.Iterable[Global___CaptureRule] | None = ...,
+        open: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exclude", b"exclude", "include", b"include", "open", b"open"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CaptureDirection: _TypeAlias = CaptureDirection  # noqa: Y015
+
+@_typing.final
+class CaptureRule(_message.Message):
+    """Everything that is given must hold; of one list, one entry is enough."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PORTS_FIELD_NUMBER: _builtins.int
+    CIDRS_FIELD_NUMBER: _builtins.int
+    USERS_FIELD_NUMBER: _builtins.int
+    UNITS_FIELD_NUMBER: _builtins.int
+    INTERFACES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ports(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Outbound those that are called, inbound the host's own."""
+
+    @_builtins.property
+    def cidrs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """CIDR blocks: outbound of who is called, inbound of the caller."""
+
+    @_builtins.property
+    def users(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of the program that calls; outbound alone. Names or numbers of users, names of systemd units."""
+
+    @_builtins.property
+    def units(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def interfaces(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        ports: _abc.Iterable[_builtins.int] | None = ...,
+        cidrs: _abc.Iterable[_builtins.str] | None = ...,
+        users: _abc.Iterable[_builtins.str] | None = ...,
+        units: _abc.Iterable[_builtins.str] | None = ...,
+        interfaces: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cidrs", b"cidrs", "interfaces", b"interfaces", "ports", b"ports", "units", b"units", "users", b"users"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CaptureRule: _TypeAlias = CaptureRule  # noqa: Y015
+
+@_typing.final
+class CaptureGap(_message.Message):
+    """A time without a proxy, in one direction."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIRECTION_FIELD_NUMBER: _builtins.int
+    OPEN_FIELD_NUMBER: _builtins.int
+    LASTS_FIELD_NUMBER: _builtins.int
+    REFUSED_MS_FIELD_NUMBER: _builtins.int
+    PASSED_MS_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    TOTAL_MS_FIELD_NUMBER: _builtins.int
+    direction: _builtins.str
+    """inbound, outbound"""
+    open: _builtins.bool
+    """Whether connections passed; else they were refused."""
+    lasts: _builtins.bool
+    """It is not over."""
+    refused_ms: _builtins.int
+    """Of this one: how long connections were refused, and how long they passed by."""
+    passed_ms: _builtins.int
+    count: _builtins.int
+    """Of all since the agent runs."""
+    total_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        direction: _builtins.str = ...,
+        open: _builtins.bool = ...,
+        lasts: _builtins.bool = ...,
+        refused_ms: _builtins.int = ...,
+        passed_ms: _builtins.int = ...,
+        count: _builtins.int = ...,
+        total_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "direction", b"direction", "lasts", b"lasts", "open", b"open", "passed_ms", b"passed_ms", "refused_ms", b"refused_ms", "total_ms", b"total_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CaptureGap: _TypeAlias = CaptureGap  # noqa: Y015
 
 @_typing.final
 class HostFacts(_message.Message):
@@ -1387,6 +1579,7 @@ class WorkloadLease(_message.Message):
     CERTIFICATE_NOT_AFTER_FIELD_NUMBER: _builtins.int
     HEALTH_FIELD_NUMBER: _builtins.int
     HEALTH_REASON_FIELD_NUMBER: _builtins.int
+    PROBES_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     name: _builtins.str
     ready: _builtins.bool
@@ -1401,6 +1594,10 @@ class WorkloadLease(_message.Message):
     def captured_ports(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Ports that are captured now."""
 
+    @_builtins.property
+    def probes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProbeState]:
+        """What is thought of each of its probes."""
+
     def __init__(
         self,
         *,
@@ -1411,14 +1608,41 @@ class WorkloadLease(_message.Message):
         certificate_not_after: _builtins.int = ...,
         health: Global___WorkloadLease.Health.ValueType = ...,
         health_reason: _builtins.str = ...,
+        probes: _abc.Iterable[Global___ProbeState] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["captured_ports", b"captured_ports", "certificate_not_after", b"certificate_not_after", "health", b"health", "health_reason", b"health_reason", "name", b"name", "namespace", b"namespace", "ready", b"ready"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["captured_ports", b"captured_ports", "certificate_not_after", b"certificate_not_after", "health", b"health", "health_reason", b"health_reason", "name", b"name", "namespace", b"namespace", "probes", b"probes", "ready", b"ready"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WorkloadLease: _TypeAlias = WorkloadLease  # noqa: Y015
+
+@_typing.final
+class ProbeState(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    HEALTHY_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    healthy: _builtins.bool
+    reason: _builtins.str
+    """The last failure; also of a healthy one that has failed since, but not often enough."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        healthy: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["healthy", b"healthy", "name", b"name", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProbeState: _TypeAlias = ProbeState  # noqa: Y015
 
 @_typing.final
 class EnvoyState(_message.Message):
@@ -1460,6 +1684,14 @@ class CaptureState(_message.Message):
     BACKEND_FIELD_NUMBER: _builtins.int
     RULES_HASH_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    ALARM_FIELD_NUMBER: _builtins.int
+    ALARM_REASON_FIELD_NUMBER: _builtins.int
+    UNDONE_AT_FIELD_NUMBER: _builtins.int
+    DRIFT_FIELD_NUMBER: _builtins.int
+    TRIAL_UNTIL_FIELD_NUMBER: _builtins.int
+    GAPS_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
     state: _builtins.str
     """on, off, error"""
     backend: _builtins.str
@@ -1467,6 +1699,31 @@ class CaptureState(_message.Message):
     rules_hash: _builtins.str
     """Hash of the rules as they were read back from the kernel."""
     error: _builtins.str
+    alarm: _builtins.str
+    """Of a change that did harm and was undone, or of a trial that nobody confirmed: nothing more is captured until the
+    owner of the host says so. "" if there is none.
+    """
+    alarm_reason: _builtins.str
+    undone_at: _builtins.int
+    """Seconds since the epoch; 0 if there is no alarm."""
+    trial_until: _builtins.int
+    """Until when a trial waits for its confirmation, seconds since the epoch; 0 if there is none."""
+    @_builtins.property
+    def drift(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """How another program last changed the rules, one part a line, and last which program."""
+
+    @_builtins.property
+    def gaps(self) -> _containers.RepeatedCompositeFieldContainer[Global___CaptureGap]:
+        """Of each direction that was without a proxy since the agent runs: the last such time."""
+
+    @_builtins.property
+    def missing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Users and units that the policy names and that are not there now: "unit shop.service"."""
+
+    @_builtins.property
+    def refused(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What is asked for and never done on this host, and why: one sentence each."""
+
     def __init__(
         self,
         *,
@@ -1474,10 +1731,18 @@ class CaptureState(_message.Message):
         backend: _builtins.str = ...,
         rules_hash: _builtins.str = ...,
         error: _builtins.str = ...,
+        alarm: _builtins.str = ...,
+        alarm_reason: _builtins.str = ...,
+        undone_at: _builtins.int = ...,
+        drift: _abc.Iterable[_builtins.str] | None = ...,
+        trial_until: _builtins.int = ...,
+        gaps: _abc.Iterable[Global___CaptureGap] | None = ...,
+        missing: _abc.Iterable[_builtins.str] | None = ...,
+        refused: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "error", b"error", "rules_hash", b"rules_hash", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "alarm_reason", b"alarm_reason", "backend", b"backend", "drift", b"drift", "error", b"error", "gaps", b"gaps", "missing", b"missing", "refused", b"refused", "rules_hash", b"rules_hash", "state", b"state", "trial_until", b"trial_until", "undone_at", b"undone_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -136,7 +136,7 @@ async def view_of(parts: Parts, who: Principal, host: str) -> HostView:
 
 
 async def _view(parts: Parts, item: ApiObject, proxies: dict[str, Any]) -> HostView:
-    name = item.key.name
+    name, leases = item.key.name, parts.registrar.leases
     return HostView(
         name=name,
         spec=item.spec.to_dict(),
@@ -145,5 +145,8 @@ async def _view(parts: Parts, item: ApiObject, proxies: dict[str, Any]) -> HostV
         proxy=proxies.get(name),
         group=item.metadata.annotations.get(MEMBER_OF),
         standing=parts.registrar.enrolments.standing(name),
+        lease=str(leases.leases.sign(name)),
+        missing_since=leases.missing_since(name, parts.now()),
+        envoy_down=leases.leases.is_stalled(name),
         workloads=tuple(f"{each.key.namespace}/{each.key.name}" for each in parts.registrar.mesh.workloads_of(name)),
     )

@@ -75,6 +75,7 @@ def list_hosts(ctx: typer.Context, output: Output = Format.TABLE) -> None:
             each["addresses"],
             each["state"],
             each["connected"],
+            each["lease"],
             f"{len(each['ready'])}/{len(each['workloads'])}",
             f"{len(each['workloads']) - len(each['unhealthy'])}/{len(each['workloads'])}",
             each["group"],
@@ -83,7 +84,7 @@ def list_hosts(ctx: typer.Context, output: Output = Format.TABLE) -> None:
         for each in items
     ]
     table(
-        ("NAME", "ADDRESSES", "STATE", "CONNECTED", "READY", "HEALTHY", "GROUP", "LAST REPORT"),
+        ("NAME", "ADDRESSES", "STATE", "CONNECTED", "LEASE", "READY", "HEALTHY", "GROUP", "LAST REPORT"),
         rows,
         empty="no hosts are registered",
     )

@@ -6,6 +6,7 @@ from hostmesh_controller.mesh.compiled import order_of
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.viewer import Face
 from hostmesh_controller.model.authorization_policy import AuthorizationPolicySpec
+from hostmesh_controller.model.capture_policy import CapturePolicySpec
 from hostmesh_controller.model.envoy_filter import EnvoyFilterSpec
 from hostmesh_controller.model.objects import ApiObject, ObjectKey
 from hostmesh_controller.model.rate_limit import RateLimitSpec
@@ -72,6 +73,7 @@ def _selector(item: ApiObject) -> Mapping[str, str]:
             return selector.labels
         case (
             AuthorizationPolicySpec(selector=chosen)
+            | CapturePolicySpec(selector=chosen)
             | RateLimitSpec(selector=chosen)
             | RequestAuthenticationSpec(selector=chosen)
             | WasmPluginSpec(selector=chosen)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
+from hostmesh_controller.mesh.capture_policies import spec_of
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.records import Host, Service, ServicePort
 from hostmesh_controller.mesh.viewer import Viewer
@@ -137,4 +138,9 @@ def beyond(mesh: Mesh, viewer: Viewer) -> Beyond:
 
 def captures_all(mesh: Mesh, host: Host) -> bool:
     """Tell whether every outbound connection of a host comes by Envoy: declared, or needed to keep some inside."""
-    return host.capture_all or not beyond(mesh, mesh.viewer_of(host.name)).is_open
+    if not beyond(mesh, mesh.viewer_of(host.name)).is_open:
+        return True
+    if host.capture_all is not None:
+        return host.capture_all
+    policy = spec_of(mesh, host)
+    return policy is not None and policy.scope == "all"

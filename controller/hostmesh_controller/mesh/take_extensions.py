@@ -1,4 +1,4 @@
-"""Objects that add filters to the hosts whose workloads they select, and active health checks."""
+"""Objects that hold for the hosts whose workloads they select, and active health checks."""
 
 from typing import Final
 
@@ -10,8 +10,8 @@ from hostmesh_controller.model.health_check import HealthCheckSpec
 from hostmesh_controller.model.objects import ApiObject
 from hostmesh_controller.names import expand
 
-SELECTING: Final = ("RateLimit", "WasmPlugin")
-"""Kinds that add filters to what their `selector` chooses."""
+SELECTING: Final = ("CapturePolicy", "RateLimit", "WasmPlugin")
+"""Kinds that add filters to what their `selector` chooses, or decide what meets them."""
 
 
 def take_extensions(step: Step) -> None:

@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Final
 
 from hostmesh_controller.model.authorization_policy import AuthorizationPolicySpec
+from hostmesh_controller.model.capture_policy import CapturePolicySpec
 from hostmesh_controller.model.destination_rule import DestinationRuleSpec
 from hostmesh_controller.model.envoy_filter import EnvoyFilterSpec
 from hostmesh_controller.model.gateway import GatewaySpec
@@ -92,6 +93,7 @@ _ALL = (
     KindInfo("ProxyConfig", NETWORKING, ("v1beta1", "v1"), "proxyconfigs", (), True, ProxyConfigSpec),
     KindInfo("WasmPlugin", EXTENSIONS, ("v1alpha1",), "wasmplugins", (), True, WasmPluginSpec),
     KindInfo("MeshConfig", HOSTMESH, _V1, "meshconfigs", (), False, MeshConfigSpec),
+    KindInfo("CapturePolicy", HOSTMESH, _V1, "capturepolicies", ("cp",), True, CapturePolicySpec),
     KindInfo("RateLimit", HOSTMESH, _V1, "ratelimits", ("rl",), True, RateLimitSpec),
     KindInfo("HealthCheck", HOSTMESH, _V1, "healthchecks", ("hc",), True, HealthCheckSpec),
 )
@@ -99,7 +101,7 @@ _ALL = (
 KINDS: Final[Mapping[str, KindInfo]] = MappingProxyType({info.kind: info for info in _ALL})
 """Every kind that can be stored, by its name."""
 
-NOT_YET: Final = frozenset({"Telemetry", "TrafficExtension", "CapturePolicy", "Rollout"})
+NOT_YET: Final = frozenset({"Telemetry", "TrafficExtension", "Rollout"})
 """Kinds of Istio or of hostmesh's plan that are not implemented."""
 
 KUBERNETES_ONLY: Final = frozenset(

@@ -1,20 +1,17 @@
 """The agent's own resource: its host's workloads, identities, and what to capture."""
 
-from collections.abc import Sequence
-
 from hostmesh_api.identity import HostIdentity
 from hostmesh_api.v1 import hostmesh_pb2 as pb
-from hostmesh_controller.mesh.inbound import captured_ports, inbound_ports, ports_of, strict_ports
+from hostmesh_controller.mesh.inbound import inbound_ports, ports_of, strict_ports
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.proxy_config import concurrency_of
 from hostmesh_controller.mesh.records import Host, Workload
 from hostmesh_controller.mesh.selection import identity_of
-from hostmesh_controller.mesh.sidecars import captures_all
-from hostmesh_controller.model.workloads import Probe
+from hostmesh_controller.model.probes import NamedProbe, Probe
 from hostmesh_controller.names import DNS_LISTENER, VIRTUAL_INBOUND, VIRTUAL_OUTBOUND
-from hostmesh_controller.xds.outbound import Plan, explicit_prefixes
+from hostmesh_controller.xds.capture import capture, served_ports
+from hostmesh_controller.xds.outbound import Plan
 from hostmesh_controller.xds.patch_bootstrap import bootstrap_patch
-from hostmesh_controller.xds.sidecar_egress import captured_prefixes
 
 
 def host_config(mesh: Mesh, host: Host, plan: Plan, inbound_version: str) -> pb.HostConfig:
@@ -24,19 +21,13 @@ def host_config(mesh: Mesh, host: Host, plan: Plan, inbound_version: str) -> pb.
     """
     settings = mesh.settings
     workloads = mesh.workloads_of(host.name)
-    virtual = [str(settings.vip4), str(settings.vip6)]
+    served = frozenset(served_ports(mesh, host))
     return pb.HostConfig(
         host=host.name,
         trust_domain=settings.trust_domain,
-        workloads=[_workload(mesh, workload) for workload in workloads],
+        workloads=[_workload(mesh, workload, served) for workload in workloads],
         outbound_spiffe_id=outbound_identity(mesh, host),
-        capture=pb.Capture(
-            scope=pb.Capture.ALL if captures_all(mesh, host) else pb.Capture.MESH,
-            inbound_ports=captured_ports(mesh, host.name),
-            outbound_prefixes=_called_prefixes(mesh, plan, virtual),
-            virtual_prefixes=virtual,
-            dns=True,
-        ),
+        capture=capture(mesh, host, plan),
         bundle_pem=settings.trust.bundle_pem,
         tainted_roots=settings.trust.tainted,
         renew_within_ms=int(settings.trust.renew_within_s * 1000),
@@ -47,12 +38,6 @@ def host_config(mesh: Mesh, host: Host, plan: Plan, inbound_version: str) -> pb.
         refused_enrolments=sorted(mesh.denied.get(host.name, ())),
         strict_ports=strict_ports(mesh, host.name),
     )
-
-
-def _called_prefixes(mesh: Mesh, plan: Plan, virtual: Sequence[str]) -> list[str]:
-    explicit = explicit_prefixes(plan.explicit)
-    own = (each for each in captured_prefixes(mesh, plan.viewer) if each not in explicit)
-    return [*virtual, *explicit, *own]
 
 
 def _envoy(mesh: Mesh, host: Host) -> pb.EnvoySettings:
@@ -93,7 +78,7 @@ def _spellings(mesh: Mesh, host: Host, workload: Workload) -> set[str]:
     return own | full | {identity_of(workload, mesh.settings.trust_domain).uri}
 
 
-def _workload(mesh: Mesh, workload: Workload) -> pb.Workload:
+def _workload(mesh: Mesh, workload: Workload, served: frozenset[int]) -> pb.Workload:
     identity = identity_of(workload, mesh.settings.trust_domain)
     probe = mesh.probe_of(workload)
     found = inbound_ports(mesh, workload.host or "")
@@ -103,9 +88,10 @@ def _workload(mesh: Mesh, workload: Workload) -> pb.Workload:
         name=workload.key.name,
         service_account=workload.service_account,
         spiffe_id=identity.uri,
-        ports=sorted(number for number in ports_of(mesh, workload) if number in mine),
+        ports=sorted(number for number in ports_of(mesh, workload) if number in mine & served),
         probe=None if probe is None else _probe(probe),
-        address="" if probe is None else workload.address,
+        address=workload.address if mesh.has_probes(workload) else "",
+        more_probes=[pb.NamedProbe(name=each.name or "probe", probe=_probe(each)) for each in workload.probes],
     )
 
 
@@ -131,4 +117,6 @@ def _probe(probe: Probe) -> pb.Probe:
         made.exec.CopyFrom(pb.Probe.Exec(command=probe.exec.command))
     elif probe.grpc is not None:
         made.grpc.CopyFrom(pb.Probe.Grpc(port=probe.grpc.port, service=probe.grpc.service))
+    elif isinstance(probe, NamedProbe) and probe.systemd is not None:
+        made.systemd.CopyFrom(pb.Probe.Systemd(unit=probe.systemd.unit))
     return made

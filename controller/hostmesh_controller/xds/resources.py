@@ -15,6 +15,7 @@ from hostmesh_controller.mesh.records import Host
 from hostmesh_controller.mesh.step import EXPULSIONS, host_dependency
 from hostmesh_controller.names import VIRTUAL_INBOUND
 from hostmesh_controller.xds import (
+    capture,
     gateway_passthrough,
     of_clusters,
     of_endpoints,
@@ -112,8 +113,9 @@ def _cluster_dependencies(mesh: Mesh, host: str, name: str) -> tuple[str, ...]:
     return gateway_passthrough.cluster_dependencies(mesh, host, name) or of_clusters.dependencies(mesh, host, name)
 
 
-def _config_dependencies(_mesh: Mesh, _host: str, _name: str) -> tuple[str, ...]:
-    return (EXPULSIONS,)
+def _config_dependencies(mesh: Mesh, host: str, _name: str) -> tuple[str, ...]:
+    found = mesh.hosts.get(host)
+    return (EXPULSIONS, *(capture.dependencies(mesh, found) if found is not None else ()))
 
 
 def _own_config(_mesh: Mesh, _host: str) -> tuple[str, ...]:

@@ -1,0 +1,100 @@
+"""How this host finds names: who of systemd-resolved and resolv.conf is told of the mesh, and the telling.
+
+systemd-resolved is told wherever it runs, and resolv.conf gets Envoy as its first resolver (before dnsmasq and whoever
+is there). But the file stays where it names systemd-resolved, and where it lists the servers that systemd-resolved
+asks: then programs go past it, and the owner hears what to do.
+"""
+
+from pathlib import Path
+from typing import Final
+
+from hostmesh_agent import name_link, resolved
+from hostmesh_agent.dns import Resolver, ResolverError, ResolverState
+from hostmesh_agent.mesh_names import MeshNames
+
+_NOT_SEEN_YET: Final = "no service has a name below the mesh's domain yet"
+_PAST_RESOLVED: Final = (
+    "programs read from resolv.conf which servers systemd-resolved asks, and ask those; have them ask it: "
+    "ln -sf ../run/systemd/resolve/stub-resolv.conf /etc/resolv.conf"
+)
+_SHOWN: Final = 3
+
+
+class Resolution:
+    """Name resolution of this host. Methods block for a moment on the disk and, rarely, on resolvectl."""
+
+    def __init__(self, resolv_conf: Path, state_dir: Path, domains: tuple[str, ...] = ()) -> None:
+        """Begin with nothing known.
+
+        Args:
+            resolv_conf: the resolver's file.
+            state_dir: where a copy of it is kept.
+            domains: what the host's owner wants to be asked of the mesh beside its own domain.
+        """
+        self._resolver = Resolver(resolv_conf, state_dir)
+        self._resolved = resolved.Resolved()
+        self._domains = domains
+
+    def put(self, names: MeshNames) -> ResolverState:
+        """Have mesh names answered by Envoy, if they are not already; what another tool changed is put right.
+
+        Raises:
+            ResolverError: the file cannot be changed, or systemd-resolved not be told.
+        """
+        split = self._put_split(names)
+        if self._resolver.names_uplink():
+            return ResolverState(in_place=False, detail=_PAST_RESOLVED)
+        if self._resolver.names_resolved():
+            return split or ResolverState(in_place=False, detail=_absent())
+        state = self._resolver.check()
+        state = state if state.in_place else self._resolver.apply()
+        return ResolverState(state.in_place, state.detail or (split.detail if split else ""))
+
+    def _put_split(self, names: MeshNames) -> ResolverState | None:
+        """Tell systemd-resolved; None if it does not run."""
+        if not resolved.runs():
+            return None
+        wanted = resolved.domains(names, self._domains)
+        try:
+            self._resolved.put(wanted)
+        except resolved.ResolvedError as error:
+            if self._resolver.names_resolved():
+                raise ResolverError(str(error)) from error
+            return ResolverState(in_place=False, detail=str(error))
+        if not wanted:
+            return ResolverState(in_place=True, detail=f"systemd-resolved: {_NOT_SEEN_YET}")
+        return ResolverState(in_place=True, detail=_not_asked(names, self._domains))
+
+    def in_place(self) -> bool:
+        """Tell whether anybody on this host has been told of the mesh's names."""
+        try:
+            link = name_link.find()
+        except name_link.LinkError:
+            link = None
+        return (link is not None and link.ours) or self._resolver.check().in_place
+
+    def restore(self) -> None:
+        """Take back all that was told and written. Needs no state; is done where we have never been.
+
+        Raises:
+            ResolverError: something could not be taken back; the rest was.
+        """
+        try:
+            self._resolved.remove()
+        except resolved.ResolvedError as error:
+            self._resolver.restore()
+            raise ResolverError(str(error)) from error
+        self._resolver.restore()
+
+
+def _absent() -> str:
+    return "resolv.conf names systemd-resolved, which does not run"
+
+
+def _not_asked(names: MeshNames, domains: tuple[str, ...]) -> str:
+    """Return which names of the mesh systemd-resolved asks of others, and the cure; "" if there are none."""
+    left = [name for name in names.outside if not any(name == each or name.endswith(f".{each}") for each in domains)]
+    if not left:
+        return ""
+    shown = ", ".join(left[:_SHOWN]) + (f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else "")
+    return f"systemd-resolved asks others about {shown}: list in dns.domains what the mesh alone is to be asked about"

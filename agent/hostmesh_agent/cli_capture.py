@@ -120,7 +120,7 @@ def _tell_confirmation(reply: dict[str, Any]) -> None:
 
 def _explain(options: argparse.Namespace, _: AgentConfig) -> int:
     from hostmesh_agent import capture_explain
-    from hostmesh_agent.capture import CaptureError, nft
+    from hostmesh_agent.capture import CaptureError, kernel
 
     try:
         address, port = capture_explain.destination(options.destination)
@@ -130,7 +130,7 @@ def _explain(options: argparse.Namespace, _: AgentConfig) -> int:
             if options.inbound
             else capture_explain.outgoing(address, port, program)
         )
-        answer = capture_explain.document(nft.read(), packet)
+        answer = capture_explain.document(kernel.read(), packet)
     except capture_explain.QuestionError as error:
         return _say(str(error), WRONG_CALL)
     except CaptureError as error:

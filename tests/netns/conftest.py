@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 import pytest
 
+from hostmesh_agent.capture.rules import Backend
+from netns.backends import choose
 from netns.space import Servers, Space, new_space, run
 
 HOST = ("10.9.0.1", "2001:db8:9::1")
@@ -22,6 +24,15 @@ def able() -> None:
     missing = [tool for tool in ("nft", "ip") if not shutil.which(tool)]
     if missing:
         pytest.skip(f"needs {' and '.join(missing)}")
+
+
+@pytest.fixture(autouse=True)
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """What of the kernel is to hold the rules: see `backends`."""
+    chosen = getattr(request, "param", Backend.NFTABLES)
+    choose(chosen)
+    yield chosen
+    choose(Backend.NFTABLES)
 
 
 @pytest.fixture

@@ -93,7 +93,8 @@ COMMIT
 _WITHIN_S: Final = 30.0
 _SAVERS: Final = ("iptables-nft-save", "ip6tables-nft-save", "iptables-legacy-save", "ip6tables-legacy-save")
 _BUS: Final = """<busconfig><type>system</type><listen>unix:path={path}</listen><auth>EXTERNAL</auth>
-<policy context="default"><allow user="*"/><allow own="*"/><allow send_destination="*"/><allow receive_sender="*"/></policy></busconfig>"""
+<policy context="default"><allow user="*"/><allow own="*"/>
+<allow send_destination="*"/><allow receive_sender="*"/></policy></busconfig>"""
 
 
 def restore(text: str, *, legacy: bool = False) -> None:
@@ -106,9 +107,17 @@ def rules_of_others() -> str:
     """Return everything that is not ours in the kernel's rules, without counters and times."""
     listed = run("nft", "-s", "list", "ruleset")
     listed = re.sub(r"table inet hostmesh \{.*?\n\}\n", "", listed, flags=re.DOTALL)
-    saved = "".join(run(saver) for saver in _SAVERS)
-    kept = [line for line in saved.splitlines() if not line.startswith("#") and "HOSTMESH_" not in line]
-    return listed + re.sub(r"\[\d+:\d+\]", "", "\n".join(kept))
+    return listed + "\n".join(line for saver in _SAVERS for line in _said(saver))
+
+
+def _said(saver: str) -> Iterator[str]:
+    """Yield what iptables-save prints, but for tables that are loaded and empty."""
+    table = ""
+    for line in run(saver).splitlines():
+        if line.startswith("*"):
+            table = line
+        elif line.startswith((":", "-A")) and "HOSTMESH_" not in line and " ACCEPT [" not in line:
+            yield f"{saver} {table} {re.sub(r'.[0-9]+:[0-9]+.$', '', line)}"
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import pytest
 
 from hostmesh_agent import capture
 from hostmesh_agent.capture import CaptureRequest, HostFloor, plan
+from netns.backends import each_backend, made_for
 from netns.conftest import HOST, PEER, neighbour
 from netns.others import (
     CONTAINER,
@@ -30,10 +31,11 @@ SECOND_HOST, SECOND_PEER = ("10.7.0.1", "2001:db8:7::1"), ("10.7.0.2", "2001:db8
 VIRTUAL = frozenset({"240.240.0.0/16", "fd00:f0f0::/112"})
 MESH = CaptureRequest(
     inbound_ports=frozenset({8080}),
-    mesh_prefixes=VIRTUAL | {f"{each}{bits}" for each, bits in zip((*PEER, *SECOND_PEER), ("/32", "/128") * 2)},
+    mesh_prefixes=VIRTUAL | {*PEER, *SECOND_PEER},
     virtual_prefixes=VIRTUAL,
 )
 FLOOR = HostFloor(envoy_uid=ENVOY)
+pytestmark = each_backend
 both = pytest.mark.parametrize("family", [V4, V6], ids=["v4", "v6"])
 
 
@@ -56,10 +58,10 @@ def captured(request: CaptureRequest = MESH) -> Iterator[None]:
     Others may load theirs anew meanwhile: their chains may stand in another order then, and nothing else.
     """
     before = rules_of_others()
-    capture.apply(plan(request, FLOOR))
+    capture.apply(plan(request, made_for(FLOOR)))
     assert rules_of_others() == before
     yield
-    assert capture.verify(plan(request, FLOOR)) == ""
+    assert capture.verify(plan(request, made_for(FLOOR))) == ""
     meanwhile = rules_of_others()
     capture.clear()
     assert rules_of_others() == meanwhile
@@ -169,9 +171,8 @@ def test_ufw_is_enabled_and_reloads_beside_the_mesh(mesh: Space, tmp_path: Path,
     """Its rules see the port to which a call was redirected: Envoy's must be allowed, as a program's would be."""
     servers.tcp("closed", 8081)
     ufw(tmp_path, "--force", "enable")
-    with captured():
-        with mesh():
-            assert ask(HOST[V4], 8080, within_s=0.5) == "silent"
+    with captured(), mesh():
+        assert ask(HOST[V4], 8080, within_s=0.5) == "silent"
     ufw(tmp_path, "allow", "15006/tcp")
     with captured():
         assert_mesh_works(mesh)

@@ -17,6 +17,7 @@ from hostmesh_agent.capture import names, who
 from hostmesh_agent.capture.expressions import Words
 from hostmesh_agent.capture.narrow import Narrowed
 from hostmesh_agent.capture.rules import (
+    Backend,
     Chain,
     Hook,
     KeyType,
@@ -27,6 +28,7 @@ from hostmesh_agent.capture.rules import (
     Table,
 )
 from hostmesh_agent.capture.who import ALL_OF_IT, NOBODY, Direction, Match, Narrowing, Present, ranges
+from hostmesh_agent.capture.xtables import UntranslatableError, translated
 from hostmesh_api import wire
 
 SSH_PORT: Final = 22
@@ -48,6 +50,13 @@ _INBOUND_SOURCE: Final[dict[int, Address]] = {
     6: IPv6Address(wire.INBOUND_SOURCE_V6),
 }
 _KEY: Final = {4: KeyType.IPV4, 6: KeyType.IPV6}
+
+
+_NO_NAMES: Final = Refusal(
+    "the question for a name",
+    "iptables cannot change Envoy's answers for names outside the mesh, so the host's resolver stays as it is; "
+    "mesh names need a kernel with nf_tables",
+)
 
 
 class Scope(StrEnum):
@@ -92,6 +101,7 @@ class HostFloor:
         never_interfaces: where nothing is captured, in neither direction: so the owner says.
         max_scope: the widest that the owner allows.
         present: who is there of those that are named.
+        backend: what of the kernel is to hold the rules.
         outbound_port: Envoy's listener for outbound TCP; another during a blue/green change. Same for the next two.
     """
 
@@ -107,6 +117,7 @@ class HostFloor:
     never_interfaces: frozenset[str] = frozenset()
     max_scope: Scope = Scope.ALL
     present: Present = NOBODY
+    backend: Backend = Backend.NFTABLES
     outbound_port: int = wire.OUTBOUND_PORT
     inbound_port: int = wire.INBOUND_PORT
     dns_port: int = wire.DNS_PORT
@@ -155,6 +166,8 @@ def plan(request: CaptureRequest, floor: HostFloor) -> Ruleset:
     if request.scope is Scope.ALL and floor.max_scope is not Scope.ALL:
         why = "the host's own configuration captures what is known to the mesh at most (capture.max_scope)"
         request, refused = replace(request, scope=Scope.MESH), (*refused, Refusal("scope all", why))
+    if floor.backend is Backend.IPTABLES and request.dns:
+        request, refused = replace(request, dns=False), (*refused, _NO_NAMES)
     parts = _Parts(
         request=request,
         floor=floor,
@@ -163,13 +176,25 @@ def plan(request: CaptureRequest, floor: HostFloor) -> Ruleset:
         virtual=_by_family(request.virtual_prefixes),
         families=(4, 6) if floor.ipv6 else (4,),
     )
-    return Ruleset(
-        table=Table(sets=_sets(parts), chains=_chains(parts)),
-        virtual_prefixes=tuple(str(prefix) for version in parts.families for prefix in parts.virtual[version]),
-        loopback_addresses=(wire.INBOUND_SOURCE_V6,) if floor.ipv6 else (),
-        refused=refused,
-        missing=tuple(sorted(parts.outbound.missing())),
+    return _fitting(
+        floor.backend,
+        Ruleset(
+            table=Table(sets=_sets(parts), chains=_chains(parts)),
+            virtual_prefixes=tuple(str(prefix) for version in parts.families for prefix in parts.virtual[version]),
+            loopback_addresses=(wire.INBOUND_SOURCE_V6,) if floor.ipv6 else (),
+            refused=refused,
+            missing=tuple(sorted(parts.outbound.missing())),
+        ),
     )
+
+
+def _fitting(backend: Backend, ruleset: Ruleset) -> Ruleset:
+    if backend is Backend.NFTABLES:
+        return ruleset
+    try:
+        return translated(ruleset)
+    except UntranslatableError as error:
+        raise PlanError(f"without nf_tables this cannot be captured: {error}") from error
 
 
 def _check_rules(request: CaptureRequest) -> None:

@@ -178,6 +178,8 @@ def _clear_rules(config: AgentConfig) -> None:
         CaptureError: neither can.
     """
     from hostmesh_agent import capture
+    from hostmesh_agent.capture import kernel
+    from hostmesh_agent.converge import InForce, in_force
 
     try:
         capture.clear()
@@ -185,7 +187,8 @@ def _clear_rules(config: AgentConfig) -> None:
         if not _refresh(config):
             raise
         until = time.monotonic() + CLEARED_WITHIN_S
-        while capture.Capture().state().state != "off":
+        # What leads to a second Envoy's own ports captures nothing, and stays.
+        while in_force(kernel.read()) != InForce():
             if time.monotonic() > until:
                 raise
             time.sleep(0.05)

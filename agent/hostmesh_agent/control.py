@@ -18,6 +18,13 @@ RELEASE: Final = "release"
 """Stop doing anything to the host, and end: the host leaves."""
 REFRESH: Final = "refresh"
 """Look at everything again now."""
+ACCEPT: Final = "accept"
+"""Take the configuration that is held back because it takes most of what there is away."""
+ENVOY_UPGRADE: Final = "envoy-upgrade"
+ENVOY_ROLLBACK: Final = "envoy-rollback"
+DRAIN: Final = "drain"
+"""Let nobody call this host's workloads; asked again, it says how far that is."""
+UNDRAIN: Final = "undrain"
 
 TIMEOUT_S: Final = 10.0
 _MAX_LINE_BYTES: Final = 1 << 20

@@ -20,7 +20,7 @@ import structlog
 
 from hostmesh_api.dialling import DialPolicy, parse_blocks
 from hostmesh_api.wire import VIP4, VIP6
-from hostmesh_controller import listen, mesh, rotation
+from hostmesh_controller import cold_pace, listen, mesh, rotation
 from hostmesh_controller.api.app import create_app
 from hostmesh_controller.api.parts import Parts
 from hostmesh_controller.api.principals import LocalSocket
@@ -157,6 +157,7 @@ class Controller:
                 parts = [
                     group.create_task(_endless("registrar", self.registrar.run(), stopping)),
                     group.create_task(_endless("leases", self.registrar.leases.run(), stopping)),
+                    group.create_task(_endless("cold copies", cold_pace.run(self.hub.cold), stopping)),
                     group.create_task(_endless("keys", self.keys.run(), stopping)),
                     group.create_task(_endless("observed calls", self.observations.run(), stopping)),
                     group.create_task(_endless("server certificate", self._follow_certificate(tls), stopping)),

@@ -235,8 +235,8 @@ def _matters_of(state: HostState) -> tuple[object, ...]:
 def _what_matters(ready: frozenset[Workload], report: HostReport) -> tuple[object, ...]:
     """Return what others are told of a host. From the message: reading its bytes again cost as much as all the rest."""
     facts = report.facts
-    captured, addresses = _captured_ports(report), frozenset(facts.addresses)
-    return ready, captured, _healthy(report), addresses, _locality(report), facts.cpus
+    whole = (bool(report.withdrawn), frozenset(facts.addresses), _locality(report), facts.cpus)
+    return ready, _captured_ports(report), _healthy(report), *whole
 
 
 def _healthy(report: HostReport) -> frozenset[Workload]:
@@ -252,6 +252,11 @@ def _healthy(report: HostReport) -> frozenset[Workload]:
 def healthy_workloads(state: HostState) -> frozenset[Workload]:
     """Return the workloads whose programs are well, as far as the agent last knew."""
     return _healthy(HostReport.FromString(state.report))
+
+
+def is_withdrawn(state: HostState) -> bool:
+    """Tell whether the agent last said that nobody is to call the host's workloads."""
+    return bool(HostReport.FromString(state.report).withdrawn)
 
 
 def _captured_ports(report: HostReport) -> frozenset[int]:
@@ -310,6 +315,7 @@ def runtime_of(state: HostState) -> HostRuntime:
         ipv6=has_ipv6(state),
         captured=captured_ports(state) if joined else frozenset(),
         healthy=healthy_workloads(state) if joined else frozenset(),
+        withdrawn=joined and is_withdrawn(state),
         locality=reported_locality(state) if joined else "",
         cpus=min(HostReport.FromString(state.report).facts.cpus, MAX_CPUS),
     )
@@ -330,6 +336,7 @@ def bounded(report: HostReport) -> HostReport:
     del copy.listening[MAX_SOCKETS:]
     _bound_facts(copy.facts)
     del copy.leases[MAX_LEASES:]
+    copy.withdrawn = copy.withdrawn[:MAX_TEXT_CHARS]
     del copy.capture.gaps[MAX_GAPS:]
     for said in (copy.capture.missing, copy.capture.refused):
         said[:] = [text[:MAX_TEXT_CHARS] for text in said[:MAX_PROBLEMS]]

@@ -178,6 +178,6 @@ def _paths() -> dict[int, str]:
 def _walk(root: Path) -> Iterator[tuple[int, str]]:
     for directory, _, _ in os.walk(root):
         try:
-            yield os.stat(directory).st_ino, os.path.relpath(directory, root)
+            yield Path(directory).stat().st_ino, os.path.relpath(directory, root)
         except OSError:
             continue

@@ -9,6 +9,7 @@ the same in both. On the way to nothing the rules go first.
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_network, summarize_address_range
+from itertools import pairwise
 from typing import Final
 
 from hostmesh_agent.capture.rules import (
@@ -195,7 +196,7 @@ def set_of(text: str) -> NamedSet | None:
 
 def _set(words: list[str]) -> NamedSet:
     name = words[1].removeprefix(PREFIX)
-    options = dict(zip(words[3:], words[4:], strict=False))
+    options = dict(pairwise(words[3:]))
     if words[2] == "bitmap:port" and options.get("range") == "0-65535" and "timeout" not in options:
         return NamedSet(name, KeyType.PORT, (), intervals=False)
     if words[2] == "hash:net" and options.get("family") in _FAMILY and "timeout" not in options:

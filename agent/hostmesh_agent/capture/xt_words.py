@@ -11,12 +11,14 @@ from ipaddress import ip_address, ip_network
 from typing import Final
 
 from hostmesh_agent.capture.rules import (
+    ChangeDestination,
     ChangePort,
     Compare,
     DestinationType,
     Expression,
     Header,
     Load,
+    LoadSecond,
     Lookup,
     Meta,
     MetaKey,
@@ -131,6 +133,10 @@ def _action(action: tuple[Expression, ...], version: int) -> tuple[str, ...]:
             return ("REDIRECT", "--to-ports", str(int.from_bytes(port, "big")))
         case (Load(port), ChangePort()):
             return ("DNAT", "--to-destination", f":{int.from_bytes(port, 'big')}")
+        case (Load(address), LoadSecond(port), ChangeDestination(family)) if family == FAMILIES[version][0]:
+            host = ip_address(address)
+            shown = f"[{host}]" if version == 6 else str(host)
+            return ("DNAT", "--to-destination", f"{shown}:{int.from_bytes(port, 'big')}")
         case _:
             raise UntranslatableError(f"iptables has no words for {action}")
 
@@ -224,5 +230,14 @@ _ACTIONS: Final[Mapping[str, Callable[[list[str]], tuple[Expression, ...]]]] = {
     "RETURN": lambda _: (Return(),),
     "REJECT": lambda _: (Reset(),),
     "REDIRECT": lambda words: (Load(int(words[1]).to_bytes(2, "big")), Redirect()),
-    "DNAT": lambda words: (Load(int(words[1].removeprefix(":")).to_bytes(2, "big")), ChangePort()),
+    "DNAT": lambda words: _destination(words[1]),
 }
+
+
+def _destination(text: str) -> tuple[Expression, ...]:
+    host, _, number = text.rpartition(":")
+    port = int(number).to_bytes(2, "big")
+    if not host:
+        return (Load(port), ChangePort())
+    address = ip_address(host.strip("[]"))
+    return (Load(address.packed), LoadSecond(port), ChangeDestination(FAMILIES[address.version][0]))

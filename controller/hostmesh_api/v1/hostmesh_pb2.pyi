@@ -427,6 +427,7 @@ class HostConfig(_message.Message):
     TAINTED_ROOTS_FIELD_NUMBER: _builtins.int
     RENEW_WITHIN_MS_FIELD_NUMBER: _builtins.int
     STRICT_PORTS_FIELD_NUMBER: _builtins.int
+    OUTBOUND_IDENTITIES_FIELD_NUMBER: _builtins.int
     host: _builtins.str
     trust_domain: _builtins.str
     outbound_spiffe_id: _builtins.str
@@ -468,6 +469,12 @@ class HostConfig(_message.Message):
         runs, also when the controller and Envoy are away.
         """
 
+    @_builtins.property
+    def outbound_identities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """SPIFFE IDs of workloads whose programs call under them. Envoy knows the callers by the loopback address at which it
+        gets their connections; who they are the host's owner says.
+        """
+
     def __init__(
         self,
         *,
@@ -485,10 +492,11 @@ class HostConfig(_message.Message):
         tainted_roots: _abc.Iterable[_builtins.str] | None = ...,
         renew_within_ms: _builtins.int = ...,
         strict_ports: _abc.Iterable[_builtins.int] | None = ...,
+        outbound_identities: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capture", b"capture", "envoy", b"envoy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bootstrap_patch", b"bootstrap_patch", "bundle_pem", b"bundle_pem", "capture", b"capture", "envoy", b"envoy", "expelled_addresses", b"expelled_addresses", "host", b"host", "listeners", b"listeners", "outbound_spiffe_id", b"outbound_spiffe_id", "refused_enrolments", b"refused_enrolments", "renew_within_ms", b"renew_within_ms", "strict_ports", b"strict_ports", "tainted_roots", b"tainted_roots", "trust_domain", b"trust_domain", "workloads", b"workloads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bootstrap_patch", b"bootstrap_patch", "bundle_pem", b"bundle_pem", "capture", b"capture", "envoy", b"envoy", "expelled_addresses", b"expelled_addresses", "host", b"host", "listeners", b"listeners", "outbound_identities", b"outbound_identities", "outbound_spiffe_id", b"outbound_spiffe_id", "refused_enrolments", b"refused_enrolments", "renew_within_ms", b"renew_within_ms", "strict_ports", b"strict_ports", "tainted_roots", b"tainted_roots", "trust_domain", b"trust_domain", "workloads", b"workloads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1281,6 +1289,7 @@ class HostReport(_message.Message):
     AGENT_FIELD_NUMBER: _builtins.int
     MACHINE_FIELD_NUMBER: _builtins.int
     TRUST_FIELD_NUMBER: _builtins.int
+    WITHDRAWN_FIELD_NUMBER: _builtins.int
     FLOWS_FIELD_NUMBER: _builtins.int
     host_certificate_not_after: _builtins.int
     """PEM leaf expiry of the host certificate, seconds since the epoch."""
@@ -1290,6 +1299,8 @@ class HostReport(_message.Message):
     """
     machine: _builtins.str
     """Hash of what tells the machine from others; for people. "" where it cannot be told."""
+    withdrawn: _builtins.str
+    """Why no caller is to use this host's workloads, though their programs may be well; "" if they may."""
     @_builtins.property
     def facts(self) -> Global___HostFacts: ...
     @_builtins.property
@@ -1333,11 +1344,12 @@ class HostReport(_message.Message):
         agent: _builtins.str = ...,
         machine: _builtins.str = ...,
         trust: Global___TrustState | None = ...,
+        withdrawn: _builtins.str = ...,
         flows: Global___ObservedFlows | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "capture", b"capture", "envoy", b"envoy", "facts", b"facts", "flows", b"flows", "load", b"load", "trust", b"trust"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "calls", b"calls", "capture", b"capture", "envoy", b"envoy", "facts", b"facts", "flows", b"flows", "host_certificate_not_after", b"host_certificate_not_after", "leases", b"leases", "listening", b"listening", "load", b"load", "machine", b"machine", "problems", b"problems", "trust", b"trust"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "calls", b"calls", "capture", b"capture", "envoy", b"envoy", "facts", b"facts", "flows", b"flows", "host_certificate_not_after", b"host_certificate_not_after", "leases", b"leases", "listening", b"listening", "load", b"load", "machine", b"machine", "problems", b"problems", "trust", b"trust", "withdrawn", b"withdrawn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1653,12 +1665,24 @@ class EnvoyState(_message.Message):
     PID_FIELD_NUMBER: _builtins.int
     RESTARTS_FIELD_NUMBER: _builtins.int
     LAST_EXIT_FIELD_NUMBER: _builtins.int
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
+    PUT_BACK_FIELD_NUMBER: _builtins.int
+    HUNG_FIELD_NUMBER: _builtins.int
     state: _builtins.str
     """starting, live, down, held"""
     version: _builtins.str
     pid: _builtins.int
     restarts: _builtins.int
     last_exit: _builtins.str
+    instance: _builtins.str
+    """Which of the host's two Envoys serves: blue or green."""
+    stage: _builtins.str
+    """How far a change from one to the other is: steady, warming, probation, draining."""
+    put_back: _builtins.str
+    """Why what was to run does not: it was tried, and the one before was put back. "" if nothing was."""
+    hung: _builtins.bool
+    """It has not answered for so long that callers are sent elsewhere."""
     def __init__(
         self,
         *,
@@ -1667,10 +1691,14 @@ class EnvoyState(_message.Message):
         pid: _builtins.int = ...,
         restarts: _builtins.int = ...,
         last_exit: _builtins.str = ...,
+        instance: _builtins.str = ...,
+        stage: _builtins.str = ...,
+        put_back: _builtins.str = ...,
+        hung: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_exit", b"last_exit", "pid", b"pid", "restarts", b"restarts", "state", b"state", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hung", b"hung", "instance", b"instance", "last_exit", b"last_exit", "pid", b"pid", "put_back", b"put_back", "restarts", b"restarts", "stage", b"stage", "state", b"state", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1775,3 +1803,155 @@ class ReportResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReportResponse: _TypeAlias = ReportResponse  # noqa: Y015
+
+@_typing.final
+class ColdPage(_message.Message):
+    """One page of the cold copy: the services of one bucket of host names, see hostmesh_api.cold."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVICES_FIELD_NUMBER: _builtins.int
+    ZLIB_FIELD_NUMBER: _builtins.int
+    services: _builtins.int
+    zlib: _builtins.bytes
+    """ColdContent, compressed."""
+    def __init__(
+        self,
+        *,
+        services: _builtins.int = ...,
+        zlib: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["services", b"services", "zlib", b"zlib"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ColdPage: _TypeAlias = ColdPage  # noqa: Y015
+
+@_typing.final
+class ColdContent(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVICES_FIELD_NUMBER: _builtins.int
+    ENDPOINTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def services(self) -> _containers.RepeatedCompositeFieldContainer[Global___ColdService]:
+        """Of a page of configuration."""
+
+    @_builtins.property
+    def endpoints(self) -> _containers.RepeatedCompositeFieldContainer[Global___ColdResource]:
+        """Of a page of endpoints: ClusterLoadAssignment."""
+
+    def __init__(
+        self,
+        *,
+        services: _abc.Iterable[Global___ColdService] | None = ...,
+        endpoints: _abc.Iterable[Global___ColdResource] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoints", b"endpoints", "services", b"services"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ColdContent: _TypeAlias = ColdContent  # noqa: Y015
+
+@_typing.final
+class ColdService(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOSTNAME_FIELD_NUMBER: _builtins.int
+    HOSTS_FIELD_NUMBER: _builtins.int
+    VIRTUAL_HOSTS_FIELD_NUMBER: _builtins.int
+    CLUSTERS_FIELD_NUMBER: _builtins.int
+    hostname: _builtins.str
+    @_builtins.property
+    def hosts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What programs may call it: names, short names, addresses."""
+
+    @_builtins.property
+    def virtual_hosts(self) -> _containers.RepeatedCompositeFieldContainer[Global___ColdVirtualHost]: ...
+    @_builtins.property
+    def clusters(self) -> _containers.RepeatedCompositeFieldContainer[Global___ColdResource]: ...
+    def __init__(
+        self,
+        *,
+        hostname: _builtins.str = ...,
+        hosts: _abc.Iterable[_builtins.str] | None = ...,
+        virtual_hosts: _abc.Iterable[Global___ColdVirtualHost] | None = ...,
+        clusters: _abc.Iterable[Global___ColdResource] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clusters", b"clusters", "hostname", b"hostname", "hosts", b"hosts", "virtual_hosts", b"virtual_hosts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ColdService: _TypeAlias = ColdService  # noqa: Y015
+
+@_typing.final
+class ColdVirtualHost(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PORT_FIELD_NUMBER: _builtins.int
+    REST_FIELD_NUMBER: _builtins.int
+    port: _builtins.int
+    rest: _builtins.bytes
+    """VirtualHost without name and domains."""
+    def __init__(
+        self,
+        *,
+        port: _builtins.int = ...,
+        rest: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["port", b"port", "rest", b"rest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ColdVirtualHost: _TypeAlias = ColdVirtualHost  # noqa: Y015
+
+@_typing.final
+class ColdResource(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMES_FIELD_NUMBER: _builtins.int
+    REST_FIELD_NUMBER: _builtins.int
+    rest: _builtins.bytes
+    """The message without its name."""
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Resources that differ in their names alone."""
+
+    def __init__(
+        self,
+        *,
+        names: _abc.Iterable[_builtins.str] | None = ...,
+        rest: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["names", b"names", "rest", b"rest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ColdResource: _TypeAlias = ColdResource  # noqa: Y015
+
+@_typing.final
+class Confirmation(_message.Message):
+    """An operator wants what an agent holds back; each confirmation has a version of its own."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Confirmation: _TypeAlias = Confirmation  # noqa: Y015

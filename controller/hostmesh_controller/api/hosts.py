@@ -1,6 +1,7 @@
 """Hosts: what is known of them, how they come in and how they are put out."""
 
 import asyncio
+from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -70,6 +71,18 @@ async def readmit_host(host: str, parts: Using, who: Admin) -> dict[str, Any]:
         message = f"host {host!r} was neither expelled nor quarantined: there is nothing to undo"
         raise ApiError(HTTPStatus.CONFLICT, "not_denied", message)
     return host_body(await view_of(parts, who, host))
+
+
+@router.post("/hosts/{host}/confirm")
+async def confirm_host(host: str, parts: Using, who: Admin) -> dict[str, Any]:
+    """Tell a host's agent to take the configuration that it holds back, because it takes most of what it had away."""
+    view = await view_of(parts, who, host)
+    if not parts.hub.confirm(host, parts.now()):
+        message = f"host {host!r} is not connected, or holds nothing back; see: hostmesh proxy status"
+        raise ApiError(HTTPStatus.CONFLICT, "nothing_held_back", message)
+    key = ObjectKey("Host", "", host)
+    await asyncio.to_thread(partial(parts.store.add_event, "host.confirm", key, actor=who.actor, now=parts.now()))
+    return host_body(view)
 
 
 @router.post("/register")

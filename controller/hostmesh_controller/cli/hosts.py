@@ -160,6 +160,19 @@ def readmit(
     typer.echo(f"host/{host} may join again; next: hostmesh token create {host}, and on the host: join --force")
 
 
+@app.command("confirm")
+def confirm(
+    ctx: typer.Context, host: Annotated[str, typer.Argument(metavar="HOST")], output: Output = Format.TABLE
+) -> None:
+    """Let a host take the configuration that it holds back, because it takes most of what it had away."""
+    connection: Connection = ctx.obj
+    result = connection.post(f"/v1/hosts/{part(host)}/confirm", {})
+    if output is not Format.TABLE:
+        emit(result, output)
+        return
+    say(f"host/{host} takes what it held back")
+
+
 def _pair(text: str, option: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals or not key:

@@ -119,7 +119,9 @@ class Mesh:
         return bool(workload.probes) or self.probe_of(workload) is not None
 
     def is_healthy(self, workload: Workload) -> bool:
-        """Tell whether a workload's program is well: it has no probe, or its host's agent says so."""
+        """Tell whether a workload can be called: its host is in use, and its program well as far as is known."""
+        if workload.host is not None and self.runtime_of(workload.host).withdrawn:
+            return False
         if workload.host is None or not self.has_probes(workload):
             return True
         return workload.key in self.runtime_of(workload.host).healthy

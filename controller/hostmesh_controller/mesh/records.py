@@ -65,6 +65,8 @@ class HostRuntime:
     captured: frozenset[int] | None = None
     healthy: frozenset[tuple[str, str]] = frozenset()
     expelled: bool = False
+    withdrawn: bool = False
+    """Its agent says that nobody is to call it: it is drained, or its Envoy hangs."""
     denied: frozenset[str] = frozenset()
     locality: str = ""
     silent: bool = False
@@ -167,6 +169,7 @@ class Host:
     capture_all: bool | None
     labels: Mapping[str, str] = field(default_factory=dict)
     locality: str = ""
+    per_workload_identity: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from hostmesh_agent.capture.rules import (
     Table,
     Unknown,
 )
-from hostmesh_agent.capture.xt_words import PREFIX, Paths, line, rule_of, words_in, words_of
+from hostmesh_agent.capture.xt_words import PREFIX, Paths, line, name_of_set, rule_of, set_name, words_in, words_of
 from hostmesh_agent.capture.xtables import FAMILIES, PRIORITIES, split
 
 CALLED_BY: Final[dict[int, str]] = {Hook.PREROUTING: "PREROUTING", Hook.OUTPUT: "OUTPUT"}
@@ -134,16 +134,16 @@ def called_first(now: Saved, table: str, caller: str, name: str) -> bool:
 def sets_text(now: Iterable[NamedSet], wanted: Table) -> str:
     """Return what `ipset restore` is given before the rules."""
     there = {each.name: each for each in now}
-    lines: list[str] = [f"destroy {PREFIX}{name}" for name in there if _is_next(name)]
+    lines: list[str] = [f"destroy {set_name(name)}" for name in there if _is_next(name)]
     # What is left alone first: no set may grow before it.
     for each in sorted(wanted.sets, key=lambda each: (each.name != "untouched_ports", each.name)):
         if there.get(each.name) == each:
             continue
-        name = f"{PREFIX}{each.name}"
+        name = set_name(each.name)
         if each.name not in there:
             lines += _filled(name, each)
         else:
-            following = f"{NEXT}{each.name}"
+            following = f"{NEXT}{name.removeprefix(PREFIX)}"
             lines += [*_filled(following, each), f"swap {following} {name}", f"destroy {following}"]
     return "\n".join([*lines, ""]) if lines else ""
 
@@ -151,7 +151,7 @@ def sets_text(now: Iterable[NamedSet], wanted: Table) -> str:
 def unneeded_text(now: Iterable[NamedSet], wanted: Table | None) -> str:
     """Return what `ipset restore` is given behind the rules."""
     kept = {each.name for each in wanted.sets} if wanted is not None else set()
-    return "".join(f"destroy {PREFIX}{each.name}\n" for each in now if each.name not in kept)
+    return "".join(f"destroy {set_name(each.name)}\n" for each in now if each.name not in kept)
 
 
 def _is_next(name: str) -> bool:
@@ -195,7 +195,7 @@ def set_of(text: str) -> NamedSet | None:
 
 
 def _set(words: list[str]) -> NamedSet:
-    name = words[1].removeprefix(PREFIX)
+    name = name_of_set(words[1])
     options = dict(pairwise(words[3:]))
     if words[2] == "bitmap:port" and options.get("range") == "0-65535" and "timeout" not in options:
         return NamedSet(name, KeyType.PORT, (), intervals=False)

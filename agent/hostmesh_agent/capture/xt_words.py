@@ -47,6 +47,17 @@ _CGROUP: Final = re.compile(r"cgroup (\d+)@(\d+)(?:: (.*))?")
 _WORD: Final = re.compile(r'"((?:\\.|[^"\\])*)"|(\S+)')
 
 
+def set_name(name: str) -> str:
+    """Return what ipset calls the plan's set: it takes 31 characters at most."""
+    return PREFIX + re.sub("^(.)(?:n|ut)bound_(?=never|exclude|include)", r"\1-", name)
+
+
+def name_of_set(kernels: str) -> str:
+    """Return what the plan calls ipset's set."""
+    name = kernels.removeprefix(PREFIX)
+    return {"i-": "inbound_", "o-": "outbound_"}[name[:2]] + name[2:] if name[:2] in {"i-", "o-"} else name
+
+
 def words_of(rule: Rule, version: int, paths: Paths) -> tuple[str, ...]:
     """Return what follows `-A CHAIN`.
 
@@ -95,7 +106,7 @@ def _condition(
             yield from (*no, "-s" if offset == _SOURCE[version] else "-d", f"{ip_address(packed)}/{length * 8}")
         case Payload(header, offset, _), Lookup(name):
             source = header is Header.NETWORK and offset == _SOURCE[version]
-            yield from ("-m", "set", "--match-set", f"{PREFIX}{name}", "src" if source else "dst")
+            yield from ("-m", "set", "--match-set", set_name(name), "src" if source else "dst")
         case _:
             raise UntranslatableError(f"iptables has no words for {load} {test}")
 
@@ -185,7 +196,7 @@ def _guess(words: list[str], version: int) -> Rule:
             conditions.append((SocketCgroup(int(mark[2])), Compare(struct.pack("=Q", int(mark[1])), inverted)))
             said = mark[3] or ""
         elif option == "--match-set":
-            conditions.append(_in_set(value.removeprefix(PREFIX), words.pop(0), version))
+            conditions.append(_in_set(name_of_set(value), words.pop(0), version))
         elif option != "-m":
             load, test = _KNOWN[option](value, version)
             conditions.append((load, Compare(test, inverted)))

@@ -7,15 +7,17 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 from typing import Final
 
 import pytest
 
-from hostmesh_agent import capture
+from hostmesh_agent import capture, enforce
 from hostmesh_agent.capture import Capture, CaptureRequest, HostFloor, Owner, Scope, iptables, kernel, nft, plan
 from hostmesh_agent.capture.rules import Backend, Ruleset, Table
 from hostmesh_agent.capture.xt_text import NEXT
 from hostmesh_agent.converge import InForce, in_force
+from hostmesh_agent.enforce import Enforcement
 from netns.conftest import HOST, PEER
 from netns.others import rules_of_others
 from netns.space import Servers, Space, ask, run
@@ -139,7 +141,7 @@ CHANGED: Final = "another program changed"
         (lambda: run("ipset", "create", "HOSTMESH_more", "hash:ip"), CHANGED),
         (lambda: run("ip", "route", "flush", "proto", "157"), "no route to 240.240.0.0/16"),
     ],
-    ids=["flush", "flush v6", "before us", "jump", "second jump", "add", "replace", "element", "flush set", "set", "route"],
+    ids="flush,v6,before us,jump,second jump,add,replace,element,flush set,set,route".split(","),  # noqa: SIM905
 )  # fmt: skip
 def test_a_change_by_another_program_is_noticed_and_mended(host: Space, change: Callable[[], str], says: str) -> None:
     held = Capture()
@@ -223,6 +225,39 @@ def test_after_a_kill_at_any_step_ssh_is_open_strict_ports_are_closed_and_the_ne
     assert "HOSTMESH" not in run("ipset", "list", "-n") + legacy("-t", "nat", "-S") + legacy(
         "-t", "nat", "-S", version="6"
     )
+
+
+def test_the_agent_leaves_the_resolver_alone_looks_now_and_then_and_puts_rules_back(
+    host: Space, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolver = tmp_path / "resolv.conf"
+    resolver.write_text("nameserver 192.0.2.53\n")
+    enforcement = Enforcement(dns=True, resolv_conf=resolver, state_dir=tmp_path)
+    put = enforcement.put(MESH, FLOOR)
+    assert (put.capture.state, put.capture.backend, put.dns_in_place) == ("on", "iptables", False)
+    assert resolver.read_text() == "nameserver 192.0.2.53\n"
+    assert put.in_force == InForce(MESH.inbound_ports, outbound=True)
+    legacy("-t", "nat", "-F", "HOSTMESH_INBOUND")
+    assert enforcement.put(MESH, FLOOR) == put  # it was looked at just now
+    assert kernel.read() != ruleset("mesh").table
+    monkeypatch.setattr(enforce, "IPTABLES_CHECK_S", 0.0)
+    assert enforcement.put(MESH, FLOOR) == put
+    assert kernel.read() == ruleset("mesh").table
+    assert any("chain inbound: " in each for each in enforcement.drift)
+    assert enforcement.put(None, FLOOR).capture.state == "off"
+    assert kernel.read() is None
+
+
+def test_where_the_programs_are_missing_the_error_names_their_packages(host: Space) -> None:
+    code = (
+        "from netns.test_capture_iptables import FLOOR, MESH; from hostmesh_agent.capture import Capture; "
+        "print(Capture().apply(MESH, FLOOR).error)"
+    )
+    hidden = 'mount -t tmpfs none /usr/sbin && exec "$@"'
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    said = run("unshare", "--mount", "sh", "-c", hidden, "sh", sys.executable, "-c", code, environment=environment)
+    assert "install the package" in said
+    assert "ipset" in said
 
 
 def test_changes_of_the_rules_let_no_plaintext_in(peer: Space, servers: Servers) -> None:

@@ -124,10 +124,9 @@ def test_a_connection_meets_the_same_as_with_nftables(seed: int) -> None:
     """Both tables are gone through as the kernel does it: the same packet, the same end."""
     draw = random.Random(seed)
     floor = HostFloor(envoy_uid=900, backend=Backend.IPTABLES, mtls_only=draw.random() < 0.5)
-    request = CaptureRequest(
-        draw.choice(list(Scope)), frozenset(draw.sample([80, 8080, 8443], 2)), VIRTUAL | {"10.0.0.0/8", "::/0"}, VIRTUAL,
-        dns=False,
-    )  # fmt: skip
+    ports = frozenset(draw.sample([80, 8080, 8443], 2))
+    mesh = VIRTUAL | {"10.0.0.0/8", "::/0"}
+    request = CaptureRequest(draw.choice(list(Scope)), ports, mesh, VIRTUAL, dns=False)
     on_iptables = made(floor, request)
     on_nftables = plan(request, HostFloor(envoy_uid=900, mtls_only=floor.mtls_only)).table
     for _ in range(200):
@@ -223,7 +222,8 @@ def test_words_survive_quoting(text: str) -> None:
 def test_what_iptables_cannot_do_is_told_by_name() -> None:
     ruleset = plan(CaptureRequest(), HostFloor(envoy_uid=900, backend=Backend.IPTABLES))
     assert any("mesh names need a kernel with nf_tables" in str(each) for each in ruleset.refused)
-    assert not any(isinstance(each, PayloadWrite) for chain in ruleset.table.chains for rule in chain.rules for each in rule.expressions)  # fmt: skip  # noqa: E501
+    rules = [rule for chain in ruleset.table.chains for rule in chain.rules]
+    assert not any(isinstance(each, PayloadWrite) for rule in rules for each in rule.expressions)
     wild = HostFloor(envoy_uid=900, backend=Backend.IPTABLES, never_interfaces=frozenset({"eth+"}))
     with pytest.raises(PlanError, match="without nf_tables this cannot be captured: to iptables an interface 'eth\\+'"):
         plan(CaptureRequest(), wild)

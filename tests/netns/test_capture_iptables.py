@@ -260,6 +260,19 @@ def test_where_the_programs_are_missing_the_error_names_their_packages(host: Spa
     assert "ipset" in said
 
 
+def test_rules_of_a_container_that_brought_its_own_iptables_hinder_nobody(host: Space) -> None:
+    """The host itself has only the programs that speak to nf_tables, or none."""
+    others()
+    code = (
+        "from netns.test_capture_iptables import MESH, ON_NFTABLES; from hostmesh_agent.capture import Capture; "
+        "c = Capture(); print(c.state().state, c.apply(MESH, ON_NFTABLES).state, c.clear().state)"
+    )
+    hidden = 'mount -t tmpfs none /usr/sbin && exec "$@"'
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    said = run("unshare", "--mount", "sh", "-c", hidden, "sh", sys.executable, "-c", code, environment=environment)
+    assert said == "off on off\n"
+
+
 def test_changes_of_the_rules_let_no_plaintext_in(peer: Space, servers: Servers) -> None:
     servers.tcp("program", 8080)
     capture.apply(OLD)

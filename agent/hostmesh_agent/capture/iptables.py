@@ -30,8 +30,11 @@ _CGROUP_IN_COMMENT: Final = re.compile(r'"cgroup \d+@\d+')
 
 
 def in_use() -> bool:
-    """Tell, without starting a program, whether any rules of iptables' older interface are loaded here."""
-    return any(_loaded(version) for version in _PREFIX_OF)
+    """Tell whether rules of iptables' older interface are loaded here and there are the programs for them.
+
+    Where those are missing, the rules are somebody else's: of a container that brought its own.
+    """
+    return any(_loaded(version) and _found(version, "save") for version in _PREFIX_OF)
 
 
 def read() -> Table | None:
@@ -87,7 +90,7 @@ class _Kernel:
 
 
 def _read(paths: Paths | None = None) -> _Kernel:
-    texts = {version: _run(_program(version, "save")) if _loaded(version) else "" for version in _PREFIX_OF}
+    texts = {version: _save(version) for version in _PREFIX_OF}
     # Without rules there may be sets still: a kill has left them.
     asked = any(PREFIX in each for each in texts.values()) or shutil.which("ipset", path=_SEARCHED) is not None
     names = _run([_ipset_program(), "list", "-n"]).split() if asked else []
@@ -96,6 +99,11 @@ def _read(paths: Paths | None = None) -> _Kernel:
         paths = _paths() if any(_CGROUP_IN_COMMENT.search(each) for each in texts.values()) else {}
     rules = {version: xt_text.saved(text) for version, text in texts.items()}
     return _Kernel(rules, tuple(each for each in sets if each is not None), paths)
+
+
+def _save(version: int) -> str:
+    program = _found(version, "save") if _loaded(version) else []
+    return _run(program) if program else ""
 
 
 def _change(kernel: _Kernel, table: Table, paths: Paths) -> None:
@@ -128,8 +136,8 @@ def _loaded(version: int) -> bool:
         return False
 
 
-def _program(version: int, what: str) -> list[str]:
-    """Return iptables-save or -restore of the older interface."""
+def _found(version: int, what: str) -> list[str]:
+    """Return iptables-save or -restore of the older interface, [] if there is none."""
     name = f"{_PREFIX_OF[version]}tables"
     legacy = shutil.which(f"{name}-legacy-{what}", path=_SEARCHED)
     if legacy:
@@ -137,8 +145,16 @@ def _program(version: int, what: str) -> list[str]:
     plain = shutil.which(f"{name}-{what}", path=_SEARCHED)
     if plain and "nf_tables" not in _run([plain, "--version"]):
         return [plain]
+    return []
+
+
+def _program(version: int, what: str) -> list[str]:
+    found = _found(version, what)
+    if found:
+        return found
+    name = f"{_PREFIX_OF[version]}tables"
     raise CaptureError(
-        f"the kernel has no nf_tables, and there is no {name}-legacy-{what}: install the packages iptables and ipset "
+        f"the rules are to be held by iptables, and there is no {name}-legacy-{what}: install the packages iptables and ipset "
         "(on Red Hat and its kin iptables-legacy and ipset)"
     )
 

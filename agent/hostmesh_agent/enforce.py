@@ -36,8 +36,8 @@ from hostmesh_agent.resolution import Resolution
 
 FULL_CHECK_S: Final = 60.0
 IPTABLES_CHECK_S: Final = 30.0
-"""A look at iptables starts a dozen programs (20 ms of a core in all, and a check is two), and nobody tells of a change:
-so often it costs 0.13 % of a core."""
+"""A look at iptables starts a dozen programs (20 ms of a core in all, and a check is two), and nobody tells of a
+change: so often it costs 0.13 % of a core."""
 _DRIFT_LINES: Final = 8
 _UNKNOWN: Final = CaptureState("off")
 

@@ -154,8 +154,8 @@ def _program(version: int, what: str) -> list[str]:
         return found
     name = f"{_PREFIX_OF[version]}tables"
     raise CaptureError(
-        f"the rules are to be held by iptables, and there is no {name}-legacy-{what}: install the packages iptables and ipset "
-        "(on Red Hat and its kin iptables-legacy and ipset)"
+        f"the rules are to be held by iptables, and there is no {name}-legacy-{what}: install the packages iptables "
+        "and ipset (on Red Hat and its kin iptables-legacy and ipset)"
     )
 
 

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from hostmesh_agent import argv
+from hostmesh_agent import argv, cli_bugreport, cli_doctor
 from hostmesh_agent import config as configuration
 from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.config_table import ConfigError
@@ -83,6 +83,9 @@ def _parser() -> argparse.ArgumentParser:
     status = verbs.add_parser("status", help="show the state; exit code 0 if all is well, else 1")
     status.add_argument("-o", "--output", choices=("table", "json"), default="table")
     status.set_defaults(verb=_status)
+
+    cli_doctor.add(verbs)
+    cli_bugreport.add(verbs)
 
     capture = verbs.add_parser("capture", help="show, take away or put back the traffic rules")
     capture_verbs = capture.add_subparsers(title="verbs", required=True, metavar="VERB")

@@ -51,7 +51,8 @@ def leave(config: AgentConfig, *, purge: bool, tell: Callable[[str], None]) -> b
     """
     had_state = config.state_dir.exists()
     with _alone(config, tell):
-        done = all([_tried(what, act, tell) for what, act in _steps(config)])
+        undone = [what for what, act in _steps(config) if not _tried(what, act, tell)]
+        done = not undone
         if done and (purge or not had_state):
             done = _tried("directories", lambda: _remove_directories(config), tell)
     return done

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from e2e.driver import PROGRAMS, Lab, eventually, new_lab
+from hostmesh_api.wire import DNS_ADDRESS
 
 HOSTS = ("well", "killed", "hung", "cut", "alone")
 OBJECTS = """
@@ -92,7 +93,7 @@ def leave_is_cut_short(lab: Lab, host: str) -> None:
     """A first `leave` is killed between two of its steps."""
     with lab.popen(host, "hostmesh-agent", "leave", "--purge") as first:
         resolver = lab.root / "hosts" / host / "disk/etc/upper/resolv.conf"
-        eventually(lambda: "hostmesh" not in resolver.read_text(), "names are as before")
+        eventually(lambda: DNS_ADDRESS not in resolver.read_text(), "names are as before")
         signal(lab, host, "KILL", lab.exec(host, "pgrep", "-f", "hostmesh-agent leave").stdout.split()[0])
         first.wait(timeout=10)
     assert lab.exec(host, "test", "-e", "/var/lib/hostmesh", check=False).returncode == 0

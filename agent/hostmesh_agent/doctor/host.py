@@ -35,7 +35,9 @@ def of_status(status: Any) -> Iterator[Finding]:
         coded.append(Finding("HM-M101", controller["last_error"] or "it was not reached yet"))
     elif controller["reports"] != "delivered":
         coded.append(Finding("HM-M102", controller["reports"]))
-    coded += [Finding("HM-C105", f"{each['name']}: {each['missing']}") for each in status["certificates"] if "missing" in each]
+    coded += [
+        Finding("HM-C105", f"{each['name']}: {each['missing']}") for each in status["certificates"] if "missing" in each
+    ]
     if envoy["crash_looping"]:
         coded.append(Finding("HM-E104", f"it was started {envoy['restarts']} times; {envoy['last_exit']}"))
     if envoy["restart_needed"]:
@@ -50,7 +52,9 @@ def of_status(status: Any) -> Iterator[Finding]:
         coded.append(Finding("HM-E106", f"it lacks {', '.join(lacking)}"))
     for each in status["workloads"]:
         if not each["ready"]:
-            coded.append(Finding("HM-M103", f"{each['namespace']}/{each['name']}: {each['health_reason'] or 'not ready'}"))
+            coded.append(
+                Finding("HM-M103", f"{each['namespace']}/{each['name']}: {each['health_reason'] or 'not ready'}")
+            )
     yield from coded
     told = {each.what for each in coded}
     yield from (Finding("HM-A104", each) for each in status["problems"] if not _is_told(each, told, status))
@@ -59,7 +63,13 @@ def of_status(status: Any) -> Iterator[Finding]:
 def _is_told(problem: str, told: set[str], status: Any) -> bool:
     """Tell whether a problem is one that has got a code of its own."""
     workloads = {f"{each['namespace']}/{each['name']} is not ready" for each in status["workloads"]}
-    starts = ("the controller is not connected", "reports are not delivered", "capture: ", "capture waits: ", "Envoy needs")
+    starts = (
+        "the controller is not connected",
+        "reports are not delivered",
+        "capture: ",
+        "capture waits: ",
+        "Envoy needs",
+    )
     return problem in told | workloads or problem.startswith(starts) or "has no certificate" in problem
 
 

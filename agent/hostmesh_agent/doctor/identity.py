@@ -30,7 +30,10 @@ def _in_time(facts: IdentityFacts) -> Iterator[Finding]:
     if start is None or end is None:
         return
     if now < start:
-        yield Finding("HM-T102", f"it is {now:%Y-%m-%d %H:%M:%S} here, and the certificate begins at {start:%Y-%m-%d %H:%M:%S} UTC")
+        yield Finding(
+            "HM-T102",
+            f"it is {now:%Y-%m-%d %H:%M:%S} here, and the certificate begins at {start:%Y-%m-%d %H:%M:%S} UTC",
+        )
     elif now >= end:
         yield Finding("HM-C101", f"it ended at {end:%Y-%m-%d %H:%M:%S} UTC")
     elif (end - now) < (end - start) * LATE_SHARE:

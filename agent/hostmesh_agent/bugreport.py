@@ -1,7 +1,7 @@
 """What a bug report tells of a host, and how it is gathered: without the agent's help, in bounded time, no secrets.
 
-Private keys, the cache (it holds the keys of Gateways) and Envoy's whole configuration are not read into it. All that is
-goes through `redaction`, which knows the secrets of this host.
+Private keys, the cache (it holds the keys of Gateways) and Envoy's whole configuration are not read into it. All that
+is goes through `redaction`, which knows the secrets of this host.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +26,7 @@ from hostmesh_agent.bootstrap import ADMIN_SOCKET
 from hostmesh_agent.bundle import MAX_TEXT_BYTES, Bundle
 from hostmesh_agent.cli_doctor import listed_findings
 from hostmesh_agent.config import AgentConfig
+from hostmesh_agent.places import Instance
 from hostmesh_agent.redaction import Redactor
 
 WITHIN_S: Final = 60.0
@@ -121,38 +123,38 @@ def texts(config: AgentConfig, config_file: Path) -> Iterator[Text]:
     for directory in _envoy_directories(config):
         yield from _envoy(directory)
     for name, command in COMMANDS.items():
-        yield Text(name, lambda words=command.split(): _output(words), name.startswith("logs/"))  # type: ignore[misc]
+        yield Text(name, partial(_output, command.split()), name.startswith("logs/"))
     for path in (config.dns.resolv_conf, *FILES):
-        yield Text(f"files{path}", lambda path=path: _read(path))  # type: ignore[misc]
+        yield Text(f"files{path}", partial(_read, path))
     yield Text("state-directory.txt", lambda: "\n".join(_listed(config)) + "\n")
     yield Text("processes.txt", lambda: "\n".join(_processes()) + "\n")
 
 
 def _envoy_directories(config: AgentConfig) -> list[Path]:
     """Return Envoys' working directories: there may be two while one takes over from the other."""
-    return sorted(each.parent for each in config.state_dir.glob(f"envoy*/{workdir.BOOTSTRAP}"))
+    return [each for each in map(config.directory_of, Instance) if each.is_dir()]
 
 
 def _envoy(directory: Path) -> Iterator[Text]:
     name = f"envoy/{directory.name}"
     yield Text(f"{name}/bootstrap.json", lambda: _read(directory / workdir.BOOTSTRAP))
     for log in (workdir.LOG, f"{workdir.LOG}.1"):
-        yield Text(f"{name}/{log}", lambda log=log: _read(directory / log, end=True), end=True)  # type: ignore[misc]
+        yield Text(f"{name}/{log}", partial(_read, directory / log, end=True), end=True)
     silent: list[str] = []
 
     def ask(target: str) -> str:
         # One that hangs is asked once, not seven times.
         if not silent:
             try:
-                return asyncio.run(Admin(directory / ADMIN_SOCKET, ADMIN_WITHIN_S).request("GET", f"/{target}"))[1].decode(
-                    "utf-8", "replace"
-                )
+                return asyncio.run(Admin(directory / ADMIN_SOCKET, ADMIN_WITHIN_S).request("GET", f"/{target}"))[
+                    1
+                ].decode("utf-8", "replace")
             except AdminError as error:
                 silent.append(str(error))
         return f"not asked, as it did not answer: {silent[0]}\n"
 
     for target in ADMIN:
-        yield Text(f"{name}/{target.partition('?')[0]}.txt", lambda target=target: ask(target))  # type: ignore[misc]
+        yield Text(f"{name}/{target.partition('?')[0]}.txt", partial(ask, target))
 
 
 def _versions() -> str:

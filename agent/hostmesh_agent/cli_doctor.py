@@ -44,6 +44,13 @@ def listed_findings(config: AgentConfig) -> list[dict[str, str]]:
     return [told(each) for each in visit.examine(config)]
 
 
+def of_agent(status: Any) -> list[dict[str, str]]:
+    """Return what a running agent's own status comes to; nothing where none runs: that is `doctor`'s to find."""
+    from hostmesh_agent.doctor.host import of_status
+
+    return [told(each) for each in of_status(status)] if status["agent"]["running"] else []
+
+
 def told(finding: "Finding") -> dict[str, str]:
     """Return the finding as a document."""
     from hostmesh_agent.doctor.ailments import BY_CODE

@@ -5,12 +5,13 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 from hostmesh_agent.config_table import ConfigError, Table
 from hostmesh_agent.entitlements import WorkloadAccess
+from hostmesh_agent.places import BLUE, Instance
 from hostmesh_api.identity import WorkloadIdentity
 from hostmesh_api.wire import MAX_INTERFACE_BYTES
 
@@ -22,6 +23,7 @@ ENVOY_LOG_LEVELS: Final = ("trace", "debug", "info", "warning", "error", "critic
 MAX_SOCKET_PATH_BYTES: Final = 107
 """sun_path holds 108 bytes with its final NUL (unix(7))."""
 MAX_THREADS_PER_CORE: Final = 8
+UPGRADES: Final = ("manual", "auto")
 MAX_UID: Final = 2**32 - 2
 SCOPES: Final = ("mesh", "all")
 MIN_MTLS: Final = ("strict", "permissive", "none")
@@ -48,6 +50,12 @@ class EnvoySettings:
     supervisor: str = "builtin"
     concurrency: int = 0
     log_level: str = "warning"
+    upgrade: str = "manual"
+    """When a running Envoy is replaced by what would be started now: "auto", or "manual" (`envoy upgrade`)."""
+    rehearsal_s: int = 5
+    probation_s: int = 20
+    hung_after_s: int = 10
+    """See `upgrade.Times`."""
 
     def workers(self, cpus: int, wanted: int | None = None) -> int:
         """Return Envoy's worker threads: this host's word, else the mesh's (0 is one for each core), else few.
@@ -147,6 +155,24 @@ class WasmSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ColdSettings:
+    """The copy of all that this host may call, for the time without a controller.
+
+    `max_mb` bounds it on disk, in millions of bytes; 5,000 services take about one.
+    """
+
+    enabled: bool = True
+    max_mb: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class ShrinkSettings:
+    """What becomes of configuration that is held back: taken after so long if nobody says anything; 0: never."""
+
+    accept_after_s: int = 3600
+
+
+@dataclass(frozen=True, slots=True)
 class ObserveSettings:
     """What is told of the host's connections: who talks to whom, never what is said.
 
@@ -170,23 +196,32 @@ class LogSettings:
 
 @dataclass(frozen=True, slots=True)
 class AgentConfig:
+    """What the host's owner says. `workloads`: whose processes are which workload's, whatever it is asked for."""
+
     state_dir: Path = Path("/var/lib/hostmesh")
     run_dir: Path = Path("/run/hostmesh")
     envoy: EnvoySettings = field(default_factory=EnvoySettings)
     capture: CaptureSettings = field(default_factory=CaptureSettings)
     dns: DnsSettings = field(default_factory=DnsSettings)
     probes: ProbeSettings = field(default_factory=ProbeSettings)
+    workloads: tuple[WorkloadAccess, ...] = ()
     workload_api: WorkloadApiSettings = field(default_factory=WorkloadApiSettings)
     floor: FloorSettings = field(default_factory=FloorSettings)
     wasm: WasmSettings = field(default_factory=WasmSettings)
+    cold: ColdSettings = field(default_factory=ColdSettings)
+    shrink: ShrinkSettings = field(default_factory=ShrinkSettings)
     observe: ObserveSettings = field(default_factory=ObserveSettings)
     labels: Mapping[str, str] = field(default_factory=dict)
     log: LogSettings = field(default_factory=LogSettings)
 
     @property
     def envoy_dir(self) -> Path:
-        """Envoy's working directory."""
+        """The first Envoy's working directory; certificates and modules of both are in it."""
         return self.state_dir / "envoy"
+
+    def directory_of(self, instance: Instance) -> Path:
+        """Return the working directory of one of the two Envoys."""
+        return self.envoy_dir if instance is BLUE else self.state_dir / instance.value
 
     @property
     def admin_socket(self) -> Path:
@@ -240,6 +275,8 @@ def parse(text: str, source: str) -> AgentConfig:
         raise ConfigError(f"{source}: not valid TOML: {error}") from None
     top = Table(source, "", document)
     top.only(dataclasses.fields(AgentConfig))
+    workload_api = _workload_api(top.table("workload_api"))
+    workloads = _workloads(top, workload_api.workloads)
     config = AgentConfig(
         state_dir=top.path("state_dir", AgentConfig().state_dir),
         run_dir=top.path("run_dir", AgentConfig().run_dir),
@@ -247,9 +284,12 @@ def parse(text: str, source: str) -> AgentConfig:
         capture=_capture(top.table("capture")),
         dns=_dns(top.table("dns")),
         probes=_probes(top.table("probes")),
-        workload_api=_workload_api(top.table("workload_api")),
+        workloads=workloads,
+        workload_api=replace(workload_api, workloads=workloads),
         floor=_floor(top.table("floor")),
         wasm=_wasm(top.table("wasm")),
+        cold=_cold(top.table("cold")),
+        shrink=_shrink(top.table("shrink")),
         observe=_observe(top.table("observe")),
         labels=_labels(top.table("labels")),
         log=_log(top.table("log")),
@@ -287,6 +327,10 @@ def _envoy(table: Table) -> EnvoySettings:
         supervisor=supervisor,
         concurrency=table.number("concurrency", default.concurrency, 0, 1024),
         log_level=table.one_of("log_level", default.log_level, ENVOY_LOG_LEVELS),
+        upgrade=table.one_of("upgrade", default.upgrade, UPGRADES),
+        rehearsal_s=table.number("rehearsal_s", default.rehearsal_s, 1, 600),
+        probation_s=table.number("probation_s", default.probation_s, 1, 3600),
+        hung_after_s=table.number("hung_after_s", default.hung_after_s, 3, 600),
     )
 
 
@@ -356,6 +400,19 @@ def _workload_api(table: Table) -> WorkloadApiSettings:
     )
 
 
+def _workloads(top: Table, of_api: tuple[WorkloadAccess, ...]) -> tuple[WorkloadAccess, ...]:
+    """Return who is who: the table of all workloads, and the older one of the Workload API."""
+    table = top.table("workloads")
+    found = tuple(_access(table, name) for name in table.values)
+    if twice := sorted({_name(each) for each in found} & {_name(each) for each in of_api}):
+        raise top.error("workloads", f"{', '.join(twice)}: is in workload_api.workloads too; leave it in one of them")
+    return (*of_api, *found)
+
+
+def _name(access: WorkloadAccess) -> str:
+    return f"{access.namespace}/{access.service_account}"
+
+
 def _access(workloads: Table, name: str) -> WorkloadAccess:
     namespace, slash, service_account = name.partition("/")
     try:
@@ -390,6 +447,19 @@ def _floor(table: Table) -> FloorSettings:
 def _wasm(table: Table) -> WasmSettings:
     table.only(dataclasses.fields(WasmSettings))
     return WasmSettings(allow_cidrs=table.blocks("allow_cidrs"))
+
+
+def _cold(table: Table) -> ColdSettings:
+    default = ColdSettings()
+    table.only(dataclasses.fields(ColdSettings))
+    return ColdSettings(
+        enabled=table.flag("enabled", default.enabled), max_mb=table.number("max_mb", default.max_mb, 1, 100_000)
+    )
+
+
+def _shrink(table: Table) -> ShrinkSettings:
+    table.only(dataclasses.fields(ShrinkSettings))
+    return ShrinkSettings(accept_after_s=table.number("accept_after_s", ShrinkSettings().accept_after_s, 0, 10**9))
 
 
 def _observe(table: Table) -> ObserveSettings:

@@ -55,6 +55,12 @@ def holds_netfilter(pid: int) -> bool:
     return any(link.removeprefix("socket:[").rstrip("]") in inodes for link in _links(pid) if "socket:[" in link)
 
 
+def is_timer(pid: int) -> bool:
+    """Tell whether a process is a dead-man timer for the rules of our network (`deadman`)."""
+    command = words(pid)
+    return any("deadman" in word for word in command) and is_agent(command) and _network(str(pid)) == _network("self")
+
+
 def is_envoy_of(state_dir: Path) -> Test:
     """Return a test: is a process an Envoy of this state directory, whoever started it and when?
 

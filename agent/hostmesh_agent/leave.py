@@ -11,16 +11,36 @@ import asyncio
 import errno
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from hostmesh_agent import capture, control, drain, enrol, guard, holders, lock, process
+from hostmesh_agent import (
+    arming,
+    capture,
+    cgroup,
+    chosen_binary,
+    control,
+    drain,
+    drained,
+    enrol,
+    guard,
+    hold,
+    holders,
+    life_file,
+    lock,
+    process,
+    widening,
+)
 from hostmesh_agent.admin import Admin, AdminError
+from hostmesh_agent.bootstrap import ADMIN_SOCKET
+from hostmesh_agent.cgroup import EnvoyGroup
 from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.dns import ResolverError
+from hostmesh_agent.places import Instance
 from hostmesh_agent.resolution import Resolution
 from hostmesh_agent.state import State, StateError
 from hostmesh_agent.status import CAPTURE_OFF
@@ -32,7 +52,9 @@ ENVOY_ENDS_WITHIN_S: Final = 10.0
 HUNG_ENVOY_ENDS_WITHIN_S: Final = 1.0
 """Of one that does not answer: it is asked all the same, as it may only have been slow."""
 TELL_WITHIN_S: Final = 10.0
+TIMER_ENDS_WITHIN_S: Final = 5.0
 _LOCK_IS_FREE_WITHIN_S: Final = 5.0
+_POLL_S: Final = 0.05
 
 Step = tuple[str, Callable[[], str]]
 """What is done, and the doing; that returns what is worth telling, or "" if nothing was to be done."""
@@ -83,6 +105,7 @@ def _alone(config: AgentConfig, tell: Callable[[str], None]) -> Iterator[None]:
         pass  # none runs, or one that is only starting, or ending
     except control.ControlError:
         patience_s = 0.0
+    _end_timers(config)
     with ExitStack() as stack:
         try:
             stack.enter_context(lock.held(config.state_dir, patience_s))
@@ -92,6 +115,19 @@ def _alone(config: AgentConfig, tell: Callable[[str], None]) -> Iterator[None]:
             tell("agent: it did not answer and was killed")
             stack.enter_context(lock.held(config.state_dir, _LOCK_IS_FREE_WITHIN_S))
         yield
+
+
+def _end_timers(config: AgentConfig) -> None:
+    """End what would put back, later, what was in force before a change of capture.
+
+    It undoes the change itself where it answers; it must be gone before anything is cleared.
+    """
+    with suppress(control.ControlError):
+        arming.tell(config.run_dir, arming.UNDO)
+    until = time.monotonic() + TIMER_ENDS_WITHIN_S
+    while holders.found(holders.is_timer) and time.monotonic() < until:
+        time.sleep(_POLL_S)
+    holders.end(holders.is_timer)
 
 
 def _end_agent(state_dir: Path) -> bool:
@@ -146,15 +182,17 @@ def _clear_capture() -> str:
 
 def _stop_envoy(config: AgentConfig) -> str:
     """Nothing new comes to it any more, once capture is gone; what is under way may finish."""
+    active = life_file.active_directory(config)
     grace_s = HUNG_ENVOY_ENDS_WITHIN_S
-    if process.recorded_runs(config.envoy_dir):
-        admin = Admin(config.admin_socket)
+    if process.recorded_runs(active):
+        admin = Admin(active / ADMIN_SOCKET)
         if asyncio.run(_answers(admin)):
             grace_s = ENVOY_ENDS_WITHIN_S
             asyncio.run(drain.drained(admin, drain.noted_s(config.envoy_dir)))
-    stopped = process.stop_recorded(config.envoy_dir, grace_s)
-    strays = holders.end(holders.is_envoy_of(config.state_dir), ENVOY_ENDS_WITHIN_S)
-    return "stopped" if stopped or strays else ""
+    stopped = [process.stop_recorded(config.directory_of(each), grace_s) for each in Instance]
+    strays = holders.end(holders.is_envoy_of(config.state_dir), grace_s)
+    EnvoyGroup(*cgroup.usable()).remove()
+    return "stopped" if any(stopped) or strays else ""
 
 
 async def _answers(admin: Admin) -> bool:
@@ -168,7 +206,7 @@ async def _answers(admin: Admin) -> bool:
 def _remove_tree(config: AgentConfig) -> str:
     """The binary stays: it holds nothing of this mesh, and is verified again before it is used."""
     for directory in (
-        config.envoy_dir,
+        *(config.directory_of(each) for each in Instance),
         config.state_dir / "cache",
         config.state_dir / svids.DIRECTORY,
         config.workload_api_dir,
@@ -180,7 +218,12 @@ def _remove_tree(config: AgentConfig) -> str:
         config.control_socket,
         config.workload_socket,
         config.state_dir / CAPTURE_OFF,
+        config.state_dir / hold.FILE,
+        config.state_dir / widening.LAST_GOOD,
         config.state_dir / guard.FILE,
+        config.state_dir / life_file.FILE,
+        config.state_dir / chosen_binary.FILE,
+        config.state_dir / drained.FILE,
     ):
         path.unlink(missing_ok=True)
     return ""

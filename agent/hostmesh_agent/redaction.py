@@ -15,7 +15,9 @@ _SHORTEST: Final = 12
 """Of what is known: shorter pieces are found in innocent words."""
 _LONG: Final = 40
 _PEM_BODY: Final = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----([A-Za-z0-9+/=\s]+)-----END")
-_NAMES: Final = r"[\w.-]*(?:token|passw(?:or)?d|passphrase|secret|credential|api[_-]?key|private[_-]?key|join_string)[\w.-]*"
+_NAMES: Final = (
+    r"[\w.-]*(?:token|passw(?:or)?d|passphrase|secret|credential|api[_-]?key|private[_-]?key|join_string)[\w.-]*"
+)
 _HEADERS: Final = r"(?:proxy-)?authorization|(?:set-)?cookie|x-api-key|x-auth[\w-]*|x-amz-security-token"
 _PLAIN: Final = re.compile(r"\"?(?:-?\d+(?:\.\d+)?|true|false|null|none|)\"?[,;}\])]*", re.IGNORECASE)
 
@@ -29,7 +31,9 @@ _SHAPES: Final = (
     re.compile(r"(?i)\b(?:bearer|basic|digest|negotiate)\s+[\w.~+/=-]{6,}"),
 )
 _HEADER: Final = re.compile(rf"(?i)(\b(?:{_HEADERS})\\?[\"']?\s*[:=]\s*)(\\?[\"'](?:[^\"'\\\n]|\\[^\"'])*|[^\n]+)")
-_NAMED: Final = re.compile(rf"(?i)((?<![\w.-]){_NAMES}\\?[\"']?\s*[:=]\s*)(\"(?:[^\"\\\n]|\\.)*\"?|'[^'\n]*'?|[^\s,;}}\]]+)")
+_NAMED: Final = re.compile(
+    rf"(?i)((?<![\w.-]){_NAMES}\\?[\"']?\s*[:=]\s*)(\"(?:[^\"\\\n]|\\.)*\"?|'[^'\n]*'?|[^\s,;}}\]]+)"
+)
 _JWK: Final = re.compile(r"(\"(?:d|p|q|dp|dq|qi|k|oth)\"\s*:\s*)\"[A-Za-z0-9_=-]{8,}\"?")
 _RUN: Final = re.compile(rf"[A-Za-z0-9+/_-]{{{_LONG},}}={{0,2}}")
 

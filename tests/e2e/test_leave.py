@@ -90,7 +90,8 @@ def agent_and_envoy_hang(lab: Lab, host: str) -> None:
 
 
 def leave_is_cut_short(lab: Lab, host: str) -> None:
-    """A first `leave` is killed between two of its steps."""
+    """A first `leave` is killed between two of its steps, while it waits for an Envoy that hangs."""
+    signal(lab, host, "STOP", lab.agent(host)["envoy"]["pid"])
     with lab.popen(host, "hostmesh-agent", "leave", "--purge") as first:
         resolver = lab.root / "hosts" / host / "disk/etc/upper/resolv.conf"
         eventually(lambda: DNS_ADDRESS not in resolver.read_text(), "names are as before")

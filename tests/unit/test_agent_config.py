@@ -5,7 +5,7 @@ import pytest
 
 from hostmesh_agent.capture.floor import never_outbound
 from hostmesh_agent.capture.who import Match
-from hostmesh_agent.config import AgentConfig, FloorSettings, WorkloadApiSettings, load, parse
+from hostmesh_agent.config import AgentConfig, ColdSettings, FloorSettings, WorkloadApiSettings, load, parse
 from hostmesh_agent.config_table import ConfigError
 from hostmesh_agent.entitlements import WorkloadAccess
 
@@ -49,6 +49,8 @@ def test_every_key_is_read() -> None:
         users = ["reviews"]
         uids = [1002]
         units = ["reviews", "reviews.socket"]
+        [workloads."shop/ratings"]
+        uids = [1003]
         [floor]
         min_mtls = "strict"
         listen_ports = [8443]
@@ -56,12 +58,19 @@ def test_every_key_is_read() -> None:
         unix_sockets = ["/run/app/", "/run/other.sock"]
         files = ["/var/log/envoy/"]
         refused_extensions = ["envoy.extensions.filters.http.lua.v3"]
+        [cold]
+        enabled = false
+        max_mb = 5
+        [shrink]
+        accept_after_s = 0
         [log]
         level = "debug"
         """,
         "agent.toml",
     )
     assert config.state_dir == Path("/srv/mesh")
+    assert config.cold == ColdSettings(enabled=False, max_mb=5)
+    assert config.shrink.accept_after_s == 0
     assert config.envoy.binary == Path("/opt/envoy")
     assert config.envoy.sha256 == "8aa137a7d00994ce43f613556f5a120709229f63bedb86eedde5ccbc402c2b80"
     assert config.envoy.workers(cpus=64) == 3
@@ -79,7 +88,9 @@ def test_every_key_is_read() -> None:
     assert config.log.level == "debug"
     units = frozenset({"reviews.service", "reviews.socket"})
     access = WorkloadAccess("shop", "reviews", ("reviews",), frozenset({1002}), units)
-    assert config.workload_api == WorkloadApiSettings(enabled=True, workloads=(access,))
+    both = (access, WorkloadAccess("shop", "ratings", (), frozenset({1003})))
+    assert config.workloads == both
+    assert config.workload_api == WorkloadApiSettings(enabled=True, workloads=both)
     assert config.floor == FloorSettings(
         min_mtls="strict",
         listen_ports=(8443,),
@@ -119,6 +130,10 @@ def test_every_key_is_read() -> None:
         (
             "[workload_api.workloads.'Shop/x']\n",
             'f: workload_api.workloads."Shop/x": must be NAMESPACE/SERVICE-ACCOUNT: namespace',
+        ),
+        (
+            "[workloads.'a/b']\nuids = [1]\n[workload_api.workloads.'a/b']\nuids = [2]",
+            "f: workloads: a/b: is in workload_api.workloads too",
         ),
         ("[workload_api.workloads.'a/b']\nuser = 1", "f: workload_api.workloads.a/b.user: unknown key; did you mean"),
         (

@@ -12,8 +12,9 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Final
 
+from hostmesh_agent.capture import callers, names, who
 from hostmesh_agent.capture import expressions as words
-from hostmesh_agent.capture import names, who
+from hostmesh_agent.capture.callers import Caller
 from hostmesh_agent.capture.expressions import Words
 from hostmesh_agent.capture.narrow import Narrowed
 from hostmesh_agent.capture.rules import (
@@ -27,6 +28,7 @@ from hostmesh_agent.capture.rules import (
     Table,
 )
 from hostmesh_agent.capture.who import ALL_OF_IT, NOBODY, Direction, Match, Narrowing, Present, ranges
+from hostmesh_agent.cgroup_id import ByCgroup
 from hostmesh_api import wire
 
 SSH_PORT: Final = 22
@@ -37,7 +39,7 @@ BEFORE_NAT: Final = -150  # "mangle": the answer still carries Envoy's own addre
 BEHIND_NAT: Final = 0  # what was redirected has another destination there
 
 CONTROLLER_PORTS: Final = frozenset({wire.AGENTS_PORT, wire.JOIN_PORT, wire.ADMIN_PORT})
-OWN_PORTS: Final = CONTROLLER_PORTS | {wire.OUTBOUND_PORT, wire.INBOUND_PORT, wire.DNS_PORT, wire.DNS_TCP_PORT}
+OWN_PORTS: Final = CONTROLLER_PORTS | wire.ENVOYS_PORTS | {wire.DNS_TCP_PORT}
 
 Address = IPv4Address | IPv6Address
 Prefix = IPv4Network | IPv6Network
@@ -61,7 +63,8 @@ class CaptureRequest:
 
     Prefixes are CIDR text of either family. `virtual_prefixes` are the ranges of virtual addresses: captured in either
     scope, and made routable. `inbound` and `outbound` narrow down what is captured; of `strict_ports` (those of the
-    `inbound_ports` that take mutual TLS alone) every connection is captured all the same.
+    `inbound_ports` that take mutual TLS alone) every connection is captured all the same. `callers` are programs that
+    call others under an identity of their own.
     """
 
     scope: Scope = Scope.MESH
@@ -72,6 +75,12 @@ class CaptureRequest:
     inbound: Narrowing = ALL_OF_IT
     outbound: Narrowing = ALL_OF_IT
     strict_ports: frozenset[int] = frozenset()
+    callers: tuple[Caller, ...] = ()
+
+    @property
+    def takes_outbound(self) -> bool:
+        """Whether anything that programs of the host call is captured."""
+        return self.scope is Scope.ALL or bool(self.mesh_prefixes or self.virtual_prefixes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +89,7 @@ class HostFloor:
 
     Attributes:
         envoy_uid: user of Envoy's process; never 0, or the whole system's traffic would pass for Envoy's.
+        envoy_cgroup: by what Envoy is known where there is cgroup v2; None: by its user alone.
         ssh_ports: where the host's SSH servers listen; 22 is always added.
         ssh_servers: the same as far as it is known, without that.
         never_inbound_ports: the operator's excludes.
@@ -92,7 +102,9 @@ class HostFloor:
         never_interfaces: where nothing is captured, in neither direction: so the owner says.
         max_scope: the widest that the owner allows.
         present: who is there of those that are named.
-        outbound_port: Envoy's listener for outbound TCP; another during a blue/green change. Same for the next two.
+        outbound_port: where the Envoy that serves now takes outbound TCP: two take turns. Same for the next two.
+        door_port: where it takes what is for the `doorways`; None: it binds them itself.
+        doorways: address ("" for all of the host's) and TCP port of what Envoy itself listens on.
     """
 
     envoy_uid: int
@@ -107,9 +119,12 @@ class HostFloor:
     never_interfaces: frozenset[str] = frozenset()
     max_scope: Scope = Scope.ALL
     present: Present = NOBODY
+    envoy_cgroup: ByCgroup | None = None
     outbound_port: int = wire.OUTBOUND_PORT
     inbound_port: int = wire.INBOUND_PORT
     dns_port: int = wire.DNS_PORT
+    door_port: int | None = None
+    doorways: frozenset[tuple[str, int]] = frozenset()
 
 
 class PlanError(ValueError):
@@ -166,7 +181,7 @@ def plan(request: CaptureRequest, floor: HostFloor) -> Ruleset:
     return Ruleset(
         table=Table(sets=_sets(parts), chains=_chains(parts)),
         virtual_prefixes=tuple(str(prefix) for version in parts.families for prefix in parts.virtual[version]),
-        loopback_addresses=(wire.INBOUND_SOURCE_V6,) if floor.ipv6 else (),
+        loopback_addresses=_loopback_addresses(parts) if floor.ipv6 else (),
         refused=refused,
         missing=tuple(sorted(parts.outbound.missing())),
     )
@@ -179,6 +194,10 @@ def _check_rules(request: CaptureRequest) -> None:
                 problem = who.problem(match, direction)
                 if problem:
                     raise PlanError(f"rule {number} of {direction}.{name}: {problem}")
+
+
+def _loopback_addresses(parts: _Parts) -> tuple[str, ...]:
+    return wire.INBOUND_SOURCE_V6, *sorted({str(each.addresses[6]) for each in parts.request.callers})
 
 
 def _allowed_ports(requested: frozenset[int], floor: HostFloor) -> tuple[frozenset[int], tuple[Refusal, ...]]:
@@ -219,7 +238,9 @@ def _by_family(texts: Iterable[str]) -> dict[int, tuple[Prefix, ...]]:
 
 def _sets(parts: _Parts) -> tuple[NamedSet, ...]:
     untouched = CONTROLLER_PORTS | {SSH_PORT} | parts.floor.ssh_ports
-    own = {parts.floor.outbound_port} if parts.floor.mtls_only else set()
+    # Both: while one of two Envoys drains, it still takes what comes to its own port.
+    outbound = {parts.floor.outbound_port, wire.OUTBOUND_PORT, wire.SECOND_OUTBOUND_PORT}
+    own = outbound if parts.floor.mtls_only else set()
     sets = [
         NamedSet("inbound_ports", KeyType.PORT, _ports(parts.inbound_ports | own), intervals=False),
         NamedSet("untouched_ports", KeyType.PORT, _ports(untouched), intervals=False),
@@ -248,12 +269,14 @@ def _chains(parts: _Parts) -> tuple[Chain, ...]:
     if parts.outbound.names_who:
         chains.append(Chain("nowhere", "filter", Hook.OUTPUT, BEHIND_NAT, tuple(_nowhere(parts))))
     if parts.request.dns:
-        chains.append(Chain("answers", "filter", Hook.OUTPUT, BEFORE_NAT, tuple(names.answers(parts.floor.dns_port))))
+        chains.append(Chain("answers", "filter", Hook.OUTPUT, BEFORE_NAT, tuple(_answers(parts))))
     return tuple(sorted(chains, key=lambda each: each.name))
 
 
 def _inbound(parts: _Parts) -> Iterator[Rule]:
     yield Rule((*words.from_loopback(), *words.RETURN))
+    for version, to_it in _doorways(parts):
+        yield Rule((*words.family(version), *to_it, *words.change_port(parts.floor.door_port or 0)), "to Envoy's door")
     # The owner's word holds for each port: who excludes an interface has said so of this host.
     yield from parts.inbound.owners_passes()
     if parts.inbound:
@@ -279,6 +302,7 @@ def _to_inbound(parts: _Parts, version: int, ports: str, condition: Words, comme
 
 
 def _outbound(parts: _Parts) -> Iterator[Rule]:
+    yield from _to_door(parts)
     yield from _of_envoy(parts)
     yield Rule((*words.tcp_port_in("untouched_ports"), *words.RETURN), "SSH and the controllers' ports")
     for text, port in sorted(parts.floor.controller):
@@ -294,18 +318,18 @@ def _outbound(parts: _Parts) -> Iterator[Rule]:
     yield from parts.outbound.passes(by_who=True)
     for version in parts.families:
         for condition in parts.outbound.conditions(version, by_who=True):
-            yield _to_proxy(parts, version, "virtual", condition)
+            yield from _to_proxy(parts, version, "virtual", condition)
     yield Rule((*words.to_local_address(), *words.RETURN), "the host itself")
     yield from parts.outbound.passes(by_who=False)
     for version in parts.families:
         for condition in parts.outbound.conditions(version):
-            yield _to_proxy(parts, version, "mesh", condition)
+            yield from _to_proxy(parts, version, "mesh", condition)
     if parts.request.scope is Scope.ALL:
         for port in NAME_PORTS:
             yield Rule((*words.tcp_port(port), *words.RETURN), "resolvers outside the mesh")
         for version in parts.families:
             for condition in parts.outbound.conditions(version):
-                yield _to_proxy(parts, version, "", condition)
+                yield from _to_proxy(parts, version, "", condition)
 
 
 def _nowhere(parts: _Parts) -> Iterator[Rule]:
@@ -322,13 +346,35 @@ def _nowhere(parts: _Parts) -> Iterator[Rule]:
         )
 
 
+def _doorways(parts: _Parts) -> Iterator[tuple[int, words.Words]]:
+    """Yield the family and the condition of connections to what Envoy itself listens on, if it is behind its door."""
+    if parts.floor.door_port is None:
+        return
+    for text, port in sorted(parts.floor.doorways):
+        for version in parts.families:
+            if not text:
+                yield version, (*words.to_local_address(), *words.tcp_port(port))
+            elif (address := _address(text)).version == version:
+                yield version, (*words.to_address(address), *words.tcp_port(port))
+
+
+def _to_door(parts: _Parts) -> Iterator[Rule]:
+    for version, to_it in _doorways(parts):
+        # Envoy's calls to programs of this host have a source of their own, and are none of a doorway's.
+        from_elsewhere = words.from_address(_INBOUND_SOURCE[version], inverted=True)
+        yield Rule(
+            (*words.family(version), *from_elsewhere, *to_it, *words.redirect(parts.floor.door_port or 0)),
+            "to Envoy's door",
+        )
+
+
 def _of_envoy(parts: _Parts) -> Iterator[Rule]:
     """Envoy's own traffic passes, but for its calls to a service of this very host.
 
     Those must enter the host's own inbound listener, as a call from another host would. Envoy's connections from
     there to the program come from addresses of their own and pass.
     """
-    envoy = words.socket_uid(parts.floor.envoy_uid)
+    envoy = callers.envoy(parts.floor.envoy_cgroup, parts.floor.envoy_uid)
     for version in parts.families:
         yield Rule(
             (
@@ -342,20 +388,20 @@ def _of_envoy(parts: _Parts) -> Iterator[Rule]:
             ),
             "call to a service of this host",
         )
-    yield Rule((*envoy, *words.RETURN), "Envoy")
+    yield Rule((*envoy, *words.RETURN), callers.ENVOY)
 
 
-def _to_proxy(parts: _Parts, version: int, set_prefix: str, condition: Words = ()) -> Rule:
+def _to_proxy(parts: _Parts, version: int, set_prefix: str, condition: Words = ()) -> Iterator[Rule]:
     destination = words.to_set(version, f"{set_prefix}{version}") if set_prefix else ()
-    return Rule(
-        (
-            *words.family(version),
-            *destination,
-            *condition,
-            *words.protocol(words.TCP),
-            *words.redirect(parts.floor.outbound_port),
-        ),
-    )
+    where = (*words.family(version), *destination, *condition, *words.protocol(words.TCP))
+    yield from callers.rules(parts.request.callers, version, where, parts.floor.outbound_port)
+    yield Rule((*where, *words.redirect(parts.floor.outbound_port)))
+
+
+def _answers(parts: _Parts) -> Iterator[Rule]:
+    """Of both Envoys: what was asked before they took turns is answered after it."""
+    for port in sorted({wire.DNS_PORT, wire.SECOND_DNS_PORT, parts.floor.dns_port}):
+        yield from names.answers(port)
 
 
 def _address(text: str) -> Address:

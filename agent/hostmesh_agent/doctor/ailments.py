@@ -70,7 +70,8 @@ AILMENTS: Final = tuple(
             "a secret file is open to others, or not the agent's",
             f"chmod 600 it; if it was read, {_REJOIN}",
         ),
-        ("HM-T101", _W, "nothing keeps the clock right", _SYNC),
+        ("HM-C107", _E, "a certificate of this host has ended", _LOG),
+        ("HM-T101", _N, "nothing keeps the clock right", _SYNC),
         ("HM-T102", _E, "the clock is behind: a certificate is not valid yet", _SYNC),
         ("HM-T103", _E, "the clock and the controller's differ: its certificate is not valid now", _SYNC),
         ("HM-D101", _E, "programs do not ask the mesh for its names", _LOG),
@@ -101,6 +102,13 @@ AILMENTS: Final = tuple(
             "rules or routes of capture were left without an agent",
             "hostmesh-agent capture clear, or leave",
         ),
+        ("HM-R105", _E, "a change of capture was undone", "see its reason; then hostmesh-agent capture resume"),
+        (
+            "HM-R106",
+            _W,
+            "another program changes the capture rules",
+            "find out which (nft monitor); the agent puts them back",
+        ),
         ("HM-P101", _E, "a port of hostmesh is another program's", "stop that program, or give it another port"),
         ("HM-N101", _E, "no TCP connection to a controller", "is it there, and do firewalls let it pass?"),
         (
@@ -122,6 +130,7 @@ AILMENTS: Final = tuple(
         ("HM-E105", _W, "Envoy needs a restart for its settings", "end it in a quiet moment; the agent starts it anew"),
         ("HM-E106", _E, "Envoy lacks listeners that it should have", _LOG),
         ("HM-E107", _N, "Envoy is held down", "remove the file `hold` in its directory"),
+        ("HM-E108", _E, "Envoy does not serve", "see its last words; hostmesh-agent status"),
         ("HM-K101", _E, "the table of connections is nearly full", "raise net.netfilter.nf_conntrack_max"),
         ("HM-K102", _W, "the kernel has dropped connections from its table", "raise net.netfilter.nf_conntrack_max"),
         (
@@ -154,7 +163,18 @@ AILMENTS: Final = tuple(
             "a workload of this host is not ready",
             "see hostmesh-agent status: its probe, certificate and port",
         ),
-        ("HM-M104", _W, "the copy for cold starts is old", "see whether the controller is connected"),
+        (
+            "HM-M104",
+            _W,
+            "the copy for cold starts is not whole",
+            "make room: cold.max_mb in agent.toml, or on the disk",
+        ),
+        (
+            "HM-M105",
+            _W,
+            "the configuration on disk was lost",
+            "it comes again from the controller: see that it is connected",
+        ),
         ("HM-X101", _N, "something could not be looked at", "call doctor as root; else see what it says"),
     )
 )

@@ -1,7 +1,7 @@
 """What the judges are given. Pure. None always means: not known, and nobody is judged by it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -27,7 +27,7 @@ class IdentityFacts:
     not_before: datetime | None = None
     not_after: datetime | None = None
     chain_problem: str = ""
-    open_files: Mapping[str, str] = ()  # type: ignore[assignment]
+    open_files: Mapping[str, str] = field(default_factory=dict)
     synchronised: bool | None = None
 
 

@@ -10,7 +10,6 @@ LOW_BYTES: Final = 64 << 20
 LOW_INODES: Final = 1000
 FULL_SHARE: Final = 0.9
 OWNED_SINCE: Final = (6, 9)
-STALE_AFTER_S: Final = 24 * 3600
 
 
 def judge_agent(facts: AgentFacts) -> Iterator[Finding]:
@@ -47,6 +46,8 @@ def of_status(status: Any) -> Iterator[Finding]:
     if capture["state"] == "error":
         coded.append(Finding("HM-R101", capture["error"]))
     coded += [Finding("HM-R102", each) for each in capture["waiting_for"]]
+    coded += [Finding("HM-R105", each) for each in capture.get("alarms", ())]
+    coded += [Finding("HM-R106", each) for each in capture.get("drift", ())]
     lacking = sorted(set(status["configuration"]["listeners_wanted"]) - set(envoy["listeners"]))
     if lacking and envoy["state"] == "live":
         coded.append(Finding("HM-E106", f"it lacks {', '.join(lacking)}"))
@@ -57,20 +58,25 @@ def of_status(status: Any) -> Iterator[Finding]:
             )
     yield from coded
     told = {each.what for each in coded}
-    yield from (Finding("HM-A104", each) for each in status["problems"] if not _is_told(each, told, status))
+    for problem in status["problems"]:
+        if problem not in told and not problem.startswith(_TOLD_ALREADY) and not problem.endswith(" is not ready"):
+            yield Finding(next((code for start, code in _OF_PROBLEMS if problem.startswith(start)), "HM-A104"), problem)
 
 
-def _is_told(problem: str, told: set[str], status: Any) -> bool:
-    """Tell whether a problem is one that has got a code of its own."""
-    workloads = {f"{each['namespace']}/{each['name']} is not ready" for each in status["workloads"]}
-    starts = (
-        "the controller is not connected",
-        "reports are not delivered",
-        "capture: ",
-        "capture waits: ",
-        "Envoy needs",
-    )
-    return problem in told | workloads or problem.startswith(starts) or "has no certificate" in problem
+_TOLD_ALREADY: Final = (
+    "the controller is not connected",
+    "reports are not delivered",
+    "capture: ",
+    "capture waits: ",
+    "Envoy needs a restart",
+)
+"""How problems begin for which a finding was made of the document itself."""
+_OF_PROBLEMS: Final = (
+    ("the certificate of ", "HM-C107"),
+    ("Envoy is ", "HM-E108"),
+    ("the cold copy ", "HM-M104"),
+    ("the configuration on disk was lost", "HM-M105"),
+)
 
 
 def judge_disk(facts: DiskFacts) -> Iterator[Finding]:

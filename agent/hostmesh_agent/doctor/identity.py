@@ -14,12 +14,12 @@ def judge(facts: IdentityFacts) -> Iterator[Finding]:
     """Yield what is wrong, the worst first."""
     if not facts.joined:
         yield Finding("HM-A101", "this host has not joined a mesh")
-    elif facts.problem:
+    elif facts.problem and not any(name in facts.problem for name in facts.open_files):
         yield Finding("HM-C103", facts.problem)
     if facts.chain_problem:
         yield Finding("HM-C104", facts.chain_problem)
     yield from _in_time(facts)
-    for name, what in sorted(dict(facts.open_files).items()):
+    for name, what in sorted(facts.open_files.items()):
         yield Finding("HM-C106", f"{name}: {what}")
     if facts.synchronised is False:
         yield Finding("HM-T101", "the kernel says that nothing has synchronised its clock")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
-from hostmesh_agent import control, holders, lock, process, status
+from hostmesh_agent import control, holders, life_file, lock, process, status
 from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.doctor.facts import AgentFacts, DiskFacts, KernelFacts
 from hostmesh_agent.generation import generation
@@ -32,7 +32,7 @@ def look_agent(config: AgentConfig, now: datetime) -> AgentFacts:
 
 def _open_files(config: AgentConfig) -> Iterator[tuple[str, tuple[int, int]]]:
     pids = {f"agent (pid {pid})": pid for pid in holders.found(holders.holds_lock(config.state_dir / lock.FILE))}
-    record = process.read_record(config.envoy_dir)
+    record = process.read_record(life_file.active_directory(config))
     if record is not None and record.runs():
         pids[f"Envoy (pid {record.pid})"] = record.pid
     for name, pid in pids.items():

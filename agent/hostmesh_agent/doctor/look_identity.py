@@ -12,6 +12,7 @@ from hostmesh_agent.certs import CERTS
 from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.doctor.facts import IdentityFacts
 from hostmesh_agent.keyroom import standing
+from hostmesh_agent.places import Instance
 from hostmesh_agent.state import State, StateError
 from hostmesh_agent.svid import SvidError
 
@@ -50,7 +51,7 @@ def look(config: AgentConfig, now: datetime) -> IdentityFacts:
 def _open_files(config: AgentConfig) -> Iterator[tuple[str, str]]:
     """Yield secret files that are not their owner's alone. Envoy's are Envoy's, the others the agent's."""
     secrets = [*(config.state_dir / "identity").glob("*.pem"), config.state_dir / "host.json"]
-    secrets += config.state_dir.glob(f"envoy*/{CERTS}/*/svid.pem")
+    secrets += [path for each in Instance for path in config.directory_of(each).glob(f"{CERTS}/*/svid.pem")]
     for path in secrets:
         try:
             info = path.lstat()

@@ -14,8 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from hostmesh_agent import process, workdir
+from hostmesh_agent import life_file, process, workdir
 from hostmesh_agent.admin import Admin, AdminError
+from hostmesh_agent.bootstrap import ADMIN_SOCKET
 from hostmesh_agent.capture import Capture
 from hostmesh_agent.capture.rules import TABLE_NAME
 from hostmesh_agent.config import AgentConfig
@@ -33,13 +34,14 @@ _NOT_IN_TIME: Final = {9, 10}  # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_
 
 
 def look_envoy(config: AgentConfig) -> EnvoyFacts:
-    record = process.read_record(config.envoy_dir)
+    directory = life_file.active_directory(config)
+    record = process.read_record(directory)
     runs = record is not None and record.runs()
     return EnvoyFacts(
         pid=record.pid if record is not None and runs else None,
-        answers=_answers(config.admin_socket) if runs else None,
+        answers=_answers(directory / ADMIN_SOCKET) if runs else None,
         binary_problem="" if record is None else _binary_problem(record, runs=runs),
-        last_words="" if runs else workdir.last_words(config.envoy_dir),
+        last_words="" if runs else workdir.last_words(directory),
         held=(config.envoy_dir / workdir.HOLD).exists(),
     )
 

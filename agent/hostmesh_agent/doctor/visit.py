@@ -15,9 +15,10 @@ _ORDER = {each: at for at, each in enumerate(Severity)}
 
 def examine(config: AgentConfig) -> list[Finding]:
     """Return what is wrong, errors first; each thing once. Takes seconds where something does not answer."""
-    found: dict[Finding, None] = {}
-    for finding in _examine(config):
-        found.setdefault(finding)
+    found = dict.fromkeys(_examine(config))
+    if any(each.code in {"HM-E101", "HM-E102"} for each in found):
+        # One that does not answer does not tell its listeners either.
+        found = {each: None for each in found if each.code not in {"HM-E106"}}
     at = {each.code: number for number, each in enumerate(AILMENTS)}
     return sorted(found, key=lambda each: (_ORDER[each.severity], at[each.code]))
 

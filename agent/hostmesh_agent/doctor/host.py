@@ -59,8 +59,13 @@ def of_status(status: Any) -> Iterator[Finding]:
     yield from coded
     told = {each.what for each in coded}
     for problem in status["problems"]:
-        if problem not in told and not problem.startswith(_TOLD_ALREADY) and not problem.endswith(" is not ready"):
+        if problem not in told and not _has_code(problem):
             yield Finding(next((code for start, code in _OF_PROBLEMS if problem.startswith(start)), "HM-A104"), problem)
+
+
+def _has_code(problem: str) -> bool:
+    """Tell whether a finding was made of what the document says beside the problem."""
+    return problem.startswith(_TOLD_ALREADY) or problem.endswith(" is not ready") or " has no certificate: " in problem
 
 
 _TOLD_ALREADY: Final = (
@@ -70,7 +75,6 @@ _TOLD_ALREADY: Final = (
     "capture waits: ",
     "Envoy needs a restart",
 )
-"""How problems begin for which a finding was made of the document itself."""
 _OF_PROBLEMS: Final = (
     ("the certificate of ", "HM-C107"),
     ("Envoy is ", "HM-E108"),

@@ -37,7 +37,7 @@ def _examine(config: AgentConfig) -> Iterator[Finding]:
         agents.append(look_host.look_agent(config, now))
         return host.judge_agent(agents[0])
 
-    yield from _tried("the agent", agent)
+    yield from tried("the agent", agent)
     answers = bool(agents and agents[0].answers)
     status = agents[0].status if agents else {}
     joined = state.joined
@@ -51,7 +51,7 @@ def _examine(config: AgentConfig) -> Iterator[Finding]:
         ("names", lambda: _names(config, status)),
     )
     for what, act in looks:
-        yield from _tried(what, act)
+        yield from tried(what, act)
 
 
 def _names(config: AgentConfig, status: Any) -> Iterable[Finding]:
@@ -66,7 +66,8 @@ def _endpoints(state: State) -> tuple[str, ...]:
         return ()
 
 
-def _tried(what: str, act: Callable[[], Iterable[Finding]]) -> list[Finding]:
+def tried(what: str, act: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    """Return what a look and its judge come to; of one that fails, that it failed."""
     try:
         return list(act())
     except Exception as error:  # a doctor that falls ill is of no use: it says so and goes on

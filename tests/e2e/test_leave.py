@@ -80,8 +80,11 @@ def signal(lab: Lab, host: str, name: str, *pids: object) -> None:
     lab.exec(host, "kill", f"-{name}", *map(str, pids))
 
 
-def nothing(_: Lab, __: str) -> None:
-    """The agent, Envoy and the controller are well."""
+def it_has_left_before(lab: Lab, host: str) -> None:
+    """Without --purge: Envoy's binary stays, and nothing of the mesh."""
+    assert "controller: told" in lab.exec(host, "hostmesh-agent", "leave").stdout
+    kept = lab.exec(host, "find", "/var/lib/hostmesh", "-type", "f").stdout.splitlines()
+    assert {path.split("/")[4] for path in kept} == {"envoy-bin", "agent.lock"}
 
 
 def agent_is_killed(lab: Lab, host: str) -> None:
@@ -116,7 +119,7 @@ def everything_is_dead(lab: Lab, host: str) -> None:
 @pytest.mark.parametrize(
     ("host", "befalls", "told"),
     [
-        ("well", nothing, "controller: told"),
+        ("well", it_has_left_before, "/var/lib/hostmesh removed"),
         ("killed", agent_is_killed, "Envoy: stopped"),
         ("hung", agent_and_envoy_hang, "agent: it did not answer and was killed"),
         ("cut", leave_is_cut_short, ""),

@@ -37,7 +37,7 @@ def test_what_lies_there_is_not_touched_also_through_a_link(tmp_path: Path, targ
 def test_a_report_that_fails_leaves_no_half_of_it(tmp_path: Path) -> None:
     path = tmp_path / "report.tar.gz"
     with pytest.raises(KeyError), bundle.new(path, "report") as opened:
-        opened.add("a", {}["no such text"])
+        opened.add("a", dict[str, str]()["no such text"])
     assert list(tmp_path.iterdir()) == []
 
 

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,12 @@ import pytest
 
 from hostmesh_agent import holders
 
+READER = """
+import sys
+file = open(sys.argv[1])
+print("open", flush=True)
+sys.stdin.read()
+"""
 LOCKER = """
 import fcntl, sys
 file = open(sys.argv[1], "w")
@@ -37,14 +44,16 @@ def locker(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
 def test_the_holder_of_a_lock_is_found_and_who_only_has_the_file_open_is_not(
     tmp_path: Path, locker: "subprocess.Popen[str]"
 ) -> None:
-    with (tmp_path / "lock").open(), started("cat", str(tmp_path / "lock")) as reader:
+    with started(sys.executable, "-c", READER, str(tmp_path / "lock")) as reader:
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == "open\n"
         assert holders.found(holders.holds_lock(tmp_path / "lock")) == [locker.pid]
         reader.kill()
     assert holders.found(holders.holds_lock(tmp_path / "no-such")) == []
 
 
 def test_a_stopped_process_is_ended_and_its_lock_is_free(tmp_path: Path, locker: "subprocess.Popen[str]") -> None:
-    os.kill(locker.pid, 19)
+    os.kill(locker.pid, signal.SIGSTOP)
     assert holders.end(holders.holds_lock(tmp_path / "lock")) == [locker.pid]
     with (tmp_path / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -66,11 +75,11 @@ def test_an_envoy_is_one_whose_program_and_place_are_in_the_state_directory(tmp_
         try:
             shutil.rmtree(state)  # a `leave` that was cut short
             assert holders.end(holders.is_envoy_of(state), grace_s=5) == [ours.pid]
-            assert ours.wait(5) == -15
-            assert [each.poll() for each in (anothers, looking_around, elsewhere)] == [None, None, None]
+            assert ours.wait(5) == -signal.SIGTERM
+            assert [process.poll() for process in (anothers, looking_around, elsewhere)] == [None, None, None]
         finally:
-            for each in (ours, anothers, looking_around, elsewhere):
-                each.kill()
+            for process in (ours, anothers, looking_around, elsewhere):
+                process.kill()
 
 
 def test_command_lines_of_ours_are_told_from_others() -> None:

@@ -93,3 +93,11 @@ def test_what_helps_stays(line: str) -> None:
 def test_a_token_that_is_known_is_found_wherever_it_is() -> None:
     redactor = Redactor([b"tok-1234567890ab\n"])
     assert redactor.clean("x=tok-1234567890ab") == f"x={HIDDEN}"
+
+
+@pytest.mark.parametrize("shift", [0, 1, 2])
+def test_a_piece_of_a_keys_base64_is_found_however_it_lies_in_what_was_encoded(shift: int) -> None:
+    encoded = base64.b64encode(b"x" * shift + DER).decode()
+    piece = encoded[80:110]
+    assert piece not in Redactor([KEY]).clean(f"id={piece}")
+    assert Redactor([]).clean(f"id={piece}") == f"id={piece}"

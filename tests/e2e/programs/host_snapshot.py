@@ -78,7 +78,7 @@ def told(path: Path) -> str:
         return f"{text} -> {path.readlink()}"
     if kind != stat.S_IFREG:
         return text
-    return f"{text} {info.st_nlink} {info.st_size} {hashlib.sha256(path.read_bytes()).hexdigest()} {labels(path)}"
+    return f"{text} {info.st_size} {hashlib.sha256(path.read_bytes()).hexdigest()} {labels(path)}"
 
 
 def labels(path: Path) -> list[tuple[str, str]]:
@@ -113,7 +113,7 @@ def sockets() -> Iterator[str]:
 def cgroups() -> Iterator[str]:
     """Yield those of ours that nobody is in: hosts of a lab share the machine's, and others' Envoys are in some."""
     for directory, names, files in os.walk("/sys/fs/cgroup"):
-        ours = "hostmesh" in directory and "cgroup.events" in files
+        ours = "/hostmesh.slice" in directory and "cgroup.events" in files
         if ours and "populated 0" in Path(directory, "cgroup.events").read_text():
             yield directory
         names[:] = [each for each in names if not each.startswith("docker")]

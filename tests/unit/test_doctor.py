@@ -136,6 +136,8 @@ def cases() -> list[tuple[str, Iterable[Finding]]]:
         ("HM-E106", of_status("envoy", listeners=[])),
         ("HM-E107", of_envoy(held=True, pid=None, answers=None)),
         ("HM-E108", of_status(problems=["Envoy is down (exit code 1)"])),
+        ("HM-E102", of_status(problems=["Envoy hangs: its admin interface has not answered for 30 s"])),
+        ("HM-E109", of_status(problems=["Envoy was put back: the new one was not good: it crashed"])),
         ("HM-K101", of_kernel(connections=950)),
         ("HM-K102", of_kernel(dropped=1)),
         ("HM-K103", of_kernel(nf_tables=False)),

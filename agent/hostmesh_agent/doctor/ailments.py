@@ -131,6 +131,7 @@ AILMENTS: Final = tuple(
         ("HM-E106", _E, "Envoy lacks listeners that it should have", _LOG),
         ("HM-E107", _N, "Envoy is held down", "remove the file `hold` in its directory"),
         ("HM-E108", _E, "Envoy does not serve", "see its last words; hostmesh-agent status"),
+        ("HM-E109", _W, "a new Envoy was not good and was put back", "see its reason; then change what was wanted"),
         ("HM-K101", _E, "the table of connections is nearly full", "raise net.netfilter.nf_conntrack_max"),
         ("HM-K102", _W, "the kernel has dropped connections from its table", "raise net.netfilter.nf_conntrack_max"),
         (

@@ -78,6 +78,8 @@ _TOLD_ALREADY: Final = (
 _OF_PROBLEMS: Final = (
     ("the certificate of ", "HM-C107"),
     ("Envoy is ", "HM-E108"),
+    ("Envoy hangs", "HM-E102"),
+    ("Envoy was put back", "HM-E109"),
     ("the cold copy ", "HM-M104"),
     ("the configuration on disk was lost", "HM-M105"),
 )

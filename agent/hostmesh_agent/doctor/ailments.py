@@ -105,8 +105,8 @@ AILMENTS: Final = tuple(
         ("HM-R105", _E, "a change of capture was undone", "see its reason; then hostmesh-agent capture resume"),
         (
             "HM-R106",
-            _W,
-            "another program changes the capture rules",
+            _N,
+            "another program has changed the capture rules",
             "find out which (nft monitor); the agent puts them back",
         ),
         ("HM-P101", _E, "a port of hostmesh is another program's", "stop that program, or give it another port"),

@@ -120,7 +120,7 @@ def test_a_host_that_is_well_has_notes_at_most(lab: Lab) -> None:
         return set(found.values()) <= {"note"}
 
     with suppress(AssertionError):
-        eventually(well, "nothing is wrong")
+        eventually(well, "nothing is wrong", timeout_s=40)
     assert set(found.values()) <= {"note"}, found
     shown = lab.exec("web", "hostmesh-agent", "status", "-o", "json").stdout
     assert {each["severity"] for each in json.loads(shown)["findings"]} <= {"note"}

@@ -25,7 +25,7 @@ from hostmesh_agent.services import holders
 from hostmesh_agent.sock_diag import listeners
 from hostmesh_api import wire
 
-ANSWERS_WITHIN_S: Final = 3.0
+ANSWERS_WITHIN_S: Final = 5.0
 MAX_CONTROLLERS: Final = 8
 _OUR_PORTS: Final = (wire.OUTBOUND_PORT, wire.INBOUND_PORT, wire.DNS_TCP_PORT)
 _OUR_PROGRAMS: Final = ("envoy", "hostmesh", "python")

@@ -26,6 +26,7 @@ MAX_THREADS_PER_CORE: Final = 8
 UPGRADES: Final = ("manual", "auto")
 MAX_UID: Final = 2**32 - 2
 SCOPES: Final = ("mesh", "all")
+BACKENDS: Final = ("auto", "nftables", "iptables")
 MIN_MTLS: Final = ("strict", "permissive", "none")
 MAX_LABELS: Final = 64
 _LABEL_KEY: Final = re.compile(r"([a-zA-Z0-9.-]{1,253}/)?[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
@@ -84,6 +85,8 @@ class CaptureSettings:
         exclude_interfaces: where connections leave or come in.
         max_scope: "mesh" (what is known to the mesh, at most) or "all".
         tproxy: programs may see the address of who calls, for which Envoy gets CAP_NET_RAW.
+        backend: what of the kernel holds the rules: "nftables", "iptables", or "auto": iptables where the kernel has no
+            nf_tables.
     """
 
     enabled: bool = True
@@ -95,6 +98,7 @@ class CaptureSettings:
     exclude_interfaces: tuple[str, ...] = ()
     max_scope: str = "all"
     tproxy: bool = True
+    backend: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,6 +353,7 @@ def _capture(table: Table) -> CaptureSettings:
         exclude_interfaces=_interfaces(table),
         max_scope=table.one_of("max_scope", default.max_scope, SCOPES),
         tproxy=table.flag("tproxy", default.tproxy),
+        backend=table.one_of("backend", default.backend, BACKENDS),
     )
 
 

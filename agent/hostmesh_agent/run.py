@@ -396,6 +396,8 @@ class Agent:
         )
         if config.capture.transparent:
             why_not = await asyncio.to_thread(client_addresses.why_not, self._config.capture)
+            if floor.backend != "nftables":
+                why_not = f"the {floor.backend} back end has no such rules: it needs nf_tables"
             floor = replace(floor, not_transparent=why_not)
         want = converge.check(config, self._record, floor)
         await self._identities.apply(want)

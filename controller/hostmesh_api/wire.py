@@ -52,6 +52,9 @@ INBOUND_SOURCE_V6: Final = "::6"
 CLIENT_MARK: Final = 1506
 """What Envoy's connections to a program bear when they come from the client's address: their mark. And the number of
 their zone in connection tracking, and of the routing table that brings what the program answers back to Envoy."""
+OUTBOUND_V6: Final = "fd00:f0f1:0:1::1"
+"""Loopback address at which Envoy gets what programs call over IPv6. Not ::1: firewalld refuses packets to ::/96 that
+seem to leave (RFC 3964), and on the output hook a redirected packet still has the interface it would have left by."""
 
 ENVOY_SLICES: Final = ("hostmesh.slice", "hostmesh-envoy.slice")
 """Cgroup v2 in which every Envoy of a host runs: what systemd makes of `Slice=hostmesh-envoy.slice`."""

@@ -18,6 +18,7 @@ from hostmesh_agent.capture.callers import Caller
 from hostmesh_agent.capture.expressions import Words
 from hostmesh_agent.capture.narrow import Narrowed
 from hostmesh_agent.capture.rules import (
+    Backend,
     Chain,
     Hook,
     KeyType,
@@ -28,6 +29,7 @@ from hostmesh_agent.capture.rules import (
     Table,
 )
 from hostmesh_agent.capture.who import ALL_OF_IT, NOBODY, Direction, Match, Narrowing, Present, ranges
+from hostmesh_agent.capture.xtables import UntranslatableError, translated
 from hostmesh_agent.cgroup_id import ByCgroup
 from hostmesh_api import wire
 
@@ -49,7 +51,15 @@ _INBOUND_SOURCE: Final[dict[int, Address]] = {
     4: IPv4Address(wire.INBOUND_SOURCE_V4),
     6: IPv6Address(wire.INBOUND_SOURCE_V6),
 }
+_OUTBOUND_V6: Final = IPv6Address(wire.OUTBOUND_V6)
 _KEY: Final = {4: KeyType.IPV4, 6: KeyType.IPV6}
+
+
+_NO_NAMES: Final = Refusal(
+    "the question for a name",
+    "iptables cannot change Envoy's answers for names outside the mesh, so the host's resolver stays as it is; "
+    "mesh names need a kernel with nf_tables",
+)
 
 
 class Scope(StrEnum):
@@ -103,6 +113,7 @@ class HostFloor:
         never_interfaces: where nothing is captured, in neither direction: so the owner says.
         max_scope: the widest that the owner allows.
         present: who is there of those that are named.
+        backend: what of the kernel is to hold the rules.
         outbound_port: where the Envoy that serves now takes outbound TCP: two take turns. Same for the next two.
         door_port: where it takes what is for the `doorways`; None: it binds them itself.
         doorways: address ("" for all of the host's) and TCP port of what Envoy itself listens on.
@@ -122,6 +133,7 @@ class HostFloor:
     never_interfaces: frozenset[str] = frozenset()
     max_scope: Scope = Scope.ALL
     present: Present = NOBODY
+    backend: Backend = Backend.NFTABLES
     envoy_cgroup: ByCgroup | None = None
     outbound_port: int = wire.OUTBOUND_PORT
     inbound_port: int = wire.INBOUND_PORT
@@ -176,8 +188,9 @@ def plan(request: CaptureRequest, floor: HostFloor) -> Ruleset:
     if request.scope is Scope.ALL and floor.max_scope is not Scope.ALL:
         why = "the host's own configuration captures what is known to the mesh at most (capture.max_scope)"
         request, refused = replace(request, scope=Scope.MESH), (*refused, Refusal("scope all", why))
-    if request.transparent and floor.not_transparent:
-        refused = (*refused, Refusal("inbound mode tproxy", floor.not_transparent, "used, but redirect"))
+    request, floor, refused = _transparency(request, floor, refused)
+    if floor.backend is Backend.IPTABLES and request.dns:
+        request, refused = replace(request, dns=False), (*refused, _NO_NAMES)
     parts = _Parts(
         request=request,
         floor=floor,
@@ -185,16 +198,41 @@ def plan(request: CaptureRequest, floor: HostFloor) -> Ruleset:
         mesh=_by_family(request.mesh_prefixes),
         virtual=_by_family(request.virtual_prefixes),
         families=(4, 6) if floor.ipv6 else (4,),
-        transparent=floor.uses_clients or (request.transparent and not floor.not_transparent),
+        transparent=floor.uses_clients or request.transparent,
     )
-    return Ruleset(
-        table=Table(sets=_sets(parts), chains=_chains(parts)),
-        virtual_prefixes=tuple(str(prefix) for version in parts.families for prefix in parts.virtual[version]),
-        loopback_addresses=_loopback_addresses(parts) if floor.ipv6 else (),
-        refused=refused,
-        missing=tuple(sorted(parts.outbound.missing())),
-        marked_home=frozenset(parts.families if parts.transparent else ()),
+    return _fitting(
+        floor.backend,
+        Ruleset(
+            table=Table(sets=_sets(parts), chains=_chains(parts)),
+            virtual_prefixes=tuple(str(prefix) for version in parts.families for prefix in parts.virtual[version]),
+            loopback_addresses=_loopback_addresses(parts) if floor.ipv6 else (),
+            refused=refused,
+            missing=tuple(sorted(parts.outbound.missing())),
+            marked_home=frozenset(parts.families if parts.transparent else ()),
+        ),
     )
+
+
+def _fitting(backend: Backend, ruleset: Ruleset) -> Ruleset:
+    if backend is Backend.NFTABLES:
+        return ruleset
+    try:
+        return translated(ruleset)
+    except UntranslatableError as error:
+        raise PlanError(f"without nf_tables this cannot be captured: {error}") from error
+
+
+def _transparency(
+    request: CaptureRequest, floor: HostFloor, refused: tuple[Refusal, ...]
+) -> tuple[CaptureRequest, HostFloor, tuple[Refusal, ...]]:
+    """Leave out that programs see who calls, where that cannot be."""
+    why = floor.not_transparent
+    if floor.backend is Backend.IPTABLES:
+        why, floor = "the iptables back end has no such rules: it needs nf_tables", replace(floor, uses_clients=False)
+    if request.transparent and why:
+        request = replace(request, transparent=False)
+        refused = (*refused, Refusal("inbound mode tproxy", why, "used, but redirect"))
+    return request, floor, refused
 
 
 def _check_rules(request: CaptureRequest) -> None:
@@ -207,7 +245,7 @@ def _check_rules(request: CaptureRequest) -> None:
 
 
 def _loopback_addresses(parts: _Parts) -> tuple[str, ...]:
-    return wire.INBOUND_SOURCE_V6, *sorted({str(each.addresses[6]) for each in parts.request.callers})
+    return wire.INBOUND_SOURCE_V6, wire.OUTBOUND_V6, *sorted({str(each.addresses[6]) for each in parts.request.callers})
 
 
 def _allowed_ports(requested: frozenset[int], floor: HostFloor) -> tuple[frozenset[int], tuple[Refusal, ...]]:
@@ -415,7 +453,11 @@ def _to_proxy(parts: _Parts, version: int, set_prefix: str, condition: Words = (
     destination = words.to_set(version, f"{set_prefix}{version}") if set_prefix else ()
     where = (*words.family(version), *destination, *condition, *words.protocol(words.TCP))
     yield from callers.rules(parts.request.callers, version, where, parts.floor.outbound_port)
-    yield Rule((*where, *words.redirect(parts.floor.outbound_port)))
+    yield Rule((*where, *_to_envoy(version, parts.floor.outbound_port)))
+
+
+def _to_envoy(version: int, port: int) -> Words:
+    return words.redirect(port) if version == 4 else words.change_destination(_OUTBOUND_V6, port)
 
 
 def _answers(parts: _Parts) -> Iterator[Rule]:

@@ -356,6 +356,7 @@ class Agent:
         self._host_config = config
         self._severing.take(config.expelled_addresses)
         self._probes.configure(config.workloads)
+        self._discovery.configure(config.workloads)
         if config.HasField("envoy") and self._next_envoy.take_settings(config.envoy):
             self._envoys.command_changed()
         if await self._next_envoy.take_patch(config.bootstrap_patch):

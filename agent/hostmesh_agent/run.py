@@ -12,6 +12,7 @@ import os
 import signal
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Final
@@ -434,7 +435,8 @@ class Agent:
         async with self._stepping:
             config, floor = self._host_config, self._floor
             if config is not None and floor is not None:
-                await self._capturing.step(config, self._envoys.floor(floor))
+                answered = not (self._without_proxy() or self._envoys.hung)
+                await self._capturing.step(config, replace(self._envoys.floor(floor), names_answered=answered))
                 await self._sweep_if_settled()
 
     async def _sweep_if_settled(self) -> None:

@@ -144,8 +144,9 @@ class Capturing:
 
     async def step(self, config: HostConfig, floor: HostFloor) -> None:
         """Put into force what may be, now."""
-        floor = replace(floor, present=await self._programs.look((*terms.named(config.capture), *floor.never_outbound)))
         gone, before = self._gone(), self._enforced.in_force
+        present = await self._programs.look((*terms.named(config.capture), *floor.never_outbound))
+        floor = replace(floor, present=present)
         try:
             decision = await self._decide(config)
         except CaptureError as error:

@@ -12,6 +12,7 @@ import os
 import signal
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Final
@@ -399,6 +400,7 @@ class Agent:
         self._host_config = config
         self._severing.take(config.expelled_addresses)
         self._probes.configure(config.workloads)
+        self._discovery.configure(config.workloads)
         if config.HasField("envoy") and self._next_envoy.take_settings(config.envoy):
             self._envoys.command_changed()
         if await self._next_envoy.take_patch(config.bootstrap_patch):
@@ -476,7 +478,8 @@ class Agent:
         async with self._stepping:
             config, floor = self._host_config, self._floor
             if config is not None and floor is not None:
-                await self._capturing.step(config, self._envoys.floor(floor))
+                answered = not (self._without_proxy() or self._envoys.hung)
+                await self._capturing.step(config, replace(self._envoys.floor(floor), names_answered=answered))
                 await self._sweep_if_settled()
 
     async def _sweep_if_settled(self) -> None:

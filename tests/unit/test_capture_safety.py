@@ -67,6 +67,14 @@ def test_fewer_ports_that_are_left_alone_widen() -> None:
     assert widens(None, TABLE)
 
 
+def test_who_is_told_to_ask_others_about_names_meets_no_more() -> None:
+    asked = replace(SMALL, dns=True)
+    live, dead = (plan(asked, replace(FLOOR, names_answered=answered)).table for answered in (True, False))
+    assert difference(live, dead) == ("+ set unanswered_ports: 53",)
+    assert not widens(live, dead)
+    assert not widens(dead, live)
+
+
 FINE = Sound(ssh=frozenset({("10.0.0.1", 22)}), controller=True, past_rules=True)
 
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from hostmesh_agent.capture.attributes import (
     DATA_LAYOUTS,
+    DROP_VERDICT,
     ELEMENT,
     EXPRESSION,
     INTERVAL_SET,
@@ -25,6 +26,7 @@ from hostmesh_agent.capture.rules import (
     ChangePort,
     Compare,
     DestinationType,
+    Drop,
     Expression,
     Header,
     Hook,
@@ -109,7 +111,7 @@ def _guess(name: str, attributes: Attributes) -> Expression | None:
         case "lookup":
             return Lookup(attributes["SET"])
         case "immediate" if "VERDICT" in attributes["DATA"]:
-            return Return()
+            return Drop() if attributes["DATA"]["VERDICT"]["CODE"] == DROP_VERDICT else Return()
         case "immediate" if attributes["DREG"] == SECOND_REGISTER:
             return LoadSecond(attributes["DATA"]["VALUE"])
         case "immediate":

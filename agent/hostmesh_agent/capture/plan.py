@@ -116,6 +116,7 @@ class HostFloor:
         outbound_port: where the Envoy that serves now takes outbound TCP: two take turns. Same for the next two.
         door_port: where it takes what is for the `doorways`; None: it binds them itself.
         doorways: address ("" for all of the host's) and TCP port of what Envoy itself listens on.
+        names_answered: there is an Envoy that answers questions about names.
     """
 
     envoy_uid: int
@@ -137,6 +138,7 @@ class HostFloor:
     dns_port: int = wire.DNS_PORT
     door_port: int | None = None
     doorways: frozenset[tuple[str, int]] = frozenset()
+    names_answered: bool = True
 
 
 class PlanError(ValueError):
@@ -279,6 +281,9 @@ def _sets(parts: _Parts) -> tuple[NamedSet, ...]:
     if parts.inbound:
         strict = parts.request.strict_ports & parts.inbound_ports | own
         sets.append(NamedSet("strict_ports", KeyType.PORT, _ports(strict), intervals=False))
+    if parts.request.dns:
+        unanswered = frozenset() if parts.floor.names_answered else frozenset({names.DNS_PORT})
+        sets.append(NamedSet(names.UNANSWERED, KeyType.PORT, _ports(unanswered), intervals=False))
     sets += [*parts.inbound.sets(), *parts.outbound.sets()]
     return tuple(sorted(sets, key=lambda each: each.name))
 
@@ -430,6 +435,7 @@ def _to_envoy(version: int, port: int) -> Words:
 
 def _answers(parts: _Parts) -> Iterator[Rule]:
     """Of both Envoys: what was asked before they took turns is answered after it."""
+    yield from names.unanswered()
     for port in sorted({wire.DNS_PORT, wire.SECOND_DNS_PORT, parts.floor.dns_port}):
         yield from names.answers(port)
 

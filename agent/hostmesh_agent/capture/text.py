@@ -12,6 +12,7 @@ from hostmesh_agent.capture.rules import (
     ChangePort,
     Compare,
     DestinationType,
+    Drop,
     Expression,
     Header,
     Hook,
@@ -186,6 +187,8 @@ def _effect(expression: Expression, loaded: Expression | None, shown: str) -> st
             return f"{_raw(header, offset, length)} set {shown}"
         case Return():
             return "return"
+        case Drop():
+            return "drop"
         case Reset():
             return "reject with tcp reset"
         case Unknown(name, detail):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from hostmesh_agent import units
+from hostmesh_agent import cgroup
 from hostmesh_agent.capture import CaptureError, Table
 from hostmesh_agent.capture.interpret import LOOPBACK, Address, Packet, Verdict, verdict
 from hostmesh_agent.capture.rules import Hook
@@ -66,7 +66,7 @@ def unit(name: str) -> Program:
 def _cgroups(pid: int) -> tuple[int, ...]:
     lines = Path(f"/proc/{pid}/cgroup").read_text(encoding="ascii", errors="replace").splitlines()
     path = next((line.removeprefix("0::/") for line in lines if line.startswith("0::")), "")
-    place, found = units.root(), list[int]()
+    place, found = cgroup.root(), list[int]()
     if place is None:
         return ()
     for part in path.split("/") if path else ():

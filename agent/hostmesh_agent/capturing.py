@@ -20,7 +20,6 @@ from hostmesh_agent.gaps import Gap, Gaps, Seen
 from hostmesh_agent.generation import Author
 from hostmesh_agent.identities import AGENT, Identities
 from hostmesh_agent.mesh_names import MeshNames
-from hostmesh_agent.programs import Programs
 from hostmesh_agent.recognition import Recognition
 from hostmesh_agent.state import StateError
 from hostmesh_agent.widening import Widening
@@ -81,7 +80,7 @@ class Capturing:
         self.leads_to: int | None = None
         """Envoy's port for outbound TCP that the rules use now, if there are any; None: not known."""
         self._gone = gone
-        self._programs = Programs(wake)
+        self._programs = recognition.programs(wake)
         self._passing: frozenset[Direction] = frozenset()
         self._gaps: Gaps = {}
 
@@ -141,7 +140,7 @@ class Capturing:
 
     async def step(self, config: HostConfig, floor: HostFloor) -> None:
         """Put into force what may be, now."""
-        floor = replace(floor, present=await self._programs.look((*terms.named(config.capture), *floor.never_outbound)))
+        floor = await self._with_present(config, floor)
         gone, before = self._gone(), self._enforced.in_force
         try:
             decision = await self._decide(config)
@@ -201,6 +200,7 @@ class Capturing:
             CaptureError: it cannot be planned, or the kernel does not tell.
         """
         decision = await self._wanted(config)
+        floor = await self._with_present(config, floor)
 
         def compare() -> Plan:
             request, now = self._with_programs(decision.request, config, floor)
@@ -208,13 +208,17 @@ class Capturing:
 
         return await asyncio.to_thread(compare)
 
+    async def _with_present(self, config: HostConfig, floor: HostFloor) -> HostFloor:
+        named = (*terms.named(config.capture), *floor.never_outbound, self._recognition.named)
+        return replace(floor, present=await self._programs.look(named))
+
     def _with_programs(
         self, request: CaptureRequest | None, config: HostConfig, floor: HostFloor
     ) -> tuple[CaptureRequest | None, HostFloor]:
         """Have the rules name those who are there now. Raises CaptureError: Envoy cannot be told from others."""
         floor = self._recognition.floor(floor)
         if request is not None and request.takes_outbound:
-            callers = self._recognition.callers(config, self._identities.validities())
+            callers = self._recognition.callers(config, self._identities.validities(), floor.present)
             request = replace(request, callers=callers)
         return request, floor
 

@@ -297,7 +297,6 @@ class Agent:
                     "discovery": self._discovery.run(),
                     "names over tcp": dns_front.Front().run(),
                     "rules": generation.watch(self._wake.set, self._capturing.changed_by),
-                    "units": self._recognition.watch(self._wake.set),
                     "report": self._report_when_settled(),
                 }.items()
             ]

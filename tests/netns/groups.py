@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from hostmesh_agent import units
+from hostmesh_agent import cgroup
 
 # Answers come as `ask` gives them; what is written to it first says where to call.
 _CALL: Final = """
@@ -68,7 +68,7 @@ class Unit:
 @contextmanager
 def slice_of_the_test() -> Iterator[Path]:
     """Return a slice of this machine's, removed afterwards with all that is in it."""
-    top = units.root()
+    top = cgroup.root()
     assert top is not None, "no cgroups of version 2"
     directory = top / f"hostmeshtest{os.getpid()}.slice"
     directory.mkdir()

@@ -165,6 +165,10 @@ class Capturing:
             self._log()
             self._changed()
 
+    def close(self) -> None:
+        """Listen for units no longer; what is in force stays."""
+        self._programs.close()
+
     async def try_out(self, config: HostConfig, floor: HostFloor, seconds: int) -> None:
         """Put into force what is wanted, though capture is held, under a dead-man timer.
 

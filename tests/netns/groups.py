@@ -44,6 +44,10 @@ class Unit:
             text=True,
         )
 
+    @property
+    def pid(self) -> int:
+        return self._program.pid
+
     def ask(self, address: str, port: int) -> str:
         assert self._program.stdin is not None
         assert self._program.stdout is not None

@@ -4,6 +4,7 @@ In the order of the data:
 
     plan         a request and the host's floor in, the whole ruleset out: sets, chains, rules, refusals (pure)
     callers      which rules tell Envoy, and programs with an identity of their own, from all others (pure)
+    doors        which rules lead to what the second of two Envoys listens on (pure)
     expressions  the words that rules are made of (pure)
     rules        the rules as data, equal for equal rules, with a hash
     encode       from the kernel's table to the wanted one, as messages of one batch (pure)
@@ -23,7 +24,7 @@ for kernels without nf_tables.
 """
 
 from hostmesh_agent.capture.callers import Caller
-from hostmesh_agent.capture.capture import Capture, CaptureState, apply, clear, show, verify
+from hostmesh_agent.capture.capture import Capture, CaptureState, apply, clear, clear_but_doors, show, verify
 from hostmesh_agent.capture.errors import CaptureError
 from hostmesh_agent.capture.owner import Owner
 from hostmesh_agent.capture.plan import OWN_PORTS, CaptureRequest, HostFloor, PlanError, Scope, plan
@@ -45,6 +46,7 @@ __all__ = [
     "Table",
     "apply",
     "clear",
+    "clear_but_doors",
     "plan",
     "show",
     "verify",

@@ -10,7 +10,7 @@ each time.
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from hostmesh_agent.capture import nft, routes
+from hostmesh_agent.capture import doors, nft, routes
 from hostmesh_agent.capture.errors import CaptureError
 from hostmesh_agent.capture.owner import Owner
 from hostmesh_agent.capture.plan import CaptureRequest, HostFloor, PlanError, plan
@@ -164,6 +164,19 @@ def clear(owner: Owner | None = None) -> None:
     """
     nft.remove(owner)
     routes.remove()
+
+
+def clear_but_doors() -> None:
+    """Like `clear`, but what leads to the second Envoy's own ports stays (see `doors`): it captures nothing.
+
+    Raises:
+        CaptureError: the kernel refused.
+    """
+    left = doors.alone(nft.read())
+    if left is None:
+        return clear()
+    nft.write(left)
+    return routes.remove()
 
 
 def show() -> str:

@@ -9,6 +9,7 @@ from hostmesh_agent.cache import Cache
 from hostmesh_agent.capture import CaptureError, HostFloor, PlanError, nft, routes
 from hostmesh_agent.capture import floor as kernel_floor
 from hostmesh_agent.capture.difference import difference
+from hostmesh_agent.capture.foreign import findings
 from hostmesh_agent.capture.rules import Ruleset
 from hostmesh_agent.capture.text import table_text
 from hostmesh_agent.config import AgentConfig
@@ -32,6 +33,7 @@ class Plan:
         difference: a line for each part that would come ("+") or go ("-"); none if nothing would.
         refused: what is wanted and never done.
         lacking: what is wanted and has to wait, and for what.
+        foreign: what chains of other programs would take before these rules see it.
         held: capture is held: nothing of this is done before a `capture trial` or `capture resume`.
     """
 
@@ -41,6 +43,7 @@ class Plan:
     refused: tuple[str, ...]
     lacking: tuple[str, ...]
     held: bool
+    foreign: tuple[str, ...] = ()
 
     def document(self) -> dict[str, Any]:
         return {
@@ -50,6 +53,7 @@ class Plan:
             "refused": list(self.refused),
             "waiting_for": list(self.lacking),
             "held": self.held,
+            "foreign_chains": list(self.foreign),
         }
 
 
@@ -117,7 +121,8 @@ def _compared(source: str, ruleset: Ruleset | None, lacking: tuple[str, ...], he
         lines += tuple(f"+ address {each} of the loopback interface" for each in sorted(missing.addresses))
         refused = tuple(map(str, ruleset.refused))
         rules = table_text(ruleset.table)
-    return Plan(source, rules, lines, refused, lacking, held)
+    others = tuple(map(str, findings(nft.foreign(), wanted)))
+    return Plan(source, rules, lines, refused, lacking, held, others)
 
 
 def text(plan: Mapping[str, Any]) -> str:
@@ -125,6 +130,7 @@ def text(plan: Mapping[str, Any]) -> str:
     lines = [f"# by {plan['source']}", *plan["rules"].splitlines(), ""]
     lines += [f"refused: {each}" for each in plan["refused"]]
     lines += [f"waits: {each}" for each in plan["waiting_for"]]
+    lines += [f"before it: {each}" for each in plan["foreign_chains"]]
     if plan["held"]:
         lines.append("held: none of this is done before `capture trial` or `capture resume`")
     if plan["difference"]:

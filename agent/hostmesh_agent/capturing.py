@@ -16,6 +16,7 @@ from hostmesh_agent.capture.who import Direction
 from hostmesh_agent.capture_plan import Plan, planned
 from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.enforce import Enforced, Enforcement
+from hostmesh_agent.foreign import Foreign
 from hostmesh_agent.gaps import Gap, Gaps, Seen
 from hostmesh_agent.generation import Author
 from hostmesh_agent.identities import AGENT, Identities
@@ -81,6 +82,7 @@ class Capturing:
         """Envoy's port for outbound TCP that the rules use now, if there are any; None: not known."""
         self._gone = gone
         self._programs = recognition.programs(wake)
+        self._foreign = Foreign()
         self._passing: frozenset[Direction] = frozenset()
         self._gaps: Gaps = {}
 
@@ -104,13 +106,18 @@ class Capturing:
         """How another program last changed the rules, and which."""
         return self._enforcement.drift
 
+    @property
+    def foreign(self) -> tuple[str, ...]:
+        """What chains of other programs take before our rules see it, one sentence each."""
+        return tuple(map(str, self._foreign.found))
+
     def changed_by(self, author: Author) -> None:
         """Note who has changed nftables."""
         self._enforcement.changed_by(author)
 
     def alarms(self) -> list[str]:
         """Return what people must know of capture, one sentence each."""
-        return status.capture_alarms(self._config)
+        return [*status.capture_alarms(self._config), *(str(each) for each in self._foreign.found if each.certain)]
 
     def trial_until(self) -> datetime | None:
         """Return until when a trial waits for its confirmation; None: there is none."""
@@ -163,6 +170,11 @@ class Capturing:
         if (enforced, decision.lacking) != (self._enforced, self._lacking):
             self._enforced, self._lacking = enforced, decision.lacking
             self._log()
+            self._changed()
+        # Last: nothing waits for it.
+        before_ours = self._foreign.found
+        if await asyncio.to_thread(self._foreign.look) != before_ours:
+            log.warning("other programs' rules come before capture", found=self.foreign)
             self._changed()
 
     def close(self) -> None:

@@ -33,13 +33,14 @@ def within(config: HostConfig, held: bytes) -> HostConfig:
     if wanted.scope != limit.scope:
         kept.scope = Capture.MESH
     kept.dns = wanted.dns and limit.dns
-    for name in ("outbound_prefixes", "virtual_prefixes"):
-        both = sorted(set(_inside_both(getattr(limit, name), getattr(wanted, name))))
-        kept.ClearField(name)
-        getattr(kept, name).extend(both)
+    for each in ("outbound_prefixes", "virtual_prefixes"):
+        both = sorted(set(_inside_both(getattr(limit, each), getattr(wanted, each))))
+        kept.ClearField(each)
+        getattr(kept, each).extend(both)
     if not _narrow(kept, "outbound", limit, wanted):
-        for name in ("outbound_prefixes", "virtual_prefixes", "scope", "dns"):
-            kept.ClearField(name)
+        for each in ("outbound_prefixes", "virtual_prefixes"):
+            kept.ClearField(each)  # type: ignore[arg-type]
+        kept.scope, kept.dns = Capture.MESH, False
     ports = set(limit.inbound_ports) & set(wanted.inbound_ports)
     if not _narrow(kept, "inbound", limit, wanted):
         ports &= set(config.strict_ports)

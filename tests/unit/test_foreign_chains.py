@@ -17,7 +17,7 @@ OURS = plan(
     HostFloor(envoy_uid=900),
 ).table
 TCP = (("meta", {"KEY": 16}), ("cmp", {"OP": 0, "DATA": {"VALUE": b"\6"}}))
-REDIRECT = ("redir", {})
+REDIRECT: tuple[str, dict[str, Any]] = ("redir", {})
 DROP = ("immediate", {"DATA": {"VERDICT": {"CODE": 0}}})
 CHAIN = ForeignChain(2, "other", "theirs", "nat", Hook.PREROUTING, -200)
 

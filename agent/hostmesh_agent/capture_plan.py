@@ -1,6 +1,7 @@
 """What capture would be beside what it is: for people who look before they let it happen. Blocks for milliseconds."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,7 +122,9 @@ def _compared(source: str, ruleset: Ruleset | None, lacking: tuple[str, ...], he
         lines += tuple(f"+ address {each} of the loopback interface" for each in sorted(missing.addresses))
         refused = tuple(map(str, ruleset.refused))
         rules = table_text(ruleset.table)
-    others = tuple(map(str, findings(nft.foreign(), wanted)))
+    others: tuple[str, ...] = ()
+    with suppress(CaptureError):  # changed by others meanwhile: the plan holds all the same
+        others = tuple(map(str, findings(nft.foreign(), wanted)))
     return Plan(source, rules, lines, refused, lacking, held, others)
 
 

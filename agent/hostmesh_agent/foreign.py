@@ -3,7 +3,7 @@
 import time
 from typing import Final
 
-from hostmesh_agent.capture import CaptureError, nft
+from hostmesh_agent.capture import CaptureError, kernel, nft
 from hostmesh_agent.capture.foreign import Finding, findings
 from hostmesh_agent.generation import generation
 
@@ -17,7 +17,7 @@ def look() -> tuple[Finding, ...]:
     Raises:
         CaptureError: the kernel does not tell.
     """
-    return findings(nft.foreign(), nft.read())
+    return findings(nft.foreign(), kernel.read())
 
 
 class Foreign:

@@ -15,7 +15,7 @@ from typing import Final
 import structlog
 
 from hostmesh_agent import arming, hold
-from hostmesh_agent.capture import CaptureError, CaptureRequest, CaptureState, HostFloor, Owner, PlanError, nft
+from hostmesh_agent.capture import CaptureError, CaptureRequest, CaptureState, HostFloor, Owner, PlanError, kernel
 from hostmesh_agent.capture.difference import widens
 from hostmesh_agent.capture.who import Present
 from hostmesh_agent.config import AgentConfig
@@ -45,7 +45,7 @@ class Widening:
             return self._enforcement.put(request, floor)
         try:
             watched = not self._did_no_harm(request, floor) and widens(
-                nft.read(), self._enforcement.ruleset(request, floor).table
+                kernel.read(), self._enforcement.ruleset(request, floor).table
             )
             armed = arming.arm(self._spec(floor, self._kept(capture))) if watched else None
         except PlanError:
@@ -127,7 +127,7 @@ def _without_units(request: CaptureRequest, floor: HostFloor) -> tuple[CaptureRe
 
 def _error(why: str) -> Enforced:
     try:
-        table = nft.read()
+        table = kernel.read()
     except CaptureError:
         return Enforced(CaptureState("error", error=why), InForce())
     return Enforced(CaptureState("error", table.digest if table else "", why), in_force(table))

@@ -13,6 +13,7 @@ from hostmesh_agent.capture.interpret import Packet, verdict
 from hostmesh_agent.capture.rules import Table
 from hostmesh_agent.capture.who import Cgroup, Match, Narrowing, Present
 from hostmesh_agent.places import BLUE, GREEN, PORTS
+from hostmesh_api import wire
 from hostmesh_api.callers import caller_addresses
 from netns.conftest import HOST, PEER
 from netns.groups import Unit, slice_of_the_test
@@ -93,7 +94,7 @@ def expected(packet: Packet, table: Table | None) -> str:
         six = packet.destination.version == 6
         told = capture_explain.document(table, packet)
         if found.port in {each.outbound for each in PORTS.values()}:
-            at = caller_addresses(told["identity"])[six] if told["identity"] else ("127.0.0.1", "::1")[six]
+            at = caller_addresses(told["identity"])[six] if told["identity"] else ("127.0.0.1", wire.OUTBOUND_V6)[six]
             return f"out {at}"
         return "door" if found.port == DOOR else "in"
     if packet.local:

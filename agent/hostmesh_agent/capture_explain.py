@@ -173,7 +173,8 @@ def _identity(found: Verdict) -> str:
     """Return as whom the program calls, where the rules tell it apart from the host's other programs; else ""."""
     rule = found.rule
     own = rule is not None and any(isinstance(each, ChangeDestination) for each in rule.expressions)
-    return rule.comment if rule is not None and own else ""
+    # Others are led to an address of their own, too: in IPv6 there is one of loopback alone.
+    return rule.comment if rule is not None and own and rule.comment.startswith("spiffe://") else ""
 
 
 _LISTENERS: Final = {

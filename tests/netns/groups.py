@@ -43,6 +43,10 @@ class Unit:
             stdout=subprocess.PIPE,
             text=True,
         )
+        deadline = time.monotonic() + 10
+        while str(self.pid) not in (directory / "cgroup.procs").read_text().split():
+            assert time.monotonic() < deadline, f"no program in {directory}"
+            time.sleep(0.005)
 
     @property
     def pid(self) -> int:

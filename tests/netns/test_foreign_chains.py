@@ -12,7 +12,7 @@ from netns.space import Servers, Space, ask, nft, run
 REQUEST = CaptureRequest(
     inbound_ports=frozenset({8080}), mesh_prefixes=frozenset({f"{PEER[0]}/32", f"{PEER[1]}/128"}), dns=False
 )
-NFT = "table {family} other {{ chain theirs {{ type {kind} hook {hook} priority {priority}; {rule}; }} }}"
+NFT = "table {family} other {{ chain theirs {{ type {kind} hook {hook} priority {priority};\n{rule}\n}}\n}}\n"
 
 
 @pytest.fixture
@@ -78,8 +78,8 @@ def test_what_lets_them_come_to_ours_is_not_told(
 
 def test_what_is_told_is_so_and_what_calls_another_chain_is_followed(captured: None, peer: Space) -> None:
     nft(
-        "table ip other { chain deep { tcp dport 8080 redirect to :9999; }"
-        " chain theirs { type nat hook prerouting priority -200; meta l4proto tcp jump deep; } }"
+        "table ip other {\nchain deep {\ntcp dport 8080 redirect to :9999\n}\n"
+        "chain theirs {\ntype nat hook prerouting priority -200;\nmeta l4proto tcp jump deep\n}\n}\n"
     )
     assert [each.does for each in foreign.look()] == ["redirects"]
     assert arrives(peer) == "theirs"

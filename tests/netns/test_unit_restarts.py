@@ -171,7 +171,7 @@ async def test_a_unit_with_an_identity_has_it_within_milliseconds_of_its_restart
     site: CapturingHost, own_slice: Path, program: Program
 ) -> None:
     config = including("shop.service")
-    config.capture.ClearField("outbound")
+    config.capture.outbound.CopyFrom(CaptureDirection(include=[CaptureRule(ports=[443])]))
     async with agent(site, config, units=frozenset({"pay.service"})):
         gaps = await restarts(program, own_slice / "pay.service", AS_PAY, "with an identity")
     assert min(each for _, each in gaps) < 0.25, gaps
@@ -187,7 +187,7 @@ async def test_in_a_slice_that_is_named_a_unit_that_restarts_makes_no_call_other
     named.mkdir()
     config = including(named.name)
     if kind == "identity":
-        config.capture.ClearField("outbound")
+        config.capture.outbound.CopyFrom(CaptureDirection(include=[CaptureRule(ports=[443])]))
     units = frozenset({named.name}) if kind == "identity" else frozenset()
     async with agent(site, config, units=units):
         gaps = await restarts(program, named / "pay.service", AS_PAY if kind == "identity" else CAPTURED, "in a slice")

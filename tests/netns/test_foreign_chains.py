@@ -33,13 +33,13 @@ def arrives(peer: Space) -> str:
 @pytest.mark.parametrize(
     ("family", "kind", "hook", "priority", "rule", "told"),
     [
-        ("ip", "nat", "prerouting", -200, "tcp dport 8080 redirect to :9999", "redirects"),
+        ("ip", "nat", "prerouting", -150, "tcp dport 8080 redirect to :9999", "redirects"),
         ("inet", "nat", "output", -120, f"ip daddr {PEER[0]} tcp dport 443 redirect to :9999", "redirects"),
         ("ip", "filter", "prerouting", -300, "tcp dport 8080 notrack", "keeps from being tracked"),
         ("ip", "filter", "output", -150, "meta l4proto tcp notrack", "keeps from being tracked"),
         ("ip", "filter", "prerouting", -150, "tcp dport 8080 drop", "drops"),
         ("ip", "filter", "prerouting", -150, "tcp dport 8080 reject with tcp reset", "refuses"),
-        ("ip", "nat", "prerouting", -200, "ip saddr 10.9.0.0/16 tcp dport 8080 redirect to :9999", "perhaps redirects"),
+        ("ip", "nat", "prerouting", -150, "ip saddr 10.9.0.0/16 tcp dport 8080 redirect to :9999", "perhaps redirects"),
         ("ip", "filter", "prerouting", -150, "tcp dport 8080 tproxy to :9999", "hands to a transparent proxy"),
     ],
 )
@@ -58,12 +58,12 @@ def test_what_takes_connections_before_ours_is_told_by_name(
 @pytest.mark.parametrize(
     ("kind", "hook", "priority", "rule"),
     [
-        ("nat", "prerouting", -200, "tcp dport 8080 accept"),
-        ("nat", "prerouting", -200, "tcp dport 8081 redirect to :9999"),
+        ("nat", "prerouting", -150, "tcp dport 8080 accept"),
+        ("nat", "prerouting", -150, "tcp dport 8081 redirect to :9999"),
         ("nat", "prerouting", -100, "tcp dport 8080 redirect to :9999"),
-        ("nat", "prerouting", -200, "udp dport 8080 redirect to :9999"),
+        ("nat", "prerouting", -150, "udp dport 8080 redirect to :9999"),
         ("filter", "prerouting", -150, "ct state invalid drop"),
-        ("nat", "output", -200, "ip daddr 192.0.2.0/24 meta l4proto tcp redirect to :9999"),
+        ("nat", "output", -150, "ip daddr 192.0.2.0/24 meta l4proto tcp redirect to :9999"),
         ("filter", "prerouting", -150, "tcp dport 8080 accept"),
     ],
 )
@@ -79,7 +79,7 @@ def test_what_lets_them_come_to_ours_is_not_told(
 def test_what_is_told_is_so_and_what_calls_another_chain_is_followed(captured: None, peer: Space) -> None:
     nft(
         "table ip other {\nchain deep {\ntcp dport 8080 redirect to :9999\n}\n"
-        "chain theirs {\ntype nat hook prerouting priority -200;\nmeta l4proto tcp jump deep\n}\n}\n"
+        "chain theirs {\ntype nat hook prerouting priority -150;\nmeta l4proto tcp jump deep\n}\n}\n"
     )
     assert [each.does for each in foreign.look()] == ["redirects"]
     assert arrives(peer) == "theirs"
@@ -114,7 +114,7 @@ def test_rules_of_iptables_are_read_too(captured: None, peer: Space) -> None:
 def test_it_is_looked_at_again_only_when_somebody_changed_something(captured: None) -> None:
     watched = foreign.Foreign()
     assert watched.look() == ()
-    nft(NFT.format(family="ip", kind="nat", hook="output", priority=-200, rule="meta l4proto tcp redirect to :9999"))
+    nft(NFT.format(family="ip", kind="nat", hook="output", priority=-150, rule="meta l4proto tcp redirect to :9999"))
     assert watched.look() == ()
     watched._at -= foreign.PAUSE_S
     (found,) = watched.look()

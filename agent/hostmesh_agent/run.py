@@ -324,7 +324,6 @@ class Agent:
                     "rules": generation.watch(self._wake.set, self._capturing.changed_by),
                     "vigil": self._vigil.run(),
                     "manager": notify.run(self._manager, self._settled, self._telling.in_a_line),
-                    "units": self._recognition.watch(self._wake.set),
                     "report": self._report_when_settled(),
                 }.items()
             ]

@@ -12,7 +12,7 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Final
 
-from hostmesh_agent.capture import callers, names, who
+from hostmesh_agent.capture import callers, doors, names, who
 from hostmesh_agent.capture import expressions as words
 from hostmesh_agent.capture.callers import Caller
 from hostmesh_agent.capture.expressions import Words
@@ -307,7 +307,7 @@ def _chains(parts: _Parts) -> tuple[Chain, ...]:
 def _inbound(parts: _Parts) -> Iterator[Rule]:
     yield Rule((*words.from_loopback(), *words.RETURN))
     for version, to_it in _doorways(parts):
-        yield Rule((*words.family(version), *to_it, *words.change_port(parts.floor.door_port or 0)), "to Envoy's door")
+        yield Rule((*words.family(version), *to_it, *words.change_port(parts.floor.door_port or 0)), doors.TO_DOOR)
     # The owner's word holds for each port: who excludes an interface has said so of this host.
     yield from parts.inbound.owners_passes()
     if parts.inbound:
@@ -395,7 +395,7 @@ def _to_door(parts: _Parts) -> Iterator[Rule]:
         from_elsewhere = words.from_address(_INBOUND_SOURCE[version], inverted=True)
         yield Rule(
             (*words.family(version), *from_elsewhere, *to_it, *words.redirect(parts.floor.door_port or 0)),
-            "to Envoy's door",
+            doors.TO_DOOR,
         )
 
 

@@ -1,0 +1,34 @@
+"""A fault, as it is declared: what is done, what is promised meanwhile, and what the oracles may see."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from faults.scene import Scene
+from faults.seen import Bounds
+
+
+class PromiseBrokenError(Exception):
+    """A promise that no oracle looks at did not hold; says which, and what was found."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One row of the table.
+
+    Attributes:
+        name: what `ONLY=` calls it.
+        fault: what is done, with its scale where time is scaled.
+        promise: what holds meanwhile and afterwards, as an operator would say it.
+        play: does it, waits until it is over, and returns what it found beside the oracles ("" : nothing).
+        bounds: what the oracles may see.
+        mend: puts right what the fault leaves behind, also after a failure.
+        quick: part of the default test suite.
+    """
+
+    name: str
+    fault: str
+    promise: str
+    play: Callable[[Scene], str]
+    bounds: Bounds = field(default_factory=Bounds)
+    mend: Callable[[Scene], None] | None = None
+    quick: bool = False

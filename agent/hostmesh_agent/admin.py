@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -29,9 +29,14 @@ class ServerInfo:
 class Admin:
     """Each call is one connection. All raise AdminError, within `timeout_s`."""
 
-    def __init__(self, socket: Path, timeout_s: float = TIMEOUT_S) -> None:
-        self._socket = socket
+    def __init__(self, socket: Path | Callable[[], Path], timeout_s: float = TIMEOUT_S) -> None:
+        """`socket` may be a function: of two Envoys, the one that serves now is asked."""
+        self._find = socket
         self._timeout_s = timeout_s
+
+    @property
+    def _socket(self) -> Path:
+        return self._find if isinstance(self._find, Path) else self._find()
 
     async def live(self) -> bool:
         """Whether Envoy says it serves. It says so too without any listener: see `listeners`."""

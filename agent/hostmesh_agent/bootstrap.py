@@ -10,12 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from hostmesh_agent.places import BLUE, INSTANCE_METADATA, PORTS, Instance
+from hostmesh_agent.rehearsal import clusters, listeners
 from hostmesh_agent.stats_tags import stats_config
 from hostmesh_api.wire import RELAY_CLUSTER
 
 NODE_CLUSTER: Final = "hostmesh"
 ADMIN_SOCKET: Final = "admin.sock"
 """Relative to Envoy's working directory."""
+
+DOOR: Final = "hostmesh-door"
+"""The listener behind the ports that the second Envoy itself listens on."""
 
 ADMIN_PATHS: Final = (
     "ready",
@@ -53,12 +58,15 @@ class BootstrapInput:
     """`max_files` is Envoy's limit of open files: it bounds the connections that are accepted.
 
     `patch` is what EnvoyFilters change, as JSON of Envoy's Bootstrap in its own field names; "" for nothing.
+    `instance` is which of the two Envoys it is for; `ipv6`: the host has IPv6.
     """
 
     host: str
     xds_socket: Path
     max_files: int
     patch: str = ""
+    instance: Instance = BLUE
+    ipv6: bool = False
 
 
 def max_connections(max_files: int) -> int:
@@ -71,8 +79,11 @@ def build(wanted: BootstrapInput) -> bytes:
     document = {
         "node": {"id": wanted.host, "cluster": NODE_CLUSTER},
         "admin": _admin(),
-        "dynamic_resources": _dynamic_resources(),
-        "static_resources": {"clusters": [_relay_cluster(wanted.xds_socket)]},
+        "dynamic_resources": _dynamic_resources(wanted.instance),
+        "static_resources": {
+            "clusters": [_relay_cluster(wanted.xds_socket), *clusters()],
+            "listeners": [*listeners(), *_door(PORTS[wanted.instance].door, ipv6=wanted.ipv6)],
+        },
         "layered_runtime": runtime(),
         "overload_manager": _overload_manager(max_connections(wanted.max_files)),
         # No sink is configured: flushing only when somebody reads keeps an idle Envoy idle.
@@ -123,7 +134,37 @@ def _admin() -> dict[str, Any]:
     }
 
 
-def _dynamic_resources() -> dict[str, Any]:
+def _door(port: int | None, *, ipv6: bool) -> list[dict[str, Any]]:
+    """Return the listener that hands connections over to that of the port that was dialled, if there is to be one."""
+    if port is None:
+        return []
+    more = [{"address": _socket("::", port)}] if ipv6 else []
+    nowhere = {
+        "name": "envoy.filters.network.tcp_proxy",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
+            "stat_prefix": DOOR,
+            "cluster": DOOR,
+        },
+    }
+    return [
+        {
+            "name": DOOR,
+            "address": _socket("0.0.0.0", port),  # noqa: S104 - redirects arrive at any of the host's addresses
+            "additional_addresses": more,
+            "use_original_dst": True,
+            # Whoever dials the door itself is let go again: there is no such cluster.
+            "filter_chains": [{"filters": [nowhere]}],
+        }
+    ]
+
+
+def _socket(address: str, port: int) -> dict[str, Any]:
+    return {"socket_address": {"address": address, "port_value": port}}
+
+
+def _dynamic_resources(instance: Instance) -> dict[str, Any]:
+    said = [] if instance is BLUE else [{"key": INSTANCE_METADATA, "value": instance.value}]
     over_ads = {"ads": {}, "resource_api_version": "V3"}
     return {
         "ads_config": {
@@ -136,7 +177,8 @@ def _dynamic_resources() -> dict[str, Any]:
                         "cluster_name": RELAY_CLUSTER,
                         # Envoy's default backs off to 30 s; the relay is on this host and is back within seconds.
                         "retry_policy": {"retry_back_off": {"base_interval": "0.1s", "max_interval": "2s"}},
-                    }
+                    },
+                    "initial_metadata": said,
                 }
             ],
         },

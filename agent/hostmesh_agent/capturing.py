@@ -4,19 +4,28 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Final
 
 import structlog
 
-from hostmesh_agent import converge, gaps, guard, status, terms
-from hostmesh_agent.capture import CaptureError, HostFloor, Owner
+from hostmesh_agent import arming, converge, gaps, guard, hold, holding, status, terms
+from hostmesh_agent.capture import CaptureError, CaptureRequest, HostFloor, Owner
 from hostmesh_agent.capture.who import Direction
+from hostmesh_agent.capture_plan import Plan, planned
 from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.enforce import Enforced, Enforcement
 from hostmesh_agent.gaps import Gap, Gaps, Seen
+from hostmesh_agent.generation import Author
 from hostmesh_agent.identities import AGENT, Identities
 from hostmesh_agent.mesh_names import MeshNames
 from hostmesh_agent.programs import Programs
+from hostmesh_agent.state import StateError
+from hostmesh_agent.widening import Widening
 from hostmesh_api.v1.hostmesh_pb2 import CaptureGap, CaptureState, HostConfig
+
+_DOORS_ALONE: Final = CaptureRequest(dns=False)
+"""Nothing is captured, but Envoy's own ports lead to the one of two that serves."""
 
 log = structlog.get_logger(__name__)
 
@@ -51,17 +60,21 @@ class Capturing:
         self._identities = identities
         self._active = active
         self._changed = changed
-        self._names = names
         self._guard = guard.Guard(config.state_dir)
         self._enforcement = Enforcement(
             dns=config.dns.enabled,
             resolv_conf=config.dns.resolv_conf,
             domains=config.dns.domains,
+            names=names,
             state_dir=config.state_dir,
             owner=owner,
         )
+        self._widening = Widening(config, owner, self._enforcement)
+        self._trial: arming.Armed | None = None
         self._enforced = Enforced()
         self._lacking: tuple[str, ...] = ()
+        self.leads_to: int | None = None
+        """Envoy's port for outbound TCP that the rules use now, if there are any; None: not known."""
         self._gone = gone
         self._programs = Programs(wake)
         self._passing: frozenset[Direction] = frozenset()
@@ -82,11 +95,36 @@ class Capturing:
         now = time.monotonic()
         return [_told(each, now) for _, each in sorted(self._gaps.items())]
 
+    @property
+    def drift(self) -> tuple[str, ...]:
+        """How another program last changed the rules, and which."""
+        return self._enforcement.drift
+
+    def changed_by(self, author: Author) -> None:
+        """Note who has changed nftables."""
+        self._enforcement.changed_by(author)
+
+    def alarms(self) -> list[str]:
+        """Return what people must know of capture, one sentence each."""
+        return status.capture_alarms(self._config)
+
+    def trial_until(self) -> datetime | None:
+        """Return until when a trial waits for its confirmation; None: there is none."""
+        trial = hold.trial(self._config.run_dir)
+        return None if trial is None else datetime.fromtimestamp(trial.until, UTC)
+
     def state(self) -> CaptureState:
         """Return what the controller is told."""
         capture = self._enforced.capture
         dns_problem = "" if self._enforced.dns_in_place else self._enforced.dns_detail
+        held = hold.read(self._config.state_dir)
+        trial = hold.trial(self._config.run_dir)
         return CaptureState(
+            alarm=held.alarm if held else "",
+            alarm_reason=held.why if held else "",
+            undone_at=held.at if held else 0,
+            drift=self.drift,
+            trial_until=trial.until if trial else 0,
             gaps=self.gaps(),
             missing=capture.missing,
             refused=[str(each) for each in capture.refused],
@@ -106,8 +144,16 @@ class Capturing:
             # What is in force is not known: it stays as it is, or STRICT ports would be open for a moment.
             decision, enforced = converge.Decision(None, (str(error),)), self._enforced
         else:
-            enforced = await asyncio.to_thread(self._enforcement.put, decision.request, floor, self._names)
+            capture = config.capture.SerializeToString(deterministic=True)
+            request = decision.request or (_DOORS_ALONE if floor.doorways else None)
+            enforced = await asyncio.to_thread(self._widening.put, request, floor, capture)
             self._note_gaps(config, before, decision.passing, gone=gone)
+        if enforced.repair_waits:
+            decision = replace(decision, lacking=(*decision.lacking, enforced.repair_waits))
+        if self._trial is not None and self._trial.ended():
+            self._trial.close()
+            self._trial = None
+        self.leads_to = None if enforced.capture.state == "error" else floor.outbound_port
         if enforced.capture.state == "on":
             strict = frozenset(config.strict_ports) & enforced.in_force.inbound_ports
             await asyncio.to_thread(self._guard.note, strict)
@@ -116,9 +162,60 @@ class Capturing:
             self._log()
             self._changed()
 
+    async def try_out(self, config: HostConfig, floor: HostFloor, seconds: int) -> None:
+        """Put into force what is wanted, though capture is held, under a dead-man timer.
+
+        Raises:
+            CaptureError: it could not be done; what is in force is what was before.
+        """
+        if hold.trial(self._config.run_dir) is not None:
+            raise CaptureError("a trial runs already: confirm it, or wait until it ends")
+        if not self.held():
+            raise CaptureError(
+                "capture is not held: what is wanted is in force, and each change is tried by the agent itself; "
+                "`capture clear` takes it away first"
+            )
+        try:
+            self._trial = await asyncio.to_thread(self._widening.arm_trial, floor, seconds)
+        except (arming.ArmingError, StateError) as error:
+            raise CaptureError(str(error)) from error
+        await self.step(config, floor)
+        if self._enforced.capture.state != "on":
+            why = self._enforced.capture.error or "; ".join(self._lacking) or "the controller wants nothing captured"
+            await asyncio.to_thread(arming.tell, self._config.run_dir, arming.UNDO)
+            raise CaptureError(f"there is nothing to try: {why}")
+        await asyncio.to_thread(arming.tell, self._config.run_dir, arming.APPLIED)
+
+    def held(self) -> bool:
+        """Whether something is kept from being captured, by the owner's word or because it did harm."""
+        return hold.is_off(self._config.state_dir) or hold.read(self._config.state_dir) is not None
+
+    async def plan(self, config: HostConfig, floor: HostFloor) -> Plan:
+        """Return what would be applied now if capture were not held, beside what is in force.
+
+        Raises:
+            CaptureError: it cannot be planned, or the kernel does not tell.
+        """
+        decision = await self._wanted(config)
+        return await asyncio.to_thread(planned, self._enforcement, decision, floor, self.held())
+
     async def _decide(self, config: HostConfig) -> converge.Decision:
         if status.capture_wanted(self._config):
             return converge.Decision(None, ())
+        if hold.trial(self._config.run_dir) is None:
+            config = self._within_hold(config)
+        return await self._wanted(config)
+
+    def _within_hold(self, config: HostConfig) -> HostConfig:
+        held = hold.read(self._config.state_dir)
+        if held is None or held.capture is None:
+            return config
+        try:
+            return holding.within(config, held.capture)
+        except ValueError as error:
+            raise CaptureError(f"{hold.FILE}: {error}") from error
+
+    async def _wanted(self, config: HostConfig) -> converge.Decision:
         in_force = await asyncio.to_thread(self._enforcement.look)
         evidence = converge.Evidence(
             certificates=frozenset(self._identities.validities()) - {AGENT},

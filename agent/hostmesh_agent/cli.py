@@ -7,13 +7,12 @@ import argparse
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from hostmesh_agent import argv
+from hostmesh_agent import argv, cli_capture, cli_config, cli_envoy
 from hostmesh_agent import config as configuration
 from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.config_table import ConfigError
@@ -27,8 +26,6 @@ SSH_KEY: Final = Path("/etc/ssh/ssh_host_ed25519_key")
 DONE: Final = 0
 FAILED: Final = 1
 WRONG_CALL: Final = 2
-CLEARED_WITHIN_S: Final = 10.0
-"""It takes the agent milliseconds, unless it is busy with the controller's newest."""
 
 Verb = Callable[[argparse.Namespace, AgentConfig], int]
 
@@ -84,13 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("-o", "--output", choices=("table", "json"), default="table")
     status.set_defaults(verb=_status)
 
-    capture = verbs.add_parser("capture", help="show, take away or put back the traffic rules")
-    capture_verbs = capture.add_subparsers(title="verbs", required=True, metavar="VERB")
-    capture_verbs.add_parser("show", help="print the rules that the kernel holds").set_defaults(verb=_capture_show)
-    capture_verbs.add_parser(
-        "clear", help="capture nothing any more, until `capture resume`; works without agent and controller"
-    ).set_defaults(verb=_capture_clear)
-    capture_verbs.add_parser("resume", help="let the agent capture again").set_defaults(verb=_capture_resume)
+    cli_capture.add(verbs)
+    cli_config.add(verbs)
+    cli_envoy.add(verbs)
     return parser
 
 
@@ -295,74 +288,6 @@ def _status(options: argparse.Namespace, config: AgentConfig) -> int:
         document = status.offline(config, str(error), datetime.now(UTC))
     print(json.dumps(document, indent=2) if options.output == "json" else status.table(document))
     return DONE if document["healthy"] else FAILED
-
-
-def _capture_show(_: argparse.Namespace, __: AgentConfig) -> int:
-    from hostmesh_agent import capture
-
-    try:
-        print(capture.show(), end="")
-    except capture.CaptureError as error:
-        return _say(str(error), FAILED)
-    return DONE
-
-
-def _capture_clear(_: argparse.Namespace, config: AgentConfig) -> int:
-    from hostmesh_agent import capture
-    from hostmesh_agent.dns import ResolverError
-    from hostmesh_agent.resolution import Resolution
-    from hostmesh_agent.status import CAPTURE_OFF
-
-    # First the mark: a running agent must not put back what is taken away here.
-    config.state_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
-    (config.state_dir / CAPTURE_OFF).touch()
-    try:
-        Resolution(config.dns.resolv_conf, config.state_dir).restore()
-        _clear_rules(config)
-    except (capture.CaptureError, ResolverError) as error:
-        return _say(str(error), FAILED)
-    _refresh(config)
-    print("nothing is captured until: hostmesh-agent capture resume")
-    return DONE
-
-
-def _clear_rules(config: AgentConfig) -> None:
-    """Remove the rules; those of a running agent are its own to remove (see `capture.owner`).
-
-    Raises:
-        CaptureError: neither can.
-    """
-    from hostmesh_agent import capture
-
-    try:
-        capture.clear()
-    except capture.CaptureError:
-        if not _refresh(config):
-            raise
-        until = time.monotonic() + CLEARED_WITHIN_S
-        while capture.Capture().state().state != "off":
-            if time.monotonic() > until:
-                raise
-            time.sleep(0.05)
-
-
-def _capture_resume(_: argparse.Namespace, config: AgentConfig) -> int:
-    from hostmesh_agent.status import CAPTURE_OFF
-
-    (config.state_dir / CAPTURE_OFF).unlink(missing_ok=True)
-    print("the agent captures again" if _refresh(config) else "the agent will capture again when it runs")
-    return DONE
-
-
-def _refresh(config: AgentConfig) -> bool:
-    """Tell a running agent to look again; return whether there is one."""
-    from hostmesh_agent import control
-
-    try:
-        control.call(config.control_socket, control.REFRESH)
-    except control.ControlError:
-        return False
-    return True
 
 
 def _say(message: str, code: int) -> int:

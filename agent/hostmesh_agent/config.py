@@ -11,6 +11,7 @@ from typing import Final
 
 from hostmesh_agent.config_table import ConfigError, Table
 from hostmesh_agent.entitlements import WorkloadAccess
+from hostmesh_agent.places import BLUE, Instance
 from hostmesh_api.identity import WorkloadIdentity
 from hostmesh_api.wire import MAX_INTERFACE_BYTES
 
@@ -22,6 +23,7 @@ ENVOY_LOG_LEVELS: Final = ("trace", "debug", "info", "warning", "error", "critic
 MAX_SOCKET_PATH_BYTES: Final = 107
 """sun_path holds 108 bytes with its final NUL (unix(7))."""
 MAX_THREADS_PER_CORE: Final = 8
+UPGRADES: Final = ("manual", "auto")
 MAX_UID: Final = 2**32 - 2
 SCOPES: Final = ("mesh", "all")
 MIN_MTLS: Final = ("strict", "permissive", "none")
@@ -48,6 +50,12 @@ class EnvoySettings:
     supervisor: str = "builtin"
     concurrency: int = 0
     log_level: str = "warning"
+    upgrade: str = "manual"
+    """When a running Envoy is replaced by what would be started now: "auto", or "manual" (`envoy upgrade`)."""
+    rehearsal_s: int = 5
+    probation_s: int = 20
+    hung_after_s: int = 10
+    """See `upgrade.Times`."""
 
     def workers(self, cpus: int, wanted: int | None = None) -> int:
         """Return Envoy's worker threads: this host's word, else the mesh's (0 is one for each core), else few.
@@ -147,6 +155,24 @@ class WasmSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ColdSettings:
+    """The copy of all that this host may call, for the time without a controller.
+
+    `max_mb` bounds it on disk, in millions of bytes; 5,000 services take about one.
+    """
+
+    enabled: bool = True
+    max_mb: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class ShrinkSettings:
+    """What becomes of configuration that is held back: taken after so long if nobody says anything; 0: never."""
+
+    accept_after_s: int = 3600
+
+
+@dataclass(frozen=True, slots=True)
 class ObserveSettings:
     """What is told of the host's connections: who talks to whom, never what is said.
 
@@ -179,14 +205,20 @@ class AgentConfig:
     workload_api: WorkloadApiSettings = field(default_factory=WorkloadApiSettings)
     floor: FloorSettings = field(default_factory=FloorSettings)
     wasm: WasmSettings = field(default_factory=WasmSettings)
+    cold: ColdSettings = field(default_factory=ColdSettings)
+    shrink: ShrinkSettings = field(default_factory=ShrinkSettings)
     observe: ObserveSettings = field(default_factory=ObserveSettings)
     labels: Mapping[str, str] = field(default_factory=dict)
     log: LogSettings = field(default_factory=LogSettings)
 
     @property
     def envoy_dir(self) -> Path:
-        """Envoy's working directory."""
+        """The first Envoy's working directory; certificates and modules of both are in it."""
         return self.state_dir / "envoy"
+
+    def directory_of(self, instance: Instance) -> Path:
+        """Return the working directory of one of the two Envoys."""
+        return self.envoy_dir if instance is BLUE else self.state_dir / instance.value
 
     @property
     def admin_socket(self) -> Path:
@@ -250,6 +282,8 @@ def parse(text: str, source: str) -> AgentConfig:
         workload_api=_workload_api(top.table("workload_api")),
         floor=_floor(top.table("floor")),
         wasm=_wasm(top.table("wasm")),
+        cold=_cold(top.table("cold")),
+        shrink=_shrink(top.table("shrink")),
         observe=_observe(top.table("observe")),
         labels=_labels(top.table("labels")),
         log=_log(top.table("log")),
@@ -287,6 +321,10 @@ def _envoy(table: Table) -> EnvoySettings:
         supervisor=supervisor,
         concurrency=table.number("concurrency", default.concurrency, 0, 1024),
         log_level=table.one_of("log_level", default.log_level, ENVOY_LOG_LEVELS),
+        upgrade=table.one_of("upgrade", default.upgrade, UPGRADES),
+        rehearsal_s=table.number("rehearsal_s", default.rehearsal_s, 1, 600),
+        probation_s=table.number("probation_s", default.probation_s, 1, 3600),
+        hung_after_s=table.number("hung_after_s", default.hung_after_s, 3, 600),
     )
 
 
@@ -390,6 +428,19 @@ def _floor(table: Table) -> FloorSettings:
 def _wasm(table: Table) -> WasmSettings:
     table.only(dataclasses.fields(WasmSettings))
     return WasmSettings(allow_cidrs=table.blocks("allow_cidrs"))
+
+
+def _cold(table: Table) -> ColdSettings:
+    default = ColdSettings()
+    table.only(dataclasses.fields(ColdSettings))
+    return ColdSettings(
+        enabled=table.flag("enabled", default.enabled), max_mb=table.number("max_mb", default.max_mb, 1, 100_000)
+    )
+
+
+def _shrink(table: Table) -> ShrinkSettings:
+    table.only(dataclasses.fields(ShrinkSettings))
+    return ShrinkSettings(accept_after_s=table.number("accept_after_s", ShrinkSettings().accept_after_s, 0, 10**9))
 
 
 def _observe(table: Table) -> ObserveSettings:

@@ -18,13 +18,27 @@ RELEASE: Final = "release"
 """Stop doing anything to the host, and end: the host leaves."""
 REFRESH: Final = "refresh"
 """Look at everything again now."""
+ACCEPT: Final = "accept"
+"""Take the configuration that is held back because it takes most of what there is away."""
+ENVOY_UPGRADE: Final = "envoy-upgrade"
+ENVOY_ROLLBACK: Final = "envoy-rollback"
+DRAIN: Final = "drain"
+"""Let nobody call this host's workloads; asked again, it says how far that is."""
+UNDRAIN: Final = "undrain"
 
 TIMEOUT_S: Final = 10.0
 _MAX_LINE_BYTES: Final = 1 << 20
 
 log = structlog.get_logger(__name__)
 
+PLAN: Final = "capture plan"
+"""What capture would be, beside what it is."""
+TRIAL: Final = "capture trial"
+"""Capture what is wanted for some `seconds`, under a dead-man timer."""
+
 Verb = Callable[[], Awaitable[Mapping[str, Any]]]
+Asked = Callable[[Mapping[str, Any]], Awaitable[Mapping[str, Any]]]
+"""A verb that is told more than its name: the whole request."""
 
 
 class ControlError(Exception):
@@ -36,15 +50,16 @@ class AgentAbsentError(ControlError):
 
 
 class Control:
-    """The listening side. `verbs` maps a verb to what answers it."""
+    """The listening side. `verbs` maps a verb to what answers it; those of `asked` are given the request."""
 
-    def __init__(self, path: Path, verbs: Mapping[str, Verb]) -> None:
+    def __init__(self, path: Path, verbs: Mapping[str, Verb], asked: Mapping[str, Asked] | None = None) -> None:
         self._path = path
         self._verbs = verbs
+        self._asked = asked or {}
 
     async def run(self) -> None:
         """Answer until cancelled."""
-        listener = _listen(self._path)
+        listener = listen(self._path)
         server = await asyncio.start_unix_server(self._answer, sock=listener, limit=_MAX_LINE_BYTES)
         try:
             async with server:
@@ -72,14 +87,16 @@ class Control:
             return {"error": f"uid {peer} may not control the agent"}
         request = json.loads(await reader.readline())
         name = request.get("verb", "") if isinstance(request, dict) else ""
+        if name in self._asked:
+            return await self._asked[name](request)
         verb = self._verbs.get(name)
         if verb is None:
             return {"error": f"unknown verb {name!r}"}
         return await verb()
 
 
-def call(path: Path, verb: str, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
-    """Ask the agent. Blocks.
+def call(path: Path, verb: str, timeout_s: float = TIMEOUT_S, **more: Any) -> dict[str, Any]:
+    """Ask the agent; `more` goes along with the verb. Blocks.
 
     Raises:
         AgentAbsentError: it does not run.
@@ -96,7 +113,7 @@ def call(path: Path, verb: str, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
         except OSError as error:
             raise ControlError(f"{path}: {error}") from error
         try:
-            client.sendall(json.dumps({"verb": verb}).encode() + b"\n")
+            client.sendall(json.dumps({"verb": verb, **more}).encode() + b"\n")
             with client.makefile("rb") as file:
                 reply = json.loads(file.readline(16 * _MAX_LINE_BYTES))
         except (OSError, ValueError) as error:
@@ -108,7 +125,7 @@ def call(path: Path, verb: str, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
     return reply
 
 
-def _listen(path: Path) -> socket.socket:
+def listen(path: Path) -> socket.socket:
     """Bind the socket, 0600 from its first moment. One agent holds the lock before it comes here."""
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -14,6 +15,7 @@ DEFAULT_S: Final = 5.0
 """Istio's default."""
 LONGEST_S: Final = 300.0
 _LOOK_S: Final = 0.1
+_OWN: Final = ("listener.admin", "listener.hostmesh-")
 
 
 def note(directory: Path, wanted_ms: int) -> None:
@@ -44,7 +46,10 @@ async def drained(admin: Admin, within_s: float) -> bool:
 
 
 async def _open_connections(admin: Admin) -> int:
-    found = await admin.stats("downstream_cx_active")
-    return sum(
-        value for name, value in found.items() if name.startswith("listener.") and not name.startswith("listener.admin")
-    )
+    return open_connections(await admin.stats("downstream_cx_active"))
+
+
+def open_connections(gauges: Mapping[str, int]) -> int:
+    """Sum up what is open to Envoy's listeners, without the agent's own connections."""
+    listeners = {name: value for name, value in gauges.items() if name.startswith("listener.")}
+    return sum(value for name, value in listeners.items() if not name.startswith(_OWN))

@@ -6,19 +6,38 @@ kernel and the disk for milliseconds: to be called from a thread.
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-from hostmesh_agent.capture import Capture, CaptureError, CaptureRequest, CaptureState, HostFloor, Owner, nft
+import structlog
+
+from hostmesh_agent.capture import (
+    Capture,
+    CaptureError,
+    CaptureRequest,
+    CaptureState,
+    HostFloor,
+    Owner,
+    PlanError,
+    Ruleset,
+    nft,
+    plan,
+)
+from hostmesh_agent.capture.difference import difference
 from hostmesh_agent.converge import InForce, in_force
 from hostmesh_agent.dns import ResolverError
-from hostmesh_agent.generation import generation
+from hostmesh_agent.generation import Author, generation
 from hostmesh_agent.mesh_names import MeshNames
+from hostmesh_agent.repairs import Repairs
 from hostmesh_agent.resolution import Resolution
 
 FULL_CHECK_S: Final = 60.0
+_DRIFT_LINES: Final = 8
 _UNKNOWN: Final = CaptureState("off")
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +48,8 @@ class Enforced:
     in_force: InForce = field(default_factory=InForce)
     dns_in_place: bool = False
     dns_detail: str = ""
+    repair_waits: str = ""
+    """Why rules that another program changed are not put back yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +75,19 @@ class Enforcement:
         resolv_conf: Path,
         state_dir: Path,
         domains: tuple[str, ...] = (),
+        names: Callable[[], MeshNames] = MeshNames,
         owner: Owner | None = None,
     ) -> None:
+        """`names` returns what the mesh's names have in common."""
         self._dns = dns
         self._capture = Capture(owner)
         self._resolution = Resolution(resolv_conf, state_dir, domains)
+        self._names = names
         self._wanted: tuple[CaptureRequest, HostFloor] | None = None
         self._ours = InForce()
+        self._repairs = Repairs()
+        self._author: Author | None = None
+        self._drift: tuple[str, ...] = ()
         self._checked: _Checked | None = None
 
     def look(self) -> InForce:
@@ -77,18 +104,31 @@ class Enforcement:
         kernel = in_force(nft.read())
         return InForce(kernel.inbound_ports | self._ours.inbound_ports, kernel.outbound or self._ours.outbound)
 
-    def put(
-        self, request: CaptureRequest | None, floor: HostFloor, names: Callable[[], MeshNames] = MeshNames
-    ) -> Enforced:
+    @property
+    def drift(self) -> tuple[str, ...]:
+        """How another program last changed the rules, one part a line, and last which program; empty before."""
+        return self._drift
+
+    def changed_by(self, author: Author) -> None:
+        """Note who has changed nftables: it may have been our table."""
+        self._author = author
+
+    def ruleset(self, request: CaptureRequest, floor: HostFloor) -> Ruleset:
+        """Return what `put` would put into force. Raises PlanError: nothing."""
+        return plan(self._request(request), floor)
+
+    def _request(self, request: CaptureRequest) -> CaptureRequest:
+        return request if self._dns else replace(request, dns=False)
+
+    def put(self, request: CaptureRequest | None, floor: HostFloor) -> Enforced:
         """Put the request into force (None: nothing), if it is not already; errors are in what is returned."""
-        if request is not None and not self._dns:
-            request = replace(request, dns=False)
+        request = None if request is None else self._request(request)
         dns = request is not None and request.dns
         detail = "" if dns else self._restore_dns()
         enforced = self._put_capture(request, floor)
         in_place = False
         if dns and enforced.capture.state == "on":
-            in_place, detail = self._apply_dns(names())
+            in_place, detail = self._apply_dns(self._names())
         return replace(enforced, dns_in_place=in_place, dns_detail=detail)
 
     def _put_capture(self, request: CaptureRequest | None, floor: HostFloor) -> Enforced:
@@ -98,7 +138,8 @@ class Enforcement:
         # Asked before the rules are read: what is changed meanwhile shows in the number the next time.
         number = generation()
         capture = self._clear() if request is None else self._apply(request, floor)
-        enforced = Enforced(capture, self._in_force())
+        waits = capture.error if capture.state == "error" and self._repairs.wait_s(time.monotonic()) else ""
+        enforced = Enforced(capture, self._in_force(), repair_waits=waits)
         self._ours = enforced.in_force if capture.state == "on" else self._ours if request else InForce()
         good = number is not None and capture.state != "error"
         self._checked = _Checked(enforced, number or 0, time.monotonic()) if good else None
@@ -109,9 +150,31 @@ class Enforcement:
             state = self._capture.state()
             if state.state == "on":
                 return state
+            waits = self._drifted(request, floor)
+            if waits:
+                return replace(state, error=f"{state.error}; {waits}")
         state = self._capture.apply(request, floor)
         self._wanted = (request, floor) if state.state == "on" else None
         return state
+
+    def _drifted(self, request: CaptureRequest, floor: HostFloor) -> str:
+        """Note how the rules differ from what was written; return why they are not put back now, "" if they are."""
+        now = time.monotonic()
+        with suppress(CaptureError, PlanError):
+            found = difference(plan(request, floor).table, nft.read())
+            if found:
+                by = f"by {self._author}" if self._author else "by a program that the kernel does not name"
+                self._drift = (*found[:_DRIFT_LINES], by)
+        wait_s = self._repairs.wait_s(now)
+        if wait_s:
+            rival = f" ({self._author} changes them)" if self._author else ""
+            return (
+                f"the rules were put back {self._repairs.count(now)} times and changed again{rival}: "
+                f"the next time in {wait_s:.0f} s; end one of the two"
+            )
+        self._repairs.made(now)
+        log.warning("rules were changed by another program and are put back", drift=self._drift)
+        return ""
 
     def _clear(self) -> CaptureState:
         self._wanted = None

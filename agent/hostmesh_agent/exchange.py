@@ -14,13 +14,28 @@ from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest
 from hostmesh_agent.absence import AWAY, is_no_cluster, is_no_virtual_host, no_virtual_host
 from hostmesh_agent.cache import Change, Entry
 from hostmesh_agent.chosen import BY_PROGRAMS, MAX_CHOSEN, MAX_CHOSEN_CHARS, is_absent
+from hostmesh_agent.places import BLUE, Instance, moved
 from hostmesh_agent.refusals import Refusal, with_refusal
 from hostmesh_agent.shelf import Shelf
-from hostmesh_api.delta import WILDCARD, WILDCARD_TYPES, Answer, ClientStream, Push, Resource, ServerStream, Update
+from hostmesh_agent.shrink import ShrinkGuard
+from hostmesh_api.delta import (
+    WILDCARD,
+    WILDCARD_TYPES,
+    Answer,
+    ClientStream,
+    Push,
+    Received,
+    Resource,
+    ServerStream,
+    Update,
+)
 from hostmesh_api.wire import (
     CLUSTER_TYPE,
+    CONFIRMATION_NAME,
+    CONFIRMATION_TYPE,
     ENDPOINT_TYPE,
     EXTENSION_TYPE,
+    HELD_BACK,
     HOST_CONFIG_NAME,
     HOST_CONFIG_TYPE,
     LISTENER_TYPE,
@@ -29,6 +44,10 @@ from hostmesh_api.wire import (
 
 GIVEN_UP_AFTER: Final = timedelta(seconds=30)
 """An Envoy that ends gives up all its names on the way out: only what a living one gives up is forgotten."""
+CURE: Final = (
+    "if that is wanted: hostmesh host confirm HOST, or on the host hostmesh-agent config accept; "
+    "else put the configuration right"
+)
 _INBOUND_CLUSTER: Final = "inbound|"
 
 
@@ -44,6 +63,13 @@ class Extensions(Protocol):
     def forget(self, name: str) -> None: ...
 
 
+class Cold(Protocol):
+    """What is known of things that this host may call and has not called: for the time without a controller."""
+
+    def answer(self, type_url: str, name: str) -> Resource | None:
+        """Return a resource as the controller would send it; None: there is no such thing, or it is not known."""
+
+
 class Exchange:
     """The state between the two streams. Callers feed it events and write what it returns."""
 
@@ -53,6 +79,7 @@ class Exchange:
         *,
         max_chosen: int = MAX_CHOSEN,
         extensions: Extensions | None = None,
+        cold: Cold | None = None,
         host_refuses: Callable[[str, Resource], str] = lambda *_: "",
     ) -> None:
         """`host_refuses` returns why Envoy must not get a resource of a type, whatever the controller says; or ""."""
@@ -60,8 +87,12 @@ class Exchange:
         self._kept_back: set[tuple[str, str]] = set()
         self._max_chosen = max_chosen
         self._extensions = extensions
+        self._cold = cold
         self._shelves: dict[str, Shelf] = {}
-        self._down: ServerStream | None = None
+        self._downs: dict[Instance, ServerStream] = {}
+        self._judge = BLUE
+        self._not_taken: dict[Instance, dict[tuple[str, str], str]] = {}
+        """What an Envoy that is not the judge refused, by type and name."""
         self._up = ClientStream()
         self._cut_off = False
         self._given_up: dict[tuple[str, str], datetime] = {}
@@ -69,6 +100,7 @@ class Exchange:
         """Clusters of which Envoy has only that they do not exist, and which exist now."""
         self._changes: dict[tuple[str, str], Change] = {}
         self.refusals: list[Refusal] = []
+        self._guard = ShrinkGuard(lambda type_url: self._shelf(type_url).held)
         for entry in entries:
             self._restore(entry)
         self._up.want(HOST_CONFIG_TYPE, [HOST_CONFIG_NAME])
@@ -90,6 +122,40 @@ class Exchange:
     def _shelf(self, type_url: str) -> Shelf:
         return self._shelves.setdefault(type_url, Shelf())
 
+    # Who judges
+
+    @property
+    def _down(self) -> ServerStream | None:
+        """The stream of the Envoy whose word counts: what it accepts is good, what it refuses is undone."""
+        return self._downs.get(self._judge)
+
+    def judged_by(self, instance: Instance) -> None:
+        """Take the word of this Envoy from now on. Another one is served the same, and decides nothing."""
+        if instance is self._judge:
+            return
+        self._judge = instance
+        self._not_taken.pop(instance, None)
+        self._given_up.clear()
+
+    def lacks(self, instance: Instance) -> tuple[str, ...]:
+        """Say what an Envoy does not have of the listeners and clusters that are accepted; empty if it has all."""
+        down = self._downs.get(instance)
+        if down is None:
+            return ("it has not asked for its configuration",)
+        lacking = [f"it refuses {name}: {why}" for (_, name), why in sorted(self._not_taken.get(instance, {}).items())]
+        for type_url in (CLUSTER_TYPE, LISTENER_TYPE):
+            shelf, held = self._shelf(type_url), down.held(type_url)
+            if not down.settled(type_url):
+                lacking.append(f"it has not taken its {type_url.rpartition('.')[2].lower()}s yet")
+            missing = [name for name in shelf.listed & shelf.good.keys() if held.get(name) != shelf.good[name].version]
+            lacking += [f"it does not have {name}" for name in sorted(missing) if name not in shelf.lingering]
+        return tuple(lacking)
+
+    def _mark(self, type_url: str, names: Iterable[str]) -> None:
+        told = list(names)
+        for down in self._downs.values():
+            down.mark(type_url, told)
+
     # The controller's side
 
     def connected(self) -> list[DeltaDiscoveryRequest]:
@@ -100,6 +166,8 @@ class Exchange:
     def disconnected(self) -> None:
         """Close the stream to the controller; what it is owed is void."""
         self._up.close()
+        self._guard.clear()
+        self._confirmation_not_needed()
         for shelf in self._shelves.values():
             shelf.owed.clear()
 
@@ -109,11 +177,48 @@ class Exchange:
         A request to a name nobody here knows must fail at once rather than hang for the length of an outage.
         """
         self._cut_off = True
-        if self._down is not None:
-            self._down.mark_all()
+        for down in self._downs.values():
+            down.mark_all()
 
-    def update(self, update: Update) -> None:
-        """Take a response of the controller for Envoy."""
+    def update(self, update: Update) -> list[DeltaDiscoveryRequest]:
+        """Take a response of the controller for Envoy; return what to tell of it at once.
+
+        What would take away most of what there is, is held back and refused; what goes on meanwhile is what was.
+        """
+        if update.type_url == CONFIRMATION_TYPE:
+            return self._confirmed(update)
+        was_held_back = bool(self._guard.reason)
+        parts = self._guard.take(update)
+        for part in parts or ():
+            self._take(part)
+        if was_held_back and not self._guard.reason:
+            return self._confirmation_not_needed()
+        if self._guard.reason and not any(part.nonce for part in parts or ()):
+            told = f"{HELD_BACK}{self._guard.reason}; {CURE}"
+            asked = self._up.want(CONFIRMATION_TYPE, [CONFIRMATION_NAME]), self._up.open_type(CONFIRMATION_TYPE, {})
+            return [ClientStream.nack(update.type_url, update.nonce, told), *filter(None, asked)]
+        return []
+
+    @property
+    def held_back(self) -> str:
+        """What the controller would suddenly take away, and is held back; "" for nothing."""
+        return self._guard.reason
+
+    def accept(self) -> list[DeltaDiscoveryRequest]:
+        """Take what is held back; return what to tell."""
+        for part in self._guard.accept():
+            self._take(part)
+        return self._confirmation_not_needed()
+
+    def _confirmation_not_needed(self) -> list[DeltaDiscoveryRequest]:
+        dropped = self._up.drop(CONFIRMATION_TYPE, [CONFIRMATION_NAME])
+        return [] if dropped is None else [dropped]
+
+    def _confirmed(self, update: Update) -> list[DeltaDiscoveryRequest]:
+        accepted = self.accept() if update.resources else []
+        return [ClientStream.ack(update.type_url, update.nonce), *accepted]
+
+    def _take(self, update: Update) -> None:
         shelf = self._shelf(update.type_url)
         type_url = update.type_url
         everything = self._up.wants(type_url, WILDCARD)
@@ -133,12 +238,16 @@ class Exchange:
             shelf.remove(name, asked=self._up.wants(type_url, name), lingers=self._lingers(type_url, name))
         names = [*(resource.name for resource in update.resources), *update.removed]
         shelf.fresh.update(names)
-        shelf.owed.append(update.nonce)
+        if update.nonce:
+            shelf.owed.append(update.nonce)
         shelf.complete = shelf.complete or everything
-        if self._down is not None:
-            self._down.mark(type_url, names)
-            if everything:
-                self._down.mark_all(type_url)
+        self._mark(type_url, names)
+        for refused in self._not_taken.values():
+            for name in names:
+                refused.pop((type_url, name), None)
+        if everything:
+            for down in self._downs.values():
+                down.mark_all(type_url)
 
     def _keep_back(self, type_url: str, shelf: Shelf, resource: Resource) -> None:
         """Refuse a resource in Envoy's place if the host's floor forbids it."""
@@ -178,41 +287,58 @@ class Exchange:
 
     # Envoy's side
 
-    def envoy_connected(self) -> None:
-        """Begin a stream with Envoy; an earlier one is forgotten."""
-        self._down = ServerStream()
-        self._given_up.clear()
-        for shelf in self._shelves.values():
-            shelf.end_lingering()
+    def envoy_connected(self, instance: Instance = BLUE) -> None:
+        """Begin a stream with an Envoy; an earlier one of the same instance is forgotten."""
+        self._downs[instance] = ServerStream()
+        self._not_taken.pop(instance, None)
+        if instance is self._judge:
+            self._given_up.clear()
+            for shelf in self._shelves.values():
+                shelf.end_lingering()
 
-    def envoy_disconnected(self) -> None:
-        """End the stream with Envoy."""
-        self._down = None
-        self._given_up.clear()
+    def envoy_disconnected(self, instance: Instance = BLUE) -> None:
+        """End the stream with an Envoy."""
+        self._downs.pop(instance, None)
+        if instance is self._judge:
+            self._given_up.clear()
 
-    def receive(self, request: DeltaDiscoveryRequest, now: datetime) -> list[DeltaDiscoveryRequest]:
-        """Take a request of Envoy; return what to ask of the controller because of it."""
-        if self._down is None:
+    def receive(
+        self, request: DeltaDiscoveryRequest, now: datetime, instance: Instance = BLUE
+    ) -> list[DeltaDiscoveryRequest]:
+        """Take a request of an Envoy; return what to ask of the controller because of it."""
+        down = self._downs.get(instance)
+        if down is None:
             return []
-        received = self._down.receive(request)
+        received = down.receive(request)
         type_url = received.type_url
         shelf = self._shelf(type_url)
-        if received.nacked is not None and len(received.nacked.names) == 1:
-            (name,) = received.nacked.names
-            shelf.failures[name] = received.nacked.message
-            shelf.fresh.add(name)
-            self.refusals = with_refusal(self.refusals, Refusal(now, type_url, name, received.nacked.message))
+        if instance is self._judge:
+            self._heed(received, shelf, now)
+        elif received.nacked is not None and len(received.nacked.names) == 1:
+            self._not_taken.setdefault(instance, {})[type_url, received.nacked.names[0]] = received.nacked.message
+        elif received.acked:
+            for name in received.acked:
+                self._not_taken.get(instance, {}).pop((type_url, name), None)
         for name in received.subscribed:
             self._given_up.pop((type_url, name), None)
-        for name in received.unsubscribed:
-            if name != WILDCARD:
-                self._given_up[type_url, name] = now
         asked, dropped = received.subscribed, None
         if type_url in BY_PROGRAMS and request.resource_names_subscribe:
             # A name that was given up here and is asked for again by Envoy, which has it still, counts as new.
             asked, dropped = self._make_room(type_url, shelf, tuple(request.resource_names_subscribe))
         requests = [dropped, self._up.want(type_url, asked), self._up.open_type(type_url, shelf.versions())]
         return [request for request in requests if request is not None]
+
+    def _heed(self, received: Received, shelf: Shelf, now: datetime) -> None:
+        """Take note of what the judge refuses and gives up."""
+        type_url = received.type_url
+        if received.nacked is not None and len(received.nacked.names) == 1:
+            (name,) = received.nacked.names
+            shelf.failures[name] = received.nacked.message
+            shelf.fresh.add(name)
+            self.refusals = with_refusal(self.refusals, Refusal(now, type_url, name, received.nacked.message))
+        for name in received.unsubscribed:
+            if name != WILDCARD:
+                self._given_up[type_url, name] = now
 
     def _make_room(
         self, type_url: str, shelf: Shelf, asked: Sequence[str]
@@ -248,8 +374,7 @@ class Exchange:
 
     def extension_decided(self, name: str) -> None:
         """Say that `Extensions.given` has another answer for a name."""
-        if self._down is not None:
-            self._down.mark(EXTENSION_TYPE, [name])
+        self._mark(EXTENSION_TYPE, [name])
 
     def _forget(self, type_url: str, shelf: Shelf, name: str) -> None:
         if type_url == EXTENSION_TYPE and self._extensions is not None:
@@ -257,20 +382,22 @@ class Exchange:
         if shelf.forget(name):
             self._changes[type_url, name] = Change(type_url, name, None)
 
-    def pushes(self) -> list[Push]:
-        """Return the responses that are due to Envoy now."""
-        if self._down is None:
+    def pushes(self, instance: Instance = BLUE) -> list[Push]:
+        """Return the responses that are due to an Envoy now."""
+        down = self._downs.get(instance)
+        if down is None:
             return []
         # They name certificates that the agent puts in place while it applies its own configuration.
         held_back = {CLUSTER_TYPE, LISTENER_TYPE} if self._shelf(HOST_CONFIG_TYPE).owed else frozenset[str]()
         pushes: list[Push] = []
-        for push in self._down.pushes(self, held_back):
+        for push in down.pushes(_Served(self, instance, down), held_back):
             if push.type_url == CLUSTER_TYPE:
                 # Envoy warms a changed cluster until it is told the endpoints again, and does not ask for what it has.
-                self._down.force(ENDPOINT_TYPE, push.names)
-                returning = self._returning.intersection(push.removed)
-                self._returning -= returning
-                self._down.mark(CLUSTER_TYPE, returning)
+                down.force(ENDPOINT_TYPE, push.names)
+                if instance is self._judge:
+                    returning = self._returning.intersection(push.removed)
+                    self._returning -= returning
+                    down.mark(CLUSTER_TYPE, returning)
             pushes.append(push)
         return pushes
 
@@ -300,6 +427,7 @@ class Exchange:
                 continue
             if name in failures and not self._stands_in(type_url, shelf, name, failures[name]):
                 shelf.undo(name)
+                self._tell_others(type_url, name)
             else:
                 self._accept(type_url, shelf, name)
         shelf.fresh.clear()
@@ -314,12 +442,20 @@ class Exchange:
         told = "; ".join(f"{name}: {message}" for name, message in sorted(failures.items()))
         return [ClientStream.nack(type_url, nonce, told) for nonce in nonces]
 
+    def _tell_others(self, type_url: str, name: str) -> None:
+        """Send what the judge would not have in its former version to who may have taken it."""
+        for instance, down in self._downs.items():
+            if instance is not self._judge:
+                down.mark(type_url, [name])
+                self._not_taken.get(instance, {}).pop((type_url, name), None)
+
     def try_again(self) -> None:
         """Offer Envoy once more what it refused: a certificate that was missing may be there now."""
         for type_url, shelf in self._shelves.items():
             again = shelf.offer_again()
-            if self._down is not None and again:
-                self._down.force(type_url, again)
+            for down in self._downs.values():
+                if again:
+                    down.force(type_url, again)
 
     def has_refused(self) -> bool:
         """Tell whether there is something that Envoy would not take."""
@@ -361,6 +497,10 @@ class Exchange:
         resource = self._shelf(type_url).good.get(name)
         return None if resource is None else resource.version
 
+    def held(self, type_url: str) -> Iterable[Resource]:
+        """Return the newest resources of a type."""
+        return self._shelf(type_url).held.values()
+
     def accepted_resource(self, type_url: str, name: str) -> Resource | None:
         """Return a resource that Envoy has accepted; None if it has none."""
         return self._shelf(type_url).good.get(name)
@@ -378,11 +518,16 @@ class Exchange:
             return list(shelf.listed)
         return None
 
-    def answer(self, type_url: str, name: str) -> Answer | None:
-        """Return what is known of a name; None while the controller may still say."""
+    def answer(
+        self, type_url: str, name: str, instance: Instance = BLUE, down: ServerStream | None = None
+    ) -> Answer | None:
+        """Return what an Envoy is told of a name; None while the controller may still say."""
         shelf = self._shelf(type_url)
         resource = shelf.held.get(name)
         if resource is None:
+            cold = None if name in shelf.absent else self._cold_answer(type_url, name)
+            if cold is not None:
+                return Answer(cold)
             known = name in shelf.absent or not self._up.wants(type_url, name) or self._cut_off
             if not known:
                 return None
@@ -392,11 +537,21 @@ class Exchange:
         if type_url == EXTENSION_TYPE and self._extensions is not None:
             given = self._extensions.given(resource)
             return None if given is None else Answer(given)
-        if type_url == VIRTUAL_HOST_TYPE and self._takes_away(resource):
+        if type_url == VIRTUAL_HOST_TYPE and down is not None and self._takes_away(resource, down):
             return Answer(None)
-        if type_url == CLUSTER_TYPE and self._makes_way(name):
+        if type_url == CLUSTER_TYPE and instance is self._judge and self._makes_way(name):
             return Answer(None)
-        return Answer(resource)
+        return Answer(moved(resource, instance) if type_url == LISTENER_TYPE else resource)
+
+    def _cold_answer(self, type_url: str, name: str) -> Resource | None:
+        """Return what the cold copy has of a name, while there is no controller to ask.
+
+        It is not kept: what the controller says when it is back takes its place, and is not sent if it is the same.
+        """
+        if self._cold is None or self._up.is_open or not self._up.wants(type_url, name):
+            return None
+        found = self._cold.answer(type_url, name)
+        return None if found is None or self._host_refuses(type_url, found) else found
 
     def _makes_way(self, name: str) -> bool:
         """Tell whether Envoy has to be told that a cluster is removed before it is sent it.
@@ -409,13 +564,27 @@ class Exchange:
         self._returning.discard(name)
         return False
 
-    def _takes_away(self, resource: Resource) -> bool:
+    @staticmethod
+    def _takes_away(resource: Resource, down: ServerStream) -> bool:
         """Tell whether Envoy has to be told that a virtual host it holds is removed.
 
         It would keep it when told that there is none. After the removal it asks again with the next request, and then
         the answer "there is none" counts (observed with Envoy 1.40).
         """
-        if self._down is None:
-            return False
-        version = self._down.held(VIRTUAL_HOST_TYPE).get(resource.name)
+        version = down.held(VIRTUAL_HOST_TYPE).get(resource.name)
         return version not in (None, AWAY, resource.version) and is_no_virtual_host(resource)
+
+
+class _Served:
+    """What the stream of one Envoy asks: the same resources for each, listeners at the places of its own."""
+
+    def __init__(self, exchange: Exchange, instance: Instance, down: ServerStream) -> None:
+        self._exchange = exchange
+        self._instance = instance
+        self._down = down
+
+    def names(self, type_url: str) -> Iterable[str] | None:
+        return self._exchange.names(type_url)
+
+    def answer(self, type_url: str, name: str) -> Answer | None:
+        return self._exchange.answer(type_url, name, self._instance, self._down)

@@ -13,10 +13,26 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Final
 
-from hostmesh_agent import capture, control, drain, enrol, guard, lock, process
+from hostmesh_agent import (
+    arming,
+    capture,
+    chosen_binary,
+    control,
+    drain,
+    drained,
+    enrol,
+    guard,
+    hold,
+    life_file,
+    lock,
+    process,
+    widening,
+)
 from hostmesh_agent.admin import Admin
+from hostmesh_agent.bootstrap import ADMIN_SOCKET
 from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.dns import ResolverError
+from hostmesh_agent.places import Instance
 from hostmesh_agent.resolution import Resolution
 from hostmesh_agent.state import State, StateError
 from hostmesh_agent.status import CAPTURE_OFF
@@ -38,6 +54,9 @@ def leave(config: AgentConfig, *, purge: bool, tell: Callable[[str], None]) -> b
     """
     with suppress(control.AgentAbsentError):
         control.call(config.control_socket, control.RELEASE)
+    with suppress(control.ControlError):
+        # Else it would put back, later, what was in force before the trial.
+        arming.tell(config.run_dir, arming.UNDO)
     done = True
     with lock.held(config.state_dir, AGENT_ENDS_WITHIN_S):
         for what, act in _steps(config):
@@ -91,15 +110,17 @@ def _clear_capture() -> str:
 
 def _stop_envoy(config: AgentConfig) -> str:
     """Nothing new comes to it any more, once capture is gone; what is under way may finish."""
-    if process.recorded_runs(config.envoy_dir):
-        asyncio.run(drain.drained(Admin(config.admin_socket), drain.noted_s(config.envoy_dir)))
-    return "stopped" if process.stop_recorded(config.envoy_dir, ENVOY_ENDS_WITHIN_S) else ""
+    active = life_file.active_directory(config)
+    if process.recorded_runs(active):
+        asyncio.run(drain.drained(Admin(active / ADMIN_SOCKET), drain.noted_s(config.envoy_dir)))
+    stopped = [process.stop_recorded(config.directory_of(each), ENVOY_ENDS_WITHIN_S) for each in Instance]
+    return "stopped" if any(stopped) else ""
 
 
 def _remove_tree(config: AgentConfig) -> str:
     """The binary stays: it holds nothing of this mesh, and is verified again before it is used."""
     for directory in (
-        config.envoy_dir,
+        *(config.directory_of(each) for each in Instance),
         config.state_dir / "cache",
         config.state_dir / svids.DIRECTORY,
         config.workload_api_dir,
@@ -111,7 +132,12 @@ def _remove_tree(config: AgentConfig) -> str:
         config.control_socket,
         config.workload_socket,
         config.state_dir / CAPTURE_OFF,
+        config.state_dir / hold.FILE,
+        config.state_dir / widening.LAST_GOOD,
         config.state_dir / guard.FILE,
+        config.state_dir / life_file.FILE,
+        config.state_dir / chosen_binary.FILE,
+        config.state_dir / drained.FILE,
     ):
         path.unlink(missing_ok=True)
     return ""

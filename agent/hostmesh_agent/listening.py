@@ -8,12 +8,12 @@ from hostmesh_agent.wire_fields import inside, merged, number
 from hostmesh_api.delta import Resource
 
 # Numbers of fields: envoy/config/listener/v3/listener.proto and envoy/config/core/v3/address.proto.
-_ADDRESS: Final = 2
-_BIND_TO_PORT: Final = 26
-_ADDITIONAL: Final = 33
-_ADDITIONAL_ADDRESS: Final = 1
-_SOCKET: Final = 1
-_PORT: Final = 3
+ADDRESS: Final = 2
+BIND_TO_PORT: Final = 26
+ADDITIONAL: Final = 33
+ADDITIONAL_ADDRESS: Final = 1
+SOCKET: Final = 1
+PORT: Final = 3
 _VALUE: Final = 1
 
 
@@ -31,10 +31,10 @@ def ports_of(listener: bytes) -> frozenset[int]:
     Raises:
         ValueError: it cannot be read.
     """
-    binds = merged(listener, _BIND_TO_PORT)
+    binds = merged(listener, BIND_TO_PORT)
     if binds is not None and not number(binds, _VALUE):
         return frozenset()
-    addresses = inside(listener, _ADDRESS)
-    addresses += [each for more in inside(listener, _ADDITIONAL) for each in inside(more, _ADDITIONAL_ADDRESS)]
-    found = (number(where, _PORT) for each in addresses for where in inside(each, _SOCKET))
+    addresses = inside(listener, ADDRESS)
+    addresses += [each for more in inside(listener, ADDITIONAL) for each in inside(more, ADDITIONAL_ADDRESS)]
+    found = (number(where, PORT) for each in addresses for where in inside(each, SOCKET))
     return frozenset(port for port in found if port is not None)

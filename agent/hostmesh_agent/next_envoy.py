@@ -12,8 +12,10 @@ import structlog
 
 from hostmesh_agent import bootstrap, drain, host, trial, workdir
 from hostmesh_agent.artifact import Installed
+from hostmesh_agent.capture.floor import ipv6_enabled
 from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.envoy import DRAIN_S, EnvoyCommand, files_limit
+from hostmesh_agent.places import BLUE, Instance
 from hostmesh_agent.workdir import Account
 from hostmesh_api.v1.hostmesh_pb2 import EnvoySettings
 
@@ -29,7 +31,7 @@ def first_command(config: AgentConfig, name: str, owner: Account, installed: Ins
     max_files = files_limit()
     return EnvoyCommand(
         installed=installed,
-        bootstrap=bootstrap.build(bootstrap.BootstrapInput(name, config.xds_socket, max_files)),
+        bootstrap=bootstrap.build(bootstrap.BootstrapInput(name, config.xds_socket, max_files, ipv6=ipv6_enabled())),
         directory=config.envoy_dir,
         owner=owner,
         concurrency=config.envoy.workers(host.cpus()),
@@ -52,11 +54,28 @@ class NextEnvoy:
         self._config = config
         self._host_refuses = host_refuses
         self._name = name
-        self._patch = ""
+        self._patch = self._used_patch = ""
+        self._ipv6 = ipv6_enabled()
         self._plain = command.bootstrap
         self._failures = 0
         self.command = command
         self.problem = ""
+
+    def command_for(self, instance: Instance) -> EnvoyCommand:
+        """Return the command as it is for one of the two Envoys: each has its directory, and says which it is."""
+        if instance is BLUE:
+            return self.command
+        content = bootstrap.build(replace(self._input(self._used_patch), instance=instance))
+        return replace(self.command, directory=self._config.directory_of(instance), bootstrap=content)
+
+    def take_binary(self, installed: Installed) -> bool:
+        """Use this binary from now on; return whether the command is another one."""
+        before, self.command = self.command, replace(self.command, installed=installed)
+        return self.command != before
+
+    def _input(self, patch: str) -> bootstrap.BootstrapInput:
+        name, socket = self._name, self._config.xds_socket
+        return bootstrap.BootstrapInput(name, socket, self.command.max_files, patch, ipv6=self._ipv6)
 
     def take_settings(self, settings: EnvoySettings) -> bool:
         """Use the mesh's settings from now on; return whether the command is another one."""
@@ -72,9 +91,8 @@ class NextEnvoy:
         if patch == self._patch:
             return False
         self._patch, self.problem, self._failures = patch, "", 0
-        wanted = bootstrap.BootstrapInput(self._name, self._config.xds_socket, self.command.max_files, patch)
         try:
-            command = replace(self.command, bootstrap=bootstrap.build(wanted))
+            command = replace(self.command, bootstrap=bootstrap.build(self._input(patch)))
             why = (self._host_refuses(json.loads(patch)) or await trial.refusal(command)) if patch else ""
         except (OSError, ValueError, workdir.WorkdirError) as error:
             why = str(error)
@@ -82,7 +100,7 @@ class NextEnvoy:
             self.problem = f"Envoy's bootstrap is not as EnvoyFilters want it: {why}"
             log.error("patched bootstrap refused", reason=why)
             return False
-        self.command = command
+        self.command, self._used_patch = command, patch
         return True
 
     def tried(self, why: str) -> None:
@@ -92,6 +110,6 @@ class NextEnvoy:
         """
         self._failures = self._failures + 1 if why else 0
         if self._failures >= _TRIES and self.command.bootstrap != self._plain:
-            self.command = replace(self.command, bootstrap=self._plain)
+            self.command, self._used_patch = replace(self.command, bootstrap=self._plain), ""
             self.problem = f"Envoy's bootstrap is not as EnvoyFilters want it: Envoy ends when it starts: {why}"
             log.error("patched bootstrap left out", reason=why)

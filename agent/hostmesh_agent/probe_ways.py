@@ -1,4 +1,4 @@
-"""The ways to look at a program of this host, once: HTTP, TCP, a command, gRPC's health service.
+"""The ways to look at a program of this host, once: HTTP, TCP, a command, gRPC's health service, systemd.
 
 The agent is root and what it looks at comes from the controller. So a probe reaches this host alone, by an address that
 is the host's own: such connections never meet Envoy, and nobody makes the fleet knock at others' doors. A command runs
@@ -37,15 +37,24 @@ _SERVING: Final = 1
 _OPTIONS: Final = (("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1))
 
 
+_SYSTEMD: Final = Path("/run/systemd/system")
+"""It is there if systemd is process 1 (sd_booted(3))."""
+
+
 class NotHereError(Exception):
     """The probe cannot be done on this host; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ways:
-    """Looks at programs. `exec_user` runs commands; "" runs none."""
+    """Looks at programs. `exec_user` runs commands; "" runs none.
+
+    `systemctl` is asked for units, where there is `systemd`.
+    """
 
     exec_user: str
+    systemctl: str = "systemctl"
+    systemd: Path = _SYSTEMD
 
     async def look(self, probe: Probe, address: str) -> Look:
         """Look once.
@@ -73,8 +82,21 @@ class Ways:
                 return await self._exec(list(probe.exec.command))
             case "grpc":
                 return await _grpc(probe.grpc, local(address))
+            case "systemd":
+                return await self._unit(probe.systemd.unit)
             case _:
                 return Look(well=False, reason="this agent does not know the probe: upgrade it")
+
+    async def _unit(self, unit: str) -> Look:
+        if not self.systemd.is_dir():
+            raise NotHereError(f"{unit} cannot be looked at: systemd does not run on this host")
+        pipe = asyncio.subprocess.PIPE
+        wanted = "--property=LoadState,ActiveState,SubState,Result"
+        async with running(self.systemctl, "show", wanted, "--", unit, stdout=pipe, env={"PATH": _PATH}) as process:
+            answer, _ = await process.communicate()
+        if process.returncode:
+            raise NotHereError(f"systemctl show ended with code {process.returncode}")
+        return unit_state(unit, answer.decode(errors="replace"))
 
     async def _exec(self, command: list[str]) -> Look:
         if not self.exec_user:
@@ -84,6 +106,19 @@ class Ways:
         async with running(*become, *command, env={"PATH": _PATH}, umask=_UMASK) as process:
             code = await process.wait()
         return Look(code == 0, _EXIT_CODES.get(code, f"{command[0]} ended with code {code}").format(command[0]))
+
+
+def unit_state(unit: str, shown: str) -> Look:
+    """Return what `systemctl show` says of a unit: well if it is active. One that reloads is."""
+    said = dict(line.partition("=")[::2] for line in shown.splitlines())
+    if said.get("LoadState") == "not-found":
+        return Look(well=False, reason=f"there is no unit {unit}")
+    active = said.get("ActiveState", "")
+    if active in {"active", "reloading", "refreshing"}:
+        return Look(well=True)
+    result = said.get("Result", "success")
+    because = "" if result == "success" else f", {result}"
+    return Look(well=False, reason=f"{unit} is {active or 'in no known state'} ({said.get('SubState', '')}{because})")
 
 
 def local(host: str) -> str:

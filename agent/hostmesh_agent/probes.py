@@ -1,4 +1,6 @@
-"""Are the host's programs well? Each workload that has a probe is looked at, and judged by Kubernetes' rules.
+"""Are the host's programs well? Each workload that has probes is looked at, and judged by Kubernetes' rules.
+
+A workload is well while all of its probes think so.
 
 What counts is the judgement, not the last look: so many successes in a row make a workload healthy, so many failures
 unhealthy. A new workload is not healthy before its first success. One that was healthy stays so until its probe says
@@ -16,13 +18,15 @@ from typing import Final, NamedTuple
 import structlog
 
 from hostmesh_agent.state import write_private
-from hostmesh_api.v1.hostmesh_pb2 import Probe, Workload, WorkloadLease
+from hostmesh_api.v1.hostmesh_pb2 import Probe, ProbeState, Workload, WorkloadLease
 
 AT_ONCE: Final = 16
 """Commands that run at the same time, of all workloads: what hangs must not fill the host."""
 CONNECTIONS_AT_ONCE: Final = 256
 """The same of looks that are a connection. They wait for no command: one that hangs may do so for a day."""
 MAX_REASON_CHARS: Final = 200
+READINESS: Final = "readiness"
+"""The probe that its WorkloadGroup says it has."""
 _NOT_YET: Final = "its probe has not succeeded yet"
 
 log = structlog.get_logger(__name__)
@@ -33,6 +37,13 @@ class Name(NamedTuple):
 
     namespace: str
     name: str
+
+
+class ProbeName(NamedTuple):
+    """Of one of a workload's probes; "" stands for the workload as a whole."""
+
+    workload: Name
+    probe: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,29 +75,41 @@ def judge(before: Judgement, look: Look, probe: Probe) -> Judgement:
 
 
 class Memory:
-    """What was thought of each workload, in a file that does not count after a reboot."""
+    """What was thought of each probe, and of each workload, in a file that does not count after a reboot."""
 
     def __init__(self, path: Path, boot_id: str) -> None:
         self._path = path
         self._boot_id = boot_id
 
-    def read(self) -> dict[Name, bool]:
-        """Return whether each workload was healthy; nothing where nothing is known."""
+    def read(self) -> dict[ProbeName, bool]:
+        """Return what was healthy and what was not; nothing where nothing is known."""
         try:
             document = json.loads(self._path.read_bytes())
             if document["boot_id"] != self._boot_id:
                 return {}
-            return {Name(namespace, name): bool(healthy) for namespace, name, healthy in document["workloads"]}
+            # Earlier agents wrote workloads alone.
+            return {
+                ProbeName(Name(namespace, name), probe[0] if probe else ""): bool(healthy)
+                for namespace, name, *probe, healthy in document["workloads"]
+            }
         except (OSError, ValueError, KeyError, TypeError):
             return {}
 
-    def write(self, healthy: Mapping[Name, bool]) -> None:
-        workloads = [[*name, well] for name, well in sorted(healthy.items())]
+    def write(self, healthy: Mapping[ProbeName, bool]) -> None:
+        workloads = [[*each.workload, each.probe, well] for each, well in sorted(healthy.items())]
         document = {"boot_id": self._boot_id, "workloads": workloads}
         try:
             write_private(self._path, json.dumps(document).encode())
         except OSError as error:
             log.warning("health is not remembered", error=str(error))
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A probe, and where it looks unless it says where."""
+
+    probe: Probe
+    address: str
 
 
 class Probes:
@@ -95,7 +118,7 @@ class Probes:
     Args:
         look: looks once, within the probe's time; raises nothing but CancelledError.
         memory: of the last agent, and for the next one.
-        changed: is called when a judgement changes.
+        changed: is called when a judgement of a workload changes.
     """
 
     def __init__(
@@ -105,76 +128,100 @@ class Probes:
         self._memory = memory
         self._changed = changed
         self._remembered = memory.read()
-        self._workloads: dict[Name, Workload] = {}
-        self._judgements: dict[Name, Judgement] = {}
+        self._workloads: dict[Name, tuple[ProbeName, ...]] = {}
+        self._asked: dict[ProbeName, _Asked] = {}
+        self._judgements: dict[ProbeName, Judgement] = {}
         self._commands = asyncio.Semaphore(AT_ONCE)
         self._connections = asyncio.Semaphore(CONNECTIONS_AT_ONCE)
         self._wake = asyncio.Event()
 
     def configure(self, workloads: Iterable[Workload]) -> None:
         """Look at these from now on."""
-        self._workloads = {Name(each.namespace, each.name): each for each in workloads}
-        for name in self._judgements.keys() - self._workloads.keys():
-            del self._judgements[name]
-        for name, workload in self._workloads.items():
-            if not workload.HasField("probe"):
-                self._judgements[name] = Judgement(healthy=True)
-            elif name not in self._judgements:
-                known = self._remembered.get(name, False)
-                self._judgements[name] = Judgement(known, reason="" if known else _NOT_YET)
+        before = {name: self._is_healthy(name) for name in self._workloads}
+        asked = {Name(each.namespace, each.name): _asked(each) for each in workloads}
+        self._workloads = {name: tuple(found) for name, found in asked.items()}
+        self._asked = {each: how for found in asked.values() for each, how in found.items()}
+        for gone in self._judgements.keys() - self._asked.keys():
+            del self._judgements[gone]
+        for each in self._asked.keys() - self._judgements.keys():
+            # A further probe of a workload that is well leaves it so until it says otherwise.
+            whole = self._remembered.get(ProbeName(each.workload, ""), False)
+            known = before.get(each.workload, self._remembered.get(each, whole))
+            self._judgements[each] = Judgement(known, reason="" if known else _NOT_YET)
         self._remember()
         self._wake.set()
 
+    def _is_healthy(self, name: Name) -> bool:
+        return all(self._judgements[each].healthy for each in self._workloads[name])
+
     def tell(self, lease: WorkloadLease) -> WorkloadLease:
         """Return the lease with what is thought of its workload."""
-        workload = self._workloads.get(Name(lease.namespace, lease.name))
-        if workload is not None and workload.HasField("probe"):
-            found = self._judgements[Name(lease.namespace, lease.name)]
-            lease.health = WorkloadLease.HEALTHY if found.healthy else WorkloadLease.UNHEALTHY
-            lease.health_reason = "" if found.healthy else found.reason
+        name = Name(lease.namespace, lease.name)
+        probes = self._workloads.get(name, ())
+        if probes:
+            found = {each.probe: self._judgements[each] for each in probes}
+            lease.health = WorkloadLease.HEALTHY if self._is_healthy(name) else WorkloadLease.UNHEALTHY
+            lease.health_reason = _reason(found)
+            lease.probes.extend(
+                ProbeState(name=each, healthy=judged.healthy, reason=judged.reason) for each, judged in found.items()
+            )
         return lease
 
     async def run(self) -> None:
-        running: dict[Name, tuple[Workload, asyncio.Task[None]]] = {}
+        running: dict[ProbeName, tuple[_Asked, asyncio.Task[None]]] = {}
         async with asyncio.TaskGroup() as group:
             while True:
                 self._wake.clear()
-                wanted = {name: each for name, each in self._workloads.items() if each.HasField("probe")}
-                for name, (workload, task) in list(running.items()):
-                    if _seen_as(wanted.get(name)) != _seen_as(workload):
+                for each, (asked, task) in list(running.items()):
+                    if self._asked.get(each) != asked:
                         task.cancel()
-                        del running[name]
-                for name, workload in wanted.items():
-                    if name not in running:
-                        task = group.create_task(self._follow(name, workload), name=f"probe {'/'.join(name)}")
-                        running[name] = (workload, task)
+                        del running[each]
+                for each, asked in self._asked.items():
+                    if each not in running:
+                        name = f"probe {'/'.join(each.workload)} {each.probe}"
+                        running[each] = (asked, group.create_task(self._follow(each, asked), name=name))
                 await self._wake.wait()
 
-    async def _follow(self, name: Name, workload: Workload) -> None:
-        probe, loop = workload.probe, asyncio.get_running_loop()
-        turns = self._commands if probe.WhichOneof("way") == "exec" else self._connections
+    async def _follow(self, name: ProbeName, asked: _Asked) -> None:
+        probe, loop = asked.probe, asyncio.get_running_loop()
+        turns = self._commands if probe.WhichOneof("way") in {"exec", "systemd"} else self._connections
         await asyncio.sleep(probe.initial_delay_s)
         while True:
             async with turns:
                 began = loop.time()
-                look = await self._look(probe, workload.address)
+                look = await self._look(probe, asked.address)
             self._take(name, judge(self._judgements[name], look, probe))
             await asyncio.sleep(max(0.0, began + max(1, probe.period_s) - loop.time()))
 
-    def _take(self, name: Name, after: Judgement) -> None:
+    def _take(self, name: ProbeName, after: Judgement) -> None:
+        before = self._is_healthy(name.workload)
         after = replace(after, reason=after.reason[:MAX_REASON_CHARS])
-        before, self._judgements[name] = self._judgements[name], after
-        if after.healthy != before.healthy:
-            log.info("health changed", workload="/".join(name), healthy=after.healthy, reason=after.reason)
+        flipped = after.healthy != self._judgements[name].healthy
+        self._judgements[name] = after
+        if flipped:
+            workload = "/".join(name.workload)
+            log.info("health changed", workload=workload, probe=name.probe, healthy=after.healthy, reason=after.reason)
             self._remember()
+        if flipped and self._is_healthy(name.workload) != before:
             self._changed()
 
     def _remember(self) -> None:
         now = {name: judgement.healthy for name, judgement in self._judgements.items()}
+        now |= {ProbeName(name, ""): self._is_healthy(name) for name in self._workloads}
         if now != self._remembered:
             self._remembered = now
             self._memory.write(now)
 
 
-def _seen_as(workload: Workload | None) -> tuple[Probe, str] | None:
-    return None if workload is None else (workload.probe, workload.address)
+def _asked(workload: Workload) -> dict[ProbeName, _Asked]:
+    name = Name(workload.namespace, workload.name)
+    found = {ProbeName(name, READINESS): _Asked(workload.probe, workload.address)} if workload.HasField("probe") else {}
+    return found | {ProbeName(name, each.name): _Asked(each.probe, workload.address) for each in workload.more_probes}
+
+
+def _reason(found: Mapping[str, Judgement]) -> str:
+    """Return why a workload is not healthy, by the names of its probes where it has several."""
+    failing = {name: judged.reason for name, judged in found.items() if not judged.healthy}
+    if len(found) == 1:
+        return "".join(failing.values())
+    return "; ".join(f"{name}: {reason}" for name, reason in failing.items())

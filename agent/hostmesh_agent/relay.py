@@ -8,7 +8,7 @@ import asyncio
 import os
 import random
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,11 +22,13 @@ from envoy.service.discovery.v3.discovery_pb2 import Resource as ResourceMessage
 from google.protobuf.struct_pb2 import Struct
 
 from hostmesh_agent.cache import Cache
-from hostmesh_agent.exchange import Exchange, Extensions
+from hostmesh_agent.cold import Cold
+from hostmesh_agent.exchange import CURE, Exchange, Extensions
+from hostmesh_agent.places import BLUE, GREEN, INSTANCE_METADATA, Doorway, Instance, doorways
 from hostmesh_agent.refusals import Refusal
 from hostmesh_api.delta import ClientStream, Resource
 from hostmesh_api.v1.hostmesh_pb2 import HostConfig
-from hostmesh_api.wire import ADS_METHOD, ADS_SERVICE, HOST_CONFIG_TYPE
+from hostmesh_api.wire import ADS_METHOD, ADS_SERVICE, COLD_TYPE, HOST_CONFIG_TYPE, LISTENER_TYPE
 
 BACKOFF_FIRST_S: Final = 0.2
 BACKOFF_LAST_S: Final = 15.0
@@ -58,6 +60,10 @@ class RelayState:
     refusals: tuple[Refusal, ...]
     lost: str
     """Why the last-known-good configuration on disk could not be read; empty when it could."""
+    problems: tuple[str, ...] = ()
+    """What of the configuration is held back, and what is wrong with the cold copy; one sentence each."""
+    cold_copy: Mapping[str, int] | None = None
+    """How many `services` are in the cold copy and how many `bytes` it has; None: there is none."""
 
 
 class Relay:
@@ -79,10 +85,21 @@ class Relay:
         on_host_config: Callable[[HostConfig], Awaitable[None]],
         retry_first_s: float = RETRY_FIRST_S,
         extensions: Extensions | None = None,
+        cold: Cold | None = None,
+        accept_after_s: float = 0.0,
+        changed: Callable[[], None] = lambda: None,
         host_refuses: Callable[[str, Resource], str] = lambda *_: "",
     ) -> None:
+        """`accept_after_s`: after so long what is held back is taken; 0: never.
+
+        `changed` is called when the problems of `state` are others.
+        """
         self._cache = cache
-        self._exchange = Exchange(cache.entries(), extensions=extensions, host_refuses=host_refuses)
+        self._cold = cold
+        self._accept_after_s = accept_after_s
+        self._changed = changed
+        self._accepting: asyncio.TimerHandle | None = None
+        self._exchange = Exchange(cache.entries(), extensions=extensions, cold=cold, host_refuses=host_refuses)
         self._socket = socket
         self._envoy_uid = envoy_uid
         self._host = host
@@ -91,7 +108,8 @@ class Relay:
         self._connect = connect
         self._on_host_config = on_host_config
         self._outbox: asyncio.Queue[DeltaDiscoveryRequest] = asyncio.Queue()
-        self._envoy_wake: asyncio.Event | None = None
+        self._wakes: dict[Instance, asyncio.Event] = {}
+        self._judge = BLUE
         self._own_changed = asyncio.Event()
         self._disk = asyncio.Event()
         self._connected_at: datetime | None = None
@@ -107,20 +125,42 @@ class Relay:
             connected=self._connected_at is not None,
             since=self._connected_at,
             last_error=self._last_error,
-            envoy_connected=self._envoy_wake is not None,
+            envoy_connected=self._judge in self._wakes,
             accepted=self._exchange.accepted(),
             refusals=tuple(self._exchange.refusals),
             lost=self._cache.lost,
+            problems=tuple(self._problems()),
+            cold_copy=None if self._cold is None else self._cold.size,
         )
+
+    def _problems(self) -> Iterator[str]:
+        if self._exchange.held_back:
+            yield f"configuration is held back: {self._exchange.held_back}; {CURE}"
+        if self._cold is not None:
+            yield from self._cold.problems()
 
     def host_config(self) -> HostConfig | None:
         """Return the newest HostConfig, from disk before the controller is reached; None before the first ever."""
         resource = self._exchange.host_config()
-        return None if resource is None else _host_config(resource.body)
+        return None if resource is None else host_config(resource.body)
 
     def accepted_version(self, type_url: str, name: str) -> str | None:
         """Return the version of a resource that Envoy has accepted, now or in an earlier life; None if none."""
         return self._exchange.accepted_version(type_url, name)
+
+    def judged_by(self, instance: Instance) -> None:
+        """Take the word of this one of the two Envoys for what is good and what is not."""
+        self._judge = instance
+        self._exchange.judged_by(instance)
+        self._wake_envoy()
+
+    def lacks(self, instance: Instance) -> tuple[str, ...]:
+        """Say what an Envoy does not have of what is accepted; empty if it has all."""
+        return self._exchange.lacks(instance)
+
+    def doorways(self) -> frozenset[Doorway]:
+        """Return the ports that Envoy itself listens on, beside the well-known ones."""
+        return frozenset(way for each in self._exchange.held(LISTENER_TYPE) for way in doorways(each))
 
     def accepted_resource(self, type_url: str, name: str) -> Resource | None:
         """Return a resource that Envoy has accepted, now or in an earlier life; None if none."""
@@ -150,9 +190,13 @@ class Relay:
                 group.create_task(self._follow())
                 group.create_task(self._apply_own())
                 group.create_task(self._write_disk())
+                if self._cold is not None:
+                    group.create_task(self._cold.run(lambda request: self._tell([request])))
         finally:
             if self._retry is not None:
                 self._retry.cancel()
+            if self._accepting is not None:
+                self._accepting.cancel()
             await server.stop(grace=None)
             await self._save()
 
@@ -175,36 +219,37 @@ class Relay:
         return server
 
     async def _envoy(self, requests: AsyncIterator[DeltaDiscoveryRequest], context: Context) -> None:
-        wake = asyncio.Event()
-        if self._envoy_wake is not None:
-            self._envoy_wake.set()
-        self._envoy_wake = wake
-        self._exchange.envoy_connected()
-        _log.info("envoy connected")
-        reader = asyncio.ensure_future(self._read_envoy(requests, wake))
+        instance, wake = _caller(context), asyncio.Event()
+        self._wake_envoy()
+        self._wakes[instance] = wake
+        self._exchange.envoy_connected(instance)
+        _log.info("envoy connected", instance=instance)
+        reader = asyncio.ensure_future(self._read_envoy(requests, wake, instance))
         try:
-            while self._envoy_wake is wake and not reader.done():
-                for push in self._exchange.pushes():
+            while self._wakes.get(instance) is wake and not reader.done():
+                for push in self._exchange.pushes(instance):
                     await context.write(push.data)
                 self._settle()
                 await wake.wait()
                 wake.clear()
         finally:
             reader.cancel()
-            if self._envoy_wake is wake:
-                self._envoy_wake = None
-                self._exchange.envoy_disconnected()
-            _log.info("envoy disconnected")
+            if self._wakes.get(instance) is wake:
+                del self._wakes[instance]
+                self._exchange.envoy_disconnected(instance)
+            _log.info("envoy disconnected", instance=instance)
 
-    async def _read_envoy(self, requests: AsyncIterator[DeltaDiscoveryRequest], wake: asyncio.Event) -> None:
+    async def _read_envoy(
+        self, requests: AsyncIterator[DeltaDiscoveryRequest], wake: asyncio.Event, instance: Instance
+    ) -> None:
         try:
             async for request in requests:
-                if self._envoy_wake is not wake:
+                if self._wakes.get(instance) is not wake:
                     return
                 if request.HasField("error_detail"):
                     message = request.error_detail.message[:2000]
                     _log.error("envoy refused configuration", type_url=request.type_url, reason=message)
-                self._tell(self._exchange.receive(request, datetime.now(UTC)))
+                self._tell(self._exchange.receive(request, datetime.now(UTC), instance))
                 wake.set()
         finally:
             wake.set()
@@ -260,6 +305,11 @@ class Relay:
         self._connected_at = None
         self._call = None
         self._exchange.disconnected()
+        self._watch_guard()
+        if self._cold is not None:
+            self._cold.disconnected()
+            # What waits for the controller may be in the cold copy.
+            self._wake_envoy()
         self._outbox = asyncio.Queue()
 
     async def _stream(self, impatience: "_Impatience") -> None:
@@ -281,6 +331,8 @@ class Relay:
             opening[0].node.id = self._host
             opening[0].node.metadata.CopyFrom(self._metadata)
             self._tell(opening)
+            if self._cold is not None:
+                self._tell([self._cold.opening()])
             writer = asyncio.ensure_future(self._write_controller(call, self._outbox))
             try:
                 async for response in call:
@@ -301,16 +353,52 @@ class Relay:
             await call.write(await outbox.get())
 
     def _take(self, response: DeltaDiscoveryResponse) -> None:
-        self._exchange.update(ClientStream.update(response))
+        if response.type_url == COLD_TYPE:
+            if self._cold is not None:
+                self._cold.take(response)
+            return
+        own = self._exchange.host_config()
+        self._tell(self._exchange.update(ClientStream.update(response)))
         self._retry_s = self._retry_first_s
+        self._watch_guard()
         if response.type_url == HOST_CONFIG_TYPE:
             self._own_changed.set()
-        else:
-            self._wake_envoy()
+        self._go_on(own)
+
+    def _go_on(self, own: Resource | None) -> None:
+        """Apply what came; `own` is the HostConfig from before."""
+        if self._exchange.host_config() is not own:
+            self._own_changed.set()
+        self._wake_envoy()
+
+    # What is held back
+
+    def accept(self) -> str:
+        """Take what is held back; return what is lost by that, in words ("": nothing was held back)."""
+        reason, own = self._exchange.held_back, self._exchange.host_config()
+        self._tell(self._exchange.accept())
+        self._watch_guard()
+        self._go_on(own)
+        if reason:
+            _log.warning("what was held back is taken", reason=reason)
+        return reason
+
+    def _watch_guard(self) -> None:
+        """Take what is held back by itself if it stays so for long: a host must not miss everything for ever."""
+        reason = self._exchange.held_back
+        if reason and self._accepting is None:
+            _log.error("configuration is held back", reason=reason, cure=CURE)
+            if self._accept_after_s:
+                self._accepting = asyncio.get_running_loop().call_later(self._accept_after_s, self.accept)
+            self._changed()
+        elif not reason and self._accepting is not None:
+            self._accepting.cancel()
+            self._accepting = None
+            self._changed()
 
     def _wake_envoy(self) -> None:
-        if self._envoy_wake is not None:
-            self._envoy_wake.set()
+        for wake in self._wakes.values():
+            wake.set()
 
     # The agent's own configuration
 
@@ -366,12 +454,19 @@ class _Impatience:
             self._timer = None
 
 
+def _caller(context: Context) -> Instance:
+    """Return which Envoy calls: it says so itself. Both are one user's, and have the same rights."""
+    said = dict(context.invocation_metadata() or ()).get(INSTANCE_METADATA, "")
+    return GREEN if said == GREEN else BLUE
+
+
 def _being_cancelled() -> bool:
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
 
-def _host_config(body: bytes) -> HostConfig:
+def host_config(body: bytes) -> HostConfig:
+    """Read a HostConfig out of a resource as the cache keeps it."""
     config = HostConfig()
     ResourceMessage.FromString(body).resource.Unpack(config)
     return config

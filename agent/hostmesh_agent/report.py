@@ -8,7 +8,7 @@ import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
@@ -76,7 +76,15 @@ def leases(workloads: Iterable[Workload], vouched: Vouched, now: datetime) -> li
     return [lease(each, vouched, now) for each in workloads]
 
 
-def envoy_state(status: EnvoyStatus) -> EnvoyState:
+def without(leases: Iterable[WorkloadLease], why: str) -> list[WorkloadLease]:
+    """Return the leases; with a reason `why`, as those of workloads that nobody is to call."""
+    told = list(leases)
+    for each in told if why else ():
+        each.health, each.health_reason = WorkloadLease.UNHEALTHY, why
+    return told
+
+
+def envoy_state(status: EnvoyStatus, change: Mapping[str, Any]) -> EnvoyState:
     view = status.view
     last_exit = f"crash loop: {view.last_exit}" if view.crash_looping else view.last_exit
     return EnvoyState(
@@ -85,6 +93,10 @@ def envoy_state(status: EnvoyStatus) -> EnvoyState:
         pid=view.pid or 0,
         restarts=view.restarts,
         last_exit=last_exit,
+        instance=change["instance"],
+        stage=change["stage"],
+        put_back=change["put_back"],
+        hung=change["hung"],
     )
 
 
@@ -127,6 +139,8 @@ class Reporter:
         self._interval_s = interval_s
         self._changed = asyncio.Event()
         self._failing = ""
+        self.delivered = 0
+        """How many reports the controller has taken."""
 
     @property
     def failing(self) -> str:
@@ -151,6 +165,7 @@ class Reporter:
             self._fails(f"{type(error).__name__}: {error}")
             return False
         self._fails("")
+        self.delivered += 1
         self._taken(response)
         if response.interval_s:
             self._interval_s = min(max(float(response.interval_s), _MIN_INTERVAL_S), _MAX_INTERVAL_S)

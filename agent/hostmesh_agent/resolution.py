@@ -8,7 +8,7 @@ asks: then programs go past it, and the owner hears what to do.
 from pathlib import Path
 from typing import Final
 
-from hostmesh_agent import resolved
+from hostmesh_agent import name_link, resolved
 from hostmesh_agent.dns import Resolver, ResolverError, ResolverState
 from hostmesh_agent.mesh_names import MeshNames
 
@@ -64,6 +64,14 @@ class Resolution:
         if not wanted:
             return ResolverState(in_place=True, detail=f"systemd-resolved: {_NOT_SEEN_YET}")
         return ResolverState(in_place=True, detail=_not_asked(names, self._domains))
+
+    def in_place(self) -> bool:
+        """Tell whether anybody on this host has been told of the mesh's names."""
+        try:
+            link = name_link.find()
+        except name_link.LinkError:
+            link = None
+        return (link is not None and link.ours) or self._resolver.check().in_place
 
     def restore(self) -> None:
         """Take back all that was told and written. Needs no state; is done where we have never been.

@@ -19,7 +19,8 @@ from typing import Any, Final
 import structlog
 
 from hostmesh_agent import (
-    artifact,
+    capture_verbs,
+    chosen_binary,
     control,
     converge,
     dns_front,
@@ -29,7 +30,6 @@ from hostmesh_agent import (
     host,
     lock,
     modules,
-    process,
     report,
     sever,
     slim,
@@ -42,14 +42,21 @@ from hostmesh_agent.capture import HostFloor, Owner
 from hostmesh_agent.capture import floor as kernel_floor
 from hostmesh_agent.capturing import Capturing
 from hostmesh_agent.certs import Certificates, Wanted
+from hostmesh_agent.cold import Cold
+from hostmesh_agent.cold_copy import ColdCopy
 from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.discovery import Discovery
-from hostmesh_agent.envoy import BuiltinSupervisor, EnvoyCommand
+from hostmesh_agent.drained import Drained
+from hostmesh_agent.envoy import EnvoyCommand
+from hostmesh_agent.envoy_verbs import EnvoyVerbs
+from hostmesh_agent.envoys import Envoys
 from hostmesh_agent.identities import Identities
 from hostmesh_agent.lifecycle import Phase
+from hostmesh_agent.looking import OWN_LISTENERS
 from hostmesh_agent.mesh_names import DNS_LISTENER, AcceptedNames
 from hostmesh_agent.modules import Modules
 from hostmesh_agent.next_envoy import NextEnvoy, first_command
+from hostmesh_agent.places import PORTS
 from hostmesh_agent.policy_floor import table
 from hostmesh_agent.policy_floor.floor import Floor
 from hostmesh_agent.probe_ways import Ways
@@ -65,6 +72,7 @@ from hostmesh_agent.workload_api import svids as workload_certificates
 from hostmesh_agent.workload_api.serving import Serving
 from hostmesh_api.call_stats import NAMES
 from hostmesh_api.dialling import DialPolicy, parse_blocks
+from hostmesh_api.identity import parse_identity
 from hostmesh_api.v1.hostmesh_pb2 import HostConfig, HostReport, ReportResponse
 from hostmesh_api.wire import AGENT_METADATA, LISTENER_TYPE
 
@@ -106,7 +114,7 @@ async def prepare(config: AgentConfig, owner_of_rules: Owner) -> "Agent":
     config.run_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
     workdir.prepare(config.envoy_dir, owner)
     workdir.check_reachable(config.xds_socket, owner)
-    installed = await asyncio.to_thread(artifact.install, config.envoy.binary, config.envoy.sha256, config.state_dir)
+    installed = await asyncio.to_thread(chosen_binary.install, config)
     return Agent(config, state, first_command(config, record.host, owner, installed), owner_of_rules)
 
 
@@ -139,13 +147,11 @@ class Agent:
         self._ssh_servers = kernel_floor.ssh_servers()
         self._policy_floor = Floor(config.floor, table.load(), lambda: self._ssh_servers)
         self._next_envoy = NextEnvoy(config, self._record.host, command, self._policy_floor.bootstrap_problem)
-        self._supervisor = BuiltinSupervisor(
-            lambda: self._next_envoy.command, self._something_changed, self._next_envoy.tried
-        )
-        self._admin = Admin(config.admin_socket)
         self._envoy_uid = command.owner.uid
         policy = DialPolicy(parse_blocks(config.wasm.allow_cidrs))
         self._modules = Modules(config.envoy_dir / modules.DIRECTORY, command.owner.gid, self._module_decided, policy)
+        copy = ColdCopy(config.state_dir / "cache", config.cold.max_mb * 1_000_000) if config.cold.enabled else None
+        self._cold = None if copy is None else Cold(copy, self._caller)
         self._relay = Relay(
             cache=Cache(config.state_dir / "cache"),
             socket=config.xds_socket,
@@ -159,8 +165,13 @@ class Agent:
             connect=self._uplink.connect,
             on_host_config=self._take,
             extensions=self._modules,
+            cold=self._cold,
+            accept_after_s=config.shrink.accept_after_s,
+            changed=self._something_changed,
             host_refuses=self._policy_floor.problem,
         )
+        self._envoys = Envoys(config, self._next_envoy, self._relay, self._something_changed, self._lead)
+        self._admin = Admin(self._envoys.admin_socket)
         self._severing = sever.Severing(command.owner.uid)
         self._identities = Identities(
             state,
@@ -197,6 +208,8 @@ class Agent:
         self._host_config: HostConfig | None = None
         self._floor: HostFloor | None = None
         self._sweep: Wanted | None = None
+        self._drained = Drained(config.state_dir)
+        self._envoy_verbs = EnvoyVerbs(config, self._envoys, self._drained, self._reporter, self._admin)
         names = AcceptedNames(partial(self._relay.accepted_resource, LISTENER_TYPE, DNS_LISTENER)).now
         self._capturing = Capturing(
             config,
@@ -215,7 +228,8 @@ class Agent:
                 facts=self._facts,
                 agent=self._id,
                 admin=self._admin,
-                supervisor=self._supervisor,
+                envoys=self._envoys,
+                drained=self._drained,
                 modules=self._modules,
                 next_envoy=self._next_envoy,
                 relay=self._relay,
@@ -243,7 +257,10 @@ class Agent:
             control.STATUS: self._telling.host_status,
             control.RELEASE: self._release,
             control.REFRESH: self._refresh,
+            control.ACCEPT: self._accept,
+            **self._envoy_verbs.verbs(),
         }
+        asked = capture_verbs.verbs(self._capturing, lambda: (self._host_config, self._floor), self._stepping)
         await self._restore()
         self._online = True
         slim.settle()
@@ -254,7 +271,7 @@ class Agent:
                 group.create_task(each, name=name)
                 for name, each in {
                     **more,
-                    "control": control.Control(self._config.control_socket, verbs).run(),
+                    "control": control.Control(self._config.control_socket, verbs, asked).run(),
                     "relay": self._relay.run(),
                     "certificates": self._identities.run(),
                     "returning": self._returning.run(),
@@ -265,7 +282,7 @@ class Agent:
                     "calls": self._calls.run(),
                     "discovery": self._discovery.run(),
                     "names over tcp": dns_front.Front().run(),
-                    "rules": generation.watch(self._wake.set),
+                    "rules": generation.watch(self._wake.set, self._capturing.changed_by),
                     "report": self._report_when_settled(),
                 }.items()
             ]
@@ -273,6 +290,8 @@ class Agent:
             for each in parts:
                 each.cancel()
         self._modules.close()
+        if self._cold is not None:
+            self._cold.close()
         log.info("agent ended; Envoy and capture stay as they are")
 
     def _holds_connection(self) -> bool:
@@ -323,14 +342,21 @@ class Agent:
         self._severing.take(config.expelled_addresses)
         self._probes.configure(config.workloads)
         if config.HasField("envoy") and self._next_envoy.take_settings(config.envoy):
-            self._supervisor.command_changed()
+            self._envoys.command_changed()
         if await self._next_envoy.take_patch(config.bootstrap_patch):
-            self._supervisor.command_changed()
+            self._envoys.command_changed()
         self._configured.set()
         # Capture narrows before Envoy is given listeners that no longer serve what was captured.
         await self._step()
         self._something_changed()
         self._sweep_later(want)
+
+    def _caller(self) -> str:
+        """Return the directory of the certificate under which the host's programs call others."""
+        config = self._host_config
+        if config is None:
+            raise ValueError("there is no configuration yet")
+        return parse_identity(config.outbound_spiffe_id).slug
 
     def _sweep_later(self, want: Wanted) -> None:
         config = self._host_config
@@ -358,17 +384,22 @@ class Agent:
 
     async def _supervise(self) -> None:
         # A first Envoy waits for its certificates: without them it would refuse its first listeners.
-        if process.recorded_runs(self._config.envoy_dir):
+        if self._envoys.any_runs():
             self._configured.set()
         await self._configured.wait()
-        await self._supervisor.run()
+        await self._envoys.run()
+
+    async def _lead(self) -> bool:
+        """Make the rules lead to the Envoy that is to serve; return whether they do."""
+        await self._step()
+        return self._capturing.leads_to == PORTS[self._envoys.active].outbound
 
     def _without_proxy(self) -> bool:
         """Tell whether there is no Envoy that serves; one of an earlier agent may, before it is adopted."""
-        view = self._supervisor.status().view
+        view = self._envoys.status().view
         if view.pid is not None:
             return view.phase is not Phase.LIVE and not view.adopted
-        return view.phase is not Phase.DOWN or not process.recorded_runs(self._config.envoy_dir)
+        return view.phase is not Phase.DOWN or not self._envoys.any_runs()
 
     async def _converge(self) -> None:
         pause_s = _FIRST_PAUSE_S
@@ -387,7 +418,7 @@ class Agent:
         async with self._stepping:
             config, floor = self._host_config, self._floor
             if config is not None and floor is not None:
-                await self._capturing.step(config, floor)
+                await self._capturing.step(config, self._envoys.floor(floor))
                 await self._sweep_if_settled()
 
     async def _sweep_if_settled(self) -> None:
@@ -398,6 +429,8 @@ class Agent:
 
     async def _active(self, wanted: Mapping[str, str]) -> frozenset[str]:
         """Return the names of Envoy's active listeners, without those that are not at the version wanted."""
+        if self._envoys.hung:
+            return frozenset()  # it does not answer, and whoever asks would wait for that
         try:
             active = await self._admin.listeners()
         except AdminError:
@@ -405,6 +438,7 @@ class Agent:
         return frozenset(
             name
             for name in active
+            if not name.startswith(OWN_LISTENERS)
             if not wanted.get(name) or self._relay.accepted_version(LISTENER_TYPE, name) == wanted[name]
         )
 
@@ -427,6 +461,9 @@ class Agent:
     async def _release(self) -> dict[str, Any]:
         asyncio.get_running_loop().call_soon(self._stopping.set)
         return {"stopping": True}
+
+    async def _accept(self) -> dict[str, Any]:
+        return {"accepted": self._relay.accept()}
 
     async def _refresh(self) -> dict[str, Any]:
         self._something_changed()

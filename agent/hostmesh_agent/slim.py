@@ -32,6 +32,11 @@ def leave_out() -> None:
     for name in UNUSED:
         # The language's own word for "cannot be imported": see "The module cache" in its reference.
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # typeshed does not know of None here
+    netlink_alone()
+
+
+def netlink_alone() -> None:
+    """Load no more of pyroute2 than what is asked for. Call this before it is imported."""
     if _NETLINK not in sys.modules:
         _without_its_init(_NETLINK)
 

@@ -4,11 +4,12 @@ The agent answers from what it knows; without an agent the same document is made
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Final
 
-from hostmesh_agent import process, workdir
+from hostmesh_agent import hold, life_file, process, workdir
 from hostmesh_agent.cache import Cache
 from hostmesh_agent.capture import Capture
 from hostmesh_agent.config import AgentConfig
@@ -24,7 +25,7 @@ from hostmesh_agent.state import HostRecord, NotJoinedError, State, StateError
 from hostmesh_agent.svid import SvidError
 from hostmesh_api.v1.hostmesh_pb2 import CaptureGap, WorkloadLease
 
-CAPTURE_OFF: Final = "capture.off"
+CAPTURE_OFF: Final = hold.OFF
 """If this file exists in the state directory, nothing is captured: the owner of the host said so."""
 
 
@@ -52,6 +53,16 @@ class Facts:
     workload_api: Mapping[str, Any] | None = None
     """What it serves and where; None: the owner of the host does not want it."""
     workload_api_problems: Sequence[str] = ()
+    capture_alarms: Sequence[str] = ()
+    """Changes of capture that were undone, and other programs that change its rules."""
+    capture_drift: Sequence[str] = ()
+    trial_until: datetime | None = None
+    """Until when a trial of capture waits for its confirmation; None: there is none."""
+    envoys: Mapping[str, Any] = field(default_factory=dict)
+    """Which of the two Envoys serves, and how a change of them stands."""
+    envoy_problems: Sequence[str] = ()
+    withdrawn: str = ""
+    """Why no caller is to use this host's workloads; "" if they may."""
     returning_problem: str = ""
     """Why this host, whose certificate is not taken any more, cannot come back."""
     gaps: Sequence[CaptureGap] = ()
@@ -62,9 +73,22 @@ def capture_wanted(config: AgentConfig) -> str:
     """Return why nothing is captured by the will of the host's owner; empty if it may be."""
     if not config.capture.enabled:
         return "capture.enabled is false in agent.toml"
-    if (config.state_dir / CAPTURE_OFF).exists():
-        return "hostmesh-agent capture clear was called (hostmesh-agent capture resume)"
-    return ""
+    if hold.trial(config.run_dir) is not None:
+        return ""
+    if hold.is_off(config.state_dir):
+        return f"hostmesh-agent capture clear was called ({hold.RESUME})"
+    held = hold.read(config.state_dir)
+    return f"{held.alarm}: {held.why} ({hold.RESUME})" if held is not None and held.capture is None else ""
+
+
+def capture_alarms(config: AgentConfig) -> list[str]:
+    """Return what the host's people must know of capture: a change that was undone, one sentence each."""
+    held = hold.read(config.state_dir)
+    if held is None:
+        return []
+    left = "nothing is captured" if held.capture is None else "capture is not widened"
+    when = datetime.fromtimestamp(held.at, UTC)
+    return [f"{held.alarm}: a change of capture was undone at {_time(when)}, {left} until {hold.RESUME}: {held.why}"]
 
 
 def document(facts: Facts, now: datetime) -> dict[str, Any]:
@@ -99,7 +123,9 @@ def document(facts: Facts, now: datetime) -> dict[str, Any]:
             "last_exit": envoy.view.last_exit,
             "restart_needed": envoy.restart_needed,
             "listeners": sorted(facts.listeners),
+            **facts.envoys,
         },
+        "withdrawn": facts.withdrawn,
         "configuration": {
             "envoy_connected": relay.envoy_connected,
             "accepted": {name.rpartition(".")[2]: count for name, count in sorted(relay.accepted.items())},
@@ -108,6 +134,7 @@ def document(facts: Facts, now: datetime) -> dict[str, Any]:
                 for each in relay.refusals
             ],
             "lost": relay.lost,
+            "cold_copy": relay.cold_copy,
             "listeners_wanted": sorted(facts.listeners_wanted),
             "modules": [
                 {"plugin": each.name, "url": each.url, "there": each.there, "error": each.error}
@@ -126,6 +153,9 @@ def document(facts: Facts, now: datetime) -> dict[str, Any]:
             "gaps": [_gap(each) for each in facts.gaps],
             "waiting_for": list(facts.lacking),
             "not_wanted": facts.capture_wanted,
+            "alarms": list(facts.capture_alarms),
+            "drift": list(facts.capture_drift),
+            "trial_until": _time(facts.trial_until),
         },
         "dns": {"in_place": enforced.dns_in_place, "detail": enforced.dns_detail},
         "workloads": [
@@ -171,6 +201,7 @@ def _problems(facts: Facts, now: datetime) -> Iterator[str]:
         yield f"reports are not delivered: {facts.report_failing}"
     if relay.lost:
         yield f"the configuration on disk was lost: {relay.lost}"
+    yield from relay.problems
     for name, each in sorted(facts.validities.items()):
         if each.not_after <= now:
             yield f"the certificate of {_owner(name)} ended at {_time(each.not_after)}"
@@ -181,10 +212,12 @@ def _problems(facts: Facts, now: datetime) -> Iterator[str]:
         yield f"Envoy is {envoy.view.phase.value}{why}"
     if envoy.restart_needed:
         yield f"Envoy needs a restart: {envoy.restart_needed}"
+    yield from facts.envoy_problems
     yield from configuration_problems(facts.modules, facts.bootstrap_problem)
     yield from facts.workload_api_problems
     if facts.enforced.capture.state == "error":
         yield f"capture: {facts.enforced.capture.error}"
+    yield from facts.capture_alarms
     yield from (f"capture waits: {each}" for each in facts.lacking)
     yield from (f"{each.namespace}/{each.name} is not ready" for each in facts.leases if not each.ready)
 
@@ -216,7 +249,8 @@ def offline(config: AgentConfig, why: str, now: datetime) -> dict[str, Any]:
     except (StateError, SvidError) as error:
         problems.append(str(error))
     capture = Capture().state()
-    running = process.recorded_runs(config.envoy_dir)
+    directory = life_file.active_directory(config)
+    running = process.recorded_runs(directory)
     if record is not None and not running:
         problems.append("Envoy does not run")
     if capture.state == "error":
@@ -228,7 +262,7 @@ def offline(config: AgentConfig, why: str, now: datetime) -> dict[str, Any]:
         "agent": {"running": False},
         "host": None if record is None else _host(record),
         "certificates": certificates,
-        "envoy": _envoy_offline(config, running),
+        "envoy": _envoy_offline(config, directory, running),
         "configuration": {"accepted": _cached(config)},
         "capture": {
             "state": capture.state,
@@ -240,14 +274,14 @@ def offline(config: AgentConfig, why: str, now: datetime) -> dict[str, Any]:
     }
 
 
-def _envoy_offline(config: AgentConfig, running: bool) -> dict[str, Any]:
-    record = process.read_record(config.envoy_dir)
+def _envoy_offline(config: AgentConfig, directory: Path, running: bool) -> dict[str, Any]:
+    record = process.read_record(directory)
     held = (config.envoy_dir / workdir.HOLD).exists()
     return {
         "state": "running" if running else "held" if held else "down",
         "pid": record.pid if record is not None and running else None,
         "version": "" if record is None else record.version,
-        "last_words": "" if running else workdir.last_words(config.envoy_dir),
+        "last_words": "" if running else workdir.last_words(directory),
     }
 
 
@@ -308,9 +342,13 @@ def _rows(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for each in status["certificates"]:
         yield "certificate", f"{each['name']}: {each.get('missing') or 'until ' + each['not_after']}"
     pid = f", pid {envoy['pid']}" if envoy["pid"] else ""
-    yield "envoy", f"{envoy['state']}{pid}, version {envoy['version'] or 'unknown'}"
+    change = "" if envoy.get("stage", "steady") == "steady" else f", {envoy['instance']} ({envoy['stage']})"
+    yield "envoy", f"{envoy['state']}{pid}, version {envoy['version'] or 'unknown'}{change}"
     accepted = ", ".join(f"{count} {name}" for name, count in status["configuration"]["accepted"].items())
     yield "config", accepted or "none"
+    cold = status["configuration"].get("cold_copy")
+    if cold:
+        yield "cold copy", f"{cold['services']} services, {cold['bytes']} bytes"
     ports = ", ".join(map(str, capture.get("inbound_ports", ()))) or "none"
     details = (
         f", inbound ports {ports}, outbound {'yes' if capture['outbound'] else 'no'}" if "outbound" in capture else ""

@@ -12,7 +12,8 @@ from hostmesh_agent.calls import Calls
 from hostmesh_agent.capturing import Capturing
 from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.discovery import Discovery
-from hostmesh_agent.envoy import BuiltinSupervisor
+from hostmesh_agent.drained import Drained
+from hostmesh_agent.envoys import Envoys
 from hostmesh_agent.identities import AGENT, Identities
 from hostmesh_agent.modules import Modules
 from hostmesh_agent.next_envoy import NextEnvoy
@@ -36,7 +37,8 @@ class Parts:
     facts: host.FixedFacts
     agent: str
     admin: Admin
-    supervisor: BuiltinSupervisor
+    envoys: Envoys
+    drained: Drained
     modules: Modules
     next_envoy: NextEnvoy
     relay: Relay
@@ -72,20 +74,24 @@ class Telling:
         parts = self._parts
         own = parts.identities.validities().get(AGENT)
         made = HostReport(
-            envoy=report.envoy_state(parts.supervisor.status()),
+            envoy=report.envoy_state(parts.envoys.status(), parts.envoys.document()),
             capture=parts.capturing.state(),
             leases=self._leases(),
             host_certificate_not_after=0 if own is None else int(own.not_after.timestamp()),
             problems=[
                 *status.configuration_problems(parts.modules.states(), parts.next_envoy.problem),
                 *filter(None, [parts.severing.problem]),
+                *parts.capturing.alarms(),
+                *parts.relay.state().problems,
+                *parts.envoys.problems(),
             ],
             agent=parts.agent,
             machine=parts.facts.machine_id,
             trust=await self._trust(),
             calls=parts.calls.tell(),
+            withdrawn=self._withdrawn(),
         )
-        await parts.discovery.fill(made, parts.supervisor.status().version)
+        await parts.discovery.fill(made, parts.envoys.status().version)
         return made
 
     async def host_status(self) -> dict[str, Any]:
@@ -93,26 +99,34 @@ class Telling:
         parts, config = self._parts, self._config()
         wanted: Mapping[str, str] = {} if config is None else config.listeners
         api = parts.workload_api
+        # Asked first: an Envoy that hangs takes its time, and all else is to be of one moment.
+        listeners = await self._active(wanted)
         return status.document(
             status.Facts(
                 record=parts.record,
                 agent_version=parts.facts.agent_version,
                 relay=parts.relay.state(),
                 report_failing=parts.reporter.failing,
-                envoy=parts.supervisor.status(),
+                envoy=parts.envoys.status(),
                 enforced=parts.capturing.enforced,
                 lacking=parts.capturing.lacking,
                 validities=parts.identities.validities(),
                 missing=parts.identities.missing(),
                 leases=self._leases(),
                 listeners_wanted=tuple(wanted),
-                listeners=await self._active(wanted),
+                listeners=listeners,
                 capture_wanted=status.capture_wanted(parts.config),
+                capture_alarms=parts.capturing.alarms(),
+                capture_drift=parts.capturing.drift,
+                trial_until=parts.capturing.trial_until(),
                 modules=parts.modules.states(),
                 bootstrap_problem=parts.next_envoy.problem,
                 workload_api=None if api is None else api.status(),
                 workload_api_problems=() if api is None else tuple(api.problems()),
                 returning_problem=parts.returning.problem,
+                envoys=parts.envoys.document(),
+                envoy_problems=parts.envoys.problems(),
+                withdrawn=self._withdrawn(),
                 gaps=parts.capturing.gaps(),
             ),
             self._now(),
@@ -131,8 +145,10 @@ class Telling:
 
     async def _shown(self) -> frozenset[int] | None:
         """Return the serials of the certificates that Envoy has loaded; None if it does not say."""
-        if self._parts.supervisor.status().view.pid is None:
+        if self._parts.envoys.status().view.pid is None:
             return frozenset()
+        if self._parts.envoys.hung:
+            return None
         try:
             return await self._parts.admin.serials()
         except AdminError:
@@ -141,7 +157,14 @@ class Telling:
     def _leases(self) -> list[WorkloadLease]:
         config = self._config()
         workloads = () if config is None else config.workloads
-        return [self._parts.probes.tell(each) for each in report.leases(workloads, self._vouched(), self._now())]
+        told = [self._parts.probes.tell(each) for each in report.leases(workloads, self._vouched(), self._now())]
+        return report.without(told, self._withdrawn())
+
+    def _withdrawn(self) -> str:
+        """Return why no caller is to use this host's workloads, though their programs may be well; "" if they may."""
+        if self._parts.drained.asked:
+            return "the host is drained (hostmesh-agent undrain)"
+        return "Envoy hangs" if self._parts.envoys.hung else ""
 
     def _vouched(self) -> report.Vouched:
         validities = self._parts.identities.validities()

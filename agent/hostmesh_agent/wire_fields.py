@@ -3,7 +3,7 @@
 Envoy's messages, with all that they need, are nothing that an agent has to load.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 _VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5
@@ -68,6 +68,54 @@ def number(message: bytes, wanted: int) -> int | None:
     """
     found = [value for each, value in fields(message) if each == wanted and isinstance(value, int)]
     return found[-1] & _32_BITS if found else None
+
+
+def rewritten(message: bytes, changes: Mapping[int, Callable[[bytes], bytes]]) -> bytes:
+    """Return a message with the values of some of its fields of messages exchanged; all else stays byte for byte.
+
+    Raises:
+        ValueError: there is no message.
+    """
+    out: list[bytes] = []
+    at = 0
+    while at < len(message):
+        start = at
+        tag, at = _varint(message, at)
+        kind, begins = tag & 7, at
+        if kind == _VARINT:
+            _, at = _varint(message, at)
+        elif kind == _BYTES:
+            length, begins = _varint(message, at)
+            at = begins + length
+        elif kind in {_EIGHT_BYTES, _FOUR_BYTES}:
+            at += 8 if kind == _EIGHT_BYTES else 4
+        else:
+            raise ValueError(f"wire type {kind}")
+        if at > len(message):
+            raise ValueError("cut off")
+        change = changes.get(tag >> 3) if kind == _BYTES else None
+        out.append(message[start:at] if change is None else bytes_field(tag >> 3, change(message[begins:at])))
+    return b"".join(out)
+
+
+def bytes_field(field: int, value: bytes) -> bytes:
+    """Return a field that is a message or a string, as it is on the wire."""
+    return varint(field << 3 | _BYTES) + varint(len(value)) + value
+
+
+def number_field(field: int, value: int) -> bytes:
+    """Return a field that is a number, as it is on the wire. Behind another one of the same field it is what counts."""
+    return varint(field << 3 | _VARINT) + varint(value)
+
+
+def varint(value: int) -> bytes:
+    """Return a number that is not negative as it is on the wire."""
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:

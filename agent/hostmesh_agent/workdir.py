@@ -28,6 +28,7 @@ LOG: Final = "envoy.log"
 BOOTSTRAP: Final = "bootstrap.json"
 TRIAL: Final = "bootstrap-trial.json"
 HOLD: Final = "hold"
+SHARED: Final = ("certs", "wasm", HOLD)
 LOG_BOUND_BYTES: Final = 16 << 20
 _DIRECTORY_MODE: Final = 0o1770
 _TAIL_BYTES: Final = 4096
@@ -79,6 +80,15 @@ def prepare(directory: Path, owner: Account) -> None:
     if owner.switch:
         _share_log(directory, owner)
     link_system_roots(directory)
+
+
+def share(directory: Path, first: Path) -> None:
+    """Give a second Envoy what is the same for both, in the first one's directory: certificates, modules, the hold."""
+    for name in SHARED:
+        link, target = directory / name, Path("..") / first.name / name
+        if not link.is_symlink() or link.readlink() != target:
+            link.unlink(missing_ok=True)
+            link.symlink_to(target)
 
 
 def link_system_roots(directory: Path, candidates: Iterable[str] = SYSTEM_ROOTS) -> Path | None:

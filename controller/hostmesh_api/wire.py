@@ -25,6 +25,14 @@ INBOUND_PORT: Final = 15006
 """Envoy's listener for captured inbound TCP (Istio's number)."""
 DNS_PORT: Final = 15053
 """Envoy's UDP DNS listener on the loopback address."""
+SECOND_OUTBOUND_PORT: Final = 15101
+"""The same three of the Envoy that takes turns with the first one, so that one can replace the other."""
+SECOND_INBOUND_PORT: Final = 15106
+SECOND_DNS_PORT: Final = 15153
+DOOR_PORT: Final = 15107
+"""Where that second Envoy is reached for the ports that Envoy itself listens on, as those of gateways."""
+ENVOYS_TCP_PORTS: Final = frozenset({OUTBOUND_PORT, INBOUND_PORT, SECOND_OUTBOUND_PORT, SECOND_INBOUND_PORT, DOOR_PORT})
+ENVOYS_PORTS: Final = ENVOYS_TCP_PORTS | {DNS_PORT, SECOND_DNS_PORT}
 DNS_TCP_PORT: Final = 15055
 """Where the agent takes questions over TCP, on the loopback address: Envoy's DNS listener is of UDP alone."""
 AGENTS_PORT: Final = 15012
@@ -48,6 +56,13 @@ VIP6: Final = IPv6Network("fd00:f0f0::/112")
 
 HOST_CONFIG_NAME: Final = "self"
 HOST_CONFIG_TYPE: Final = "type.googleapis.com/hostmesh.v1.HostConfig"
+COLD_TYPE: Final = "type.googleapis.com/hostmesh.v1.ColdPage"
+"""Pages of the cold copy, see `hostmesh_api.cold`."""
+CONFIRMATION_TYPE: Final = "type.googleapis.com/hostmesh.v1.Confirmation"
+CONFIRMATION_NAME: Final = "self"
+"""What an agent asks for that holds a sudden loss of configuration back: that an operator wants it."""
+HELD_BACK: Final = "held back: "
+"""How the refusal of such a loss begins. It is no fault of one resource: there is none to be found by sending each."""
 LISTENER_TYPE: Final = "type.googleapis.com/envoy.config.listener.v3.Listener"
 CLUSTER_TYPE: Final = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
 ENDPOINT_TYPE: Final = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"

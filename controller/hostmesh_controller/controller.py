@@ -20,7 +20,7 @@ import structlog
 
 from hostmesh_api.dialling import DialPolicy, parse_blocks
 from hostmesh_api.wire import VIP4, VIP6
-from hostmesh_controller import listen, mesh, rotation
+from hostmesh_controller import cold_pace, listen, mesh, rotation
 from hostmesh_controller.api.app import create_app
 from hostmesh_controller.api.parts import Parts
 from hostmesh_controller.api.principals import LocalSocket
@@ -37,7 +37,7 @@ from hostmesh_controller.expulsion import Expulsion
 from hostmesh_controller.grpc_services import GrpcServices
 from hostmesh_controller.http_server import GRACE_S, ApiServer
 from hostmesh_controller.hub import Hub
-from hostmesh_controller.hub_readings import readings
+from hostmesh_controller.hub_readings import lease_readings, readings
 from hostmesh_controller.key_fetcher import KeyFetcher
 from hostmesh_controller.mesh_file import load_mesh_file
 from hostmesh_controller.metrics import Metrics, build_version
@@ -122,6 +122,7 @@ class Controller:
         self.certificate = ServerCertificate(self.authority, own_addresses(self.config), utc_now)
         self.metrics.read_from(partial(readings, self.hub, lambda: self.registrar.revision, self.keys))
         self.metrics.read_from(partial(rotation.readings, self.authority))
+        self.metrics.read_from(partial(lease_readings, self.registrar.leases.leases))
         self.rotation = RootRotation(
             self.authority,
             self.registrar,
@@ -155,6 +156,8 @@ class Controller:
             async with asyncio.TaskGroup() as group:
                 parts = [
                     group.create_task(_endless("registrar", self.registrar.run(), stopping)),
+                    group.create_task(_endless("leases", self.registrar.leases.run(), stopping)),
+                    group.create_task(_endless("cold copies", cold_pace.run(self.hub.cold), stopping)),
                     group.create_task(_endless("keys", self.keys.run(), stopping)),
                     group.create_task(_endless("observed calls", self.observations.run(), stopping)),
                     group.create_task(_endless("server certificate", self._follow_certificate(tls), stopping)),

@@ -14,7 +14,7 @@ from hostmesh_api.v1.hostmesh_pb2_grpc import (
     add_IdentityServicer_to_server,
     add_ReportingServicer_to_server,
 )
-from hostmesh_controller import call_limits, listen
+from hostmesh_controller import call_limits, listen, tcp_keepalive
 from hostmesh_controller.admission import Admission
 from hostmesh_controller.attest.evidence import Attestor
 from hostmesh_controller.authority import Authority
@@ -67,10 +67,11 @@ class GrpcServices:
     def _agents(self, issuing: Issuing, calls: CountCalls) -> grpc.aio.Server:
         limits, enrolments, listening = self.config.limits, self.registrar.enrolments, self.config.listen
         quarantine = Quarantine(enrolments, self.expulsion.deny, self.config.clones.action, self.now)
+        leases = self.registrar.leases
         registered, trust_domain = self.registrar.registered, self.config.trust_domain
         peers = Peers(self.store, trust_domain, registered, self.now, enrolments, quarantine)
         server = listen.grpc_server(listen.agents_options(limits), [call_limits.for_agents(limits), calls])
-        ads = AdsServer(self.hub, peers.name_of, quarantine.seen, call_limits.StreamBytes(limits).take)
+        ads = AdsServer(self.hub, peers.name_of, quarantine.seen, call_limits.StreamBytes(limits).take, presence=leases)
         server.add_generic_rpc_handlers((ads.handler(),))
         add_IdentityServicer_to_server(IdentityServicer(issuing, peers, self._identities_on), server)
         reporting = ReportingServicer(
@@ -82,10 +83,13 @@ class GrpcServices:
             self.observations,
             lambda: self.registrar.mesh,
             self.registrar.listens,
+            leases.reported,
         )
         add_ReportingServicer_to_server(reporting, server)
         credentials = self.certificate.credentials(client_certificates=True)
         listen.open_grpc(server, listening.agents, "listen.agents", credentials)
+        if not tcp_keepalive.keep_alive(listening.agents.port):
+            raise listen.ListenError(f"listen.agents: the socket on {listening.agents} was not found in this process")
         return server
 
     def _join(self, issuing: Issuing, calls: CountCalls) -> grpc.aio.Server:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Final
 
 from hostmesh_controller.enrolments import Enrolments
+from hostmesh_controller.lease_keeper import LeaseKeeper
 from hostmesh_controller.mesh import HostRuntime
 from hostmesh_controller.reports import HostStates, runtime_of
 from hostmesh_controller.store import HostState
@@ -16,11 +17,14 @@ _NOTHING_KNOWN: Final = HostRuntime()
 class HostRuntimes:
     """Reports and enrolments of all hosts as the mesh takes them. For one event loop."""
 
-    def __init__(self, states: HostStates, enrolments: Enrolments, registered: Callable[[str], bool]) -> None:
+    def __init__(
+        self, states: HostStates, enrolments: Enrolments, registered: Callable[[str], bool], leases: LeaseKeeper
+    ) -> None:
         """`registered` tells whether there is a Host object of a name."""
         self._states = states
         self._enrolments = enrolments
         self._registered = registered
+        self._leases = leases
         self._table: Table[str, HostRuntime] = Table()
 
     @property
@@ -34,6 +38,7 @@ class HostRuntimes:
         self._table = Table[str, HostRuntime]().changed(
             {host: self._of(host, states.get(host, HostState())) for host in hosts}
         )
+        self._leases.start(host for host, runtime in self._table.items() if runtime.joined)
 
     async def look(self, hosts: Iterable[str]) -> None:
         """Look at some hosts again."""
@@ -51,5 +56,11 @@ class HostRuntimes:
         """Return what is true of a host; None if there is nothing to know. What was issued to one outlives it."""
         denied, known = self._enrolments.denied(host), self._registered(host)
         if not known:
+            self._leases.forget(host)
             return HostRuntime(denied=denied) if denied else None
-        return replace(runtime_of(state), expelled=self._enrolments.is_out(host), denied=denied)
+        runtime, leases = runtime_of(state), self._leases.leases
+        if not runtime.joined:
+            self._leases.forget(host)
+        silent, stalled = leases.is_out(host), leases.is_stalled(host)
+        expelled = self._enrolments.is_out(host)
+        return replace(runtime, expelled=expelled, denied=denied, silent=silent, stalled=stalled)

@@ -14,9 +14,17 @@ from typing import Final
 import structlog
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest
 
-from hostmesh_api.delta import WILDCARD, Answer, Nack, Push, ServerStream, Source
-from hostmesh_api.wire import CLUSTER_TYPE, ENDPOINT_TYPE, LISTENER_TYPE
+from hostmesh_api.delta import WILDCARD, Answer, Nack, Push, Resource, ServerStream, Source
+from hostmesh_api.wire import (
+    CLUSTER_TYPE,
+    COLD_TYPE,
+    CONFIRMATION_NAME,
+    CONFIRMATION_TYPE,
+    ENDPOINT_TYPE,
+    LISTENER_TYPE,
+)
 from hostmesh_controller import xds
+from hostmesh_controller.cold import Cold, ColdStream
 from hostmesh_controller.mesh import Mesh, Touched, host_dependency
 
 MAX_NAMES: Final = 50_000
@@ -104,6 +112,9 @@ class Connection:
     since: datetime
     wake: Callable[[], None]
     source: Source
+    cold: ColdStream
+    confirmation: Resource | None = None
+    """That an operator wants what the host's agent holds back."""
     stream: ServerStream = field(default_factory=ServerStream)
     closed: bool = False
     watched: dict[Key, tuple[str, ...]] = field(default_factory=dict)
@@ -159,6 +170,7 @@ class Hub:
         self._faulty: set[Key] = set()
         """What could not be made from this mesh, and was told."""
         self.counts = Counts()
+        self.cold = Cold(mesh)
 
     @property
     def mesh(self) -> Mesh:
@@ -173,13 +185,14 @@ class Hub:
     def connect(self, host: str, peer: str, now: datetime, wake: Callable[[], None]) -> Connection:
         """Open a stream for a host; an older stream of the same host is closed, since only one can be the live one."""
         self.close(host)
-        connection = Connection(host, peer, now, wake, _HostView(self, host))
+        connection = Connection(host, peer, now, wake, _HostView(self, host), self.cold.open(host, wake))
         self._connections[host] = connection
         return connection
 
     def disconnect(self, connection: Connection) -> None:
         """Forget a stream whose transport has ended."""
         connection.closed = True
+        self.cold.close(connection.cold)
         for key in list(connection.watched):
             self._unwatch(connection, key)
         if self._connections.get(connection.host) is connection:
@@ -207,6 +220,10 @@ class Hub:
 
         One object that this program stumbles over must not keep everything else from everybody.
         """
+        if type_url == CONFIRMATION_TYPE:
+            connection = self._connections.get(host)
+            given = None if connection is None else connection.confirmation
+            return None if given is None else Answer(given)
         try:
             audience = xds.audience(self._mesh, host, type_url)
             if audience is None:
@@ -245,13 +262,17 @@ class Hub:
                 request was taken.
         """
         self._check_size(connection, request)
-        received = connection.stream.receive(request)
+        is_cold = request.type_url == COLD_TYPE
+        received = self.cold.receive(connection.cold, request) if is_cold else connection.stream.receive(request)
         type_url = received.type_url
         if received.acked is not None:
             self.counts.acks[type_url] += 1
             connection.last_ack_at[type_url] = now
         if received.nacked is not None:
             self._refused(connection, received.nacked, now)
+        if is_cold:
+            # When it is sent is not for the transport to say.
+            return False
         for name in received.subscribed:
             if name != WILDCARD:
                 self._watch(connection, (type_url, name))
@@ -287,6 +308,20 @@ class Hub:
             self.counts.pushes[push.type_url] += 1
             self.counts.push_bytes[push.type_url] += len(push.data)
             yield push
+        for push in self.cold.pushes(connection.cold):
+            self.counts.pushes[push.type_url] += 1
+            self.counts.push_bytes[push.type_url] += len(push.data)
+            yield push
+
+    def confirm(self, host: str, now: datetime) -> bool:
+        """Tell a host's agent to take what it holds back; False if it is not connected, or holds nothing back."""
+        connection = self._connections.get(host)
+        if connection is None or not connection.stream.has_asked(CONFIRMATION_TYPE, CONFIRMATION_NAME):
+            return False
+        connection.confirmation = xds.confirmation(now.isoformat())
+        connection.stream.mark(CONFIRMATION_TYPE, (CONFIRMATION_NAME,))
+        connection.wake()
+        return True
 
     def publish(self, mesh: Mesh, touched: Touched, revision: int) -> None:
         """Show another mesh; wake the hosts that `touched` concerns."""
@@ -296,6 +331,7 @@ class Hub:
             self._faulty = set()
         before = self._mesh
         self._mesh, self._revision = mesh, revision
+        self.cold.publish(mesh, touched)
         concerned: set[Connection] = set()
         for connection in self._wholly_concerned(touched):
             self._mark_whole(connection)

@@ -6,6 +6,7 @@ from typing import Final
 
 from hostmesh_controller.hub import Hub
 from hostmesh_controller.key_fetcher import KeyFetcher
+from hostmesh_controller.leases import Leases
 from hostmesh_controller.metrics import Reading
 
 _KNOWN_TYPES: Final = frozenset(
@@ -33,6 +34,18 @@ def readings(hub: Hub, revision: Callable[[], int], keys: KeyFetcher | None = No
         yield Reading(f"{prefix}_jwks", text, ("state",), {(each,): states[each] for each in ("ok", "stale", "none")})
     for name, (text, values) in by_type.items():
         yield Reading(f"{prefix}_{name}", text, ("type",), _short(values), total=True)
+
+
+def lease_readings(leases: Leases) -> Iterable[Reading]:
+    """What the leases tell at a scrape."""
+    prefix = "hostmesh_controller"
+    by_sign: dict[tuple[str, ...], float] = {(str(sign),): float(count) for sign, count in leases.counts().items()}
+    text = "Hosts that have joined, by what is known of them; endpoints of withdrawn ones are called by nobody."
+    yield Reading(f"{prefix}_hosts", text, ("lease",), by_sign)
+    text = "1 while so many hosts are missing that none is withdrawn."
+    yield Reading(f"{prefix}_panic_guard", text, (), {(): float(leases.panic)})
+    text = "Hosts whose Envoy is down."
+    yield Reading(f"{prefix}_hosts_envoy_down", text, (), {(): float(leases.stalled_count())})
 
 
 def _short(values: Mapping[str, int]) -> Mapping[tuple[str, ...], float]:

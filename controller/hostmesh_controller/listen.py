@@ -16,6 +16,7 @@ import grpc
 from hostmesh_controller.authority_server import ServerCertificate, ServerKeyPair
 from hostmesh_controller.config_reader import Endpoint
 from hostmesh_controller.limits import Limits
+from hostmesh_controller.tcp_keepalive import GIVE_UP_MS
 
 GRPC_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     # A second controller on the port must fail, not silently share it.
@@ -23,10 +24,11 @@ GRPC_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     # gRPC sheds calls above 1,000 pending; after a restart all hosts come at once.
     ("grpc.server.max_pending_requests", 100_000),
     ("grpc.server.max_pending_requests_hard_limit", 200_000),
-    # A host that vanished without a word is noticed within 130 s, or 10 s after something was sent to it; nothing but
-    # its status depends on that, and with 1,000 hosts 33 pings a second were most of what an idle controller did.
+    # That a host has vanished is the kernel's to notice (`tcp_keepalive`), in seconds; gRPC's pings find an agent that
+    # hangs while its kernel answers. With 1,000 hosts 33 of them a second were most of what an idle controller did.
     ("grpc.keepalive_time_ms", 120_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
+    # It is the kernel's limit, too.
+    ("grpc.keepalive_timeout_ms", GIVE_UP_MS),
     ("grpc.keepalive_permit_without_calls", 1),
     # Agents may ask this often.
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),

@@ -16,7 +16,7 @@ from typing import Final
 import structlog
 
 from hostmesh_api.v1.hostmesh_pb2 import HostReport
-from hostmesh_controller import groups
+from hostmesh_controller import groups, knock
 from hostmesh_controller import mesh as meshes
 from hostmesh_controller.changes import Change, Planned, as_if_stored, deletion, with_facts
 from hostmesh_controller.checks.world import World
@@ -28,6 +28,7 @@ from hostmesh_controller.hub import Hub
 from hostmesh_controller.impact import Effect, concerned, impact
 from hostmesh_controller.key_fetcher import KeyFetcher
 from hostmesh_controller.key_sets import KIND as REQUEST_AUTHENTICATION
+from hostmesh_controller.lease_keeper import LeaseKeeper
 from hostmesh_controller.load import Problem
 from hostmesh_controller.mesh import Mesh, Settings, Touched, Trust
 from hostmesh_controller.model.mesh_config import MeshConfigSpec
@@ -108,7 +109,8 @@ class Registrar:
         self._membership = Membership()
         self._departures = Departures(store, self._states, self._enrolments, self.host_changed, now)
         self._vips = VirtualAddresses(store, settings.domain, settings.vip4.num_addresses)
-        self._runtimes = HostRuntimes(self._states, self._enrolments, self.registered)
+        self._leases = LeaseKeeper(self.host_changed, self._addresses_of, knock.answers)
+        self._runtimes = HostRuntimes(self._states, self._enrolments, self.registered, self._leases)
         self._jwks: Mapping[str, str] = {}
         self._revision = 0
         self._pending = _Pending()
@@ -130,6 +132,11 @@ class Registrar:
     def enrolments(self) -> Enrolments:
         """Who joined, and who was expelled."""
         return self._enrolments
+
+    @property
+    def leases(self) -> LeaseKeeper:
+        """Which hosts live."""
+        return self._leases
 
     @property
     def keys(self) -> KeyFetcher:
@@ -364,6 +371,10 @@ class Registrar:
     def _keys_changed(self, jwks: Mapping[str, str]) -> None:
         self._jwks = jwks
         self._wake.set()
+
+    def _addresses_of(self, host: str) -> tuple[str, ...]:
+        found = self.mesh.hosts.get(host)
+        return () if found is None else found.addresses
 
     def _request_authentications(self) -> list[ApiObject]:
         return [item for key, item in self._objects.items() if key.kind == REQUEST_AUTHENTICATION]

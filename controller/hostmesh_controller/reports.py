@@ -40,6 +40,7 @@ MAX_ADDRESSES: Final = 256
 MAX_SOCKETS: Final = 2048
 MAX_LEASES: Final = 1024
 MAX_PORTS: Final = 1024
+MAX_PROBES: Final = 32
 MAX_PROBLEMS: Final = 64
 MAX_GAPS: Final = 2
 MAX_ROOTS: Final = 32
@@ -53,6 +54,8 @@ MAX_LABEL_CHARS: Final = 317
 """A prefix of 253, a slash, a name of 63."""
 _PLACE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 """A region or a zone: nothing that would part a locality, or match as a pattern."""
+MAX_CPUS: Final = 4096
+"""A host's word for its cores decides how much it is called: not without a bound."""
 
 Workload = tuple[str, str]
 """Namespace and name."""
@@ -176,11 +179,13 @@ class ReportingServicer(ReportingBase):
         observations: Observations | None = None,
         mesh: Callable[[], Mesh] | None = None,
         listens: Callable[[str, HostReport], Awaitable[None]] = _nobody_asks,
+        heard: Callable[[str, str], None] = lambda _host, _envoy: None,
     ) -> None:
         """`workloads_of` returns (namespace, name) of the workloads that the registry places on a host.
 
         `observations` keeps the calls that are reported, of a `mesh`; None: nobody wants them. `listens` takes a host's
-        report for the programs that were found on it; raises StoreError.
+        report for the programs that were found on it; raises StoreError. `heard` is told of each report, and of the
+        state of Envoy in it.
         """
         self._states = states
         self._peers = peers
@@ -190,6 +195,7 @@ class ReportingServicer(ReportingBase):
         self._observations = observations
         self._mesh = mesh
         self._listens = listens
+        self._heard = heard
 
     async def Report(self, request: HostReport, context: Context) -> ReportResponse:  # noqa: N802 - gRPC's name
         caller = await self._peers.host_of(context)
@@ -205,6 +211,7 @@ class ReportingServicer(ReportingBase):
             await context.abort(
                 grpc.StatusCode.UNAVAILABLE, "the controller's store fails: its operator must see its log"
             )
+        self._heard(caller.host, report.envoy.state)
         memory = ""
         if self._observations is not None and self._mesh is not None:
             self._observations.reported(caller.host, request, self._mesh())
@@ -227,7 +234,9 @@ def _matters_of(state: HostState) -> tuple[object, ...]:
 
 def _what_matters(ready: frozenset[Workload], report: HostReport) -> tuple[object, ...]:
     """Return what others are told of a host. From the message: reading its bytes again cost as much as all the rest."""
-    return ready, _captured_ports(report), _healthy(report), frozenset(report.facts.addresses), _locality(report)
+    facts = report.facts
+    whole = (bool(report.withdrawn), frozenset(facts.addresses), _locality(report), facts.cpus)
+    return ready, _captured_ports(report), _healthy(report), *whole
 
 
 def _healthy(report: HostReport) -> frozenset[Workload]:
@@ -243,6 +252,11 @@ def _healthy(report: HostReport) -> frozenset[Workload]:
 def healthy_workloads(state: HostState) -> frozenset[Workload]:
     """Return the workloads whose programs are well, as far as the agent last knew."""
     return _healthy(HostReport.FromString(state.report))
+
+
+def is_withdrawn(state: HostState) -> bool:
+    """Tell whether the agent last said that nobody is to call the host's workloads."""
+    return bool(HostReport.FromString(state.report).withdrawn)
 
 
 def _captured_ports(report: HostReport) -> frozenset[int]:
@@ -301,7 +315,9 @@ def runtime_of(state: HostState) -> HostRuntime:
         ipv6=has_ipv6(state),
         captured=captured_ports(state) if joined else frozenset(),
         healthy=healthy_workloads(state) if joined else frozenset(),
+        withdrawn=joined and is_withdrawn(state),
         locality=reported_locality(state) if joined else "",
+        cpus=min(HostReport.FromString(state.report).facts.cpus, MAX_CPUS),
     )
 
 
@@ -320,15 +336,21 @@ def bounded(report: HostReport) -> HostReport:
     del copy.listening[MAX_SOCKETS:]
     _bound_facts(copy.facts)
     del copy.leases[MAX_LEASES:]
+    copy.withdrawn = copy.withdrawn[:MAX_TEXT_CHARS]
     del copy.capture.gaps[MAX_GAPS:]
     for said in (copy.capture.missing, copy.capture.refused):
         said[:] = [text[:MAX_TEXT_CHARS] for text in said[:MAX_PROBLEMS]]
     copy.problems[:] = [text[:MAX_TEXT_CHARS] for text in copy.problems[:MAX_PROBLEMS]]
+    if copy.capture.drift:
+        copy.capture.drift[:] = [text[:MAX_TEXT_CHARS] for text in copy.capture.drift[:MAX_PROBLEMS]]
     if copy.HasField("trust"):
         copy.trust.roots[:] = [text[:MAX_TEXT_CHARS] for text in copy.trust.roots[:MAX_ROOTS]]
         del copy.trust.certificates[MAX_CERTIFICATES:]
     for lease in copy.leases:
         del lease.captured_ports[MAX_PORTS:]
+        del lease.probes[MAX_PROBES:]
+        for probe in lease.probes:
+            probe.name, probe.reason = probe.name[:MAX_TEXT_CHARS], probe.reason[:MAX_TEXT_CHARS]
     addresses = sorted(filter(None, map(_canonical, copy.facts.addresses[:MAX_ADDRESSES])))
     copy.facts.addresses[:] = addresses
     facts = (copy.facts, copy.facts.cloud, *copy.facts.disks, *copy.facts.interfaces)

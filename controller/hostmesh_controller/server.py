@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
+from typing import Protocol
 
 import grpc
 import structlog
@@ -20,6 +21,14 @@ Identify = Callable[[Context], Awaitable[str]]
 """Returns the calling host's name from its verified certificate, or aborts the call."""
 
 Seen = Callable[[str, Sighting], Awaitable[None]]
+
+
+class Presence(Protocol):
+    """Who wants to know which hosts have a stream."""
+
+    def connected(self, host: str) -> None: ...
+    def ended(self, host: str) -> None: ...
+
 
 _log = structlog.get_logger(__name__)
 
@@ -42,12 +51,15 @@ class AdsServer:
         identify: Identify,
         seen: Seen,
         allow: Callable[[str, int], bool] = lambda _host, _bytes: True,
+        *,
+        presence: Presence | None = None,
     ) -> None:
         """`allow` tells whether a host may send a request of so many bytes now."""
         self._hub = hub
         self._identify = identify
         self._seen = seen
         self._allow = allow
+        self._presence = presence
 
     def handler(self) -> "grpc.GenericRpcHandler[bytes, bytes]":
         """Return the handler to add to a grpc.aio server.
@@ -69,6 +81,8 @@ class AdsServer:
             )
         wake = asyncio.Event()
         connection = self._hub.connect(host, context.peer(), datetime.now(UTC), wake.set)
+        if self._presence is not None:
+            self._presence.connected(host)
         log = _log.bind(host=host, peer=context.peer())
         log.info("proxy connected")
         reader = asyncio.ensure_future(self._read(requests, connection, wake, peer_address(context.peer())))
@@ -80,6 +94,8 @@ class AdsServer:
         finally:
             reader.cancel()
             self._hub.disconnect(connection)
+            if self._presence is not None:
+                self._presence.ended(host)
             log.info("proxy disconnected")
 
     async def _write(

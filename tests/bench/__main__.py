@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 
-from bench import changes, connect, endpoint, host, push, rules
+from bench import changes, cold, connect, endpoint, host, push, readiness, rules
 from bench.figure import Benchmark, Figure, machine, table
 from bench.hosts import Hosts
 from bench.stage import Stage
@@ -31,9 +31,11 @@ def benchmarks(stage: Stage, hosts: Hosts) -> list[Benchmark]:
         Benchmark("memory", partial(connect.memory, stage)),
         Benchmark("endpoint-5000", endpoint.endpoint),
         Benchmark("changes-5000", changes.changes),
+        Benchmark("cold-5000", cold.cold),
         Benchmark("rules", rules.rules),
         Benchmark("agent", partial(host.agent, hosts)),
         Benchmark("first", partial(host.first, hosts)),
+        Benchmark("readiness", partial(readiness.readiness, hosts)),
         Benchmark("latency", partial(host.latency, hosts)),
     ]
 

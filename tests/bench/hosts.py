@@ -7,10 +7,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import IO, Any, Final, Self
 
 CALLER: Final = "caller"
 CALLEE: Final = "callee"
@@ -22,6 +23,7 @@ PLAIN_PORT: Final = 8081
 SERVICES: Final = 20
 """Services of the same workload, each new to the caller's proxy until it is called."""
 _WITHIN_S: Final = 180.0
+_HOSTMESH: Final = str(Path(sys.executable).parent / "hostmesh")
 _PROGRAM: Final = Path(__file__).with_name("server.py")
 
 
@@ -85,6 +87,38 @@ class Hosts:
         """Run a program inside a host; return its output."""
         return self._lab("exec", host, "--", *command, check=check)
 
+    def log(self, component: str) -> str:
+        return self._lab("logs", component)
+
+    def shown(self, host: str) -> str:
+        """Return what the controller says of a host."""
+        return self._run(["host", "show", host, "-o", "json"], "")
+
+    def probed(self, host: str, probe: str) -> None:
+        """Let a host's workload be probed."""
+        entry = next(each for each in self._documents() if each["metadata"]["name"] == host)
+        entry["metadata"]["annotations"] = {"hostmesh.io/probes": probe}
+        self._run(["apply", "-f", "-"], json.dumps(entry))
+
+    def until(self, holds: Callable[[], bool], what: str) -> None:
+        """Wait until something is so that can only be asked for."""
+        deadline_s = time.monotonic() + _WITHIN_S
+        while not holds():
+            if time.monotonic() > deadline_s:
+                raise RuntimeError(f"not within {_WITHIN_S} s: {what}")
+            time.sleep(0.2)
+
+    @contextmanager
+    def beside(self, host: str, *command: str) -> Iterator[IO[str]]:
+        """Run a program inside a host and read its output meanwhile."""
+        words = [_HOSTMESH, "lab", "exec", host, "--dir", self._folder.name, "--", *command]
+        with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as running:
+            assert running.stdout is not None
+            try:
+                yield running.stdout
+            finally:
+                running.kill()
+
     def pid(self, host: str, component: str) -> int:
         """Return the process of a host's `agent` or `envoy`."""
         status = json.loads(self._lab("status", "-o", "json"))
@@ -103,7 +137,7 @@ class Hosts:
 
     @staticmethod
     def _hostmesh(arguments: list[str], text: str | None, environment: Mapping[str, str], *, check: bool) -> str:
-        command = [str(Path(sys.executable).parent / "hostmesh"), *arguments]
+        command = [_HOSTMESH, *arguments]
         done = subprocess.run(
             command,
             input=text or "",

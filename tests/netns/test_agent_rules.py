@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hostmesh_agent import generation
+from hostmesh_agent import generation, repairs
 from hostmesh_agent.capture import CaptureRequest, HostFloor, Scope
 from hostmesh_agent.config import AgentConfig, DnsSettings
 from hostmesh_agent.converge import InForce
@@ -93,6 +93,36 @@ async def test_a_change_by_another_tool_is_heard_and_changes_the_number(host: Sp
     async with asyncio.timeout(BOUND_S):
         await heard.wait()
     assert generation.generation() != first
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+
+
+async def test_who_takes_the_rules_again_and_again_is_named_and_not_fought(
+    host: Space, resolv_conf: Path, tmp_path: Path
+) -> None:
+    # Without an owner, as on kernels that have none.
+    enforcement = Enforcement(dns=True, resolv_conf=resolv_conf, state_dir=tmp_path)
+    heard = asyncio.Event()
+    watching = asyncio.create_task(generation.watch(heard.set, enforcement.changed_by))
+    await asyncio.sleep(0)  # lets it begin to listen
+    await asyncio.to_thread(enforcement.put, REQUEST, FLOOR)
+    enforced = await asyncio.to_thread(enforcement.put, REQUEST, FLOOR)
+    for _ in range(repairs.LIMIT):
+        assert enforced.capture.state == "on"
+        heard.clear()
+        nft("delete element inet hostmesh inbound_ports { 8080 }")
+        async with asyncio.timeout(BOUND_S):
+            await heard.wait()
+        enforced = await asyncio.to_thread(enforcement.put, REQUEST, FLOOR)
+    heard.clear()
+    nft("delete element inet hostmesh inbound_ports { 8080 }")
+    async with asyncio.timeout(BOUND_S):
+        await heard.wait()
+    enforced = await asyncio.to_thread(enforcement.put, REQUEST, FLOOR)
+    assert enforced.capture.state == "error"
+    assert "nft (pid " in enforced.repair_waits
+    assert enforcement.drift[0] == "- set inbound_ports: 8080"
+    assert enforcement.drift[-1].startswith("by nft (pid ")
     watching.cancel()
     await asyncio.gather(watching, return_exceptions=True)
 

@@ -76,6 +76,7 @@ TABLE: Final[Mapping[tuple[str, str], Line]] = {
     ("DELETE", "/v1/hosts/{host}"): Line(ADMINS),
     ("POST", "/v1/hosts/{host}/expel"): Line(ADMINS, {}),
     ("POST", "/v1/hosts/{host}/readmit"): Line(ADMINS),
+    ("POST", "/v1/hosts/{host}/confirm"): Line(ADMINS),
     ("GET", "/v1/pending"): Line(ADMINS),
     ("POST", "/v1/pending/{name}/approve"): Line(ADMINS),
     ("POST", "/v1/pending/{name}/deny"): Line(ADMINS),

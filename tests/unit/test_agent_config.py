@@ -5,7 +5,7 @@ import pytest
 
 from hostmesh_agent.capture.floor import never_outbound
 from hostmesh_agent.capture.who import Match
-from hostmesh_agent.config import AgentConfig, FloorSettings, WorkloadApiSettings, load, parse
+from hostmesh_agent.config import AgentConfig, ColdSettings, FloorSettings, WorkloadApiSettings, load, parse
 from hostmesh_agent.config_table import ConfigError
 from hostmesh_agent.entitlements import WorkloadAccess
 
@@ -56,12 +56,19 @@ def test_every_key_is_read() -> None:
         unix_sockets = ["/run/app/", "/run/other.sock"]
         files = ["/var/log/envoy/"]
         refused_extensions = ["envoy.extensions.filters.http.lua.v3"]
+        [cold]
+        enabled = false
+        max_mb = 5
+        [shrink]
+        accept_after_s = 0
         [log]
         level = "debug"
         """,
         "agent.toml",
     )
     assert config.state_dir == Path("/srv/mesh")
+    assert config.cold == ColdSettings(enabled=False, max_mb=5)
+    assert config.shrink.accept_after_s == 0
     assert config.envoy.binary == Path("/opt/envoy")
     assert config.envoy.sha256 == "8aa137a7d00994ce43f613556f5a120709229f63bedb86eedde5ccbc402c2b80"
     assert config.envoy.workers(cpus=64) == 3

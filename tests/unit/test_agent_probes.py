@@ -14,7 +14,7 @@ from google.protobuf.wrappers_pb2 import StringValue, UInt32Value
 
 import pki
 from hostmesh_agent.probe_ways import NotHereError, Ways, http_request, local, status_of
-from hostmesh_agent.probes import AT_ONCE, Judgement, Look, Memory, Name, Probes, judge
+from hostmesh_agent.probes import AT_ONCE, Judgement, Look, Memory, Name, ProbeName, Probes, judge
 from hostmesh_api.v1.hostmesh_pb2 import Probe, Workload, WorkloadLease
 
 BOUND_S = 20
@@ -407,9 +407,9 @@ async def test_a_memory_that_makes_no_sense_is_none(tmp_path: Path) -> None:
     for text in ("", "{", "[]", '{"boot_id": "b1"}', '{"boot_id": "b1", "workloads": [1]}'):
         path.write_text(text)
         assert Memory(path, "b1").read() == {}
-    Memory(tmp_path / "none" / "health", "b1").write({WEB: True})
-    Memory(path, "b1").write({WEB: True})
-    assert Memory(path, "b1").read() == {WEB: True}
+    Memory(tmp_path / "none" / "health", "b1").write({ProbeName(WEB, ""): True})
+    Memory(path, "b1").write({ProbeName(WEB, ""): True})
+    assert Memory(path, "b1").read() == {ProbeName(WEB, ""): True}
 
 
 def test_probes_need_no_tls_of_pythons_own() -> None:

@@ -37,7 +37,9 @@ def test_a_workload_is_ready_with_a_valid_certificate_and_all_its_ports_captured
 
 def test_a_crash_loop_is_told_with_the_last_exit() -> None:
     view = View(Phase.DOWN, None, adopted=False, restarts=4, crash_looping=True, last_exit="exit code 1", since=0)
-    state = envoy_state(EnvoyStatus(view, "1.40.0", ""))
+    change = {"instance": "green", "stage": "steady", "put_back": "it ended", "hung": True}
+    state = envoy_state(EnvoyStatus(view, "1.40.0", ""), change)
+    assert (state.instance, state.stage, state.put_back, state.hung) == ("green", "steady", "it ended", True)
     assert (state.state, state.pid, state.restarts, state.last_exit) == ("down", 0, 4, "crash loop: exit code 1")
 
 

@@ -42,7 +42,11 @@ def command() -> Iterator[EnvoyCommand]:
 def test_lists_grow_and_single_values_are_replaced() -> None:
     patch = {"static_resources": {"clusters": [{"name": "mine"}]}, "overload_manager": {"refresh_interval": "5s"}}
     document = json.loads(build(wanted(patch)))
-    assert [each["name"] for each in document["static_resources"]["clusters"]] == ["hostmesh-relay", "mine"]
+    assert [each["name"] for each in document["static_resources"]["clusters"]] == [
+        "hostmesh-relay",
+        "hostmesh-rehearsal",
+        "mine",
+    ]
     assert document["overload_manager"]["refresh_interval"] == "5s"
     assert len(document["overload_manager"]["resource_monitors"]) == 1
     assert "stats_flush_on_admin" not in json.loads(build(wanted(STATS)))

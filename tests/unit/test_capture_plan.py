@@ -193,7 +193,7 @@ def test_the_questions_of_either_address_follow_envoy_to_another_port() -> None:
         "ip daddr 127.240.240.53 udp dport 53 redirect to :25053",
         "ip daddr 127.240.240.54 udp dport 53 redirect to :25053",
     ]
-    assert lines(plan(REQUEST, moved), "answers") == [
+    assert [line for line in lines(plan(REQUEST, moved), "answers") if "25053" in line] == [
         "ip saddr 127.0.0.1 udp sport 25053 ct original ip daddr 127.240.240.53 @th,80,16 & 0x000f 3"
         " @th,80,16 set @th,80,16 & 0xfff0 | 0x0005",
         "ip saddr 127.0.0.1 udp sport 25053 ct original ip daddr 127.240.240.54 @th,80,16 & 0x000f 4"

@@ -109,7 +109,7 @@ def test_a_host_is_registered_with_its_workload(controller: Process) -> None:
     entry = json.loads(controller.cli("get", "we", "web-1", "-n", "shop", "-o", "json").stdout)
     assert entry["spec"]["ports"] == {"http": 8080, "tcp-9090": 9090}
     listed = controller.cli("host", "list").stdout.splitlines()
-    assert listed[1].split() == ["web-1", "10.9.0.1,fd00::9", "registered", "no", "0/1", "1/1", "-", "-"]
+    assert listed[1].split() == ["web-1", "10.9.0.1,fd00::9", "registered", "no", "unknown", "0/1", "1/1", "-", "-"]
     assert "shop/web-1" in controller.cli("host", "show", "web-1").stdout
     assert controller.cli("proxy", "status").stdout.splitlines()[1].split()[:2] == ["web-1", "no"]
     plain = controller.cli(

@@ -4,7 +4,7 @@ from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, Delt
 from envoy.service.discovery.v3.discovery_pb2 import Resource as ResourceMessage
 
 from hostmesh_api.delta import WILDCARD, Answer, ClientStream, Push, Resource, ServerStream
-from hostmesh_api.wire import CLUSTER_TYPE, ENDPOINT_TYPE, LISTENER_TYPE, VIRTUAL_HOST_TYPE
+from hostmesh_api.wire import CLUSTER_TYPE, ENDPOINT_TYPE, HELD_BACK, LISTENER_TYPE, VIRTUAL_HOST_TYPE
 
 
 def resource(name: str, version: str) -> Resource:
@@ -233,3 +233,29 @@ def test_both_sides_agree_on_the_bytes() -> None:
     (push,) = stream.pushes(shelf)
     update = ClientStream.update(DeltaDiscoveryResponse.FromString(push.data))
     assert update.resources == (resource("a", "1"),)
+
+
+def test_a_bound_on_names_makes_small_responses_one_after_the_other() -> None:
+    shelf, stream = Shelf(), ServerStream(at_most=2)
+    shelf.listed[LISTENER_TYPE] = list("abcde")
+    shelf.content[LISTENER_TYPE] = dict.fromkeys("abcde", "1")
+    stream.receive(ask(LISTENER_TYPE, WILDCARD, a="1"))
+    sizes = []
+    while pushes := list(stream.pushes(shelf)):
+        (push,) = pushes
+        sizes.append(len(push.names))
+        stream.receive(ack(push))
+    assert sizes == [2, 2], "what the client has is not counted"
+    assert stream.idle()
+
+
+def test_what_a_client_holds_back_is_not_sent_again_one_by_one() -> None:
+    shelf, stream = Shelf(), ServerStream()
+    shelf.listed[LISTENER_TYPE] = ["a", "b"]
+    shelf.content[LISTENER_TYPE] = {"a": "1", "b": "1"}
+    stream.receive(ask(LISTENER_TYPE, WILDCARD))
+    (push,) = stream.pushes(shelf)
+    received = stream.receive(ClientStream.nack(LISTENER_TYPE, push.nonce, f"{HELD_BACK}too much would go"))
+    assert received.nacked is not None
+    assert received.nacked.names == ("a", "b")
+    assert list(stream.pushes(shelf)) == []

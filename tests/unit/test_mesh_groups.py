@@ -1,7 +1,9 @@
 """Members of groups in the mesh: their probes go to their agents, and their health decides about their endpoints."""
 
+from dataclasses import replace
 from typing import Any
 
+import pytest
 from envoy.service.discovery.v3.discovery_pb2 import Resource
 
 from golden.objects import SETTINGS, obj
@@ -79,6 +81,19 @@ def test_a_change_of_health_touches_endpoints_alone_and_leaves_the_cluster_as_it
     assert xds.resource(before, "caller", wire.CLUSTER_TYPE, CLUSTER) == xds.resource(
         after, "caller", wire.CLUSTER_TYPE, CLUSTER
     )
+
+
+@pytest.mark.parametrize("probe", [None, HTTP])
+def test_nobody_calls_a_host_that_its_agent_withdraws_whatever_is_said_of_its_programs(
+    probe: dict[str, Any] | None,
+) -> None:
+    before = mesh(probe)
+    here = before.runtime["h1"]
+    after, touched = update(before, {}, before.vips, {**before.runtime, "h1": replace(here, withdrawn=True)})
+    assert touched == Touched(endpoints=frozenset({NAME}))
+    assert (called(before), called(after)) == (True, False)
+    back, _ = update(after, {}, after.vips, before.runtime)
+    assert called(back)
 
 
 def test_the_probe_goes_to_the_agent_with_kubernetes_defaults() -> None:

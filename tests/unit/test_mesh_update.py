@@ -12,6 +12,7 @@ from hostmesh_controller import xds
 from hostmesh_controller.mesh import HostRuntime, Mesh, Touched, build, update
 from hostmesh_controller.model.objects import ApiObject, ObjectKey
 from hostmesh_controller.model.workloads import GROUP_ANNOTATION
+from hostmesh_controller.workload_annotations import CAPACITY, PROBES
 from hostmesh_controller.xds import expelled
 
 NAMESPACES = ("a", "b")
@@ -129,7 +130,14 @@ SLOTS: dict[tuple[str, str, str], list[Variant]] = {
         workload("10.0.0.2", "s1", "v2"), workload("10.0.0.3", "s2"), workload("10.0.0.1", "s1", account="sa2")
     ),
     ("WorkloadEntry", "a", "w3"): [
-        (workload("10.0.0.1", "s1", account="sa1"), {"annotations": {GROUP_ANNOTATION: each}}) for each in ("g1", "g2")
+        (workload("10.0.0.1", "s1", account="sa1"), {"annotations": each})
+        for each in (
+            {GROUP_ANNOTATION: "g1"},
+            {GROUP_ANNOTATION: "g2"},
+            {CAPACITY: "cores"},
+            {GROUP_ANNOTATION: "g1", PROBES: "tcpSocket: {port: 80}"},
+            {PROBES: "systemd: {unit: a.service}"},
+        )
     ],
     ("WorkloadGroup", "a", "g1"): variants(
         {"template": {}, "probe": {"tcpSocket": {"port": 80}}},
@@ -290,6 +298,9 @@ facts = st.sampled_from(
         HostRuntime(True, ALL_READY, ipv6=True),
         HostRuntime(True, ALL_READY, locality="r1/z2"),
         HostRuntime(True, ALL_READY, healthy=ALL_READY),
+        HostRuntime(True, ALL_READY, silent=True),
+        HostRuntime(True, ALL_READY, captured=frozenset({80}), stalled=True),
+        HostRuntime(True, ALL_READY, cpus=4),
         HostRuntime(True, ALL_READY, expelled=True, denied=frozenset({"e1"})),
         HostRuntime(True, ALL_READY, denied=frozenset({"e1", "e2"})),
     ]

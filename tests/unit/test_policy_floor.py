@@ -253,6 +253,7 @@ def bound(*ports: int, **fields: Any) -> Listener:
         ({"never_listen_ports": (3389,)}, 3389, "floor.never_listen_ports"),
         ({"listen_ports": (8443,)}, 8443, ""),
         ({"listen_ports": (8443,)}, 15006, ""),
+        ({}, 15106, "that of this host's other Envoy"),
         ({"listen_ports": (8443,)}, 8080, "it listens on port 8080 (allowed with floor.listen_ports"),
         ({"listen_ports": (22,)}, 22, "SSH is served on port 22"),
         ({"min_mtls": "strict"}, 8080, "it listens on port 8080"),

@@ -48,6 +48,12 @@ class Controller:
     def answer(self, type_url: str, name: str) -> Answer:
         return Answer(self.shelf.get(type_url, {}).get(name))
 
+    def take_away(self, type_url: str) -> None:
+        self.shelf[type_url] = {}
+        if self.stream is not None:
+            self.stream.mark_all()
+        self.wake.set()
+
     def put(self, type_url: str, *resources: Resource) -> None:
         self.shelf.setdefault(type_url, {}).update({each.name: each for each in resources})
         if self.stream is not None:
@@ -135,6 +141,7 @@ async def relaying(
     directory: Path,
     on_host_config: Callable[[HostConfig], Awaitable[None]] = ignore,
     retry_first_s: float = RETRY_FIRST_S,
+    accept_after_s: float = 0.0,
 ) -> AsyncIterator[Relay]:
     cache = Cache(directory / "cache")
     relay = Relay(
@@ -146,6 +153,7 @@ async def relaying(
         connect=lambda: grpc.aio.insecure_channel(f"unix:{directory / 'controller.sock'}"),
         on_host_config=on_host_config,
         retry_first_s=retry_first_s,
+        accept_after_s=accept_after_s,
     )
     task = asyncio.ensure_future(relay.run())
     try:
@@ -273,3 +281,46 @@ async def test_a_reconnect_opens_a_new_stream(tmp_path: Path, controller: Contro
         first = relay.state().since
         relay.reconnect()
         await until(lambda: relay.state().connected and relay.state().since != first)
+
+
+LISTENERS = tuple(f"0.0.0.0_{port}" for port in range(9000, 9010))
+
+
+@asynccontextmanager
+async def losing(tmp_path: Path, controller: Controller, accept_after_s: float) -> AsyncIterator[tuple[Relay, Envoy]]:
+    """A relay whose controller has just taken all listeners away."""
+    controller.put(LISTENER_TYPE, *(resource(name, "1") for name in LISTENERS))
+    relaying_here = relaying(tmp_path, accept_after_s=accept_after_s)
+    async with controller.running(), relaying_here as relay, envoy(tmp_path / "xds.sock") as proxy:
+        await proxy.ask(LISTENER_TYPE)
+        await proxy.ack(await proxy.next())
+        await until(lambda: any(each.response_nonce for each in controller.requests))
+        controller.take_away(LISTENER_TYPE)
+        yield relay, proxy
+
+
+def held_back(controller: Controller) -> list[str]:
+    return [each.error_detail.message for each in controller.requests if each.HasField("error_detail")]
+
+
+async def test_a_sudden_loss_is_refused_told_and_taken_when_the_owner_of_the_host_says_so(
+    tmp_path: Path, controller: Controller
+) -> None:
+    async with losing(tmp_path, controller, accept_after_s=0) as (relay, proxy):
+        await until(lambda: bool(held_back(controller)))
+        assert "10 of 10 listeners would go at once" in held_back(controller)[0]
+        (problem,) = relay.state().problems
+        assert "hostmesh-agent config accept" in problem
+        assert relay.accept() == "10 of 10 listeners would go at once"
+        response = await proxy.next()
+        assert sorted(response.removed_resources) == sorted(LISTENERS)
+        assert relay.state().problems == ()
+        assert relay.accept() == ""
+
+
+async def test_a_loss_that_nobody_speaks_of_is_taken_after_a_while(tmp_path: Path, controller: Controller) -> None:
+    async with losing(tmp_path, controller, accept_after_s=0.2) as (relay, proxy):
+        response = await proxy.next()
+        assert sorted(response.removed_resources) == sorted(LISTENERS)
+        assert held_back(controller)
+        assert relay.state().problems == ()

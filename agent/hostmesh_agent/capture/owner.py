@@ -33,6 +33,8 @@ _CODE: Final = struct.Struct("=i")
 _NLMSG_ERROR: Final = 2
 _ANSWER_WITHIN_S: Final = 10.0
 _ANSWER_BYTES: Final = 1 << 16
+_LENT_NUMBERS: Final = 1 << 30
+"""Where another process begins to number its batches: the owner passes over answers to numbers that are not its own."""
 
 
 class Owner:
@@ -63,11 +65,43 @@ class Owner:
                     raise NetlinkError(answer)
                 return
 
+    def lend(self) -> int:
+        """Return the socket's descriptor, for a process that must be able to change the table whatever we do.
+
+        To the kernel the socket is the owner, not the process: who holds it may change the table, also while we hang
+        or after our end. The table is free when the last of them has let go.
+        """
+        if self._socket is None:
+            self._socket = _open()
+        return self._socket.fileno()
+
     def close(self) -> None:
         """Let go of the table: it stays, and belongs to nobody."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+
+
+class Lent(Owner):
+    """The owner's socket in another process. Its answers are the owner's to read: success is seen in the table."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._socket = socket.socket(fileno=descriptor)
+        self._number = _LENT_NUMBERS
+
+    def send(self, messages: Sequence[Message], buffer_bytes: int) -> None:
+        """Send the messages: the kernel has done all of them, or none, when this returns.
+
+        Raises:
+            OSError: they cannot be sent.
+        """
+        if self._socket is None:
+            raise OSError(errno.EBADF, "the socket was given back")
+        self._number += 1
+        with suppress(PermissionError):
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, buffer_bytes)
+        self._socket.send(b"".join(each.pack(self._number) for each in encode.batch(messages)))
 
 
 def _open() -> socket.socket:

@@ -37,7 +37,7 @@ BEFORE_NAT: Final = -150  # "mangle": the answer still carries Envoy's own addre
 BEHIND_NAT: Final = 0  # what was redirected has another destination there
 
 CONTROLLER_PORTS: Final = frozenset({wire.AGENTS_PORT, wire.JOIN_PORT, wire.ADMIN_PORT})
-OWN_PORTS: Final = CONTROLLER_PORTS | {wire.OUTBOUND_PORT, wire.INBOUND_PORT, wire.DNS_PORT, wire.DNS_TCP_PORT}
+OWN_PORTS: Final = CONTROLLER_PORTS | wire.ENVOYS_PORTS | {wire.DNS_TCP_PORT}
 
 Address = IPv4Address | IPv6Address
 Prefix = IPv4Network | IPv6Network
@@ -92,7 +92,9 @@ class HostFloor:
         never_interfaces: where nothing is captured, in neither direction: so the owner says.
         max_scope: the widest that the owner allows.
         present: who is there of those that are named.
-        outbound_port: Envoy's listener for outbound TCP; another during a blue/green change. Same for the next two.
+        outbound_port: where the Envoy that serves now takes outbound TCP: two take turns. Same for the next two.
+        door_port: where it takes what is for the `doorways`; None: it binds them itself.
+        doorways: address ("" for all of the host's) and TCP port of what Envoy itself listens on.
     """
 
     envoy_uid: int
@@ -110,6 +112,8 @@ class HostFloor:
     outbound_port: int = wire.OUTBOUND_PORT
     inbound_port: int = wire.INBOUND_PORT
     dns_port: int = wire.DNS_PORT
+    door_port: int | None = None
+    doorways: frozenset[tuple[str, int]] = frozenset()
 
 
 class PlanError(ValueError):
@@ -219,7 +223,9 @@ def _by_family(texts: Iterable[str]) -> dict[int, tuple[Prefix, ...]]:
 
 def _sets(parts: _Parts) -> tuple[NamedSet, ...]:
     untouched = CONTROLLER_PORTS | {SSH_PORT} | parts.floor.ssh_ports
-    own = {parts.floor.outbound_port} if parts.floor.mtls_only else set()
+    # Both: while one of two Envoys drains, it still takes what comes to its own port.
+    outbound = {parts.floor.outbound_port, wire.OUTBOUND_PORT, wire.SECOND_OUTBOUND_PORT}
+    own = outbound if parts.floor.mtls_only else set()
     sets = [
         NamedSet("inbound_ports", KeyType.PORT, _ports(parts.inbound_ports | own), intervals=False),
         NamedSet("untouched_ports", KeyType.PORT, _ports(untouched), intervals=False),
@@ -248,12 +254,14 @@ def _chains(parts: _Parts) -> tuple[Chain, ...]:
     if parts.outbound.names_who:
         chains.append(Chain("nowhere", "filter", Hook.OUTPUT, BEHIND_NAT, tuple(_nowhere(parts))))
     if parts.request.dns:
-        chains.append(Chain("answers", "filter", Hook.OUTPUT, BEFORE_NAT, tuple(names.answers(parts.floor.dns_port))))
+        chains.append(Chain("answers", "filter", Hook.OUTPUT, BEFORE_NAT, tuple(_answers(parts))))
     return tuple(sorted(chains, key=lambda each: each.name))
 
 
 def _inbound(parts: _Parts) -> Iterator[Rule]:
     yield Rule((*words.from_loopback(), *words.RETURN))
+    for version, to_it in _doorways(parts):
+        yield Rule((*words.family(version), *to_it, *words.change_port(parts.floor.door_port or 0)), "to Envoy's door")
     # The owner's word holds for each port: who excludes an interface has said so of this host.
     yield from parts.inbound.owners_passes()
     if parts.inbound:
@@ -279,6 +287,7 @@ def _to_inbound(parts: _Parts, version: int, ports: str, condition: Words, comme
 
 
 def _outbound(parts: _Parts) -> Iterator[Rule]:
+    yield from _to_door(parts)
     yield from _of_envoy(parts)
     yield Rule((*words.tcp_port_in("untouched_ports"), *words.RETURN), "SSH and the controllers' ports")
     for text, port in sorted(parts.floor.controller):
@@ -322,6 +331,28 @@ def _nowhere(parts: _Parts) -> Iterator[Rule]:
         )
 
 
+def _doorways(parts: _Parts) -> Iterator[tuple[int, words.Words]]:
+    """Yield the family and the condition of connections to what Envoy itself listens on, if it is behind its door."""
+    if parts.floor.door_port is None:
+        return
+    for text, port in sorted(parts.floor.doorways):
+        for version in parts.families:
+            if not text:
+                yield version, (*words.to_local_address(), *words.tcp_port(port))
+            elif (address := _address(text)).version == version:
+                yield version, (*words.to_address(address), *words.tcp_port(port))
+
+
+def _to_door(parts: _Parts) -> Iterator[Rule]:
+    for version, to_it in _doorways(parts):
+        # Envoy's calls to programs of this host have a source of their own, and are none of a doorway's.
+        from_elsewhere = words.from_address(_INBOUND_SOURCE[version], inverted=True)
+        yield Rule(
+            (*words.family(version), *from_elsewhere, *to_it, *words.redirect(parts.floor.door_port or 0)),
+            "to Envoy's door",
+        )
+
+
 def _of_envoy(parts: _Parts) -> Iterator[Rule]:
     """Envoy's own traffic passes, but for its calls to a service of this very host.
 
@@ -356,6 +387,12 @@ def _to_proxy(parts: _Parts, version: int, set_prefix: str, condition: Words = (
             *words.redirect(parts.floor.outbound_port),
         ),
     )
+
+
+def _answers(parts: _Parts) -> Iterator[Rule]:
+    """Of both Envoys: what was asked before they took turns is answered after it."""
+    for port in sorted({wire.DNS_PORT, wire.SECOND_DNS_PORT, parts.floor.dns_port}):
+        yield from names.answers(port)
 
 
 def _address(text: str) -> Address:

@@ -86,11 +86,12 @@ def _set_lines(named_set: NamedSet) -> Iterator[str]:
     if named_set.intervals:
         yield "\t\tflags interval"
     if named_set.ranges:
-        yield f"\t\telements = {{ {', '.join(_members(named_set))} }}"
+        yield f"\t\telements = {{ {', '.join(members(named_set))} }}"
     yield "\t}"
 
 
-def _members(named_set: NamedSet) -> Iterator[str]:
+def members(named_set: NamedSet) -> Iterator[str]:
+    """Return what the set holds, each member in nft's words."""
     for first, last in named_set.ranges:
         match named_set.key:
             case KeyType.INTERFACE:
@@ -98,10 +99,10 @@ def _members(named_set: NamedSet) -> Iterator[str]:
             case KeyType.UID | KeyType.CGROUP:
                 yield str(int.from_bytes(first, sys.byteorder))
             case _:
-                yield _range(first, last)
+                yield range_text(first, last)
 
 
-def _range(first: bytes, last: bytes) -> str:
+def range_text(first: bytes, last: bytes) -> str:
     if first == last:
         return _number(first)
     if len(first) in {4, 16}:

@@ -9,13 +9,15 @@ from typing import Final
 
 from hostmesh_agent.listening import ports_of
 from hostmesh_agent.wire_fields import inside, merged, number
-from hostmesh_api.wire import DNS_PORT, DNS_TCP_PORT, INBOUND_PORT, OUTBOUND_PORT, ROOTS
+from hostmesh_api.wire import DNS_PORT, DNS_TCP_PORT, ENVOYS_PORTS, INBOUND_PORT, OUTBOUND_PORT, ROOTS
 
 STRICT: Final = "strict"
 PERMISSIVE: Final = "permissive"
 BLACK_HOLE: Final = "BlackHoleCluster"
 """Where whoever dials the listener itself gets: a cluster without endpoints."""
 OWN_PORTS: Final = frozenset({INBOUND_PORT, OUTBOUND_PORT, DNS_PORT})
+_SECOND_PORTS: Final = ENVOYS_PORTS - OWN_PORTS
+"""A listener that came for one of them would be looked at by nobody, and captured connections would lead to it."""
 
 # Numbers of fields: envoy/config/listener/v3/listener.proto and listener_components.proto.
 _CHAINS: Final = 3
@@ -73,6 +75,8 @@ class Entrance:
         """Return why Envoy must not listen on one of the ports; "" if it may on all."""
         if taken := ports & ssh:
             return f"SSH is served on port {_listed(taken)} of this host: Envoy must not take it"
+        if taken := ports & _SECOND_PORTS:
+            return f"port {_listed(taken)} is that of this host's other Envoy: the agent alone puts a listener there"
         if DNS_TCP_PORT in ports:
             return f"port {DNS_TCP_PORT} is the agent's own: it answers names over TCP there"
         if taken := ports & self.never:

@@ -29,6 +29,11 @@ class ClientStream:
         self._opened: set[str] = set()
         self._is_open = False
 
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a stream."""
+        return self._is_open
+
     def want(self, type_url: str, names: Iterable[str]) -> DeltaDiscoveryRequest | None:
         """Ask for more names; return the request to send if a stream is open and anything is new."""
         wanted = self._wanted.setdefault(type_url, set())

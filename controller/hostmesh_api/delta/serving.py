@@ -2,6 +2,7 @@
 
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from sys import intern
 
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest
 
@@ -15,6 +16,7 @@ from hostmesh_api.delta.messages import (
     Source,
     encode_response,
 )
+from hostmesh_api.wire import HELD_BACK
 
 
 @dataclass(slots=True)
@@ -58,7 +60,9 @@ class ServerStream:
     client costs memory for names only.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, at_most: int = 0) -> None:
+        """`at_most` bounds the names of one response; 0: any number."""
+        self._at_most = at_most
         self._types: dict[str, _Subscription] = {}
         """In the order in which they are pushed."""
         self._count = 0
@@ -75,7 +79,8 @@ class ServerStream:
             # An acknowledgement alone is what nearly all requests are: the rest of this took half of its time.
             return Received(type_url, (), (), acked, nacked)
         if first:
-            state.held.update(request.initial_resource_versions)
+            # Of thousands of clients that say the same, the words are kept once.
+            state.held.update((intern(name), intern(held)) for name, held in request.initial_resource_versions.items())
             state.must_answer = not state.held
             if not subscribe and type_url in WILDCARD_TYPES:
                 subscribe = (WILDCARD,)
@@ -97,7 +102,7 @@ class ServerStream:
         names, state.in_flight, state.nonce = state.in_flight, (), ""
         if not request.HasField("error_detail"):
             return names, None
-        if len(names) > 1:
+        if len(names) > 1 and not request.error_detail.message.startswith(HELD_BACK):
             state.alone.update(names)
             state.dirty.update(names)
             state.forced.update(names)
@@ -224,7 +229,10 @@ class ServerStream:
         sent: list[str] = []
         removed: list[str] = []
         waiting: set[str] = set()
-        for name in now:
+        for index, name in enumerate(now):
+            if self._at_most and len(sent) + len(removed) >= self._at_most:
+                now = now[:index]
+                break
             answer = source.answer(type_url, name)
             if answer is None:
                 waiting.add(name)

@@ -537,6 +537,7 @@ class Workload(_message.Message):
     PORTS_FIELD_NUMBER: _builtins.int
     PROBE_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
+    MORE_PROBES_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     name: _builtins.str
     service_account: _builtins.str
@@ -551,6 +552,10 @@ class Workload(_message.Message):
     def probe(self) -> Global___Probe:
         """How the agent tells whether the program is healthy; unset: it counts as healthy."""
 
+    @_builtins.property
+    def more_probes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NamedProbe]:
+        """Beside `probe`, which is named "readiness"; all must succeed."""
+
     def __init__(
         self,
         *,
@@ -561,14 +566,39 @@ class Workload(_message.Message):
         ports: _abc.Iterable[_builtins.int] | None = ...,
         probe: Global___Probe | None = ...,
         address: _builtins.str = ...,
+        more_probes: _abc.Iterable[Global___NamedProbe] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["probe", b"probe"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "name", b"name", "namespace", b"namespace", "ports", b"ports", "probe", b"probe", "service_account", b"service_account", "spiffe_id", b"spiffe_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "more_probes", b"more_probes", "name", b"name", "namespace", b"namespace", "ports", b"ports", "probe", b"probe", "service_account", b"service_account", "spiffe_id", b"spiffe_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Workload: _TypeAlias = Workload  # noqa: Y015
+
+@_typing.final
+class NamedProbe(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PROBE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Unique in its workload."""
+    @_builtins.property
+    def probe(self) -> Global___Probe: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        probe: Global___Probe | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["probe", b"probe"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "probe", b"probe"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NamedProbe: _TypeAlias = NamedProbe  # noqa: Y015
 
 @_typing.final
 class Probe(_message.Message):
@@ -685,10 +715,29 @@ class Probe(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class Systemd(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        UNIT_FIELD_NUMBER: _builtins.int
+        unit: _builtins.str
+        """A unit that is active is healthy."""
+        def __init__(
+            self,
+            *,
+            unit: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["unit", b"unit"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     HTTP_GET_FIELD_NUMBER: _builtins.int
     TCP_SOCKET_FIELD_NUMBER: _builtins.int
     EXEC_FIELD_NUMBER: _builtins.int
     GRPC_FIELD_NUMBER: _builtins.int
+    SYSTEMD_FIELD_NUMBER: _builtins.int
     INITIAL_DELAY_S_FIELD_NUMBER: _builtins.int
     TIMEOUT_S_FIELD_NUMBER: _builtins.int
     PERIOD_S_FIELD_NUMBER: _builtins.int
@@ -708,6 +757,8 @@ class Probe(_message.Message):
     def exec(self) -> Global___Probe.Exec: ...
     @_builtins.property
     def grpc(self) -> Global___Probe.Grpc: ...
+    @_builtins.property
+    def systemd(self) -> Global___Probe.Systemd: ...
     def __init__(
         self,
         *,
@@ -715,17 +766,18 @@ class Probe(_message.Message):
         tcp_socket: Global___Probe.TcpSocket | None = ...,
         exec: Global___Probe.Exec | None = ...,
         grpc: Global___Probe.Grpc | None = ...,
+        systemd: Global___Probe.Systemd | None = ...,
         initial_delay_s: _builtins.int = ...,
         timeout_s: _builtins.int = ...,
         period_s: _builtins.int = ...,
         success_threshold: _builtins.int = ...,
         failure_threshold: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["exec", b"exec", "grpc", b"grpc", "http_get", b"http_get", "tcp_socket", b"tcp_socket", "way", b"way"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["exec", b"exec", "grpc", b"grpc", "http_get", b"http_get", "systemd", b"systemd", "tcp_socket", b"tcp_socket", "way", b"way"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["exec", b"exec", "failure_threshold", b"failure_threshold", "grpc", b"grpc", "http_get", b"http_get", "initial_delay_s", b"initial_delay_s", "period_s", b"period_s", "success_threshold", b"success_threshold", "tcp_socket", b"tcp_socket", "timeout_s", b"timeout_s", "way", b"way"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exec", b"exec", "failure_threshold", b"failure_threshold", "grpc", b"grpc", "http_get", b"http_get", "initial_delay_s", b"initial_delay_s", "period_s", b"period_s", "success_threshold", b"success_threshold", "systemd", b"systemd", "tcp_socket", b"tcp_socket", "timeout_s", b"timeout_s", "way", b"way"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_way: _TypeAlias = _typing.Literal["http_get", "tcp_socket", "exec", "grpc"]  # noqa: Y015
+    _WhichOneofReturnType_way: _TypeAlias = _typing.Literal["http_get", "tcp_socket", "exec", "grpc", "systemd"]  # noqa: Y015
     _WhichOneofArgType_way: _TypeAlias = _typing.Literal["way", b"way"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_way) -> _WhichOneofReturnType_way | None: ...
 
@@ -1229,6 +1281,7 @@ class HostReport(_message.Message):
     AGENT_FIELD_NUMBER: _builtins.int
     MACHINE_FIELD_NUMBER: _builtins.int
     TRUST_FIELD_NUMBER: _builtins.int
+    WITHDRAWN_FIELD_NUMBER: _builtins.int
     FLOWS_FIELD_NUMBER: _builtins.int
     host_certificate_not_after: _builtins.int
     """PEM leaf expiry of the host certificate, seconds since the epoch."""
@@ -1238,6 +1291,8 @@ class HostReport(_message.Message):
     """
     machine: _builtins.str
     """Hash of what tells the machine from others; for people. "" where it cannot be told."""
+    withdrawn: _builtins.str
+    """Why no caller is to use this host's workloads, though their programs may be well; "" if they may."""
     @_builtins.property
     def facts(self) -> Global___HostFacts: ...
     @_builtins.property
@@ -1281,11 +1336,12 @@ class HostReport(_message.Message):
         agent: _builtins.str = ...,
         machine: _builtins.str = ...,
         trust: Global___TrustState | None = ...,
+        withdrawn: _builtins.str = ...,
         flows: Global___ObservedFlows | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "capture", b"capture", "envoy", b"envoy", "facts", b"facts", "flows", b"flows", "load", b"load", "trust", b"trust"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "calls", b"calls", "capture", b"capture", "envoy", b"envoy", "facts", b"facts", "flows", b"flows", "host_certificate_not_after", b"host_certificate_not_after", "leases", b"leases", "listening", b"listening", "load", b"load", "machine", b"machine", "problems", b"problems", "trust", b"trust"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "calls", b"calls", "capture", b"capture", "envoy", b"envoy", "facts", b"facts", "flows", b"flows", "host_certificate_not_after", b"host_certificate_not_after", "leases", b"leases", "listening", b"listening", "load", b"load", "machine", b"machine", "problems", b"problems", "trust", b"trust", "withdrawn", b"withdrawn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1527,6 +1583,7 @@ class WorkloadLease(_message.Message):
     CERTIFICATE_NOT_AFTER_FIELD_NUMBER: _builtins.int
     HEALTH_FIELD_NUMBER: _builtins.int
     HEALTH_REASON_FIELD_NUMBER: _builtins.int
+    PROBES_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     name: _builtins.str
     ready: _builtins.bool
@@ -1541,6 +1598,10 @@ class WorkloadLease(_message.Message):
     def captured_ports(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Ports that are captured now."""
 
+    @_builtins.property
+    def probes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProbeState]:
+        """What is thought of each of its probes."""
+
     def __init__(
         self,
         *,
@@ -1551,14 +1612,41 @@ class WorkloadLease(_message.Message):
         certificate_not_after: _builtins.int = ...,
         health: Global___WorkloadLease.Health.ValueType = ...,
         health_reason: _builtins.str = ...,
+        probes: _abc.Iterable[Global___ProbeState] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["captured_ports", b"captured_ports", "certificate_not_after", b"certificate_not_after", "health", b"health", "health_reason", b"health_reason", "name", b"name", "namespace", b"namespace", "ready", b"ready"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["captured_ports", b"captured_ports", "certificate_not_after", b"certificate_not_after", "health", b"health", "health_reason", b"health_reason", "name", b"name", "namespace", b"namespace", "probes", b"probes", "ready", b"ready"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WorkloadLease: _TypeAlias = WorkloadLease  # noqa: Y015
+
+@_typing.final
+class ProbeState(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    HEALTHY_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    healthy: _builtins.bool
+    reason: _builtins.str
+    """The last failure; also of a healthy one that has failed since, but not often enough."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        healthy: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["healthy", b"healthy", "name", b"name", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProbeState: _TypeAlias = ProbeState  # noqa: Y015
 
 @_typing.final
 class EnvoyState(_message.Message):
@@ -1569,12 +1657,24 @@ class EnvoyState(_message.Message):
     PID_FIELD_NUMBER: _builtins.int
     RESTARTS_FIELD_NUMBER: _builtins.int
     LAST_EXIT_FIELD_NUMBER: _builtins.int
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
+    PUT_BACK_FIELD_NUMBER: _builtins.int
+    HUNG_FIELD_NUMBER: _builtins.int
     state: _builtins.str
     """starting, live, down, held"""
     version: _builtins.str
     pid: _builtins.int
     restarts: _builtins.int
     last_exit: _builtins.str
+    instance: _builtins.str
+    """Which of the host's two Envoys serves: blue or green."""
+    stage: _builtins.str
+    """How far a change from one to the other is: steady, warming, probation, draining."""
+    put_back: _builtins.str
+    """Why what was to run does not: it was tried, and the one before was put back. "" if nothing was."""
+    hung: _builtins.bool
+    """It has not answered for so long that callers are sent elsewhere."""
     def __init__(
         self,
         *,
@@ -1583,10 +1683,14 @@ class EnvoyState(_message.Message):
         pid: _builtins.int = ...,
         restarts: _builtins.int = ...,
         last_exit: _builtins.str = ...,
+        instance: _builtins.str = ...,
+        stage: _builtins.str = ...,
+        put_back: _builtins.str = ...,
+        hung: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_exit", b"last_exit", "pid", b"pid", "restarts", b"restarts", "state", b"state", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hung", b"hung", "instance", b"instance", "last_exit", b"last_exit", "pid", b"pid", "put_back", b"put_back", "restarts", b"restarts", "stage", b"stage", "state", b"state", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1600,6 +1704,11 @@ class CaptureState(_message.Message):
     BACKEND_FIELD_NUMBER: _builtins.int
     RULES_HASH_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    ALARM_FIELD_NUMBER: _builtins.int
+    ALARM_REASON_FIELD_NUMBER: _builtins.int
+    UNDONE_AT_FIELD_NUMBER: _builtins.int
+    DRIFT_FIELD_NUMBER: _builtins.int
+    TRIAL_UNTIL_FIELD_NUMBER: _builtins.int
     GAPS_FIELD_NUMBER: _builtins.int
     MISSING_FIELD_NUMBER: _builtins.int
     REFUSED_FIELD_NUMBER: _builtins.int
@@ -1610,6 +1719,19 @@ class CaptureState(_message.Message):
     rules_hash: _builtins.str
     """Hash of the rules as they were read back from the kernel."""
     error: _builtins.str
+    alarm: _builtins.str
+    """Of a change that did harm and was undone, or of a trial that nobody confirmed: nothing more is captured until the
+    owner of the host says so. "" if there is none.
+    """
+    alarm_reason: _builtins.str
+    undone_at: _builtins.int
+    """Seconds since the epoch; 0 if there is no alarm."""
+    trial_until: _builtins.int
+    """Until when a trial waits for its confirmation, seconds since the epoch; 0 if there is none."""
+    @_builtins.property
+    def drift(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """How another program last changed the rules, one part a line, and last which program."""
+
     @_builtins.property
     def gaps(self) -> _containers.RepeatedCompositeFieldContainer[Global___CaptureGap]:
         """Of each direction that was without a proxy since the agent runs: the last such time."""
@@ -1629,13 +1751,18 @@ class CaptureState(_message.Message):
         backend: _builtins.str = ...,
         rules_hash: _builtins.str = ...,
         error: _builtins.str = ...,
+        alarm: _builtins.str = ...,
+        alarm_reason: _builtins.str = ...,
+        undone_at: _builtins.int = ...,
+        drift: _abc.Iterable[_builtins.str] | None = ...,
+        trial_until: _builtins.int = ...,
         gaps: _abc.Iterable[Global___CaptureGap] | None = ...,
         missing: _abc.Iterable[_builtins.str] | None = ...,
         refused: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "error", b"error", "gaps", b"gaps", "missing", b"missing", "refused", b"refused", "rules_hash", b"rules_hash", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "alarm_reason", b"alarm_reason", "backend", b"backend", "drift", b"drift", "error", b"error", "gaps", b"gaps", "missing", b"missing", "refused", b"refused", "rules_hash", b"rules_hash", "state", b"state", "trial_until", b"trial_until", "undone_at", b"undone_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1668,3 +1795,155 @@ class ReportResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReportResponse: _TypeAlias = ReportResponse  # noqa: Y015
+
+@_typing.final
+class ColdPage(_message.Message):
+    """One page of the cold copy: the services of one bucket of host names, see hostmesh_api.cold."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVICES_FIELD_NUMBER: _builtins.int
+    ZLIB_FIELD_NUMBER: _builtins.int
+    services: _builtins.int
+    zlib: _builtins.bytes
+    """ColdContent, compressed."""
+    def __init__(
+        self,
+        *,
+        services: _builtins.int = ...,
+        zlib: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["services", b"services", "zlib", b"zlib"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ColdPage: _TypeAlias = ColdPage  # noqa: Y015
+
+@_typing.final
+class ColdContent(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVICES_FIELD_NUMBER: _builtins.int
+    ENDPOINTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def services(self) -> _containers.RepeatedCompositeFieldContainer[Global___ColdService]:
+        """Of a page of configuration."""
+
+    @_builtins.property
+    def endpoints(self) -> _containers.RepeatedCompositeFieldContainer[Global___ColdResource]:
+        """Of a page of endpoints: ClusterLoadAssignment."""
+
+    def __init__(
+        self,
+        *,
+        services: _abc.Iterable[Global___ColdService] | None = ...,
+        endpoints: _abc.Iterable[Global___ColdResource] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoints", b"endpoints", "services", b"services"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ColdContent: _TypeAlias = ColdContent  # noqa: Y015
+
+@_typing.final
+class ColdService(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOSTNAME_FIELD_NUMBER: _builtins.int
+    HOSTS_FIELD_NUMBER: _builtins.int
+    VIRTUAL_HOSTS_FIELD_NUMBER: _builtins.int
+    CLUSTERS_FIELD_NUMBER: _builtins.int
+    hostname: _builtins.str
+    @_builtins.property
+    def hosts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What programs may call it: names, short names, addresses."""
+
+    @_builtins.property
+    def virtual_hosts(self) -> _containers.RepeatedCompositeFieldContainer[Global___ColdVirtualHost]: ...
+    @_builtins.property
+    def clusters(self) -> _containers.RepeatedCompositeFieldContainer[Global___ColdResource]: ...
+    def __init__(
+        self,
+        *,
+        hostname: _builtins.str = ...,
+        hosts: _abc.Iterable[_builtins.str] | None = ...,
+        virtual_hosts: _abc.Iterable[Global___ColdVirtualHost] | None = ...,
+        clusters: _abc.Iterable[Global___ColdResource] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clusters", b"clusters", "hostname", b"hostname", "hosts", b"hosts", "virtual_hosts", b"virtual_hosts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ColdService: _TypeAlias = ColdService  # noqa: Y015
+
+@_typing.final
+class ColdVirtualHost(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PORT_FIELD_NUMBER: _builtins.int
+    REST_FIELD_NUMBER: _builtins.int
+    port: _builtins.int
+    rest: _builtins.bytes
+    """VirtualHost without name and domains."""
+    def __init__(
+        self,
+        *,
+        port: _builtins.int = ...,
+        rest: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["port", b"port", "rest", b"rest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ColdVirtualHost: _TypeAlias = ColdVirtualHost  # noqa: Y015
+
+@_typing.final
+class ColdResource(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMES_FIELD_NUMBER: _builtins.int
+    REST_FIELD_NUMBER: _builtins.int
+    rest: _builtins.bytes
+    """The message without its name."""
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Resources that differ in their names alone."""
+
+    def __init__(
+        self,
+        *,
+        names: _abc.Iterable[_builtins.str] | None = ...,
+        rest: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["names", b"names", "rest", b"rest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ColdResource: _TypeAlias = ColdResource  # noqa: Y015
+
+@_typing.final
+class Confirmation(_message.Message):
+    """An operator wants what an agent holds back; each confirmation has a version of its own."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Confirmation: _TypeAlias = Confirmation  # noqa: Y015

@@ -21,7 +21,8 @@ class HostView:
     """One registered host.
 
     `proxy` is None while it is not connected, `workloads` are "namespace/name", `group` is the WorkloadGroup that it is
-    a member of, "namespace/name", None for none.
+    a member of, "namespace/name", None for none. `lease` is what is known of it (`leases.Sign`), `missing_since` the
+    last sign of life of one that has no stream.
     """
 
     name: str
@@ -32,6 +33,9 @@ class HostView:
     workloads: tuple[str, ...]
     group: str | None = None
     standing: Standing = field(default_factory=Standing)
+    lease: str = ""
+    missing_since: datetime | None = None
+    envoy_down: bool = False
 
     @property
     def unhealthy(self) -> Mapping[str, str]:
@@ -73,6 +77,9 @@ def host_body(view: HostView) -> dict[str, Any]:
         "labels": dict(view.labels),
         "state": view.phase,
         "connected": view.proxy is not None,
+        "lease": view.lease,
+        "missing_since": moment(view.missing_since),
+        "envoy_down": view.envoy_down,
         "workloads": list(view.workloads),
         "ready": list(view.ready),
         "unhealthy": dict(view.unhealthy),
@@ -112,6 +119,9 @@ def proxy_body(view: HostView, now: datetime) -> dict[str, Any]:
         "state": view.phase,
         "denied_because": view.standing.reason or None,
         "connected": proxy is not None,
+        "lease": view.lease,
+        "missing_since": moment(view.missing_since),
+        "envoy_down": view.envoy_down,
         "peer": proxy.peer if proxy else None,
         "since": moment(proxy.since) if proxy else None,
         "settled": proxy.settled if proxy else False,

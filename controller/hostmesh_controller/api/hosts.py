@@ -1,6 +1,7 @@
 """Hosts: what is known of them, how they come in and how they are put out."""
 
 import asyncio
+from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -72,6 +73,18 @@ async def readmit_host(host: str, parts: Using, who: Admin) -> dict[str, Any]:
     return host_body(await view_of(parts, who, host))
 
 
+@router.post("/hosts/{host}/confirm")
+async def confirm_host(host: str, parts: Using, who: Admin) -> dict[str, Any]:
+    """Tell a host's agent to take the configuration that it holds back, because it takes most of what it had away."""
+    view = await view_of(parts, who, host)
+    if not parts.hub.confirm(host, parts.now()):
+        message = f"host {host!r} is not connected, or holds nothing back; see: hostmesh proxy status"
+        raise ApiError(HTTPStatus.CONFLICT, "nothing_held_back", message)
+    key = ObjectKey("Host", "", host)
+    await asyncio.to_thread(partial(parts.store.add_event, "host.confirm", key, actor=who.actor, now=parts.now()))
+    return host_body(view)
+
+
 @router.post("/register")
 async def register(request: RegisterRequest, parts: Using, who: Admin) -> dict[str, Any]:
     """Make the Host, its WorkloadEntry if it has one, and a join string, which is in this answer and never again."""
@@ -136,7 +149,7 @@ async def view_of(parts: Parts, who: Principal, host: str) -> HostView:
 
 
 async def _view(parts: Parts, item: ApiObject, proxies: dict[str, Any]) -> HostView:
-    name = item.key.name
+    name, leases = item.key.name, parts.registrar.leases
     return HostView(
         name=name,
         spec=item.spec.to_dict(),
@@ -145,5 +158,8 @@ async def _view(parts: Parts, item: ApiObject, proxies: dict[str, Any]) -> HostV
         proxy=proxies.get(name),
         group=item.metadata.annotations.get(MEMBER_OF),
         standing=parts.registrar.enrolments.standing(name),
+        lease=str(leases.leases.sign(name)),
+        missing_since=leases.missing_since(name, parts.now()),
+        envoy_down=leases.leases.is_stalled(name),
         workloads=tuple(f"{each.key.namespace}/{each.key.name}" for each in parts.registrar.mesh.workloads_of(name)),
     )

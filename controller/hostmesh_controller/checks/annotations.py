@@ -5,7 +5,9 @@ from typing import Final, NamedTuple
 
 from hostmesh_controller.checks.finding import Finding
 from hostmesh_controller.model import ApiObject, Path
+from hostmesh_controller.model.workloads import WorkloadGroupSpec
 from hostmesh_controller.suggest import did_you_mean
+from hostmesh_controller.workload_annotations import problems
 
 SUPPRESS: Final = "galley.istio.io/analyze-suppress"
 """Codes of findings that the author of an object does not want to hear of."""
@@ -97,6 +99,7 @@ _CHECKED: Final[Mapping[str, str]] = {
 
 def check_annotations(item: ApiObject) -> Iterator[Finding]:
     """Yield annotations of Istio's that nobody knows, that are at the wrong kind, or that are on their way out."""
+    yield from _check_own(item)
     kind = _CHECKED.get(item.key.kind)
     for name in item.metadata.annotations if kind else ():
         if not _is_istios(name) or name in _IGNORED:
@@ -112,6 +115,18 @@ def check_annotations(item: ApiObject) -> Iterator[Finding]:
         if known.kinds and kind not in known.kinds and item.key.kind not in known.kinds:
             message = f"this annotation has a meaning at {' and '.join(known.kinds)} only; remove it"
             yield Finding(path, message, "misplaced-annotation", istio_code="IST0107")
+
+
+def _check_own(item: ApiObject) -> Iterator[Finding]:
+    """Yield what is wrong with ours, at a WorkloadEntry or at the WorkloadGroup that gives it to its members."""
+    at: Path = ("metadata", "annotations")
+    annotations = item.metadata.annotations
+    if isinstance(item.spec, WorkloadGroupSpec):
+        at, annotations = ("spec", *at), item.spec.metadata.annotations
+    elif item.key.kind != "WorkloadEntry":
+        return
+    for name, message in problems(annotations):
+        yield Finding((*at, name), message, "annotation", "error")
 
 
 def _is_istios(name: str) -> bool:

@@ -75,6 +75,7 @@ def list_hosts(ctx: typer.Context, output: Output = Format.TABLE) -> None:
             each["addresses"],
             each["state"],
             each["connected"],
+            each["lease"],
             f"{len(each['ready'])}/{len(each['workloads'])}",
             f"{len(each['workloads']) - len(each['unhealthy'])}/{len(each['workloads'])}",
             each["group"],
@@ -83,7 +84,7 @@ def list_hosts(ctx: typer.Context, output: Output = Format.TABLE) -> None:
         for each in items
     ]
     table(
-        ("NAME", "ADDRESSES", "STATE", "CONNECTED", "READY", "HEALTHY", "GROUP", "LAST REPORT"),
+        ("NAME", "ADDRESSES", "STATE", "CONNECTED", "LEASE", "READY", "HEALTHY", "GROUP", "LAST REPORT"),
         rows,
         empty="no hosts are registered",
     )
@@ -157,6 +158,19 @@ def readmit(
         emit(result, output)
         return
     typer.echo(f"host/{host} may join again; next: hostmesh token create {host}, and on the host: join --force")
+
+
+@app.command("confirm")
+def confirm(
+    ctx: typer.Context, host: Annotated[str, typer.Argument(metavar="HOST")], output: Output = Format.TABLE
+) -> None:
+    """Let a host take the configuration that it holds back, because it takes most of what it had away."""
+    connection: Connection = ctx.obj
+    result = connection.post(f"/v1/hosts/{part(host)}/confirm", {})
+    if output is not Format.TABLE:
+        emit(result, output)
+        return
+    say(f"host/{host} takes what it held back")
 
 
 def _pair(text: str, option: str) -> tuple[str, str]:

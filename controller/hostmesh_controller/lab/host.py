@@ -158,6 +158,9 @@ def _wish(layout: Layout, lab: LabFacts, host: HostFacts) -> dict[str, Any]:
 
 def stop(layout: Layout, lab: LabFacts, host: HostFacts, number: signal.Signals) -> None:
     """End the host as a shutdown (SIGTERM) or a power cut (SIGKILL) would; its disk stays."""
+    if number is signal.SIGKILL:
+        # A host without power says no goodbye: its kernel must not end its connections where others hear it.
+        _drop_link(world.space_of(layout, lab), host)
     end(disk.read_process(layout.host(host.name).init), number, _STOP_S)
     _drop_link(world.space_of(layout, lab), host)
 

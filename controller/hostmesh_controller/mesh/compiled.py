@@ -26,6 +26,7 @@ from hostmesh_controller.model.services import ServiceSpec
 from hostmesh_controller.model.workloads import GROUP_ANNOTATION, ServiceEntrySpec, WorkloadEntrySpec
 from hostmesh_controller.model.workloads import Workload as WorkloadSpec
 from hostmesh_controller.names import canonical_address, canonical_prefix, is_single, service_hostname, virtual_address
+from hostmesh_controller.workload_annotations import by_cores, probes
 
 EVERYWHERE: Final = frozenset({"*"})
 DEFAULT_SERVICE_ACCOUNT: Final = "default"
@@ -174,10 +175,16 @@ def compile_workload(item: ApiObject) -> Workload | None:
     spec = item.spec
     assert isinstance(spec, WorkloadEntrySpec)
     made = _workload(WorkloadKey(item.key.namespace, item.key.name), spec, dict(item.metadata.labels))
-    group = item.metadata.annotations.get(GROUP_ANNOTATION)
-    if made is None or not group:
+    annotations = item.metadata.annotations
+    if made is None or not annotations:
         return made
-    return replace(made, group=ObjectKey("WorkloadGroup", item.key.namespace, group))
+    group = annotations.get(GROUP_ANNOTATION)
+    return replace(
+        made,
+        group=ObjectKey("WorkloadGroup", item.key.namespace, group) if group else None,
+        by_cores=not spec.weight and by_cores(annotations),
+        probes=probes(annotations),
+    )
 
 
 def compile_inline_workloads(item: ApiObject) -> tuple[Workload, ...]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from hostmesh_api.wire import INBOUND_PORT, OUTBOUND_PORT
+from hostmesh_api.wire import ENVOYS_TCP_PORTS
 from hostmesh_controller.mesh.gateways import (
     ANY_ADDRESS,
     CREDENTIAL,
@@ -153,7 +153,7 @@ class _Merge:
             port.taken.update(served.hosts)
 
     def _problem(self, served: Served, server: Server) -> str:
-        if served.port in {OUTBOUND_PORT, INBOUND_PORT}:
+        if served.port in ENVOYS_TCP_PORTS:
             return f"port {served.port} is Envoy's own"
         port = self.ports.get(_place(served))
         if port is None:

@@ -110,13 +110,19 @@ class Mesh:
         return self.viewers.get(host, NO_VIEWER)
 
     def probe_of(self, workload: Workload) -> Probe | None:
-        """Return how it is told whether a workload is healthy; None: it counts as healthy."""
+        """Return the probe that a workload's group says it has; None: it says none."""
         group = None if workload.group is None else self.objects.get(workload.group)
         return group.spec.probe if group is not None and isinstance(group.spec, WorkloadGroupSpec) else None
 
+    def has_probes(self, workload: Workload) -> bool:
+        """Tell whether it is looked at whether a workload is healthy; if not, it counts as healthy."""
+        return bool(workload.probes) or self.probe_of(workload) is not None
+
     def is_healthy(self, workload: Workload) -> bool:
-        """Tell whether a workload's program is well: it has no probe, or its host's agent says so."""
-        if workload.host is None or self.probe_of(workload) is None:
+        """Tell whether a workload can be called: its host is in use, and its program well as far as is known."""
+        if workload.host is not None and self.runtime_of(workload.host).withdrawn:
+            return False
+        if workload.host is None or not self.has_probes(workload):
             return True
         return workload.key in self.runtime_of(workload.host).healthy
 

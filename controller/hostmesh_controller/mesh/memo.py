@@ -23,9 +23,13 @@ class Memo:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def entry(self, key: Hashable) -> tuple[tuple[object, ...], Any] | None:
+        """Return the inputs of what is kept under a key, and the result."""
+        return self._entries.get(key)
+
     def get(self, key: Hashable, inputs: tuple[object, ...], make: Callable[[], T]) -> T:
         """Return `make()`, or its earlier result for the same key and the identical inputs (a fixed number of them)."""
-        entry = self._entries.get(key)
+        entry = self.entry(key)
         if entry is not None and all(map(_is, entry[0], inputs)):
             result: T = entry[1]
             return result
@@ -38,7 +42,7 @@ class Memo:
 
         It may start from them: what it returns must follow from the new inputs alone all the same.
         """
-        entry = self._entries.get(key)
+        entry = self.entry(key)
         if entry is not None and all(map(_is, entry[0], inputs)):
             result: T = entry[1]
             return result
@@ -48,7 +52,7 @@ class Memo:
 
     def same(self, key: Hashable, value: T) -> T:
         """Return the object that was kept under the key if it equals `value`, else keep and return that."""
-        entry = self._entries.get(key)
+        entry = self.entry(key)
         if entry is not None and entry[1] == value:
             known: T = entry[1]
             return known
@@ -59,6 +63,23 @@ class Memo:
         if len(self._entries) >= _MAX_ENTRIES:
             self._entries.clear()
         self._entries[key] = (inputs, result)
+
+
+class Scratch(Memo):
+    """A memo that knows what another one keeps, and forgets all else when it is dropped.
+
+    For what is looked at once and is too much to be kept.
+    """
+
+    __slots__ = ("_base",)
+
+    def __init__(self, base: Memo) -> None:
+        super().__init__()
+        self._base = base
+
+    def entry(self, key: Hashable) -> tuple[tuple[object, ...], Any] | None:
+        own = self._entries.get(key)
+        return self._base.entry(key) if own is None else own
 
 
 def _is(left: object, right: object) -> bool:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from hostmesh_controller.model.mesh_config import MeshConfigSpec
 from hostmesh_controller.model.objects import ObjectKey
+from hostmesh_controller.model.probes import NamedProbe
 from hostmesh_controller.model.protocols import Protocol
 
 
@@ -54,6 +55,8 @@ class HostRuntime:
     every port. `healthy` are the workloads whose program is well as far as the agent knows; it decides about those
     that have a probe. `expelled`: it was denied and has not joined since; `denied` are its enrolments whose
     certificates must be refused. `locality` is where the host's agent says that it is (`region/zone`), "" for unknown.
+    `silent`: it seems to be dead; `stalled`: its Envoy is down, so what is captured is served by nobody. `cpus` is 0
+    where it is not known.
     """
 
     joined: bool = False
@@ -62,12 +65,21 @@ class HostRuntime:
     captured: frozenset[int] | None = None
     healthy: frozenset[tuple[str, str]] = frozenset()
     expelled: bool = False
+    withdrawn: bool = False
+    """Its agent says that nobody is to call it: it is drained, or its Envoy hangs."""
     denied: frozenset[str] = frozenset()
     locality: str = ""
+    silent: bool = False
+    stalled: bool = False
+    cpus: int = 0
 
     def serves(self, workload: tuple[str, str], port: int) -> bool:
         """Tell whether mutual TLS is served on a workload's own port."""
         return self.joined and workload in self.ready and (self.captured is None or port in self.captured)
+
+    def is_away(self, port: int) -> bool:
+        """Tell whether nobody answers on a port, as far as is known."""
+        return self.silent or (self.stalled and (self.captured is None or port in self.captured))
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +178,7 @@ class Workload:
     `host` is None outside the mesh; `owner` is the ServiceEntry it stands in; `group` the WorkloadGroup that it was
     made from, which says how it is probed. An endpoint inside a ServiceEntry that declares no service account has that
     of the WorkloadEntry on one of its ports `adopting` (None: it declares one), in `account_namespace` (None: its own).
+    `by_cores`: its weight is the number of its host's cores, once that is known. `probes` are those of its own.
     """
 
     key: WorkloadKey
@@ -180,6 +193,8 @@ class Workload:
     group: ObjectKey | None = None
     adopting: frozenset[int] | None = None
     account_namespace: str | None = None
+    by_cores: bool = False
+    probes: tuple[NamedProbe, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +252,10 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where one port of a service can be reached. `tls`: with the mesh's mutual TLS."""
+    """Where one port of a service can be reached. `tls`: with the mesh's mutual TLS.
+
+    `away`: nobody seems to answer there. It is called only where there is no other.
+    """
 
     address: str
     port: int
@@ -245,6 +263,7 @@ class Endpoint:
     weight: int
     locality: str
     tls: bool
+    away: bool = False
 
 
 @dataclass(frozen=True, slots=True)

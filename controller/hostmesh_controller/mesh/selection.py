@@ -75,7 +75,8 @@ def member(mesh: Mesh, service: Service, workload: Workload) -> Member:
 
     A workload that is not ready yet is called in plaintext where its policy allows that, and left out where not. One
     that is not healthy is left out, as in Istio, and one on a host that was expelled; its identity stays, so that
-    clusters do not change with either.
+    clusters do not change with either. Where a host is dead its endpoints stay, marked: they are called if there is no
+    other.
     """
     if workload.host is not None and mesh.runtime_of(workload.host).expelled:
         return Member({}, None if service.external else identity_of(workload, mesh.settings.trust_domain).uri)
@@ -84,6 +85,7 @@ def member(mesh: Mesh, service: Service, workload: Workload) -> Member:
     if not mesh.is_healthy(workload):
         return Member({}, identity_of(workload, mesh.settings.trust_domain).uri)
     endpoints: dict[int, Endpoint] = {}
+    runtime = mesh.runtime_of(workload.host)
     for number, endpoint in _plain(mesh, service, workload):
         gateway = mesh.gateways.get(workload.host, NO_GATEWAYS).listens(endpoint.address, endpoint.port)
         mode = mesh.mode_of(workload, endpoint.port) if gateway is None else Mode.PERMISSIVE
@@ -92,7 +94,13 @@ def member(mesh: Mesh, service: Service, workload: Workload) -> Member:
             tls = gateway.demands_mesh_tls
         if tls or mode is not Mode.STRICT:
             endpoints[number] = Endpoint(
-                endpoint.address, endpoint.port, endpoint.labels, endpoint.weight, endpoint.locality, tls
+                endpoint.address,
+                endpoint.port,
+                endpoint.labels,
+                endpoint.weight,
+                endpoint.locality,
+                tls,
+                away=runtime.is_away(endpoint.port),
             )
     return Member(endpoints, identity_of(workload, mesh.settings.trust_domain).uri)
 
@@ -102,9 +110,11 @@ def _plain(mesh: Mesh, service: Service, workload: Workload) -> Iterator[tuple[i
     if service.resolution is Resolution.STATIC and not address.startswith(UNIX) and canonical_address(address) is None:
         # A name is nothing that can be called: it is for services that look their endpoints up.
         return
-    if not locality and workload.host is not None:
-        locality = mesh.hosts[workload.host].locality or mesh.reported_locality(workload.host)
+    weight = workload.weight
+    if workload.host is not None:
+        locality = locality or mesh.hosts[workload.host].locality or mesh.reported_locality(workload.host)
+        weight = (workload.by_cores and mesh.runtime_of(workload.host).cpus) or weight
     for port in service.ports:
         number = endpoint_port(port, workload.ports)
         if number is not None:
-            yield port.number, Endpoint(address, number, workload.labels, workload.weight, locality, tls=False)
+            yield port.number, Endpoint(address, number, workload.labels, weight, locality, tls=False)

@@ -45,11 +45,17 @@ def _take_runtime(step: Step, runtime: Mapping[str, HostRuntime]) -> None:
         if old.ipv6 != new.ipv6 or moved:
             step.touched_hosts.add(host)
         here = step.old.workloads_by_host.get(host, frozenset())
-        if moved or (old.joined, old.captured, old.expelled) != (new.joined, new.captured, new.expelled):
+        if moved or _of_all_workloads(old) != _of_all_workloads(new):
             step.recheck.update(here)
         else:
             differ = (old.ready ^ new.ready) | (old.healthy ^ new.healthy)
             step.recheck.update(key for key in here if key in differ)
+
+
+def _of_all_workloads(runtime: HostRuntime) -> tuple[object, ...]:
+    """Return what is true of every workload on a host, and decides about their endpoints."""
+    away = (runtime.silent, runtime.stalled, runtime.withdrawn)
+    return runtime.joined, runtime.captured, runtime.expelled, away, runtime.cpus
 
 
 def hosts_that_differ(old: Mapping[str, HostRuntime], new: Mapping[str, HostRuntime]) -> Iterable[str]:

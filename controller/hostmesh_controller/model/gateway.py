@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, Field, model_validator
 
-from hostmesh_api.wire import INBOUND_PORT, OUTBOUND_PORT
+from hostmesh_api.wire import ENVOYS_TCP_PORTS
 from hostmesh_controller.model.domains import is_ip
 from hostmesh_controller.model.listeners import UNIX, Bind, Protocol, check_full_host, is_http, is_tls
 from hostmesh_controller.model.schema import LabelKey, LabelValue, Spec, Unsigned, as_fault, check_label, fault
@@ -55,7 +55,7 @@ class Server(Spec):
             raise fault("not-supported", "a gateway's callers are on other hosts: it listens on ports alone", "bind")
         if not 1 <= number <= _PORT_MAX:
             raise fault("port", f"must be between 1 and {_PORT_MAX}, found {number}", "port", "number")
-        if number in {OUTBOUND_PORT, INBOUND_PORT}:
+        if number in ENVOYS_TCP_PORTS:
             message = f"port {number} is Envoy's own on every host of the mesh: use another"
             raise fault("port", message, "port", "number")
         return self

@@ -1,8 +1,9 @@
-"""How the agent tells whether a workload is ready, as a WorkloadGroup says."""
+"""How the agent tells whether a workload is ready, as a WorkloadGroup or an annotation of a WorkloadEntry says."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
+from pydantic.alias_generators import to_camel
 
 from hostmesh_controller.model.schema import Count, Port, Spec, at_most_one, fault, given
 
@@ -44,8 +45,18 @@ class GrpcProbe(Spec):
     service: str = ""
 
 
+class SystemdProbe(Spec):
+    """Ask systemd: a unit that is active is healthy."""
+
+    unit: Annotated[
+        str, Field(pattern=r"^[A-Za-z0-9:_.\\@-]+\.(service|socket|target|mount|path|timer)$", max_length=255)
+    ]
+
+
 class Probe(Spec):
-    """How the agent tells whether a workload is healthy: one of four ways, and when. None is Kubernetes' default."""
+    """How the agent tells whether a workload is healthy: one of these ways, and when. None is Kubernetes' default."""
+
+    ways: ClassVar[tuple[str, ...]] = ("http_get", "tcp_socket", "exec", "grpc")
 
     http_get: HttpProbe | None = None
     tcp_socket: TcpProbe | None = None
@@ -59,8 +70,32 @@ class Probe(Spec):
 
     @model_validator(mode="after")
     def _one_way(self) -> "Probe":
-        ways = ("http_get", "tcp_socket", "exec", "grpc")
-        at_most_one(self, *ways)
-        if not given(self, *ways):
-            raise fault("missing", "give one of httpGet, tcpSocket, exec and grpc")
+        at_most_one(self, *self.ways)
+        if not given(self, *self.ways):
+            *most, last = map(to_camel, self.ways)
+            raise fault("missing", f"give one of {', '.join(most)} and {last}")
+        return self
+
+
+class NamedProbe(Probe):
+    """One of several probes of a workload. Istio's, and beside it a systemd unit."""
+
+    ways = (*Probe.ways, "systemd")
+    name: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)] = ""
+    systemd: SystemdProbe | None = None
+
+
+class ProbeList(Spec):
+    """All must succeed."""
+
+    probes: Annotated[tuple[NamedProbe, ...], Field(min_length=1, max_length=16)]
+
+    @model_validator(mode="after")
+    def _told_apart(self) -> "ProbeList":
+        names = [each.name for each in self.probes]
+        for index, name in enumerate(names):
+            if len(names) > 1 and not name:
+                raise fault("missing", "give each of several probes a name", "probes", index, "name")
+            if name in names[:index]:
+                raise fault("duplicate", f"two probes are named {name!r}", "probes", index, "name")
         return self

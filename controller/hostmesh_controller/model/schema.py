@@ -22,7 +22,7 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
-from hostmesh_api.wire import INBOUND_PORT, OUTBOUND_PORT
+from hostmesh_api.wire import ENVOYS_TCP_PORTS
 from hostmesh_controller.model.durations import Duration
 
 _BROADCAST: Final = "255.255.255.255"
@@ -174,7 +174,7 @@ def check_ip(value: str) -> str:
 
 def _not_envoys(value: int) -> int:
     # A listener of ours on the same port would be refused by every Envoy; a call to it would run in circles.
-    if value in {OUTBOUND_PORT, INBOUND_PORT}:
+    if value in ENVOYS_TCP_PORTS:
         with as_fault("port"):
             raise ValueError(f"port {value} is Envoy's own on every host of the mesh: use another")
     return value

@@ -54,7 +54,7 @@ Extensions:
     patches              EnvoyFilter, on finished resources; patch_set: which hold; patch_merge: how they change
     patch_*              what each kind does: listeners, filters, routes, virtual_hosts, clusters, bootstrap
 
-The agent's own resource: host_config.
+The agent's own: host_config; cold_pages: all that a viewer may call, for the time without a controller.
 
 Every resource is asked for by a host, since what a host sees depends on its viewer; resources that are equal for many
 hosts are made once (see `mesh.memo`).
@@ -63,13 +63,22 @@ hosts are made once (see `mesh.memo`).
 from hostmesh_api.delta import Resource
 from hostmesh_controller.xds.calling import called_by, standing_clusters
 from hostmesh_controller.xds.encoding import is_absent
-from hostmesh_controller.xds.resources import WILDCARD_TYPES, audience, dependencies, knows_host, resource, wildcard
+from hostmesh_controller.xds.resources import (
+    WILDCARD_TYPES,
+    audience,
+    confirmation,
+    dependencies,
+    knows_host,
+    resource,
+    wildcard,
+)
 
 __all__ = [
     "WILDCARD_TYPES",
     "Resource",
     "audience",
     "called_by",
+    "confirmation",
     "dependencies",
     "is_absent",
     "knows_host",

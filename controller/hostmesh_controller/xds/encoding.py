@@ -1,8 +1,6 @@
 """Resources as bytes: messages are packed the same way every time, and named by a hash of what they hold."""
 
-from base64 import urlsafe_b64encode
 from collections.abc import Iterable
-from hashlib import blake2b
 from typing import Final
 
 from envoy.service.discovery.v3.discovery_pb2 import Resource as WireResource
@@ -10,11 +8,10 @@ from google.protobuf.any_pb2 import Any
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
+from hostmesh_api.cold import version_of
 from hostmesh_api.delta import Resource
 
 _TYPE_PREFIX: Final = "type.googleapis.com/"
-_VERSION_BYTES: Final = 6
-"""48 bits, 8 characters: versions are compared within one name only, and endpoint pushes must stay small."""
 
 
 def resource(name: str, message: Message, aliases: Iterable[str] = ()) -> Resource:
@@ -43,10 +40,6 @@ def _resource(name: str, body: Any, aliases: tuple[str, ...]) -> Resource:
     version = version_of(body.value)
     wire = WireResource(name=name, version=version, resource=body, aliases=aliases)
     return Resource(name, version, wire.SerializeToString(deterministic=True))
-
-
-def version_of(content: bytes) -> str:
-    return urlsafe_b64encode(blake2b(content, digest_size=_VERSION_BYTES).digest()).decode()
 
 
 _NOTHING: Final = version_of(b"")

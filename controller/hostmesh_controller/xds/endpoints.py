@@ -32,9 +32,14 @@ _CACHED: Final = 131_072
 
 
 def endpoints_of(endpoints: Endpoints, port: int, labels: Mapping[str, str]) -> list[Endpoint]:
-    """Return the endpoints of a service's port that have the labels of a subset, in a stable order."""
+    """Return the endpoints of a service's port that have the labels of a subset, in a stable order.
+
+    Those where nobody seems to answer are left out. They are not marked as unhealthy: Envoy would call them when too
+    few others are left. Where there is no other they stay, for whoever says that they are dead may be wrong.
+    """
     found = (member.endpoints.get(port) for member in endpoints.members.values())
     chosen = [endpoint for endpoint in found if endpoint is not None and selects(labels, endpoint.labels)]
+    chosen = [endpoint for endpoint in chosen if not endpoint.away] or chosen
     return sorted(chosen, key=lambda endpoint: (endpoint.locality, endpoint.address, endpoint.port))
 
 

@@ -7,7 +7,7 @@ from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.proxy_config import concurrency_of
 from hostmesh_controller.mesh.records import Host, Workload
 from hostmesh_controller.mesh.selection import identity_of
-from hostmesh_controller.model.workloads import Probe
+from hostmesh_controller.model.probes import NamedProbe, Probe
 from hostmesh_controller.names import DNS_LISTENER, VIRTUAL_INBOUND, VIRTUAL_OUTBOUND
 from hostmesh_controller.xds.capture import capture, served_ports
 from hostmesh_controller.xds.outbound import Plan
@@ -90,7 +90,8 @@ def _workload(mesh: Mesh, workload: Workload, served: frozenset[int]) -> pb.Work
         spiffe_id=identity.uri,
         ports=sorted(number for number in ports_of(mesh, workload) if number in mine & served),
         probe=None if probe is None else _probe(probe),
-        address="" if probe is None else workload.address,
+        address=workload.address if mesh.has_probes(workload) else "",
+        more_probes=[pb.NamedProbe(name=each.name or "probe", probe=_probe(each)) for each in workload.probes],
     )
 
 
@@ -116,4 +117,6 @@ def _probe(probe: Probe) -> pb.Probe:
         made.exec.CopyFrom(pb.Probe.Exec(command=probe.exec.command))
     elif probe.grpc is not None:
         made.grpc.CopyFrom(pb.Probe.Grpc(port=probe.grpc.port, service=probe.grpc.service))
+    elif isinstance(probe, NamedProbe) and probe.systemd is not None:
+        made.systemd.CopyFrom(pb.Probe.Systemd(unit=probe.systemd.unit))
     return made

@@ -124,11 +124,17 @@ def service_port(mesh: Mesh, viewer: Viewer, name: OutboundName) -> tuple[Servic
 
 
 def _outbound(mesh: Mesh, host: Host, name: OutboundName, dialled: TcpName | None) -> Resource | None:
+    caller = parse_identity(outbound_identity(mesh, host)).slug
+    return for_caller(mesh, mesh.viewer_of(host.name), caller, name, dialled)
+
+
+def for_caller(
+    mesh: Mesh, viewer: Viewer, caller: str, name: OutboundName, dialled: TcpName | None = None
+) -> Resource | None:
     """Return the cluster of a service's port; `dialled`: under the name of the destination, and for bytes alone.
 
-    It is the same for all hosts that see the same and call under the same identity.
+    It is the same for all hosts that see the same and call under the same identity, whose directory `caller` is.
     """
-    viewer, caller = mesh.viewer_of(host.name), parse_identity(outbound_identity(mesh, host)).slug
     found = service_port(mesh, viewer, name)
     if found is None:
         return None

@@ -10,6 +10,7 @@ from typing import Final
 
 from hostmesh_api import wire
 from hostmesh_api.delta import Resource
+from hostmesh_api.v1 import hostmesh_pb2 as pb
 from hostmesh_controller.mesh.index import Mesh
 from hostmesh_controller.mesh.records import Host
 from hostmesh_controller.mesh.step import EXPULSIONS, host_dependency
@@ -89,6 +90,13 @@ def dependencies(mesh: Mesh, host: str, type_url: str, name: str) -> tuple[str, 
     """
     kind = _TYPES.get(type_url)
     return tuple(dict.fromkeys((host_dependency(host), *(kind.dependencies(mesh, host, name) if kind else ()))))
+
+
+def confirmation(content: str) -> Resource:
+    """Return what tells an agent to take what it holds back; with other content it is another one."""
+    name = wire.CONFIRMATION_NAME
+    made = encoded(name, pb.Confirmation())
+    return Resource(name, content, made.body)
 
 
 def _host_config(mesh: Mesh, host: Host, name: str) -> Resource | None:

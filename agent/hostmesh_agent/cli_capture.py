@@ -1,0 +1,220 @@
+"""`hostmesh-agent capture …`: what is captured, what would be, why, and how it is tried, taken away and put back."""
+
+import argparse
+import json
+import sys
+import time
+from typing import Any, Final
+
+from hostmesh_agent.config import AgentConfig
+
+DONE: Final = 0
+FAILED: Final = 1
+WRONG_CALL: Final = 2
+CLEARED_WITHIN_S: Final = 10.0
+"""It takes the agent milliseconds, unless it is busy with the controller's newest."""
+DEFAULT_TRIAL_S: Final = 60
+_ANSWER_WITHIN_S: Final = 30.0
+"""A trial begins with a look at what answers, which takes seconds where a controller does not."""
+
+
+def add(verbs: Any) -> None:
+    """Add the noun to the parser's verbs."""
+    capture = verbs.add_parser("capture", help="show, plan, try, explain, take away or put back the traffic rules")
+    nouns = capture.add_subparsers(title="verbs", required=True, metavar="VERB")
+    nouns.add_parser("show", help="print the rules that the kernel holds").set_defaults(verb=_show)
+    plan = nouns.add_parser("plan", help="print the rules that would be applied, and what of the kernel's differs")
+    plan.add_argument("-o", "--output", choices=("text", "json"), default="text")
+    plan.set_defaults(verb=_plan)
+    trial = nouns.add_parser("trial", help="capture what is wanted, and undo it unless `capture confirm` follows")
+    trial.add_argument("--seconds", type=int, default=DEFAULT_TRIAL_S, metavar="N", help="default: %(default)s")
+    trial.set_defaults(verb=_trial)
+    confirm = nouns.add_parser("confirm", help="end the trial and keep its rules, if SSH and the controller answer")
+    confirm.add_argument("-o", "--output", choices=("text", "json"), default="text")
+    confirm.set_defaults(verb=_confirm)
+    explain = nouns.add_parser("explain", help="say which rule decides about a connection, and where it goes")
+    explain.add_argument("destination", metavar="ADDRESS:PORT")
+    who = explain.add_mutually_exclusive_group()
+    who.add_argument("--uid", type=int, default=0, help="of the program that connects (default: root)")
+    who.add_argument("--unit", metavar="UNIT", help="systemd unit of the program that connects")
+    who.add_argument("--inbound", action="store_true", help="a connection from the network to this host")
+    explain.add_argument("-o", "--output", choices=("text", "json"), default="text")
+    explain.set_defaults(verb=_explain)
+    nouns.add_parser(
+        "clear", help="capture nothing any more, until `capture resume`; works without agent and controller"
+    ).set_defaults(verb=_clear)
+    nouns.add_parser("resume", help="let the agent capture again").set_defaults(verb=_resume)
+
+
+def _show(_: argparse.Namespace, __: AgentConfig) -> int:
+    from hostmesh_agent import capture
+
+    try:
+        print(capture.show(), end="")
+    except capture.CaptureError as error:
+        return _say(str(error), FAILED)
+    return DONE
+
+
+def _plan(options: argparse.Namespace, config: AgentConfig) -> int:
+    """Exit code 0 if the kernel holds exactly the plan, else 1."""
+    from hostmesh_agent import capture_plan, control, hold, log
+    from hostmesh_agent.capture import CaptureError
+
+    log.configure("error")
+    try:
+        document = control.call(config.control_socket, control.PLAN)
+    except control.AgentAbsentError:
+        held = hold.is_off(config.state_dir) or hold.read(config.state_dir) is not None
+        try:
+            document = capture_plan.on_disk(config, held).document()
+        except CaptureError as error:
+            return _say(str(error), FAILED)
+    except control.ControlError as error:
+        return _say(str(error), FAILED)
+    print(json.dumps(document, indent=2) if options.output == "json" else capture_plan.text(document))
+    return FAILED if document["difference"] else DONE
+
+
+def _trial(options: argparse.Namespace, config: AgentConfig) -> int:
+    from hostmesh_agent import control
+
+    if options.seconds < 1:
+        return _say("--seconds must be at least 1", WRONG_CALL)
+    try:
+        control.call(config.control_socket, control.TRIAL, _ANSWER_WITHIN_S, seconds=options.seconds)
+    except control.ControlError as error:
+        return _say(str(error), FAILED)
+    print(f"captured for {options.seconds} s, then undone unless you call: hostmesh-agent capture confirm")
+    return DONE
+
+
+def _confirm(options: argparse.Namespace, config: AgentConfig) -> int:
+    from hostmesh_agent import arming, control
+
+    try:
+        reply = arming.tell(config.run_dir, arming.CONFIRM, _ANSWER_WITHIN_S)
+    except control.AgentAbsentError:
+        return _say("no trial runs: nothing is to be confirmed", FAILED)
+    except control.ControlError as error:
+        return _say(str(error), FAILED)
+    if options.output == "json":
+        print(json.dumps(reply, indent=2))
+    else:
+        _tell_confirmation(reply)
+    return DONE if reply["confirmed"] else FAILED
+
+
+def _tell_confirmation(reply: dict[str, Any]) -> None:
+    for each in reply["proven"]:
+        print(f"proven: {each}")
+    for alarm, why in reply["faults"]:
+        print(f"fails: {alarm}: {why}")
+    for each in reply["not_proven"]:
+        print(f"not proven: {each}")
+    if reply["confirmed"]:
+        print("confirmed: capture stays")
+    else:
+        print(f"not confirmed: the trial goes on, and is undone in {reply['seconds_left']} s")
+
+
+def _explain(options: argparse.Namespace, _: AgentConfig) -> int:
+    from hostmesh_agent import capture_explain
+    from hostmesh_agent.capture import CaptureError, nft
+
+    try:
+        address, port = capture_explain.destination(options.destination)
+        program = capture_explain.unit(options.unit) if options.unit else capture_explain.Program(options.uid)
+        packet = (
+            capture_explain.incoming(address, port)
+            if options.inbound
+            else capture_explain.outgoing(address, port, program)
+        )
+        answer = capture_explain.document(nft.read(), packet)
+    except capture_explain.QuestionError as error:
+        return _say(str(error), WRONG_CALL)
+    except CaptureError as error:
+        return _say(str(error), FAILED)
+    print(json.dumps(answer, indent=2) if options.output == "json" else capture_explain.text(answer))
+    return DONE
+
+
+def _clear(_: argparse.Namespace, config: AgentConfig) -> int:
+    from hostmesh_agent import capture, hold
+    from hostmesh_agent.dns import ResolverError
+    from hostmesh_agent.resolution import Resolution
+
+    # First the mark: a running agent must not put back what is taken away here.
+    config.state_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
+    (config.state_dir / hold.OFF).touch()
+    _end_trial(config)
+    try:
+        Resolution(config.dns.resolv_conf, config.state_dir).restore()
+        _clear_rules(config)
+    except (capture.CaptureError, ResolverError) as error:
+        return _say(str(error), FAILED)
+    _refresh(config)
+    print("nothing is captured until: hostmesh-agent capture resume")
+    return DONE
+
+
+def _end_trial(config: AgentConfig) -> None:
+    """Have the trial that runs, if one does, undo itself now: later it would put back what was before it."""
+    from hostmesh_agent import arming, control, hold
+
+    try:
+        arming.tell(config.run_dir, arming.UNDO)
+    except control.ControlError:
+        return
+    until = time.monotonic() + CLEARED_WITHIN_S
+    while hold.trial(config.run_dir) is not None and time.monotonic() < until:
+        time.sleep(0.05)
+
+
+def _clear_rules(config: AgentConfig) -> None:
+    """Remove the rules; those of a running agent are its own to remove (see `capture.owner`).
+
+    Raises:
+        CaptureError: neither can.
+    """
+    from hostmesh_agent import capture
+    from hostmesh_agent.capture import nft
+    from hostmesh_agent.converge import InForce, in_force
+
+    try:
+        capture.clear()
+    except capture.CaptureError:
+        if not _refresh(config):
+            raise
+        until = time.monotonic() + CLEARED_WITHIN_S
+        # What leads to a second Envoy's own ports captures nothing, and stays.
+        while in_force(nft.read()) != InForce():
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.05)
+
+
+def _resume(_: argparse.Namespace, config: AgentConfig) -> int:
+    from hostmesh_agent import hold
+
+    if hold.trial(config.run_dir) is not None:
+        return _say("a trial runs: confirm it (hostmesh-agent capture confirm), or wait until it is undone", FAILED)
+    hold.release(config.state_dir)
+    print("the agent captures again" if _refresh(config) else "the agent will capture again when it runs")
+    return DONE
+
+
+def _refresh(config: AgentConfig) -> bool:
+    """Tell a running agent to look again; return whether there is one."""
+    from hostmesh_agent import control
+
+    try:
+        control.call(config.control_socket, control.REFRESH)
+    except control.ControlError:
+        return False
+    return True
+
+
+def _say(message: str, code: int) -> int:
+    print(f"hostmesh-agent: {message}", file=sys.stderr)
+    return code

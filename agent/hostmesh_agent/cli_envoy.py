@@ -1,0 +1,173 @@
+"""`hostmesh-agent envoy …`, `drain` and `undrain`."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from hostmesh_agent.config import AgentConfig
+
+DONE: Final = 0
+FAILED: Final = 1
+WRONG_CALL: Final = 2
+CHANGED_WITHIN_S: Final = 180.0
+"""A start, a probation; what drains is not waited for."""
+DRAINED_WITHIN_S: Final = 60
+LOOK_S: Final = 0.3
+
+
+def add(verbs: Any) -> None:
+    """Add the verbs to those of the program."""
+    envoy = verbs.add_parser("envoy", help="show or exchange the Envoy that runs")
+    envoy_verbs = envoy.add_subparsers(title="verbs", required=True, metavar="VERB")
+    status = envoy_verbs.add_parser("status", help="show which Envoy serves, and how far a change is")
+    status.add_argument("-o", "--output", choices=("table", "json"), default="table")
+    status.set_defaults(verb=_status)
+    upgrade = envoy_verbs.add_parser(
+        "upgrade", help="replace the running Envoy by what would be started now, without a failed request"
+    )
+    upgrade.add_argument("--binary", type=Path, metavar="FILE", help="and take this binary from now on")
+    upgrade.add_argument("--sha256", default="", metavar="DIGITS", help="of the binary (sha256sum FILE)")
+    upgrade.add_argument("--reset", action="store_true", help="take the binary that agent.toml names again")
+    upgrade.add_argument(
+        "--no-wait", action="store_true", help="do not wait until the new one has shown that it is good"
+    )
+    upgrade.set_defaults(verb=_upgrade)
+    envoy_verbs.add_parser("rollback", help="put the old Envoy back, while it is still there").set_defaults(
+        verb=_rollback
+    )
+    drain = verbs.add_parser(
+        "drain", help="let nobody call this host's workloads until `undrain`, and wait for the rest"
+    )
+    drain.add_argument(
+        "--within", type=float, default=DRAINED_WITHIN_S, metavar="SECONDS", help=f"wait so long ({DRAINED_WITHIN_S})"
+    )
+    drain.set_defaults(verb=_drain)
+    verbs.add_parser("undrain", help="let this host's workloads be called again").set_defaults(verb=_undrain)
+
+
+def _status(options: argparse.Namespace, config: AgentConfig) -> int:
+    document = _asked(config, "status")
+    if document is None:
+        return FAILED
+    envoy = document["envoy"]
+    if options.output == "json":
+        print(json.dumps(envoy, indent=2))
+        return DONE
+    for name in ("instance", "stage", "state", "pid", "other_pid", "version", "restarts", "restart_needed", "put_back"):
+        if envoy.get(name) not in (None, ""):
+            print(f"{name.replace('_', ' '):<16} {envoy[name]}")
+    if envoy.get("hung"):
+        print(f"{'hung':<16} it does not answer")
+    return DONE
+
+
+def _upgrade(options: argparse.Namespace, config: AgentConfig) -> int:
+    from hostmesh_agent import chosen_binary, control
+
+    if bool(options.binary) != bool(options.sha256) or (options.binary and options.reset):
+        return _say("give --binary with --sha256, or --reset", WRONG_CALL)
+    if options.binary:
+        sha256 = options.sha256.lower()
+        if len(sha256) != 64 or set(sha256) - set("0123456789abcdef"):
+            return _say("--sha256 must be 64 hexadecimal digits (sha256sum FILE)", WRONG_CALL)
+        chosen_binary.choose(config.state_dir, options.binary.resolve(), sha256)
+    elif options.reset:
+        chosen_binary.forget(config.state_dir)
+    reply = _asked(config, control.ENVOY_UPGRADE)
+    if reply is None:
+        return FAILED
+    if not reply["begun"]:
+        print(f"nothing is changed: {reply['why_not']}")
+        return DONE if "is what would be started" in reply["why_not"] else FAILED
+    return DONE if options.no_wait else _wait_for_change(config)
+
+
+def _wait_for_change(config: AgentConfig) -> int:
+    """Wait until the new Envoy has shown that it is good, or was put back."""
+    seen: list[str] = []
+
+    def done() -> Mapping[str, Any] | None:
+        document = _asked(config, "status")
+        envoy = {} if document is None else document["envoy"]
+        stage = envoy.get("stage", "")
+        if stage and stage not in seen[-1:]:
+            seen.append(stage)
+            print(f"{stage} ({envoy['instance']} serves)", flush=True)
+        return envoy if envoy and (envoy["put_back"] or (len(seen) > 1 and stage in {"steady", "draining"})) else None
+
+    envoy = _until(done, CHANGED_WITHIN_S)
+    if envoy is None:
+        return _say(f"not done within {CHANGED_WITHIN_S:.0f} s (hostmesh-agent envoy status)", FAILED)
+    if envoy["put_back"]:
+        return _say(f"put back: {envoy['put_back']}", FAILED)
+    print(f"Envoy {envoy['version']} serves")
+    return DONE
+
+
+def _rollback(_: argparse.Namespace, config: AgentConfig) -> int:
+    from hostmesh_agent import control
+
+    reply = _asked(config, control.ENVOY_ROLLBACK)
+    if reply is None:
+        return FAILED
+    if not reply["begun"]:
+        return _say(reply["why_not"], FAILED)
+    print("the earlier Envoy is put back")
+    return DONE
+
+
+def _drain(options: argparse.Namespace, config: AgentConfig) -> int:
+    from hostmesh_agent import control
+
+    if _asked(config, control.DRAIN) is None:
+        return FAILED
+
+    def progress() -> Mapping[str, Any] | None:
+        reply = _asked(config, control.DRAIN)
+        return reply if reply is not None and reply["told"] and not reply["calls"] else None
+
+    if _until(progress, options.within) is not None:
+        print("nobody calls this host's workloads any more, until: hostmesh-agent undrain")
+        return DONE
+    last = _asked(config, control.DRAIN)
+    if last is None:
+        return FAILED
+    if not last["told"]:
+        return _say(f"the controller does not know of it yet: {last['failing'] or 'it has not answered'}", FAILED)
+    return _say(f"{last['calls']} calls are still under way after {options.within:g} s", FAILED)
+
+
+def _undrain(_: argparse.Namespace, config: AgentConfig) -> int:
+    from hostmesh_agent import control
+
+    if _asked(config, control.UNDRAIN) is None:
+        return FAILED
+    print("this host's workloads are called again")
+    return DONE
+
+
+def _until(found: Callable[[], Mapping[str, Any] | None], within_s: float) -> Mapping[str, Any] | None:
+    until = time.monotonic() + within_s
+    while (result := found()) is None and time.monotonic() < until:
+        time.sleep(LOOK_S)
+    return result
+
+
+def _asked(config: AgentConfig, verb: str) -> dict[str, Any] | None:
+    """Ask the agent; say why it does not answer and return None if it does not."""
+    from hostmesh_agent import control
+
+    try:
+        return control.call(config.control_socket, verb)
+    except control.ControlError as error:
+        _say(str(error), FAILED)
+        return None
+
+
+def _say(message: str, code: int) -> int:
+    print(f"hostmesh-agent: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,260 @@
+"""The dead-man timer: a process outside the agent that undoes a change of the rules unless it is known to do no harm.
+
+It looks at what is in force and at what answers, says "armed", and lives on whatever becomes of the agent, of the
+shell and of the session that started it: in a session and, where it can, a cgroup of its own. It can change the rules
+while the agent hangs, because it holds the socket that owns them (`capture.owner`); without that it takes a table
+whose owner is gone, asks a living agent, and ends one that does not answer: the rules outlive an agent.
+
+Two ways to end. For a change by the agent itself it looks again as soon as the change is made (or the agent is gone)
+and undoes what did harm. For a trial by hand it waits for a confirmation, and undoes without one.
+
+Run as `main(SPEC)`: one process for one change, nothing of it stays.
+"""
+
+import base64
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from hostmesh_agent import control, hold, soundness
+from hostmesh_agent.arming import APPLIED, ARMED, CONFIRM, SOCKET, UNDO, Spec
+from hostmesh_agent.capture import CaptureError, Table, nft, routes
+from hostmesh_agent.capture import floor as kernel_floor
+from hostmesh_agent.capture.owner import Lent
+from hostmesh_agent.dns import ResolverError
+from hostmesh_agent.lock import holder
+from hostmesh_agent.process import Process
+from hostmesh_agent.resolution import Resolution
+from hostmesh_agent.sound import TRIAL_EXPIRED, Fault, Sound, doubts, harm
+
+APPLIED_WITHIN_S: Final = 15.0
+"""After which a change by the agent is looked at, told or not."""
+_LOOKS: Final = 3
+_BETWEEN_LOOKS_S: Final = 0.5
+_AGENT_WITHIN_S: Final = 3.0
+_POLL_S: Final = 0.05
+_REQUEST_BYTES: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What was in force when the timer was armed."""
+
+    table: Table | None
+    additions: routes.Additions
+    names: bool
+    sound: Sound
+
+
+class Timer:
+    """One change under watch."""
+
+    def __init__(self, spec: Spec) -> None:
+        self._spec = spec
+        # Looked for again: what the agent knows may be older than a server.
+        self._ssh_servers = frozenset(spec.ssh_servers) | kernel_floor.ssh_servers()
+        self._where = soundness.Where(
+            frozenset(spec.ssh_ports) | self._ssh_servers,
+            spec.controllers,
+            Path(spec.state_dir, "identity"),
+            spec.envoy_uid,
+        )
+        self._lent = Lent(spec.owner) if spec.owner >= 0 else None
+        self._resolution = Resolution(Path(spec.resolv_conf), Path(spec.state_dir))
+        table = nft.read()
+        self._before = Before(table, routes.read(), self._resolution.in_place(), soundness.look(self._where, table))
+
+    # A change by the agent itself
+
+    def watch_agent(self) -> None:
+        """Wait until the change is made, look, and undo it if it did harm. Whoever is told may be gone."""
+        _say({"state": ARMED})
+        select.select([sys.stdin], [], [], APPLIED_WITHIN_S)
+        faults: tuple[Fault, ...] = ()
+        for look in range(_LOOKS):
+            if look:
+                time.sleep(_BETWEEN_LOOKS_S)
+            faults = harm(self._before.sound, soundness.look(self._where, nft.read(), self._before.sound.ssh))
+            if not faults:
+                break
+        if faults:
+            self._undo(faults[0])
+        _say({"faults": [[each.alarm, each.why] for each in faults]})
+
+    # A trial by hand
+
+    def watch_person(self) -> None:
+        """Undo when the time is over, unless the host was found to be fine when somebody asked for that."""
+        run_dir = Path(self._spec.run_dir)
+        until = time.monotonic() + self._spec.seconds
+        listener = control.listen(run_dir / SOCKET)
+        listener.listen(8)
+        hold.note_trial(run_dir, os.getpid(), int(time.time()) + self._spec.seconds)
+        fault = Fault(TRIAL_EXPIRED, f"nobody confirmed the trial within {self._spec.seconds} s")
+        try:
+            _say({"state": ARMED})
+            confirmed = self._answer(listener, until)
+            if not confirmed:
+                self._undo(fault)
+        finally:
+            hold.end_trial(run_dir)
+            (run_dir / SOCKET).unlink(missing_ok=True)
+            listener.close()
+        self._nudge()
+
+    def _answer(self, listener: socket.socket, until: float) -> bool:
+        """Answer requests until one ends the trial or the time is over; return whether it was confirmed."""
+        applied = False
+        watched: list[Any] = [listener, sys.stdin]
+        while (left := until - time.monotonic()) > 0 and not _told_to_end:
+            ready, _, _ = select.select(watched, [], [], min(left, 1.0))
+            if sys.stdin in ready:
+                # The agent is gone: the next one must be able to take the rules over.
+                watched.remove(sys.stdin)
+                if self._lent is not None:
+                    self._lent.close()
+                    self._lent = None
+            if listener not in ready:
+                continue
+            connection, _ = listener.accept()
+            with connection, suppress(OSError, ValueError):
+                connection.settimeout(1.0)
+                verb = json.loads(connection.recv(_REQUEST_BYTES)).get("verb")
+                applied = applied or verb == APPLIED
+                reply = self._reply(verb, applied, max(0, round(until - time.monotonic())))
+                connection.sendall(json.dumps(reply).encode() + b"\n")
+                if reply.get("confirmed"):
+                    return True
+                if verb == UNDO:
+                    return False
+        return False
+
+    def _reply(self, verb: str, applied: bool, left_s: int) -> dict[str, Any]:
+        if verb != CONFIRM:
+            return {"applied": applied, "seconds_left": left_s}
+        if not applied:
+            return {"error": "the trial's rules are not in force yet"}
+        table = nft.read()
+        after = soundness.look(self._where, table)
+        faults = doubts(after, self._ssh_servers)
+        if not faults:
+            # In this order a kill at any moment leaves a trial that is undone, or one that is confirmed.
+            hold.release(Path(self._spec.state_dir))
+            hold.end_trial(Path(self._spec.run_dir))
+        return {
+            "confirmed": not faults,
+            "faults": [[each.alarm, each.why] for each in faults],
+            "proven": [f"SSH answers at {address} port {port}" for address, port in sorted(after.ssh)]
+            + (["a controller takes a new TLS connection"] if after.controller else []),
+            "not_proven": _not_proven(after),
+            "seconds_left": left_s,
+        }
+
+    # The undoing
+
+    def _undo(self, fault: Fault) -> None:
+        """Put back what was. The mark first: the agent must not apply the change again."""
+        with suppress(OSError):
+            hold.write(Path(self._spec.state_dir), hold.Hold(fault.alarm, fault.why, int(time.time()), self._held()))
+        if not self._before.names:
+            with suppress(ResolverError, OSError):
+                self._resolution.restore()
+        for act in (self._restore, self._by_the_agent, self._without_the_agent):
+            try:
+                act()
+            except (CaptureError, OSError):
+                continue
+            if nft.read() == self._before.table:
+                break
+        self._nudge()
+
+    def _held(self) -> bytes | None:
+        return None if self._spec.held is None else base64.b64decode(self._spec.held)
+
+    def _restore(self) -> None:
+        before = self._before
+        if before.table is None:
+            nft.remove(self._lent)
+            routes.write(before.additions.prefixes, before.additions.addresses)
+        else:
+            routes.write(before.additions.prefixes, before.additions.addresses)
+            nft.write(before.table, self._lent)
+
+    def _by_the_agent(self) -> None:
+        """The rules are those of an agent that runs: it sees the mark, and undoes by itself."""
+        hold.end_trial(Path(self._spec.run_dir))
+        self._nudge()
+        until = time.monotonic() + _AGENT_WITHIN_S
+        while nft.read() != self._before.table and time.monotonic() < until:
+            time.sleep(_POLL_S)
+
+    def _without_the_agent(self) -> None:
+        """It does not answer: end it. Its end changes no rule, and who comes after it finds the mark."""
+        pid = holder(Path(self._spec.state_dir))
+        if pid is not None:
+            with suppress(ProcessLookupError):
+                agent = Process(pid)
+                if holder(Path(self._spec.state_dir)) == pid:
+                    agent.signal(signal.SIGKILL)
+                    agent.wait(_AGENT_WITHIN_S)
+                agent.close()
+        self._restore()
+
+    def _nudge(self) -> None:
+        with suppress(control.ControlError):
+            control.call(Path(self._spec.control_socket), control.REFRESH, 1.0)
+
+
+_told_to_end: list[int] = []
+
+
+def main(text: str) -> NoReturn:
+    """Be the timer, then end."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, _: _told_to_end.append(number))
+    leave_cgroup()
+    fields = json.loads(text)
+    values: dict[str, Any] = {name: tuple(each) if isinstance(each, list) else each for name, each in fields.items()}
+    timer = Timer(Spec(**values))
+    if fields["seconds"]:
+        timer.watch_person()
+    else:
+        timer.watch_agent()
+    sys.exit(0)
+
+
+def leave_cgroup(mounts: Path = Path("/proc/self/mounts")) -> bool:
+    """Go to the top of the cgroup tree, so that who ends the agent's cgroup does not end this; return whether it did.
+
+    With systemd the timer is a scope of its own instead (`arming`), and this finds it outside the agent already.
+    """
+    if Path("/run/systemd/system").exists():
+        return True
+    for line in mounts.read_text().splitlines():
+        _, at, kind, *_ = line.split()
+        if kind == "cgroup2":
+            with suppress(OSError):
+                Path(at, "cgroup.procs").write_text("0")
+                return True
+    return False
+
+
+def _not_proven(after: Sound) -> list[str]:
+    found = ["other programs' firewalls and the network between you and this host"]
+    if not after.ssh:
+        found.append("SSH: no server is known on this host")
+    return found
+
+
+def _say(document: dict[str, Any]) -> None:
+    with suppress(OSError):
+        os.write(1, json.dumps(document).encode() + b"\n")

@@ -1,0 +1,86 @@
+"""What the agent does when the owner of the host asks for it: change Envoys, drain the host."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from hostmesh_agent import chosen_binary, control
+from hostmesh_agent.admin import Admin, AdminError
+from hostmesh_agent.artifact import ArtifactError
+from hostmesh_agent.config import AgentConfig
+from hostmesh_agent.control import Verb
+from hostmesh_agent.drained import Drained
+from hostmesh_agent.envoys import Envoys
+
+
+class Reports(Protocol):
+    """Tells the controller."""
+
+    def changed(self) -> None: ...
+
+    @property
+    def delivered(self) -> int: ...
+
+    @property
+    def failing(self) -> str: ...
+
+
+class EnvoyVerbs:
+    """Answers on the control socket."""
+
+    def __init__(self, config: AgentConfig, envoys: Envoys, drained: Drained, reports: Reports, admin: Admin) -> None:
+        self._config = config
+        self._envoys = envoys
+        self._drained = drained
+        self._reports = reports
+        self._admin = admin
+        self._told_at = 0
+
+    def verbs(self) -> Mapping[str, Verb]:
+        return {
+            control.ENVOY_UPGRADE: self._upgrade,
+            control.ENVOY_ROLLBACK: self._rollback,
+            control.DRAIN: self._drain,
+            control.UNDRAIN: self._undrain,
+        }
+
+    async def _upgrade(self) -> dict[str, Any]:
+        try:
+            installed = await asyncio.to_thread(chosen_binary.install, self._config)
+        except ArtifactError as error:
+            return {"error": str(error)}
+        self._envoys.take_binary(installed)
+        why_not = self._envoys.upgrade()
+        return {"begun": not why_not, "why_not": why_not, "version": installed.version}
+
+    async def _rollback(self) -> dict[str, Any]:
+        why_not = self._envoys.rollback()
+        return {"begun": not why_not, "why_not": why_not}
+
+    async def _drain(self) -> dict[str, Any]:
+        """Begin to drain, or say how far that is: asked again until it is done."""
+        if not self._drained.asked:
+            self._drained.ask(True)
+            # The report that is being delivered may have been made before.
+            self._told_at = self._reports.delivered + 2
+            self._reports.changed()
+        told = self._reports.delivered >= self._told_at
+        if not told:
+            self._reports.changed()
+        return {"told": told, "failing": self._reports.failing, "calls": await self._under_way()}
+
+    async def _undrain(self) -> dict[str, Any]:
+        self._drained.ask(False)
+        self._reports.changed()
+        return {"drained": False}
+
+    async def _under_way(self) -> int | None:
+        """Return how many calls and TCP connections to this host's programs are under way; None: Envoy does not say.
+
+        Idle connections are not among them: callers keep those, and call nobody over them.
+        """
+        try:
+            found = await self._admin.stats("inbound.*upstream_rq_active")
+        except AdminError:
+            return None
+        return sum(value for name, value in found.items() if name.startswith("cluster.inbound"))

@@ -1,0 +1,116 @@
+"""What keeps the agent from capturing more: the owner's word, or a change that undid itself.
+
+    <state_dir>/capture.off         the owner said `capture clear`: nothing is captured
+    <state_dir>/capture.hold.json   a change did harm and was undone: nothing is captured beyond what was before
+    <run_dir>/capture-trial.json    a trial runs: while its dead-man timer lives, the two above do not count
+
+Both marks end with `capture resume` or with a trial that is confirmed. They are only ever taken away after a
+confirmation, so that whatever is killed meanwhile, the host ends without the change.
+"""
+
+import base64
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from hostmesh_agent import launch
+from hostmesh_agent.state import StateError, read_private, write_private
+
+OFF: Final = "capture.off"
+FILE: Final = "capture.hold.json"
+TRIAL: Final = "capture-trial.json"
+RESUME: Final = "hostmesh-agent capture resume"
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Why nothing more is captured.
+
+    Attributes:
+        alarm: its name: TRIAL_EXPIRED, CONTROLLER_LOST, SSH_LOST, SSH_DIVERTED, DEADMAN_DIED.
+        why: for people.
+        at: seconds since the epoch.
+        capture: the configuration before, a serialized `Capture`, beyond which nothing is captured; None: nothing is.
+    """
+
+    alarm: str
+    why: str
+    at: int
+    capture: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A trial that runs: its dead-man timer's process, and until when (seconds since the epoch)."""
+
+    pid: int
+    start_ticks: int
+    boot_id: str
+    until: int
+
+    def runs(self) -> bool:
+        """Whether exactly that process is alive."""
+        try:
+            return launch.boot_id() == self.boot_id and launch.start_ticks(self.pid) == self.start_ticks
+        except ProcessLookupError:
+            return False
+
+
+def read(state_dir: Path) -> Hold | None:
+    """Return the mark; one that cannot be read counts as one that holds everything."""
+    try:
+        found = json.loads(read_private(state_dir / FILE))
+        capture = found["capture"]
+        return Hold(
+            str(found["alarm"]),
+            str(found["why"]),
+            int(found["at"]),
+            None if capture is None else base64.b64decode(capture, validate=True),
+        )
+    except FileNotFoundError:
+        return None
+    except (StateError, ValueError, TypeError, KeyError) as error:
+        return Hold("HOLD_UNREADABLE", f"{state_dir / FILE} cannot be read: {error}", 0)
+
+
+def write(state_dir: Path, hold: Hold) -> None:
+    """Set the mark. Raises OSError: the disk refuses."""
+    document: dict[str, Any] = {
+        "alarm": hold.alarm,
+        "why": hold.why,
+        "at": hold.at,
+        "capture": None if hold.capture is None else base64.b64encode(hold.capture).decode(),
+    }
+    write_private(state_dir / FILE, json.dumps(document).encode() + b"\n")
+
+
+def release(state_dir: Path) -> None:
+    """Take both marks away: capture is as it is wanted."""
+    (state_dir / OFF).unlink(missing_ok=True)
+    (state_dir / FILE).unlink(missing_ok=True)
+
+
+def is_off(state_dir: Path) -> bool:
+    """Whether the owner of the host said that nothing is captured."""
+    return (state_dir / OFF).exists()
+
+
+def trial(run_dir: Path) -> Trial | None:
+    """Return the trial that runs now; None if none does, also if its timer was killed."""
+    try:
+        found = json.loads(read_private(run_dir / TRIAL))
+        recorded = Trial(int(found["pid"]), int(found["start_ticks"]), str(found["boot_id"]), int(found["until"]))
+    except (FileNotFoundError, StateError, ValueError, TypeError, KeyError):
+        return None
+    return recorded if recorded.runs() else None
+
+
+def note_trial(run_dir: Path, pid: int, until: int) -> None:
+    """Record the trial of a process. Raises OSError: the disk refuses."""
+    document = {"pid": pid, "start_ticks": launch.start_ticks(pid), "boot_id": launch.boot_id(), "until": until}
+    write_private(run_dir / TRIAL, json.dumps(document).encode() + b"\n")
+
+
+def end_trial(run_dir: Path) -> None:
+    (run_dir / TRIAL).unlink(missing_ok=True)

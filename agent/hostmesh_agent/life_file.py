@@ -1,0 +1,49 @@
+"""Where it is written down which of the two Envoys serves, and how far a change of them is."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+from hostmesh_agent.config import AgentConfig
+from hostmesh_agent.places import Instance
+from hostmesh_agent.state import StateError, read_private, write_private
+from hostmesh_agent.upgrade import Life, Refused, Stage
+
+FILE: Final = "envoy-life.json"
+
+log = structlog.get_logger(__name__)
+
+
+def read(state_dir: Path) -> Life:
+    """Return what is written down; the first Envoy serves where nothing is, or nothing that can be read."""
+    try:
+        return _life(json.loads(read_private(state_dir / FILE)))
+    except FileNotFoundError:
+        return Life()
+    except (StateError, ValueError, KeyError, TypeError, RecursionError) as error:
+        log.error("it is not known which envoy serves", reason=str(error))
+        return Life()
+
+
+def write(state_dir: Path, life: Life) -> None:
+    """Write it down. Raises OSError: nothing of it must be done."""
+    write_private(state_dir / FILE, json.dumps(dataclasses.asdict(life), indent=1).encode() + b"\n")
+
+
+def active_directory(config: AgentConfig) -> Path:
+    """Return the working directory of the Envoy that serves, for whoever comes without an agent."""
+    return config.directory_of(read(config.state_dir).active)
+
+
+def _life(document: Mapping[str, Any]) -> Life:
+    return Life(
+        stage=Stage(document["stage"]),
+        active=Instance(document["active"]),
+        trying=str(document["trying"]),
+        hung=document["hung"] is True,
+        refused=tuple(Refused(str(each["fingerprint"]), str(each["why"])) for each in document["refused"]),
+    )

@@ -1,0 +1,117 @@
+"""Capture widened with a dead-man timer beside it: what does harm undoes itself. Blocks: for a thread.
+
+A change is watched if it may meet connections that passed before (`capture.difference.widens`). What narrows, and what
+puts back rules that another program took, is not: it must not wait for anything. The timer costs 0.15 s of a core for
+each such change, and nothing between them.
+"""
+
+import base64
+import time
+from typing import Final
+
+import structlog
+
+from hostmesh_agent import arming, hold
+from hostmesh_agent.capture import CaptureError, CaptureRequest, CaptureState, HostFloor, Owner, PlanError, nft
+from hostmesh_agent.capture.difference import widens
+from hostmesh_agent.config import AgentConfig
+from hostmesh_agent.converge import InForce, in_force
+from hostmesh_agent.enforce import Enforced, Enforcement
+from hostmesh_agent.sound import DEADMAN_DIED, Fault
+from hostmesh_agent.state import State, StateError, read_private, write_private
+
+LAST_GOOD: Final = "capture.good"
+"""The serialized `Capture` of the last change that did no harm: what is kept when the next one does."""
+
+log = structlog.get_logger(__name__)
+
+
+class Widening:
+    """Puts requests into force, those that widen under watch."""
+
+    def __init__(self, config: AgentConfig, owner: Owner, enforcement: Enforcement) -> None:
+        self._config = config
+        self._owner = owner
+        self._enforcement = enforcement
+        self._good: tuple[CaptureRequest, HostFloor] | None = None
+
+    def put(self, request: CaptureRequest | None, floor: HostFloor, capture: bytes) -> Enforced:
+        """Put the request, made of a serialized `Capture`, into force; undo it and hold capture if it does harm."""
+        if request is None or self._good == (request, floor) or hold.trial(self._config.run_dir) is not None:
+            return self._enforcement.put(request, floor)
+        try:
+            watched = widens(nft.read(), self._enforcement.ruleset(request, floor).table)
+            armed = arming.arm(self._spec(floor, self._kept(capture))) if watched else None
+        except PlanError:
+            return self._enforcement.put(request, floor)  # says so
+        except (arming.ArmingError, CaptureError, StateError, OSError) as error:
+            return _error(str(error))
+        enforced = self._enforcement.put(request, floor)
+        if armed is not None:
+            for fault in armed.applied()[:1]:
+                return self._undone(fault, capture)
+        if enforced.capture.state == "on":
+            self._good = request, floor
+            self._note_good(capture)
+        return enforced
+
+    def arm_trial(self, floor: HostFloor, seconds: int) -> arming.Armed:
+        """Start the timer of a trial by hand.
+
+        Raises:
+            ArmingError, StateError: there is none.
+        """
+        held = hold.read(self._config.state_dir)
+        return arming.arm(self._spec(floor, None if held is None else held.capture, seconds))
+
+    def _kept(self, capture: bytes) -> bytes | None:
+        """Return beyond what nothing is captured if this does harm: the last good one, if that is not tried already."""
+        last = self._last_good()
+        return None if last == capture or hold.read(self._config.state_dir) is not None else last
+
+    def _spec(self, floor: HostFloor, last: bytes | None, seconds: int = 0) -> arming.Spec:
+        config = self._config
+        return arming.Spec(
+            state_dir=str(config.state_dir),
+            run_dir=str(config.run_dir),
+            resolv_conf=str(config.dns.resolv_conf),
+            control_socket=str(config.control_socket),
+            ssh_ports=tuple(sorted(floor.ssh_ports)),
+            ssh_servers=tuple(sorted(floor.ssh_servers)),
+            controllers=State(config.state_dir).host().agents_endpoints,
+            envoy_uid=floor.envoy_uid,
+            seconds=seconds,
+            owner=self._owner.lend() if self._owner.supported else -1,
+            held=None if last is None else base64.b64encode(last).decode(),
+        )
+
+    def _undone(self, fault: Fault, capture: bytes) -> Enforced:
+        self._good = None
+        log.error("a change of capture did harm and was undone", alarm=fault.alarm, why=fault.why)
+        if fault.alarm == DEADMAN_DIED:
+            kept = self._kept(capture)
+            # Nobody has looked, and nobody has undone it: the mark makes the next step do that.
+            hold.write(self._config.state_dir, hold.Hold(fault.alarm, fault.why, int(time.time()), kept))
+        return _error(f"{fault.alarm}: {fault.why}: the change was undone")
+
+    def _last_good(self) -> bytes | None:
+        try:
+            return read_private(self._config.state_dir / LAST_GOOD)
+        except (FileNotFoundError, StateError):
+            return None
+
+    def _note_good(self, capture: bytes) -> None:
+        if capture == self._last_good():
+            return
+        try:
+            write_private(self._config.state_dir / LAST_GOOD, capture)
+        except OSError as error:
+            log.error("the last good capture cannot be remembered", reason=str(error))
+
+
+def _error(why: str) -> Enforced:
+    try:
+        table = nft.read()
+    except CaptureError:
+        return Enforced(CaptureState("error", error=why), InForce())
+    return Enforced(CaptureState("error", table.digest if table else "", why), in_force(table))

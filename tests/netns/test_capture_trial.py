@@ -1,0 +1,64 @@
+"""A trial by hand through the agent's own part for capture, from `capture clear` to the undoing, and its plan."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from hostmesh_agent import arming, hold
+from hostmesh_agent.capture import CaptureError, HostFloor, Owner
+from hostmesh_agent.capturing import Capturing
+from hostmesh_agent.identities import AGENT
+from hostmesh_api.v1.hostmesh_pb2 import Capture, HostConfig
+from netns.capturing_host import ENVOY_UID, CapturingHost, capturing_host, until
+from netns.space import Servers, Space
+
+FLOOR = HostFloor(envoy_uid=ENVOY_UID, ssh_servers=frozenset({22}))
+CONFIG = HostConfig(capture=Capture(inbound_ports=[8080], virtual_prefixes=["240.240.0.0/16"]))
+
+
+class Certified:
+    """What capture asks of the identities: nobody needs a certificate here."""
+
+    def validities(self) -> Mapping[str, object]:
+        return {AGENT: None}
+
+
+async def active(wanted: Mapping[str, str]) -> frozenset[str]:
+    return frozenset(wanted)
+
+
+@pytest.fixture
+def site(peer: Space, servers: Servers, tmp_path: Path) -> Iterator[CapturingHost]:
+    with capturing_host(peer, servers, tmp_path) as site:
+        yield site
+
+
+async def test_what_is_held_is_planned_tried_and_taken_back(site: CapturingHost) -> None:
+    owner = Owner()
+    capturing = Capturing(site.config, owner, Certified(), active, lambda: None)  # type: ignore[arg-type]
+    (site.config.state_dir / hold.OFF).touch()
+    await capturing.step(CONFIG, FLOOR)
+    plan = await capturing.plan(CONFIG, FLOOR)
+    assert plan.held
+    assert "+ set inbound_ports: 8080" in plan.difference
+    await capturing.try_out(CONFIG, FLOOR, 60)
+    assert capturing.enforced.in_force.inbound_ports == {8080}
+    assert capturing.state().trial_until > 0
+    assert (await capturing.plan(CONFIG, FLOOR)).difference == ()
+    with pytest.raises(CaptureError, match="a trial runs already"):
+        await capturing.try_out(CONFIG, FLOOR, 60)
+    arming.tell(site.config.run_dir, arming.UNDO)
+    site.trial_over()
+    await capturing.step(CONFIG, FLOOR)
+    assert capturing.enforced.capture.state == "off"
+    assert capturing.state().alarm == "TRIAL_EXPIRED"
+    assert "TRIAL_EXPIRED" in capturing.alarms()[0]
+    until(lambda: capturing._trial is None or capturing._trial.ended(), "the timer ended")
+    await capturing.step(CONFIG, FLOOR)
+    hold.release(site.config.state_dir)
+    await capturing.step(CONFIG, FLOOR)
+    assert capturing.enforced.in_force.inbound_ports == {8080}
+    with pytest.raises(CaptureError, match="is not held"):
+        await capturing.try_out(CONFIG, FLOOR, 60)
+    owner.close()

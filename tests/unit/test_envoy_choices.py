@@ -1,0 +1,98 @@
+"""Which binary runs, how patient the host's owner is, and the mark of a drained host."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from hostmesh_agent import chosen_binary, cli, report
+from hostmesh_agent.artifact import ArtifactError
+from hostmesh_agent.config import AgentConfig, EnvoySettings, parse
+from hostmesh_agent.config_table import ConfigError
+from hostmesh_agent.drained import Drained
+from hostmesh_agent.places import BLUE, GREEN
+from hostmesh_api.v1.hostmesh_pb2 import WorkloadLease
+
+
+def program(path: Path, text: str) -> tuple[Path, str]:
+    path.write_text(text)
+    path.chmod(0o755)
+    return path, hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_a_chosen_binary_is_used_until_it_is_forgotten(tmp_path: Path) -> None:
+    first, first_sha256 = program(tmp_path / "first", "one")
+    second, second_sha256 = program(tmp_path / "second", "two")
+    config = AgentConfig(state_dir=tmp_path / "state", envoy=EnvoySettings(binary=first, sha256=first_sha256))
+    config.state_dir.mkdir(mode=0o700)
+    assert chosen_binary.install(config).sha256 == first_sha256
+    chosen_binary.choose(config.state_dir, second, second_sha256)
+    assert chosen_binary.install(config).path.read_text() == "two"
+    chosen_binary.forget(config.state_dir)
+    assert chosen_binary.install(config).sha256 == first_sha256
+
+
+def test_a_choice_that_cannot_be_read_says_how_it_is_undone(tmp_path: Path) -> None:
+    path = tmp_path / chosen_binary.FILE
+    path.write_text("{}")
+    path.chmod(0o600)
+    with pytest.raises(ArtifactError, match="envoy upgrade --reset"):
+        chosen_binary.install(AgentConfig(state_dir=tmp_path))
+
+
+def test_the_owner_says_when_envoy_is_replaced_and_how_patiently() -> None:
+    text = '[envoy]\nupgrade = "auto"\nrehearsal_s = 2\nprobation_s = 60\nhung_after_s = 5\n'
+    found = parse(text, "agent.toml").envoy
+    assert (found.upgrade, found.rehearsal_s, found.probation_s, found.hung_after_s) == ("auto", 2, 60, 5)
+    assert parse("", "agent.toml").envoy.upgrade == "manual"
+    with pytest.raises(ConfigError, match=r"envoy\.upgrade: must be one of manual, auto"):
+        parse('[envoy]\nupgrade = "sometimes"\n', "agent.toml")
+
+
+def test_the_directories_of_both_fit_into_a_socket_path() -> None:
+    config = AgentConfig()
+    assert config.directory_of(BLUE) == config.envoy_dir
+    assert len(config.directory_of(GREEN).name) <= len(config.envoy_dir.name)
+
+
+def test_a_drained_host_stays_drained_over_a_restart(tmp_path: Path) -> None:
+    Drained(tmp_path).ask(wanted=True)
+    drained = Drained(tmp_path)
+    assert drained.asked
+    drained.ask(wanted=False)
+    assert not Drained(tmp_path).asked
+
+
+def test_a_withdrawn_workload_is_unhealthy_whatever_its_probe_says() -> None:
+    lease = WorkloadLease(name="web", health=WorkloadLease.HEALTHY)
+    (told,) = report.without([lease], "the host is drained")
+    assert (told.health, told.health_reason) == (WorkloadLease.UNHEALTHY, "the host is drained")
+    (told,) = report.without([WorkloadLease(name="web", health=WorkloadLease.HEALTHY)], "")
+    assert told.health == WorkloadLease.HEALTHY
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--binary", "/x"],
+        ["--sha256", "0" * 64],
+        ["--binary", "/x", "--sha256", "12"],
+        ["--binary", "/x", "--sha256", "0" * 64, "--reset"],
+    ],
+)
+def test_a_wrong_call_of_upgrade_changes_nothing(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "agent.toml"
+    file.write_text(f'state_dir = "{tmp_path}"\nrun_dir = "{tmp_path}"\n')
+    assert cli.call(["--config", str(file), "envoy", "upgrade", *words]) == cli.WRONG_CALL
+    assert "--sha256" in capsys.readouterr().err
+    assert not (tmp_path / chosen_binary.FILE).exists()
+
+
+def test_without_an_agent_the_verbs_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "agent.toml"
+    file.write_text(f'state_dir = "{tmp_path}"\nrun_dir = "{tmp_path}"\n')
+    for words in (["envoy", "status"], ["envoy", "rollback"], ["undrain"], ["drain", "--within", "0"]):
+        assert cli.call(["--config", str(file), *words]) == cli.FAILED
+        assert "no agent runs" in capsys.readouterr().err

@@ -1,0 +1,190 @@
+"""One Envoy takes another's place: what is decided, and that an agent killed at any step has one that goes on."""
+
+from dataclasses import dataclass, field, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hostmesh_agent import upgrade
+from hostmesh_agent.places import BLUE, GREEN, Instance
+from hostmesh_agent.upgrade import Life, Refused, Seen, Side, Stage, Times, step
+
+TIMES = Times(rehearsal_s=5, probation_s=20, hung_after_s=10)
+RUNS = Side(runs=True)
+STEADY = Seen("v2", differs=True, active=RUNS, other=Side(), asked=True, times=TIMES)
+NEW_IS_READY = replace(STEADY, other=RUNS)
+WARMING = Life(Stage.WARMING, BLUE, "v2")
+PROBATION = Life(Stage.PROBATION, GREEN, "v2")
+SERVES = replace(STEADY, other=RUNS, active=RUNS, differs=False)
+
+
+def test_an_upgrade_goes_through_its_stages_and_the_new_one_serves() -> None:
+    life = step(Life(), STEADY, 0)
+    assert (life, upgrade.runs(life)) == (WARMING, frozenset(Instance))
+    assert step(life, replace(NEW_IS_READY, other=replace(RUNS, lacks=("x",))), 8) == life
+    assert step(life, NEW_IS_READY, 4.9) == life, "it rehearses"
+    life = step(life, NEW_IS_READY, 5)
+    assert life == PROBATION
+    assert step(life, SERVES, 19.9) == life, "the old one is whole"
+    life = step(life, SERVES, 20)
+    assert (life.stage, life.active, upgrade.drains(life)) == (Stage.DRAINING, GREEN, BLUE)
+    assert step(life, replace(SERVES, other=replace(RUNS, connections=3)), 44) == life
+    for end in (replace(SERVES, other=replace(RUNS, connections=0)), replace(SERVES, other=Side())):
+        assert step(life, end, 1) == Life(Stage.STEADY, GREEN)
+    assert step(life, SERVES, 45) == Life(Stage.STEADY, GREEN), "the time that was promised is over"
+
+
+def test_nothing_begins_that_is_not_asked_for_or_was_refused() -> None:
+    for seen in (replace(STEADY, asked=False), replace(STEADY, differs=False), replace(STEADY, active=Side())):
+        assert step(Life(), seen, 100) == Life()
+    refusing = Life(refused=(Refused("v2", "bad"),))
+    assert step(refusing, STEADY, 100) == refusing
+    assert step(refusing, replace(STEADY, wanted="v3"), 100).trying == "v3"
+
+
+@pytest.mark.parametrize(
+    ("new", "since_s", "why"),
+    [
+        (Side(ended="killed by SIGSEGV"), 1, "it ended before it served: killed by SIGSEGV"),
+        (Side(runs=True, failed="it refuses in: bad"), 1, "it refuses in: bad"),
+        (Side(runs=True, lacks=("no listeners",)), 60, "it was not ready within 60 s: no listeners"),
+        (Side(), 60, "it was not ready within 60 s: it does not run"),
+    ],
+)
+def test_a_new_one_that_is_bad_before_it_serves_never_serves(new: Side, since_s: float, why: str) -> None:
+    assert step(WARMING, replace(STEADY, other=new), since_s) == Life(refused=(Refused("v2", why),))
+
+
+@pytest.mark.parametrize(
+    ("seen", "since_s", "why"),
+    [
+        (replace(SERVES, active=Side(ended="killed")), 0, "it ended while it served: killed"),
+        (replace(SERVES, active=replace(RUNS, silent_s=10)), 12, "it has not answered for 10 s"),
+        (replace(SERVES, active=replace(RUNS, failed="5xx")), 3, "5xx"),
+        (replace(SERVES, back=True), 3, "it was called back"),
+        (replace(SERVES, flipped=False), 15, "the rules could not be made to lead to it within 15 s"),
+    ],
+)
+def test_a_new_one_that_is_bad_while_it_serves_is_put_back(seen: Seen, since_s: float, why: str) -> None:
+    life = step(PROBATION, seen, since_s)
+    assert life == Life(Stage.DRAINING, BLUE, refused=(Refused("v2", why),))
+    assert upgrade.drains(life) is GREEN
+
+
+def test_there_is_no_way_back_to_an_old_one_that_is_gone() -> None:
+    crashed = replace(SERVES, active=Side(ended="killed"), other=Side())
+    assert step(PROBATION, crashed, 1) == Life(Stage.DRAINING, GREEN)
+
+
+def test_what_the_rules_still_lead_to_is_not_ended() -> None:
+    draining = Life(Stage.DRAINING, GREEN)
+    assert step(draining, replace(SERVES, flipped=False, other=replace(RUNS, connections=0)), 100) == draining
+    assert step(PROBATION, replace(SERVES, flipped=False), 14) == PROBATION
+
+
+def test_another_wish_during_the_start_ends_it_and_blames_nobody() -> None:
+    assert step(WARMING, replace(NEW_IS_READY, wanted="v3"), 5) == Life()
+
+
+def test_one_that_hangs_is_replaced_at_once_and_not_drained() -> None:
+    silent = replace(STEADY, asked=False, differs=False, active=replace(RUNS, silent_s=25))
+    assert step(Life(), replace(silent, active=replace(RUNS, silent_s=24.9)), 0) == Life()
+    life = step(Life(), silent, 0)
+    assert life == Life(Stage.WARMING, BLUE, "v2", hung=True)
+    assert step(life, replace(STEADY, other=RUNS), 1) == Life(), "it answers again"
+    life = step(life, replace(silent, other=RUNS), 1)
+    assert life == Life(Stage.PROBATION, GREEN, "v2", hung=True)
+    life = step(life, SERVES, 0)
+    assert life.stage is Stage.DRAINING
+    assert step(life, SERVES, 0) == Life(Stage.STEADY, GREEN)
+
+
+def test_one_that_hangs_is_not_upgraded_and_a_failed_stand_in_is_tried_again() -> None:
+    assert step(Life(), replace(STEADY, active=replace(RUNS, silent_s=10)), 0) == Life()
+    stands_in = Life(Stage.WARMING, BLUE, "v2", hung=True)
+    silent = replace(STEADY, active=replace(RUNS, silent_s=30), other=Side(ended="killed"))
+    assert step(stands_in, silent, 1) == Life()
+
+
+@dataclass
+class Host:
+    """A host with two Envoys, as the agent sees it; what the agent does about a state is `carry_out`."""
+
+    life: Life = field(default_factory=Life)
+    running: frozenset[Instance] = frozenset({BLUE})
+    rules: Instance = BLUE
+    drained: frozenset[Instance] = frozenset()
+    since_s: float = 0.0
+    new_is_good: bool = True
+
+    def acts(self) -> list[str]:
+        """What is still to be done, in the order of the agent."""
+        wanted = upgrade.runs(self.life)
+        due = ["flip"] if self.rules is not self.life.active else []
+        due += [f"end {each}" for each in Instance if each in self.running - wanted]
+        starts_other = self.life.stage is Stage.WARMING
+        starts = {self.life.active} | ({self.life.other} if starts_other else set())
+        due += [f"start {each}" for each in Instance if each in (wanted & starts) - self.running]
+        draining = upgrade.drains(self.life)
+        if draining in self.running and draining not in self.drained and draining is not None:
+            due.append(f"drain {draining}")
+        return due
+
+    def do(self, act: str) -> None:
+        verb, _, name = act.partition(" ")
+        if verb == "flip":
+            self.rules = self.life.active
+            return
+        instance = Instance(name)
+        if verb == "start":
+            self.running |= {instance}
+        elif verb == "end":
+            self.running -= {instance}
+            self.drained -= {instance}
+        else:
+            self.drained |= {instance}
+
+    def seen(self, *, asked: bool) -> Seen:
+        active, other = (
+            Side(
+                runs=each in self.running,
+                failed="" if self.new_is_good or each is BLUE else "bad",
+                connections=0 if each in self.drained else 1,
+            )
+            for each in (self.life.active, self.life.other)
+        )
+        flipped = self.rules is self.life.active
+        return Seen("v2", self.life.active is BLUE, active, other, asked=asked, flipped=flipped, times=TIMES)
+
+    def check(self) -> None:
+        assert self.rules in self.running, "the rules lead to an Envoy that runs"
+        assert self.rules not in self.drained, "and that takes connections"
+
+
+@given(st.lists(st.integers(0, 4), max_size=40), st.booleans())
+def test_an_agent_killed_at_any_step_leaves_an_envoy_that_serves_and_the_next_one_finishes(
+    kills: list[int], new_is_good: bool
+) -> None:
+    """Each number is how many acts an agent does before it is killed; then it is another agent with another clock."""
+    host = Host(new_is_good=new_is_good)
+    asked = True
+    for number in [*kills, *[100] * 200]:
+        budget = number
+        for act in host.acts():
+            if not budget:
+                break
+            host.do(act)
+            budget -= 1
+            host.check()
+        host.since_s = host.since_s + 7 if number == 100 else 0.0
+        if budget:
+            life = step(host.life, host.seen(asked=asked), host.since_s)
+            if life != host.life:
+                asked = asked and life.stage is Stage.STEADY and not life.refused
+                # Written down; whether anything is done about it is up to whoever lives on.
+                host.life, host.since_s = life, 0.0
+        host.check()
+    assert (host.life.stage, host.life.active) == (Stage.STEADY, GREEN if new_is_good else BLUE)
+    assert host.running == {host.life.active}
+    assert bool(host.life.refused) is not new_is_good

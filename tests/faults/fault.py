@@ -22,6 +22,7 @@ class Fault:
         play: does it, waits until it is over, and returns what it found beside the oracles ("" : nothing).
         bounds: what the oracles may see.
         mend: puts right what the fault leaves behind, also after a failure.
+        last: the lab is of no use afterwards; the next fault gets one of its own.
         quick: part of the default test suite.
     """
 
@@ -31,4 +32,5 @@ class Fault:
     play: Callable[[Scene], str]
     bounds: Bounds = field(default_factory=Bounds)
     mend: Callable[[Scene], None] | None = None
+    last: bool = False
     quick: bool = False

@@ -46,7 +46,8 @@ def _played(fault: Fault, scene: Scene, problems: list[str]) -> str:
     try:
         if fault.mend is not None:
             fault.mend(scene)
-        scene.settle()
+        if not fault.last:
+            scene.settle()
     except (LabError, AssertionError) as error:
         problems.append(f"afterwards: {_short(error)}")
     return found

@@ -97,6 +97,8 @@ class Grpc:
                 self._stream = None
                 if isinstance(error, grpc.aio.AioRpcError):
                     raise Failed(f"the stream: {error.code().name}") from None
+                if isinstance(error, asyncio.InvalidStateError):
+                    raise Failed("the stream had ended") from None
                 raise
 
 

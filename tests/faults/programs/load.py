@@ -1,6 +1,6 @@
 """An open-loop load: six ways of calling, each on a fixed schedule, whether answers come or not.
 
-load.py HTTP_URL GRPC_TARGET TCP_HOST:PORT SECRET        until its input ends; then one JSON list of [kind, at, took, fate]
+load.py HTTP_URL GRPC_TARGET TCP_HOST:PORT SECRET        until its input ends; then one JSON list of [kind, at, took, fate, lag]
 """
 
 import asyncio
@@ -22,7 +22,7 @@ _CHANNEL = [
     ("grpc.max_reconnect_backoff_ms", 500),
 ]
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-records: list[tuple[str, float, float, str]] = []
+records: list[tuple[str, float, float, str, float]] = []
 
 
 class Failed(Exception):
@@ -144,6 +144,7 @@ class Tcp:
 
 async def attempt(kind: str, call: Callable[[], Awaitable[None]], due_s: float) -> None:
     fate = "ok"
+    lag_s = time.monotonic() - due_s
     try:
         async with asyncio.timeout(TIMEOUT_S):
             await call()
@@ -153,7 +154,7 @@ async def attempt(kind: str, call: Callable[[], Awaitable[None]], due_s: float) 
         fate = "no answer in time"
     except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
         fate = f"{type(error).__name__}: {error}"[:80]
-    records.append((kind, due_s, time.monotonic() - due_s, fate))
+    records.append((kind, due_s, time.monotonic() - due_s, fate, lag_s))
 
 
 async def schedule(kind: str, call: Callable[[], Awaitable[None]], begin_s: float, done: asyncio.Event) -> None:

@@ -1,0 +1,41 @@
+"""A host whose wall clock is wrong: every program of it is preloaded with one that adds what a file says."""
+
+import struct
+import subprocess
+from typing import Final
+
+from faults.scene import PROGRAMS, Scene
+
+_PLACE: Final = "/var/lib/clock"
+HOUR_S: Final = 3600
+DAY_S: Final = 24 * HOUR_S
+
+
+def fit(scene: Scene, host: str) -> None:
+    """Give the host a clock that can be set; programs that start from now on have it."""
+    library = scene.folder / "clock.so"
+    if not library.exists():
+        source = str(PROGRAMS / "clock.c")
+        command = ["cc", "-shared", "-fPIC", "-O2", f'-DOFFSET="{_PLACE}/offset"', "-o", str(library), source, "-ldl"]
+        subprocess.run(command, check=True, capture_output=True)
+    scene.run(host, "mkdir", "-p", _PLACE)
+    scene.run(host, "cp", str(library), f"{_PLACE}/clock.so")
+    jump(scene, host, 0)
+    scene.run(host, "chmod", "-R", "a+rX", _PLACE)
+    scene.run(host, "sh", "-c", f"echo {_PLACE}/clock.so > /etc/ld.so.preload")
+
+
+def jump(scene: Scene, host: str, offset_s: int) -> None:
+    """Set the host's clock to be wrong by so much, at once and for all that runs.
+
+    Written in place, not through a rename: programs have the file mapped.
+    """
+    file = scene.upper(host, f"{_PLACE}/offset")
+    file.touch()
+    with file.open("r+b") as offset:
+        offset.write(struct.pack("=q", offset_s))
+
+
+def of(scene: Scene, host: str) -> float:
+    """The host's wall clock, seconds since 1970, as a new program of it sees it."""
+    return float(scene.run(host, "date", "+%s"))

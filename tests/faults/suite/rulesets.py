@@ -1,0 +1,135 @@
+"""What others do to the kernel's rules."""
+
+import time
+from typing import Final
+
+from e2e.driver import eventually
+from faults.fault import Fault, PromiseBrokenError
+from faults.scene import CLIENT, MESH, SERVER, Scene
+from faults.seen import Bounds
+
+_FLUSHES: Final = 10
+DEBIANS: Final = """\
+flush ruleset
+table inet filter {
+  chain input { type filter hook input priority filter; }
+  chain forward { type filter hook forward priority filter; }
+  chain output { type filter hook output priority filter; }
+}
+"""
+"""/etc/nftables.conf as Debian ships it: what `systemctl reload nftables` loads."""
+FIREWALLDS: Final = """\
+table inet firewalld {}
+delete table inet firewalld
+table inet firewalld {
+  chain mangle_PREROUTING { type filter hook prerouting priority mangle + 10; }
+  chain nat_PREROUTING { type nat hook prerouting priority dstnat + 10; }
+  chain nat_POSTROUTING { type nat hook postrouting priority srcnat + 10; }
+  chain nat_OUTPUT { type nat hook output priority dstnat + 10; }
+  chain filter_PREROUTING { type filter hook prerouting priority filter + 10; }
+  chain filter_INPUT {
+    type filter hook input priority filter + 10;
+    ct state { established, related } accept
+    ct status dnat accept
+    iifname "lo" accept
+    tcp dport { 22, 8301, 8302, 8303, 8304 } accept
+    udp dport 8399 accept
+    reject with icmpx admin-prohibited
+  }
+  chain filter_FORWARD { type filter hook forward priority filter + 10; reject with icmpx admin-prohibited; }
+  chain filter_OUTPUT { type filter hook output priority filter + 10; ct state { established, related } accept; }
+}
+"""
+"""The chains that firewalld 2 makes with its nftables back end, a zone that lets SSH and the programs' own ports in,
+and nothing of ours: they are loaded, as a reload does, in one transaction."""
+
+
+def flushed(scene: Scene) -> str:
+    for _ in range(_FLUSHES):
+        for host in MESH:
+            scene.space(host).run(["nft", "flush", "ruleset"])
+    _ours_is_there(scene)
+    return f"{_FLUSHES} times on every host"
+
+
+def flushed_without_agents(scene: Scene) -> str:
+    """The same while no agent lives that could put them back."""
+    for host in (CLIENT, SERVER):
+        scene.kill(f"agent/{host}")
+        scene.space(host).run(["nft", "flush", "ruleset"])
+    _ours_is_there(scene)
+    for host in (CLIENT, SERVER):
+        scene.start(f"agent/{host}")
+    return ""
+
+
+def _loaded(text: str) -> str:
+    return text
+
+
+def nftables_reloaded(scene: Scene) -> str:
+    for host in MESH:
+        for _ in range(5):
+            scene.space(host).run(["nft", "-f", "-"], text_in=DEBIANS)
+    _ours_is_there(scene)
+    return "5 reloads on every host"
+
+
+def firewalld_reloaded(scene: Scene) -> str:
+    for host in MESH:
+        for _ in range(5):
+            scene.run(host, "nft", "-f", "-", text_in=FIREWALLDS)
+    _ours_is_there(scene)
+    return "5 reloads on every host"
+
+
+def foreign_before_ours(scene: Scene) -> str:
+    """A nat chain of somebody else, before ours, that takes the program's port to the program itself."""
+    text = "table ip foreign { chain pre { type nat hook prerouting priority -150; tcp dport 8301 redirect to :8301; } }"
+    scene.run(SERVER, "nft", "-f", "-", text_in=text)
+    said = eventually(lambda: _named(scene, SERVER, "foreign"), "the agent names the foreign table", 15)
+    return f"said: {said}"
+
+
+def _named(scene: Scene, host: str, name: str) -> str:
+    return next((each for each in scene.agent(host).get("problems", []) if name in each), "")
+
+
+def without_foreign(scene: Scene) -> None:
+    scene.space(SERVER).run(["nft", "delete", "table", "ip", "foreign"])
+
+
+def without_strangers(scene: Scene) -> None:
+    for host in MESH:
+        for table in ("filter", "firewalld"):
+            scene.space(host).run(["nft", "delete", "table", "inet", table])
+
+
+def _ours_is_there(scene: Scene) -> None:
+    for host in MESH:
+        if scene.space(host).run(["nft", "list", "table", "inet", "hostmesh"]).returncode:
+            raise PromiseBrokenError(f"the rules of {host} are gone")
+
+
+RULESETS: Final = (
+    Fault(
+        "nft-flush",
+        "`nft flush ruleset`, 10 times on every host",
+        "The rules stay (Linux 6.9), no call fails, no plaintext.",
+        flushed,
+        quick=True,
+    ),
+    Fault(
+        "nft-flush-no-agent",
+        "`nft flush ruleset` while the agents are dead",
+        "The rules stay all the same (Linux 6.9).",
+        flushed_without_agents,
+    ),
+    Fault(
+        "nftables-reload",
+        "Debian's nftables.conf, `flush ruleset` first, loaded 5 times on every host",
+        "Our rules stay, theirs are there too, no call fails.",
+        nftables_reloaded,
+        mend=without_strangers,
+    ),
+)

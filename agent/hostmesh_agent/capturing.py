@@ -11,6 +11,7 @@ import structlog
 
 from hostmesh_agent import arming, converge, gaps, guard, hold, holding, status, terms
 from hostmesh_agent.capture import CaptureError, CaptureRequest, HostFloor, Owner
+from hostmesh_agent.capture import CaptureState as CaptureResult
 from hostmesh_agent.capture.who import Direction
 from hostmesh_agent.capture_plan import Plan, planned
 from hostmesh_agent.config import AgentConfig
@@ -20,6 +21,7 @@ from hostmesh_agent.generation import Author
 from hostmesh_agent.identities import AGENT, Identities
 from hostmesh_agent.mesh_names import MeshNames
 from hostmesh_agent.programs import Programs
+from hostmesh_agent.recognition import Recognition
 from hostmesh_agent.state import StateError
 from hostmesh_agent.widening import Widening
 from hostmesh_api.v1.hostmesh_pb2 import CaptureGap, CaptureState, HostConfig
@@ -40,6 +42,7 @@ class Capturing:
         identities: Identities,
         active: Callable[[Mapping[str, str]], Awaitable[frozenset[str]]],
         changed: Callable[[], None],
+        recognition: Recognition,
         names: Callable[[], MeshNames] = MeshNames,
         gone: Callable[[], bool] = lambda: False,
         wake: Callable[[], None] = lambda: None,
@@ -52,6 +55,7 @@ class Capturing:
             identities: whose certificates are in place.
             active: returns which of the wanted listeners, by version, Envoy has.
             changed: is called when something else is in force, or lacking.
+            recognition: tells who is who on this host.
             names: returns what the mesh's names have in common; called in a thread.
             gone: returns whether there is no Envoy that serves.
             wake: is called when another step is due: a unit came or went.
@@ -60,6 +64,7 @@ class Capturing:
         self._identities = identities
         self._active = active
         self._changed = changed
+        self._recognition = recognition
         self._guard = guard.Guard(config.state_dir)
         self._enforcement = Enforcement(
             dns=config.dns.enabled,
@@ -144,9 +149,8 @@ class Capturing:
             # What is in force is not known: it stays as it is, or STRICT ports would be open for a moment.
             decision, enforced = converge.Decision(None, (str(error),)), self._enforced
         else:
-            capture = config.capture.SerializeToString(deterministic=True)
             request = decision.request or (_DOORS_ALONE if floor.doorways else None)
-            enforced = await asyncio.to_thread(self._widening.put, request, floor, capture)
+            enforced = await asyncio.to_thread(self._put, request, config, floor)
             self._note_gaps(config, before, decision.passing, gone=gone)
         if enforced.repair_waits:
             decision = replace(decision, lacking=(*decision.lacking, enforced.repair_waits))
@@ -197,7 +201,33 @@ class Capturing:
             CaptureError: it cannot be planned, or the kernel does not tell.
         """
         decision = await self._wanted(config)
-        return await asyncio.to_thread(planned, self._enforcement, decision, floor, self.held())
+
+        def compare() -> Plan:
+            request, now = self._with_programs(decision.request, config, floor)
+            return planned(self._enforcement, replace(decision, request=request), now, self.held())
+
+        return await asyncio.to_thread(compare)
+
+    def _with_programs(
+        self, request: CaptureRequest | None, config: HostConfig, floor: HostFloor
+    ) -> tuple[CaptureRequest | None, HostFloor]:
+        """Have the rules name those who are there now. Raises CaptureError: Envoy cannot be told from others."""
+        floor = self._recognition.floor(floor)
+        if request is not None and request.takes_outbound:
+            callers = self._recognition.callers(config, self._identities.validities())
+            request = replace(request, callers=callers)
+        return request, floor
+
+    def _put(self, request: CaptureRequest | None, config: HostConfig, floor: HostFloor) -> Enforced:
+        try:
+            request, floor = self._with_programs(request, config, floor)
+        except CaptureError as error:
+            return replace(self._enforced, capture=CaptureResult("error", error=str(error)))
+        capture = config.capture.SerializeToString(deterministic=True)
+        enforced = self._widening.put(request, floor, capture)
+        if enforced.capture.state != "error":
+            self._recognition.group.in_force = floor.envoy_cgroup if enforced.capture.state == "on" else None
+        return enforced
 
     async def _decide(self, config: HostConfig) -> converge.Decision:
         if status.capture_wanted(self._config):

@@ -5,7 +5,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -196,12 +196,15 @@ class LogSettings:
 
 @dataclass(frozen=True, slots=True)
 class AgentConfig:
+    """What the host's owner says. `workloads`: whose processes are which workload's, whatever it is asked for."""
+
     state_dir: Path = Path("/var/lib/hostmesh")
     run_dir: Path = Path("/run/hostmesh")
     envoy: EnvoySettings = field(default_factory=EnvoySettings)
     capture: CaptureSettings = field(default_factory=CaptureSettings)
     dns: DnsSettings = field(default_factory=DnsSettings)
     probes: ProbeSettings = field(default_factory=ProbeSettings)
+    workloads: tuple[WorkloadAccess, ...] = ()
     workload_api: WorkloadApiSettings = field(default_factory=WorkloadApiSettings)
     floor: FloorSettings = field(default_factory=FloorSettings)
     wasm: WasmSettings = field(default_factory=WasmSettings)
@@ -272,6 +275,8 @@ def parse(text: str, source: str) -> AgentConfig:
         raise ConfigError(f"{source}: not valid TOML: {error}") from None
     top = Table(source, "", document)
     top.only(dataclasses.fields(AgentConfig))
+    workload_api = _workload_api(top.table("workload_api"))
+    workloads = _workloads(top, workload_api.workloads)
     config = AgentConfig(
         state_dir=top.path("state_dir", AgentConfig().state_dir),
         run_dir=top.path("run_dir", AgentConfig().run_dir),
@@ -279,7 +284,8 @@ def parse(text: str, source: str) -> AgentConfig:
         capture=_capture(top.table("capture")),
         dns=_dns(top.table("dns")),
         probes=_probes(top.table("probes")),
-        workload_api=_workload_api(top.table("workload_api")),
+        workloads=workloads,
+        workload_api=replace(workload_api, workloads=workloads),
         floor=_floor(top.table("floor")),
         wasm=_wasm(top.table("wasm")),
         cold=_cold(top.table("cold")),
@@ -392,6 +398,19 @@ def _workload_api(table: Table) -> WorkloadApiSettings:
         enabled=table.flag("enabled", WorkloadApiSettings().enabled),
         workloads=tuple(_access(workloads, name) for name in workloads.values),
     )
+
+
+def _workloads(top: Table, of_api: tuple[WorkloadAccess, ...]) -> tuple[WorkloadAccess, ...]:
+    """Return who is who: the table of all workloads, and the older one of the Workload API."""
+    table = top.table("workloads")
+    found = tuple(_access(table, name) for name in table.values)
+    if twice := sorted({_name(each) for each in found} & {_name(each) for each in of_api}):
+        raise top.error("workloads", f"{', '.join(twice)}: is in workload_api.workloads too; leave it in one of them")
+    return (*of_api, *found)
+
+
+def _name(access: WorkloadAccess) -> str:
+    return f"{access.namespace}/{access.service_account}"
 
 
 def _access(workloads: Table, name: str) -> WorkloadAccess:

@@ -21,6 +21,7 @@ import structlog
 from hostmesh_agent import process, workdir
 from hostmesh_agent.admin import Admin, AdminError
 from hostmesh_agent.artifact import Installed
+from hostmesh_agent.cgroup import CgroupError
 from hostmesh_agent.launch import Spec
 from hostmesh_agent.lifecycle import (
     Action,
@@ -113,7 +114,8 @@ class EnvoyCommand:
             self.log_level,
         ]
 
-    def spec(self) -> Spec:
+    def spec(self, cgroup: str = "") -> Spec:
+        """Return how to become this; `cgroup` is the path of where to be."""
         return Spec(
             argv=self.argv(),
             cwd=str(self.directory),
@@ -129,6 +131,7 @@ class EnvoyCommand:
                 "bootstrap_sha256": self.bootstrap_sha256(),
                 "command_sha256": self.command_sha256(),
             },
+            cgroup=cgroup,
         )
 
     def bootstrap_sha256(self) -> str:
@@ -174,6 +177,7 @@ class BuiltinSupervisor:
         command: asked before each start, so that a changed configuration is used by the next Envoy.
         changed: called whenever `status` would answer differently.
         tried: called with "" when an Envoy serves, and with its last words when one ended before it did.
+        place: prepares the cgroup in which Envoy is to run, and returns its path; "": where the agent does.
     """
 
     def __init__(
@@ -181,10 +185,12 @@ class BuiltinSupervisor:
         command: Callable[[], EnvoyCommand],
         changed: Callable[[], None],
         tried: Callable[[str], None] = lambda _: None,
+        place: Callable[[], str] = str,
     ) -> None:
         self._command = command
         self._changed = changed
         self._tried = tried
+        self._place = place
         self._directory = command().directory
         self._admin = Admin(self._directory / "admin.sock")
         # Jitter needs no secret randomness.
@@ -264,16 +270,20 @@ class BuiltinSupervisor:
     def _start(self) -> Event:
         try:
             command = self._command()
+            cgroup = self._place()
             workdir.prepare(command.directory, command.owner)
             workdir.check_reachable(command.installed.path, command.owner)
             workdir.write_bootstrap(command.directory, command.bootstrap, command.owner)
             log_descriptor = workdir.open_log(command.directory)
             try:
-                started = process.spawn(command.spec(), log_descriptor)
+                started = process.spawn(command.spec(cgroup), log_descriptor)
             finally:
                 os.close(log_descriptor)
         except (OSError, workdir.WorkdirError) as error:
             log.error("envoy cannot be started", error=str(error))
+            if isinstance(error, CgroupError):
+                # Whoever keeps the rules looks again, and the next try comes after that.
+                self._changed()
             return StartFailed(str(error))
         self._watch(started)
         self._status = replace(self._status, version=command.installed.version, restart_needed="")

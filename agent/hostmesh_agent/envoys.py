@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -14,6 +15,7 @@ from hostmesh_agent import life_file, process, upgrade, verdict, workdir
 from hostmesh_agent.artifact import Installed
 from hostmesh_agent.bootstrap import ADMIN_SOCKET
 from hostmesh_agent.capture import HostFloor
+from hostmesh_agent.cgroup import EnvoyGroup
 from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.envoy import BuiltinSupervisor, EnvoyCommand, EnvoyStatus
 from hostmesh_agent.lifecycle import Phase, View
@@ -69,6 +71,7 @@ class Envoys:
         source: serves both.
         changed: is called whenever `status` would answer differently.
         lead: makes the rules lead to the active one, and returns whether they do.
+        group: in which they run.
     """
 
     def __init__(
@@ -78,12 +81,14 @@ class Envoys:
         source: Source,
         changed: Callable[[], None],
         lead: Callable[[], Awaitable[bool]],
+        group: EnvoyGroup,
     ) -> None:
         self._config = config
         self._next = following
         self._source = source
         self._changed = changed
         self._lead = lead
+        self._group = group
         wanted = config.envoy
         self._times = upgrade.Times(wanted.rehearsal_s, wanted.probation_s, wanted.hung_after_s)
         self._life = life_file.read(config.state_dir)
@@ -283,7 +288,10 @@ class Envoys:
             workdir.share(directory, self._config.envoy_dir)
         on_trial = self._life.stage in {Stage.WARMING, Stage.PROBATION}
         supervisor = BuiltinSupervisor(
-            lambda: self._command_of(instance), self._looks_different, lambda why: self._tried(instance, why)
+            lambda: self._command_of(instance),
+            self._looks_different,
+            lambda why: self._tried(instance, why),
+            partial(self._group.prepare, instance.value),
         )
         gone = "it was gone when the agent came back" if resumed and on_trial and not is_new and not runs else ""
         task = group.create_task(supervisor.run(), name=f"envoy {instance}")

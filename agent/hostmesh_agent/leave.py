@@ -16,6 +16,7 @@ from typing import Final
 from hostmesh_agent import (
     arming,
     capture,
+    cgroup,
     chosen_binary,
     control,
     drain,
@@ -30,6 +31,7 @@ from hostmesh_agent import (
 )
 from hostmesh_agent.admin import Admin
 from hostmesh_agent.bootstrap import ADMIN_SOCKET
+from hostmesh_agent.cgroup import EnvoyGroup
 from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.dns import ResolverError
 from hostmesh_agent.places import Instance
@@ -114,6 +116,7 @@ def _stop_envoy(config: AgentConfig) -> str:
     if process.recorded_runs(active):
         asyncio.run(drain.drained(Admin(active / ADMIN_SOCKET), drain.noted_s(config.envoy_dir)))
     stopped = [process.stop_recorded(config.directory_of(each), ENVOY_ENDS_WITHIN_S) for each in Instance]
+    EnvoyGroup(*cgroup.usable()).remove()
     return "stopped" if any(stopped) else ""
 
 

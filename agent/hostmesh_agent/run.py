@@ -61,6 +61,7 @@ from hostmesh_agent.policy_floor import table
 from hostmesh_agent.policy_floor.floor import Floor
 from hostmesh_agent.probe_ways import Ways
 from hostmesh_agent.probes import Memory, Probes
+from hostmesh_agent.recognition import Recognition
 from hostmesh_agent.relay import Relay
 from hostmesh_agent.returning import Returning
 from hostmesh_agent.state import State, StateError, keep_closed
@@ -115,7 +116,8 @@ async def prepare(config: AgentConfig, owner_of_rules: Owner) -> "Agent":
     workdir.prepare(config.envoy_dir, owner)
     workdir.check_reachable(config.xds_socket, owner)
     installed = await asyncio.to_thread(chosen_binary.install, config)
-    return Agent(config, state, first_command(config, record.host, owner, installed), owner_of_rules)
+    recognition = await asyncio.to_thread(Recognition, config, switches_user=owner.switch)
+    return Agent(config, state, first_command(config, record.host, owner, installed), owner_of_rules, recognition)
 
 
 def _close_directories(config: AgentConfig) -> None:
@@ -129,7 +131,14 @@ def _close_directories(config: AgentConfig) -> None:
 class Agent:
     """All parts together; what they decide is in their own modules."""
 
-    def __init__(self, config: AgentConfig, state: State, command: EnvoyCommand, owner_of_rules: Owner) -> None:
+    def __init__(
+        self,
+        config: AgentConfig,
+        state: State,
+        command: EnvoyCommand,
+        owner_of_rules: Owner,
+        recognition: Recognition,
+    ) -> None:
         self._config = config
         self._state = state
         self._record = state.host()
@@ -147,6 +156,7 @@ class Agent:
         self._ssh_servers = kernel_floor.ssh_servers()
         self._policy_floor = Floor(config.floor, table.load(), lambda: self._ssh_servers)
         self._next_envoy = NextEnvoy(config, self._record.host, command, self._policy_floor.bootstrap_problem)
+        self._recognition = recognition
         self._envoy_uid = command.owner.uid
         policy = DialPolicy(parse_blocks(config.wasm.allow_cidrs))
         self._modules = Modules(config.envoy_dir / modules.DIRECTORY, command.owner.gid, self._module_decided, policy)
@@ -170,7 +180,9 @@ class Agent:
             changed=self._something_changed,
             host_refuses=self._policy_floor.problem,
         )
-        self._envoys = Envoys(config, self._next_envoy, self._relay, self._something_changed, self._lead)
+        self._envoys = Envoys(
+            config, self._next_envoy, self._relay, self._something_changed, self._lead, recognition.group
+        )
         self._admin = Admin(self._envoys.admin_socket)
         self._severing = sever.Severing(command.owner.uid)
         self._identities = Identities(
@@ -217,6 +229,7 @@ class Agent:
             self._identities,
             self._active,
             self._reporter.changed,
+            self._recognition,
             names=names,
             gone=self._without_proxy,
             wake=self._wake.set,
@@ -235,6 +248,7 @@ class Agent:
                 relay=self._relay,
                 identities=self._identities,
                 capturing=self._capturing,
+                recognition=self._recognition,
                 severing=self._severing,
                 probes=self._probes,
                 calls=self._calls,
@@ -283,6 +297,7 @@ class Agent:
                     "discovery": self._discovery.run(),
                     "names over tcp": dns_front.Front().run(),
                     "rules": generation.watch(self._wake.set, self._capturing.changed_by),
+                    "units": self._recognition.watch(self._wake.set),
                     "report": self._report_when_settled(),
                 }.items()
             ]

@@ -63,6 +63,9 @@ class Facts:
     envoy_problems: Sequence[str] = ()
     withdrawn: str = ""
     """Why no caller is to use this host's workloads; "" if they may."""
+    recognition: Mapping[str, Any] = field(default_factory=dict)
+    """By what rules know Envoy, and which programs call under an identity of their own."""
+    recognition_problems: Sequence[str] = ()
     returning_problem: str = ""
     """Why this host, whose certificate is not taken any more, cannot come back."""
     gaps: Sequence[CaptureGap] = ()
@@ -156,6 +159,7 @@ def document(facts: Facts, now: datetime) -> dict[str, Any]:
             "alarms": list(facts.capture_alarms),
             "drift": list(facts.capture_drift),
             "trial_until": _time(facts.trial_until),
+            **facts.recognition,
         },
         "dns": {"in_place": enforced.dns_in_place, "detail": enforced.dns_detail},
         "workloads": [
@@ -215,6 +219,7 @@ def _problems(facts: Facts, now: datetime) -> Iterator[str]:
     yield from facts.envoy_problems
     yield from configuration_problems(facts.modules, facts.bootstrap_problem)
     yield from facts.workload_api_problems
+    yield from facts.recognition_problems
     if facts.enforced.capture.state == "error":
         yield f"capture: {facts.enforced.capture.error}"
     yield from facts.capture_alarms

@@ -18,6 +18,7 @@ from hostmesh_agent.identities import AGENT, Identities
 from hostmesh_agent.modules import Modules
 from hostmesh_agent.next_envoy import NextEnvoy
 from hostmesh_agent.probes import Probes
+from hostmesh_agent.recognition import Recognition
 from hostmesh_agent.relay import Relay
 from hostmesh_agent.returning import Returning
 from hostmesh_agent.state import HostRecord
@@ -44,6 +45,7 @@ class Parts:
     relay: Relay
     identities: Identities
     capturing: Capturing
+    recognition: Recognition
     severing: sever.Severing
     probes: Probes
     calls: Calls
@@ -123,6 +125,8 @@ class Telling:
                 bootstrap_problem=parts.next_envoy.problem,
                 workload_api=None if api is None else api.status(),
                 workload_api_problems=() if api is None else tuple(api.problems()),
+                recognition=parts.recognition.status(),
+                recognition_problems=tuple(parts.recognition.problems(config)),
                 returning_problem=parts.returning.problem,
                 envoys=parts.envoys.document(),
                 envoy_problems=parts.envoys.problems(),

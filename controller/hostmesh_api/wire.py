@@ -50,6 +50,9 @@ INBOUND_SOURCE_V4: Final = "127.0.0.6"
 """Source of Envoy's connections to the local program: tells them from Envoy's calls to the host's own services."""
 INBOUND_SOURCE_V6: Final = "::6"
 
+ENVOY_SLICES: Final = ("hostmesh.slice", "hostmesh-envoy.slice")
+"""Cgroup v2 in which every Envoy of a host runs: what systemd makes of `Slice=hostmesh-envoy.slice`."""
+
 VIP4: Final = IPv4Network("240.240.0.0/16")
 VIP6: Final = IPv6Network("fd00:f0f0::/112")
 """Ranges of the virtual addresses that services get; index i is the i-th address of either."""

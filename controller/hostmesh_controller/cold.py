@@ -1,10 +1,10 @@
 """Who gets which pages of the cold copy, and when: lazily, behind everything else. No I/O, no clock.
 
-Hosts with equal viewers share a catalogue: its pages are made once, one service at a time. A change marks the pages
-that depend on it as stale and nothing else; `take` and `step` are called by whoever paces this (`cold_pace`), so that
-what a change means for the copies of a thousand hosts never comes before what it means for what they use. A copy goes
-out when its catalogue is whole. On a host's stream at most one response is in flight, of a few pages, and it is
-acknowledged when it is on the host's disk: a slow disk costs nobody else anything.
+Hosts that see and call alike (`Sight`) share a catalogue: its pages are made once, one service at a time. A change
+marks the pages that depend on it as stale and nothing else; `take` and `step` are called by whoever paces this
+(`cold_pace`), so that what a change means for the copies of a thousand hosts never comes before what it means for what
+they use. A copy goes out when its catalogue is whole. On a host's stream at most one response is in flight, of a few
+pages, and it is acknowledged when it is on the host's disk: a slow disk costs nobody else anything.
 """
 
 from collections import deque
@@ -20,10 +20,9 @@ from hostmesh_api.delta import WILDCARD, Answer, Push, Received, ServerStream
 from hostmesh_api.wire import COLD_TYPE
 from hostmesh_controller.mesh import Mesh, Touched
 from hostmesh_controller.mesh.records import Service
-from hostmesh_controller.mesh.viewer import Viewer
 from hostmesh_controller.mesh.visibility import View
 from hostmesh_controller.xds import cold_pages
-from hostmesh_controller.xds.cold_pages import Making, Page
+from hostmesh_controller.xds.cold_pages import Making, Page, Sight, sight_of
 
 PAGES_AT_ONCE: Final = 16
 """In one response: about 100 KB, which delays what is sent after it by less than a millisecond."""
@@ -48,9 +47,9 @@ class ColdStream:
 
 @dataclass(slots=True, eq=False)
 class _Catalogue:
-    """The pages of one viewer: the source of the streams of its hosts."""
+    """The pages of hosts that see and call alike: the source of their streams."""
 
-    viewer: Viewer
+    sight: Sight
     streams: dict[ColdStream, None] = field(default_factory=dict)
     pages: dict[str, Page] = field(default_factory=dict)
     stale: dict[str, None] = field(default_factory=lambda: dict.fromkeys(PAGE_NAMES))
@@ -70,10 +69,10 @@ class _Catalogue:
 
     def take(self, mesh: Mesh, touched: "_Pending") -> None:
         """Mark what a change makes stale."""
-        signature = cold_pages.signature(mesh, self.viewer)
+        signature = cold_pages.signature(mesh, self.sight.viewer)
         whole = touched.everything or not _same(signature, self.signature)
         self.signature = signature
-        seen = cold_pages.seen_by(mesh, self.viewer)
+        seen = cold_pages.seen_by(mesh, self.sight.viewer)
         # The same object for as long as no service is different: putting 5,000 into buckets takes 10 ms.
         services = self.services if seen is self.seen else cold_pages.buckets(seen)
         for bucket in range(BUCKETS):
@@ -106,12 +105,12 @@ class Cold:
     def __init__(self, mesh: Mesh, max_catalogues: int = MAX_CATALOGUES) -> None:
         self._mesh = mesh
         self._max_catalogues = max_catalogues
-        self._catalogues: dict[Viewer, _Catalogue] = {}
+        self._catalogues: dict[Sight, _Catalogue] = {}
         self._pending: _Pending | None = None
         self._untold: dict[_Catalogue, _Pending] = {}
         self._making: tuple[_Catalogue, str, Iterator[Page | None]] | None = None
         self._queue: deque[ColdStream] = deque()
-        self._refused_viewer = False
+        self._refused_sight = False
         self.work: Callable[[], None] = lambda: None
         """Called when there is something to pace."""
 
@@ -170,7 +169,7 @@ class Cold:
             return
         for stream in [each for catalogue in self._catalogues.values() for each in catalogue.streams]:
             known = stream.host in self._mesh.hosts
-            if known and stream.catalogue is not None and self._viewer(stream) != stream.catalogue.viewer:
+            if known and stream.catalogue is not None and self._sight(stream) != stream.catalogue.sight:
                 self._leave(stream)
                 self._join(stream)
         for catalogue in self._catalogues.values():
@@ -231,7 +230,7 @@ class Cold:
         return None
 
     def _stands_for(self, catalogue: _Catalogue, stream: ColdStream) -> bool:
-        return stream.host in self._mesh.hosts and self._viewer(stream) == catalogue.viewer
+        return stream.host in self._mesh.hosts and self._sight(stream) == catalogue.sight
 
     def _made(self, catalogue: _Catalogue, name: str, page: Page) -> None:
         before = catalogue.pages.get(name)
@@ -247,21 +246,21 @@ class Cold:
 
     # Streams and catalogues
 
-    def _viewer(self, stream: ColdStream) -> Viewer:
-        return self._mesh.viewer_of(stream.host)
+    def _sight(self, stream: ColdStream) -> Sight:
+        return sight_of(self._mesh, stream.host)
 
     def _join(self, stream: ColdStream) -> None:
         if stream.host not in self._mesh.hosts:
             return
-        viewer = self._viewer(stream)
-        catalogue = self._catalogues.get(viewer)
+        sight = self._sight(stream)
+        catalogue = self._catalogues.get(sight)
         if catalogue is None:
             if len(self._catalogues) >= self._max_catalogues:
-                if not self._refused_viewer:
+                if not self._refused_sight:
                     _log.warning("more kinds of hosts than cold copies are made for", host=stream.host)
-                self._refused_viewer = True
+                self._refused_sight = True
                 return
-            catalogue = self._catalogues[viewer] = _Catalogue(viewer)
+            catalogue = self._catalogues[sight] = _Catalogue(sight)
         catalogue.streams[stream] = None
         stream.catalogue = catalogue
         stream.stream.mark_all()
@@ -275,7 +274,7 @@ class Cold:
         del catalogue.streams[stream]
         if not catalogue.streams:
             self._untold.pop(catalogue, None)
-            del self._catalogues[catalogue.viewer]
+            del self._catalogues[catalogue.sight]
             if self._making is not None and self._making[0] is catalogue:
                 self._making = None
 

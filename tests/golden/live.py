@@ -26,7 +26,7 @@ from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, Reso
 
 import pki
 from hostmesh_agent import bootstrap, capture, workdir
-from hostmesh_agent.capture import CaptureRequest, HostFloor, Scope
+from hostmesh_agent.capture import Caller, CaptureRequest, HostFloor, Scope
 from hostmesh_agent.certs import roots_sds, svid_sds
 from hostmesh_agent.keys import Svid
 from hostmesh_api import wire
@@ -221,11 +221,13 @@ def network(
     *,
     extension: Extension = lambda resource: resource,
     enrolment: Callable[[str], str] = lambda _: "",
+    callers: tuple[Caller, ...] = (),
 ) -> Iterator[Network]:
     """Run every host of a mesh, each with its own Envoy and rules. `resolv_conf` is what Envoy finds in /etc.
 
     What Envoy refuses fails the test, when it is over. `extension` is what agents make of an extension's configuration,
-    `enrolment` that of each host, under which its certificates are issued.
+    `enrolment` that of each host, under which its certificates are issued, `callers` are programs that call under an
+    identity of their own on the hosts that have it.
     """
     with ExitStack() as stack:
         # Not pytest's own directory: Envoy runs as another user, who must be able to enter.
@@ -244,7 +246,9 @@ def network(
             _plug(cable, space, f"port{index}", mesh.hosts[name].addresses)
             source = Source(mesh, name, extension=extension)
             issue = partial(pki.svid, authority, enrolment=enrolment(name))
-            result[name] = stack.enter_context(_host(source, directory / name, space, authority, issue, resolv_conf))
+            result[name] = stack.enter_context(
+                _host(source, directory / name, space, authority, issue, resolv_conf, callers)
+            )
         yield Network(result, outsider, authority)
         refused = {name: host.ads.nacks for name, host in result.items() if host.ads.nacks}
         assert not refused, f"Envoy refused: {refused}"
@@ -264,7 +268,13 @@ def _plug(cable: Space, space: Space, port: str, addresses: tuple[str, ...]) -> 
 
 @contextmanager
 def _host(
-    source: Source, directory: Path, space: Space, authority: Authority, issue: Callable[..., Svid], resolv_conf: str
+    source: Source,
+    directory: Path,
+    space: Space,
+    authority: Authority,
+    issue: Callable[..., Svid],
+    resolv_conf: str,
+    callers: tuple[Caller, ...],
 ) -> Iterator[LiveHost]:
     directory.mkdir()
     name = source.host
@@ -306,7 +316,7 @@ def _host(
                 lambda: bool(ads.nacks) or (expected <= host.listeners() and "LIVE" in host.admin("/ready")),
             )
             assert not ads.nacks, ads.nacks
-            capture.apply(capture.plan(_request(config), HostFloor(envoy_uid=ENVOY_UID)))
+            capture.apply(capture.plan(_request(config, callers), HostFloor(envoy_uid=ENVOY_UID)))
             yield host
         finally:
             process.terminate()
@@ -319,13 +329,14 @@ def _host_config(mesh: Mesh, name: str) -> HostConfig:
     return HostConfig.FromString(Resource.FromString(found.body).resource.value)
 
 
-def _request(config: HostConfig) -> CaptureRequest:
+def _request(config: HostConfig, callers: tuple[Caller, ...]) -> CaptureRequest:
     return CaptureRequest(
         scope=Scope.ALL if config.capture.scope == Capture.ALL else Scope.MESH,
         inbound_ports=frozenset(config.capture.inbound_ports),
         mesh_prefixes=frozenset(config.capture.outbound_prefixes),
         virtual_prefixes=frozenset(config.capture.virtual_prefixes),
         dns=config.capture.dns,
+        callers=tuple(each for each in callers if each.spiffe_id in config.outbound_identities),
     )
 
 

@@ -110,6 +110,8 @@ class Servers:
     """Listeners in threads, all closed together. Every server tells who it is and what was asked for."""
 
     sockets: list[socket.socket] = field(default_factory=list)
+    arrived: list[str] = field(default_factory=list)
+    """At which of the host's addresses connections came, in their order."""
     threads: list[threading.Thread] = field(default_factory=list)
 
     def tcp(self, name: str, port: int) -> None:
@@ -124,7 +126,7 @@ class Servers:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((address, port))
             listener.listen(128)
-            self._serve(listener, partial(_answer_all, listener, name))
+            self._serve(listener, partial(_answer_all, listener, name, self.arrived))
 
     def udp(self, address: str, port: int, answer: Callable[[bytes], bytes]) -> socket.socket:
         server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -149,13 +151,14 @@ class Servers:
             server.close()
 
 
-def _answer_all(listener: socket.socket, name: str) -> None:
+def _answer_all(listener: socket.socket, name: str, arrived: list[str]) -> None:
     while True:
         try:
             connection, _ = listener.accept()
         except OSError:
             return
         with connection:
+            arrived.append(connection.getsockname()[0])
             original = original_destination(connection)
             words = [name, *map(str, original or ())]
             try:

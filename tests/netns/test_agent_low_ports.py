@@ -52,6 +52,7 @@ def envoy(port: int) -> Iterator[int]:
             max_files=1024,
             record=str(directory / process.RECORD),
             facts={},
+            cgroup="",
         )
         with (directory / "log").open("wb") as log:
             pid = os.posix_spawn(

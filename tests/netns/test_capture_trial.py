@@ -9,6 +9,7 @@ from hostmesh_agent import arming, hold
 from hostmesh_agent.capture import CaptureError, HostFloor, Owner
 from hostmesh_agent.capturing import Capturing
 from hostmesh_agent.identities import AGENT
+from hostmesh_agent.recognition import Recognition
 from hostmesh_api.v1.hostmesh_pb2 import Capture, HostConfig
 from netns.capturing_host import ENVOY_UID, CapturingHost, capturing_host, until
 from netns.space import Servers, Space
@@ -36,7 +37,8 @@ def site(peer: Space, servers: Servers, tmp_path: Path) -> Iterator[CapturingHos
 
 async def test_what_is_held_is_planned_tried_and_taken_back(site: CapturingHost) -> None:
     owner = Owner()
-    capturing = Capturing(site.config, owner, Certified(), active, lambda: None)  # type: ignore[arg-type]
+    known = Recognition(site.config, switches_user=False)
+    capturing = Capturing(site.config, owner, Certified(), active, lambda: None, known)  # type: ignore[arg-type]
     (site.config.state_dir / hold.OFF).touch()
     await capturing.step(CONFIG, FLOOR)
     plan = await capturing.plan(CONFIG, FLOOR)

@@ -49,6 +49,8 @@ def test_every_key_is_read() -> None:
         users = ["reviews"]
         uids = [1002]
         units = ["reviews", "reviews.socket"]
+        [workloads."shop/ratings"]
+        uids = [1003]
         [floor]
         min_mtls = "strict"
         listen_ports = [8443]
@@ -86,7 +88,9 @@ def test_every_key_is_read() -> None:
     assert config.log.level == "debug"
     units = frozenset({"reviews.service", "reviews.socket"})
     access = WorkloadAccess("shop", "reviews", ("reviews",), frozenset({1002}), units)
-    assert config.workload_api == WorkloadApiSettings(enabled=True, workloads=(access,))
+    both = (access, WorkloadAccess("shop", "ratings", (), frozenset({1003})))
+    assert config.workloads == both
+    assert config.workload_api == WorkloadApiSettings(enabled=True, workloads=both)
     assert config.floor == FloorSettings(
         min_mtls="strict",
         listen_ports=(8443,),
@@ -126,6 +130,10 @@ def test_every_key_is_read() -> None:
         (
             "[workload_api.workloads.'Shop/x']\n",
             'f: workload_api.workloads."Shop/x": must be NAMESPACE/SERVICE-ACCOUNT: namespace',
+        ),
+        (
+            "[workloads.'a/b']\nuids = [1]\n[workload_api.workloads.'a/b']\nuids = [2]",
+            "f: workloads: a/b: is in workload_api.workloads too",
         ),
         ("[workload_api.workloads.'a/b']\nuser = 1", "f: workload_api.workloads.a/b.user: unknown key; did you mean"),
         (

@@ -187,6 +187,20 @@ def test_a_host_calls_others_as_its_only_workload_or_as_it_says_and_never_as_ano
     assert config(mesh_of([host(**more), *workloads])).outbound_spiffe_id == f"spiffe://cluster.local/{expected}"
 
 
+def test_workloads_call_under_their_own_identities_where_the_host_says_so_and_all_else_as_the_host() -> None:
+    workloads = [workload(f"w{index}", serviceAccount=account) for index, account in enumerate(("x", "y", "x"))]
+    one, two = ("spiffe://cluster.local/ns/default/sa/x", "spiffe://cluster.local/ns/default/sa/y")
+    found = config(mesh_of([host(perWorkloadIdentity=True), *workloads]))
+    assert found.outbound_identities == [one, two]
+    assert found.outbound_spiffe_id == "spiffe://cluster.local/host/one"
+    assert config(mesh_of([host(perWorkloadIdentity=True, outboundIdentity="y"), *workloads])).outbound_spiffe_id == two
+    # A program that is no workload's does not get the only workload's identity.
+    only = config(mesh_of([host(perWorkloadIdentity=True), workloads[0]]))
+    assert only.outbound_spiffe_id == "spiffe://cluster.local/host/one"
+    assert only.outbound_identities == [one]
+    assert config(mesh_of([host(), *workloads])).outbound_identities == []
+
+
 def test_a_name_is_the_callers_own_then_the_oldest_and_only_what_is_exported() -> None:
     entry = {"hosts": ["shared.example.com"], "ports": [{"number": 80, "name": "http"}], "resolution": "DNS"}
     mesh = mesh_of(

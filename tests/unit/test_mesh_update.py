@@ -113,6 +113,8 @@ SLOTS: dict[tuple[str, str, str], list[Variant]] = {
         {"addresses": ["10.0.0.3"]},
         {"addresses": ["10.0.0.1"], "namespace": "b"},
         {"addresses": ["10.0.0.1"], "outboundIdentity": "a/w1", "capture": {"scope": "all"}},
+        {"addresses": ["10.0.0.1"], "perWorkloadIdentity": True},
+        {"addresses": ["10.0.0.1", "10.0.0.3"], "outboundIdentity": "a/w1", "perWorkloadIdentity": True},
     ),
     ("Host", "", "h2"): variants({"addresses": ["10.0.0.2"]}, {"addresses": ["10.0.0.1", "10.0.0.2"]}),
     ("Host", "", "h3"): variants({"namespace": "a"}, {"namespace": "b"}, {}),

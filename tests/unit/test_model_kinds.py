@@ -100,6 +100,7 @@ FULL: list[tuple[str, Body]] = [
             "addresses": ["10.0.0.1", "fd00::1"],
             "namespace": "shop",
             "outboundIdentity": "shop/reviews",
+            "perWorkloadIdentity": True,
             "capture": {"scope": "all"},
         },
     ),

@@ -3,6 +3,7 @@
 In the order of the data:
 
     plan         a request and the host's floor in, the whole ruleset out: sets, chains, rules, refusals (pure)
+    callers      which rules tell Envoy, and programs with an identity of their own, from all others (pure)
     expressions  the words that rules are made of (pure)
     rules        the rules as data, equal for equal rules, with a hash
     encode       from the kernel's table to the wanted one, as messages of one batch (pure)
@@ -21,6 +22,7 @@ program's flush leaves it, and only the agent changes it. Elsewhere it is watche
 for kernels without nf_tables.
 """
 
+from hostmesh_agent.capture.callers import Caller
 from hostmesh_agent.capture.capture import Capture, CaptureState, apply, clear, show, verify
 from hostmesh_agent.capture.errors import CaptureError
 from hostmesh_agent.capture.owner import Owner
@@ -29,6 +31,7 @@ from hostmesh_agent.capture.rules import Refusal, Ruleset, Table
 
 __all__ = [
     "OWN_PORTS",
+    "Caller",
     "Capture",
     "CaptureError",
     "CaptureRequest",

@@ -14,8 +14,10 @@ from hostmesh_agent.capture.codec import NESTED, Layout, Number, Raw, Text
 
 INET: Final = 1  # NFPROTO_INET
 LIST_ELEMENT: Final = 1  # NFTA_LIST_ELEM
-REGISTER: Final = 1  # NFT_REG_1, the only one we use; 0 is the verdict
+REGISTER: Final = 1  # NFT_REG_1; 0 is the verdict
+SECOND_REGISTER: Final = 2  # NFT_REG_2: a port, beside an address in the first
 RETURN_VERDICT: Final = -5  # NFT_RETURN
+ADDRESS_GIVEN: Final = 1  # NF_NAT_RANGE_MAP_IPS
 PORT_GIVEN: Final = 2  # NF_NAT_RANGE_PROTO_SPECIFIED
 DESTINATION_NAT: Final = 1  # NFT_NAT_DNAT
 INTERNET_CHECKSUM: Final = 1  # NFT_PAYLOAD_CSUM_INET

@@ -7,12 +7,21 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any, Final
 
-from hostmesh_agent.capture.attributes import DATA_LAYOUTS, ELEMENT, EXPRESSION, INTERVAL_SET, RANGE_END, RULE_COMMENT
+from hostmesh_agent.capture.attributes import (
+    DATA_LAYOUTS,
+    ELEMENT,
+    EXPRESSION,
+    INTERVAL_SET,
+    RANGE_END,
+    RULE_COMMENT,
+    SECOND_REGISTER,
+)
 from hostmesh_agent.capture.codec import Attributes, split
 from hostmesh_agent.capture.encode import encode
 from hostmesh_agent.capture.rules import (
     AskedAddress,
     Chain,
+    ChangeDestination,
     ChangePort,
     Compare,
     DestinationType,
@@ -21,6 +30,7 @@ from hostmesh_agent.capture.rules import (
     Hook,
     KeyType,
     Load,
+    LoadSecond,
     Lookup,
     Mask,
     Meta,
@@ -64,8 +74,9 @@ _DEFAULTS: Final[Attributes] = {"OP": 0, "FLAGS": 0, "CSUM_FLAGS": 0, "ICMP_CODE
 
 def _without_defaults(attributes: Attributes) -> Attributes:
     kept = {name: value for name, value in attributes.items() if _DEFAULTS.get(name) != value}
-    if kept.get("PROTO_MAX") == kept.get("PROTO_MIN"):
-        kept.pop("PROTO_MAX", None)
+    for most, least in (("PROTO_MAX", "PROTO_MIN"), ("ADDR_MAX", "ADDR_MIN")):
+        if kept.get(most) == kept.get(least):
+            kept.pop(most, None)
     return kept
 
 
@@ -99,8 +110,12 @@ def _guess(name: str, attributes: Attributes) -> Expression | None:
             return Lookup(attributes["SET"])
         case "immediate" if "VERDICT" in attributes["DATA"]:
             return Return()
+        case "immediate" if attributes["DREG"] == SECOND_REGISTER:
+            return LoadSecond(attributes["DATA"]["VALUE"])
         case "immediate":
             return Load(attributes["DATA"]["VALUE"])
+        case "nat" if "ADDR_MIN" in attributes:
+            return ChangeDestination(attributes["FAMILY"])
         case _:
             return _WITHOUT_VALUES.get(name)
 

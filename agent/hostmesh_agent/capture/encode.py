@@ -21,6 +21,7 @@ from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_NFTABLES
 
 from hostmesh_agent.capture import attributes as nf
 from hostmesh_agent.capture.attributes import (
+    ADDRESS_GIVEN,
     ADDRESS_TYPE,
     ASKED_ADDRESS,
     CGROUP_OF_SOCKET,
@@ -36,6 +37,7 @@ from hostmesh_agent.capture.attributes import (
     REGISTER,
     RETURN_VERDICT,
     RULE_COMMENT,
+    SECOND_REGISTER,
     TCP_RESET,
     Kind,
 )
@@ -44,12 +46,14 @@ from hostmesh_agent.capture.rules import (
     TABLE_NAME,
     AskedAddress,
     Chain,
+    ChangeDestination,
     ChangePort,
     Compare,
     DestinationType,
     Expression,
     KeyType,
     Load,
+    LoadSecond,
     Lookup,
     Mask,
     Meta,
@@ -108,6 +112,15 @@ def removal() -> Iterator[Message]:
     """
     yield _create(Kind.NEW_TABLE, nf.TABLE, {"NAME": TABLE_NAME})
     yield _delete(Kind.DELETE_TABLE, nf.TABLE, {"NAME": TABLE_NAME})
+
+
+def asked(rule: Rule) -> Iterator[Message]:
+    """Messages that only ask whether the kernel knows what is in a rule: nothing is there before and after them."""
+    name = f"{TABLE_NAME}-asks"
+    yield _create(Kind.NEW_TABLE, nf.TABLE, {"NAME": name})
+    yield _create(Kind.NEW_CHAIN, nf.CHAIN, {"TABLE": name, "NAME": "asks"})
+    yield _create(Kind.NEW_RULE, nf.RULE, {**_rule_attributes("asks", rule), "TABLE": name}, NLM_F_APPEND)
+    yield _delete(Kind.DELETE_TABLE, nf.TABLE, {"NAME": name})
 
 
 def taking_over(flags: int) -> Message:
@@ -272,6 +285,11 @@ def encode(expression: Expression) -> tuple[str, Attributes]:  # noqa: C901 - on
             return "redir", {"PROTO_MIN": REGISTER, "FLAGS": PORT_GIVEN}
         case ChangePort():
             return "nat", {"TYPE": DESTINATION_NAT, "FAMILY": INET, "PROTO_MIN": REGISTER, "FLAGS": PORT_GIVEN}
+        case LoadSecond(value):
+            return "immediate", {"DREG": SECOND_REGISTER, "DATA": {"VALUE": value}}
+        case ChangeDestination(family):
+            to = {"ADDR_MIN": REGISTER, "PROTO_MIN": SECOND_REGISTER, "FLAGS": ADDRESS_GIVEN | PORT_GIVEN}
+            return "nat", {"TYPE": DESTINATION_NAT, "FAMILY": family} | to
         case Return():
             return "immediate", {"DREG": 0, "DATA": {"VERDICT": {"CODE": RETURN_VERDICT}}}
         case Reset():

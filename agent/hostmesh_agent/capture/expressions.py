@@ -10,12 +10,14 @@ from typing import Final
 
 from hostmesh_agent.capture.rules import (
     AskedAddress,
+    ChangeDestination,
     ChangePort,
     Compare,
     DestinationType,
     Expression,
     Header,
     Load,
+    LoadSecond,
     Lookup,
     Mask,
     Meta,
@@ -71,6 +73,11 @@ def socket_uid(uid: int) -> Words:
 
 def socket_uid_in(set_name: str) -> Words:
     return (Meta(MetaKey.SOCKET_UID), Lookup(set_name))
+
+
+def socket_cgroup(level: int, identifier: int) -> Words:
+    """A socket that was made by a process of the cgroup `identifier`, which is `level` deep, or of one below it."""
+    return (SocketCgroup(level), Compare(struct.pack("=Q", identifier)))
 
 
 def cgroup_in(level: int, set_name: str) -> Words:
@@ -150,6 +157,11 @@ def asked_of(address: IPv4Address) -> Words:
 
 def redirect(port: int) -> Words:
     return (Load(_port(port)), Redirect())
+
+
+def change_destination(address: IPv4Address | IPv6Address, port: int) -> Words:
+    """To an address of this host."""
+    return (Load(address.packed), LoadSecond(_port(port)), ChangeDestination(_FAMILY_NUMBER[address.version]))
 
 
 def change_port(port: int) -> Words:

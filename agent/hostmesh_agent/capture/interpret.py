@@ -15,6 +15,7 @@ from typing import Final, Literal
 from hostmesh_agent.capture.rules import (
     AskedAddress,
     Chain,
+    ChangeDestination,
     ChangePort,
     Compare,
     DestinationType,
@@ -22,6 +23,7 @@ from hostmesh_agent.capture.rules import (
     Header,
     Hook,
     Load,
+    LoadSecond,
     Lookup,
     Mask,
     Meta,
@@ -110,11 +112,12 @@ class Verdict:
 
 @dataclass(slots=True)
 class _Run:
-    """One rule under way: the register, and whether the rule still matches."""
+    """One rule under way: the registers, and whether the rule still matches."""
 
     packet: Packet
     sets: Mapping[str, NamedSet]
     register: bytes = field(default=b"")
+    second: bytes = field(default=b"")
 
     def load(self, expression: Expression) -> bool:
         """Do an expression that loads; False if the kernel finds nothing to load, which ends the rule."""
@@ -188,22 +191,32 @@ def _rule_verdict(rule: Rule, run: _Run) -> tuple[Action, int | None] | None:
             case Meta() | Payload() | DestinationType() | AskedAddress() | SocketCgroup() | Load() | Mask():
                 if not run.load(expression):
                     return None
+            case LoadSecond(value):
+                run.second = value
             case Compare() | Lookup():
                 if not run.matches(expression):
                     return None
-            case Redirect():
-                return "redirect", int.from_bytes(run.register, "big")
-            case ChangePort():
-                return "change port", int.from_bytes(run.register, "big")
-            case Reset():
-                return "refuse", None
-            case Return():
-                return "none", None
             case PayloadWrite():
                 pass
             case _:
-                return "unknown", None
+                return _end(expression, run)
     return None
+
+
+def _end(expression: Expression, run: _Run) -> tuple[Action, int | None]:
+    match expression:
+        case Redirect():
+            return "redirect", int.from_bytes(run.register, "big")
+        case ChangeDestination():
+            return "redirect", int.from_bytes(run.second, "big")
+        case ChangePort():
+            return "change port", int.from_bytes(run.register, "big")
+        case Reset():
+            return "refuse", None
+        case Return():
+            return "none", None
+        case _:
+            return "unknown", None
 
 
 def _meta(packet: Packet, key: int) -> bytes | None:

@@ -27,7 +27,7 @@ from hostmesh_agent.capture.codec import Attributes, Layout
 from hostmesh_agent.capture.encode import Message
 from hostmesh_agent.capture.errors import CaptureError
 from hostmesh_agent.capture.owner import NOT_SUPPORTED, OWNED, PERSISTS, Owner
-from hostmesh_agent.capture.rules import TABLE_NAME, Rule, Table
+from hostmesh_agent.capture.rules import TABLE_NAME, Compare, Return, Rule, SocketCgroup, Table
 
 _ANSWER_WITHIN_S: Final = 10.0  # the kernel answers in milliseconds; a lost answer must not hold the agent
 _SO_SNDBUFFORCE: Final = 32  # asm-generic/socket.h; Python does not name it
@@ -115,6 +115,16 @@ def look() -> Reading:
         CaptureError: as with `read`.
     """
     return _run(_read_steady, "read the capture rules")
+
+
+def knows_cgroups() -> bool:
+    """Tell whether the kernel can match the cgroup of a socket; not if it does not let us ask."""
+    rule = Rule((SocketCgroup(1), Compare(bytes(8)), Return()))
+    try:
+        _run(lambda nft: _batch(nft, encode.asked(rule)), "ask for a match")
+    except CaptureError:
+        return False
+    return True
 
 
 def _run(act: Callable[[Any], Awaitable[T]], doing: str) -> T:

@@ -12,8 +12,9 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Final
 
+from hostmesh_agent.capture import callers, names, who
 from hostmesh_agent.capture import expressions as words
-from hostmesh_agent.capture import names, who
+from hostmesh_agent.capture.callers import Caller
 from hostmesh_agent.capture.expressions import Words
 from hostmesh_agent.capture.narrow import Narrowed
 from hostmesh_agent.capture.rules import (
@@ -27,6 +28,7 @@ from hostmesh_agent.capture.rules import (
     Table,
 )
 from hostmesh_agent.capture.who import ALL_OF_IT, NOBODY, Direction, Match, Narrowing, Present, ranges
+from hostmesh_agent.cgroup_id import ByCgroup
 from hostmesh_api import wire
 
 SSH_PORT: Final = 22
@@ -61,7 +63,8 @@ class CaptureRequest:
 
     Prefixes are CIDR text of either family. `virtual_prefixes` are the ranges of virtual addresses: captured in either
     scope, and made routable. `inbound` and `outbound` narrow down what is captured; of `strict_ports` (those of the
-    `inbound_ports` that take mutual TLS alone) every connection is captured all the same.
+    `inbound_ports` that take mutual TLS alone) every connection is captured all the same. `callers` are programs that
+    call others under an identity of their own.
     """
 
     scope: Scope = Scope.MESH
@@ -72,6 +75,12 @@ class CaptureRequest:
     inbound: Narrowing = ALL_OF_IT
     outbound: Narrowing = ALL_OF_IT
     strict_ports: frozenset[int] = frozenset()
+    callers: tuple[Caller, ...] = ()
+
+    @property
+    def takes_outbound(self) -> bool:
+        """Whether anything that programs of the host call is captured."""
+        return self.scope is Scope.ALL or bool(self.mesh_prefixes or self.virtual_prefixes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +89,7 @@ class HostFloor:
 
     Attributes:
         envoy_uid: user of Envoy's process; never 0, or the whole system's traffic would pass for Envoy's.
+        envoy_cgroup: by what Envoy is known where there is cgroup v2; None: by its user alone.
         ssh_ports: where the host's SSH servers listen; 22 is always added.
         ssh_servers: the same as far as it is known, without that.
         never_inbound_ports: the operator's excludes.
@@ -109,6 +119,7 @@ class HostFloor:
     never_interfaces: frozenset[str] = frozenset()
     max_scope: Scope = Scope.ALL
     present: Present = NOBODY
+    envoy_cgroup: ByCgroup | None = None
     outbound_port: int = wire.OUTBOUND_PORT
     inbound_port: int = wire.INBOUND_PORT
     dns_port: int = wire.DNS_PORT
@@ -170,7 +181,7 @@ def plan(request: CaptureRequest, floor: HostFloor) -> Ruleset:
     return Ruleset(
         table=Table(sets=_sets(parts), chains=_chains(parts)),
         virtual_prefixes=tuple(str(prefix) for version in parts.families for prefix in parts.virtual[version]),
-        loopback_addresses=(wire.INBOUND_SOURCE_V6,) if floor.ipv6 else (),
+        loopback_addresses=_loopback_addresses(parts) if floor.ipv6 else (),
         refused=refused,
         missing=tuple(sorted(parts.outbound.missing())),
     )
@@ -183,6 +194,10 @@ def _check_rules(request: CaptureRequest) -> None:
                 problem = who.problem(match, direction)
                 if problem:
                     raise PlanError(f"rule {number} of {direction}.{name}: {problem}")
+
+
+def _loopback_addresses(parts: _Parts) -> tuple[str, ...]:
+    return wire.INBOUND_SOURCE_V6, *sorted({str(each.addresses[6]) for each in parts.request.callers})
 
 
 def _allowed_ports(requested: frozenset[int], floor: HostFloor) -> tuple[frozenset[int], tuple[Refusal, ...]]:
@@ -303,18 +318,18 @@ def _outbound(parts: _Parts) -> Iterator[Rule]:
     yield from parts.outbound.passes(by_who=True)
     for version in parts.families:
         for condition in parts.outbound.conditions(version, by_who=True):
-            yield _to_proxy(parts, version, "virtual", condition)
+            yield from _to_proxy(parts, version, "virtual", condition)
     yield Rule((*words.to_local_address(), *words.RETURN), "the host itself")
     yield from parts.outbound.passes(by_who=False)
     for version in parts.families:
         for condition in parts.outbound.conditions(version):
-            yield _to_proxy(parts, version, "mesh", condition)
+            yield from _to_proxy(parts, version, "mesh", condition)
     if parts.request.scope is Scope.ALL:
         for port in NAME_PORTS:
             yield Rule((*words.tcp_port(port), *words.RETURN), "resolvers outside the mesh")
         for version in parts.families:
             for condition in parts.outbound.conditions(version):
-                yield _to_proxy(parts, version, "", condition)
+                yield from _to_proxy(parts, version, "", condition)
 
 
 def _nowhere(parts: _Parts) -> Iterator[Rule]:
@@ -359,7 +374,7 @@ def _of_envoy(parts: _Parts) -> Iterator[Rule]:
     Those must enter the host's own inbound listener, as a call from another host would. Envoy's connections from
     there to the program come from addresses of their own and pass.
     """
-    envoy = words.socket_uid(parts.floor.envoy_uid)
+    envoy = callers.envoy(parts.floor.envoy_cgroup, parts.floor.envoy_uid)
     for version in parts.families:
         yield Rule(
             (
@@ -373,20 +388,14 @@ def _of_envoy(parts: _Parts) -> Iterator[Rule]:
             ),
             "call to a service of this host",
         )
-    yield Rule((*envoy, *words.RETURN), "Envoy")
+    yield Rule((*envoy, *words.RETURN), callers.ENVOY)
 
 
-def _to_proxy(parts: _Parts, version: int, set_prefix: str, condition: Words = ()) -> Rule:
+def _to_proxy(parts: _Parts, version: int, set_prefix: str, condition: Words = ()) -> Iterator[Rule]:
     destination = words.to_set(version, f"{set_prefix}{version}") if set_prefix else ()
-    return Rule(
-        (
-            *words.family(version),
-            *destination,
-            *condition,
-            *words.protocol(words.TCP),
-            *words.redirect(parts.floor.outbound_port),
-        ),
-    )
+    where = (*words.family(version), *destination, *condition, *words.protocol(words.TCP))
+    yield from callers.rules(parts.request.callers, version, where, parts.floor.outbound_port)
+    yield Rule((*where, *words.redirect(parts.floor.outbound_port)))
 
 
 def _answers(parts: _Parts) -> Iterator[Rule]:

@@ -1,9 +1,10 @@
 """The kernel's rules as data: what a table holds, as equal values for equal rules.
 
 One vocabulary for both directions: the planner builds a `Table`, the netlink edge writes it, reads the kernel's own
-back as a `Table`, and equality says whether the kernel holds what was planned. Every expression works on one register
-(nf_tables' register 1), so none is named. Bytes are as the kernel compares them: packet fields in network order, the
-kernel's own numbers (uid, interface, address type) in the machine's order.
+back as a `Table`, and equality says whether the kernel holds what was planned. Expressions work on one register
+(nf_tables' register 1) unless their name says that it is the second, so none is named. Bytes are as the kernel compares
+them: packet fields in network order, the kernel's own numbers (uid, interface, address type, cgroup) in the machine's
+order.
 """
 
 import hashlib
@@ -157,6 +158,20 @@ class ChangePort:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadSecond:
+    """Load a constant into the second register."""
+
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeDestination:
+    """Send the connection to the address in the register and the port in the second. `family` is NFPROTO's number."""
+
+    family: int
+
+
+@dataclass(frozen=True, slots=True)
 class Return:
     """Leave the chain: the packet goes on untouched."""
 
@@ -187,6 +202,8 @@ Expression = (
     | Load
     | Redirect
     | ChangePort
+    | LoadSecond
+    | ChangeDestination
     | Return
     | Reset
     | Unknown

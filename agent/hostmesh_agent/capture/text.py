@@ -8,6 +8,7 @@ from typing import Final
 from hostmesh_agent.capture.rules import (
     AskedAddress,
     Chain,
+    ChangeDestination,
     ChangePort,
     Compare,
     DestinationType,
@@ -16,6 +17,7 @@ from hostmesh_agent.capture.rules import (
     Hook,
     KeyType,
     Load,
+    LoadSecond,
     Lookup,
     Mask,
     Meta,
@@ -139,7 +141,9 @@ def rule_text(rule: Rule) -> str:
             case Mask(mask, xor):
                 shown += f" & 0x{mask.hex()}" + (f" | 0x{xor.hex()}" if any(xor) else "")
             case Load(value):
-                loaded, shown = expression, str(int.from_bytes(value, "big"))
+                loaded, shown = expression, _number(value)
+            case LoadSecond(value):
+                shown = f"[{shown}]:{_number(value)}" if ":" in shown else f"{shown}:{_number(value)}"
             case _:
                 words.append(_effect(expression, loaded, shown))
     text = _joined(words)
@@ -173,6 +177,8 @@ def _effect(expression: Expression, loaded: Expression | None, shown: str) -> st
             return f"{shown} @{set_name}"
         case Redirect():
             return f"redirect to :{shown}"
+        case ChangeDestination():
+            return f"dnat to {shown}"
         case ChangePort():
             return f"dnat to :{shown}"
         case PayloadWrite(header, offset, length):
@@ -196,7 +202,7 @@ def _value(value: bytes, loaded: Expression | None) -> str:
             return _FAMILY.get(native, str(native))
         case Meta(MetaKey.PROTOCOL):
             return _PROTOCOL.get(native, str(native))
-        case Meta():
+        case Meta() | SocketCgroup():
             return str(native)
         case DestinationType():
             return _ADDRESS_TYPE.get(native, str(native))

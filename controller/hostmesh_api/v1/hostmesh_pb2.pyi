@@ -427,6 +427,7 @@ class HostConfig(_message.Message):
     TAINTED_ROOTS_FIELD_NUMBER: _builtins.int
     RENEW_WITHIN_MS_FIELD_NUMBER: _builtins.int
     STRICT_PORTS_FIELD_NUMBER: _builtins.int
+    OUTBOUND_IDENTITIES_FIELD_NUMBER: _builtins.int
     host: _builtins.str
     trust_domain: _builtins.str
     outbound_spiffe_id: _builtins.str
@@ -468,6 +469,12 @@ class HostConfig(_message.Message):
         runs, also when the controller and Envoy are away.
         """
 
+    @_builtins.property
+    def outbound_identities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """SPIFFE IDs of workloads whose programs call under them. Envoy knows the callers by the loopback address at which it
+        gets their connections; who they are the host's owner says.
+        """
+
     def __init__(
         self,
         *,
@@ -485,10 +492,11 @@ class HostConfig(_message.Message):
         tainted_roots: _abc.Iterable[_builtins.str] | None = ...,
         renew_within_ms: _builtins.int = ...,
         strict_ports: _abc.Iterable[_builtins.int] | None = ...,
+        outbound_identities: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capture", b"capture", "envoy", b"envoy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bootstrap_patch", b"bootstrap_patch", "bundle_pem", b"bundle_pem", "capture", b"capture", "envoy", b"envoy", "expelled_addresses", b"expelled_addresses", "host", b"host", "listeners", b"listeners", "outbound_spiffe_id", b"outbound_spiffe_id", "refused_enrolments", b"refused_enrolments", "renew_within_ms", b"renew_within_ms", "strict_ports", b"strict_ports", "tainted_roots", b"tainted_roots", "trust_domain", b"trust_domain", "workloads", b"workloads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bootstrap_patch", b"bootstrap_patch", "bundle_pem", b"bundle_pem", "capture", b"capture", "envoy", b"envoy", "expelled_addresses", b"expelled_addresses", "host", b"host", "listeners", b"listeners", "outbound_identities", b"outbound_identities", "outbound_spiffe_id", b"outbound_spiffe_id", "refused_enrolments", b"refused_enrolments", "renew_within_ms", b"renew_within_ms", "strict_ports", b"strict_ports", "tainted_roots", b"tainted_roots", "trust_domain", b"trust_domain", "workloads", b"workloads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

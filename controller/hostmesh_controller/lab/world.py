@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
+from hostmesh_controller.lab import cgroups
 from hostmesh_controller.lab import layout as disk
 from hostmesh_controller.lab.errors import LabError
 from hostmesh_controller.lab.layout import LabFacts, Layout
@@ -159,6 +160,7 @@ def destroy(layout: Layout) -> bool:
     end(disk.read_process(layout.world), signal.SIGKILL, _END_S)
     if not facts.user:
         subprocess.run(["ip", "link", "delete", facts.shell_link], capture_output=True, check=False)
+        cgroups.remove_empty()
     _remove_files(layout, facts)
     return True
 

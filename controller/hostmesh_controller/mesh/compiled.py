@@ -55,6 +55,7 @@ def compile_host(item: ApiObject) -> Host:
         capture_all=spec.capture.scope == "all" if "scope" in spec.capture.model_fields_set else None,
         labels=dict(item.metadata.labels),
         locality=spec.locality,
+        per_workload_identity=spec.per_workload_identity,
     )
 
 

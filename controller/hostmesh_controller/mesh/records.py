@@ -169,6 +169,7 @@ class Host:
     capture_all: bool | None
     labels: Mapping[str, str] = field(default_factory=dict)
     locality: str = ""
+    per_workload_identity: bool = False
 
 
 @dataclass(frozen=True, slots=True)

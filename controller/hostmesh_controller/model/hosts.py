@@ -64,7 +64,9 @@ class HostSpec(Spec):
     """A machine: its addresses tell which workloads are on it.
 
     `namespace` is where short names resolve (None: that of its workloads if all are in one, else "default").
-    `outbound_identity` is the identity under which its programs call others. `locality` is `region/zone/subzone`
+    `outbound_identity` is the identity under which its programs call others; with `per_workload_identity` those that
+    the host's owner says belong to a workload (agent.toml) call under the workload's, and all others, without
+    `outbound_identity`, under the host's own. `locality` is `region/zone/subzone`
     ("": that of its workloads if they share one). `workload_namespaces` are those whose editors may place workloads on
     it ("*": all); administrators may place any. `ssh_host_keys` are fingerprints of the SSH host keys by which it may
     join.
@@ -73,6 +75,7 @@ class HostSpec(Spec):
     addresses: Annotated[tuple[IpAddress, ...], Field(max_length=64)] = ()
     namespace: Label | None = None
     outbound_identity: Annotated[str, AfterValidator(_outbound_identity)] | None = None
+    per_workload_identity: bool = False
     capture: HostCapture = HostCapture()
     locality: Annotated[str, Field(max_length=2048)] = ""
     workload_namespaces: Annotated[

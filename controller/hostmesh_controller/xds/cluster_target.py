@@ -23,6 +23,7 @@ class Outbound:
         trust_domain: of the mesh.
         http: False: bytes are passed, whatever the port speaks.
         caller: the directory of the calling host's certificate.
+        callers: SPIFFE IDs under which programs of the host call that have one of their own.
         namespace: the calling host's, where its stored credentials are.
         spread: how requests are spread over localities.
         groups: the endpoints, where the cluster carries them itself (resolution DNS); else none.
@@ -42,6 +43,7 @@ class Outbound:
     spread: Spread | None = None
     groups: tuple[Group, ...] = ()
     all_tls: bool = False
+    callers: tuple[str, ...] = ()
 
     @property
     def is_passthrough(self) -> bool:

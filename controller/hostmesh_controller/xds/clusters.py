@@ -6,7 +6,7 @@ from envoy.config.cluster.v3.cluster_pb2 import Cluster
 
 from hostmesh_controller.model.mesh_config import MeshConfigSpec
 from hostmesh_controller.names import BLACK_HOLE, PASSTHROUGH
-from hostmesh_controller.xds import cluster_http, cluster_tls
+from hostmesh_controller.xds import cluster_http, cluster_tls, workload_identities
 from hostmesh_controller.xds.breakers import circuit_breakers, keepalive, outlier_detection
 from hostmesh_controller.xds.cluster_discovery import discover
 from hostmesh_controller.xds.cluster_target import Outbound
@@ -63,6 +63,7 @@ def outbound(target: Outbound) -> Cluster:
     if cluster.lb_policy != Cluster.CLUSTER_PROVIDED:
         spread(cluster, target.spread)
     cluster_tls.secure(cluster, target)
+    workload_identities.choose(cluster, target, target.callers)
     if target.http:
         cluster_http.set_http(cluster, target)
     return cluster

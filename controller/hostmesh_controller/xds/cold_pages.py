@@ -26,8 +26,21 @@ from hostmesh_controller.names import OutboundName, TcpName, VirtualHostName, is
 from hostmesh_controller.xds import patches, resources
 from hostmesh_controller.xds.encoding import is_absent
 from hostmesh_controller.xds.of_clusters import dialled_target, for_caller, rules_of
+from hostmesh_controller.xds.outbound_identities import outbound_identities
 
 _NAME, _DOMAINS = 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What decides about a host's pages: who looks, and the SPIFFE IDs of its programs that call under their own."""
+
+    viewer: Viewer
+    callers: tuple[str, ...] = ()
+
+
+def sight_of(mesh: Mesh, host: str) -> Sight:
+    return Sight(mesh.viewer_of(host), outbound_identities(mesh, mesh.hosts[host]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +118,12 @@ def _made(mesh: Mesh, host: Host, type_url: str, name: str, depends: set[str]) -
 
 
 def _clusters(mesh: Mesh, host: Host, service: Service, depends: set[str]) -> Iterator[tuple[str, bytes]]:
-    viewer = mesh.viewer_of(host.name)
+    viewer, callers = mesh.viewer_of(host.name), outbound_identities(mesh, host)
     for name in cluster_names(mesh, viewer, service):
         depends.update(resources.dependencies(mesh, host.name, wire.CLUSTER_TYPE, name))
         dialled = parse_tcp(name)
         target = parse_outbound(name) if dialled is None else dialled_target(mesh, viewer, dialled)
-        made = None if target is None else for_caller(mesh, viewer, ANY_CALLER, target, dialled)
+        made = None if target is None else for_caller(mesh, viewer, ANY_CALLER, target, dialled, callers)
         if made is not None and viewer.patches:
             made = patches.patched(mesh, host, wire.CLUSTER_TYPE, name, made)
         if made is not None:

@@ -11,6 +11,7 @@ from hostmesh_controller.model.probes import NamedProbe, Probe
 from hostmesh_controller.names import DNS_LISTENER, VIRTUAL_INBOUND, VIRTUAL_OUTBOUND
 from hostmesh_controller.xds.capture import capture, served_ports
 from hostmesh_controller.xds.outbound import Plan
+from hostmesh_controller.xds.outbound_identities import outbound_identities
 from hostmesh_controller.xds.patch_bootstrap import bootstrap_patch
 
 
@@ -27,6 +28,7 @@ def host_config(mesh: Mesh, host: Host, plan: Plan, inbound_version: str) -> pb.
         trust_domain=settings.trust_domain,
         workloads=[_workload(mesh, workload, served) for workload in workloads],
         outbound_spiffe_id=outbound_identity(mesh, host),
+        outbound_identities=outbound_identities(mesh, host),
         capture=capture(mesh, host, plan),
         bundle_pem=settings.trust.bundle_pem,
         tainted_roots=settings.trust.tainted,
@@ -52,8 +54,9 @@ def _envoy(mesh: Mesh, host: Host) -> pb.EnvoySettings:
 def outbound_identity(mesh: Mesh, host: Host) -> str:
     """Return the SPIFFE ID under which the host's programs call others.
 
-    That of its workloads if they share one; where they do not, the one that the Host names; or else the host's own. A
-    name that fits no workload of the host counts as none: a host is never given another's identity.
+    That of its workloads if they share one, and do not call under their own each; where they do not, the one that the
+    Host names; or else the host's own. A name that fits no workload of the host counts as none: a host is never given
+    another's identity.
     """
     workloads = mesh.workloads_of(host.name)
     identities = {identity_of(workload, mesh.settings.trust_domain).uri for workload in workloads}
@@ -65,7 +68,7 @@ def outbound_identity(mesh: Mesh, host: Host) -> str:
         }
         if len(named) == 1:
             return named.pop()
-    elif len(identities) == 1:
+    elif len(identities) == 1 and not host.per_workload_identity:
         return identities.pop()
     return HostIdentity(mesh.settings.trust_domain, host.name).uri
 

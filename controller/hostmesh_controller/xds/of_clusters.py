@@ -36,6 +36,7 @@ from hostmesh_controller.xds.keeping import kept
 from hostmesh_controller.xds.localities import Group, Place, Spread, grouped, place_of, spread_of
 from hostmesh_controller.xds.origins import origin_of_cluster
 from hostmesh_controller.xds.outbound import mirror_clusters, tcp_weights
+from hostmesh_controller.xds.outbound_identities import outbound_identities
 from hostmesh_controller.xds.policy import policy_for, subset_labels
 
 BY_NAME = frozenset({Resolution.DNS, Resolution.DNS_ROUND_ROBIN})
@@ -125,15 +126,21 @@ def service_port(mesh: Mesh, viewer: Viewer, name: OutboundName) -> tuple[Servic
 
 def _outbound(mesh: Mesh, host: Host, name: OutboundName, dialled: TcpName | None) -> Resource | None:
     caller = parse_identity(outbound_identity(mesh, host)).slug
-    return for_caller(mesh, mesh.viewer_of(host.name), caller, name, dialled)
+    return for_caller(mesh, mesh.viewer_of(host.name), caller, name, dialled, outbound_identities(mesh, host))
 
 
 def for_caller(
-    mesh: Mesh, viewer: Viewer, caller: str, name: OutboundName, dialled: TcpName | None = None
+    mesh: Mesh,
+    viewer: Viewer,
+    caller: str,
+    name: OutboundName,
+    dialled: TcpName | None = None,
+    callers: tuple[str, ...] = (),
 ) -> Resource | None:
     """Return the cluster of a service's port; `dialled`: under the name of the destination, and for bytes alone.
 
     It is the same for all hosts that see the same and call under the same identity, whose directory `caller` is.
+    `callers` are the SPIFFE IDs of programs that have one of their own.
     """
     found = service_port(mesh, viewer, name)
     if found is None:
@@ -168,6 +175,7 @@ def for_caller(
             trust_domain=mesh.settings.trust_domain,
             http=dialled is None and (port.protocol.is_http or port.protocol.is_detected),
             caller=caller,
+            callers=callers,
             namespace=namespace,
             spread=spread,
             groups=groups,
@@ -176,7 +184,7 @@ def for_caller(
         return _made(target, dialled, rules, check)
 
     where = (place.locality, frozenset(place.labels.items()))
-    key = (name, dialled, service.id, keys_of(rules), caller, namespace, *where)
+    key = (name, dialled, service.id, keys_of(rules), caller, callers, namespace, *where)
     return kept(mesh, key, inputs, str(dialled or name), make)
 
 

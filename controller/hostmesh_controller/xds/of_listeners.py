@@ -21,8 +21,10 @@ from hostmesh_controller.xds.http_extensions import Direction, Extensions, Traff
 from hostmesh_controller.xds.keeping import kept
 from hostmesh_controller.xds.listener_settings import settled
 from hostmesh_controller.xds.outbound import Plan, plan
+from hostmesh_controller.xds.outbound_identities import outbound_identities
 from hostmesh_controller.xds.sidecar_egress import bound_listener, bound_listeners
 from hostmesh_controller.xds.tls import trust_of
+from hostmesh_controller.xds.workload_identities import marked
 
 
 def wildcard(mesh: Mesh, host: str) -> tuple[str, ...]:
@@ -54,12 +56,12 @@ def resource(mesh: Mesh, host: Host, name: str) -> Resource | None:
         if each.name == name:
             more = extensions(mesh, host, Traffic(Direction.OUTBOUND, each.port))
             return encoded(name, settled(bound_listener(each, more), mesh.config))
-    planned = plan(mesh, viewer)
+    planned, by_caller = plan(mesh, viewer), bool(outbound_identities(mesh, host))
     if name == VIRTUAL_OUTBOUND:
         virtual = listeners_outbound.virtual_outbound
         more = extensions(mesh, host, Traffic(Direction.OUTBOUND, ANY_PORT))
-        make = lambda: settled(virtual(mesh.settings, planned, more, ipv6=ipv6), mesh.config)  # noqa: E731 - as above
-        key = (name, viewer, ipv6, more.key, len(more.inputs))
+        make = lambda: settled(marked(virtual(mesh.settings, planned, more, ipv6=ipv6), by_caller), mesh.config)  # noqa: E731 - as above
+        key = (name, viewer, ipv6, by_caller, more.key, len(more.inputs))
         part = mesh.memo.same(("planned for all ports", viewer), planned.of_all_ports())
         return kept(mesh, key, (part, *more.inputs), name, make)
     port = parse_port_listener(name)
@@ -67,13 +69,13 @@ def resource(mesh: Mesh, host: Host, name: str) -> Resource | None:
         return None
     more = extensions(mesh, host, Traffic(Direction.OUTBOUND, port))
     part = planned_for(mesh, planned, port)
-    return kept(
-        mesh,
-        (name, viewer, ipv6, more.key, len(more.inputs)),
-        (part, *more.inputs),
-        name,
-        lambda: settled(listeners_outbound.port_listener(mesh.settings, planned, port, more, ipv6=ipv6), mesh.config),
-    )
+
+    def of_port() -> Listener:
+        made = listeners_outbound.port_listener(mesh.settings, planned, port, more, ipv6=ipv6)
+        return settled(marked(made, by_caller), mesh.config)
+
+    key = (name, viewer, ipv6, by_caller, more.key, len(more.inputs))
+    return kept(mesh, key, (part, *more.inputs), name, of_port)
 
 
 def planned_for(mesh: Mesh, planned: Plan, port: int) -> tuple[object, ...]:

@@ -1,0 +1,231 @@
+"""Who is who by cgroup, in a real kernel: Envoy and units; nobody passes for another by user, group, mark or port."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hostmesh_agent import cgroup
+from hostmesh_agent.capture import Caller, Capture, CaptureRequest, HostFloor, Scope, nft, show
+from hostmesh_agent.capture.callers import envoy_in
+from hostmesh_agent.cgroup import CgroupError, EnvoyGroup
+from hostmesh_agent.cgroup_id import ByCgroup
+from hostmesh_api.callers import caller_addresses
+from hostmesh_api.wire import ENVOY_SLICES
+from netns.conftest import PEER
+from netns.space import Servers, Space, run
+
+ENVOY_UID = 900
+A, B = "spiffe://td/ns/shop/sa/a", "spiffe://td/ns/shop/sa/b"
+REQUEST = CaptureRequest(scope=Scope.ALL, dns=False)
+CALL = """
+import os, socket, sys
+cgroup, uid, gid, mark, address, port = sys.argv[1:]
+if cgroup:
+    open(cgroup + "/cgroup.procs", "w").write("0")
+client = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+client.settimeout(5)
+if int(mark):
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, int(mark))
+os.setresgid(int(gid), int(gid), int(gid))
+os.setresuid(int(uid), int(uid), int(uid))
+if int(uid):
+    # As whom a socket is made is what `meta skuid` sees.
+    client = socket.socket(client.family)
+client.connect((address, int(port)))
+print(client.recv(200).decode())
+"""
+
+
+@pytest.fixture(scope="module")
+def root() -> Path:
+    found, why_not = cgroup.usable()
+    if found is None or why_not:
+        pytest.skip(f"needs cgroup v2: {why_not}")
+    return found
+
+
+@pytest.fixture
+def hierarchy(root: Path) -> Iterator[Path]:
+    """Stands for the root of all cgroups: rules are made for what is below it, at its depth."""
+    path = root / f"hostmesh-test-{os.getpid()}"
+    path.mkdir()
+    yield path
+    for each in sorted(path.rglob("*"), key=lambda each: len(each.parts), reverse=True):
+        if each.is_dir():
+            each.rmdir()
+    path.rmdir()
+
+
+@pytest.fixture
+def servers(host: Space, peer: Space) -> Iterator[Servers]:
+    """Envoy's outbound listener on the host, a program on another machine."""
+    found = Servers()
+    found.tcp("envoy", 15001)
+    with peer():
+        found.tcp("peer", 80)
+    yield found
+    found.close()
+
+
+def call(group: Path | None, *, uid: int = 0, gid: int = 0, mark: int = 0, to: tuple[str, int] = (PEER[0], 80)) -> str:
+    words = [str(group or ""), *map(str, (uid, gid, mark, *to))]
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", CALL, *words], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def made(hierarchy: Path, *names: str) -> Path:
+    path = hierarchy.joinpath(*names)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def below(group: ByCgroup | None) -> ByCgroup:
+    """Return the same for the machine's root: the tests' hierarchy is one deep in it."""
+    assert group is not None
+    return replace(group, level=group.level + 1)
+
+
+def floor(envoy: EnvoyGroup) -> HostFloor:
+    return HostFloor(envoy_uid=ENVOY_UID, envoy_cgroup=below(envoy.current()))
+
+
+CAPTURED = f"envoy {PEER[0]} 80"
+
+
+def test_envoy_is_who_is_in_its_cgroup_and_nobody_else(servers: Servers, hierarchy: Path) -> None:
+    envoy = EnvoyGroup(hierarchy)
+    assert Capture().apply(REQUEST, floor(envoy)).state == "on"
+    blue, green = (Path(envoy.prepare(each)) for each in ("blue", "green"))
+    assert [call(each, uid=uid) for each in (blue, green) for uid in (ENVOY_UID, 0, 77)] == ["peer"] * 6
+    program = made(hierarchy, "system.slice", "program.service")
+    for group in (program, None):
+        for uid, gid, mark in ((ENVOY_UID, 0, 0), (0, ENVOY_UID, 0), (0, 0, ENVOY_UID), (0, 0, 1337), (0, 0, 0)):
+            assert call(group, uid=uid, gid=gid, mark=mark) == CAPTURED
+
+
+def test_a_slice_made_anew_is_seen_before_envoy_starts_in_it(servers: Servers, hierarchy: Path) -> None:
+    capture, envoy = Capture(), EnvoyGroup(hierarchy)
+    request, before = REQUEST, floor(envoy)
+    assert capture.apply(request, before).state == "on"
+    envoy.in_force = envoy.current()
+    assert call(Path(envoy.prepare())) == "peer"
+    envoy.remove()
+    assert not hierarchy.joinpath("hostmesh.slice").exists()
+    with pytest.raises(CgroupError, match="put right first"):
+        envoy.prepare()
+    # Without that Envoy would have captured itself.
+    assert call(made(hierarchy, *ENVOY_SLICES, "envoy")) == CAPTURED
+    after = floor(envoy)
+    assert after != before
+    assert capture.apply(request, after).state == "on"
+    envoy.in_force = envoy.current()
+    assert call(Path(envoy.prepare())) == "peer"
+
+
+def envoy_in_place() -> ByCgroup | None:
+    return envoy_in(nft.read())
+
+
+def test_rules_that_name_envoys_cgroup_are_read_back(host: Space, hierarchy: Path) -> None:
+    envoy = EnvoyGroup(hierarchy)
+    assert Capture().apply(REQUEST, floor(envoy)).state == "on"
+    assert envoy_in_place() == below(envoy.current())
+    assert "socket cgroupv2 level 3" in run("nft", "list", "table", "inet", "hostmesh")
+    assert "socket cgroupv2 level 3" in show()
+    assert Capture().apply(REQUEST, HostFloor(envoy_uid=ENVOY_UID)).state == "on"
+    assert envoy_in_place() is None
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_units_and_users_reach_envoy_at_their_own_address(servers: Servers, hierarchy: Path, version: int) -> None:
+    one = made(hierarchy, "system.slice", "one.service")
+    inside = made(hierarchy, "system.slice", "one.service", "a-group-of-its-own")
+    other = made(hierarchy, "system.slice", "other.service")
+    units = cgroup.units(hierarchy, {"one.service", "gone.service", "a-group-of-its-own"})
+    assert units.keys() == {"one.service"}
+    callers = (Caller(A, cgroups=frozenset(map(below, units["one.service"]))), Caller(B, uids=frozenset({77})))
+    capture = Capture()
+    state = capture.apply(replace(REQUEST, callers=callers), HostFloor(envoy_uid=ENVOY_UID))
+    assert state.state == "on", state.error
+    assert capture.state().state == "on"
+    address, index = (PEER[version == 6], 80), int(version == 6)
+    who = {
+        (inside, 0): A,
+        (one, 0): A,
+        (one, 77): A,  # a unit says more than a user
+        (other, 77): B,
+        (other, 0): "",
+    }
+    for (group, uid), identity in who.items():
+        assert call(group, uid=uid, to=address) == f"envoy {PEER[index]} 80"
+        at = str(caller_addresses(identity)[index]) if identity else ("127.0.0.1", "::1")[index]
+        assert servers.arrived[-1] == at, (group, uid)
+    text = run("nft", "list", "table", "inet", "hostmesh")
+    assert f"dnat ip to {caller_addresses(A)[0]}:15001" in text
+    assert f"dnat ip6 to [{caller_addresses(A)[1]}]:15001" in text
+
+
+WATCH = """
+import asyncio, pathlib, sys, time
+from hostmesh_agent.unit_watch import watch
+
+async def main(root):
+    heard = asyncio.Event()
+    async with asyncio.timeout(10):
+        watching = asyncio.create_task(watch(root, heard.set))
+        for path in (root / "late.slice", root / "late.slice" / "one.service", root / "system.slice" / "two.service"):
+            await heard.wait()
+            heard.clear()
+            started = time.monotonic()
+            path.mkdir()
+            await heard.wait()
+            print(f"{(time.monotonic() - started) * 1000:.1f} ms")
+            heard.clear()
+            path.rmdir() if path.name == "two.service" else None
+            heard.set() if path.name != "two.service" else None
+        watching.cancel()
+
+asyncio.run(main(pathlib.Path(sys.argv[1])))
+"""
+
+
+def test_a_unit_that_comes_is_told_at_once(hierarchy: Path) -> None:
+    made(hierarchy, "system.slice")
+    told = run(sys.executable, "-c", WATCH, str(hierarchy)).splitlines()
+    assert len(told) == 3
+    assert all(float(each.split()[0]) < 1000 for each in told)
+
+
+NAMESPACED = """
+from pathlib import Path
+from hostmesh_agent import cgroup
+from hostmesh_agent.capture import Capture, CaptureRequest, HostFloor, Scope
+from hostmesh_agent.cgroup import EnvoyGroup
+root, why_not = cgroup.usable()
+assert not why_not, why_not
+assert not (root / "hostmesh.slice").exists()
+envoy = EnvoyGroup(root)
+floor = HostFloor(envoy_uid=900, envoy_cgroup=envoy.current())
+state = Capture().apply(CaptureRequest(scope=Scope.ALL, dns=False), floor)
+assert state.state == "on", state.error
+print(Path(envoy.prepare("inside")).relative_to(root))
+"""
+
+
+def test_in_a_cgroup_namespace_levels_count_from_its_root(servers: Servers, hierarchy: Path) -> None:
+    container = made(hierarchy, "container")
+    anew = 'umount -l "$1" && mount -t cgroup2 none "$1" && exec "$2" -c "$3"'
+    script = f"echo 0 > {container}/cgroup.procs && exec unshare --cgroup --mount sh -c '{anew}' \"$@\""
+    root, _ = cgroup.usable()
+    found = run("sh", "-c", script, "sh", "sh", str(root), sys.executable, NAMESPACED).strip()
+    assert found == "hostmesh.slice/hostmesh-envoy.slice/inside"
+    assert call(container / found) == "peer"
+    assert call(made(container, "program.service"), uid=ENVOY_UID) == CAPTURED

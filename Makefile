@@ -8,7 +8,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
-.PHONY: help venv check format test demo bench fuzz proto golden constraints audit sbom clean system-mesh system-bench
+.PHONY: help venv check format test demo bench faults fuzz proto golden constraints audit sbom clean system-mesh system-bench system-faults
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1@\2/p' $(MAKEFILE_LIST) | awk -F@ '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -29,6 +29,10 @@ system-bench:
 	@sh packaging/system_packages.sh mesh bench
 	@sh packaging/namespaces.sh
 
+system-faults:
+	@sh packaging/system_packages.sh mesh faults
+	@sh packaging/namespaces.sh
+
 check: $(INSTALLED) $(STUBS) ## formatting, lint, types, layers, freshness of generated code
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
@@ -41,7 +45,7 @@ format: $(INSTALLED) ## format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-test: $(INSTALLED) system-mesh ## all tests: unit, golden, netns (real kernel), e2e (the lab); ONLY=tests/unit for some
+test: $(INSTALLED) system-faults ## all tests: unit, golden, netns (real kernel), e2e (the lab); ONLY=tests/unit for some
 	$(BIN)/python -m pytest $(ONLY)
 
 demo: $(INSTALLED) system-mesh ## the mesh at work, on hosts made of network namespaces; KEEP=1 leaves it running
@@ -49,6 +53,9 @@ demo: $(INSTALLED) system-mesh ## the mesh at work, on hosts made of network nam
 
 bench: $(INSTALLED) system-bench ## measure, and print each figure with its command; ONLY=push for one
 	PYTHONPATH=tests $(BIN)/python -m bench $(ONLY)
+
+faults: $(INSTALLED) system-faults ## play faults in the lab, with oracles, and write FAULTS.md; ONLY=agent-killed for one, SEED=7
+	PYTHONPATH=tests SEED=$(SEED) $(BIN)/python -m faults $(ONLY)
 
 fuzz: $(INSTALLED) ## give everything that reads foreign bytes some that nobody thought of; ONLY=yaml for one, SECONDS=60
 	$(BIN)/python -m pip install --quiet --constraint packaging/constraints.txt --editable '.[fuzz]'

@@ -6,6 +6,7 @@ make faults SEED=7                with the random choices of another run
 """
 
 import argparse
+import fcntl
 import json
 import os
 import random
@@ -35,9 +36,12 @@ def known() -> list[Result]:
 
 def record(new: Sequence[Result]) -> None:
     """Write the results, and the table that is made of them."""
-    results = merged(known(), new, [each.name for each in FAULTS])
-    RESULTS.write_text(json.dumps(document(results), indent=1, ensure_ascii=False) + "\n")
-    TABLE.write_text(rendered(rows(), results))
+    with (RESULTS.parent / "__main__.py").open() as lock:
+        # Two runs may write at the same time.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        results = merged(known(), new, [each.name for each in FAULTS])
+        RESULTS.write_text(json.dumps(document(results), indent=1, ensure_ascii=False) + "\n")
+        TABLE.write_text(rendered(rows(), results))
 
 
 def main(arguments: Sequence[str]) -> int:

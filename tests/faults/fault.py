@@ -21,6 +21,7 @@ class Fault:
         promise: what holds meanwhile and afterwards, as an operator would say it.
         play: does it, waits until it is over, and returns what it found beside the oracles ("" : nothing).
         bounds: what the oracles may see.
+        prepare: what must be there before the oracles look on.
         mend: puts right what the fault leaves behind, also after a failure.
         last: the lab is of no use afterwards; the next fault gets one of its own.
         quick: part of the default test suite.
@@ -31,6 +32,7 @@ class Fault:
     promise: str
     play: Callable[[Scene], str]
     bounds: Bounds = field(default_factory=Bounds)
+    prepare: Callable[[Scene], None] | None = None
     mend: Callable[[Scene], None] | None = None
     last: bool = False
     quick: bool = False

@@ -19,6 +19,8 @@ def play(fault: Fault, scene: Scene, seed: int, say: Callable[[str], None]) -> R
     Raises:
         AssertionError: the scene does not become well before the fault: nothing can be told of it.
     """
+    if fault.prepare is not None:
+        fault.prepare(scene)
     scene.settle()
     began_s = time.monotonic()
     problems: list[str] = []

@@ -10,8 +10,8 @@ from faults.oracles import wait_for_endpoints
 from faults.scene import CLIENT, HTTP_PORT, MESH, PAIR_PORT, SERVER, Scene
 from faults.seen import Bounds
 
-_AWAY_S: Final = 20.0
 _FLEET: Final = 200
+_KILLS: Final = 3
 _HOST_BACK_S: Final = 60.0
 SHELF: Final = """
 apiVersion: v1
@@ -59,12 +59,12 @@ def with_controller(scene: Scene) -> None:
 
 
 def killed(scene: Scene) -> str:
-    for _ in range(5):
+    for _ in range(_KILLS):
         scene.kill("controller")
         scene.start("controller")
     for host in MESH:
         eventually(lambda host=host: scene.healthy(host), f"{host} is connected again", 60)
-    return "5 kills"
+    return f"{_KILLS} kills"
 
 
 def back_with_a_fleet(scene: Scene) -> str:
@@ -86,11 +86,10 @@ def back_with_a_fleet(scene: Scene) -> str:
 CONTROLLERS: Final = (
     Fault(
         "controller-killed",
-        "SIGKILL of the controller 5 times, each time started again",
+        f"SIGKILL of the controller {_KILLS} times, each time started again",
         "No call fails; nothing is sent again that hosts hold; agents are connected again by themselves.",
         killed,
         mend=with_controller,
-        quick=True,
     ),
     Fault(
         "controller-down-host-restart",

@@ -48,8 +48,8 @@ ENVOYS: Final = (
     Fault(
         "envoy-and-agent-killed",
         "SIGKILL of the callee's agent and Envoy together; the agent comes back 3 s later",
-        "STRICT is kept with nobody there; calls fail for 3 s and a start of both, 12 s at most.",
+        "STRICT is kept with nobody there; calls fail for 3 s and the start of both, 20 s at most.",
         killed_without_agent,
-        Bounds(gap_s=12, gaps=1, late=200),
+        Bounds(gap_s=20, gaps=1, late=200),
     ),
 )

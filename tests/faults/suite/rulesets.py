@@ -63,10 +63,6 @@ def flushed_without_agents(scene: Scene) -> str:
     return ""
 
 
-def _loaded(text: str) -> str:
-    return text
-
-
 def nftables_reloaded(scene: Scene) -> str:
     for host in MESH:
         for _ in range(5):
@@ -131,5 +127,21 @@ RULESETS: Final = (
         "Our rules stay, theirs are there too, no call fails.",
         nftables_reloaded,
         mend=without_strangers,
+    ),
+    Fault(
+        "firewalld-reload",
+        "the chains of firewalld's nftables back end, which let in SSH and the programs' own ports, loaded 5 times on "
+        "every host (the reload's transaction; not the daemon)",
+        "Captured connections pass where the program's port is let in; no call fails.",
+        firewalld_reloaded,
+        mend=without_strangers,
+    ),
+    Fault(
+        "foreign-chain-first",
+        "somebody's nat chain that comes before ours takes a STRICT port of the callee to its program",
+        "The agent names the foreign table within 15 s; no plaintext of the mesh is on the wire; when it is gone all is well.",
+        foreign_before_ours,
+        Bounds(gap_s=60, gaps=2, late=500),
+        mend=without_foreign,
     ),
 )

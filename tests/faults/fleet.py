@@ -1,6 +1,5 @@
-"""Simulated agents against the lab's controller: registered, joined with a token each, connected from the shell's leg."""
+"""Simulated agents against the lab's controller: joined with a token each, connected from the machine's own leg."""
 
-import asyncio
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,7 +54,7 @@ class LabFleet:
         for at in range(0, len(documents), _BATCH):
             self._api.post("/v1/apply", {"documents": documents[at : at + _BATCH]})
         # It has no address of its own in the benchmark's sense: `post` is all that joining asks of it.
-        identities = join_all(cast(Controller, self._api), self._names, folder)
+        identities = join_all(cast("Controller", self._api), self._names, folder)
         members = [Member(host, identities[host], ASKED) for host in self._names]
         address = self._scene.facts.net.address(GATEWAY), AGENTS_PORT
         self._fleet = Fleet(members, folder / "bundle.pem", address)

@@ -23,7 +23,6 @@ from hostmesh_controller.lab.space import Space
 _END_S: Final = 30.0
 _NICE: Final = "-10"
 _GAUGE_S: Final = 1.0
-_OUTSIDE_PORT: Final = 8399
 
 
 class Watch:
@@ -43,7 +42,9 @@ def watching(scene: Scene) -> Iterator[Watch]:
         probed = [f"{host}={scene.ip(host)}" for host in MESH]
         ssh = stack.enter_context(_program(scene.space(OUTSIDE), "ssh_probe.py", key, *probed))
         shop = f"shop:{HTTP_PORT}", f"shop:{GRPC_PORT}", f"shop:{TCP_PORT}"
-        load = stack.enter_context(_program(scene.space(CLIENT), "load.py", f"http://{shop[0]}/", *shop[1:], scene.secret))
+        load = stack.enter_context(
+            _program(scene.space(CLIENT), "load.py", f"http://{shop[0]}/", *shop[1:], scene.secret)
+        )
         gauge = stack.enter_context(_Gauges(scene))
         time.sleep(scene.around_s)  # not a wait for something: this long is looked on
         yield watch
@@ -85,9 +86,11 @@ def _wire(scene: Scene) -> Iterator[subprocess.Popen[str]]:
 
 def _show_plaintext(scene: Scene) -> None:
     """Send a plaintext of our own over the bridge, from host to host, in a datagram that nobody waits for."""
-    text = f"import socket; socket.socket(type=socket.SOCK_DGRAM).sendto({scene.control!r}.encode(), ({scene.ip(SERVER)!r}, {_OUTSIDE_PORT}))"
+    datagram = (
+        "import socket, sys; socket.socket(type=socket.SOCK_DGRAM).sendto(sys.argv[1].encode(), (sys.argv[2], 8399))"
+    )
     for _ in range(3):
-        scene.run(OUTSIDE, "python3", "-c", text)
+        scene.run(OUTSIDE, "python3", "-c", datagram, scene.control, scene.ip(SERVER))
 
 
 class _Rules:
@@ -117,7 +120,7 @@ class _Rules:
             try:
                 with _program(self._scene.space(self._host), "rules.py") as program:
                     self._read(program)
-            except Exception:  # noqa: BLE001 - the host is down, or comes up just now
+            except Exception:
                 if disk.read_process(place) is None:
                     return
             if not self._done.wait(0.1) and not self._looks:
@@ -171,7 +174,9 @@ def certificates_left_s(scene: Scene, host: str) -> list[float]:
     found = []
     for file in scene.upper(host, f"{STATE}/envoy/certs").glob("*/svid.pem"):
         try:
-            certificate = x509.load_pem_x509_certificates(file.read_bytes()[file.read_bytes().index(b"-----BEGIN CERT") :])[0]
+            certificate = x509.load_pem_x509_certificates(
+                file.read_bytes()[file.read_bytes().index(b"-----BEGIN CERT") :]
+            )[0]
         except (OSError, ValueError):
             continue
         found.append((certificate.not_valid_after_utc - datetime.now(UTC)).total_seconds())

@@ -229,5 +229,5 @@ def summary(seen: Seen) -> str:
     if seen.gauge.certificate_s:
         parts.append(f"certificates ≥ {min(seen.gauge.certificate_s.values()) / 3600:.1f} h")
     if seen.gauge.endpoints:
-        parts.append(f"endpoints {min(seen.gauge.endpoints)}–{max(seen.gauge.endpoints)}")
+        parts.append(f"endpoints {min(seen.gauge.endpoints)}-{max(seen.gauge.endpoints)}")
     return "; ".join(parts)

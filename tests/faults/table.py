@@ -16,11 +16,13 @@ Each fault is played in the lab, with real controllers, agents, Envoys and kerne
 mesh. Meanwhile, and some seconds before and after, oracles look on:
 
 - **calls**: six ways of calling on a fixed schedule, whether answers come or not: HTTP/1.1 on new and on kept
-  connections, gRPC calls, one gRPC stream, TCP on new connections and one that stays. An answer after more than 2 s is late.
+  connections, gRPC calls, one gRPC stream, TCP on new connections and one that stays. An answer after more than 2 s
+  is late.
 - **SSH**: each host's own sshd is probed every 200 ms, every tenth time with a whole login.
 - **bridge**: every packet is searched for a secret that each call carries; plaintext of its own proves that it sees.
 - **rules**: a digest of the kernel's table of each host, four times a second.
-- **certificates, endpoints**: seconds left, read from the files; what the caller's Envoy holds of a service of two hosts.
+- **certificates, endpoints**: seconds left, read from the files; what the caller's Envoy holds of a service of two
+  hosts.
 
 A promise that did not hold says FAILED and why. Again: `make faults`; one: `make faults ONLY=NAME`; the same random
 order: `SEED=N`.

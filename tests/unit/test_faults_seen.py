@@ -18,7 +18,9 @@ GOOD = Seen(
 
 def with_calls(*bad_at: int, fate: str = "refused", took_s: float = 0.01, lag_s: float = 0.0) -> Seen:
     calls = [
-        replace(call, fate=fate, took_s=took_s, lag_s=lag_s) if call.kind == KINDS[0] and round(call.at_s * 10) in bad_at else call
+        replace(call, fate=fate, took_s=took_s, lag_s=lag_s)
+        if call.kind == KINDS[0] and round(call.at_s * 10) in bad_at
+        else call
         for call in GOOD.calls
     ]
     return replace(GOOD, calls=calls)
@@ -81,7 +83,10 @@ def test_plaintext_is_never_allowed() -> None:
 
 def test_certificates_that_ended_and_endpoints_that_went_are_told() -> None:
     seen = replace(GOOD, gauge=Gauge({"server": -5.0}, (2, 1)))
-    assert judge(seen, Bounds()) == ["a certificate of server had ended 5 s ago", "the caller held 1 endpoints, less than 2"]
+    assert judge(seen, Bounds()) == [
+        "a certificate of server had ended 5 s ago",
+        "the caller held 1 endpoints, less than 2",
+    ]
     assert judge(seen, Bounds(certificates=False, endpoints=None)) == []
 
 

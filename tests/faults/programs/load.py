@@ -1,6 +1,8 @@
 """An open-loop load: six ways of calling, each on a fixed schedule, whether answers come or not.
 
-load.py HTTP_URL GRPC_TARGET TCP_HOST:PORT SECRET        until its input ends; then one JSON list of [kind, at, took, fate, lag]
+load.py HTTP_URL GRPC_TARGET TCP_HOST:PORT SECRET
+
+It goes on until its input ends; then it prints one JSON list of [kind, at, took, fate, lag].
 """
 
 import asyncio
@@ -25,7 +27,7 @@ Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 records: list[tuple[str, float, float, str, float]] = []
 
 
-class Failed(Exception):
+class CallError(Exception):
     """The call came to no good end, for the reason it holds."""
 
 
@@ -62,7 +64,7 @@ class Http:
             length = next(int(line.partition(":")[2]) for line in lines if line.startswith("content-length:"))
             await reader.readexactly(length)
             if lines[0].split()[1] != "200":
-                raise Failed(f"status {lines[0].split()[1]}")
+                raise CallError(f"status {lines[0].split()[1]}")
         except BaseException:
             writer.close()
             raise
@@ -82,7 +84,7 @@ class Grpc:
         try:
             await self._unary(self._secret, timeout=TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
-            raise Failed(f"{error.code().name}: {(error.details() or '')[:60]}") from None
+            raise CallError(f"{error.code().name}: {(error.details() or '')[:60]}") from None
 
     async def say(self) -> None:
         async with self._turn:
@@ -91,14 +93,14 @@ class Grpc:
             try:
                 await self._stream.write(self._secret)
                 if await self._stream.read() == grpc.aio.EOF:
-                    raise Failed("the stream ended")
+                    raise CallError("the stream ended")
             except BaseException as error:
                 self._stream.cancel()
                 self._stream = None
                 if isinstance(error, grpc.aio.AioRpcError):
-                    raise Failed(f"the stream: {error.code().name}") from None
+                    raise CallError(f"the stream: {error.code().name}") from None
                 if isinstance(error, asyncio.InvalidStateError):
-                    raise Failed("the stream had ended") from None
+                    raise CallError("the stream had ended") from None
                 raise
 
 
@@ -121,14 +123,14 @@ class Tcp:
         connection = await asyncio.open_connection(self._host, self._port)
         if not await connection[0].readline():
             connection[1].close()
-            raise Failed("closed before the greeting")
+            raise CallError("closed before the greeting")
         return connection
 
     async def _say(self, connection: Connection) -> None:
         connection[1].write(self._line)
         if not await connection[0].readline():
             connection[1].close()
-            raise Failed("closed")
+            raise CallError("closed")
 
     async def kept(self) -> None:
         async with self._turn:
@@ -148,7 +150,7 @@ async def attempt(kind: str, call: Callable[[], Awaitable[None]], due_s: float) 
     try:
         async with asyncio.timeout(TIMEOUT_S):
             await call()
-    except Failed as error:
+    except CallError as error:
         fate = str(error)
     except TimeoutError:
         fate = "no answer in time"

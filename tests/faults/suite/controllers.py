@@ -7,7 +7,7 @@ from e2e.driver import eventually
 from faults.fault import Fault, PromiseBrokenError
 from faults.fleet import LabFleet
 from faults.oracles import wait_for_endpoints
-from faults.scene import CLIENT, HTTP_PORT, MESH, PAIR_PORT, SERVER, Scene
+from faults.scene import CLIENT, MESH, PAIR_PORT, SERVER, Scene
 from faults.seen import Bounds
 
 _FLEET: Final = 200

@@ -70,7 +70,9 @@ def _apart(rule: str) -> Callable[[Scene], str]:
 
 def data_apart(scene: Scene) -> str:
     """Drop what the server sends to the client, at the client's door; the other way is open."""
-    text = f"table inet fault {{ chain in {{ type filter hook input priority -400; ip saddr {scene.ip(SERVER)} drop; }} }}"
+    text = (
+        f"table inet fault {{ chain in {{ type filter hook input priority -400; ip saddr {scene.ip(SERVER)} drop; }} }}"
+    )
     scene.run(CLIENT, "nft", "-f", "-", text_in=text)
     try:
         time.sleep(_DATA_APART_S)  # not a wait: how long they are apart
@@ -82,7 +84,8 @@ def data_apart(scene: Scene) -> str:
 
 def lossy(scene: Scene) -> str:
     """Drop every fiftieth packet that comes to the client, at random."""
-    text = "table inet fault { chain in { type filter hook input priority -400; iif eth0 numgen random mod 50 < 1 drop; } }"
+    drop = "iif eth0 numgen random mod 50 < 1 drop"
+    text = f"table inet fault {{ chain in {{ type filter hook input priority -400; {drop}; }} }}"
     scene.run(CLIENT, "nft", "-f", "-", text_in=text)
     try:
         time.sleep(_APART_S)  # not a wait: how long it is lossy

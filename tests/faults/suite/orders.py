@@ -6,8 +6,8 @@ from faults.fault import Fault, PromiseBrokenError
 from faults.scene import MESH, Scene
 from faults.seen import Bounds
 from hostmesh_controller.lab import agent, controller, envoy
-from hostmesh_controller.lab.demo.snapshot import Snapshot, difference
 from hostmesh_controller.lab import layout as disk
+from hostmesh_controller.lab.demo.snapshot import Snapshot, difference
 
 _RESTARTS: Final = 20
 GUEST: Final = "guest"

@@ -1,6 +1,5 @@
 """What others do to the kernel's rules."""
 
-import time
 from typing import Final
 
 from e2e.driver import eventually
@@ -81,7 +80,9 @@ def firewalld_reloaded(scene: Scene) -> str:
 
 def foreign_before_ours(scene: Scene) -> str:
     """A nat chain of somebody else, before ours, that takes the program's port to the program itself."""
-    text = "table ip foreign { chain pre { type nat hook prerouting priority -150; tcp dport 8301 redirect to :8301; } }"
+    text = (
+        "table ip foreign { chain pre { type nat hook prerouting priority -150; tcp dport 8301 redirect to :8301; } }"
+    )
     scene.run(SERVER, "nft", "-f", "-", text_in=text)
     said = eventually(lambda: _named(scene, SERVER, "foreign"), "the agent names the foreign table", 15)
     return f"said: {said}"
@@ -139,7 +140,8 @@ RULESETS: Final = (
     Fault(
         "foreign-chain-first",
         "somebody's nat chain that comes before ours takes a STRICT port of the callee to its program",
-        "The agent names the foreign table within 15 s; no plaintext of the mesh is on the wire; when it is gone all is well.",
+        "The agent names the foreign table within 15 s; nothing of the mesh is plaintext on the wire; without it all "
+        "is well.",
         foreign_before_ours,
         Bounds(gap_s=60, gaps=2, late=500),
         mend=without_foreign,

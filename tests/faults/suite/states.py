@@ -87,16 +87,20 @@ def _damaged(damage: Callable[[Scene, Path], None]) -> Callable[[Scene], str]:
             (healed if _starts(scene, name, kept, file) else named).append(name)
         if not healed:
             raise PromiseBrokenError("no file was damaged")
-        return f"{len(healed)} files made anew by themselves; {len(named)} named to the owner: {', '.join(named) or '-'}"
+        return (
+            f"{len(healed)} files made anew by themselves; {len(named)} named to the owner: {', '.join(named) or '-'}"
+        )
 
     return play
 
 
 def _starts(scene: Scene, name: str, kept: Path, file: Path) -> bool:
-    """Whether the agent becomes well with the damaged file; where it does not it must name it, and the old file cures."""
+    """Whether the agent becomes well with the damaged file; where it does not it names it, and the old file cures."""
     written = len(scene.log(SERVER))
     agent.start(scene.layout, scene.facts, SERVER)
-    eventually(lambda: scene.healthy(SERVER) or _refused(scene, name, written), f"{name}: it is well, or says why not", 30)
+    eventually(
+        lambda: scene.healthy(SERVER) or _refused(scene, name, written), f"{name}: it is well, or says why not", 30
+    )
     if scene.healthy(SERVER):
         return True
     agent.stop(scene.layout, SERVER, signal.SIGKILL)

@@ -30,7 +30,12 @@ def _bad(before: str, arguments: str, why: str) -> Callable[[Scene], str]:
 
 def in_a_hurry(scene: Scene) -> None:
     """Let the host's owner rehearse for seconds; the state of an earlier bad version is cleared."""
-    scene.run(SERVER, "sh", "-c", f"grep -q rehearsal_s /etc/hostmesh/agent.toml || sed -i '{life.PATIENCE}' /etc/hostmesh/agent.toml")
+    scene.run(
+        SERVER,
+        "sh",
+        "-c",
+        f"grep -q rehearsal_s /etc/hostmesh/agent.toml || sed -i '{life.PATIENCE}' /etc/hostmesh/agent.toml",
+    )
     scene.lab.verb("restart", f"agent/{SERVER}")
 
 

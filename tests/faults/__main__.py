@@ -55,14 +55,21 @@ def main(arguments: Sequence[str]) -> int:
         parser.error(f"no fault is called {', '.join(unknown)}; there are: {', '.join(each.name for each in FAULTS)}")
     chosen = [each for each in FAULTS if not options.names or each.name in options.names]
     # Told to end, it ends in order: nothing of the lab is left.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _interrupted)
     failed = run(chosen, options.seed, options.around)
     return 1 if failed else 0
 
 
+def _interrupted(_: int, __: object) -> None:
+    raise KeyboardInterrupt
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
 def run(chosen: Sequence[Fault], seed: int, around_s: float) -> int:
     """Play the faults, one after the other; return how many promises did not hold. Each result is written at once."""
-    say = lambda text: print(text, flush=True)  # noqa: E731
     say(f"seed {seed}")
     failed = 0
     at = 0

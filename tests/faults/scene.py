@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, Final
@@ -152,10 +153,24 @@ class Scene:
         said = self.agent(host)
         return bool(said.get("healthy") and said.get("controller", {}).get("connected"))
 
+    def wait_until_well(self, timeout_s: float = _SETTLED_S) -> None:
+        """Return when every agent is connected and well."""
+
+        def all_well() -> bool:
+            return all(self.healthy(host) for host in MESH)
+
+        def told() -> str:
+            ill = {host: self.agent(host).get("problems") for host in MESH if not self.healthy(host)}
+            return f"all are well: {ill}"
+
+        try:
+            eventually(all_well, "", timeout_s)
+        except AssertionError:
+            raise AssertionError(f"not within {timeout_s:g} s: {told()}") from None
+
     def settle(self, timeout_s: float = _SETTLED_S) -> None:
         """Return when every agent is connected and well, and the client's calls succeed."""
-        for host in MESH:
-            eventually(lambda host=host: self.healthy(host), f"{host} is well: {self.agent(host)}", timeout_s)
+        self.wait_until_well(timeout_s)
         self.wait_for_calls(timeout_s)
 
     def wait_for_calls(self, timeout_s: float = _SETTLED_S) -> None:
@@ -174,7 +189,7 @@ def start_programs(scene: Scene, host: str) -> None:
     for port, command in _services(host):
         if not _listens(scene, host, port):
             scene.lab.detach(host, *command)
-            eventually(lambda port=port: _listens(scene, host, port), f"{host} serves {port}")
+            eventually(partial(_listens, scene, host, port), f"{host} serves {port}")
 
 
 def _services(host: str) -> list[tuple[int, list[str]]]:

@@ -90,10 +90,19 @@ def test_certificates_that_ended_and_endpoints_that_went_are_told() -> None:
     assert judge(seen, Bounds(certificates=False, endpoints=None)) == []
 
 
-@pytest.mark.parametrize("blind", ["calls", "logins", "looks", "wire", "gauge"])
-def test_an_oracle_that_sees_nothing_breaks_the_promise(blind: str) -> None:
-    nothing = {"calls": (), "logins": (), "looks": (), "wire": Wire(packets=10), "gauge": Gauge()}
-    assert judge(replace(GOOD, **{blind: nothing[blind]}), Bounds()) != []
+@pytest.mark.parametrize(
+    "seen",
+    [
+        replace(GOOD, calls=()),
+        replace(GOOD, logins=()),
+        replace(GOOD, looks=()),
+        replace(GOOD, wire=Wire(packets=10)),
+        replace(GOOD, gauge=Gauge()),
+    ],
+    ids=["calls", "logins", "looks", "wire", "gauge"],
+)
+def test_an_oracle_that_sees_nothing_breaks_the_promise(seen: Seen) -> None:
+    assert judge(seen, Bounds()) != []
 
 
 def test_outages_at_the_ends_of_a_record_count_as_long_as_they_were_seen() -> None:

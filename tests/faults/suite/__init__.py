@@ -8,6 +8,7 @@ from faults.suite.clocks import CLOCKS
 from faults.suite.configs import CONFIGS
 from faults.suite.controllers import CONTROLLERS
 from faults.suite.envoys import ENVOYS
+from faults.suite.exhaustive import EXHAUSTIVE
 from faults.suite.networks import NETWORKS
 from faults.suite.orders import ORDERS
 from faults.suite.rulesets import RULESETS
@@ -16,4 +17,5 @@ from faults.suite.upgrades import UPGRADES
 
 FAULTS: Final[tuple[Fault, ...]] = (
     *AGENTS, *ENVOYS, *UPGRADES, *CONTROLLERS, *CONFIGS, *NETWORKS, *RULESETS, *STATES, *CLOCKS, *ORDERS,
+    *EXHAUSTIVE,
 )  # fmt: skip

@@ -4,7 +4,6 @@ import signal
 import time
 from typing import Final
 
-from e2e.driver import eventually
 from faults.fault import Fault, PromiseBrokenError
 from faults.scene import CLIENT, MESH, SERVER, Scene, signalled
 from faults.seen import Bounds
@@ -52,8 +51,7 @@ def stopped(scene: Scene) -> str:
         for each in go_on:
             each()
     began_s = time.monotonic()
-    for host in MESH:
-        eventually(lambda host=host: scene.healthy(host), f"{host} is well again", 30)
+    scene.wait_until_well(30)
     return f"all agents well again {time.monotonic() - began_s:.1f} s after SIGCONT"
 
 

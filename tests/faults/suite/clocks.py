@@ -98,8 +98,7 @@ def day_without_controller(scene: Scene) -> str:
     if not scene.calls("shop", 8301):
         raise PromiseBrokenError("a call fails after a day")
     _controller(scene, _AGED_S + DAY_S)
-    for host in MESH:
-        eventually(lambda host=host: scene.healthy(host), f"{host} is connected again", _BACK_S)
+    scene.wait_until_well(_BACK_S)
     return f"{left_s / HOUR_S:.0f} h of the certificates left at {today:%H:%M} of the next day"
 
 

@@ -4,6 +4,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from typing import Final
 
 from e2e.driver import eventually
@@ -43,7 +44,7 @@ def with_shelves(scene: Scene) -> None:
     """Twenty services more, each of which the client has called."""
     scene.lab.apply("".join(_SHELF.format(number) for number in range(_SHELVES)))
     for number in range(_SHELVES):
-        eventually(lambda number=number: scene.calls(f"shelf-{number}", 8304), f"shelf-{number} is called", 30)
+        eventually(partial(scene.calls, f"shelf-{number}", 8304), f"shelf-{number} is called", 30)
 
 
 def _snapshot(where: str) -> Callable[[Scene], str]:

@@ -7,7 +7,7 @@ from e2e.driver import eventually
 from faults.fault import Fault, PromiseBrokenError
 from faults.fleet import LabFleet
 from faults.oracles import wait_for_endpoints
-from faults.scene import CLIENT, MESH, PAIR_PORT, SERVER, Scene
+from faults.scene import CLIENT, PAIR_PORT, SERVER, Scene
 from faults.seen import Bounds
 
 _FLEET: Final = 200
@@ -62,8 +62,7 @@ def killed(scene: Scene) -> str:
     for _ in range(_KILLS):
         scene.kill("controller")
         scene.start("controller")
-    for host in MESH:
-        eventually(lambda host=host: scene.healthy(host), f"{host} is connected again", 60)
+    scene.wait_until_well(60)
     return f"{_KILLS} kills"
 
 
@@ -77,8 +76,7 @@ def back_with_a_fleet(scene: Scene) -> str:
         began_s = time.monotonic()
         fleet.connect()
         took_s = time.monotonic() - began_s
-        for host in MESH:
-            eventually(lambda host=host: scene.healthy(host), f"{host} is connected again", 60)
+        scene.wait_until_well(60)
         wait_for_endpoints(scene, "pair", 2, 10)
         return f"{_FLEET} simulated agents have all they asked for {took_s:.1f} s after the controller is back"
 

@@ -42,8 +42,7 @@ def rules(scene: Scene, text: str) -> Iterator[None]:
 
 def back(scene: Scene) -> float:
     began_s = time.monotonic()
-    for host in MESH:
-        eventually(lambda host=host: scene.healthy(host), f"{host} is connected again", _BACK_S)
+    scene.wait_until_well(_BACK_S)
     return time.monotonic() - began_s
 
 

@@ -75,7 +75,8 @@ def _garbled(scene: Scene, file: Path) -> None:
 
 def _damaged(damage: Callable[[Scene, Path], None]) -> Callable[[Scene], str]:
     def play(scene: Scene) -> str:
-        healed, named = [], []
+        healed: list[str] = []
+        named: list[str] = []
         for name in state_files(scene):
             file = scene.upper(SERVER, f"{STATE}/{name}")
             if not file.exists():

@@ -4,7 +4,7 @@ from typing import Final
 
 from e2e.driver import eventually
 from faults.fault import Fault, PromiseBrokenError
-from faults.scene import CLIENT, MESH, SERVER, Scene
+from faults.scene import CLIENT, HTTP_PORT, MESH, OUTSIDE, SERVER, Scene
 from faults.seen import Bounds
 
 _FLUSHES: Final = 10
@@ -78,18 +78,41 @@ def firewalld_reloaded(scene: Scene) -> str:
     return "5 reloads on every host"
 
 
+def foreign_behind_ours(scene: Scene) -> str:
+    """A DNAT of somebody else on the program's port, where Docker has its own: ours comes before it."""
+    _foreign(scene, -100)
+    if _plaintext_answered(scene):
+        raise PromiseBrokenError("plaintext reached the program of a STRICT port")
+    scene.wait_for_calls()
+    without_foreign(scene)
+    return "plaintext from outside is refused all the while"
+
+
 def foreign_before_ours(scene: Scene) -> str:
-    """A nat chain of somebody else, before ours, that takes the program's port to the program itself."""
-    text = (
-        "table ip foreign { chain pre { type nat hook prerouting priority -150; tcp dport 8301 redirect to :8301; } }"
-    )
-    scene.run(SERVER, "nft", "-f", "-", text_in=text)
-    said = eventually(lambda: _named(scene, SERVER, "foreign"), "the agent names the foreign table", 15)
-    return f"said: {said}"
+    """The same before ours: the kernel lets the first decide, and Envoy is not asked."""
+    _foreign(scene, -300)
+    reached = _plaintext_answered(scene)
+    said = eventually(lambda: _named(scene, SERVER, "foreign"), "the agent's status or doctor names the table", 15)
+    without_foreign(scene)
+    word = "reaches" if reached else "does not reach"
+    return f"said: {said}; meanwhile plaintext from outside {word} the program"
+
+
+def _foreign(scene: Scene, priority: int) -> None:
+    chain = f"type nat hook prerouting priority {priority}; tcp dport {HTTP_PORT} redirect to :{HTTP_PORT};"
+    scene.run(SERVER, "nft", "-f", "-", text_in=f"table ip foreign {{ chain pre {{ {chain} }} }}")
+
+
+def _plaintext_answered(scene: Scene) -> bool:
+    url = f"http://{scene.ip(SERVER)}:{HTTP_PORT}/"
+    return scene.space(OUTSIDE).run(["curl", "-s", "-m", "3", "-o", "/dev/null", url]).returncode == 0
 
 
 def _named(scene: Scene, host: str, name: str) -> str:
-    return next((each for each in scene.agent(host).get("problems", []) if name in each), "")
+    lines = [*scene.agent(host).get("problems", [])]
+    # Doctor's exit code tells that there are findings.
+    lines += scene.space(host).run(["hostmesh-agent", "doctor"]).stdout.splitlines()
+    return next((each.strip() for each in lines if name in each), "")
 
 
 def without_foreign(scene: Scene) -> None:
@@ -138,10 +161,16 @@ RULESETS: Final = (
         mend=without_strangers,
     ),
     Fault(
+        "foreign-dnat",
+        "somebody's DNAT on a STRICT port of the callee, at the priority of Docker's",
+        "Ours comes first: no call fails, plaintext does not reach the program.",
+        foreign_behind_ours,
+        mend=without_foreign,
+    ),
+    Fault(
         "foreign-chain-first",
         "somebody's nat chain that comes before ours takes a STRICT port of the callee to its program",
-        "The agent names the foreign table within 15 s; nothing of the mesh is plaintext on the wire; without it all "
-        "is well.",
+        "It is named (`status` or `doctor`) within 15 s; without it all is well again. Calls fail meanwhile.",
         foreign_before_ours,
         Bounds(gap_s=60, gaps=2, late=500),
         mend=without_foreign,

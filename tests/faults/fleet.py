@@ -18,6 +18,8 @@ from hostmesh_controller.lab.subnet import GATEWAY
 
 _SETTLED_S: Final = 60.0
 _BATCH: Final = 100
+_JOINING: Final = 16
+"""What the controller takes of one connection at a time (`limits.join_streams_per_connection`)."""
 ASKED: Final = {HOST_CONFIG_TYPE: (HOST_CONFIG_NAME,), LISTENER_TYPE: ("*",)}
 
 
@@ -54,7 +56,9 @@ class LabFleet:
         for at in range(0, len(documents), _BATCH):
             self._api.post("/v1/apply", {"documents": documents[at : at + _BATCH]})
         # It has no address of its own in the benchmark's sense: `post` is all that joining asks of it.
-        identities = join_all(cast("Controller", self._api), self._names, folder)
+        identities: dict[str, Path] = {}
+        for at in range(0, len(self._names), _JOINING):
+            identities |= join_all(cast("Controller", self._api), self._names[at : at + _JOINING], folder)
         members = [Member(host, identities[host], ASKED) for host in self._names]
         address = self._scene.facts.net.address(GATEWAY), AGENTS_PORT
         self._fleet = Fleet(members, folder / "bundle.pem", address)

@@ -53,7 +53,8 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     if unknown := sorted(set(options.names) - {each.name for each in FAULTS}):
         parser.error(f"no fault is called {', '.join(unknown)}; there are: {', '.join(each.name for each in FAULTS)}")
-    chosen = [each for each in FAULTS if not options.names or each.name in options.names]
+    by_name = {each.name: each for each in FAULTS}
+    chosen = [by_name[name] for name in options.names] or list(FAULTS)
     # Told to end, it ends in order: nothing of the lab is left.
     signal.signal(signal.SIGTERM, _interrupted)
     failed = run(chosen, options.seed, options.around)

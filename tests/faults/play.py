@@ -13,24 +13,21 @@ from faults.table import Result
 
 
 def play(fault: Fault, scene: Scene, seed: int, say: Callable[[str], None]) -> Result:
-    """Play the fault in a scene that is well, and leave it well.
-
-    Raises:
-        AssertionError: the scene does not become well before the fault: nothing can be told of it.
-    """
-    if fault.prepare is not None:
-        fault.prepare(scene)
-    scene.settle()
+    """Play the fault in a scene that is well, and leave it well; whatever goes wrong is in the result."""
     began_s = time.monotonic()
     problems: list[str] = []
     found = oracles = ""
     try:
+        if fault.prepare is not None:
+            fault.prepare(scene)
+        scene.settle()
+        began_s = time.monotonic()
         with watching(scene) as watch:
             found = _played(fault, scene, problems)
         problems += judge(watch.seen, fault.bounds)
         oracles = summary(watch.seen)
     except Exception as error:  # an oracle that breaks is a result, too, and the next fault is played
-        problems.append(f"the oracles: {_short(error)}")
+        problems.append(f"before the fault, or the oracles: {_short(error)}")
     result = Result(fault.name, tuple(problems), found, oracles, round(time.monotonic() - began_s, 1), versions(), seed)
     say(f"{'✗' if problems else '✓'} {fault.name}: {found}{'. ' if found else ''}{oracles} ({result.duration_s:.0f} s)")
     for problem in problems:

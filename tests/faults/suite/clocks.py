@@ -109,7 +109,6 @@ CLOCKS: Final = (
         "No call fails: certificates are of yesterday and of tomorrow.",
         hour,
         prepare=aged,
-        last=True,
     ),
     Fault(
         "clock-400-days",
@@ -119,7 +118,6 @@ CLOCKS: Final = (
         far,
         Bounds(gap_s=90, gaps=2, late=200, endpoints=None, rules_same=False),
         prepare=aged,
-        last=True,
     ),
     Fault(
         "controller-down-24h",

@@ -113,6 +113,5 @@ CONTROLLERS: Final = (
         "Everybody has all within 60 s, no call fails.",
         back_with_a_fleet,
         mend=with_controller,
-        last=True,
     ),
 )

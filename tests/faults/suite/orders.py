@@ -70,6 +70,5 @@ ORDERS: Final = (
         "The host is as before it joined: rules, routes, rules of routing, resolver, files, processes.",
         dead_and_left,
         mend=with_controller,
-        last=True,
     ),
 )

@@ -130,13 +130,11 @@ STATES: Final = (
         "each state file of the callee's agent is cut off at a random byte, one after the other, and the agent started",
         "No call fails; what can be had again is made anew, what cannot is named and nothing else is touched.",
         _damaged(_truncated),
-        last=True,
     ),
     Fault(
         "state-corrupt",
         "each state file of the callee's agent is overwritten with random bytes, and the agent started",
         "No call fails; what can be had again is made anew, what cannot is named and nothing else is touched.",
         _damaged(_garbled),
-        last=True,
     ),
 )

@@ -145,7 +145,7 @@ def _calls(calls: Sequence[Call], bounds: Bounds) -> Iterable[str]:
         if len(bad) == len(some):
             yield f"{kind}: none of {len(some)} calls succeeded, the first: {bad[0].fate}"
         elif not bounds.gap_s:
-            yield f"{kind}: {len(bad)} of {len(some)} calls failed, the first: {bad[0].fate}"
+            yield f"{kind}: {len(bad)} of {len(some)} calls failed, {_when(some, bad)}, the first: {bad[0].fate}"
         elif max(lost) > bounds.gap_s:
             yield f"{kind}: without a success for {max(lost):.1f} s, more than {bounds.gap_s:g} s: {bad[0].fate}"
         elif len(lost) > bounds.gaps:
@@ -154,6 +154,13 @@ def _calls(calls: Sequence[Call], bounds: Bounds) -> Iterable[str]:
     if len(late) > bounds.late:
         worst = max(late, key=lambda call: call.took_s)
         yield f"{len(late)} answers came late, the worst after {worst.took_s:.1f} s ({worst.kind})"
+
+
+def _when(some: Sequence[Call], bad: Sequence[Call]) -> str:
+    """Return from when to when calls failed, counted from the first call."""
+    began_s = min(call.at_s for call in some)
+    times = [call.at_s - began_s for call in bad]
+    return f"from {min(times):.1f} s to {max(times):.1f} s"
 
 
 def _logins(logins: Sequence[Login], bounds: Bounds) -> Iterable[str]:

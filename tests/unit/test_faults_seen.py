@@ -31,7 +31,9 @@ def test_where_nothing_goes_wrong_every_promise_holds() -> None:
 
 
 def test_one_failed_call_breaks_the_promise_that_none_fails() -> None:
-    assert judge(with_calls(50), Bounds()) == ["http-new: 1 of 100 calls failed, the first: refused"]
+    assert judge(with_calls(50), Bounds()) == [
+        "http-new: 1 of 100 calls failed, from 5.0 s to 5.0 s, the first: refused"
+    ]
 
 
 def test_an_outage_is_measured_from_the_last_success_to_the_next() -> None:

@@ -24,7 +24,7 @@ programs_of() {
         python) ;;
         mesh)
             echo nft:nftables ip:iproute2 unshare:util-linux tcpdump:tcpdump curl:curl ps:procps
-            echo dbus-daemon:dbus dnsmasq:dnsmasq-base
+            echo dbus-daemon:dbus dnsmasq:dnsmasq-base faketime:faketime
             # Only an ordinary user needs it: it maps the user ids of a user namespace.
             [ "$(id -u)" = 0 ] || echo newuidmap:uidmap
             ;;

@@ -10,6 +10,7 @@ from typing import Final
 import structlog
 
 from hostmesh_agent import arming, converge, gaps, guard, hold, holding, status, terms
+from hostmesh_agent.alarms import Alarms
 from hostmesh_agent.capture import CaptureError, CaptureRequest, HostFloor, Owner
 from hostmesh_agent.capture import CaptureState as CaptureResult
 from hostmesh_agent.capture.who import Direction
@@ -46,6 +47,7 @@ class Capturing:
         names: Callable[[], MeshNames] = MeshNames,
         gone: Callable[[], bool] = lambda: False,
         wake: Callable[[], None] = lambda: None,
+        alarms: Alarms | None = None,
     ) -> None:
         """Begin with nothing known.
 
@@ -59,13 +61,14 @@ class Capturing:
             names: returns what the mesh's names have in common; called in a thread.
             gone: returns whether there is no Envoy that serves.
             wake: is called when another step is due: a unit came or went.
+            alarms: of the agent.
         """
         self._config = config
         self._identities = identities
         self._active = active
         self._changed = changed
         self._recognition = recognition
-        self._guard = guard.Guard(config.state_dir)
+        self._guard = guard.Guard(config.state_dir, alarms)
         self._enforcement = Enforcement(
             dns=config.dns.enabled,
             resolv_conf=config.dns.resolv_conf,

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from hostmesh_agent import argv, cli_capture, cli_config, cli_envoy
+from hostmesh_agent import argv, cli_capture, cli_config, cli_envoy, cli_wait
 from hostmesh_agent import config as configuration
 from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.config_table import ConfigError
@@ -84,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_capture.add(verbs)
     cli_config.add(verbs)
     cli_envoy.add(verbs)
+    cli_wait.add(verbs)
     return parser
 
 

@@ -138,6 +138,7 @@ def _remove_tree(config: AgentConfig) -> str:
         config.state_dir / hold.FILE,
         config.state_dir / widening.LAST_GOOD,
         config.state_dir / guard.FILE,
+        config.state_dir / guard.SPARE,
         config.state_dir / life_file.FILE,
         config.state_dir / chosen_binary.FILE,
         config.state_dir / drained.FILE,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hostmesh_agent import hold, life_file, process, workdir
+from hostmesh_agent.alarms import Alarm, Alarms
 from hostmesh_agent.cache import Cache
 from hostmesh_agent.capture import Capture
 from hostmesh_agent.config import AgentConfig
@@ -70,6 +71,8 @@ class Facts:
     """Why this host, whose certificate is not taken any more, cannot come back."""
     gaps: Sequence[CaptureGap] = ()
     """Of each direction that was without a proxy: the last such time."""
+    alarms: Sequence[Alarm] = ()
+    """What is wrong with this host by its name."""
 
 
 def capture_wanted(config: AgentConfig) -> str:
@@ -106,6 +109,7 @@ def document(facts: Facts, now: datetime) -> dict[str, Any]:
         "healthy": not problems,
         "ready": _ready(facts),
         "problems": problems,
+        "alarms": [{"code": each.code, "text": each.text} for each in facts.alarms],
         "agent": {"running": True, "version": facts.agent_version},
         "host": _host(facts.record),
         "controller": {
@@ -217,6 +221,7 @@ def _problems(facts: Facts, now: datetime) -> Iterator[str]:
     if envoy.restart_needed:
         yield f"Envoy needs a restart: {envoy.restart_needed}"
     yield from facts.envoy_problems
+    yield from map(str, facts.alarms)
     yield from configuration_problems(facts.modules, facts.bootstrap_problem)
     yield from facts.workload_api_problems
     yield from facts.recognition_problems
@@ -240,7 +245,8 @@ def configuration_problems(modules: Iterable[ModuleState], bootstrap_problem: st
 def offline(config: AgentConfig, why: str, now: datetime) -> dict[str, Any]:
     """Return what can be said without an agent: from the disk and the kernel, in the same form."""
     problems = [why]
-    state = State(config.state_dir)
+    alarms = Alarms()
+    state = State(config.state_dir, alarms)
     record: HostRecord | None = None
     certificates: list[dict[str, Any]] = []
     try:
@@ -260,15 +266,17 @@ def offline(config: AgentConfig, why: str, now: datetime) -> dict[str, Any]:
         problems.append("Envoy does not run")
     if capture.state == "error":
         problems.append(f"capture: {capture.error}")
+    cached = _cached(config, alarms)
     return {
         "healthy": False,
         "ready": False,
-        "problems": problems,
+        "problems": [*problems, *map(str, alarms)],
+        "alarms": [{"code": each.code, "text": each.text} for each in alarms],
         "agent": {"running": False},
         "host": None if record is None else _host(record),
         "certificates": certificates,
         "envoy": _envoy_offline(config, directory, running),
-        "configuration": {"accepted": _cached(config)},
+        "configuration": {"accepted": cached},
         "capture": {
             "state": capture.state,
             "backend": capture.backend,
@@ -290,12 +298,12 @@ def _envoy_offline(config: AgentConfig, directory: Path, running: bool) -> dict[
     }
 
 
-def _cached(config: AgentConfig) -> dict[str, int]:
+def _cached(config: AgentConfig, alarms: Alarms) -> dict[str, int]:
     counts: dict[str, int] = {}
     directory = config.state_dir / "cache"
     # Opening a cache creates it: a question must leave nothing behind.
     if directory.is_dir() and any(directory.iterdir()):
-        cache = Cache(directory)
+        cache = Cache(directory, alarms)
         for each in cache.entries():
             name = each.type_url.rpartition(".")[2]
             counts[name] = counts.get(name, 0) + 1

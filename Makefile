@@ -45,7 +45,7 @@ format: $(INSTALLED) ## format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-test: $(INSTALLED) system-faults ## all tests: unit, golden, netns (real kernel), e2e (the lab); ONLY=tests/unit for some
+test: $(INSTALLED) system-mesh ## all tests: unit, golden, netns (real kernel), e2e (the lab); ONLY=tests/unit for some
 	$(BIN)/python -m pytest $(ONLY)
 
 demo: $(INSTALLED) system-mesh ## the mesh at work, on hosts made of network namespaces; KEEP=1 leaves it running

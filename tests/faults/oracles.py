@@ -45,6 +45,9 @@ def watching(scene: Scene) -> Iterator[Watch]:
         load = stack.enter_context(
             _program(scene.space(CLIENT), "load.py", f"http://{shop[0]}/", *shop[1:], scene.secret)
         )
+        assert load.stdout is not None
+        line = load.stdout.readline()
+        assert line == "begun\n", f"the load does not begin: {line!r}"
         gauge = stack.enter_context(_Gauges(scene))
         time.sleep(scene.around_s)  # not a wait for something: this long is looked on
         yield watch

@@ -1,6 +1,7 @@
 """Playing one fault: the oracles look on, the fault is done and mended, and a result comes of it."""
 
 import importlib.metadata
+import os
 import platform
 import time
 from collections.abc import Callable
@@ -25,7 +26,7 @@ def play(fault: Fault, scene: Scene, seed: int, say: Callable[[str], None]) -> R
         with watching(scene) as watch:
             found = _played(fault, scene, problems)
         problems += judge(watch.seen, fault.bounds)
-        oracles = summary(watch.seen)
+        oracles = f"{summary(watch.seen)}; load of the machine {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores"
     except Exception as error:  # an oracle that breaks is a result, too, and the next fault is played
         problems.append(f"before the fault, or the oracles: {_short(error)}")
     result = Result(fault.name, tuple(problems), found, oracles, round(time.monotonic() - began_s, 1), versions(), seed)

@@ -37,6 +37,12 @@ EXHAUSTIVE: Final = (
         by_tests("tests/netns/test_capture_killed.py"),
     ),
     Fault(
+        "killed-each-file-step",
+        "SIGKILL after every single step of every write of the agent's state",
+        "Identity, remembered ports, certificates and configuration are whole: what was, or what was wanted.",
+        by_tests("tests/unit/test_agent_power_cut.py"),
+    ),
+    Fault(
         "capture-trial",
         "a change of capture that does harm, its agent killed during the trial (in network namespaces of its own)",
         "It undoes itself in time, whoever is dead; SSH answers afterwards.",

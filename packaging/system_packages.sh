@@ -24,6 +24,8 @@ programs_of() {
         python) ;;
         mesh)
             echo nft:nftables ip:iproute2 unshare:util-linux tcpdump:tcpdump curl:curl ps:procps
+            # What tests run beside the mesh, in namespaces of their own.
+            echo iptables-legacy:iptables ipset:ipset ufw:ufw firewalld:firewalld
             echo dbus-daemon:dbus dnsmasq:dnsmasq-base faketime:faketime
             # Only an ordinary user needs it: it maps the user ids of a user namespace.
             [ "$(id -u)" = 0 ] || echo newuidmap:uidmap
@@ -56,7 +58,14 @@ nothing_starts() {
 
 apt_install() {
     export DEBIAN_FRONTEND=noninteractive
+<<<<<<< HEAD
     nothing_starts
+=======
+    case " $1 " in
+        # Nobody's machine gets a firewall because tests ran on it: the service is not started, now or at boot.
+        *" firewalld "*) [ ! -d /run/systemd/system ] || systemctl -q mask firewalld ;;
+    esac
+>>>>>>> main
     said=$(mktemp)
     for attempt in 1 2 3; do
         # A fresh image has no package lists, and old lists name files that are gone.

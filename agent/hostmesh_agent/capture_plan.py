@@ -6,7 +6,7 @@ from typing import Any
 
 from hostmesh_agent import workdir
 from hostmesh_agent.cache import Cache
-from hostmesh_agent.capture import CaptureError, HostFloor, PlanError, nft, routes
+from hostmesh_agent.capture import CaptureError, HostFloor, PlanError, kernel, routes
 from hostmesh_agent.capture import floor as kernel_floor
 from hostmesh_agent.capture.difference import difference
 from hostmesh_agent.capture.rules import Ruleset
@@ -106,7 +106,7 @@ def _last_configuration(config: AgentConfig) -> HostConfig | None:
 
 
 def _compared(source: str, ruleset: Ruleset | None, lacking: tuple[str, ...], held: bool) -> Plan:
-    now = nft.read()
+    now = kernel.read()
     wanted = None if ruleset is None else ruleset.table
     lines = difference(now, wanted)
     refused: tuple[str, ...] = ()

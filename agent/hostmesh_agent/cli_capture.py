@@ -120,7 +120,7 @@ def _tell_confirmation(reply: dict[str, Any]) -> None:
 
 def _explain(options: argparse.Namespace, _: AgentConfig) -> int:
     from hostmesh_agent import capture_explain
-    from hostmesh_agent.capture import CaptureError, nft
+    from hostmesh_agent.capture import CaptureError, kernel
 
     try:
         address, port = capture_explain.destination(options.destination)
@@ -130,7 +130,7 @@ def _explain(options: argparse.Namespace, _: AgentConfig) -> int:
             if options.inbound
             else capture_explain.outgoing(address, port, program)
         )
-        answer = capture_explain.document(nft.read(), packet)
+        answer = capture_explain.document(kernel.read(), packet)
     except capture_explain.QuestionError as error:
         return _say(str(error), WRONG_CALL)
     except CaptureError as error:
@@ -178,7 +178,7 @@ def _clear_rules(config: AgentConfig) -> None:
         CaptureError: neither can.
     """
     from hostmesh_agent import capture
-    from hostmesh_agent.capture import nft
+    from hostmesh_agent.capture import kernel
     from hostmesh_agent.converge import InForce, in_force
 
     try:
@@ -188,7 +188,7 @@ def _clear_rules(config: AgentConfig) -> None:
             raise
         until = time.monotonic() + CLEARED_WITHIN_S
         # What leads to a second Envoy's own ports captures nothing, and stays.
-        while in_force(nft.read()) != InForce():
+        while in_force(kernel.read()) != InForce():
             if time.monotonic() > until:
                 raise
             time.sleep(0.05)

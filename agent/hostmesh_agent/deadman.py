@@ -26,7 +26,7 @@ from typing import Any, Final, NoReturn
 
 from hostmesh_agent import control, hold, soundness
 from hostmesh_agent.arming import APPLIED, ARMED, CONFIRM, SOCKET, UNDO, Spec
-from hostmesh_agent.capture import CaptureError, Table, nft, routes
+from hostmesh_agent.capture import CaptureError, Table, kernel, routes
 from hostmesh_agent.capture import floor as kernel_floor
 from hostmesh_agent.capture.owner import Lent
 from hostmesh_agent.dns import ResolverError
@@ -69,7 +69,7 @@ class Timer:
         )
         self._lent = Lent(spec.owner) if spec.owner >= 0 else None
         self._resolution = Resolution(Path(spec.resolv_conf), Path(spec.state_dir))
-        table = nft.read()
+        table = kernel.read()
         self._before = Before(table, routes.read(), self._resolution.in_place(), soundness.look(self._where, table))
 
     # A change by the agent itself
@@ -82,7 +82,7 @@ class Timer:
         for look in range(_LOOKS):
             if look:
                 time.sleep(_BETWEEN_LOOKS_S)
-            faults = harm(self._before.sound, soundness.look(self._where, nft.read(), self._before.sound.ssh))
+            faults = harm(self._before.sound, soundness.look(self._where, kernel.read(), self._before.sound.ssh))
             if not faults:
                 break
         if faults:
@@ -142,7 +142,7 @@ class Timer:
             return {"applied": applied, "seconds_left": left_s}
         if not applied:
             return {"error": "the trial's rules are not in force yet"}
-        table = nft.read()
+        table = kernel.read()
         after = soundness.look(self._where, table)
         faults = doubts(after, self._ssh_servers)
         if not faults:
@@ -172,7 +172,7 @@ class Timer:
                 act()
             except (CaptureError, OSError):
                 continue
-            if nft.read() == self._before.table:
+            if kernel.read() == self._before.table:
                 break
         self._nudge()
 
@@ -182,18 +182,18 @@ class Timer:
     def _restore(self) -> None:
         before = self._before
         if before.table is None:
-            nft.remove(self._lent)
+            kernel.remove(self._lent)
             routes.write(before.additions.prefixes, before.additions.addresses)
         else:
             routes.write(before.additions.prefixes, before.additions.addresses)
-            nft.write(before.table, self._lent)
+            kernel.write(before.table, self._lent)
 
     def _by_the_agent(self) -> None:
         """The rules are those of an agent that runs: it sees the mark, and undoes by itself."""
         hold.end_trial(Path(self._spec.run_dir))
         self._nudge()
         until = time.monotonic() + _AGENT_WITHIN_S
-        while nft.read() != self._before.table and time.monotonic() < until:
+        while kernel.read() != self._before.table and time.monotonic() < until:
             time.sleep(_POLL_S)
 
     def _without_the_agent(self) -> None:

@@ -14,7 +14,7 @@ import structlog
 
 from hostmesh_agent import workdir
 from hostmesh_agent.alarms import Alarms
-from hostmesh_agent.capture import Capture, CaptureError, CaptureRequest, Owner, nft
+from hostmesh_agent.capture import Capture, CaptureError, CaptureRequest, Owner, kernel
 from hostmesh_agent.capture import floor as kernel_floor
 from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.converge import in_force
@@ -79,7 +79,7 @@ def close_strict_ports(config: AgentConfig, owner: Owner, alarms: Alarms | None 
     if not ports or capture_wanted(config):
         return frozenset()
     try:
-        if nft.read() is not None:
+        if kernel.read() is not None:
             return frozenset()
         host = kernel_floor.look(
             workdir.account(config.envoy.user).uid,
@@ -90,7 +90,7 @@ def close_strict_ports(config: AgentConfig, owner: Owner, alarms: Alarms | None 
         state = Capture(owner).apply(CaptureRequest(inbound_ports=ports, dns=False), host)
         if state.state != "on":
             raise CaptureError(state.error)
-        closed = in_force(nft.read()).inbound_ports
+        closed = in_force(kernel.read()).inbound_ports
     except (CaptureError, workdir.WorkdirError) as error:
         if alarms is not None:
             text = f"ports {', '.join(map(str, sorted(ports)))}: {error}: they may be open until Envoy runs"

@@ -8,7 +8,7 @@ from typing import Any, Final
 import structlog
 
 from hostmesh_agent import cgroup, process, unit_watch
-from hostmesh_agent.capture import Caller, CaptureError, HostFloor, nft
+from hostmesh_agent.capture import Caller, CaptureError, HostFloor, kernel, nft
 from hostmesh_agent.capture.callers import envoy_in
 from hostmesh_agent.cgroup import EnvoyGroup
 from hostmesh_agent.config import AgentConfig
@@ -38,7 +38,7 @@ class Recognition:
         self._user = config.envoy.user
         self._found: tuple[Caller, ...] = ()
         try:
-            self.group.in_force = envoy_in(nft.read())
+            self.group.in_force = envoy_in(kernel.read())
         except CaptureError as error:
             log.error("the rules that are there cannot be read", reason=str(error))
         for instance in Instance:

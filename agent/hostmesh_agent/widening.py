@@ -12,7 +12,7 @@ from typing import Final
 import structlog
 
 from hostmesh_agent import arming, hold
-from hostmesh_agent.capture import CaptureError, CaptureRequest, CaptureState, HostFloor, Owner, PlanError, nft
+from hostmesh_agent.capture import CaptureError, CaptureRequest, CaptureState, HostFloor, Owner, PlanError, kernel
 from hostmesh_agent.capture.difference import widens
 from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.converge import InForce, in_force
@@ -40,7 +40,7 @@ class Widening:
         if request is None or self._good == (request, floor) or hold.trial(self._config.run_dir) is not None:
             return self._enforcement.put(request, floor)
         try:
-            watched = widens(nft.read(), self._enforcement.ruleset(request, floor).table)
+            watched = widens(kernel.read(), self._enforcement.ruleset(request, floor).table)
             armed = arming.arm(self._spec(floor, self._kept(capture))) if watched else None
         except PlanError:
             return self._enforcement.put(request, floor)  # says so
@@ -111,7 +111,7 @@ class Widening:
 
 def _error(why: str) -> Enforced:
     try:
-        table = nft.read()
+        table = kernel.read()
     except CaptureError:
         return Enforced(CaptureState("error", error=why), InForce())
     return Enforced(CaptureState("error", table.digest if table else "", why), in_force(table))

@@ -178,13 +178,13 @@ def _answer_datagrams(server: socket.socket, answer: Callable[[bytes], bytes]) -
         server.sendto(answer(data), peer)
 
 
-def ask(address: str, port: int, *, uid: int = 0, source: str = "") -> str:
+def ask(address: str, port: int, *, uid: int = 0, source: str = "", within_s: float = WAIT_S) -> str:
     """Connect and return what the server says; "refused", "unreachable" or "silent" if none does."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with as_user(uid):
         client = socket.socket(family)
     with client:
-        client.settimeout(WAIT_S)
+        client.settimeout(within_s)
         try:
             if source:
                 client.bind((source, 0))

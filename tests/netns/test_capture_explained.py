@@ -3,8 +3,8 @@
 import random
 from ipaddress import ip_address
 
-from hostmesh_agent import capture_explain
-from hostmesh_agent.capture import CaptureRequest, HostFloor, Scope, nft, plan
+from hostmesh_agent import capture, capture_explain
+from hostmesh_agent.capture import CaptureRequest, HostFloor, Scope, plan
 from hostmesh_agent.capture.interpret import Packet, verdict
 from netns.conftest import HOST, PEER
 from netns.space import Servers, Space, ask, run
@@ -67,7 +67,7 @@ def test_the_answer_is_what_the_kernel_does(host: Space, peer: Space, servers: S
             ssh_ports=frozenset({22}),
             controller=frozenset({("192.0.2.7", 443)}) if number % 2 else frozenset(),
         )
-        table = nft.write(plan(random_plan(chance), floor).table).table
+        table = capture.apply(plan(random_plan(chance), floor)).table
         for _ in range(CALLS):
             target, port, uid = chance.choice(TARGETS), chance.choice(PORTS), chance.choice([0, 900, 1000])
             packet = capture_explain.outgoing(ip_address(target), port, capture_explain.Program(uid))

@@ -16,6 +16,7 @@ from hostmesh_agent.capture.who import NOBODY, Cgroup, Match, Narrowing, Present
 from hostmesh_agent.enforce import Enforcement
 from hostmesh_agent.programs import Programs
 from hostmesh_agent.units import Units
+from netns.backends import each_backend, made_for
 from netns.conftest import BEHIND, HOST, PEER
 from netns.groups import Unit, slice_of_the_test
 from netns.space import Servers, Space, ask, run, snapshot
@@ -50,7 +51,7 @@ def outbound(
     request = CaptureRequest(
         Scope.ALL, mesh_prefixes=MESH, virtual_prefixes=VIRTUAL, outbound=Narrowing(include, exclude)
     )
-    capture.apply(plan(request, HostFloor(envoy_uid=ENVOY, present=present, **floor)))  # type: ignore[arg-type]
+    capture.apply(plan(request, made_for(HostFloor(envoy_uid=ENVOY, present=present, **floor))))  # type: ignore[arg-type]
 
 
 def inbound(include: tuple[Match, ...] = (), exclude: tuple[Match, ...] = (), strict: int = 0, **floor: object) -> None:
@@ -59,9 +60,10 @@ def inbound(include: tuple[Match, ...] = (), exclude: tuple[Match, ...] = (), st
         inbound=Narrowing(include, exclude),
         strict_ports=frozenset({strict} - {0}),
     )
-    capture.apply(plan(request, HostFloor(envoy_uid=ENVOY, **floor)))  # type: ignore[arg-type]
+    capture.apply(plan(request, made_for(HostFloor(envoy_uid=ENVOY, **floor))))  # type: ignore[arg-type]
 
 
+@each_backend
 @families
 def test_a_user_who_is_excluded_calls_directly_and_is_refused_by_virtual_addresses_at_once(
     program: None, family: int
@@ -73,6 +75,7 @@ def test_a_user_who_is_excluded_calls_directly_and_is_refused_by_virtual_address
     assert ask(VIRTUALS[family], 80, uid=INSIDER) == f"outbound {VIRTUALS[family]} 80"
 
 
+@each_backend
 @families
 def test_where_a_user_is_included_no_other_is_captured(program: None, family: int) -> None:
     outbound(include=(match(users=["insider"]),), present=Present(users=frozenset({("insider", INSIDER)})))
@@ -82,6 +85,7 @@ def test_where_a_user_is_included_no_other_is_captured(program: None, family: in
     assert ask(VIRTUALS[family], 80, uid=OUTSIDER) == "refused"
 
 
+@each_backend
 @families
 def test_ports_and_addresses_that_are_excluded_are_called_directly_but_not_at_virtual_addresses(
     program: None, family: int
@@ -96,6 +100,7 @@ def test_ports_and_addresses_that_are_excluded_are_called_directly_but_not_at_vi
     assert ask(PEER[1 - family], 444) == f"outbound {PEER[1 - family]} 444"
 
 
+@each_backend
 @families
 def test_what_is_included_is_captured_and_nothing_beside_it(program: None, family: int) -> None:
     outbound(include=(match(cidrs=[PEER[family]], ports=[443]), match(ports=[445])))
@@ -105,6 +110,7 @@ def test_what_is_included_is_captured_and_nothing_beside_it(program: None, famil
     assert ask(VIRTUALS[family], 80) == f"outbound {VIRTUALS[family]} 80"
 
 
+@each_backend
 @families
 def test_by_the_interface_where_connections_leave(
     program: None, peer: Space, behind: Space, servers: Servers, family: int
@@ -119,6 +125,7 @@ def test_by_the_interface_where_connections_leave(
     assert ask(PEER[family], 443) == "peer"
 
 
+@each_backend
 @families
 def test_inbound_by_interface_and_by_the_callers_address(
     program: None, peer: Space, behind: Space, family: int
@@ -137,6 +144,7 @@ def test_inbound_by_interface_and_by_the_callers_address(
         assert ask(HOST[family], 8081) == f"inbound {HOST[family]} 8081"
 
 
+@each_backend
 @families
 def test_a_port_that_takes_mutual_tls_alone_is_captured_whatever_is_excluded(
     program: None, peer: Space, family: int
@@ -149,6 +157,7 @@ def test_a_port_that_takes_mutual_tls_alone_is_captured_whatever_is_excluded(
             assert ask(HOST[family], 8081) == "program"
 
 
+@each_backend
 @families
 def test_what_the_hosts_owner_excludes_no_policy_captures(program: None, peer: Space, family: int) -> None:
     outbound(include=(match(ports=[443, 444]),), never_outbound=(match(ports=[443]), match(users=[str(OUTSIDER)])))
@@ -163,6 +172,7 @@ def test_what_the_hosts_owner_excludes_no_policy_captures(program: None, peer: S
         assert ask(HOST[family], 8080) == "program"
 
 
+@each_backend
 @families
 def test_ssh_is_called_directly_whatever_is_included(program: None, family: int) -> None:
     outbound(include=(match(ports=[22, 443]), match(users=["0"])))
@@ -196,6 +206,7 @@ def cgroup(unit: Unit) -> Cgroup:
     return Cgroup(unit.directory.name, 2, unit.directory.stat().st_ino)
 
 
+@each_backend
 @families
 def test_a_unit_that_is_included_is_captured_and_its_neighbour_is_not(
     start: Callable[[str], Unit], family: int

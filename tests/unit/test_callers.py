@@ -150,11 +150,12 @@ def test_rules_tell_by_what_they_know_envoy() -> None:
 def test_a_host_without_callers_has_the_same_rules_as_before() -> None:
     request = CaptureRequest(mesh_prefixes=frozenset({"10.1.0.0/16"}))
     ruleset = plan(request, HostFloor(envoy_uid=900))
-    assert ruleset.loopback_addresses == (wire.INBOUND_SOURCE_V6,)
+    assert ruleset.loopback_addresses == (wire.INBOUND_SOURCE_V6, wire.OUTBOUND_V6)
     with_caller = plan(
         CaptureRequest(mesh_prefixes=frozenset({"10.1.0.0/16"}), callers=(Caller(A, frozenset({7})),)),
         HostFloor(envoy_uid=900),
     )
-    assert with_caller.loopback_addresses == (wire.INBOUND_SOURCE_V6, str(caller_addresses(A)[1]))
+    own = (wire.INBOUND_SOURCE_V6, wire.OUTBOUND_V6)
+    assert with_caller.loopback_addresses == (*own, str(caller_addresses(A)[1]))
     counts = [sum(len(chain.rules) for chain in each.table.chains) for each in (ruleset, with_caller)]
     assert counts[1] - counts[0] == 4  # one for each family and kind of destination

@@ -18,8 +18,18 @@ In the order of the data:
 
 What is in the table `inet hostmesh` is ours; nothing outside it is touched but the routes and addresses that `routes`
 marks. Needs Linux 5.10 with nf_tables. Where the kernel can (6.9), the table belongs to the agent (`owner`): another
-program's flush leaves it, and only the agent changes it. Elsewhere it is watched and put back. Not here yet: iptables
-for kernels without nf_tables.
+program's flush leaves it, and only the agent changes it. Elsewhere it is watched and put back.
+
+Where the kernel has no nf_tables, iptables and ipset hold the same plan:
+
+    kernel       the edge: whichever part of the kernel holds the rules
+    xtables      what iptables makes of a ruleset, as a table again (pure)
+    xt_words     a rule in iptables' words, and back (pure)
+    xt_text      what iptables-restore and ipset are given, what they print (pure)
+    iptables     the edge: the programs are run
+
+There the chains and sets HOSTMESH_* are ours, and the jumps to those chains. Nobody tells of a change: it is looked
+for. Answers to questions for names cannot be changed, so the resolver is left alone.
 """
 
 from hostmesh_agent.capture.callers import Caller

@@ -27,7 +27,7 @@ from hostmesh_agent.capture.codec import Attributes, Layout
 from hostmesh_agent.capture.encode import Message
 from hostmesh_agent.capture.errors import CaptureError
 from hostmesh_agent.capture.owner import NOT_SUPPORTED, OWNED, PERSISTS, Owner
-from hostmesh_agent.capture.rules import TABLE_NAME, Compare, Return, Rule, SocketCgroup, Table
+from hostmesh_agent.capture.rules import TABLE_NAME, Backend, Compare, Return, Rule, SocketCgroup, Table
 
 _ANSWER_WITHIN_S: Final = 10.0  # the kernel answers in milliseconds; a lost answer must not hold the agent
 _SO_SNDBUFFORCE: Final = 32  # asm-generic/socket.h; Python does not name it
@@ -61,6 +61,10 @@ class Reading:
     table: Table | None
     generation: int
     ownership: int = 0
+
+    @property
+    def backend(self) -> Backend:
+        return Backend.NFTABLES if self.table is None else self.table.backend
 
 
 class Packed(nlmsg):

@@ -2,7 +2,8 @@
 
 load.py HTTP_URL GRPC_TARGET TCP_HOST:PORT SECRET
 
-It says "begun" once each way has succeeded, and goes on until its input ends; then it prints one JSON list of [kind, at, took, fate, lag].
+It says "begun" once each way has succeeded, and goes on until its input ends; then it prints one JSON list of
+[kind, at, took, fate, lag].
 """
 
 import asyncio

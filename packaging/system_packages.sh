@@ -58,14 +58,11 @@ nothing_starts() {
 
 apt_install() {
     export DEBIAN_FRONTEND=noninteractive
-<<<<<<< HEAD
     nothing_starts
-=======
     case " $1 " in
         # Nobody's machine gets a firewall because tests ran on it: the service is not started, now or at boot.
         *" firewalld "*) [ ! -d /run/systemd/system ] || systemctl -q mask firewalld ;;
     esac
->>>>>>> main
     said=$(mktemp)
     for attempt in 1 2 3; do
         # A fresh image has no package lists, and old lists name files that are gone.

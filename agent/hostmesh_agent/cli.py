@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from hostmesh_agent import argv, cli_capture, cli_config, cli_envoy, cli_wait
+from hostmesh_agent import argv, cli_bugreport, cli_capture, cli_config, cli_doctor, cli_envoy, cli_wait
 from hostmesh_agent import config as configuration
 from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.config_table import ConfigError
@@ -85,6 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     cli_config.add(verbs)
     cli_envoy.add(verbs)
     cli_wait.add(verbs)
+    cli_doctor.add(verbs)
+    cli_bugreport.add(verbs)
     return parser
 
 
@@ -287,6 +289,7 @@ def _status(options: argparse.Namespace, config: AgentConfig) -> int:
         document = control.call(config.control_socket, control.STATUS)
     except control.ControlError as error:
         document = status.offline(config, str(error), datetime.now(UTC))
+    document["findings"] = cli_doctor.of_agent(document)
     print(json.dumps(document, indent=2) if options.output == "json" else status.table(document))
     return DONE if document["healthy"] else FAILED
 

@@ -340,6 +340,7 @@ def table(status: Mapping[str, Any]) -> str:
     """Return the document for human eyes."""
     lines = [f"{name:<12} {value}" for name, value in _rows(status)]
     lines += ["", *(f"  problem: {each}" for each in status["problems"])] if status["problems"] else []
+    lines += [f"  finding: {each['code']} {each['title']}; cure: {each['cure']}" for each in status.get("findings", ())]
     return "\n".join(lines)
 
 

@@ -282,16 +282,28 @@ def _leave(options: argparse.Namespace, config: AgentConfig) -> int:
 
 
 def _status(options: argparse.Namespace, config: AgentConfig) -> int:
-    from hostmesh_agent import control, log, status
+    from hostmesh_agent import control
 
-    log.configure("error")
     try:
         document = control.call(config.control_socket, control.STATUS)
     except control.ControlError as error:
-        document = status.offline(config, str(error), datetime.now(UTC))
+        document = _offline(config, str(error))
     document["findings"] = cli_doctor.of_agent(document)
-    print(json.dumps(document, indent=2) if options.output == "json" else status.table(document))
+    if options.output == "json":
+        print(json.dumps(document, indent=2))
+    else:
+        from hostmesh_agent import status
+
+        print(status.table(document))
     return DONE if document["healthy"] else FAILED
+
+
+def _offline(config: AgentConfig, why: str) -> dict[str, Any]:
+    # Late: it looks at the kernel, and an agent that runs answers without that.
+    from hostmesh_agent import log, status
+
+    log.configure("error")
+    return status.offline(config, why, datetime.now(UTC))
 
 
 def _say(message: str, code: int) -> int:

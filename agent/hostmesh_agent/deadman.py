@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from hostmesh_agent import control, hold, soundness
+from hostmesh_agent import cgroup, control, hold, soundness
 from hostmesh_agent.arming import APPLIED, ARMED, CONFIRM, SOCKET, UNDO, Spec
 from hostmesh_agent.capture import CaptureError, Table, kernel, routes
 from hostmesh_agent.capture import floor as kernel_floor
@@ -233,19 +233,19 @@ def main(text: str) -> NoReturn:
     sys.exit(0)
 
 
-def leave_cgroup(mounts: Path = Path("/proc/self/mounts")) -> bool:
+def leave_cgroup() -> bool:
     """Go to the top of the cgroup tree, so that who ends the agent's cgroup does not end this; return whether it did.
 
     With systemd the timer is a scope of its own instead (`arming`), and this finds it outside the agent already.
     """
     if Path("/run/systemd/system").exists():
         return True
-    for line in mounts.read_text().splitlines():
-        _, at, kind, *_ = line.split()
-        if kind == "cgroup2":
-            with suppress(OSError):
-                Path(at, "cgroup.procs").write_text("0")
-                return True
+    # In a container there may be no more than a part of the tree: its top is outside the agent's own cgroup, too.
+    top = cgroup.root(whole=False)
+    if top is not None:
+        with suppress(OSError):
+            (top / cgroup.PROCESSES).write_text("0")
+            return True
     return False
 
 

@@ -326,7 +326,6 @@ class Agent:
                     "rules": generation.watch(self._wake.set, self._capturing.changed_by),
                     "vigil": self._vigil.run(),
                     "manager": notify.run(self._manager, self._settled, self._telling.in_a_line),
-                    "units": self._recognition.watch(self._wake.set),
                     "report": self._report_when_settled(),
                 }.items()
             ]
@@ -410,6 +409,7 @@ class Agent:
         transparent = config.capture.transparent and not floor.not_transparent
         if self._next_envoy.take_rights((client_addresses.right(),) if transparent else ()):
             self._envoys.command_changed()
+        self._discovery.configure(config.workloads)
         if config.HasField("envoy") and self._next_envoy.take_settings(config.envoy):
             self._envoys.command_changed()
         if await self._next_envoy.take_patch(config.bootstrap_patch):
@@ -487,7 +487,8 @@ class Agent:
         async with self._stepping:
             config, floor = self._host_config, self._floor
             if config is not None and floor is not None:
-                floor = self._envoys.floor(floor)
+                answered = not (self._without_proxy() or self._envoys.hung)
+                floor = replace(self._envoys.floor(floor), names_answered=answered)
                 await self._capturing.step(config, floor)
                 ports = self._capturing.enforced.in_force.inbound_ports
                 self._discovery.through_envoy(ports if floor.uses_clients else frozenset())

@@ -57,6 +57,8 @@ class Facts:
     capture_alarms: Sequence[str] = ()
     """Changes of capture that were undone, and other programs that change its rules."""
     capture_drift: Sequence[str] = ()
+    capture_foreign: Sequence[str] = ()
+    """What chains of other programs take before capture's rules see it."""
     trial_until: datetime | None = None
     """Until when a trial of capture waits for its confirmation; None: there is none."""
     envoys: Mapping[str, Any] = field(default_factory=dict)
@@ -162,6 +164,7 @@ def document(facts: Facts, now: datetime) -> dict[str, Any]:
             "not_wanted": facts.capture_wanted,
             "alarms": list(facts.capture_alarms),
             "drift": list(facts.capture_drift),
+            "foreign_chains": list(facts.capture_foreign),
             "trial_until": _time(facts.trial_until),
             **facts.recognition,
         },
@@ -376,6 +379,8 @@ def _rows(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             f"{each['direction']} without Envoy ({each['failure_mode']}) {since}: refused for {each['refused_ms']} ms"
             f"{passed}; {each['count']} in all, {each['total_ms']} ms",
         )
+    for each in capture.get("foreign_chains", ()):
+        yield "foreign", each
     for each in capture.get("missing", ()):
         yield "not there", f"{each}: what the capture policy says of it is not in force"
     if "dns" in status:

@@ -125,6 +125,7 @@ class Telling:
                 capture_wanted=status.capture_wanted(parts.config),
                 capture_alarms=parts.capturing.alarms(),
                 capture_drift=parts.capturing.drift,
+                capture_foreign=parts.capturing.foreign,
                 trial_until=parts.capturing.trial_until(),
                 modules=parts.modules.states(),
                 bootstrap_problem=parts.next_envoy.problem,

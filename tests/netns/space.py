@@ -115,12 +115,13 @@ class Servers:
     """At which of the host's addresses connections came, in their order."""
     threads: list[threading.Thread] = field(default_factory=list)
 
-    def tcp(self, name: str, port: int) -> None:
+    def tcp(self, name: str, port: int, *, tells_where: bool = False) -> None:
         """Listen in the calling thread's namespace on every address of both families.
 
-        Answers "NAME" to a direct call and "NAME ADDRESS PORT" with the original destination to a redirected one.
+        Answers "NAME" to a direct call and "NAME ADDRESS PORT" with the original destination to a redirected one. With
+        `tells_where` both are followed by " at " and the address of this host where the call came.
         """
-        self.listen(port, lambda listener: _answer_all(listener, name, self.arrived))
+        self.listen(port, lambda listener: _answer_all(listener, name, self.arrived, tells_where))
 
     def listen(self, port: int, serve: Callable[[socket.socket], None]) -> None:
         """The same with a service of one's own, which takes connections until that fails."""
@@ -156,7 +157,7 @@ class Servers:
             server.close()
 
 
-def _answer_all(listener: socket.socket, name: str, arrived: list[str]) -> None:
+def _answer_all(listener: socket.socket, name: str, arrived: list[str], tells_where: bool) -> None:
     while True:
         try:
             connection, _ = listener.accept()
@@ -165,7 +166,7 @@ def _answer_all(listener: socket.socket, name: str, arrived: list[str]) -> None:
         with connection:
             arrived.append(connection.getsockname()[0])
             original = original_destination(connection)
-            words = [name, *map(str, original or ())]
+            words = [name, *map(str, original or ()), *(["at", arrived[-1]] if tells_where else [])]
             try:
                 connection.sendall(" ".join(words).encode())
             except OSError:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from hostmesh_agent import capture
 from hostmesh_agent.capture import CaptureRequest, HostFloor, Scope, nft, plan
 from hostmesh_agent.capture.rules import Ruleset
 from hostmesh_agent.capture.who import NOBODY, Cgroup, Match, Narrowing, Present
+from hostmesh_agent.cgroup import root
 from hostmesh_agent.enforce import Enforcement
 from hostmesh_agent.programs import Programs
 from hostmesh_agent.units import Units
@@ -246,7 +248,7 @@ def test_a_unit_that_restarts_has_another_cgroup_and_one_number_of_a_set_changes
 
 async def test_units_are_heard_of_when_they_come_and_go(own_slice: Path) -> None:
     heard = asyncio.Event()
-    found = Units(heard.set)
+    found = Units(heard.set, root())
     wanted = frozenset({"shop.service"})
     try:
         assert found.look(wanted) == frozenset()
@@ -272,8 +274,32 @@ async def test_units_are_heard_of_when_they_come_and_go(own_slice: Path) -> None
         found.close()
 
 
+UNWATCHED = """
+import asyncio, pathlib, sys
+from hostmesh_agent.cgroup import root
+from hostmesh_agent.units import Units
+
+async def main(shop):
+    found, wanted = Units(lambda: None, root()), frozenset({shop.name})
+    before = found.look(wanted)
+    shop.mkdir()
+    print(len(before), *(each.unit for each in found.look(wanted)))
+    shop.rmdir()
+
+asyncio.run(main(pathlib.Path(sys.argv[1])))
+"""
+
+
+def test_units_that_cannot_be_watched_are_looked_for_each_time(own_slice: Path) -> None:
+    # A limit of this machine's is everybody's; in a user namespace of one's own it is one's own.
+    few = "echo 1 > /proc/sys/user/max_inotify_watches"
+    command = f'{few} && exec "$0" -c "$1" "$2"'
+    own = ("unshare", "--user", "--map-root-user", "sh", "-c", command)
+    assert run(*own, sys.executable, UNWATCHED, str(own_slice / "shop.service")).split("\n")[-2] == "0 shop.service"
+
+
 async def test_what_somebody_made_below_a_unit_that_was_handed_to_him_is_no_unit(own_slice: Path) -> None:
-    found = Units(lambda: None)
+    found = Units(lambda: None, root())
     handed = own_slice / "handed.slice"
     (handed / "shop.service").mkdir(parents=True)
     os.chown(handed, INSIDER, INSIDER)
@@ -290,7 +316,7 @@ async def test_the_rules_follow_a_unit_that_restarts_by_themselves(
 ) -> None:
     """What the agent does at each step: look who is there, put that in force; it is woken by the kernel."""
     woken = asyncio.Event()
-    programs, excluded = Programs(woken.set), match(units=["shop.service"])
+    programs, excluded = Programs(woken.set, root()), match(units=["shop.service"])
     included = match(units=["pay.service"])
     enforcement = Enforcement(dns=False, resolv_conf=tmp_path / "resolv.conf", state_dir=tmp_path)
     request = CaptureRequest(

@@ -1,5 +1,6 @@
 """Who is who by cgroup, in a real kernel: Envoy and units; nobody passes for another by user, group, mark or port."""
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from hostmesh_agent.capture.callers import envoy_in
 from hostmesh_agent.capture.rules import Backend
 from hostmesh_agent.cgroup import CgroupError, EnvoyGroup
 from hostmesh_agent.cgroup_id import ByCgroup
+from hostmesh_agent.units import Units
 from hostmesh_api import wire
 from hostmesh_api.callers import caller_addresses
 from hostmesh_api.wire import ENVOY_SLICES
@@ -100,6 +102,17 @@ def floor(envoy: EnvoyGroup) -> HostFloor:
     return made_for(HostFloor(envoy_uid=ENVOY_UID, envoy_cgroup=below(envoy.current())))
 
 
+def found_units(hierarchy: Path, *names: str) -> dict[str, ByCgroup]:
+    async def look() -> dict[str, ByCgroup]:
+        found = Units(lambda: None, hierarchy)
+        try:
+            return {each.unit: each.place for each in found.look(frozenset(names))}
+        finally:
+            found.close()
+
+    return asyncio.run(look())
+
+
 CAPTURED = f"envoy {PEER[0]} 80"
 
 
@@ -157,9 +170,9 @@ def test_units_and_users_reach_envoy_at_their_own_address(
     one = made(hierarchy, "system.slice", "one.service")
     inside = made(hierarchy, "system.slice", "one.service", "a-group-of-its-own")
     other = made(hierarchy, "system.slice", "other.service")
-    units = cgroup.units(hierarchy, {"one.service", "gone.service", "a-group-of-its-own"})
+    units = found_units(hierarchy, "one.service", "gone.service", "a-group-of-its-own")
     assert units.keys() == {"one.service"}
-    callers = (Caller(A, cgroups=frozenset(map(below, units["one.service"]))), Caller(B, uids=frozenset({77})))
+    callers = (Caller(A, cgroups=frozenset({below(units["one.service"])})), Caller(B, uids=frozenset({77})))
     capture = Capture()
     state = capture.apply(replace(REQUEST, callers=callers), made_for(HostFloor(envoy_uid=ENVOY_UID)))
     assert state.state == "on", state.error
@@ -181,37 +194,6 @@ def test_units_and_users_reach_envoy_at_their_own_address(
     text = run("nft", "list", "table", "inet", "hostmesh")
     assert f"dnat ip to {caller_addresses(A)[0]}:15001" in text
     assert f"dnat ip6 to [{caller_addresses(A)[1]}]:15001" in text
-
-
-WATCH = """
-import asyncio, pathlib, sys, time
-from hostmesh_agent.unit_watch import watch
-
-async def main(root):
-    heard = asyncio.Event()
-    async with asyncio.timeout(10):
-        watching = asyncio.create_task(watch(root, heard.set))
-        for path in (root / "late.slice", root / "late.slice" / "one.service", root / "system.slice" / "two.service"):
-            await heard.wait()
-            heard.clear()
-            started = time.monotonic()
-            path.mkdir()
-            await heard.wait()
-            print(f"{(time.monotonic() - started) * 1000:.1f} ms")
-            heard.clear()
-            path.rmdir() if path.name == "two.service" else None
-            heard.set() if path.name != "two.service" else None
-        watching.cancel()
-
-asyncio.run(main(pathlib.Path(sys.argv[1])))
-"""
-
-
-def test_a_unit_that_comes_is_told_at_once(hierarchy: Path) -> None:
-    made(hierarchy, "system.slice")
-    told = run(sys.executable, "-c", WATCH, str(hierarchy)).splitlines()
-    assert len(told) == 3
-    assert all(float(each.split()[0]) < 1000 for each in told)
 
 
 NAMESPACED = """

@@ -122,7 +122,7 @@ def test_where_there_is_no_table_all_of_it_is_made() -> None:
         ("meta", {"SREG": 1, "KEY": 2}),
         ("ct", {"DREG": 1, "KEY": 3}),
         ("ct", {"SREG": 1, "KEY": 17, "DIRECTION": 1}),
-        ("immediate", {"DREG": 0, "DATA": {"VERDICT": {"CODE": 0}}}),
+        ("immediate", {"DREG": 0, "DATA": {"VERDICT": {"CODE": 1}}}),
         ("lookup", {"SET": "mesh4", "SREG": 1, "FLAGS": 1}),
         ("redir", {"PROTO_MIN": 1, "PROTO_MAX": 2, "FLAGS": 2}),
         ("nat", None),

@@ -4,6 +4,7 @@ In the order of the data:
 
     plan         a request and the host's floor in, the whole ruleset out: sets, chains, rules, refusals (pure)
     callers      which rules tell Envoy, and programs with an identity of their own, from all others (pure)
+    doors        which rules lead to what the second of two Envoys listens on (pure)
     expressions  the words that rules are made of (pure)
     rules        the rules as data, equal for equal rules, with a hash
     encode       from the kernel's table to the wanted one, as messages of one batch (pure)
@@ -13,6 +14,7 @@ In the order of the data:
     owner        the edge: the socket to which the table belongs
     routes       the edge: routes and addresses without which rules have no effect
     capture      all of it together: apply, state, clear
+    foreign      what other programs' chains take before ours see it (pure)
     text         the rules for human eyes
     floor        what the host itself insists on: its SSH ports, whether it has IPv6
 
@@ -33,7 +35,7 @@ for. Answers to questions for names cannot be changed, so the resolver is left a
 """
 
 from hostmesh_agent.capture.callers import Caller
-from hostmesh_agent.capture.capture import Capture, CaptureState, apply, clear, show, verify
+from hostmesh_agent.capture.capture import Capture, CaptureState, apply, clear, clear_but_doors, show, verify
 from hostmesh_agent.capture.errors import CaptureError
 from hostmesh_agent.capture.owner import Owner
 from hostmesh_agent.capture.plan import OWN_PORTS, CaptureRequest, HostFloor, PlanError, Scope, plan
@@ -55,6 +57,7 @@ __all__ = [
     "Table",
     "apply",
     "clear",
+    "clear_but_doors",
     "plan",
     "show",
     "verify",

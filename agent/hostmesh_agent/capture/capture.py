@@ -10,7 +10,7 @@ each time.
 from dataclasses import dataclass
 from typing import Literal
 
-from hostmesh_agent.capture import kernel, routes
+from hostmesh_agent.capture import doors, kernel, routes
 from hostmesh_agent.capture.errors import CaptureError
 from hostmesh_agent.capture.nft import Reading
 from hostmesh_agent.capture.owner import Owner
@@ -176,6 +176,19 @@ def clear(owner: Owner | None = None) -> None:
     """
     kernel.remove(owner)
     routes.remove()
+
+
+def clear_but_doors() -> None:
+    """Like `clear`, but what leads to the second Envoy's own ports stays (see `doors`): it captures nothing.
+
+    Raises:
+        CaptureError: the kernel refused.
+    """
+    left = doors.alone(kernel.read())
+    if left is None:
+        return clear()
+    kernel.write(left)
+    return routes.remove()
 
 
 def show() -> str:

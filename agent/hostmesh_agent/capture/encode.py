@@ -27,6 +27,7 @@ from hostmesh_agent.capture.attributes import (
     CGROUP_OF_SOCKET,
     CONNECTION_DIRECTION,
     DESTINATION_NAT,
+    DROP_VERDICT,
     INET,
     INTERNET_CHECKSUM,
     INTERVAL_SET,
@@ -54,6 +55,7 @@ from hostmesh_agent.capture.rules import (
     ConnectionDirection,
     ConnectionZone,
     DestinationType,
+    Drop,
     Expression,
     KeyType,
     Load,
@@ -309,6 +311,8 @@ def encode(expression: Expression) -> tuple[str, Attributes]:  # noqa: C901 - on
             return "nat", {"TYPE": DESTINATION_NAT, "FAMILY": family} | to
         case Return():
             return "immediate", {"DREG": 0, "DATA": {"VERDICT": {"CODE": RETURN_VERDICT}}}
+        case Drop():
+            return "immediate", {"DREG": 0, "DATA": {"VERDICT": {"CODE": DROP_VERDICT}}}
         case Reset():
             return "reject", {"TYPE": TCP_RESET}
         case Unknown(name):

@@ -21,6 +21,7 @@ from hostmesh_agent.capture.rules import (
     ConnectionDirection,
     ConnectionZone,
     DestinationType,
+    Drop,
     Expression,
     Header,
     Hook,
@@ -228,7 +229,7 @@ def _end(expression: Expression, run: _Run) -> tuple[Action, int | None]:
             return "redirect", int.from_bytes(run.second, "big")
         case ChangePort():
             return "change port", int.from_bytes(run.register, "big")
-        case Reset():
+        case Reset() | Drop():
             return "refuse", None
         case Return():
             return "none", None

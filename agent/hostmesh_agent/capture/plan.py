@@ -12,7 +12,7 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Final
 
-from hostmesh_agent.capture import callers, names, transparent, who
+from hostmesh_agent.capture import callers, doors, names, transparent, who
 from hostmesh_agent.capture import expressions as words
 from hostmesh_agent.capture.callers import Caller
 from hostmesh_agent.capture.expressions import Words
@@ -119,6 +119,7 @@ class HostFloor:
         doorways: address ("" for all of the host's) and TCP port of what Envoy itself listens on.
         not_transparent: why programs of this host cannot see the address of who calls; "" if they can.
         uses_clients: an Envoy runs that may use its clients' addresses, so that the rules for them must be there.
+        names_answered: there is an Envoy that answers questions about names.
     """
 
     envoy_uid: int
@@ -142,6 +143,7 @@ class HostFloor:
     doorways: frozenset[tuple[str, int]] = frozenset()
     not_transparent: str = ""
     uses_clients: bool = False
+    names_answered: bool = True
 
 
 class PlanError(ValueError):
@@ -301,6 +303,9 @@ def _sets(parts: _Parts) -> tuple[NamedSet, ...]:
     if parts.inbound:
         strict = parts.request.strict_ports & parts.inbound_ports | own
         sets.append(NamedSet("strict_ports", KeyType.PORT, _ports(strict), intervals=False))
+    if parts.request.dns:
+        unanswered = frozenset() if parts.floor.names_answered else frozenset({names.DNS_PORT})
+        sets.append(NamedSet(names.UNANSWERED, KeyType.PORT, _ports(unanswered), intervals=False))
     sets += [*parts.inbound.sets(), *parts.outbound.sets()]
     return tuple(sorted(sets, key=lambda each: each.name))
 
@@ -326,7 +331,7 @@ def _chains(parts: _Parts) -> tuple[Chain, ...]:
 def _inbound(parts: _Parts) -> Iterator[Rule]:
     yield Rule((*words.from_loopback(), *words.RETURN))
     for version, to_it in _doorways(parts):
-        yield Rule((*words.family(version), *to_it, *words.change_port(parts.floor.door_port or 0)), "to Envoy's door")
+        yield Rule((*words.family(version), *to_it, *words.change_port(parts.floor.door_port or 0)), doors.TO_DOOR)
     # The owner's word holds for each port: who excludes an interface has said so of this host.
     yield from parts.inbound.owners_passes()
     if parts.inbound:
@@ -415,7 +420,7 @@ def _to_door(parts: _Parts) -> Iterator[Rule]:
         from_elsewhere = words.from_address(_INBOUND_SOURCE[version], inverted=True)
         yield Rule(
             (*words.family(version), *from_elsewhere, *to_it, *words.redirect(parts.floor.door_port or 0)),
-            "to Envoy's door",
+            doors.TO_DOOR,
         )
 
 
@@ -462,6 +467,7 @@ def _to_envoy(version: int, port: int) -> Words:
 
 def _answers(parts: _Parts) -> Iterator[Rule]:
     """Of both Envoys: what was asked before they took turns is answered after it."""
+    yield from names.unanswered()
     for port in sorted({wire.DNS_PORT, wire.SECOND_DNS_PORT, parts.floor.dns_port}):
         yield from names.answers(port)
 

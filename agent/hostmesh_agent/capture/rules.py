@@ -210,6 +210,11 @@ class Reset:
 
 
 @dataclass(frozen=True, slots=True)
+class Drop:
+    """Take the packet away. In a chain of the output hook whoever sends it hears it at once, with each packet."""
+
+
+@dataclass(frozen=True, slots=True)
 class Unknown:
     """An expression that we never write: somebody else changed the table."""
 
@@ -238,6 +243,7 @@ Expression = (
     | ChangeDestination
     | Return
     | Reset
+    | Drop
     | Unknown
 )
 

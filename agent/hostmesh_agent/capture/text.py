@@ -14,6 +14,7 @@ from hostmesh_agent.capture.rules import (
     ConnectionDirection,
     ConnectionZone,
     DestinationType,
+    Drop,
     Expression,
     Header,
     Hook,
@@ -204,6 +205,8 @@ def _effect(expression: Expression, loaded: Expression | None, shown: str) -> st
             return f"{_raw(header, offset, length)} set {shown}"
         case Return():
             return "return"
+        case Drop():
+            return "drop"
         case Reset():
             return "reject with tcp reset"
         case Unknown(name, detail):

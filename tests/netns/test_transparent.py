@@ -3,7 +3,6 @@
 What is Envoy's own in this (its filter, its right to such addresses) is tested with a real one in `e2e`.
 """
 
-import os
 import socket
 import threading
 from contextlib import suppress
@@ -24,9 +23,6 @@ IP_TRANSPARENT, IPV6_TRANSPARENT = 19, 75
 REQUEST = CaptureRequest(inbound_ports=frozenset({22, 8080, 8090}), transparent=True)
 FLOOR = HostFloor(envoy_uid=ENVOY)
 
-unproven = pytest.mark.skipif(
-    "TPROXY_NETNS" not in os.environ, reason="not seen to pass yet: run it with TPROXY_NETNS=1"
-)
 families = pytest.mark.parametrize("family", [V4, V6], ids=["v4", "v6"])
 
 
@@ -91,7 +87,6 @@ def program(peer: Space, servers: Servers, ports: list[int]) -> None:
     servers.tcp("ssh", 22)
 
 
-@unproven
 @families
 def test_a_program_sees_the_address_of_who_calls(program: None, peer: Space, family: int) -> None:
     capture.apply(ruleset())
@@ -114,15 +109,22 @@ def test_the_same_port_by_chance_is_no_clash(program: None, peer: Space, ports: 
             assert ask(HOST[family], 8080, source_port=41000 + number) == PEER[family]
 
 
-@unproven
 @families
 def test_a_program_of_the_host_itself_is_seen_too(program: None, family: int) -> None:
     capture.apply(ruleset())
     assert ask(HOST[family], 8080, uid=ENVOY) == HOST[family]
 
 
-@unproven
-@families
+@pytest.mark.parametrize(
+    "family",
+    [
+        V4,
+        pytest.param(
+            V6, marks=pytest.mark.xfail(reason="the answer of a container's program is lost over IPv6", strict=True)
+        ),
+    ],
+    ids=["v4", "v6"],
+)
 def test_a_program_in_a_container_sees_who_calls(
     program: None, peer: Space, behind: Space, servers: Servers, family: int
 ) -> None:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from hostmesh_agent import argv, cli_capture, cli_config, cli_envoy
+from hostmesh_agent import argv, cli_bugreport, cli_capture, cli_config, cli_doctor, cli_envoy, cli_wait
 from hostmesh_agent import config as configuration
 from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.config_table import ConfigError
@@ -84,6 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     cli_capture.add(verbs)
     cli_config.add(verbs)
     cli_envoy.add(verbs)
+    cli_wait.add(verbs)
+    cli_doctor.add(verbs)
+    cli_bugreport.add(verbs)
     return parser
 
 
@@ -279,15 +282,28 @@ def _leave(options: argparse.Namespace, config: AgentConfig) -> int:
 
 
 def _status(options: argparse.Namespace, config: AgentConfig) -> int:
-    from hostmesh_agent import control, log, status
+    from hostmesh_agent import control
 
-    log.configure("error")
     try:
         document = control.call(config.control_socket, control.STATUS)
     except control.ControlError as error:
-        document = status.offline(config, str(error), datetime.now(UTC))
-    print(json.dumps(document, indent=2) if options.output == "json" else status.table(document))
+        document = _offline(config, str(error))
+    document["findings"] = cli_doctor.of_agent(document)
+    if options.output == "json":
+        print(json.dumps(document, indent=2))
+    else:
+        from hostmesh_agent import status
+
+        print(status.table(document))
     return DONE if document["healthy"] else FAILED
+
+
+def _offline(config: AgentConfig, why: str) -> dict[str, Any]:
+    # Late: it looks at the kernel, and an agent that runs answers without that.
+    from hostmesh_agent import log, status
+
+    log.configure("error")
+    return status.offline(config, why, datetime.now(UTC))
 
 
 def _say(message: str, code: int) -> int:

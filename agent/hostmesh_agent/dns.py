@@ -223,6 +223,7 @@ class Resolver:
                 self._acting(self._path.unlink)
             elif original.text != current.text:
                 self._write(original.text)
+        self._fresh()
         self._backup.unlink(missing_ok=True)
 
     def _why_left_alone(self) -> str:

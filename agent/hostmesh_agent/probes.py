@@ -20,6 +20,7 @@ from typing import Final, NamedTuple
 
 import structlog
 
+from hostmesh_agent.alarms import Alarms
 from hostmesh_agent.repairs import Repairs
 from hostmesh_agent.state import write_private
 from hostmesh_api.v1.hostmesh_pb2 import Probe, ProbeState, Workload, WorkloadLease
@@ -85,9 +86,10 @@ def judge(before: Judgement, look: Look, probe: Probe) -> Judgement:
 class Memory:
     """What was thought of each probe, and of each workload, in a file that does not count after a reboot."""
 
-    def __init__(self, path: Path, boot_id: str) -> None:
+    def __init__(self, path: Path, boot_id: str, alarms: Alarms | None = None) -> None:
         self._path = path
         self._boot_id = boot_id
+        self._alarms = Alarms() if alarms is None else alarms
 
     def read(self) -> dict[ProbeName, bool]:
         """Return what was healthy and what was not; nothing where nothing is known."""
@@ -100,7 +102,7 @@ class Memory:
                 ProbeName(Name(namespace, name), probe[0] if probe else ""): bool(healthy)
                 for namespace, name, *probe, healthy in document["workloads"]
             }
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return {}
 
     def write(self, healthy: Mapping[ProbeName, bool]) -> None:
@@ -109,7 +111,9 @@ class Memory:
         try:
             write_private(self._path, json.dumps(document).encode())
         except OSError as error:
-            log.warning("health is not remembered", error=str(error))
+            self._alarms.up("memory.not-written", f"{self._path}: {error}", "health")
+        else:
+            self._alarms.down("memory.not-written", "health")
 
 
 @dataclass(frozen=True, slots=True)

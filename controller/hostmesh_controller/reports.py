@@ -373,6 +373,7 @@ def bounded(report: HostReport) -> HostReport:
     for said in (copy.capture.missing, copy.capture.refused):
         said[:] = [text[:MAX_TEXT_CHARS] for text in said[:MAX_PROBLEMS]]
     copy.problems[:] = [text[:MAX_TEXT_CHARS] for text in copy.problems[:MAX_PROBLEMS]]
+    del copy.alarms[MAX_PROBLEMS:]
     if copy.capture.drift:
         copy.capture.drift[:] = [text[:MAX_TEXT_CHARS] for text in copy.capture.drift[:MAX_PROBLEMS]]
     if copy.HasField("trust"):
@@ -387,7 +388,15 @@ def bounded(report: HostReport) -> HostReport:
     copy.facts.addresses[:] = addresses
     facts = (copy.facts, copy.facts.cloud, *copy.facts.disks, *copy.facts.interfaces)
     capture = (copy.capture, *copy.capture.gaps)
-    for message in (*facts, copy.envoy, *capture, *copy.listening, *copy.leases, *copy.trust.certificates):
+    for message in (
+        *facts,
+        copy.envoy,
+        *capture,
+        *copy.listening,
+        *copy.leases,
+        *copy.trust.certificates,
+        *copy.alarms,
+    ):
         if message.ByteSize() <= MAX_TEXT_CHARS:
             continue  # no text in it can be longer; looking at each field was a third of our part of a report
         for descriptor, value in message.ListFields():

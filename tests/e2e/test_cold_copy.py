@@ -46,11 +46,13 @@ def call(lab: Lab, number: int) -> int:
 def lab() -> Iterator[Lab]:
     """Client and server; the client has called nobody, and has a cold copy."""
     with new_lab() as made:
-        made.verb("up", "client", "server")
+        made.verb("up", "server")
         made.detach("server", "python3", str(PROGRAMS / "http_echo.py"), str(HTTP_PORT), "web")
         made.detach("server", "python3", str(PROGRAMS / "tcp.py"), "serve", str(TCP_PORT))
         text = WORKLOADS.format(server=made.ip("server"), tcp=TCP_PORT)
         made.apply(text + shelves(range(SHELVES)))
+        # While the client joins, changes are gathered already.
+        made.verb("up", "client")
         made.wait_for_workloads()
 
         def is_copied() -> bool:

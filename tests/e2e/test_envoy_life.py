@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -169,24 +169,25 @@ def none_failed(tally: dict[str, Any]) -> None:
     assert min(tally["counts"].values()) > 50, tally
 
 
-@pytest.mark.parametrize(
-    ("before", "arguments", "why"),
-    [
-        ("", "--no-such-argument", "it ended before it served"),
-        ("(sleep 1; kill -SEGV $$) &", "", "killed by SIGSEGV"),
-        ("", f'--config-yaml "{DEPRECATED}"', "it refuses "),
-        ("", f'--config-yaml "{OVERLOADED}"', "calls through it failed: HTTP 503"),
-    ],
-    ids=["does not start", "crashes", "refuses listeners", "answers 503"],
-)
-def test_a_bad_version_is_put_back_and_fails_no_call(lab: Lab, before: str, arguments: str, why: str) -> None:
+BAD: Final = {
+    "it ended before it served": {"arguments": "--no-such-argument"},
+    "killed by SIGSEGV": {"before": "(sleep 1; kill -SEGV $$) &"},
+    "it refuses ": {"arguments": f'--config-yaml "{DEPRECATED}"'},
+    "calls through it failed: HTTP 503": {"arguments": f'--config-yaml "{OVERLOADED}"'},
+}
+"""What is said of each bad version, and what is bad about it."""
+
+
+def test_bad_versions_are_put_back_and_fail_no_call(lab: Lab) -> None:
+    """One that does not start, one that crashes, one that refuses listeners, and one that answers 503."""
     pid = steady(lab, "server")["pid"]
     with calls(lab) as tally:
-        assert why in upgrade(lab, "server", *binary(lab, "server", before=before, arguments=arguments))
+        for why, bad in BAD.items():
+            assert why in upgrade(lab, "server", *binary(lab, "server", **bad))
+            envoy = steady(lab, "server")
+            assert (envoy["pid"], why in envoy["put_back"]) == (pid, True)
+            assert any("Envoy was put back" in each for each in lab.agent("server")["problems"])
     none_failed(tally)
-    envoy = steady(lab, "server")
-    assert (envoy["pid"], why in envoy["put_back"]) == (pid, True)
-    assert any("Envoy was put back" in each for each in lab.agent("server")["problems"])
     upgrade(lab, "server", "--reset")
     eventually(lambda: not lab.agent("server")["envoy"]["put_back"], "nothing is wrong any more")
 

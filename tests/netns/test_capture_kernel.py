@@ -7,16 +7,18 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import product
+from itertools import cycle, product
 
 import pytest
 
 from hostmesh_agent import capture
 from hostmesh_agent.capture import Capture, CaptureError, CaptureRequest, HostFloor, Scope, nft, plan, routes
-from hostmesh_agent.capture.rules import Ruleset
+from hostmesh_agent.capture.rules import Ruleset, Table
+from netns.capturing_host import until
 from netns.conftest import PEER
 from netns.space import Servers, Space, ask, run, snapshot
 from netns.space import nft as load
@@ -112,6 +114,7 @@ def test_clear_works_with_no_agent_and_no_state(host: Space) -> None:
 def test_routes_and_addresses_of_others_stay(peer: Space) -> None:
     run("ip", "route", "add", "240.240.0.0/24", "dev", "eth0")
     run("ip", "-6", "address", "add", "::7/128", "dev", "lo")
+    until(lambda: "local ::7 " in snapshot(), "the kernel has made the route to the address, which it does later")
     before = snapshot()
     capture.apply(ruleset("mesh"))
     capture.clear()
@@ -255,33 +258,33 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
-FLIP = """
-import sys
-from netns.test_capture_kernel import ruleset
-from hostmesh_agent.capture import nft
-tables = [ruleset(name).table for name in ("mesh", "large")]
-print("ready", flush=True)
-while True:
-    for table in tables:
-        nft.write(table)
-"""
+def writes_in_turns(tables: Sequence[Table]) -> int:
+    """Start a process that writes one table after the other without end; return its number."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # there are no threads that matter to the child
+        pid = os.fork()
+    if pid == 0:
+        try:
+            for table in cycle(tables):
+                nft.write(table)
+        finally:
+            os._exit(1)
+    return pid
 
 
 def test_a_kill_in_the_middle_of_applying_leaves_all_or_nothing(host: Space) -> None:
-    whole = {None, ruleset("large").table.digest, ruleset("mesh").table.digest}
+    tables = [ruleset(name).table for name in ("mesh", "large")]
+    whole = {None, *(each.digest for each in tables)}
     seen: Counter[str | None] = Counter()
     for attempt in range(40):
         if attempt >= 20 and len(seen) > 1:
             break
-        with subprocess.Popen(
-            [sys.executable, "-c", FLIP], env=environment(), stdout=subprocess.PIPE, text=True
-        ) as writer:
-            assert writer.stdout is not None
-            assert writer.stdout.readline() == "ready\n"
-            deadline = time.monotonic() + 0.015 * (attempt % 20)
-            while time.monotonic() < deadline:
-                nft.read()
-            os.kill(writer.pid, signal.SIGKILL)
+        pid = writes_in_turns(tables)
+        deadline = time.monotonic() + 0.015 * (attempt % 20)
+        while time.monotonic() < deadline:
+            nft.read()
+        os.kill(pid, signal.SIGKILL)
+        assert os.WIFSIGNALED(os.waitpid(pid, 0)[1]), "it wrote until it was killed"
         table = nft.read()
         seen[table.digest if table else None] += 1
     print(f"killed while there was: {sorted(seen.values())}")

@@ -1,5 +1,6 @@
 """A trial by hand through the agent's own part for capture, from `capture clear` to the undoing, and its plan."""
 
+import asyncio
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def site(peer: Space, servers: Servers, tmp_path: Path) -> Iterator[CapturingHos
 
 async def test_what_is_held_is_planned_tried_and_taken_back(site: CapturingHost) -> None:
     owner = Owner()
-    known = Recognition(site.config, switches_user=False)
+    known = await asyncio.to_thread(Recognition, site.config, switches_user=False)
     capturing = Capturing(site.config, owner, Certified(), active, lambda: None, known)  # type: ignore[arg-type]
     (site.config.state_dir / hold.OFF).touch()
     await capturing.step(CONFIG, FLOOR)

@@ -110,6 +110,9 @@ DATA_LAYOUTS: Final = {
 }
 """Of the expressions that we write."""
 
+FOREIGN_LAYOUTS: Final = {"target": Layout(NAME=(1, _TEXT), REVISION=(2, _NUMBER), INFO=(3, _RAW))}
+"""Of expressions that other programs write and that are looked at: iptables' targets."""
+
 TABLE: Final = Layout(NAME=(1, _TEXT), FLAGS=(2, _NUMBER), USE=(3, _NUMBER), HANDLE=(4, _LONG))
 CHAIN: Final = Layout(
     TABLE=(1, _TEXT),

@@ -1299,6 +1299,7 @@ class HostReport(_message.Message):
     TRUST_FIELD_NUMBER: _builtins.int
     WITHDRAWN_FIELD_NUMBER: _builtins.int
     FLOWS_FIELD_NUMBER: _builtins.int
+    ALARMS_FIELD_NUMBER: _builtins.int
     host_certificate_not_after: _builtins.int
     """PEM leaf expiry of the host certificate, seconds since the epoch."""
     agent: _builtins.str
@@ -1337,6 +1338,10 @@ class HostReport(_message.Message):
     def flows(self) -> Global___ObservedFlows:
         """With whom the host's programs have connections; unset by an agent that does not observe."""
 
+    @_builtins.property
+    def alarms(self) -> _containers.RepeatedCompositeFieldContainer[Global___Alarm]:
+        """What is wrong with the host by names that do not change; `problems` has them too, for people."""
+
     def __init__(
         self,
         *,
@@ -1354,14 +1359,37 @@ class HostReport(_message.Message):
         trust: Global___TrustState | None = ...,
         withdrawn: _builtins.str = ...,
         flows: Global___ObservedFlows | None = ...,
+        alarms: _abc.Iterable[Global___Alarm] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "capture", b"capture", "envoy", b"envoy", "facts", b"facts", "flows", b"flows", "load", b"load", "trust", b"trust"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "calls", b"calls", "capture", b"capture", "envoy", b"envoy", "facts", b"facts", "flows", b"flows", "host_certificate_not_after", b"host_certificate_not_after", "leases", b"leases", "listening", b"listening", "load", b"load", "machine", b"machine", "problems", b"problems", "trust", b"trust", "withdrawn", b"withdrawn"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "alarms", b"alarms", "calls", b"calls", "capture", b"capture", "envoy", b"envoy", "facts", b"facts", "flows", b"flows", "host_certificate_not_after", b"host_certificate_not_after", "leases", b"leases", "listening", b"listening", "load", b"load", "machine", b"machine", "problems", b"problems", "trust", b"trust", "withdrawn", b"withdrawn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HostReport: _TypeAlias = HostReport  # noqa: Y015
+
+@_typing.final
+class Alarm(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    code: _builtins.str
+    text: _builtins.str
+    def __init__(
+        self,
+        *,
+        code: _builtins.str = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Alarm: _TypeAlias = Alarm  # noqa: Y015
 
 @_typing.final
 class ObservedFlows(_message.Message):

@@ -153,6 +153,7 @@ def proxy_body(view: HostView, now: datetime) -> dict[str, Any]:
         "capture": report.capture.state or None,
         "capture_error": report.capture.error or None,
         "problems": list(report.problems),
+        "alarms": [{"code": each.code, "text": each.text} for each in report.alarms],
         "certificate_days_left": (expiry - now.timestamp()) / _DAY_S if expiry else None,
         "last_report_at": moment(view.state.last_report_at),
     }

@@ -267,6 +267,7 @@ CONFIG = 'state_dir = "/run/hostmesh"\nrun_dir = "/run/hostmesh-run"\n'
 def test_clear_and_leave_bring_everything_back_with_the_agent_dead(
     set_up: Callable[[Machine], None], machine: Machine
 ) -> None:
+    capture.clear()
     set_up(machine)
     before = machine.snapshot()
     machine.write("/run/agent.toml", CONFIG)

@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 
 import structlog
 
-from hostmesh_agent import client_addresses, life_file, process, upgrade, verdict, workdir
+from hostmesh_agent import client_addresses, life_file, process, udp_flows, upgrade, verdict, workdir
 from hostmesh_agent.artifact import Installed
 from hostmesh_agent.bootstrap import ADMIN_SOCKET
 from hostmesh_agent.capture import HostFloor
@@ -36,6 +36,9 @@ LOST_AFTER: Final = 10
 """Looks in a row at which listeners were not there."""
 ENDS_WITHIN_S: Final = 10.0
 KILLED_AFTER_S: Final = 0.2
+ANSWERED_AFTER_S: Final = 1.0
+"""By then questions for names that were under way when the rules began to lead elsewhere have their answers."""
+_AFTER_A_FLIP: Final = {Stage.PROBATION, Stage.DRAINING}
 _NOTHING: Final = EnvoyStatus(View(Phase.DOWN, None, False, 0, False, "", 0.0), "", "")
 
 log = structlog.get_logger(__name__)
@@ -102,6 +105,8 @@ class Envoys:
         self._lost = 0
         self._hung = False
         self._flipped = False
+        self._flows_left = True
+        """Questions for names may still be led to the one that does not serve."""
         source.judged_by(self._life.active)
 
     # What others ask
@@ -216,7 +221,10 @@ class Envoys:
                 while True:
                     self._wake.clear()
                     seen = await self._see()
-                    await self._take(upgrade.step(self._life, seen, loop.time() - self._since), group)
+                    since_s = loop.time() - self._since
+                    if self._flipped and since_s >= ANSWERED_AFTER_S and self._life.stage in _AFTER_A_FLIP:
+                        await self._forget_flows()
+                    await self._take(upgrade.step(self._life, seen, since_s), group)
                     with suppress(TimeoutError):
                         async with asyncio.timeout(self._pause_s()):
                             await self._wake.wait()
@@ -256,8 +264,19 @@ class Envoys:
             old = None if self._life.hung else self._kept.get(self._life.other)
             self._before = (None if old is None else await old.look.counts()) or {}
         self._lost = 0
+        self._flows_left = True
         self._flipped = await self._lead()
         self._source.judged_by(self.active)
+
+    async def _forget_flows(self) -> None:
+        """Lead all questions for names where the rules lead the first one of a program: not to the other Envoy."""
+        if not self._flows_left:
+            return
+        self._flows_left = False
+        try:
+            await asyncio.to_thread(udp_flows.forget, PORTS[self._life.other].dns)
+        except OSError as error:
+            log.warning("some questions for names may be lost for half a minute", reason=str(error))
 
     async def _carry_out(self, group: asyncio.TaskGroup, *, resumed: bool) -> None:
         """Make true what the state asks for, as far as it is not."""
@@ -312,10 +331,12 @@ class Envoys:
 
     async def _end(self, instance: Instance) -> None:
         kept = self._kept.pop(instance, None)
+        directory = self._config.directory_of(instance)
+        if kept is not None or process.recorded_runs(directory):
+            await self._forget_flows()
         if kept is not None:
             kept.supervisor.request_stop()
             await asyncio.wait([kept.task], timeout=ENDS_WITHIN_S + 1)
-        directory = self._config.directory_of(instance)
         if process.recorded_runs(directory):
             await asyncio.to_thread(process.stop_recorded, directory, ENDS_WITHIN_S)
         process.remove_record(directory)

@@ -8,13 +8,16 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from hostmesh_agent import capture, dns_front, dns_message
+from hostmesh_agent import capture, dns_front, dns_message, udp_flows
 from hostmesh_agent.capture import CaptureRequest, HostFloor, plan
 from hostmesh_agent.dns import Resolver
+from hostmesh_agent.places import BLUE, GREEN, PORTS, Instance
+from hostmesh_api.wire import DNS_ADDRESS
 from netns.conftest import PEER
 from netns.name_machine import wait_until
 from netns.space import WAIT_S, Servers, Space, ask_udp, run
@@ -147,6 +150,36 @@ def test_where_no_envoy_answers_each_of_two_questions_from_one_socket_fails_by_i
         capture.apply(plan(CaptureRequest(), HostFloor(envoy_uid=ENVOY)))
         asking.send(bytes(12))
         assert asking.recv(100) == bytes(12)
+
+
+def test_a_program_that_keeps_its_socket_asks_the_envoy_that_serves_now(host: Space, servers: Servers) -> None:
+    """So does one that gets a port number which another one had: the kernel remembers where it led each."""
+    for name in Instance:
+        servers.udp("127.0.0.1", PORTS[name].dns, partial(_signed, name))
+
+    def lead_to(name: Instance) -> None:
+        capture.apply(plan(CaptureRequest(), HostFloor(envoy_uid=ENVOY, dns_port=PORTS[name].dns)))
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as kept:
+        kept.settimeout(WAIT_S)
+
+        def answer() -> bytes:
+            kept.send(bytes(12))
+            return kept.recv(100)[12:]
+
+        lead_to(BLUE)
+        kept.connect((DNS_ADDRESS, 53))
+        assert answer() == b"blue"
+        lead_to(GREEN)
+        assert answer() == b"blue"
+        assert udp_flows.forget(PORTS[BLUE].dns) == 1
+        assert answer() == b"green"
+        assert udp_flows.forget(PORTS[BLUE].dns) == 0
+        assert answer() == b"green"
+
+
+def _signed(name: Instance, query: bytes) -> bytes:
+    return query[:12] + name.encode()
 
 
 @pytest.fixture

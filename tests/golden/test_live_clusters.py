@@ -200,7 +200,7 @@ def test_requests_with_one_header_go_to_one_endpoint(web: LiveHost, mesh: Mesh) 
 
 def test_a_cookie_is_made_where_it_is_missing_and_sticks(web: LiveHost, mesh: Mesh) -> None:
     seen: Counter[str] = Counter()
-    for _ in range(8):
+    for _ in range(24):
         first = call(mesh, "cookie")
         cookie = first.headers["set-cookie"].partition(";")[0]
         assert cookie.startswith("stick=")

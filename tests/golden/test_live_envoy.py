@@ -310,7 +310,7 @@ def test_names_are_answered_in_both_families_and_unknown_ones_are_not(web: LiveH
         assert look_up(name, 28) == (0, [vip(mesh, "db", wire.VIP6)])
     assert look_up("literal.example.com", 1) == (0, [OUTSIDER])
     assert look_up("literal.example.com", 28)[0] == 0
-    assert look_up("nobody.example.com", 1) == (REFUSED, [])
+    assert look_up("nobody.example.com", 1, wire.DNS_ADDRESS, 53) == (REFUSED, [])
 
 
 def test_a_service_is_not_who_it_must_be(web: LiveHost, mesh: Mesh) -> None:

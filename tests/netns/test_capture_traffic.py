@@ -129,7 +129,8 @@ def test_ssh_is_never_captured_in_either_direction(program: None, peer: Space, f
     floor = HostFloor(envoy_uid=ENVOY, ssh_ports=frozenset({2222}))
     ruleset = plan(CaptureRequest(Scope.ALL, frozenset({22, 2222, 8080}), everything, VIRTUAL), made_for(floor))
     capture.apply(ruleset)
-    assert [refusal.what for refusal in ruleset.refused] == ["inbound port 22", "inbound port 2222"]
+    refused = [refusal.what for refusal in ruleset.refused if refusal.what.startswith("inbound")]
+    assert refused == ["inbound port 22", "inbound port 2222"]
     for port in (22, 2222):
         assert ask(PEER[family], port) == "peer"
         with peer():

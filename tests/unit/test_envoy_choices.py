@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from hostmesh_agent import chosen_binary, cli, report
-from hostmesh_agent.artifact import ArtifactError
 from hostmesh_agent.config import AgentConfig, EnvoySettings, parse
 from hostmesh_agent.config_table import ConfigError
 from hostmesh_agent.drained import Drained
@@ -32,12 +31,14 @@ def test_a_chosen_binary_is_used_until_it_is_forgotten(tmp_path: Path) -> None:
     assert chosen_binary.install(config).sha256 == first_sha256
 
 
-def test_a_choice_that_cannot_be_read_says_how_it_is_undone(tmp_path: Path) -> None:
-    path = tmp_path / chosen_binary.FILE
+def test_a_choice_that_cannot_be_read_leaves_the_binary_of_the_hosts_owner(tmp_path: Path) -> None:
+    own, sha256 = program(tmp_path / "own", "one")
+    config = AgentConfig(state_dir=tmp_path / "state", envoy=EnvoySettings(binary=own, sha256=sha256))
+    config.state_dir.mkdir(mode=0o700)
+    path = config.state_dir / chosen_binary.FILE
     path.write_text("{}")
     path.chmod(0o600)
-    with pytest.raises(ArtifactError, match="envoy upgrade --reset"):
-        chosen_binary.install(AgentConfig(state_dir=tmp_path))
+    assert chosen_binary.install(config).sha256 == sha256
 
 
 def test_the_owner_says_when_envoy_is_replaced_and_how_patiently() -> None:

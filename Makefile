@@ -8,7 +8,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
-.PHONY: help venv check format test demo bench fuzz proto golden constraints audit sbom clean system-mesh system-bench
+.PHONY: help venv check format test demo bench faults fuzz proto golden constraints audit sbom clean system-mesh system-bench system-faults
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1@\2/p' $(MAKEFILE_LIST) | awk -F@ '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -27,6 +27,10 @@ system-mesh:
 
 system-bench:
 	@sh packaging/system_packages.sh mesh bench
+	@sh packaging/namespaces.sh
+
+system-faults:
+	@sh packaging/system_packages.sh mesh faults
 	@sh packaging/namespaces.sh
 
 check: $(INSTALLED) $(STUBS) ## formatting, lint, types, layers, freshness of generated code
@@ -49,6 +53,9 @@ demo: $(INSTALLED) system-mesh ## the mesh at work, on hosts made of network nam
 
 bench: $(INSTALLED) system-bench ## measure, and print each figure with its command; ONLY=push for one
 	PYTHONPATH=tests $(BIN)/python -m bench $(ONLY)
+
+faults: $(INSTALLED) system-faults ## play faults in the lab, with oracles, and write FAULTS.md; ONLY=agent-killed for one, SEED=7
+	PYTHONPATH=tests SEED=$(SEED) $(BIN)/python -m faults $(ONLY)
 
 fuzz: $(INSTALLED) ## give everything that reads foreign bytes some that nobody thought of; ONLY=yaml for one, SECONDS=60
 	$(BIN)/python -m pip install --quiet --constraint packaging/constraints.txt --editable '.[fuzz]'

@@ -1,7 +1,7 @@
 #!/bin/sh
 # See to it that the programs which the named groups need are there.
 #
-#     packaging/system_packages.sh GROUP…      (make | python | mesh | bench)
+#     packaging/system_packages.sh GROUP…      (make | python | mesh | bench | faults)
 #
 # As root on Debian and its kin, what is missing is installed. Everybody else gets one message that names all of it.
 set -eu
@@ -24,11 +24,15 @@ programs_of() {
         python) ;;
         mesh)
             echo nft:nftables ip:iproute2 unshare:util-linux tcpdump:tcpdump curl:curl ps:procps
-            echo dbus-daemon:dbus dnsmasq:dnsmasq-base
+            # What tests run beside the mesh, in namespaces of their own.
+            echo iptables-legacy:iptables ipset:ipset ufw:ufw firewalld:firewalld
+            echo dbus-daemon:dbus dnsmasq:dnsmasq-base faketime:faketime
             # Only an ordinary user needs it: it maps the user ids of a user namespace.
             [ "$(id -u)" = 0 ] || echo newuidmap:uidmap
             ;;
         bench) echo wrk:wrk ;;
+        # In hosts of the lab: an SSH server, and clocks that are wrong, for which a page of C is compiled.
+        faults) echo sshd:openssh-server ssh:openssh-client ssh-keygen:openssh-client cc:gcc cc:libc6-dev ;;
         *) echo "unknown group: $1" >&2; exit 2 ;;
     esac
 }
@@ -44,8 +48,21 @@ missing_packages() {
     done | sort -u
 }
 
+# Of what is installed here nothing is to run on this machine: Debian asks this file before it starts a service.
+nothing_starts() {
+    [ ! -e /usr/sbin/policy-rc.d ] || return 0
+    trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+    printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
+    chmod 755 /usr/sbin/policy-rc.d
+}
+
 apt_install() {
     export DEBIAN_FRONTEND=noninteractive
+    nothing_starts
+    case " $1 " in
+        # Nobody's machine gets a firewall because tests ran on it: the service is not started, now or at boot.
+        *" firewalld "*) [ ! -d /run/systemd/system ] || systemctl -q mask firewalld ;;
+    esac
     said=$(mktemp)
     for attempt in 1 2 3; do
         # A fresh image has no package lists, and old lists name files that are gone.

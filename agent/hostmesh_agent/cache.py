@@ -2,106 +2,109 @@
 
 One SQLite file: atomic by its write-ahead log, one transaction per batch. Each row carries a checksum of its own,
 since SQLite does not notice a flipped bit in a value. Only root can read it (0600 in a directory of 0700): where there
-is a gateway it holds the private keys of stored credentials. What cannot be read is set aside, never in the way: the
-cache can be fetched again, a host that does not start cannot.
+is a gateway it holds the private keys of stored credentials. What cannot be read is set aside, never in the way: its
+spare copy is used, which is a minute old at most, else the configuration is fetched again. A disk that is full or
+read-only harms nothing that is there: it is read, and writing is tried again with each batch.
 """
 
+import shutil
 import sqlite3
+import tempfile
 import threading
-from collections.abc import Iterable, Sequence
-from contextlib import closing
-from dataclasses import dataclass
-from hashlib import blake2b
+import time
+from collections.abc import Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final
 
 import structlog
 
-from hostmesh_api.delta import Resource
+from hostmesh_agent.alarms import Alarms
+from hostmesh_agent.cache_rows import (
+    FORMAT,
+    SCHEMA,
+    Change,
+    Entry,
+    NewerError,
+    UnreadableError,
+    blames_disk,
+    read,
+    row,
+)
 
-FORMAT: Final = 1
-"""`PRAGMA user_version` of the file; another one is set aside."""
+__all__ = ["FORMAT", "Cache", "Change", "Entry"]
 
-_FILE: Final = "last-known-good.sqlite"
-_SCHEMA: Final = """
-CREATE TABLE resource (
-    type_url TEXT NOT NULL, name TEXT NOT NULL, listed INTEGER NOT NULL,
-    version TEXT NOT NULL, body BLOB NOT NULL, checksum BLOB NOT NULL,
-    PRIMARY KEY (type_url, name)
-) WITHOUT ROWID
-"""
+FILE: Final = "last-known-good.sqlite"
+SPARE: Final = "spare.sqlite"
+SPARE_AFTER_S: Final = 5.0
+"""A configuration comes in many batches: a copy of the first alone would be of no use to a host."""
+SPARE_EVERY_S: Final = 60.0
+_IN_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - a directory of our own is made in it, closed to others
+_SUFFIXES: Final = ("", "-wal", "-shm")
 
 _log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One accepted resource; `listed` when it came under "*" and not by its own name."""
-
-    type_url: str
-    listed: bool
-    resource: Resource
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """One step of a batch: `entry` is None where the resource is forgotten."""
-
-    type_url: str
-    name: str
-    entry: Entry | None
-
-
-def _checksum(type_url: str, resource: Resource) -> bytes:
-    digest = blake2b(digest_size=16)
-    for part in (type_url.encode(), resource.name.encode(), resource.version.encode(), resource.body):
-        digest.update(len(part).to_bytes(8, "little"))
-        digest.update(part)
-    return digest.digest()
 
 
 class Cache:
     """The last-known-good store of one agent. Reads happen once, at start; writes come in batches from one thread."""
 
-    def __init__(self, directory: Path) -> None:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._path = directory / _FILE
+    def __init__(self, directory: Path, alarms: Alarms | None = None) -> None:
+        self._directory = directory
+        self._path = directory / FILE
+        self._spare = directory / SPARE
+        self._alarms = Alarms() if alarms is None else alarms
         self._in_use = threading.Lock()
+        self._closed = False
+        self._spared_at_s = -SPARE_EVERY_S
+        self._sparing: threading.Timer | None = None
         self._entries: tuple[Entry, ...] = ()
         self.lost = ""
         """Why earlier content could not be used; empty when nothing was lost."""
         self._connection = self._open()
 
-    def _open(self) -> sqlite3.Connection:
+    def _open(self) -> sqlite3.Connection | None:
         try:
-            return self._connect()
-        except (sqlite3.DatabaseError, _UnreadableError) as error:
-            self.lost = f"{self._path}: {error}; it was set aside and the configuration is fetched again"
-            _log.error("last-known-good configuration is not readable", path=str(self._path), reason=str(error))
-            self._set_aside()
-            return self._connect()
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            connection, self._entries = _connect(self._path)
+        except (sqlite3.Error, UnreadableError, OSError) as error:
+            if blames_disk(error):
+                self._without_disk(error)
+                return None
+            return self._without_file(error)
+        return connection
 
-    def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._path, check_same_thread=False, isolation_level=None)
+    def _without_disk(self, error: Exception) -> None:
+        """Read what is there without writing, in memory: SQLite wants to write even where it only reads."""
+        self._not_written(error)
         try:
-            self._path.chmod(0o600)
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=FULL")
-            # A gateway's private keys are among the resources: what is deleted is overwritten.
-            connection.execute("PRAGMA secure_delete=ON")
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                connection.executescript(f"BEGIN; {_SCHEMA}; PRAGMA user_version={FORMAT}; COMMIT;")
-            elif version != FORMAT:
-                raise _UnreadableError(f"format {version} is not the one this agent writes ({FORMAT})")
-            self._entries = tuple(_read(connection))
-        except BaseException:
-            connection.close()
-            raise
+            self._entries = _read_in_memory(self._path)
+        except (sqlite3.Error, UnreadableError, OSError) as damage:
+            self.lost = f"{self._path}: {damage}; and the disk refuses: {error}"
+            _log.error("last-known-good configuration is not readable", path=str(self._path), reason=self.lost)
+
+    def _without_file(self, error: Exception) -> sqlite3.Connection | None:
+        _log.error("last-known-good configuration is not readable", path=str(self._path), reason=str(error))
+        code = "cache.newer" if isinstance(error, NewerError) else "cache.lost"
+        try:
+            self._set_aside()
+            with suppress(sqlite3.Error, UnreadableError, OSError):
+                self._entries = _read_in_memory(self._spare)
+            connection, _ = _connect(self._path)
+        except (sqlite3.Error, UnreadableError, OSError) as refusal:
+            self._not_written(refusal)
+            connection = None
+        if self._entries:
+            self._alarms.up("cache.spare-used", f"{self._path}: {error}; it was set aside, {self._spare} is used")
+            if connection is not None:
+                with suppress(sqlite3.Error):
+                    _write(connection, [Change(each.type_url, each.resource.name, each) for each in self._entries])
+        else:
+            self.lost = f"{self._path}: {error}; it was set aside and the configuration is fetched again"
+            self._alarms.up(code, self.lost)
         return connection
 
     def _set_aside(self) -> None:
-        for suffix in ("", "-wal", "-shm"):
+        for suffix in _SUFFIXES:
             path = self._path.with_name(self._path.name + suffix)
             if path.exists():
                 path.replace(path.with_name(path.name + ".unreadable"))
@@ -116,42 +119,136 @@ class Cache:
         Raises:
             sqlite3.Error: the disk is full or fails, or the cache was closed; what was there before is unharmed.
         """
-        with self._in_use, closing(self._connection.cursor()) as cursor:
-            cursor.execute("BEGIN IMMEDIATE")
+        with self._in_use:
             try:
-                cursor.executemany(
-                    "DELETE FROM resource WHERE type_url=? AND name=?",
-                    [(each.type_url, each.name) for each in changes if each.entry is None],
-                )
-                cursor.executemany(
-                    "INSERT OR REPLACE INTO resource VALUES (?, ?, ?, ?, ?, ?)",
-                    [_row(each.entry) for each in changes if each.entry is not None],
-                )
-            except BaseException:
-                cursor.execute("ROLLBACK")
+                _write(self._connected(), changes)
+            except sqlite3.ProgrammingError:
                 raise
-            cursor.execute("COMMIT")
+            except sqlite3.Error as error:
+                self._not_written(error)
+                raise
+            for code in ("cache.not-written", "cache.lost", "cache.newer", "cache.spare-used"):
+                self._alarms.down(code)
+            self._spare_soon()
+
+    def _connected(self) -> sqlite3.Connection:
+        if self._closed:
+            raise sqlite3.ProgrammingError("the cache was closed")
+        if self._connection is None:
+            try:
+                self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self._connection, _ = _connect(self._path)
+            except (OSError, UnreadableError) as error:
+                raise sqlite3.OperationalError(f"{self._path}: {error}") from error
+        return self._connection
+
+    def _spare_soon(self) -> None:
+        """Copy the file when no batch is to be expected any more, and not all the time."""
+        if self._sparing is None:
+            wait_s = max(SPARE_AFTER_S, self._spared_at_s + SPARE_EVERY_S - time.monotonic())
+            self._sparing = threading.Timer(wait_s, self._spare_now)
+            self._sparing.daemon = True
+            self._sparing.start()
+
+    def _spare_now(self) -> None:
+        with self._in_use:
+            if self._sparing is not None and not self._closed:
+                self._sparing = None
+                self._keep_spare()
+
+    def _keep_spare(self) -> None:
+        """Copy the file. It may fail: then the old copy stays."""
+        if self._connection is None:
+            return
+        self._spared_at_s = time.monotonic()
+        draft = self._spare.with_name(f".{SPARE}.new")
+        try:
+            draft.unlink(missing_ok=True)
+            draft.touch(mode=0o600)
+            with closing(sqlite3.connect(draft)) as target:
+                self._connection.backup(target)
+                # One file alone: a copy has no write-ahead log.
+                target.execute("PRAGMA journal_mode=DELETE")
+            draft.replace(self._spare)
+        except (sqlite3.Error, OSError) as error:
+            _log.warning("spare copy of the configuration is not written", reason=str(error))
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
+
+    def _not_written(self, error: Exception) -> None:
+        text = f"{self._path}: {error}: what runs goes on; a reboot now would bring back an older configuration"
+        self._alarms.up("cache.not-written", text)
 
     def close(self) -> None:
         """Close the file, after a write that is under way: its thread outlives the task that waited for it."""
         with self._in_use:
-            self._connection.close()
+            self._closed = True
+            if self._sparing is not None:
+                self._sparing.cancel()
+                self._sparing = None
+                self._keep_spare()
+            if self._connection is not None:
+                self._connection.close()
 
 
-class _UnreadableError(Exception):
-    pass
+def _connect(path: Path) -> tuple[sqlite3.Connection, tuple[Entry, ...]]:
+    """Open the file, made if missing, and read it.
+
+    Raises:
+        sqlite3.Error, OSError: the disk refuses, or it is no database.
+        UnreadableError: it is another format's, or damaged.
+    """
+    if path.exists() and path.stat().st_size == 0 and not path.with_name(f"{path.name}-wal").exists():
+        raise UnreadableError("it is empty")
+    connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+    try:
+        path.chmod(0o600)
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        # A gateway's private keys are among the resources: what is deleted is overwritten.
+        connection.execute("PRAGMA secure_delete=ON")
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version == 0:
+            connection.executescript(f"BEGIN; {SCHEMA}; PRAGMA user_version={FORMAT}; COMMIT;")
+        entries = read(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection, entries
 
 
-def _row(entry: Entry) -> tuple[str, str, int, str, bytes, bytes]:
-    resource = entry.resource
-    checksum = _checksum(entry.type_url, resource)
-    return entry.type_url, resource.name, int(entry.listed), resource.version, resource.body, checksum
+def _read_in_memory(path: Path) -> tuple[Entry, ...]:
+    """Read a copy of the file, with the log that belongs to it; the file itself is not touched.
+
+    Raises:
+        sqlite3.Error, OSError, UnreadableError: as `_connect`.
+    """
+    if not path.exists():
+        return ()
+    with tempfile.TemporaryDirectory(prefix="hostmesh-", dir=_IN_MEMORY if _IN_MEMORY.is_dir() else None) as name:
+        for suffix in ("", "-wal"):
+            source = path.with_name(path.name + suffix)
+            if source.exists():
+                shutil.copyfile(source, Path(name) / source.name)
+        with closing(sqlite3.connect(Path(name) / path.name, isolation_level=None)) as connection:
+            return read(connection)
 
 
-def _read(connection: sqlite3.Connection) -> Iterable[Entry]:
-    rows = connection.execute("SELECT type_url, name, listed, version, body, checksum FROM resource")
-    for type_url, name, listed, version, body, checksum in rows:
-        resource = Resource(name, version, body)
-        if checksum != _checksum(type_url, resource):
-            raise _UnreadableError(f"the checksum of {type_url} {name!r} does not match")
-        yield Entry(type_url, bool(listed), resource)
+def _write(connection: sqlite3.Connection, changes: Sequence[Change]) -> None:
+    with closing(connection.cursor()) as cursor:
+        cursor.execute("BEGIN IMMEDIATE")
+        try:
+            cursor.executemany(
+                "DELETE FROM resource WHERE type_url=? AND name=?",
+                [(each.type_url, each.name) for each in changes if each.entry is None],
+            )
+            cursor.executemany(
+                "INSERT OR REPLACE INTO resource VALUES (?, ?, ?, ?, ?, ?)",
+                [row(each.entry) for each in changes if each.entry is not None],
+            )
+            cursor.execute("COMMIT")
+        except BaseException:
+            # SQLite has ended it by itself where the disk is full.
+            if connection.in_transaction:
+                cursor.execute("ROLLBACK")
+            raise

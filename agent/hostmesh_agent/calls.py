@@ -16,6 +16,7 @@ import structlog
 
 from hostmesh_agent import tally
 from hostmesh_agent.admin import AdminError
+from hostmesh_agent.alarms import Alarms
 from hostmesh_agent.state import write_private
 from hostmesh_agent.tally import Seen, Tally, Who
 from hostmesh_api.v1.hostmesh_pb2 import ObservedCall, ObservedCalls, ReportResponse
@@ -32,9 +33,10 @@ log = structlog.get_logger(__name__)
 class CallMemory:
     """What was read and summed up, in a file that does not count after a reboot: Envoy's counters do not either."""
 
-    def __init__(self, path: Path, boot_id: str) -> None:
+    def __init__(self, path: Path, boot_id: str, alarms: Alarms | None = None) -> None:
         self._path = path
         self._boot_id = boot_id
+        self._alarms = Alarms() if alarms is None else alarms
 
     def read(self) -> tuple[str, Tally]:
         """Return the epoch and the tally; new ones where nothing is known."""
@@ -42,7 +44,7 @@ class CallMemory:
             document = json.loads(self._path.read_bytes())
             if document["boot_id"] == self._boot_id:
                 return str(document["epoch"]), _tally(document)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             pass
         return os.urandom(8).hex(), Tally()
 
@@ -55,7 +57,9 @@ class CallMemory:
         try:
             write_private(self._path, json.dumps(document).encode())
         except OSError as error:
-            log.warning("calls are not remembered", error=str(error))
+            self._alarms.up("memory.not-written", f"{self._path}: {error}", "calls")
+        else:
+            self._alarms.down("memory.not-written", "calls")
 
 
 def _tally(document: Mapping[str, Any]) -> Tally:

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from hostmesh_agent import units
+from hostmesh_agent import cgroup
 from hostmesh_agent.capture import CaptureError, Table
 from hostmesh_agent.capture.interpret import LOOPBACK, Address, Packet, Verdict, verdict
-from hostmesh_agent.capture.rules import Hook
+from hostmesh_agent.capture.rules import ChangeDestination, Hook
 from hostmesh_agent.capture.text import rule_text
+from hostmesh_agent.places import GREEN, PORTS
 from hostmesh_api import wire
 
 _CALLER: Final = {4: "192.0.2.1", 6: "2001:db8::1"}
@@ -37,6 +38,14 @@ def destination(text: str) -> tuple[Address, int]:
         raise QuestionError(f"{text!r} is not ADDRESS:PORT (an IPv6 address in brackets: [2001:db8::1]:443)") from None
 
 
+def caller(text: str | None) -> Address | None:
+    """Read the address of who calls. Raises QuestionError."""
+    try:
+        return ipaddress.ip_address(text) if text else None
+    except ValueError:
+        raise QuestionError(f"{text!r} is not an IP address") from None
+
+
 @dataclass(frozen=True, slots=True)
 class Program:
     """Who connects. `cgroups`: numbers of its cgroups, from the first below the root down; none: not known."""
@@ -57,16 +66,21 @@ def unit(name: str) -> Program:
         )
         pid = int(done.stdout.strip() or 0)
         if pid:
-            return Program(Path(f"/proc/{pid}").stat().st_uid, _cgroups(pid))
+            return program(pid)
     except (OSError, subprocess.TimeoutExpired, ValueError) as error:
         raise QuestionError(f"systemd does not tell of unit {name}: {error}") from None
     raise QuestionError(f"unit {name} does not run: say --uid of the user that it runs as")
 
 
+def program(pid: int) -> Program:
+    """Return as whom and in which cgroups a process runs. Raises OSError: there is none."""
+    return Program(Path(f"/proc/{pid}").stat().st_uid, _cgroups(pid))
+
+
 def _cgroups(pid: int) -> tuple[int, ...]:
     lines = Path(f"/proc/{pid}/cgroup").read_text(encoding="ascii", errors="replace").splitlines()
     path = next((line.removeprefix("0::/") for line in lines if line.startswith("0::")), "")
-    place, found = units.root(), list[int]()
+    place, found = cgroup.root(), list[int]()
     if place is None:
         return ()
     for part in path.split("/") if path else ():
@@ -91,10 +105,37 @@ def outgoing(address: Address, port: int, program: Program) -> Packet:
     )
 
 
-def incoming(address: Address, port: int) -> Packet:
-    """Return the first packet of a connection from the network."""
-    caller = ipaddress.ip_address(_CALLER[address.version])
-    return Packet(Hook.PREROUTING, caller, address, port, input_interface=_A_CARD, local=_is_local(address))
+def incoming(address: Address, port: int, interface: str = "", caller: Address | None = None) -> Packet:
+    """Return the first packet of a connection from the network.
+
+    Args:
+        address: of this host, that is called.
+        port: that is called.
+        interface: where it comes in; "": the one that has the address.
+        caller: its address; None: somebody of whom nothing is known.
+
+    Raises:
+        QuestionError: there is no such interface, or the caller has an address of the other family.
+    """
+    caller = caller or ipaddress.ip_address(_CALLER[address.version])
+    if caller.version != address.version:
+        raise QuestionError(f"{caller} cannot call {address}: one is IPv4 and one is IPv6")
+    try:
+        index = socket.if_nametoindex(interface) if interface else _interface_of(address)
+        name = interface or socket.if_indextoname(index)
+    except OSError:
+        if interface:
+            raise QuestionError(f"this host has no interface {interface}") from None
+        index, name = _A_CARD, ""
+    return Packet(
+        Hook.PREROUTING,
+        caller,
+        address,
+        port,
+        input_interface=index,
+        input_interface_name=name,
+        local=_is_local(address),
+    )
 
 
 def document(table: Table | None, packet: Packet) -> dict[str, Any]:
@@ -112,6 +153,7 @@ def document(table: Table | None, packet: Packet) -> dict[str, Any]:
         "chain": found.chain,
         "rule_number": found.number or None,
         "rule": rule_text(found.rule) if found.rule is not None else "",
+        "identity": _identity(found),
         "goes_to": _goes_to(packet, found),
     }
 
@@ -127,16 +169,39 @@ def text(answer: dict[str, Any]) -> str:
     return f"{answer['direction']}, {by}to {answer['to']}\n  decides: {decides}\n  goes to: {answer['goes_to']}"
 
 
+def _identity(found: Verdict) -> str:
+    """Return as whom the program calls, where the rules tell it apart from the host's other programs; else ""."""
+    rule = found.rule
+    own = rule is not None and any(isinstance(each, ChangeDestination) for each in rule.expressions)
+    # Others are led to an address of their own, too: in IPv6 there is one of loopback alone.
+    return rule.comment if rule is not None and own and rule.comment.startswith("spiffe://") else ""
+
+
+_LISTENERS: Final = {
+    **{ports.outbound: "outbound" for ports in PORTS.values()},
+    **{ports.inbound: "inbound" for ports in PORTS.values()},
+    **{ports.dns: "names" for ports in PORTS.values()},
+    **{ports.door: "what it listens on itself" for ports in PORTS.values() if ports.door is not None},
+    wire.DNS_TCP_PORT: "",
+}
+
+
 def _goes_to(packet: Packet, found: Verdict) -> str:
     if found.action == "refuse":
         return "nowhere: it is refused at once"
     if not found.touched:
         return f"{packet.destination} port {packet.port}, as if there were no capture"
-    names = {wire.OUTBOUND_PORT: "outbound", wire.INBOUND_PORT: "inbound", wire.DNS_PORT: "names"}
-    listener = f"Envoy's listener ({names.get(found.port or 0, 'of its own')})"
+    kind = _LISTENERS.get(found.port or 0, "of its own")
+    listener = f"{_whose(found.port)} listener ({kind})" if kind else "the agent (names over TCP)"
     where = packet.destination if found.action == "change port" else "this host"
     served = _listening(found.port or 0)
-    return f"{listener} at {where} port {found.port}" + ("" if served else "; nobody listens there now")
+    as_whom = f", as {identity}" if (identity := _identity(found)) else ""
+    return f"{listener} at {where} port {found.port}{as_whom}" + ("" if served else "; nobody listens there now")
+
+
+def _whose(port: int | None) -> str:
+    second = PORTS[GREEN]
+    return "the second Envoy's" if port in {second.outbound, second.inbound, second.dns, second.door} else "Envoy's"
 
 
 def _listening(port: int) -> bool:

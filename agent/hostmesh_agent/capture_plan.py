@@ -1,14 +1,16 @@
 """What capture would be beside what it is: for people who look before they let it happen. Blocks for milliseconds."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from hostmesh_agent import workdir
 from hostmesh_agent.cache import Cache
-from hostmesh_agent.capture import CaptureError, HostFloor, PlanError, nft, routes
+from hostmesh_agent.capture import CaptureError, HostFloor, PlanError, kernel, nft, routes
 from hostmesh_agent.capture import floor as kernel_floor
 from hostmesh_agent.capture.difference import difference
+from hostmesh_agent.capture.foreign import findings
 from hostmesh_agent.capture.rules import Ruleset
 from hostmesh_agent.capture.text import table_text
 from hostmesh_agent.config import AgentConfig
@@ -32,6 +34,7 @@ class Plan:
         difference: a line for each part that would come ("+") or go ("-"); none if nothing would.
         refused: what is wanted and never done.
         lacking: what is wanted and has to wait, and for what.
+        foreign: what chains of other programs would take before these rules see it.
         held: capture is held: nothing of this is done before a `capture trial` or `capture resume`.
     """
 
@@ -41,6 +44,7 @@ class Plan:
     refused: tuple[str, ...]
     lacking: tuple[str, ...]
     held: bool
+    foreign: tuple[str, ...] = ()
 
     def document(self) -> dict[str, Any]:
         return {
@@ -50,6 +54,7 @@ class Plan:
             "refused": list(self.refused),
             "waiting_for": list(self.lacking),
             "held": self.held,
+            "foreign_chains": list(self.foreign),
         }
 
 
@@ -106,7 +111,7 @@ def _last_configuration(config: AgentConfig) -> HostConfig | None:
 
 
 def _compared(source: str, ruleset: Ruleset | None, lacking: tuple[str, ...], held: bool) -> Plan:
-    now = nft.read()
+    now = kernel.read()
     wanted = None if ruleset is None else ruleset.table
     lines = difference(now, wanted)
     refused: tuple[str, ...] = ()
@@ -117,7 +122,10 @@ def _compared(source: str, ruleset: Ruleset | None, lacking: tuple[str, ...], he
         lines += tuple(f"+ address {each} of the loopback interface" for each in sorted(missing.addresses))
         refused = tuple(map(str, ruleset.refused))
         rules = table_text(ruleset.table)
-    return Plan(source, rules, lines, refused, lacking, held)
+    others: tuple[str, ...] = ()
+    with suppress(CaptureError):  # changed by others meanwhile: the plan holds all the same
+        others = tuple(map(str, findings(nft.foreign(), wanted)))
+    return Plan(source, rules, lines, refused, lacking, held, others)
 
 
 def text(plan: Mapping[str, Any]) -> str:
@@ -125,6 +133,7 @@ def text(plan: Mapping[str, Any]) -> str:
     lines = [f"# by {plan['source']}", *plan["rules"].splitlines(), ""]
     lines += [f"refused: {each}" for each in plan["refused"]]
     lines += [f"waits: {each}" for each in plan["waiting_for"]]
+    lines += [f"before it: {each}" for each in plan["foreign_chains"]]
     if plan["held"]:
         lines.append("held: none of this is done before `capture trial` or `capture resume`")
     if plan["difference"]:

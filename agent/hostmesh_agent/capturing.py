@@ -10,17 +10,18 @@ from typing import Final
 import structlog
 
 from hostmesh_agent import arming, converge, gaps, guard, hold, holding, status, terms
+from hostmesh_agent.alarms import Alarms
 from hostmesh_agent.capture import CaptureError, CaptureRequest, HostFloor, Owner
 from hostmesh_agent.capture import CaptureState as CaptureResult
 from hostmesh_agent.capture.who import Direction
 from hostmesh_agent.capture_plan import Plan, planned
 from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.enforce import Enforced, Enforcement
+from hostmesh_agent.foreign import Foreign
 from hostmesh_agent.gaps import Gap, Gaps, Seen
 from hostmesh_agent.generation import Author
 from hostmesh_agent.identities import AGENT, Identities
 from hostmesh_agent.mesh_names import MeshNames
-from hostmesh_agent.programs import Programs
 from hostmesh_agent.recognition import Recognition
 from hostmesh_agent.state import StateError
 from hostmesh_agent.widening import Widening
@@ -46,6 +47,7 @@ class Capturing:
         names: Callable[[], MeshNames] = MeshNames,
         gone: Callable[[], bool] = lambda: False,
         wake: Callable[[], None] = lambda: None,
+        alarms: Alarms | None = None,
     ) -> None:
         """Begin with nothing known.
 
@@ -59,13 +61,14 @@ class Capturing:
             names: returns what the mesh's names have in common; called in a thread.
             gone: returns whether there is no Envoy that serves.
             wake: is called when another step is due: a unit came or went.
+            alarms: of the agent.
         """
         self._config = config
         self._identities = identities
         self._active = active
         self._changed = changed
         self._recognition = recognition
-        self._guard = guard.Guard(config.state_dir)
+        self._guard = guard.Guard(config.state_dir, alarms)
         self._enforcement = Enforcement(
             dns=config.dns.enabled,
             resolv_conf=config.dns.resolv_conf,
@@ -81,7 +84,8 @@ class Capturing:
         self.leads_to: int | None = None
         """Envoy's port for outbound TCP that the rules use now, if there are any; None: not known."""
         self._gone = gone
-        self._programs = Programs(wake)
+        self._programs = recognition.programs(wake)
+        self._foreign = Foreign()
         self._passing: frozenset[Direction] = frozenset()
         self._gaps: Gaps = {}
 
@@ -105,13 +109,18 @@ class Capturing:
         """How another program last changed the rules, and which."""
         return self._enforcement.drift
 
+    @property
+    def foreign(self) -> tuple[str, ...]:
+        """What chains of other programs take before our rules see it, one sentence each."""
+        return tuple(map(str, self._foreign.found))
+
     def changed_by(self, author: Author) -> None:
         """Note who has changed nftables."""
         self._enforcement.changed_by(author)
 
     def alarms(self) -> list[str]:
         """Return what people must know of capture, one sentence each."""
-        return status.capture_alarms(self._config)
+        return [*status.capture_alarms(self._config), *(str(each) for each in self._foreign.found if each.certain)]
 
     def trial_until(self) -> datetime | None:
         """Return until when a trial waits for its confirmation; None: there is none."""
@@ -141,8 +150,8 @@ class Capturing:
 
     async def step(self, config: HostConfig, floor: HostFloor) -> None:
         """Put into force what may be, now."""
-        floor = replace(floor, present=await self._programs.look((*terms.named(config.capture), *floor.never_outbound)))
         gone, before = self._gone(), self._enforced.in_force
+        floor = await self._with_present(config, floor)
         try:
             decision = await self._decide(config)
         except CaptureError as error:
@@ -165,6 +174,15 @@ class Capturing:
             self._enforced, self._lacking = enforced, decision.lacking
             self._log()
             self._changed()
+        # Last: nothing waits for it.
+        before_ours = self._foreign.found
+        if await asyncio.to_thread(self._foreign.look) != before_ours:
+            log.warning("other programs' rules come before capture", found=self.foreign)
+            self._changed()
+
+    def close(self) -> None:
+        """Listen for units no longer; what is in force stays."""
+        self._programs.close()
 
     async def try_out(self, config: HostConfig, floor: HostFloor, seconds: int) -> None:
         """Put into force what is wanted, though capture is held, under a dead-man timer.
@@ -201,6 +219,7 @@ class Capturing:
             CaptureError: it cannot be planned, or the kernel does not tell.
         """
         decision = await self._wanted(config)
+        floor = await self._with_present(config, floor)
 
         def compare() -> Plan:
             request, now = self._with_programs(decision.request, config, floor)
@@ -208,13 +227,17 @@ class Capturing:
 
         return await asyncio.to_thread(compare)
 
+    async def _with_present(self, config: HostConfig, floor: HostFloor) -> HostFloor:
+        named = (*terms.named(config.capture), *floor.never_outbound, self._recognition.named)
+        return replace(floor, present=await self._programs.look(named))
+
     def _with_programs(
         self, request: CaptureRequest | None, config: HostConfig, floor: HostFloor
     ) -> tuple[CaptureRequest | None, HostFloor]:
         """Have the rules name those who are there now. Raises CaptureError: Envoy cannot be told from others."""
         floor = self._recognition.floor(floor)
         if request is not None and request.takes_outbound:
-            callers = self._recognition.callers(config, self._identities.validities())
+            callers = self._recognition.callers(config, self._identities.validities(), floor.present)
             request = replace(request, callers=callers)
         return request, floor
 

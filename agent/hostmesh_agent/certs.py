@@ -193,9 +193,13 @@ class Certificates:
         for identity in want.identities:
             svid = self._read(identity, bundle_pem)
             if svid is not None:
-                # Also what a crash between two files left out.
-                self._put(identity, svid)
                 svids[identity.uri] = svid
+                try:
+                    # Also what a crash between two files left out.
+                    self._put(identity, svid)
+                except StateError as error:
+                    # It is there and good: a full disk takes it from nobody.
+                    _log.error("certificate_not_written", spiffe_id=identity.uri, reason=str(error))
         return svids, roots(bundle_pem)
 
     def _read(self, identity: Identity, bundle_pem: bytes) -> Svid | None:
@@ -226,11 +230,22 @@ class Certificates:
             except SvidError as error:
                 _log.error("bundle_refused", reason=str(error))
             else:
-                self._state.save_bundle(offered_pem)
-                bundle_pem = offered_pem
-        self._tree.write(_ROOTS, BUNDLE_FILE, bundle_pem)
-        self._tree.write(_ROOTS, SDS_FILE, roots_sds(f"{CERTS}/{_ROOTS}"))
+                bundle_pem = self._kept_bundle(offered_pem, files.bundle_pem)
+        try:
+            self._tree.write(_ROOTS, BUNDLE_FILE, bundle_pem)
+            self._tree.write(_ROOTS, SDS_FILE, roots_sds(f"{CERTS}/{_ROOTS}"))
+        except StateError as error:
+            _log.error("roots_not_written", reason=str(error))
         return bundle_pem
+
+    def _kept_bundle(self, offered_pem: bytes, before_pem: bytes) -> bytes:
+        """Keep the roots that came; return those that count: where the disk refuses, the ones before."""
+        try:
+            self._state.save_bundle(offered_pem)
+        except StateError as error:
+            _log.error("bundle_not_written", reason=str(error))
+            return before_pem
+        return offered_pem
 
 
 def svid_sds(directory: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Cgroups of version 2: Envoy's own, by which rules know it, and those of systemd's units.
+"""Where the cgroups of version 2 are, and Envoy's own among them, by which rules know it (units: see `units`).
 
 Envoy runs in `hostmesh.slice/hostmesh-envoy.slice/INSTANCE`, where systemd would put a unit with
 `Slice=hostmesh-envoy.slice`. Rules name the slice, so that every instance is Envoy. The kernel keeps a cgroup's id, not
@@ -11,7 +11,6 @@ its user alone, and `EnvoyGroup.why_not` says why.
 
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -29,8 +28,6 @@ _FIRST_KERNEL_OF_NAMESPACES: Final = (6, 11)
 machine's."""
 _INITIAL_NAMESPACE: Final = "cgroup:[4026531835]"  # PROC_CGROUP_INIT_INO
 _NOT_MOUNTED: Final = "cgroup v2 is not mounted"
-_DEEPEST: Final = 16
-_SLICE: Final = ".slice"
 _NO_SUCH: Final = (FileNotFoundError, NotADirectoryError, ProcessLookupError)
 
 
@@ -38,15 +35,30 @@ class CgroupError(OSError):
     """Envoy cannot be in its cgroup now."""
 
 
-def mount_point(mountinfo: str) -> Path | None:
-    """Return where all of cgroup v2 is mounted, from what /proc/self/mountinfo says (proc(5)); None if nowhere."""
+def mount_point(mountinfo: str, *, whole: bool = True) -> Path | None:
+    """Return where all of cgroup v2 is mounted, from what /proc/self/mountinfo says (proc(5)); None if nowhere.
+
+    `whole` False: or else a part of it.
+    """
+    part: Path | None = None
     for line in mountinfo.splitlines():
         before, _, after = line.partition(" - ")
         fields = before.split()
+        if not after.startswith("cgroup2 ") or len(fields) <= 4:
+            continue
+        found = Path(re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[4]))
         # Another root than "/" is a part of the hierarchy, or what is outside this cgroup namespace.
-        if after.startswith("cgroup2 ") and len(fields) > 4 and fields[3] == "/":
-            return Path(re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[4]))
-    return None
+        if fields[3] == "/":
+            return found
+        part = part or found
+    return None if whole else part
+
+
+def root(proc: Path = Path("/proc"), *, whole: bool = True) -> Path | None:
+    """Return where cgroup v2 is mounted for this process, None if nowhere. `whole` as with `mount_point`."""
+    found = mount_point((proc / "self/mountinfo").read_text(encoding="utf-8"), whole=whole)
+    # Something else may be mounted upon it: ids of its directories would be no cgroups'.
+    return found if found is not None and (found / PROCESSES).exists() else None
 
 
 def kernel_lacks(release: str, namespace: str) -> str:
@@ -63,10 +75,8 @@ def kernel_lacks(release: str, namespace: str) -> str:
 def usable(proc: Path = Path("/proc")) -> tuple[Path | None, str]:
     """Return where cgroup v2 is mounted, and why it is of no use ("" if it is)."""
     lacks = kernel_lacks(os.uname().release, str((proc / "self/ns/cgroup").readlink()))
-    root = mount_point((proc / "self/mountinfo").read_text(encoding="utf-8"))
-    if root is not None and not (root / PROCESSES).exists():
-        root = None  # something else is mounted upon it: ids of its directories would be no cgroups'
-    return root, lacks or ("" if root is not None else _NOT_MOUNTED)
+    found = root(proc)
+    return found, lacks or ("" if found is not None else _NOT_MOUNTED)
 
 
 class EnvoyGroup:
@@ -162,31 +172,3 @@ class EnvoyGroup:
 
 def _processes(path: Path) -> list[str]:
     return (path / PROCESSES).read_text(encoding="ascii").split()
-
-
-def units(root: Path, names: Collection[str]) -> Mapping[str, frozenset[ByCgroup]]:
-    """Return the cgroups of systemd's units that run, by name.
-
-    A unit is the first below the slices: what is inside a unit is the unit's own to name.
-    """
-    found: dict[str, set[ByCgroup]] = {}
-    for path, level in _below_slices(root, 1):
-        if path.name in names:
-            with suppress(*_NO_SUCH):
-                found.setdefault(path.name, set()).add(ByCgroup(level, path.stat().st_ino))
-    return {name: frozenset(each) for name, each in found.items()}
-
-
-def slices(root: Path) -> Iterator[Path]:
-    """Yield the root and every slice below it: where units come and go."""
-    yield root
-    yield from (path for path, _ in _below_slices(root, 1) if path.name.endswith(_SLICE))
-
-
-def _below_slices(path: Path, level: int) -> Iterator[tuple[Path, int]]:
-    with suppress(*_NO_SUCH):
-        for each in sorted(path.iterdir()):
-            if each.is_dir():
-                yield each, level
-                if each.name.endswith(_SLICE) and level < _DEEPEST:
-                    yield from _below_slices(each, level + 1)

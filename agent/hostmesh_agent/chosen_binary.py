@@ -8,7 +8,7 @@ from typing import Any, Final
 import structlog
 
 from hostmesh_agent import artifact
-from hostmesh_agent.artifact import ArtifactError, Installed
+from hostmesh_agent.artifact import Installed
 from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.state import StateError, read_private, write_private
 
@@ -45,7 +45,7 @@ def _chosen(state_dir: Path) -> Mapping[str, Any] | None:
         return {"binary": document["binary"], "sha256": document["sha256"]}
     except FileNotFoundError:
         return None
-    except (StateError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(
-            f"{state_dir / FILE}: cannot be read ({error}): hostmesh-agent envoy upgrade --reset"
-        ) from error
+    except (StateError, ValueError, KeyError, TypeError, RecursionError) as error:
+        # A host without the Envoy that was chosen is better than one without any.
+        log.error("the choice of envoy's binary cannot be read; that of agent.toml is used", reason=str(error))
+        return None

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from hostmesh_agent import argv, cli_capture, cli_config, cli_envoy
+from hostmesh_agent import argv, cli_bugreport, cli_capture, cli_config, cli_doctor, cli_envoy, cli_wait
 from hostmesh_agent import config as configuration
 from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.config_table import ConfigError
@@ -84,6 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     cli_capture.add(verbs)
     cli_config.add(verbs)
     cli_envoy.add(verbs)
+    cli_wait.add(verbs)
+    cli_doctor.add(verbs)
+    cli_bugreport.add(verbs)
     return parser
 
 
@@ -285,6 +288,7 @@ def _status(options: argparse.Namespace, config: AgentConfig) -> int:
         document = control.call(config.control_socket, control.STATUS)
     except control.ControlError as error:
         document = _offline(config, str(error))
+    document["findings"] = cli_doctor.of_agent(document)
     if options.output == "json":
         print(json.dumps(document, indent=2))
     else:

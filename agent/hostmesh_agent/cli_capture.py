@@ -38,6 +38,8 @@ def add(verbs: Any) -> None:
     who.add_argument("--uid", type=int, default=0, help="of the program that connects (default: root)")
     who.add_argument("--unit", metavar="UNIT", help="systemd unit of the program that connects")
     who.add_argument("--inbound", action="store_true", help="a connection from the network to this host")
+    explain.add_argument("--interface", default="", help="with --inbound: where it comes in (default: by the address)")
+    explain.add_argument("--from", dest="caller", metavar="ADDRESS", help="with --inbound: who calls")
     explain.add_argument("-o", "--output", choices=("text", "json"), default="text")
     explain.set_defaults(verb=_explain)
     nouns.add_parser(
@@ -120,17 +122,17 @@ def _tell_confirmation(reply: dict[str, Any]) -> None:
 
 def _explain(options: argparse.Namespace, _: AgentConfig) -> int:
     from hostmesh_agent import capture_explain
-    from hostmesh_agent.capture import CaptureError, nft
+    from hostmesh_agent.capture import CaptureError, kernel
 
     try:
         address, port = capture_explain.destination(options.destination)
         program = capture_explain.unit(options.unit) if options.unit else capture_explain.Program(options.uid)
         packet = (
-            capture_explain.incoming(address, port)
+            capture_explain.incoming(address, port, options.interface, capture_explain.caller(options.caller))
             if options.inbound
             else capture_explain.outgoing(address, port, program)
         )
-        answer = capture_explain.document(nft.read(), packet)
+        answer = capture_explain.document(kernel.read(), packet)
     except capture_explain.QuestionError as error:
         return _say(str(error), WRONG_CALL)
     except CaptureError as error:
@@ -177,18 +179,23 @@ def _clear_rules(config: AgentConfig) -> None:
     Raises:
         CaptureError: neither can.
     """
-    from hostmesh_agent import capture
-    from hostmesh_agent.capture import nft
+    from hostmesh_agent import capture, process
+    from hostmesh_agent.capture import kernel
     from hostmesh_agent.converge import InForce, in_force
+    from hostmesh_agent.places import GREEN
 
     try:
-        capture.clear()
+        # A gateway whose second Envoy runs serves on, with or without an agent.
+        if process.recorded_runs(config.directory_of(GREEN)):
+            capture.clear_but_doors()
+        else:
+            capture.clear()
     except capture.CaptureError:
         if not _refresh(config):
             raise
         until = time.monotonic() + CLEARED_WITHIN_S
         # What leads to a second Envoy's own ports captures nothing, and stays.
-        while in_force(nft.read()) != InForce():
+        while in_force(kernel.read()) != InForce():
             if time.monotonic() > until:
                 raise
             time.sleep(0.05)

@@ -26,6 +26,7 @@ MAX_THREADS_PER_CORE: Final = 8
 UPGRADES: Final = ("manual", "auto")
 MAX_UID: Final = 2**32 - 2
 SCOPES: Final = ("mesh", "all")
+BACKENDS: Final = ("auto", "nftables", "iptables")
 MIN_MTLS: Final = ("strict", "permissive", "none")
 MAX_LABELS: Final = 64
 _LABEL_KEY: Final = re.compile(r"([a-zA-Z0-9.-]{1,253}/)?[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
@@ -83,6 +84,8 @@ class CaptureSettings:
         exclude_units: systemd's names; the same.
         exclude_interfaces: where connections leave or come in.
         max_scope: "mesh" (what is known to the mesh, at most) or "all".
+        backend: what of the kernel holds the rules: "nftables", "iptables", or "auto": iptables where the kernel has no
+            nf_tables.
     """
 
     enabled: bool = True
@@ -93,6 +96,7 @@ class CaptureSettings:
     exclude_units: tuple[str, ...] = ()
     exclude_interfaces: tuple[str, ...] = ()
     max_scope: str = "all"
+    backend: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,6 +350,7 @@ def _capture(table: Table) -> CaptureSettings:
         exclude_units=tuple(each if "." in each else f"{each}.service" for each in table.texts("exclude_units")),
         exclude_interfaces=_interfaces(table),
         max_scope=table.one_of("max_scope", default.max_scope, SCOPES),
+        backend=table.one_of("backend", default.backend, BACKENDS),
     )
 
 

@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from hostmesh_agent import control, hold, soundness
+from hostmesh_agent import cgroup, control, hold, soundness
 from hostmesh_agent.arming import APPLIED, ARMED, CONFIRM, SOCKET, UNDO, Spec
-from hostmesh_agent.capture import CaptureError, Table, nft, routes
+from hostmesh_agent.capture import CaptureError, Table, kernel, routes
 from hostmesh_agent.capture import floor as kernel_floor
 from hostmesh_agent.capture.owner import Lent
 from hostmesh_agent.dns import ResolverError
@@ -69,7 +69,7 @@ class Timer:
         )
         self._lent = Lent(spec.owner) if spec.owner >= 0 else None
         self._resolution = Resolution(Path(spec.resolv_conf), Path(spec.state_dir))
-        table = nft.read()
+        table = kernel.read()
         self._before = Before(table, routes.read(), self._resolution.in_place(), soundness.look(self._where, table))
 
     # A change by the agent itself
@@ -82,7 +82,7 @@ class Timer:
         for look in range(_LOOKS):
             if look:
                 time.sleep(_BETWEEN_LOOKS_S)
-            faults = harm(self._before.sound, soundness.look(self._where, nft.read(), self._before.sound.ssh))
+            faults = harm(self._before.sound, soundness.look(self._where, kernel.read(), self._before.sound.ssh))
             if not faults:
                 break
         if faults:
@@ -142,7 +142,7 @@ class Timer:
             return {"applied": applied, "seconds_left": left_s}
         if not applied:
             return {"error": "the trial's rules are not in force yet"}
-        table = nft.read()
+        table = kernel.read()
         after = soundness.look(self._where, table)
         faults = doubts(after, self._ssh_servers)
         if not faults:
@@ -172,7 +172,7 @@ class Timer:
                 act()
             except (CaptureError, OSError):
                 continue
-            if nft.read() == self._before.table:
+            if kernel.read() == self._before.table:
                 break
         self._nudge()
 
@@ -182,18 +182,18 @@ class Timer:
     def _restore(self) -> None:
         before = self._before
         if before.table is None:
-            nft.remove(self._lent)
+            kernel.remove(self._lent)
             routes.write(before.additions.prefixes, before.additions.addresses)
         else:
             routes.write(before.additions.prefixes, before.additions.addresses)
-            nft.write(before.table, self._lent)
+            kernel.write(before.table, self._lent)
 
     def _by_the_agent(self) -> None:
         """The rules are those of an agent that runs: it sees the mark, and undoes by itself."""
         hold.end_trial(Path(self._spec.run_dir))
         self._nudge()
         until = time.monotonic() + _AGENT_WITHIN_S
-        while nft.read() != self._before.table and time.monotonic() < until:
+        while kernel.read() != self._before.table and time.monotonic() < until:
             time.sleep(_POLL_S)
 
     def _without_the_agent(self) -> None:
@@ -232,19 +232,19 @@ def main(text: str) -> NoReturn:
     sys.exit(0)
 
 
-def leave_cgroup(mounts: Path = Path("/proc/self/mounts")) -> bool:
+def leave_cgroup() -> bool:
     """Go to the top of the cgroup tree, so that who ends the agent's cgroup does not end this; return whether it did.
 
     With systemd the timer is a scope of its own instead (`arming`), and this finds it outside the agent already.
     """
     if Path("/run/systemd/system").exists():
         return True
-    for line in mounts.read_text().splitlines():
-        _, at, kind, *_ = line.split()
-        if kind == "cgroup2":
-            with suppress(OSError):
-                Path(at, "cgroup.procs").write_text("0")
-                return True
+    # In a container there may be no more than a part of the tree: its top is outside the agent's own cgroup, too.
+    top = cgroup.root(whole=False)
+    if top is not None:
+        with suppress(OSError):
+            (top / cgroup.PROCESSES).write_text("0")
+            return True
     return False
 
 

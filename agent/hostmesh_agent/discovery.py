@@ -12,7 +12,8 @@ from hostmesh_agent.cloud import Whereabouts
 from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.observing import Observing
 from hostmesh_agent.services import Listening
-from hostmesh_api.v1.hostmesh_pb2 import HostReport, ReportResponse
+from hostmesh_agent.weighing import Weighing
+from hostmesh_api.v1.hostmesh_pb2 import HostReport, ReportResponse, Workload
 
 EVERY_S: Final = 60.0
 """How often disks and interfaces are looked at."""
@@ -36,6 +37,7 @@ class Discovery:
         self._labels: Mapping[str, str] = config.labels
         self._listening = Listening()
         self._load = host.Load()
+        self._weighing = Weighing(changed)
         self._where = Whereabouts(fixed.cloud if observe.cloud else "", changed)
         self._changing = host.Changing()
         self._next_look_s = 0.0
@@ -48,8 +50,13 @@ class Discovery:
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._where.run())
+            group.create_task(self._weighing.run())
             if self.observing is not None:
                 group.create_task(self.observing.run())
+
+    def configure(self, workloads: Iterable[Workload]) -> None:
+        """Measure what these want to be called by."""
+        self._weighing.ask(wanted=any(each.weighed_by_load for each in workloads))
 
     async def fill(self, report: HostReport, envoy_version: str) -> None:
         """Put into a report what was discovered."""
@@ -57,6 +64,7 @@ class Discovery:
         changing = replace(self._changing, cloud=self._where.cloud)
         report.facts.CopyFrom(host.facts(self._fixed, envoy_version, changing, self._labels))
         report.load.CopyFrom(self._load.sample(self._changing.disks))
+        report.load.free_eighths = self._weighing.level
         report.listening.extend(await self._listening.sockets())
         if self.observing is not None:
             report.flows.CopyFrom(self.observing.tell())

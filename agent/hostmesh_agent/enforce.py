@@ -22,10 +22,11 @@ from hostmesh_agent.capture import (
     Owner,
     PlanError,
     Ruleset,
-    nft,
+    kernel,
     plan,
 )
 from hostmesh_agent.capture.difference import difference
+from hostmesh_agent.capture.rules import Backend
 from hostmesh_agent.converge import InForce, in_force
 from hostmesh_agent.dns import ResolverError
 from hostmesh_agent.generation import Author, generation
@@ -34,6 +35,9 @@ from hostmesh_agent.repairs import Repairs
 from hostmesh_agent.resolution import Resolution
 
 FULL_CHECK_S: Final = 60.0
+IPTABLES_CHECK_S: Final = 30.0
+"""A look at iptables starts a dozen programs (20 ms of a core in all, and a check is two), and nobody tells of a
+change: so often it costs 0.13 % of a core."""
 _DRIFT_LINES: Final = 8
 _UNKNOWN: Final = CaptureState("off")
 
@@ -54,14 +58,16 @@ class Enforced:
 
 @dataclass(frozen=True, slots=True)
 class _Checked:
-    """What was true when nftables was at `generation`."""
+    """What was true when nftables was at `generation`; None: the rules are iptables', which has no such number."""
 
     enforced: Enforced
-    generation: int
+    generation: int | None
     at: float
 
     def still_true(self) -> bool:
         """Routes and addresses have no such number: they are looked at now and then."""
+        if self.generation is None:
+            return time.monotonic() - self.at < IPTABLES_CHECK_S
         return time.monotonic() - self.at < FULL_CHECK_S and generation() == self.generation
 
 
@@ -101,8 +107,8 @@ class Enforcement:
         """
         if self._checked is not None and self._checked.still_true():
             return self._checked.enforced.in_force
-        kernel = in_force(nft.read())
-        return InForce(kernel.inbound_ports | self._ours.inbound_ports, kernel.outbound or self._ours.outbound)
+        found = in_force(kernel.read())
+        return InForce(found.inbound_ports | self._ours.inbound_ports, found.outbound or self._ours.outbound)
 
     @property
     def drift(self) -> tuple[str, ...]:
@@ -115,14 +121,16 @@ class Enforcement:
 
     def ruleset(self, request: CaptureRequest, floor: HostFloor) -> Ruleset:
         """Return what `put` would put into force. Raises PlanError: nothing."""
-        return plan(self._request(request), floor)
+        return plan(self._request(request, floor), floor)
 
-    def _request(self, request: CaptureRequest) -> CaptureRequest:
-        return request if self._dns else replace(request, dns=False)
+    def _request(self, request: CaptureRequest, floor: HostFloor) -> CaptureRequest:
+        # Without nf_tables nobody would say "not mine" in Envoy's place: the resolver must not ask it.
+        able = self._dns and floor.backend is Backend.NFTABLES
+        return request if able else replace(request, dns=False)
 
     def put(self, request: CaptureRequest | None, floor: HostFloor) -> Enforced:
         """Put the request into force (None: nothing), if it is not already; errors are in what is returned."""
-        request = None if request is None else self._request(request)
+        request = None if request is None else self._request(request, floor)
         dns = request is not None and request.dns
         detail = "" if dns else self._restore_dns()
         enforced = self._put_capture(request, floor)
@@ -141,8 +149,9 @@ class Enforcement:
         waits = capture.error if capture.state == "error" and self._repairs.wait_s(time.monotonic()) else ""
         enforced = Enforced(capture, self._in_force(), repair_waits=waits)
         self._ours = enforced.in_force if capture.state == "on" else self._ours if request else InForce()
-        good = number is not None and capture.state != "error"
-        self._checked = _Checked(enforced, number or 0, time.monotonic()) if good else None
+        by_number = capture.backend is Backend.NFTABLES
+        good = (number is not None or not by_number) and capture.state != "error"
+        self._checked = _Checked(enforced, number if by_number else None, time.monotonic()) if good else None
         return enforced
 
     def _apply(self, request: CaptureRequest, floor: HostFloor) -> CaptureState:
@@ -161,7 +170,7 @@ class Enforcement:
         """Note how the rules differ from what was written; return why they are not put back now, "" if they are."""
         now = time.monotonic()
         with suppress(CaptureError, PlanError):
-            found = difference(plan(request, floor).table, nft.read())
+            found = difference(plan(request, floor).table, kernel.read())
             if found:
                 by = f"by {self._author}" if self._author else "by a program that the kernel does not name"
                 self._drift = (*found[:_DRIFT_LINES], by)
@@ -183,7 +192,7 @@ class Enforcement:
 
     def _in_force(self) -> InForce:
         try:
-            return in_force(nft.read())
+            return in_force(kernel.read())
         except CaptureError:
             return InForce()
 

@@ -84,6 +84,18 @@ def _attributes(message: bytes) -> Iterator[tuple[int, bytes]]:
         offset += (length + 3) & ~3
 
 
+def _listening() -> socket.socket:
+    listening = socket.socket(
+        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, _NETLINK_NETFILTER
+    )
+    try:
+        listening.bind((0, 1 << (_GROUP_NFTABLES - 1)))
+    except OSError:
+        listening.close()
+        raise
+    return listening
+
+
 async def watch(changed: Callable[[], None], by: Callable[[Author], None] = lambda _: None) -> None:
     """Call `changed` at each change of nftables, and once for those that come soon after it, until cancelled.
 
@@ -91,13 +103,9 @@ async def watch(changed: Callable[[], None], by: Callable[[Author], None] = lamb
     """
     loop = asyncio.get_running_loop()
     heard = asyncio.Event()
-    listening = socket.socket(
-        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, _NETLINK_NETFILTER
-    )
     try:
-        listening.bind((0, 1 << (_GROUP_NFTABLES - 1)))
-    except OSError as error:
-        listening.close()
+        listening = _listening()
+    except OSError as error:  # also a kernel without any of it
         log.warning("nftables cannot be watched; it is looked at now and then", error=str(error))
         return
 

@@ -70,6 +70,10 @@ class Identities:
     async def run(self) -> None:
         await self._rotation.run()
 
+    def look_again(self) -> None:
+        """Look at once at what is due: the clock was set, or the machine has slept."""
+        self._rotation.look_again()
+
     def validities(self) -> Mapping[str, Validity]:
         """Return those that are in place and known, by SPIFFE ID; `AGENT` is the agent's own."""
         found = self._rotation.validities()

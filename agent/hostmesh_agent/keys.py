@@ -5,9 +5,11 @@ The agent calls these through `keyroom`, which keeps them out of its memory.
 
 import base64
 import hashlib
+from collections.abc import Callable
 from datetime import datetime, timedelta
+from functools import wraps
 from itertools import pairwise
-from typing import Final
+from typing import Final, ParamSpec, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -49,6 +51,25 @@ MAX_CHAIN: Final = 8
 """A leaf, up to four intermediates, and what leads to older roots (three at most); mostly it is two."""
 
 _CLOCK: Final = "set this host's clock (timedatectl), then try again"
+
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def _said(function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Say of a damaged file that it is one: certificates are parsed late, so any look at one may find the damage."""
+
+    @wraps(function)
+    def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        try:
+            return function(*args, **kwargs)
+        except SvidError:
+            raise
+        except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.InvalidVersion) as error:
+            raise SvidError(f"the key or the certificates cannot be read ({error})") from error
+
+    return wrapped
 
 
 def new_key() -> ec.EllipticCurvePrivateKey:
@@ -148,6 +169,7 @@ def root_pem(root_der: bytes) -> bytes:
     return root.public_bytes(Encoding.PEM)
 
 
+@_said
 def belongs_together(key: bytes, chain: bytes) -> bool:
     """Tell whether the key is that of the chain's first certificate, both PEM.
 
@@ -157,6 +179,7 @@ def belongs_together(key: bytes, chain: bytes) -> bool:
     return _load_key(key).public_key() == _load_chain(chain)[0].public_key()
 
 
+@_said
 def checked(
     key: bytes,
     chain: bytes,
@@ -199,6 +222,7 @@ def checked(
     )
 
 
+@_said
 def read_one_file(data: bytes, bundle: bytes, identity: WorkloadIdentity | HostIdentity, now: datetime) -> Svid:
     """Return the SVID of a file with key and chain; see `checked`."""
     marker = data.find(b"-----BEGIN CERTIFICATE-----")
@@ -208,6 +232,7 @@ def read_one_file(data: bytes, bundle: bytes, identity: WorkloadIdentity | HostI
     return checked(data[:marker], data[marker:], bundle, identity, now)
 
 
+@_said
 def validity(chain: bytes) -> tuple[str, datetime, datetime]:
     """Return the leaf's serial (as in Svid), not-before and not-after, unchecked otherwise.
 
@@ -218,6 +243,7 @@ def validity(chain: bytes) -> tuple[str, datetime, datetime]:
     return f"{leaf.serial_number:032x}", leaf.not_valid_before_utc, leaf.not_valid_after_utc
 
 
+@_said
 def standing(chain: bytes, bundle: bytes) -> Standing:
     """Return when the leaf is good, of which joining it is, and to which root of the bundle it leads; else unchecked.
 
@@ -230,6 +256,7 @@ def standing(chain: bytes, bundle: bytes) -> Standing:
     return Standing(*validity(chain), root, _enrolment(certificates[0]))
 
 
+@_said
 def roots(bundle: bytes) -> tuple[str, ...]:
     """Return the roots of a bundle: SHA-256 in hexadecimal, in order.
 

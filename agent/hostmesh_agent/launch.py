@@ -7,7 +7,9 @@ It writes the process record itself, before it becomes Envoy: an agent killed at
 next agent does not know. Run as `python -I -S launch.py SPEC`, SPEC being the JSON of `Spec`'s keys.
 """
 
+import contextlib
 import ctypes
+import errno
 import json
 import os
 import resource
@@ -66,15 +68,34 @@ def start_ticks(pid: int) -> int:
 
 
 def write_record(path: str, facts: dict[str, str]) -> None:
+    """Say who we are, by a rename. Where a disk is full, in the old file's place: an Envoy must not need room."""
     pid = os.getpid()
     document = {**facts, "pid": pid, "start_ticks": start_ticks(pid), "boot_id": boot_id()}
+    data = json.dumps(document).encode()
     draft = f"{path}.{pid}"
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        json.dump(document, file)
-        file.flush()
-        os.fsync(descriptor)
-    os.replace(draft, path)  # noqa: PTH105 - as above
+    try:
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(descriptor)
+        os.replace(draft, path)  # noqa: PTH105 - as above
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(draft)  # noqa: PTH108 - as above
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _overwrite(path, data)
+
+
+def _overwrite(path: str, data: bytes) -> None:
+    """Write over an earlier record of ours. Who reads half of it finds no JSON, and then no record."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "wb") as file:
+        if os.fstat(descriptor).st_uid != os.geteuid():
+            raise PermissionError(errno.EPERM, "the record is another user's", path)
+        file.write(data)
+        file.truncate()
 
 
 def _prctl(option: int, argument: int = 0, second: int = 0) -> bool:

@@ -1,16 +1,21 @@
-"""The host leaves the mesh: it is as it was before. Works with the controller gone and the agent dead.
+"""The host leaves the mesh: it is as it was before. Works with the controller gone, and with the agent dead or hung.
 
     agent ends ▶ controller told ▶ names ▶ capture ▶ Envoy ▶ certificates ▶ cache ▶ identity
 
 In this order: rules go before the Envoy they lead to, and the identity goes last, so that a `leave` that was cut short
-can be called again.
+can be called again. Who does not answer is ended: the agent (its lock and its table in the kernel are free then, and
+its end changes no rule), Envoy, and an Envoy of which no record tells.
 """
 
 import asyncio
+import errno
+import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Final
 
 from hostmesh_agent import (
@@ -24,12 +29,13 @@ from hostmesh_agent import (
     enrol,
     guard,
     hold,
+    holders,
     life_file,
     lock,
     process,
     widening,
 )
-from hostmesh_agent.admin import Admin
+from hostmesh_agent.admin import Admin, AdminError
 from hostmesh_agent.bootstrap import ADMIN_SOCKET
 from hostmesh_agent.cgroup import EnvoyGroup
 from hostmesh_agent.config import AgentConfig
@@ -40,9 +46,15 @@ from hostmesh_agent.state import State, StateError
 from hostmesh_agent.status import CAPTURE_OFF
 from hostmesh_agent.workload_api import svids
 
+AGENT_ANSWERS_WITHIN_S: Final = 5.0
 AGENT_ENDS_WITHIN_S: Final = 15.0
 ENVOY_ENDS_WITHIN_S: Final = 10.0
+HUNG_ENVOY_ENDS_WITHIN_S: Final = 1.0
+"""Of one that does not answer: it is asked all the same, as it may only have been slow."""
 TELL_WITHIN_S: Final = 10.0
+TIMER_ENDS_WITHIN_S: Final = 5.0
+_LOCK_IS_FREE_WITHIN_S: Final = 5.0
+_POLL_S: Final = 0.05
 
 Step = tuple[str, Callable[[], str]]
 """What is done, and the doing; that returns what is worth telling, or "" if nothing was to be done."""
@@ -51,30 +63,82 @@ Step = tuple[str, Callable[[], str]]
 def leave(config: AgentConfig, *, purge: bool, tell: Callable[[str], None]) -> bool:
     """Leave; return whether everything was undone. Each step is tried whatever became of the ones before.
 
+    Args:
+        config: where the agent's files are.
+        purge: its directories go too, with Envoy's binary; else they stay, without anything of this mesh.
+        tell: is given each thing that was done, or could not be.
+
     Raises:
-        LockedError: the agent does not end.
+        LockedError: another `leave` is at work.
     """
-    with suppress(control.AgentAbsentError):
-        control.call(config.control_socket, control.RELEASE)
-    with suppress(control.ControlError):
-        # Else it would put back, later, what was in force before the trial.
-        arming.tell(config.run_dir, arming.UNDO)
-    done = True
-    with lock.held(config.state_dir, AGENT_ENDS_WITHIN_S):
-        for what, act in _steps(config):
-            try:
-                told = act()
-            except (OSError, StateError, ResolverError, capture.CaptureError) as error:
-                tell(f"{what}: {error}")
-                done = False
-            else:
-                if told:
-                    tell(f"{what}: {told}")
-        if done and purge:
-            shutil.rmtree(config.state_dir, ignore_errors=True)
-            shutil.rmtree(config.run_dir, ignore_errors=True)
-            tell(f"{config.state_dir} and {config.run_dir}: removed")
+    had_state = config.state_dir.exists()
+    with _alone(config, tell):
+        undone = [what for what, act in _steps(config) if not _tried(what, act, tell)]
+        done = not undone
+        if done and (purge or not had_state):
+            done = _tried("directories", lambda: _remove_directories(config), tell)
     return done
+
+
+def _tried(what: str, act: Callable[[], str], tell: Callable[[str], None]) -> bool:
+    try:
+        told = act()
+    except (OSError, StateError, ResolverError, capture.CaptureError) as error:
+        tell(f"{what}: {error}")
+        return False
+    if told:
+        tell(f"{what}: {told}")
+    return True
+
+
+@contextmanager
+def _alone(config: AgentConfig, tell: Callable[[str], None]) -> Iterator[None]:
+    """Be the only one who works on the host: the agent ends, by itself or by force.
+
+    Raises:
+        LockedError: who holds the lock is no agent.
+    """
+    patience_s = AGENT_ENDS_WITHIN_S
+    try:
+        control.call(config.control_socket, control.RELEASE, AGENT_ANSWERS_WITHIN_S)
+    except control.AgentAbsentError:
+        pass  # none runs, or one that is only starting, or ending
+    except control.ControlError:
+        patience_s = 0.0
+    _end_timers(config)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(lock.held(config.state_dir, patience_s))
+        except lock.LockedError:
+            if not _end_agent(config.state_dir):
+                raise
+            tell("agent: it did not answer and was killed")
+            stack.enter_context(lock.held(config.state_dir, _LOCK_IS_FREE_WITHIN_S))
+        yield
+
+
+def _end_timers(config: AgentConfig) -> None:
+    """End what would put back, later, what was in force before a change of capture.
+
+    It undoes the change itself where it answers; it must be gone before anything is cleared.
+    """
+    with suppress(control.ControlError):
+        arming.tell(config.run_dir, arming.UNDO)
+    until = time.monotonic() + TIMER_ENDS_WITHIN_S
+    while holders.found(holders.is_timer) and time.monotonic() < until:
+        time.sleep(_POLL_S)
+    holders.end(holders.is_timer)
+
+
+def _end_agent(state_dir: Path) -> bool:
+    """End the agent that holds the lock; another `leave` is left at its work."""
+    holds = holders.holds_lock(state_dir / lock.FILE)
+
+    def test(pid: int) -> bool:
+        words = holders.words(pid)
+        return holds(pid) and holders.is_agent(words) and "leave" not in words
+
+    return bool(holders.end(test))
 
 
 def _steps(config: AgentConfig) -> Iterator[Step]:
@@ -106,18 +170,37 @@ def _restore_names(config: AgentConfig) -> str:
 
 def _clear_capture() -> str:
     had_rules = capture.Capture().state().state != "off"
-    capture.clear()
+    try:
+        capture.clear()
+    except capture.CaptureError:
+        # They may belong to a process of ours that no longer answers, such as an agent of another state directory.
+        if not holders.end(holders.holds_netfilter):
+            raise
+        capture.clear()
     return "removed" if had_rules else ""
 
 
 def _stop_envoy(config: AgentConfig) -> str:
     """Nothing new comes to it any more, once capture is gone; what is under way may finish."""
     active = life_file.active_directory(config)
+    grace_s = HUNG_ENVOY_ENDS_WITHIN_S
     if process.recorded_runs(active):
-        asyncio.run(drain.drained(Admin(active / ADMIN_SOCKET), drain.noted_s(config.envoy_dir)))
-    stopped = [process.stop_recorded(config.directory_of(each), ENVOY_ENDS_WITHIN_S) for each in Instance]
+        admin = Admin(active / ADMIN_SOCKET)
+        if asyncio.run(_answers(admin)):
+            grace_s = ENVOY_ENDS_WITHIN_S
+            asyncio.run(drain.drained(admin, drain.noted_s(config.envoy_dir)))
+    stopped = [process.stop_recorded(config.directory_of(each), grace_s) for each in Instance]
+    strays = holders.end(holders.is_envoy_of(config.state_dir), grace_s)
     EnvoyGroup(*cgroup.usable()).remove()
-    return "stopped" if any(stopped) else ""
+    return "stopped" if any(stopped) or strays else ""
+
+
+async def _answers(admin: Admin) -> bool:
+    try:
+        await admin.live()
+    except AdminError:
+        return False
+    return True
 
 
 def _remove_tree(config: AgentConfig) -> str:
@@ -128,7 +211,7 @@ def _remove_tree(config: AgentConfig) -> str:
         config.state_dir / svids.DIRECTORY,
         config.workload_api_dir,
     ):
-        if directory.exists():
+        with suppress(FileNotFoundError):
             shutil.rmtree(directory)
     for path in (
         config.xds_socket,
@@ -138,6 +221,7 @@ def _remove_tree(config: AgentConfig) -> str:
         config.state_dir / hold.FILE,
         config.state_dir / widening.LAST_GOOD,
         config.state_dir / guard.FILE,
+        config.state_dir / guard.SPARE,
         config.state_dir / life_file.FILE,
         config.state_dir / chosen_binary.FILE,
         config.state_dir / drained.FILE,
@@ -150,3 +234,26 @@ def _forget(state: State) -> str:
     joined = state.joined
     state.forget()
     return "removed" if joined else ""
+
+
+def _remove_directories(config: AgentConfig) -> str:
+    """Remove both directories and all that is in them, also what an agent of another version left there.
+
+    A directory that is a mount stays, empty: whoever mounted it takes it away.
+    """
+    removed = []
+    for directory in (config.run_dir, config.state_dir):
+        if not directory.exists():
+            continue
+        for each in directory.iterdir():
+            if each.is_dir() and not each.is_symlink():
+                shutil.rmtree(each)
+            else:
+                each.unlink(missing_ok=True)
+        try:
+            directory.rmdir()
+        except OSError as error:
+            if error.errno != errno.EBUSY or not os.path.ismount(directory):
+                raise
+        removed.append(str(directory))
+    return f"{' and '.join(removed)} removed" if removed else ""

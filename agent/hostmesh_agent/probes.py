@@ -6,6 +6,9 @@ What counts is the judgement, not the last look: so many successes in a row make
 unhealthy. A new workload is not healthy before its first success. One that was healthy stays so until its probe says
 otherwise: through a change of the probe, when it gets its first one, and through a restart of the agent, which finds
 what it knew on the run directory. A reboot ends that: the programs have ended too.
+
+A workload that fails is unhealthy at once, always. One that is well again is healthy at once, too, unless it keeps
+coming and going: then it counts as unhealthy for longer each time, or each flip would be told to all of its callers.
 """
 
 import asyncio
@@ -17,6 +20,8 @@ from typing import Final, NamedTuple
 
 import structlog
 
+from hostmesh_agent.alarms import Alarms
+from hostmesh_agent.repairs import Repairs
 from hostmesh_agent.state import write_private
 from hostmesh_api.v1.hostmesh_pb2 import Probe, ProbeState, Workload, WorkloadLease
 
@@ -25,9 +30,13 @@ AT_ONCE: Final = 16
 CONNECTIONS_AT_ONCE: Final = 256
 """The same of looks that are a connection. They wait for no command: one that hangs may do so for a day."""
 MAX_REASON_CHARS: Final = 200
+FIRST_HOLD_S: Final = 2.0
+LAST_HOLD_S: Final = 60.0
+"""How long a workload that keeps coming back must wait until it counts as healthy: twice as long each time."""
 READINESS: Final = "readiness"
 """The probe that its WorkloadGroup says it has."""
 _NOT_YET: Final = "its probe has not succeeded yet"
+_FLAPS: Final = "it is well, but comes and goes: it counts once it has been well for longer"
 
 log = structlog.get_logger(__name__)
 
@@ -77,9 +86,10 @@ def judge(before: Judgement, look: Look, probe: Probe) -> Judgement:
 class Memory:
     """What was thought of each probe, and of each workload, in a file that does not count after a reboot."""
 
-    def __init__(self, path: Path, boot_id: str) -> None:
+    def __init__(self, path: Path, boot_id: str, alarms: Alarms | None = None) -> None:
         self._path = path
         self._boot_id = boot_id
+        self._alarms = Alarms() if alarms is None else alarms
 
     def read(self) -> dict[ProbeName, bool]:
         """Return what was healthy and what was not; nothing where nothing is known."""
@@ -92,7 +102,7 @@ class Memory:
                 ProbeName(Name(namespace, name), probe[0] if probe else ""): bool(healthy)
                 for namespace, name, *probe, healthy in document["workloads"]
             }
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return {}
 
     def write(self, healthy: Mapping[ProbeName, bool]) -> None:
@@ -101,7 +111,9 @@ class Memory:
         try:
             write_private(self._path, json.dumps(document).encode())
         except OSError as error:
-            log.warning("health is not remembered", error=str(error))
+            self._alarms.up("memory.not-written", f"{self._path}: {error}", "health")
+        else:
+            self._alarms.down("memory.not-written", "health")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,13 +143,17 @@ class Probes:
         self._workloads: dict[Name, tuple[ProbeName, ...]] = {}
         self._asked: dict[ProbeName, _Asked] = {}
         self._judgements: dict[ProbeName, Judgement] = {}
+        self._healthy: dict[Name, bool] = {}
+        self._returns: dict[Name, Repairs] = {}
+        self._held: dict[Name, asyncio.TimerHandle] = {}
+        """Workloads that are well, and do not count as healthy yet."""
         self._commands = asyncio.Semaphore(AT_ONCE)
         self._connections = asyncio.Semaphore(CONNECTIONS_AT_ONCE)
         self._wake = asyncio.Event()
 
     def configure(self, workloads: Iterable[Workload]) -> None:
         """Look at these from now on."""
-        before = {name: self._is_healthy(name) for name in self._workloads}
+        before = self._healthy
         asked = {Name(each.namespace, each.name): _asked(each) for each in workloads}
         self._workloads = {name: tuple(found) for name, found in asked.items()}
         self._asked = {each: how for found in asked.values() for each, how in found.items()}
@@ -148,10 +164,15 @@ class Probes:
             whole = self._remembered.get(ProbeName(each.workload, ""), False)
             known = before.get(each.workload, self._remembered.get(each, whole))
             self._judgements[each] = Judgement(known, reason="" if known else _NOT_YET)
+        for name in self._held.keys() - {each for each in self._workloads if self._is_well(each)}:
+            self._held.pop(name).cancel()
+        self._healthy = {name: self._is_well(name) and name not in self._held for name in self._workloads}
+        self._returns = {name: self._returns.get(name) or Repairs(FIRST_HOLD_S, LAST_HOLD_S) for name in asked}
         self._remember()
         self._wake.set()
 
-    def _is_healthy(self, name: Name) -> bool:
+    def _is_well(self, name: Name) -> bool:
+        """Tell whether all of a workload's probes think so."""
         return all(self._judgements[each].healthy for each in self._workloads[name])
 
     def tell(self, lease: WorkloadLease) -> WorkloadLease:
@@ -160,8 +181,8 @@ class Probes:
         probes = self._workloads.get(name, ())
         if probes:
             found = {each.probe: self._judgements[each] for each in probes}
-            lease.health = WorkloadLease.HEALTHY if self._is_healthy(name) else WorkloadLease.UNHEALTHY
-            lease.health_reason = _reason(found)
+            lease.health = WorkloadLease.HEALTHY if self._healthy[name] else WorkloadLease.UNHEALTHY
+            lease.health_reason = _FLAPS if name in self._held else _reason(found)
             lease.probes.extend(
                 ProbeState(name=each, healthy=judged.healthy, reason=judged.reason) for each, judged in found.items()
             )
@@ -194,20 +215,41 @@ class Probes:
             await asyncio.sleep(max(0.0, began + max(1, probe.period_s) - loop.time()))
 
     def _take(self, name: ProbeName, after: Judgement) -> None:
-        before = self._is_healthy(name.workload)
         after = replace(after, reason=after.reason[:MAX_REASON_CHARS])
         flipped = after.healthy != self._judgements[name].healthy
         self._judgements[name] = after
         if flipped:
             workload = "/".join(name.workload)
             log.info("health changed", workload=workload, probe=name.probe, healthy=after.healthy, reason=after.reason)
+            if self._settle(name.workload):
+                self._changed()
             self._remember()
-        if flipped and self._is_healthy(name.workload) != before:
+
+    def _settle(self, name: Name) -> bool:
+        """Let what the probes think of a workload count, or wait; return whether it counts otherwise now."""
+        if name in self._held:
+            self._held.pop(name).cancel()
+        well = self._is_well(name)
+        if well == self._healthy[name]:
+            return False
+        if well:
+            loop, returns = asyncio.get_running_loop(), self._returns[name]
+            wait_s = returns.wait_s(loop.time())
+            if wait_s > 0:
+                self._held[name] = loop.call_later(wait_s, self._hold_ended, name)
+                return False
+            returns.made(loop.time())
+        self._healthy[name] = well
+        return True
+
+    def _hold_ended(self, name: Name) -> None:
+        if self._settle(name):
             self._changed()
+            self._remember()
 
     def _remember(self) -> None:
         now = {name: judgement.healthy for name, judgement in self._judgements.items()}
-        now |= {ProbeName(name, ""): self._is_healthy(name) for name in self._workloads}
+        now |= {ProbeName(name, ""): self._healthy[name] for name in self._workloads}
         if now != self._remembered:
             self._remembered = now
             self._memory.write(now)

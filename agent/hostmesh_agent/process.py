@@ -54,7 +54,7 @@ def read_record(directory: Path) -> Record | None:
         try:
             document = json.loads(file.read(1 << 16))
             return Record(**{name: kind(document[name]) for name, kind in _RECORD_FIELDS.items()})
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return None
 
 

@@ -1,19 +1,27 @@
-"""Which of the programs that capture names are there: users by the host's own database, units by their cgroups."""
+"""Which of the programs that rules name are there: users by the host's own database, units by their cgroups.
+
+It is the one place where that is found out, for the mesh's policy, for the owner's word and for programs with an
+identity of their own alike: what is named together is looked for once and watched once.
+"""
 
 import asyncio
 import pwd
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from pathlib import Path
 
 from hostmesh_agent.capture.who import NOBODY, Match, Present
 from hostmesh_agent.units import Units
 
 
 class Programs:
-    """For one event loop. `changed` is called when a unit that is named may have come or gone."""
+    """For one event loop. `changed` is called when a unit that is named may have come or gone.
 
-    def __init__(self, changed: Callable[[], None]) -> None:
-        self._units = Units(changed)
+    `top` is where cgroup v2 is mounted; None: no unit is known.
+    """
+
+    def __init__(self, changed: Callable[[], None], top: Path | None) -> None:
+        self._units = Units(changed, top)
 
     async def look(self, matches: Iterable[Match]) -> Present:
         """Return who is there of those that the matches name."""

@@ -2,18 +2,19 @@
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Final
 
 import structlog
 
-from hostmesh_agent import cgroup, process, unit_watch
-from hostmesh_agent.capture import Caller, CaptureError, HostFloor, nft
+from hostmesh_agent import cgroup, process
+from hostmesh_agent.capture import Caller, CaptureError, HostFloor, kernel, nft
 from hostmesh_agent.capture.callers import envoy_in
+from hostmesh_agent.capture.who import Match, Present
 from hostmesh_agent.cgroup import EnvoyGroup
 from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.own_callers import OwnCallers
 from hostmesh_agent.places import Instance
+from hostmesh_agent.programs import Programs
 from hostmesh_api.v1.hostmesh_pb2 import HostConfig
 from hostmesh_api.wire import ENVOY_SLICES
 
@@ -34,11 +35,12 @@ class Recognition:
         root, why_not = cgroup.usable()
         why_not = why_not or ("" if nft.knows_cgroups() else "the kernel has no such match (module nft_socket)")
         self.group = EnvoyGroup(root, why_not or ("" if switches_user else _NOT_ROOT))
-        self._own = OwnCallers(config.workloads, root, why_not)
+        self._root = root
+        self._own = OwnCallers(config.workloads, why_not)
         self._user = config.envoy.user
         self._found: tuple[Caller, ...] = ()
         try:
-            self.group.in_force = envoy_in(nft.read())
+            self.group.in_force = envoy_in(kernel.read())
         except CaptureError as error:
             log.error("the rules that are there cannot be read", reason=str(error))
         for instance in Instance:
@@ -57,10 +59,19 @@ class Recognition:
         except OSError as error:
             raise CaptureError(f"Envoy's cgroup cannot be made: {error}") from error
 
-    def callers(self, config: HostConfig, certificates: Collection[str]) -> tuple[Caller, ...]:
+    @property
+    def named(self) -> Match:
+        """The programs whose presence has to be known for `callers`."""
+        return self._own.named
+
+    def programs(self, changed: Callable[[], None]) -> Programs:
+        """Return what finds programs on this host; `changed` is called when one may have come or gone."""
+        return Programs(changed, self._root)
+
+    def callers(self, config: HostConfig, certificates: Collection[str], present: Present) -> tuple[Caller, ...]:
         """Return the programs whose identity Envoy can show; the others call as the host's programs do."""
         here = frozenset(config.outbound_identities) & frozenset(certificates)
-        self._found = self._own.look(here, config.trust_domain)
+        self._found = self._own.among(present, here, config.trust_domain)
         return self._found
 
     def problems(self, config: HostConfig | None) -> Iterator[str]:
@@ -79,9 +90,3 @@ class Recognition:
                 for each in self._found
             ],
         }
-
-    async def watch(self, changed: Callable[[], None]) -> None:
-        """Call `changed` when units come or go, until cancelled; nothing to do where no unit is anybody's."""
-        watched: Path | None = self._own.watched
-        if watched is not None:
-            await unit_watch.watch(watched, changed)

@@ -1,4 +1,7 @@
-"""How often the rules are put back after another program changed them: at once, but never as a fight. Pure."""
+"""How often something is put right that is undone each time: at once, but never as a fight. Pure.
+
+The rules after another program changed them, the resolver's file, and a workload's health where its program flaps.
+"""
 
 from collections import deque
 from dataclasses import dataclass, field
@@ -13,8 +16,13 @@ LAST_PAUSE_S: Final = 30.0
 
 @dataclass(slots=True)
 class Repairs:
-    """The repairs of the last minute. Times are seconds of any clock that only goes forward."""
+    """The repairs of the last minute. Times are seconds of any clock that only goes forward.
 
+    `first_pause_s`, `last_pause_s`: between repairs that are more than a few; each pause is twice the one before.
+    """
+
+    first_pause_s: float = _FIRST_PAUSE_S
+    last_pause_s: float = LAST_PAUSE_S
     _made: deque[float] = field(default_factory=deque)
     _pause_s: float = 0.0
 
@@ -30,7 +38,7 @@ class Repairs:
         self._forget(now)
         self._made.append(now)
         if len(self._made) >= LIMIT:
-            self._pause_s = min(max(self._pause_s * 2, _FIRST_PAUSE_S), LAST_PAUSE_S)
+            self._pause_s = min(max(self._pause_s * 2, self.first_pause_s), self.last_pause_s)
 
     def count(self, now: float) -> int:
         """Return how many were made within the window."""

@@ -5,12 +5,15 @@ is there). But the file stays where it names systemd-resolved, and where it list
 asks: then programs go past it, and the owner hears what to do.
 """
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from hostmesh_agent import name_link, resolved
 from hostmesh_agent.dns import Resolver, ResolverError, ResolverState
 from hostmesh_agent.mesh_names import MeshNames
+from hostmesh_agent.repairs import Repairs
 
 _NOT_SEEN_YET: Final = "no service has a name below the mesh's domain yet"
 _PAST_RESOLVED: Final = (
@@ -18,22 +21,40 @@ _PAST_RESOLVED: Final = (
     "ln -sf ../run/systemd/resolve/stub-resolv.conf /etc/resolv.conf"
 )
 _SHOWN: Final = 3
+_CURES: Final = {
+    "NetworkManager": "write dns=none into [main] of NetworkManager.conf, or let it use systemd-resolved",
+    "dhclient-script": "make_resolv_conf() { :; } in /etc/dhcp/dhclient-enter-hooks.d/ has it leave the file alone",
+    "dhcpcd": "write nohook resolv.conf into dhcpcd.conf",
+    "resolvconf": "end it, or let it give the host's resolvers to systemd-resolved",
+}
+_ANY_CURE: Final = "have it leave the file alone, or use systemd-resolved"
 
 
 class Resolution:
     """Name resolution of this host. Methods block for a moment on the disk and, rarely, on resolvectl."""
 
-    def __init__(self, resolv_conf: Path, state_dir: Path, domains: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        resolv_conf: Path,
+        state_dir: Path,
+        domains: tuple[str, ...] = (),
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Begin with nothing known.
 
         Args:
             resolv_conf: the resolver's file.
             state_dir: where a copy of it is kept.
             domains: what the host's owner wants to be asked of the mesh beside its own domain.
+            now: a clock that only goes forward, in seconds.
         """
         self._resolver = Resolver(resolv_conf, state_dir)
         self._resolved = resolved.Resolved()
         self._domains = domains
+        self._path = resolv_conf
+        self._now = now
+        self._repairs = Repairs()
+        self._written = False
 
     def put(self, names: MeshNames) -> ResolverState:
         """Have mesh names answered by Envoy, if they are not already; what another tool changed is put right.
@@ -47,8 +68,27 @@ class Resolution:
         if self._resolver.names_resolved():
             return split or ResolverState(in_place=False, detail=_absent())
         state = self._resolver.check()
-        state = state if state.in_place else self._resolver.apply()
+        if not state.in_place:
+            waits = self._rewritten() if self._written else ""
+            if waits:
+                return ResolverState(in_place=False, detail=waits)
+            state = self._resolver.apply()
+            self._written = state.in_place
         return ResolverState(state.in_place, state.detail or (split.detail if split else ""))
+
+    def _rewritten(self) -> str:
+        """Note that another program wrote the file after us; return why it is not put right now, "" if it is."""
+        now = self._now()
+        wait_s = self._repairs.wait_s(now)
+        if not wait_s:
+            self._repairs.made(now)
+            return ""
+        writer = self._resolver.writer()
+        return (
+            f"{self._path} was put right {self._repairs.count(now)} times and is written again by "
+            f"{writer or 'a program that does not name itself in it'}: the next time in {wait_s:.0f} s; "
+            f"{_CURES.get(writer, _ANY_CURE)}"
+        )
 
     def _put_split(self, names: MeshNames) -> ResolverState | None:
         """Tell systemd-resolved; None if it does not run."""
@@ -79,6 +119,7 @@ class Resolution:
         Raises:
             ResolverError: something could not be taken back; the rest was.
         """
+        self._written = False
         try:
             self._resolved.remove()
         except resolved.ResolvedError as error:

@@ -184,6 +184,11 @@ class Rotation:
         """Return what is known of each certificate that is kept."""
         return {name: renewal.validity for name, renewal in self._renewals.items()}
 
+    def look_again(self) -> None:
+        """Look at once at what is due; what failed by another clock is tried again."""
+        self._failures.clear()
+        self._changed.set()
+
     def replaced(self, name: str, validity: Validity) -> None:
         """Take note that a certificate was replaced from outside, and that what failed may succeed now."""
         if name in self._renewals:

@@ -12,6 +12,7 @@ import os
 import signal
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Final
@@ -30,12 +31,14 @@ from hostmesh_agent import (
     host,
     lock,
     modules,
+    notify,
     report,
     sever,
     slim,
     workdir,
 )
 from hostmesh_agent.admin import Admin, AdminError
+from hostmesh_agent.alarms import Alarms
 from hostmesh_agent.cache import Cache
 from hostmesh_agent.calls import CallMemory, Calls
 from hostmesh_agent.capture import HostFloor, Owner
@@ -50,12 +53,13 @@ from hostmesh_agent.drained import Drained
 from hostmesh_agent.envoy import EnvoyCommand
 from hostmesh_agent.envoy_verbs import EnvoyVerbs
 from hostmesh_agent.envoys import Envoys
-from hostmesh_agent.identities import Identities
+from hostmesh_agent.identities import AGENT, Identities
 from hostmesh_agent.lifecycle import Phase
 from hostmesh_agent.looking import OWN_LISTENERS
 from hostmesh_agent.mesh_names import DNS_LISTENER, AcceptedNames
 from hostmesh_agent.modules import Modules
 from hostmesh_agent.next_envoy import NextEnvoy, first_command
+from hostmesh_agent.notify import NOBODY, Manager
 from hostmesh_agent.places import PORTS
 from hostmesh_agent.policy_floor import table
 from hostmesh_agent.policy_floor.floor import Floor
@@ -69,6 +73,7 @@ from hostmesh_agent.svid import Svid
 from hostmesh_agent.telling import Parts as TellingParts
 from hostmesh_agent.telling import Telling
 from hostmesh_agent.uplink import Uplink
+from hostmesh_agent.vital_signs import Vigil
 from hostmesh_agent.workload_api import svids as workload_certificates
 from hostmesh_agent.workload_api.serving import Serving
 from hostmesh_api.call_stats import NAMES
@@ -99,25 +104,31 @@ async def run(config: AgentConfig) -> None:
         StateError, WorkdirError, ArtifactError, LockedError: the owner of the host must act.
     """
     with lock.held(config.state_dir):
-        owner = Owner()
-        await asyncio.to_thread(guard.close_strict_ports, config, owner)
-        agent = await prepare(config, owner)
+        # Before Envoy, or whatever else is started here, could speak in our name.
+        manager = notify.take(os.environ)
+        owner, alarms = Owner(), Alarms()
+        await asyncio.to_thread(guard.close_strict_ports, config, owner, alarms)
+        agent = await prepare(config, owner, alarms, manager)
         await agent.run()
 
 
-async def prepare(config: AgentConfig, owner_of_rules: Owner) -> "Agent":
+async def prepare(
+    config: AgentConfig, owner_of_rules: Owner, alarms: Alarms | None = None, manager: Manager = NOBODY
+) -> "Agent":
     """Make the directories and find the binary: everything that a person must put right fails here."""
     _close_directories(config)
-    state = State(config.state_dir)
+    alarms = Alarms() if alarms is None else alarms
+    state = State(config.state_dir, alarms)
+    await asyncio.to_thread(state.begin)
     record = state.host()
-    state.files()
     owner = workdir.account(config.envoy.user)
     config.run_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
     workdir.prepare(config.envoy_dir, owner)
     workdir.check_reachable(config.xds_socket, owner)
     installed = await asyncio.to_thread(chosen_binary.install, config)
     recognition = await asyncio.to_thread(Recognition, config, switches_user=owner.switch)
-    return Agent(config, state, first_command(config, record.host, owner, installed), owner_of_rules, recognition)
+    command = first_command(config, record.host, owner, installed)
+    return Agent(config, state, command, owner_of_rules, recognition, alarms, manager)
 
 
 def _close_directories(config: AgentConfig) -> None:
@@ -138,8 +149,11 @@ class Agent:
         command: EnvoyCommand,
         owner_of_rules: Owner,
         recognition: Recognition,
+        alarms: Alarms,
+        manager: Manager,
     ) -> None:
         self._config = config
+        self._manager = manager
         self._state = state
         self._record = state.host()
         self._facts = host.fixed_facts()
@@ -163,7 +177,7 @@ class Agent:
         copy = ColdCopy(config.state_dir / "cache", config.cold.max_mb * 1_000_000) if config.cold.enabled else None
         self._cold = None if copy is None else Cold(copy, self._caller)
         self._relay = Relay(
-            cache=Cache(config.state_dir / "cache"),
+            cache=Cache(config.state_dir / "cache", alarms),
             socket=config.xds_socket,
             envoy_uid=command.owner.uid,
             host=self._record.host,
@@ -205,9 +219,9 @@ class Agent:
         )
         self._returning = Returning(state, self._holds_connection, now, self._identities.returned)
         self._reporter = report.Reporter(self._report, self._uplink.report, taken=self._taken)
-        memory = Memory(config.run_dir / "health.json", self._facts.boot_id)
+        memory = Memory(config.run_dir / "health.json", self._facts.boot_id, alarms)
         self._probes = Probes(Ways(config.probes.exec_user).look, memory, self._reporter.changed)
-        remembered = CallMemory(config.run_dir / "calls.json", self._facts.boot_id)
+        remembered = CallMemory(config.run_dir / "calls.json", self._facts.boot_id, alarms)
         self._calls = Calls(partial(self._admin.stats, NAMES), remembered, self._reporter.changed, now)
         self._discovery = Discovery(
             config,
@@ -233,6 +247,16 @@ class Agent:
             names=names,
             gone=self._without_proxy,
             wake=self._wake.set,
+            alarms=alarms,
+        )
+        self._vigil = Vigil(
+            (config.state_dir, config.run_dir),
+            alarms,
+            self._own_certificate,
+            self._own_addresses,
+            host.addresses,
+            self._time_went,
+            self._reporter.changed,
         )
         self._telling = Telling(
             TellingParts(
@@ -256,6 +280,7 @@ class Agent:
                 returning=self._returning,
                 workload_api=self._workload_api,
                 reporter=self._reporter,
+                alarms=alarms,
             ),
             lambda: self._host_config,
             self._active,
@@ -297,7 +322,8 @@ class Agent:
                     "discovery": self._discovery.run(),
                     "names over tcp": dns_front.Front().run(),
                     "rules": generation.watch(self._wake.set, self._capturing.changed_by),
-                    "units": self._recognition.watch(self._wake.set),
+                    "vigil": self._vigil.run(),
+                    "manager": notify.run(self._manager, self._settled, self._telling.in_a_line),
                     "report": self._report_when_settled(),
                 }.items()
             ]
@@ -313,6 +339,23 @@ class Agent:
         """Tell whether the controller takes our certificate: it refuses one a moment after the connection stands."""
         state = self._relay.state()
         return state.since is not None and now() - state.since >= _HOLDS_AFTER
+
+    # What the vigil asks and tells
+
+    def _own_certificate(self) -> tuple[datetime, datetime] | None:
+        own = self._identities.validities().get(AGENT)
+        return None if own is None else (own.not_before, own.not_after)
+
+    def _own_addresses(self) -> list[tuple[str, str]]:
+        config = self._host_config
+        if config is None:
+            return []
+        return [(f"{each.namespace}/{each.name}", each.address) for each in config.workloads]
+
+    def _time_went(self) -> None:
+        """What is due by the time of day was planned by another clock."""
+        self._identities.look_again()
+        self._something_changed()
 
     # Configuration
 
@@ -356,6 +399,7 @@ class Agent:
         self._host_config = config
         self._severing.take(config.expelled_addresses)
         self._probes.configure(config.workloads)
+        self._discovery.configure(config.workloads)
         if config.HasField("envoy") and self._next_envoy.take_settings(config.envoy):
             self._envoys.command_changed()
         if await self._next_envoy.take_patch(config.bootstrap_patch):
@@ -433,7 +477,8 @@ class Agent:
         async with self._stepping:
             config, floor = self._host_config, self._floor
             if config is not None and floor is not None:
-                await self._capturing.step(config, self._envoys.floor(floor))
+                answered = not (self._without_proxy() or self._envoys.hung)
+                await self._capturing.step(config, replace(self._envoys.floor(floor), names_answered=answered))
                 await self._sweep_if_settled()
 
     async def _sweep_if_settled(self) -> None:

@@ -2,8 +2,10 @@
 
     <state_dir>/host.json                           name, trust domain, where the controller is: there once joined
     <state_dir>/identity/{key,chain,bundle}.pem     the host's own identity, 0600 in 0700
+    <state_dir>/spare.json                          a copy of all of it: what is damaged is made anew from it
 
-A host has joined if and only if host.json is there: it is written last and removed first.
+A host has joined if and only if host.json is there: it is written last and removed first. The spare copy is removed
+before it and written after it, so that it never brings back an identity that was given up.
 """
 
 import dataclasses
@@ -12,13 +14,19 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Final
 
-from hostmesh_agent.keyroom import belongs_together
+import structlog
+
+from hostmesh_agent import spare
+from hostmesh_agent.alarms import Alarms
+from hostmesh_agent.keyroom import belongs_together, roots, standing
+from hostmesh_agent.spare import Spare
 from hostmesh_agent.svid import SvidError
 from hostmesh_api.identity import HostIdentity
 
@@ -27,6 +35,8 @@ _NEXT_KEY: Final = "key.next.pem"
 _WAITING_KEY: Final = "waiting.key.pem"
 _REJOIN: Final = "join again with a new join string (hostmesh-agent join --force)"
 
+_log = structlog.get_logger(__name__)
+
 
 class StateError(Exception):
     """The owner of the host must act; the message names the file and the cure."""
@@ -34,6 +44,10 @@ class StateError(Exception):
 
 class NotJoinedError(StateError):
     """The host has no identity yet."""
+
+
+class ExposedError(StateError):
+    """Others may have read what is ours alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +80,10 @@ class HostFiles:
 class State:
     """The state directory. Synchronous: the files are small and on the local disk."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, alarms: Alarms | None = None) -> None:
+        """`alarms` is told of damage that was mended; the agent's own."""
         self.directory = directory
+        self._alarms = Alarms() if alarms is None else alarms
         self._identity = directory / "identity"
         self._host = directory / "host.json"
 
@@ -80,8 +96,17 @@ class State:
 
         Raises:
             NotJoinedError: it has not joined.
-            StateError: host.json is damaged or open to others.
+            StateError: host.json is damaged and so is the spare copy, or it is open to others.
         """
+        try:
+            return self._read_host()
+        except (NotJoinedError, ExposedError):
+            raise
+        except StateError as error:
+            self._mend(error)
+            return self._read_host()
+
+    def _read_host(self) -> HostRecord:
         try:
             data = read_private(self._host)
         except FileNotFoundError:
@@ -89,7 +114,7 @@ class State:
             raise NotJoinedError(msg) from None
         try:
             record = _host_record(json.loads(data))
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             msg = f"{self._host} is damaged ({error}): {_REJOIN}"
             raise StateError(msg) from error
         return record
@@ -98,12 +123,23 @@ class State:
         """Return the host's own identity, as one that belongs together.
 
         Raises:
-            StateError: a file is missing, damaged, or open to others.
+            StateError: a file is missing or damaged and so is the spare copy, or one is open to others.
         """
+        try:
+            return self._read_files()
+        except ExposedError:
+            raise
+        except StateError as error:
+            self._mend(error)
+            return self._read_files()
+
+    def _read_files(self) -> HostFiles:
         try:
             chain_pem = read_private(self._identity / "chain.pem")
             key_pem = self._key(chain_pem)
-            return HostFiles(key_pem, chain_pem, read_private(self._identity / "bundle.pem"))
+            bundle_pem = read_private(self._identity / "bundle.pem")
+            roots(bundle_pem)  # raises SvidError for what is no bundle
+            return HostFiles(key_pem, chain_pem, bundle_pem)
         except FileNotFoundError as error:
             msg = f"{error.filename} is missing: {_REJOIN}"
             raise StateError(msg) from error
@@ -124,6 +160,7 @@ class State:
             for leftover in (staging, old):
                 if leftover.exists():
                     shutil.rmtree(leftover)
+            self._drop_spare()
             staging.mkdir(mode=0o700)
             write_private(staging / "key.pem", files.key_pem)
             write_private(staging / "chain.pem", files.chain_pem)
@@ -136,6 +173,7 @@ class State:
             write_private(self._host, _host_document(record))
             if old.exists():
                 shutil.rmtree(old)
+        self.keep_spare()
 
     def save_renewed(self, files: HostFiles) -> None:
         """Put a new key and certificate in the old ones' place.
@@ -152,6 +190,7 @@ class State:
             write_private(self._identity / _NEXT_KEY, files.key_pem)
             write_private(self._identity / "chain.pem", files.chain_pem)
             self._adopt_next_key()
+        self.keep_spare()
 
     def waiting_key(self) -> bytes | None:
         """Return the key with which this host waits for approval, PEM; None if it does not.
@@ -187,15 +226,81 @@ class State:
         """
         with _explained(self.directory):
             write_private(self._host, _host_document(record))
+        self.keep_spare()
 
     def save_bundle(self, bundle_pem: bytes) -> None:
         """Replace the roots that the host trusts the controller by."""
         with _explained(self._identity):
             write_private(self._identity / "bundle.pem", bundle_pem)
+        self.keep_spare()
+
+    def begin(self) -> None:
+        """Look after the files when an agent starts: mend what is damaged, and make the spare copy that of today.
+
+        Raises:
+            NotJoinedError, StateError: as `host` and `files` do.
+        """
+        self.host()
+        files = self.files()
+        if not _stands(files.chain_pem, files.bundle_pem):
+            with suppress(ValueError, OSError, StateError):
+                found = spare.decode(read_private(self.directory / spare.FILE))
+                if _stands(found.chain, found.bundle):
+                    # A flipped bit in a signature: it can be read, and nobody believes it.
+                    self._mend(StateError(f"{self._identity / 'chain.pem'} leads to none of the roots"))
+        self.keep_spare()
+
+    def keep_spare(self) -> None:
+        """Make the spare copy that of today. A disk that refuses costs an alarm: what is there now is good."""
+        try:
+            files = self.files()
+            data = spare.encode(Spare(read_private(self._host), files.key_pem, files.chain_pem, files.bundle_pem))
+            if self._read_spare() != data:
+                write_private(self.directory / spare.FILE, data)
+        except (OSError, StateError) as error:
+            text = f"{self.directory / spare.FILE}: {error}: damage to the identity could not be mended now"
+            self._alarms.up("state.not-written", text)
+        else:
+            self._alarms.down("state.not-written")
+
+    def _read_spare(self) -> bytes:
+        with suppress(FileNotFoundError, StateError):
+            return read_private(self.directory / spare.FILE)
+        return b""
+
+    def _drop_spare(self) -> None:
+        path = self.directory / spare.FILE
+        if path.exists():
+            path.unlink()
+            # A power cut must not bring it back beside another identity.
+            fsync_directory(self.directory)
+
+    def _mend(self, damage: StateError) -> None:
+        """Make the identity's files what the spare copy says. Raises the damage if that cannot be."""
+        if not self.joined:
+            raise damage
+        try:
+            found = spare.decode(read_private(self.directory / spare.FILE))
+            self._identity.mkdir(mode=0o700, exist_ok=True)
+            for path, data in (
+                (self._host, found.host),
+                (self._identity / "bundle.pem", found.bundle),
+                (self._identity / _NEXT_KEY, found.key),
+                (self._identity / "chain.pem", found.chain),
+            ):
+                write_private(path, data)
+            self._adopt_next_key()
+        except (OSError, ValueError, StateError) as error:
+            _log.error("the host's identity cannot be mended", reason=str(error))
+            raise damage from error
+        text = f"{damage} -- no need to: it was made anew from {spare.FILE}; look after the disk"
+        self._alarms.up("state.repaired", text)
 
     def forget(self) -> None:
         """Remove the host's identity: it has not joined any more."""
         with _explained(self.directory):
+            if self.directory.exists():
+                self._drop_spare()
             self._host.unlink(missing_ok=True)
             (self.directory / _WAITING_KEY).unlink(missing_ok=True)
             for name in ("identity", "identity.new", "identity.old"):
@@ -213,7 +318,7 @@ class State:
     def _remove_drafts(self) -> None:
         """Remove what a kill left before its rename: half a key is of no use to anybody."""
         for directory in (self.directory, self._identity):
-            for draft in (*directory.glob(".*.pem.*"), *directory.glob(".host.json.*")):
+            for draft in (*directory.glob(".*.pem.*"), *directory.glob(".*.json.*")):
                 draft.unlink(missing_ok=True)
 
     def _key(self, chain_pem: bytes) -> bytes:
@@ -255,7 +360,7 @@ def read_private(path: Path) -> bytes:
         if status.st_mode & 0o077:
             mode = stat.S_IMODE(status.st_mode)
             msg = f"{path} is open to others (mode {mode:04o}): run `chmod 600 {path}`; if it was read, {_REJOIN}"
-            raise StateError(msg)
+            raise ExposedError(msg)
         data = file.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
         msg = f"{path} is larger than {MAX_FILE_BYTES} bytes, so it is not ours: {_REJOIN}"
@@ -347,11 +452,26 @@ def _explained(path: Path) -> Iterator[None]:
         raise StateError(msg) from error
 
 
+def _stands(chain_pem: bytes, bundle_pem: bytes) -> bool:
+    try:
+        return standing(chain_pem, bundle_pem).root != ""
+    except SvidError:
+        return False
+
+
 def _host_document(record: HostRecord) -> bytes:
-    return json.dumps(dataclasses.asdict(record), indent=1).encode() + b"\n"
+    document = dataclasses.asdict(record)
+    return json.dumps({**document, "checksum": _checksum(document)}, indent=1).encode() + b"\n"
+
+
+def _checksum(document: Mapping[str, Any]) -> str:
+    told = json.dumps({name: each for name, each in document.items() if name != "checksum"}, sort_keys=True)
+    return blake2b(told.encode(), digest_size=16).hexdigest()
 
 
 def _host_record(document: Any) -> HostRecord:
+    if "checksum" in document and document["checksum"] != _checksum(document):
+        raise ValueError("the checksum does not match")
     endpoints = tuple(document["agents_endpoints"])
     joining = tuple(document.get("join_endpoints", ()))
     if not endpoints or not all(isinstance(each, str) for each in (*endpoints, *joining)):

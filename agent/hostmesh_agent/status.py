@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hostmesh_agent import hold, life_file, process, workdir
+from hostmesh_agent.alarms import Alarm, Alarms
 from hostmesh_agent.cache import Cache
 from hostmesh_agent.capture import Capture
 from hostmesh_agent.config import AgentConfig
@@ -56,6 +57,8 @@ class Facts:
     capture_alarms: Sequence[str] = ()
     """Changes of capture that were undone, and other programs that change its rules."""
     capture_drift: Sequence[str] = ()
+    capture_foreign: Sequence[str] = ()
+    """What chains of other programs take before capture's rules see it."""
     trial_until: datetime | None = None
     """Until when a trial of capture waits for its confirmation; None: there is none."""
     envoys: Mapping[str, Any] = field(default_factory=dict)
@@ -70,6 +73,8 @@ class Facts:
     """Why this host, whose certificate is not taken any more, cannot come back."""
     gaps: Sequence[CaptureGap] = ()
     """Of each direction that was without a proxy: the last such time."""
+    alarms: Sequence[Alarm] = ()
+    """What is wrong with this host by its name."""
 
 
 def capture_wanted(config: AgentConfig) -> str:
@@ -106,6 +111,7 @@ def document(facts: Facts, now: datetime) -> dict[str, Any]:
         "healthy": not problems,
         "ready": _ready(facts),
         "problems": problems,
+        "alarms": [{"code": each.code, "text": each.text} for each in facts.alarms],
         "agent": {"running": True, "version": facts.agent_version},
         "host": _host(facts.record),
         "controller": {
@@ -158,6 +164,7 @@ def document(facts: Facts, now: datetime) -> dict[str, Any]:
             "not_wanted": facts.capture_wanted,
             "alarms": list(facts.capture_alarms),
             "drift": list(facts.capture_drift),
+            "foreign_chains": list(facts.capture_foreign),
             "trial_until": _time(facts.trial_until),
             **facts.recognition,
         },
@@ -217,6 +224,7 @@ def _problems(facts: Facts, now: datetime) -> Iterator[str]:
     if envoy.restart_needed:
         yield f"Envoy needs a restart: {envoy.restart_needed}"
     yield from facts.envoy_problems
+    yield from map(str, facts.alarms)
     yield from configuration_problems(facts.modules, facts.bootstrap_problem)
     yield from facts.workload_api_problems
     yield from facts.recognition_problems
@@ -240,7 +248,8 @@ def configuration_problems(modules: Iterable[ModuleState], bootstrap_problem: st
 def offline(config: AgentConfig, why: str, now: datetime) -> dict[str, Any]:
     """Return what can be said without an agent: from the disk and the kernel, in the same form."""
     problems = [why]
-    state = State(config.state_dir)
+    alarms = Alarms()
+    state = State(config.state_dir, alarms)
     record: HostRecord | None = None
     certificates: list[dict[str, Any]] = []
     try:
@@ -260,15 +269,17 @@ def offline(config: AgentConfig, why: str, now: datetime) -> dict[str, Any]:
         problems.append("Envoy does not run")
     if capture.state == "error":
         problems.append(f"capture: {capture.error}")
+    cached = _cached(config, alarms)
     return {
         "healthy": False,
         "ready": False,
-        "problems": problems,
+        "problems": [*problems, *map(str, alarms)],
+        "alarms": [{"code": each.code, "text": each.text} for each in alarms],
         "agent": {"running": False},
         "host": None if record is None else _host(record),
         "certificates": certificates,
         "envoy": _envoy_offline(config, directory, running),
-        "configuration": {"accepted": _cached(config)},
+        "configuration": {"accepted": cached},
         "capture": {
             "state": capture.state,
             "backend": capture.backend,
@@ -290,12 +301,12 @@ def _envoy_offline(config: AgentConfig, directory: Path, running: bool) -> dict[
     }
 
 
-def _cached(config: AgentConfig) -> dict[str, int]:
+def _cached(config: AgentConfig, alarms: Alarms) -> dict[str, int]:
     counts: dict[str, int] = {}
     directory = config.state_dir / "cache"
     # Opening a cache creates it: a question must leave nothing behind.
     if directory.is_dir() and any(directory.iterdir()):
-        cache = Cache(directory)
+        cache = Cache(directory, alarms)
         for each in cache.entries():
             name = each.type_url.rpartition(".")[2]
             counts[name] = counts.get(name, 0) + 1
@@ -332,6 +343,7 @@ def table(status: Mapping[str, Any]) -> str:
     """Return the document for human eyes."""
     lines = [f"{name:<12} {value}" for name, value in _rows(status)]
     lines += ["", *(f"  problem: {each}" for each in status["problems"])] if status["problems"] else []
+    lines += [f"  finding: {each['code']} {each['title']}; cure: {each['cure']}" for each in status.get("findings", ())]
     return "\n".join(lines)
 
 
@@ -367,6 +379,8 @@ def _rows(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             f"{each['direction']} without Envoy ({each['failure_mode']}) {since}: refused for {each['refused_ms']} ms"
             f"{passed}; {each['count']} in all, {each['total_ms']} ms",
         )
+    for each in capture.get("foreign_chains", ()):
+        yield "foreign", each
     for each in capture.get("missing", ()):
         yield "not there", f"{each}: what the capture policy says of it is not in force"
     if "dns" in status:

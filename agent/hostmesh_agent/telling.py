@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from hostmesh_agent import host, report, sever, status
 from hostmesh_agent.admin import Admin, AdminError
+from hostmesh_agent.alarms import Alarms
 from hostmesh_agent.calls import Calls
 from hostmesh_agent.capturing import Capturing
 from hostmesh_agent.config import AgentConfig
@@ -23,6 +24,7 @@ from hostmesh_agent.relay import Relay
 from hostmesh_agent.returning import Returning
 from hostmesh_agent.state import HostRecord
 from hostmesh_agent.workload_api.serving import Serving
+from hostmesh_api.v1.hostmesh_pb2 import Alarm as AlarmMessage
 from hostmesh_api.v1.hostmesh_pb2 import HostConfig, HostReport, TrustState, WorkloadLease
 
 _LOOK_AT_ENVOY_S: Final = 1.0
@@ -53,6 +55,7 @@ class Parts:
     returning: Returning
     workload_api: Serving | None
     reporter: report.Reporter
+    alarms: Alarms
 
 
 class Telling:
@@ -86,7 +89,9 @@ class Telling:
                 *parts.capturing.alarms(),
                 *parts.relay.state().problems,
                 *parts.envoys.problems(),
+                *map(str, parts.alarms),
             ],
+            alarms=[AlarmMessage(code=each.code, text=each.text) for each in parts.alarms],
             agent=parts.agent,
             machine=parts.facts.machine_id,
             trust=await self._trust(),
@@ -120,6 +125,7 @@ class Telling:
                 capture_wanted=status.capture_wanted(parts.config),
                 capture_alarms=parts.capturing.alarms(),
                 capture_drift=parts.capturing.drift,
+                capture_foreign=parts.capturing.foreign,
                 trial_until=parts.capturing.trial_until(),
                 modules=parts.modules.states(),
                 bootstrap_problem=parts.next_envoy.problem,
@@ -132,9 +138,19 @@ class Telling:
                 envoy_problems=parts.envoys.problems(),
                 withdrawn=self._withdrawn(),
                 gaps=parts.capturing.gaps(),
+                alarms=tuple(parts.alarms),
             ),
             self._now(),
         )
+
+    def in_a_line(self) -> str:
+        """Return how the host does, for the service manager."""
+        parts = self._parts
+        controller = "connected" if parts.relay.state().connected else "controller away"
+        waiting = f", {len(parts.capturing.lacking)} waiting for capture" if parts.capturing.lacking else ""
+        codes = ", ".join(dict.fromkeys(each.code for each in parts.alarms))
+        envoy = parts.envoys.status().view.phase.value
+        return f"{parts.record.host}: {controller}, Envoy {envoy}{waiting}" + (f"; alarms: {codes}" if codes else "")
 
     async def _trust(self) -> TrustState:
         parts = self._parts

@@ -7,10 +7,13 @@ next look. Only what root owns is looked into: below a unit that was handed to a
 
 import asyncio
 import ctypes
+import errno
 import os
 import struct
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -18,9 +21,8 @@ import structlog
 
 from hostmesh_agent.capture.who import MAX_LEVEL, Cgroup
 
-_ROOTS: Final = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"))
-_MARK: Final = "cgroup.controllers"
-"""A file of every cgroup of version 2, and of no other."""
+RELOOK_S: Final = 60.0
+"""After which what nobody told of is looked for again."""
 _SLICE: Final = ".slice"
 # linux/inotify.h
 _IN_CREATE, _IN_DELETE, _IN_MOVED_TO, _IN_MOVED_FROM, _IN_ONLYDIR = 0x100, 0x200, 0x80, 0x40, 0x01000000
@@ -32,32 +34,36 @@ _READ_BYTES: Final = 1 << 16
 log = structlog.get_logger(__name__)
 
 
-def root() -> Path | None:
-    """Return where the cgroups of version 2 are, None if the host has none."""
-    return next((each for each in _ROOTS if (each / _MARK).exists()), None)
-
-
 class Units:
-    """Finds units by name. `changed` is called when one that is wanted may have come or gone. For one event loop."""
+    """Finds units by name. `changed` is called when one that is wanted may have come or gone. For one event loop.
 
-    def __init__(self, changed: Callable[[], None], top: Path | None = None) -> None:
+    `top` is where cgroup v2 is mounted (`cgroup.root`); None: no unit is known.
+    """
+
+    def __init__(self, changed: Callable[[], None], top: Path | None) -> None:
         self._changed = changed
         self._top = top
         self._wanted: frozenset[str] = frozenset()
         self._found: frozenset[Cgroup] | None = None
+        self._found_at = 0.0
         self._inotify: int | None = None
+        self._blind = False
+        """Some slice is not watched: what was found may have changed unheard."""
 
     def look(self, wanted: frozenset[str]) -> frozenset[Cgroup]:
         """Return the cgroups of those units that run. Costs nothing while nothing was heard of."""
-        if not wanted:
+        if not wanted or self._top is None:
             self.close()
             return frozenset()
         if self._inotify is None:
             self._listen()
-        if wanted != self._wanted or self._found is None or self._inotify is None:
-            # Before it is looked: what comes meanwhile is heard of.
-            self._wanted, self._found = wanted, None
-            self._found = frozenset(self._scan(wanted))
+        now = time.monotonic()
+        if wanted != self._wanted or self._found is None or self._blind or now - self._found_at > RELOOK_S:
+            self._wanted, self._found_at = wanted, now
+            saw, self._blind = not self._blind, self._inotify is None
+            self._found = frozenset(self._scan(self._top, wanted))
+            if self._blind and saw:
+                log.warning("units cannot be watched (fs.inotify.max_user_…); they are looked for now and then")
         return self._found
 
     def close(self) -> None:
@@ -67,13 +73,11 @@ class Units:
             os.close(self._inotify)
             self._inotify = None
 
-    def _scan(self, wanted: frozenset[str]) -> Iterator[Cgroup]:
-        top = self._top or root()
-        if top is None:
-            return
+    def _scan(self, top: Path, wanted: frozenset[str]) -> Iterator[Cgroup]:
         below = [(top, 0)]
         while below:
             directory, level = below.pop()
+            # Before it is looked: what comes meanwhile is heard of.
             self._watch(directory)
             with suppress(OSError):  # it went meanwhile
                 for name, identifier in _children(directory):
@@ -85,14 +89,17 @@ class Units:
     def _listen(self) -> None:
         descriptor = _libc().inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if descriptor < 0:
-            log.warning("units cannot be watched; they are looked for now and then", error=os.strerror(_errno()))
             return
         self._inotify = descriptor
         asyncio.get_running_loop().add_reader(descriptor, self._heard, descriptor)
 
     def _watch(self, directory: Path) -> None:
-        if self._inotify is not None:
-            _libc().inotify_add_watch(self._inotify, os.fsencode(directory), _WATCHED)
+        if self._inotify is None:
+            return
+        watch = _libc().inotify_add_watch(self._inotify, os.fsencode(directory), _WATCHED)
+        # No such directory: it went meanwhile, of which its parent tells. Else mostly fs.inotify.max_user_watches.
+        if watch < 0 and ctypes.get_errno() != errno.ENOENT:
+            self._blind = True
 
     def _heard(self, descriptor: int) -> None:
         names: list[str] = []
@@ -124,9 +131,6 @@ def _names(data: bytes) -> Iterator[str]:
         offset += length
 
 
+@cache
 def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
-
-
-def _errno() -> int:
-    return ctypes.get_errno()

@@ -1,19 +1,23 @@
 """Capture widened with a dead-man timer beside it: what does harm undoes itself. Blocks: for a thread.
 
 A change is watched if it may meet connections that passed before (`capture.difference.widens`). What narrows, and what
-puts back rules that another program took, is not: it must not wait for anything. The timer costs 0.15 s of a core for
-each such change, and nothing between them.
+puts back rules that another program took, is not: it must not wait for anything. Neither is that a unit of those that
+are named comes or goes: the same was asked for before and did no harm, the timer's own calls are none of that unit's,
+and until the rules follow the unit's connections are not what they should be. The timer costs 0.15 s of a core for each
+such change, and nothing between them.
 """
 
 import base64
 import time
+from dataclasses import replace
 from typing import Final
 
 import structlog
 
 from hostmesh_agent import arming, hold
-from hostmesh_agent.capture import CaptureError, CaptureRequest, CaptureState, HostFloor, Owner, PlanError, nft
+from hostmesh_agent.capture import CaptureError, CaptureRequest, CaptureState, HostFloor, Owner, PlanError, kernel
 from hostmesh_agent.capture.difference import widens
+from hostmesh_agent.capture.who import Present
 from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.converge import InForce, in_force
 from hostmesh_agent.enforce import Enforced, Enforcement
@@ -40,7 +44,9 @@ class Widening:
         if request is None or self._good == (request, floor) or hold.trial(self._config.run_dir) is not None:
             return self._enforcement.put(request, floor)
         try:
-            watched = widens(nft.read(), self._enforcement.ruleset(request, floor).table)
+            watched = not self._did_no_harm(request, floor) and widens(
+                kernel.read(), self._enforcement.ruleset(request, floor).table
+            )
             armed = arming.arm(self._spec(floor, self._kept(capture))) if watched else None
         except PlanError:
             return self._enforcement.put(request, floor)  # says so
@@ -63,6 +69,10 @@ class Widening:
         """
         held = hold.read(self._config.state_dir)
         return arming.arm(self._spec(floor, None if held is None else held.capture, seconds))
+
+    def _did_no_harm(self, request: CaptureRequest, floor: HostFloor) -> bool:
+        """Tell whether the same was put into force by this process, whichever units ran then."""
+        return self._good is not None and _without_units(*self._good) == _without_units(request, floor)
 
     def _kept(self, capture: bytes) -> bytes | None:
         """Return beyond what nothing is captured if this does harm: the last good one, if that is not tried already."""
@@ -109,9 +119,15 @@ class Widening:
             log.error("the last good capture cannot be remembered", reason=str(error))
 
 
+def _without_units(request: CaptureRequest, floor: HostFloor) -> tuple[CaptureRequest, HostFloor]:
+    """Return both as if none of the units ran that are named."""
+    callers = tuple(replace(each, cgroups=frozenset()) for each in request.callers if each.uids)
+    return replace(request, callers=callers), replace(floor, present=Present(users=floor.present.users))
+
+
 def _error(why: str) -> Enforced:
     try:
-        table = nft.read()
+        table = kernel.read()
     except CaptureError:
         return Enforced(CaptureState("error", error=why), InForce())
     return Enforced(CaptureState("error", table.digest if table else "", why), in_force(table))

@@ -5,6 +5,7 @@ so the directory belongs to root and is sticky, with write permission for Envoy'
 """
 
 import contextlib
+import errno
 import os
 import pwd
 import shutil
@@ -112,8 +113,10 @@ def _share_log(directory: Path, owner: Account) -> None:
     """Let Envoy's group write the log: an access log to /dev/stdout opens it anew, by its name."""
     descriptor = open_log(directory)
     try:
-        os.fchown(descriptor, 0, owner.gid)
-        os.fchmod(descriptor, 0o660)
+        info = os.fstat(descriptor)
+        if stat.S_ISREG(info.st_mode) and (info.st_gid, stat.S_IMODE(info.st_mode)) != (owner.gid, 0o660):
+            os.fchown(descriptor, 0, owner.gid)
+            os.fchmod(descriptor, 0o660)
     finally:
         os.close(descriptor)
 
@@ -131,6 +134,9 @@ def check_reachable(path: Path, owner: Account) -> None:
 def write_bootstrap(directory: Path, content: bytes, owner: Account, name: str = BOOTSTRAP) -> Path:
     """Write bootstrap.json (or another `name`) atomically, for Envoy's group to read."""
     target = directory / name
+    if _holds(target, content, owner):
+        # A full disk is no reason for an Envoy not to start as it did before.
+        return target
     draft = directory / f".{name}.{os.getpid()}"
     draft.unlink(missing_ok=True)
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o640)
@@ -139,12 +145,40 @@ def write_bootstrap(directory: Path, content: bytes, owner: Account, name: str =
         if owner.switch:
             os.fchown(descriptor, 0, owner.gid)
         os.fchmod(descriptor, 0o640)
+        # Renamed and not synchronised it may be empty after a power cut.
+        file.flush()
+        os.fsync(descriptor)
     draft.replace(target)
     return target
 
 
+def _holds(path: Path, content: bytes, owner: Account) -> bool:
+    """Tell whether this is our own file already, with this content and closed to those who are not to read it."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    with os.fdopen(descriptor, "rb") as file:
+        info = os.fstat(descriptor)
+        group = owner.gid if owner.switch else info.st_gid
+        ours = (info.st_uid, info.st_gid, info.st_mode) == (os.geteuid(), group, stat.S_IFREG | 0o640)
+        return ours and file.read(len(content) + 1) == content
+
+
 def open_log(directory: Path) -> int:
-    """Return a descriptor that appends to envoy.log. What is not our own plain file in its place is removed first."""
+    """Return a descriptor that appends to envoy.log. What is not our own plain file in its place is removed first.
+
+    Where the disk takes no file its words are lost, and it starts.
+    """
+    try:
+        return _open_log(directory)
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+            raise
+        return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+
+
+def _open_log(directory: Path) -> int:
     path = directory / LOG
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
     with contextlib.suppress(OSError):
@@ -178,7 +212,8 @@ def bound_log(directory: Path, bound_bytes: int = LOG_BOUND_BYTES) -> bool:
                 old.seek(max(0, old.seek(0, os.SEEK_END) - bound_bytes))
                 shutil.copyfileobj(old, new)
             draft.replace(directory / f"{LOG}.1")
-        os.ftruncate(old.fileno(), 0)
+        with contextlib.suppress(OSError):  # a disk that has become read-only
+            os.ftruncate(old.fileno(), 0)
     draft.unlink(missing_ok=True)
     return True
 

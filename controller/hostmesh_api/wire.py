@@ -49,6 +49,9 @@ SPLIT_DNS_ADDRESS: Final = "127.240.240.54"
 INBOUND_SOURCE_V4: Final = "127.0.0.6"
 """Source of Envoy's connections to the local program: tells them from Envoy's calls to the host's own services."""
 INBOUND_SOURCE_V6: Final = "::6"
+OUTBOUND_V6: Final = "fd00:f0f1:0:1::1"
+"""Loopback address at which Envoy gets what programs call over IPv6. Not ::1: firewalld refuses packets to ::/96 that
+seem to leave (RFC 3964), and on the output hook a redirected packet still has the interface it would have left by."""
 
 ENVOY_SLICES: Final = ("hostmesh.slice", "hostmesh-envoy.slice")
 """Cgroup v2 in which every Envoy of a host runs: what systemd makes of `Slice=hostmesh-envoy.slice`."""

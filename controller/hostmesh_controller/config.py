@@ -12,6 +12,7 @@ from hostmesh_controller.client_rules import ClientRule, parse_clients
 from hostmesh_controller.config_attest import Attestation, attestation
 from hostmesh_controller.config_ca import Ca, certificate_authority
 from hostmesh_controller.config_reader import ConfigError, Endpoint, Reader, is_ip
+from hostmesh_controller.leases import PanicLimits
 from hostmesh_controller.limits import Limits, limit_ranges
 
 DEFAULT_PATH: Final = Path("/etc/hostmesh/controller.toml")
@@ -109,6 +110,7 @@ class Config:
     admin: Admin = field(default_factory=Admin)
     audit: Audit = field(default_factory=Audit)
     limits: Limits = field(default_factory=Limits)
+    leases: PanicLimits = field(default_factory=PanicLimits)
 
 
 def called_at(listen: Endpoint, addresses: Sequence[str]) -> tuple[str, ...]:
@@ -188,6 +190,11 @@ def _config(reader: Reader, own_addresses: Sequence[str]) -> Config:
         audit=Audit(
             keep_days=reader.integer("audit.keep_days", 365, 1, 36_500),
             keep_records=reader.integer("audit.keep_records", 1_000_000, 1_000, 1_000_000_000),
+        ),
+        # 100 percent is never exceeded: then nobody is held.
+        leases=PanicLimits(
+            percent=reader.integer("leases.panic_percent", 30, 1, 100),
+            hosts=reader.integer("leases.panic_hosts", 3, 1, 1_000_000),
         ),
         limits=Limits(**{name: reader.integer(f"limits.{name}", *span) for name, span in limit_ranges().items()}),
     )

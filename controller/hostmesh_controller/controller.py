@@ -115,7 +115,7 @@ class Controller:
         )
         self.hub = Hub(mesh.build(settings, (), {}, {}), 0)
         self.keys = key_fetcher(self.config, self.store)
-        self.registrar = Registrar(self.store, self.hub, settings, utc_now, self.keys)
+        self.registrar = Registrar(self.store, self.hub, settings, utc_now, self.keys, self.config.leases)
         registrar = self.registrar
         self.expulsion = Expulsion(self.store, self.hub, registrar.enrolments, registrar.registered, utc_now)
         self.observations = Observations(self.store, utc_now, timedelta(days=self.config.calls.keep_days))

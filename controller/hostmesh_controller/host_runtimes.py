@@ -4,14 +4,18 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Final
 
+import structlog
+
 from hostmesh_controller.enrolments import Enrolments
 from hostmesh_controller.lease_keeper import LeaseKeeper
 from hostmesh_controller.mesh import HostRuntime
 from hostmesh_controller.reports import HostStates, runtime_of
-from hostmesh_controller.store import HostState
+from hostmesh_controller.store import HostState, StoreError
 from hostmesh_controller.table import Table
 
 _NOTHING_KNOWN: Final = HostRuntime()
+
+_log: Final = structlog.get_logger(__name__)
 
 
 class HostRuntimes:
@@ -38,11 +42,24 @@ class HostRuntimes:
         self._table = Table[str, HostRuntime]().changed(
             {host: self._of(host, states.get(host, HostState())) for host in hosts}
         )
-        self._leases.start(host for host, runtime in self._table.items() if runtime.joined)
+        joined = [host for host, runtime in self._table.items() if runtime.joined]
+        out = {host for host in joined if states[host].silent_at is not None}
+        self._leases.start(joined, out)
+        self._table = self._table.changed({host: replace(self._table[host], silent=True) for host in out})
 
     async def look(self, hosts: Iterable[str]) -> None:
         """Look at some hosts again."""
         self._table = self._table.changed({host: self._of(host, await self._states.state(host)) for host in hosts})
+
+    async def keep(self, hosts: Iterable[str]) -> None:
+        """Keep which of some hosts are withdrawn. Where that fails, a restart has them called for seconds more."""
+        for host in hosts:
+            runtime = self._table.get(host, _NOTHING_KNOWN)
+            try:
+                if runtime.joined:
+                    await self._states.silent(host, silent=runtime.silent)
+            except StoreError as error:
+                _log.warning("withdrawal_not_kept", host=host, error=str(error))
 
     def lapsed(self) -> list[str]:
         """Return the hosts of which certificates that were refused have ended since they were looked at."""

@@ -1,7 +1,7 @@
 """The leases at work: a clock, knocks at the doors of hosts whose agents are away, and who is told of what follows."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -49,9 +49,9 @@ class LeaseKeeper:
         """What is known now."""
         return self._leases
 
-    def start(self, hosts: Iterable[str]) -> None:
-        """Begin with the hosts that have joined."""
-        self._leases.start(hosts, self._now())
+    def start(self, hosts: Iterable[str], out: Collection[str] = ()) -> None:
+        """Begin with the hosts that have joined; `out` are those that were withdrawn before this process began."""
+        self._leases.start(hosts, self._now(), out)
         self._wake.set()
 
     def connected(self, host: str) -> None:

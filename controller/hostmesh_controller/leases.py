@@ -13,7 +13,7 @@ Where many hosts are missing at once it is this side's network, or the controlle
 Times are seconds of a clock that nobody sets.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -32,6 +32,8 @@ KNOCKS_PER_S: Final = 10.0
 """At all such hosts together, at most."""
 START_GRACE_S: Final = 30.0
 """How long hosts may take to come back after a start of the controller: twice the longest pause of an agent."""
+START_LOOK_S: Final = 5.0
+"""When it is looked after a start who of them is dead, and not just on its way: most have come back by then."""
 CALM_S: Final = 30.0
 """How long the panic guard holds on after what called it is over."""
 STALL_S: Final = 3.0
@@ -42,9 +44,12 @@ RETURN_S: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class PanicLimits:
-    """More than this share of the hosts, and at least so many, missing at once: the guard holds them."""
+    """More than this share of the hosts, and at least so many, missing at once: the guard holds them.
 
-    share: float = 0.3
+    In controller.toml: `leases.panic_percent` and `leases.panic_hosts`. A percentage of 100 is never exceeded.
+    """
+
+    percent: int = 30
     hosts: int = 3
 
 
@@ -85,7 +90,7 @@ class _Lease:
     """Until then it may take to come back after a start of the controller."""
 
     def missing(self, now: float) -> bool:
-        return self.streams == 0 and not self.answered and now >= self.awaited_until
+        return self.streams == 0 and not self.answered and (now >= self.awaited_until or self.missed > 0 or self.out)
 
 
 class Leases:
@@ -98,6 +103,11 @@ class Leases:
         """Those of which something is undecided; the others cost nothing."""
         self._calm_at: float | None = None
         self._panic = False
+
+    @property
+    def limits(self) -> PanicLimits:
+        """What calls the panic guard."""
+        return self._limits
 
     @property
     def panic(self) -> bool:
@@ -151,13 +161,20 @@ class Leases:
 
     # Events
 
-    def start(self, hosts: Iterable[str], now: float) -> None:
-        """Begin with hosts that joined in an earlier life of the controller: they are given time to come back."""
+    def start(self, hosts: Iterable[str], now: float, out: Collection[str] = ()) -> None:
+        """Begin with hosts that joined in an earlier life of the controller: they are given time to come back.
+
+        Those that answer no knock meanwhile are dead. Who is `out` was withdrawn in that life, and stays so until it
+        comes back: its callers were told long ago.
+        """
         for host in hosts:
             lease = self._leases.setdefault(host, _Lease(life_at=now))
-            if not lease.streams:
-                lease.awaited_until = lease.knock_at = now + START_GRACE_S
-                self._open[host] = lease
+            if lease.streams:
+                continue
+            lease.awaited_until, lease.knock_at = now + START_GRACE_S, now + START_LOOK_S
+            if host in out:
+                lease.out, lease.knock_at, lease.life_at = True, None, now - CALM_S
+            self._open[host] = lease
 
     def connected(self, host: str, now: float) -> None:
         lease = self._leases.setdefault(host, _Lease())
@@ -246,7 +263,7 @@ class Leases:
         missing = [each for each in self._open.values() if each.missing(now)]
         given_up = sum(each.out and now >= each.life_at + CALM_S for each in missing)
         count, fleet = len(missing) - given_up, len(self._leases) - given_up
-        if count >= self._limits.hosts and count > self._limits.share * fleet:
+        if count >= self._limits.hosts and count * 100 > self._limits.percent * fleet:
             self._panic, self._calm_at = True, None
         elif self._panic and self._calm_at is None:
             self._calm_at = now + CALM_S

@@ -29,6 +29,7 @@ from hostmesh_controller.impact import Effect, concerned, impact
 from hostmesh_controller.key_fetcher import KeyFetcher
 from hostmesh_controller.key_sets import KIND as REQUEST_AUTHENTICATION
 from hostmesh_controller.lease_keeper import LeaseKeeper
+from hostmesh_controller.leases import PanicLimits
 from hostmesh_controller.load import Problem
 from hostmesh_controller.mesh import Mesh, Settings, Touched, Trust
 from hostmesh_controller.model.mesh_config import MeshConfigSpec
@@ -91,7 +92,9 @@ class Registrar:
         settings: Settings,
         now: Callable[[], datetime],
         keys: KeyFetcher | None = None,
+        panic: PanicLimits | None = None,
     ) -> None:
+        """`panic` limits the guard against withdrawing hosts; None: its defaults."""
         self._store = store
         self._hub = hub
         self._settings = settings
@@ -109,7 +112,7 @@ class Registrar:
         self._membership = Membership()
         self._departures = Departures(store, self._states, self._enrolments, self.host_changed, now)
         self._vips = VirtualAddresses(store, settings.domain, settings.vip4.num_addresses)
-        self._leases = LeaseKeeper(self.host_changed, self._addresses_of, knock.answers)
+        self._leases = LeaseKeeper(self.host_changed, self._addresses_of, knock.answers, panic)
         self._runtimes = HostRuntimes(self._states, self._enrolments, self.registered, self._leases)
         self._jwks: Mapping[str, str] = {}
         self._revision = 0
@@ -462,6 +465,7 @@ class Registrar:
             return
         self._stale = settings is not self._settings
         self._hub.publish(mesh, touched, pending.revision or self._hub.revision)
+        await self._runtimes.keep(pending.hosts)
 
     def _build(self) -> Mesh:
         return meshes.build(

@@ -18,6 +18,7 @@ from hostmesh_api.v1.hostmesh_pb2 import HostFacts, HostReport, ReportResponse, 
 from hostmesh_api.v1.hostmesh_pb2_grpc import ReportingServicer as ReportingBase
 from hostmesh_controller.adoption_rules import Listens
 from hostmesh_controller.clones import sighting
+from hostmesh_controller.load_steps import LEVELS, STEP_S, accepted
 from hostmesh_controller.mesh import HostRuntime, Mesh
 from hostmesh_controller.names import canonical_address
 from hostmesh_controller.observations import Observations
@@ -81,6 +82,9 @@ class _Entry:
     matters: tuple[object, ...]
     trust: bytes = b""
     written_at: datetime | None = None
+    level: int = 0
+    """Of free CPU, as it counts, and since when."""
+    level_at: datetime | None = None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -108,11 +112,23 @@ class HostStates:
         now = self._now()
         await self._replace(host, lambda before: replace(before, left_at=now, ready=frozenset()))
 
+    async def silent(self, host: str, *, silent: bool) -> None:
+        """Keep that a host is withdrawn because it seems to be dead, or that it is back: it outlives a restart."""
+        entry = await self._entry(host)
+        async with entry.lock:
+            if (entry.state.silent_at is not None) is not silent:
+                state = replace(entry.state, silent_at=self._now() if silent else None)
+                await asyncio.to_thread(self._store.put_host_state, host, state)
+                entry.state = state
+
     async def reported(self, host: str, report: HostReport, ready: frozenset[Workload]) -> None:
         """Take a report that was bounded before (`bounded`)."""
         entry = await self._entry(host)
         async with entry.lock:
             now = self._now()
+            level = _level(entry, report.load.free_eighths, now)
+            if level != report.load.free_eighths:
+                report.load.free_eighths = level
             state = replace(
                 entry.state, last_report_at=now, report=report.SerializeToString(deterministic=True), ready=ready
             )
@@ -220,8 +236,17 @@ class ReportingServicer(ReportingBase):
 
 
 def _new_entry(state: HostState) -> _Entry:
-    trust = _trust_of(HostReport.FromString(state.report))
-    return _Entry(state, _matters_of(state), trust, written_at=state.last_report_at)
+    report = HostReport.FromString(state.report)
+    return _Entry(state, _matters_of(state), _trust_of(report), state.last_report_at, report.load.free_eighths)
+
+
+def _level(entry: _Entry, told: int, now: datetime) -> int:
+    """Return the level of free CPU that counts after a report, and keep it."""
+    still_s = (now - entry.level_at).total_seconds() if entry.level_at else LEVELS * STEP_S
+    level = accepted(entry.level, told, still_s)
+    if level != entry.level:
+        entry.level, entry.level_at = level, now
+    return level
 
 
 def _trust_of(report: HostReport) -> bytes:
@@ -235,7 +260,13 @@ def _matters_of(state: HostState) -> tuple[object, ...]:
 def _what_matters(ready: frozenset[Workload], report: HostReport) -> tuple[object, ...]:
     """Return what others are told of a host. From the message: reading its bytes again cost as much as all the rest."""
     facts = report.facts
-    whole = (bool(report.withdrawn), frozenset(facts.addresses), _locality(report), facts.cpus)
+    whole = (
+        bool(report.withdrawn),
+        frozenset(facts.addresses),
+        _locality(report),
+        facts.cpus,
+        report.load.free_eighths,
+    )
     return ready, _captured_ports(report), _healthy(report), *whole
 
 
@@ -318,6 +349,7 @@ def runtime_of(state: HostState) -> HostRuntime:
         withdrawn=joined and is_withdrawn(state),
         locality=reported_locality(state) if joined else "",
         cpus=min(HostReport.FromString(state.report).facts.cpus, MAX_CPUS),
+        free_eighths=HostReport.FromString(state.report).load.free_eighths,
     )
 
 
@@ -341,6 +373,7 @@ def bounded(report: HostReport) -> HostReport:
     for said in (copy.capture.missing, copy.capture.refused):
         said[:] = [text[:MAX_TEXT_CHARS] for text in said[:MAX_PROBLEMS]]
     copy.problems[:] = [text[:MAX_TEXT_CHARS] for text in copy.problems[:MAX_PROBLEMS]]
+    del copy.alarms[MAX_PROBLEMS:]
     if copy.capture.drift:
         copy.capture.drift[:] = [text[:MAX_TEXT_CHARS] for text in copy.capture.drift[:MAX_PROBLEMS]]
     if copy.HasField("trust"):
@@ -355,7 +388,15 @@ def bounded(report: HostReport) -> HostReport:
     copy.facts.addresses[:] = addresses
     facts = (copy.facts, copy.facts.cloud, *copy.facts.disks, *copy.facts.interfaces)
     capture = (copy.capture, *copy.capture.gaps)
-    for message in (*facts, copy.envoy, *capture, *copy.listening, *copy.leases, *copy.trust.certificates):
+    for message in (
+        *facts,
+        copy.envoy,
+        *capture,
+        *copy.listening,
+        *copy.leases,
+        *copy.trust.certificates,
+        *copy.alarms,
+    ):
         if message.ByteSize() <= MAX_TEXT_CHARS:
             continue  # no text in it can be longer; looking at each field was a third of our part of a report
         for descriptor, value in message.ListFields():

@@ -15,6 +15,8 @@ from hostmesh_controller.yaml_nodes import Document, read_yaml
 PROBES: Final = "hostmesh.io/probes"
 """YAML: one probe as in a WorkloadGroup, or a list of named ones, of which all must succeed."""
 CAPACITY: Final = "hostmesh.io/capacity"
+LOAD: Final = "load"
+"""Unless the entry has a weight it follows how much of its host's cores is free, as its agent measures it."""
 CORES: Final = "cores"
 """Unless the entry has a weight it is the number of cores of its host, as its agent reports it."""
 
@@ -30,12 +32,18 @@ def by_cores(annotations: Mapping[str, str]) -> bool:
     return annotations.get(CAPACITY) == CORES
 
 
+def by_load(annotations: Mapping[str, str]) -> bool:
+    """Tell whether the workload's weight follows how busy its host is."""
+    return annotations.get(CAPACITY) == LOAD
+
+
 def problems(annotations: Mapping[str, str]) -> list[tuple[str, str]]:
     """Return what is wrong: the annotation, and the message."""
     found = [(PROBES, message) for message in (_read(annotations[PROBES])[1] if PROBES in annotations else ())]
     capacity = annotations.get(CAPACITY, CORES)
-    if capacity != CORES:
-        found.append((CAPACITY, f"{capacity!r}: the one known capacity is {CORES!r}; or give the entry a weight"))
+    if capacity not in {CORES, LOAD}:
+        known = f"{CORES!r} and {LOAD!r} are known"
+        found.append((CAPACITY, f"{capacity!r}: of capacities {known}; or give the entry a weight"))
     return found
 
 

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 import pytest
 
+from hostmesh_agent.capture.rules import Backend
+from netns.backends import choose
 from netns.space import Servers, Space, new_space, run
 
 HOST = ("10.9.0.1", "2001:db8:9::1")
@@ -24,6 +26,15 @@ def able() -> None:
         pytest.skip(f"needs {' and '.join(missing)}")
 
 
+@pytest.fixture(autouse=True)
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """What of the kernel is to hold the rules: see `backends`."""
+    chosen = getattr(request, "param", Backend.NFTABLES)
+    choose(chosen)
+    yield chosen
+    choose(Backend.NFTABLES)
+
+
 @pytest.fixture
 def host() -> Iterator[Space]:
     """The host under test; the test's own thread is in it."""
@@ -34,7 +45,7 @@ def host() -> Iterator[Space]:
 @pytest.fixture
 def peer(host: Space) -> Iterator[Space]:
     """Another machine on the host's only network, which is also the host's router."""
-    with _neighbour("eth0", HOST, PEER) as space:
+    with neighbour("eth0", HOST, PEER) as space:
         run("ip", "route", "add", "default", "via", PEER[0])
         run("ip", "-6", "route", "add", "default", "via", PEER[1])
         with space():
@@ -46,15 +57,20 @@ def peer(host: Space) -> Iterator[Space]:
 @pytest.fixture
 def behind(host: Space) -> Iterator[Space]:
     """A machine that others reach through the host only, like a container on it."""
-    with _neighbour("eth9", INSIDE, BEHIND) as space:
+    with neighbour("eth9", INSIDE, BEHIND) as space:
         with space():
             run("ip", "route", "add", "default", "via", INSIDE[0])
             run("ip", "-6", "route", "add", "default", "via", INSIDE[1])
         yield space
 
 
+Addresses = tuple[str | None, str | None]
+"""One of each family; None: none."""
+
+
 @contextmanager
-def _neighbour(device: str, here: tuple[str, str], there: tuple[str, str]) -> Iterator[Space]:
+def neighbour(device: str, here: Addresses, there: Addresses) -> Iterator[Space]:
+    """A machine whose eth1 is joined to `device` of the thread's namespace."""
     with new_space() as space:
         run("ip", "link", "add", device, "type", "veth", "peer", "name", "eth1")
         run("ip", "link", "set", "eth1", "netns", f"/proc/{os.getpid()}/fd/{space.descriptor}")
@@ -64,9 +80,11 @@ def _neighbour(device: str, here: tuple[str, str], there: tuple[str, str]) -> It
         yield space
 
 
-def _up(device: str, addresses: tuple[str, str]) -> None:
-    run("ip", "address", "add", f"{addresses[0]}/24", "dev", device)
-    run("ip", "address", "add", f"{addresses[1]}/64", "dev", device, "nodad")
+def _up(device: str, addresses: Addresses) -> None:
+    if addresses[0]:
+        run("ip", "address", "add", f"{addresses[0]}/24", "dev", device)
+    if addresses[1]:
+        run("ip", "address", "add", f"{addresses[1]}/64", "dev", device, "nodad")
     run("ip", "link", "set", device, "up")
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from hostmesh_agent import units
+from hostmesh_agent import cgroup
 
 # Answers come as `ask` gives them; what is written to it first says where to call.
 _CALL: Final = """
@@ -43,6 +43,14 @@ class Unit:
             stdout=subprocess.PIPE,
             text=True,
         )
+        deadline = time.monotonic() + 10
+        while str(self.pid) not in (directory / "cgroup.procs").read_text().split():
+            assert time.monotonic() < deadline, f"no program in {directory}"
+            time.sleep(0.005)
+
+    @property
+    def pid(self) -> int:
+        return self._program.pid
 
     def ask(self, address: str, port: int) -> str:
         assert self._program.stdin is not None
@@ -68,7 +76,7 @@ class Unit:
 @contextmanager
 def slice_of_the_test() -> Iterator[Path]:
     """Return a slice of this machine's, removed afterwards with all that is in it."""
-    top = units.root()
+    top = cgroup.root()
     assert top is not None, "no cgroups of version 2"
     directory = top / f"hostmeshtest{os.getpid()}.slice"
     directory.mkdir()

@@ -114,10 +114,11 @@ class Servers:
     """At which of the host's addresses connections came, in their order."""
     threads: list[threading.Thread] = field(default_factory=list)
 
-    def tcp(self, name: str, port: int) -> None:
+    def tcp(self, name: str, port: int, *, tells_where: bool = False) -> None:
         """Listen in the calling thread's namespace on every address of both families.
 
-        Answers "NAME" to a direct call and "NAME ADDRESS PORT" with the original destination to a redirected one.
+        Answers "NAME" to a direct call and "NAME ADDRESS PORT" with the original destination to a redirected one. With
+        `tells_where` both are followed by " at " and the address of this host where the call came.
         """
         for family, address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
             listener = socket.socket(family)
@@ -126,7 +127,7 @@ class Servers:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((address, port))
             listener.listen(128)
-            self._serve(listener, partial(_answer_all, listener, name, self.arrived))
+            self._serve(listener, partial(_answer_all, listener, name, self.arrived, tells_where))
 
     def udp(self, address: str, port: int, answer: Callable[[bytes], bytes]) -> socket.socket:
         server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -151,7 +152,7 @@ class Servers:
             server.close()
 
 
-def _answer_all(listener: socket.socket, name: str, arrived: list[str]) -> None:
+def _answer_all(listener: socket.socket, name: str, arrived: list[str], tells_where: bool) -> None:
     while True:
         try:
             connection, _ = listener.accept()
@@ -160,7 +161,7 @@ def _answer_all(listener: socket.socket, name: str, arrived: list[str]) -> None:
         with connection:
             arrived.append(connection.getsockname()[0])
             original = original_destination(connection)
-            words = [name, *map(str, original or ())]
+            words = [name, *map(str, original or ()), *(["at", arrived[-1]] if tells_where else [])]
             try:
                 connection.sendall(" ".join(words).encode())
             except OSError:
@@ -178,13 +179,13 @@ def _answer_datagrams(server: socket.socket, answer: Callable[[bytes], bytes]) -
         server.sendto(answer(data), peer)
 
 
-def ask(address: str, port: int, *, uid: int = 0, source: str = "") -> str:
+def ask(address: str, port: int, *, uid: int = 0, source: str = "", within_s: float = WAIT_S) -> str:
     """Connect and return what the server says; "refused", "unreachable" or "silent" if none does."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with as_user(uid):
         client = socket.socket(family)
     with client:
-        client.settimeout(WAIT_S)
+        client.settimeout(within_s)
         try:
             if source:
                 client.bind((source, 0))

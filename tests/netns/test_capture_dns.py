@@ -115,6 +115,43 @@ def test_with_envoy_dead_the_caller_hears_it_at_once(captured: None) -> None:
         ask_udp("127.240.240.53", 53, bytes(12))
 
 
+def two_questions(address: str) -> list[type[Exception] | None]:
+    """Put two questions from one socket, as c-ares does, and return how each fails; None: nothing is heard of it."""
+    found: list[type[Exception] | None] = []
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        asking.connect((address, 53))
+        for _ in range(2):
+            try:
+                asking.send(bytes(12))
+            except OSError as error:
+                found.append(type(error))
+            else:
+                found.append(None)
+    return found
+
+
+def test_where_no_envoy_answers_each_of_two_questions_from_one_socket_fails_by_itself(
+    captured: None, servers: Servers
+) -> None:
+    # The closed port tells of the first question when the second is put: one of the two is waited for.
+    assert two_questions("127.240.240.53") == [None, ConnectionRefusedError]
+    servers.udp("127.0.0.1", 15053, lambda query: query)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        asking.settimeout(WAIT_S)
+        asking.connect(("127.240.240.53", 53))
+        asking.send(bytes(12))
+        assert asking.recv(100) == bytes(12)
+        dead = HostFloor(envoy_uid=ENVOY, names_answered=False)
+        capture.apply(plan(CaptureRequest(), dead))
+        assert two_questions("127.240.240.53") == [PermissionError, PermissionError]
+        # A socket that had an answer from Envoy is no exception: its connection has been led there already.
+        with pytest.raises(PermissionError):
+            asking.send(bytes(12))
+        capture.apply(plan(CaptureRequest(), HostFloor(envoy_uid=ENVOY)))
+        asking.send(bytes(12))
+        assert asking.recv(100) == bytes(12)
+
+
 def test_a_program_that_keeps_its_socket_asks_the_envoy_that_serves_now(host: Space, servers: Servers) -> None:
     """So does one that gets a port number which another one had: the kernel remembers where it led each."""
     for name in Instance:

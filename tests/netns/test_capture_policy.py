@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,9 +14,11 @@ from hostmesh_agent import capture
 from hostmesh_agent.capture import CaptureRequest, HostFloor, Scope, nft, plan
 from hostmesh_agent.capture.rules import Ruleset
 from hostmesh_agent.capture.who import NOBODY, Cgroup, Match, Narrowing, Present
+from hostmesh_agent.cgroup import root
 from hostmesh_agent.enforce import Enforcement
 from hostmesh_agent.programs import Programs
 from hostmesh_agent.units import Units
+from netns.backends import each_backend, made_for
 from netns.conftest import BEHIND, HOST, PEER
 from netns.groups import Unit, slice_of_the_test
 from netns.space import Servers, Space, ask, run, snapshot
@@ -50,7 +53,7 @@ def outbound(
     request = CaptureRequest(
         Scope.ALL, mesh_prefixes=MESH, virtual_prefixes=VIRTUAL, outbound=Narrowing(include, exclude)
     )
-    capture.apply(plan(request, HostFloor(envoy_uid=ENVOY, present=present, **floor)))  # type: ignore[arg-type]
+    capture.apply(plan(request, made_for(HostFloor(envoy_uid=ENVOY, present=present, **floor))))  # type: ignore[arg-type]
 
 
 def inbound(include: tuple[Match, ...] = (), exclude: tuple[Match, ...] = (), strict: int = 0, **floor: object) -> None:
@@ -59,9 +62,10 @@ def inbound(include: tuple[Match, ...] = (), exclude: tuple[Match, ...] = (), st
         inbound=Narrowing(include, exclude),
         strict_ports=frozenset({strict} - {0}),
     )
-    capture.apply(plan(request, HostFloor(envoy_uid=ENVOY, **floor)))  # type: ignore[arg-type]
+    capture.apply(plan(request, made_for(HostFloor(envoy_uid=ENVOY, **floor))))  # type: ignore[arg-type]
 
 
+@each_backend
 @families
 def test_a_user_who_is_excluded_calls_directly_and_is_refused_by_virtual_addresses_at_once(
     program: None, family: int
@@ -73,6 +77,7 @@ def test_a_user_who_is_excluded_calls_directly_and_is_refused_by_virtual_address
     assert ask(VIRTUALS[family], 80, uid=INSIDER) == f"outbound {VIRTUALS[family]} 80"
 
 
+@each_backend
 @families
 def test_where_a_user_is_included_no_other_is_captured(program: None, family: int) -> None:
     outbound(include=(match(users=["insider"]),), present=Present(users=frozenset({("insider", INSIDER)})))
@@ -82,6 +87,7 @@ def test_where_a_user_is_included_no_other_is_captured(program: None, family: in
     assert ask(VIRTUALS[family], 80, uid=OUTSIDER) == "refused"
 
 
+@each_backend
 @families
 def test_ports_and_addresses_that_are_excluded_are_called_directly_but_not_at_virtual_addresses(
     program: None, family: int
@@ -96,6 +102,7 @@ def test_ports_and_addresses_that_are_excluded_are_called_directly_but_not_at_vi
     assert ask(PEER[1 - family], 444) == f"outbound {PEER[1 - family]} 444"
 
 
+@each_backend
 @families
 def test_what_is_included_is_captured_and_nothing_beside_it(program: None, family: int) -> None:
     outbound(include=(match(cidrs=[PEER[family]], ports=[443]), match(ports=[445])))
@@ -105,6 +112,7 @@ def test_what_is_included_is_captured_and_nothing_beside_it(program: None, famil
     assert ask(VIRTUALS[family], 80) == f"outbound {VIRTUALS[family]} 80"
 
 
+@each_backend
 @families
 def test_by_the_interface_where_connections_leave(
     program: None, peer: Space, behind: Space, servers: Servers, family: int
@@ -119,6 +127,7 @@ def test_by_the_interface_where_connections_leave(
     assert ask(PEER[family], 443) == "peer"
 
 
+@each_backend
 @families
 def test_inbound_by_interface_and_by_the_callers_address(
     program: None, peer: Space, behind: Space, family: int
@@ -137,6 +146,7 @@ def test_inbound_by_interface_and_by_the_callers_address(
         assert ask(HOST[family], 8081) == f"inbound {HOST[family]} 8081"
 
 
+@each_backend
 @families
 def test_a_port_that_takes_mutual_tls_alone_is_captured_whatever_is_excluded(
     program: None, peer: Space, family: int
@@ -149,6 +159,7 @@ def test_a_port_that_takes_mutual_tls_alone_is_captured_whatever_is_excluded(
             assert ask(HOST[family], 8081) == "program"
 
 
+@each_backend
 @families
 def test_what_the_hosts_owner_excludes_no_policy_captures(program: None, peer: Space, family: int) -> None:
     outbound(include=(match(ports=[443, 444]),), never_outbound=(match(ports=[443]), match(users=[str(OUTSIDER)])))
@@ -163,6 +174,7 @@ def test_what_the_hosts_owner_excludes_no_policy_captures(program: None, peer: S
         assert ask(HOST[family], 8080) == "program"
 
 
+@each_backend
 @families
 def test_ssh_is_called_directly_whatever_is_included(program: None, family: int) -> None:
     outbound(include=(match(ports=[22, 443]), match(users=["0"])))
@@ -196,6 +208,7 @@ def cgroup(unit: Unit) -> Cgroup:
     return Cgroup(unit.directory.name, 2, unit.directory.stat().st_ino)
 
 
+@each_backend
 @families
 def test_a_unit_that_is_included_is_captured_and_its_neighbour_is_not(
     start: Callable[[str], Unit], family: int
@@ -235,7 +248,7 @@ def test_a_unit_that_restarts_has_another_cgroup_and_one_number_of_a_set_changes
 
 async def test_units_are_heard_of_when_they_come_and_go(own_slice: Path) -> None:
     heard = asyncio.Event()
-    found = Units(heard.set)
+    found = Units(heard.set, root())
     wanted = frozenset({"shop.service"})
     try:
         assert found.look(wanted) == frozenset()
@@ -261,8 +274,32 @@ async def test_units_are_heard_of_when_they_come_and_go(own_slice: Path) -> None
         found.close()
 
 
+UNWATCHED = """
+import asyncio, pathlib, sys
+from hostmesh_agent.cgroup import root
+from hostmesh_agent.units import Units
+
+async def main(shop):
+    found, wanted = Units(lambda: None, root()), frozenset({shop.name})
+    before = found.look(wanted)
+    shop.mkdir()
+    print(len(before), *(each.unit for each in found.look(wanted)))
+    shop.rmdir()
+
+asyncio.run(main(pathlib.Path(sys.argv[1])))
+"""
+
+
+def test_units_that_cannot_be_watched_are_looked_for_each_time(own_slice: Path) -> None:
+    # A limit of this machine's is everybody's; in a user namespace of one's own it is one's own.
+    few = "echo 1 > /proc/sys/user/max_inotify_watches"
+    command = f'{few} && exec "$0" -c "$1" "$2"'
+    own = ("unshare", "--user", "--map-root-user", "sh", "-c", command)
+    assert run(*own, sys.executable, UNWATCHED, str(own_slice / "shop.service")).split("\n")[-2] == "0 shop.service"
+
+
 async def test_what_somebody_made_below_a_unit_that_was_handed_to_him_is_no_unit(own_slice: Path) -> None:
-    found = Units(lambda: None)
+    found = Units(lambda: None, root())
     handed = own_slice / "handed.slice"
     (handed / "shop.service").mkdir(parents=True)
     os.chown(handed, INSIDER, INSIDER)
@@ -279,7 +316,7 @@ async def test_the_rules_follow_a_unit_that_restarts_by_themselves(
 ) -> None:
     """What the agent does at each step: look who is there, put that in force; it is woken by the kernel."""
     woken = asyncio.Event()
-    programs, excluded = Programs(woken.set), match(units=["shop.service"])
+    programs, excluded = Programs(woken.set, root()), match(units=["shop.service"])
     included = match(units=["pay.service"])
     enforcement = Enforcement(dns=False, resolv_conf=tmp_path / "resolv.conf", state_dir=tmp_path)
     request = CaptureRequest(

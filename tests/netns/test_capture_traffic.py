@@ -4,6 +4,7 @@ import pytest
 
 from hostmesh_agent import capture
 from hostmesh_agent.capture import CaptureRequest, HostFloor, Scope, plan
+from netns.backends import each_backend, made_for
 from netns.conftest import BEHIND, HOST, PEER
 from netns.space import Servers, Space, ask, nft, run
 
@@ -16,6 +17,7 @@ MESH = CaptureRequest(
     virtual_prefixes=VIRTUAL,
 )
 FLOOR = HostFloor(envoy_uid=ENVOY)
+pytestmark = each_backend
 
 families = pytest.mark.parametrize("family", [V4, V6], ids=["v4", "v6"])
 
@@ -33,7 +35,7 @@ def program(peer: Space, servers: Servers) -> None:
 
 
 def apply(request: CaptureRequest = MESH, floor: HostFloor = FLOOR) -> None:
-    capture.apply(plan(request, floor))
+    capture.apply(plan(request, made_for(floor)))
 
 
 @families
@@ -125,7 +127,7 @@ def test_programs_reach_the_host_itself_without_envoy(program: None, family: int
 def test_ssh_is_never_captured_in_either_direction(program: None, peer: Space, family: int) -> None:
     everything = VIRTUAL | {"0.0.0.0/0", "::/0"}
     floor = HostFloor(envoy_uid=ENVOY, ssh_ports=frozenset({2222}))
-    ruleset = plan(CaptureRequest(Scope.ALL, frozenset({22, 2222, 8080}), everything, VIRTUAL), floor)
+    ruleset = plan(CaptureRequest(Scope.ALL, frozenset({22, 2222, 8080}), everything, VIRTUAL), made_for(floor))
     capture.apply(ruleset)
     assert [refusal.what for refusal in ruleset.refused] == ["inbound port 22", "inbound port 2222"]
     for port in (22, 2222):
@@ -157,7 +159,7 @@ def test_with_ipv6_off_there_is_none_of_it_and_ipv4_is_captured(program: None) -
     run("sysctl", "-q", "-w", "net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.lo.disable_ipv6=1")
     apply(MESH, HostFloor(envoy_uid=ENVOY, ipv6=False))
     assert ask(PEER[V4], 443) == f"outbound {PEER[V4]} 443"
-    assert "ip6" not in run("nft", "list", "table", "inet", "hostmesh")
+    assert "ip6" not in capture.show()
 
 
 @pytest.fixture
@@ -200,12 +202,12 @@ def test_virtual_addresses_go_to_envoy_where_a_firewall_rejects_their_range(lone
 @virtuals
 def test_a_default_route_that_goes_away_is_noticed_and_replaced(program: None, virtual: str) -> None:
     everything = capture.Capture()
-    assert everything.apply(MESH, FLOOR).state == "on"
+    assert everything.apply(MESH, made_for(FLOOR)).state == "on"
     run("ip", "route", "del", "default")
     run("ip", "-6", "route", "del", "default")
     state = everything.state()
     assert (state.state, "there is no route to 240.240.0.0/16" in state.error) == ("error", True)
-    assert everything.apply(MESH, FLOOR).state == "on"
+    assert everything.apply(MESH, made_for(FLOOR)).state == "on"
     assert ask(virtual, 80) == f"outbound {virtual} 80"
 
 

@@ -5,19 +5,21 @@ Measured with a real Envoy 1.40 behind the first line of resolv.conf, another re
     resolver of the program   mesh names       others             others, Envoy dead
     glibc 2.36, Java 17       found            as before, 0 ms    as before, 0 ms
     Go 1.26 (its own)         found            as before, 0 ms    as before, 0 ms
-    c-ares 1.18               found            as before, 0 ms    found after 5 s
+    c-ares 1.18               found            as before, 0 ms    as before, 0 ms (without the agent, too: 5 s)
     musl 1.2.3                a race, won 197  as before, 0 ms    as before, 0 ms
                               times of 200
 
 musl asks all resolvers at once and believes the first that says "no such name"; c-ares sends two questions from one
-socket, and the second one uses up the error of the first. In mixed case (`REVIEWS.default`) nobody finds a mesh name
-over UDP; over TCP everybody does.
+socket, and the second one uses up the error of the first, unless each fails by itself (`capture.names`). In mixed case
+(`REVIEWS.default`) nobody finds a mesh name over UDP; over TCP everybody does.
 """
 
 import shutil
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from threading import Lock
 
 import pytest
@@ -29,6 +31,7 @@ from netns.name_machine import Machine, name_machine, wait_until, why_no_resolve
 from netns.space import Servers, Space, ask_udp, new_space
 from netns.test_capture_dns import ENVOY, labels, resolver_of
 
+AGENT = str(Path(sys.executable).with_name("hostmesh-agent"))
 MESH4 = "240.240.0.9"
 SERVICE = "reviews.default.svc.cluster.local"
 SHORT = ("reviews.default.svc", "reviews.default", "reviews")
@@ -163,6 +166,12 @@ def test_mesh_names_are_found_all_others_as_before_and_everything_comes_back(
     if found[NOBODY] == "try again" and set_up in {stub, foreign}:
         found[NOBODY] = "no such name"
     assert found == OUTSIDE
+    # The agent's word that there is no Envoy: questions fail at once, and no resolver takes that for an answer.
+    capture.apply(plan(CaptureRequest(), HostFloor(envoy_uid=ENVOY, names_answered=False)))
+    assert {name: machine.find(name)[name] for name in OUTSIDE if name != NOBODY} == {
+        name: said for name, said in OUTSIDE.items() if name != NOBODY
+    }
+    capture.apply(plan(CaptureRequest(), HostFloor(envoy_uid=ENVOY)))
     dns = servers.udp("127.0.0.1", 15053, envoy)
     assert machine.find(SERVICE, *SHORT) == {name: [MESH4] for name in (SERVICE, *SHORT)}
     world.asked.clear()
@@ -249,3 +258,23 @@ def test_where_programs_go_past_systemd_resolved_nothing_is_changed_and_the_owne
     assert MESH4 in machine.run("resolvectl", "query", SERVICE)
     machine.agent_restores()
     assert machine.snapshot() == before
+
+
+CONFIG = 'state_dir = "/run/hostmesh"\nrun_dir = "/run/hostmesh-run"\n'
+
+
+@pytest.mark.parametrize("set_up", [plain, dnsmasq, stub, foreign], ids=lambda each: each.__name__)
+def test_clear_and_leave_bring_everything_back_with_the_agent_dead(
+    set_up: Callable[[Machine], None], machine: Machine
+) -> None:
+    set_up(machine)
+    before = machine.snapshot()
+    machine.write("/run/agent.toml", CONFIG)
+    for verb in (("capture", "clear"), ("leave",), ("leave", "--purge"), ("leave", "--purge")):
+        capture.apply(plan(CaptureRequest(), HostFloor(envoy_uid=ENVOY)))
+        assert machine.agent_puts().startswith("True")
+        assert machine.snapshot() != before
+        machine.run(AGENT, "--config", "/run/agent.toml", *verb)
+        assert machine.snapshot() == before
+        assert capture.Capture().state().state == "off"
+    assert machine.find(*OUTSIDE) == OUTSIDE

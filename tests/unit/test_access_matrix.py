@@ -72,6 +72,7 @@ TABLE: Final[Mapping[tuple[str, str], Line]] = {
     ("POST", "/v1/validate"): Line(ALL, {"documents": [SERVICE]}),
     ("POST", "/v1/diff"): Line(READ_SHOP, {"documents": [SERVICE]}),
     ("GET", "/v1/hosts"): Line(ALL),
+    ("GET", "/v1/leases"): Line(ALL),
     ("GET", "/v1/hosts/{host}"): Line(READ_SHOP),
     ("DELETE", "/v1/hosts/{host}"): Line(ADMINS),
     ("POST", "/v1/hosts/{host}/expel"): Line(ADMINS, {}),

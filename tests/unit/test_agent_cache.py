@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hostmesh_agent.cache import Cache, Change, Entry
+from hostmesh_agent.cache import SPARE, Cache, Change, Entry
 from hostmesh_api.delta import Resource
 
 ENTRY = Entry("type", True, Resource("name", "1", b"body"))
@@ -67,6 +67,7 @@ def test_closing_waits_for_a_write_in_another_thread_and_refuses_later_ones(tmp_
 @pytest.mark.parametrize("damage", ["garbage", "flipped", "newer"])
 def test_what_cannot_be_read_is_set_aside_and_said(tmp_path: Path, damage: str) -> None:
     written(tmp_path)
+    (tmp_path / SPARE).unlink()
     if damage == "garbage":
         (tmp_path / FILE).write_bytes(b"not a database, by far not one" * 100)
     else:

@@ -42,6 +42,7 @@ async def test_keys_are_roots_alone_after_a_join_and_a_rotation_whatever_the_uma
     await join(controller.join_string(), state)
     expected = {
         "host.json": 0o600,
+        "spare.json": 0o600,
         "identity": 0o700,
         "identity/key.pem": 0o600,
         "identity/chain.pem": 0o600,

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import pki
+from hostmesh_agent import spare
 from hostmesh_agent.keys import key_pem, new_key
 from hostmesh_agent.state import HostFiles, HostRecord, NotJoinedError, State, StateError, read_private, write_private
 from hostmesh_controller.authority import Authority
@@ -21,6 +22,13 @@ def authority(tmp_path: Path) -> Authority:
 @pytest.fixture
 def state(tmp_path: Path, authority: Authority) -> State:
     return pki.joined(tmp_path / "state", authority)
+
+
+@pytest.fixture
+def alone(state: State) -> State:
+    """Of a host whose spare copy is gone too."""
+    (state.directory / spare.FILE).unlink()
+    return state
 
 
 def renewed(authority: Authority) -> HostFiles:
@@ -40,6 +48,7 @@ def test_files_are_closed_to_others_and_envoys_user_can_pass_through(state: Stat
     modes = {str(each.relative_to(state.directory)): each.stat().st_mode & 0o777 for each in state.directory.rglob("*")}
     assert modes == {
         "host.json": 0o600,
+        "spare.json": 0o600,
         "identity": 0o700,
         "identity/key.pem": 0o600,
         "identity/chain.pem": 0o600,
@@ -58,24 +67,24 @@ def test_a_host_that_has_not_joined_says_how_to(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "{}", '{"host": "../x", "trust_domain": "td", "agents_endpoints": ["a:1"]}']
 )
-def test_a_damaged_host_json_is_named_with_the_cure(state: State, text: str) -> None:
-    (state.directory / "host.json").write_text(text)
+def test_a_damaged_host_json_is_named_with_the_cure(alone: State, text: str) -> None:
+    (alone.directory / "host.json").write_text(text)
     with pytest.raises(StateError, match=r"host\.json is damaged .* join again"):
-        state.host()
+        alone.host()
 
 
 @pytest.mark.parametrize("name", ["key.pem", "chain.pem", "bundle.pem"])
-def test_a_missing_file_is_named_with_the_cure(state: State, name: str) -> None:
-    (state.directory / "identity" / name).unlink()
+def test_a_missing_file_is_named_with_the_cure(alone: State, name: str) -> None:
+    (alone.directory / "identity" / name).unlink()
     with pytest.raises(StateError, match=rf"{name} is missing: join again"):
-        state.files()
+        alone.files()
 
 
 @pytest.mark.parametrize("name", ["key.pem", "chain.pem"])
-def test_a_damaged_file_is_named_with_the_cure(state: State, name: str) -> None:
-    (state.directory / "identity" / name).write_bytes(b"junk")
+def test_a_damaged_file_is_named_with_the_cure(alone: State, name: str) -> None:
+    (alone.directory / "identity" / name).write_bytes(b"junk")
     with pytest.raises(StateError, match=r"cannot be read .* join again"):
-        state.files()
+        alone.files()
 
 
 def test_a_key_that_others_may_read_is_refused_with_the_command_that_cures(state: State) -> None:
@@ -138,7 +147,7 @@ def cut_after(monkeypatch: pytest.MonkeyPatch, renames: int) -> None:
     monkeypatch.setattr(os, "rename", rename)
 
 
-@pytest.mark.parametrize("renames", range(5))
+@pytest.mark.parametrize("renames", range(6))
 def test_a_renewal_cut_at_any_moment_leaves_one_whole_identity(
     state: State, authority: Authority, monkeypatch: pytest.MonkeyPatch, renames: int
 ) -> None:
@@ -148,7 +157,7 @@ def test_a_renewal_cut_at_any_moment_leaves_one_whole_identity(
         try:
             state.save_renewed(new)
         except PowerCutError:
-            assert renames < 4
+            assert renames < 5
     found = State(state.directory).files()
     assert found in (old, new)
     assert found == State(state.directory).files()
@@ -158,7 +167,7 @@ def test_a_renewal_cut_at_any_moment_leaves_one_whole_identity(
     assert state.files() == newest
 
 
-@pytest.mark.parametrize("renames", range(7))
+@pytest.mark.parametrize("renames", range(8))
 def test_joining_anew_cut_at_any_moment_leaves_the_host_joined_or_not_joined(
     state: State, authority: Authority, monkeypatch: pytest.MonkeyPatch, renames: int
 ) -> None:
@@ -169,13 +178,13 @@ def test_joining_anew_cut_at_any_moment_leaves_the_host_joined_or_not_joined(
         try:
             state.save_joined(record, new)
         except PowerCutError:
-            assert renames < 6
+            assert renames < 7
     found = State(state.directory)
     if found.joined:
         assert (found.files(), found.host().agents_endpoints) in ((old, ("a:1",)), (new, ("b:2",)))
     found.save_joined(record, new)
     assert found.files() == new
-    assert {each.name for each in state.directory.iterdir()} == {"host.json", "identity"}
+    assert {each.name for each in state.directory.iterdir()} == {"host.json", "identity", "spare.json"}
 
 
 def test_drafts_that_a_kill_left_are_removed_at_the_next_write(state: State, authority: Authority) -> None:
@@ -208,16 +217,16 @@ def test_a_disk_that_refuses_is_named(state: State, authority: Authority) -> Non
 
 
 @pytest.mark.parametrize("change", [lambda document: document.pop("host"), lambda document: document.clear()])
-def test_a_host_json_that_lacks_a_key_is_damaged(state: State, change: Callable[[dict[str, object]], object]) -> None:
-    path = state.directory / "host.json"
+def test_a_host_json_that_lacks_a_key_is_damaged(alone: State, change: Callable[[dict[str, object]], object]) -> None:
+    path = alone.directory / "host.json"
     document = json.loads(path.read_text())
     change(document)
     path.write_text(json.dumps(document))
     with pytest.raises(StateError, match="is damaged"):
-        state.host()
+        alone.host()
 
 
-def test_a_key_that_is_not_the_chains_is_refused(state: State) -> None:
-    write_private(state.directory / "identity/key.pem", key_pem(new_key()))
+def test_a_key_that_is_not_the_chains_is_refused(alone: State) -> None:
+    write_private(alone.directory / "identity/key.pem", key_pem(new_key()))
     with pytest.raises(StateError, match=r"key\.pem is not the key of chain\.pem: join again"):
-        state.files()
+        alone.files()

@@ -1,5 +1,6 @@
 """Who calls as whom: addresses that stand for identities, cgroups of units, and what the owner is told."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,10 +8,12 @@ import pytest
 from hostmesh_agent import cgroup
 from hostmesh_agent.capture import Caller, CaptureRequest, HostFloor, plan
 from hostmesh_agent.capture.callers import envoy_in
+from hostmesh_agent.capture.who import Cgroup, Match, Present
 from hostmesh_agent.cgroup import CgroupError, EnvoyGroup
 from hostmesh_agent.cgroup_id import ByCgroup
 from hostmesh_agent.entitlements import WorkloadAccess
 from hostmesh_agent.own_callers import OwnCallers
+from hostmesh_agent.units import Units
 from hostmesh_api import wire
 from hostmesh_api.callers import CALLERS_V6, caller_addresses, distinct
 
@@ -57,6 +60,12 @@ def test_cgroup_v2_is_where_all_of_it_is_mounted(mountinfo: str, expected: str |
     assert cgroup.mount_point(mountinfo) == (None if expected is None else Path(expected))
 
 
+def test_a_part_of_cgroup_v2_is_where_to_go_only_for_who_asks_for_any() -> None:
+    part = "31 23 0:27 /docker/x /sys/fs/cgroup ro - cgroup2 cgroup rw"
+    assert cgroup.mount_point(part, whole=False) == Path("/sys/fs/cgroup")
+    assert cgroup.mount_point(f"{part}\n{HERE}", whole=False) == Path("/sys/fs/cgroup/unified")
+
+
 @pytest.mark.parametrize(
     ("release", "namespace", "lacks"),
     [
@@ -73,7 +82,7 @@ def test_older_kernels_know_no_cgroups_in_rules(release: str, namespace: str, la
     assert bool(lacks) == bool(found)
 
 
-def test_units_are_the_first_below_the_slices(tmp_path: Path) -> None:
+async def test_units_are_the_first_below_the_slices_that_root_owns(tmp_path: Path) -> None:
     for each in (
         "system.slice/shop.service/shop.service",
         "system.slice/system-db.slice/db@1.service",
@@ -81,12 +90,15 @@ def test_units_are_the_first_below_the_slices(tmp_path: Path) -> None:
         "shop.service",
     ):
         (tmp_path / each).mkdir(parents=True)
-    names = {"shop.service", "db@1.service", "evil.service"}
-    found = {name: {each.level for each in groups} for name, groups in cgroup.units(tmp_path, names).items()}
-    assert found == {"shop.service": {1, 2}, "db@1.service": {3}}
-    assert {str(each.relative_to(tmp_path)) for each in cgroup.slices(tmp_path)} == {
-        *(".", "system.slice", "system.slice/system-db.slice", "user.slice", "user.slice/user-1.slice")
-    }
+    found = Units(lambda: None, tmp_path)
+    names = frozenset({"shop.service", "db@1.service", "evil.service", "system-db.slice"})
+    expected = {("shop.service", 1), ("shop.service", 2), ("db@1.service", 3), ("system-db.slice", 2)}
+    if os.geteuid() != 0:
+        expected = set()  # what somebody else owns was handed to him
+    assert {(each.unit, each.level) for each in found.look(names)} == expected
+    found.close()
+    nowhere = Units(lambda: None, None)
+    assert nowhere.look(names) == frozenset()
 
 
 def test_envoy_does_not_start_while_the_rules_know_it_otherwise(tmp_path: Path) -> None:
@@ -114,26 +126,30 @@ def test_where_no_cgroup_can_be_made_envoy_is_known_by_its_user(tmp_path: Path) 
     assert group.current() is None
 
 
-def test_callers_are_who_the_owner_says_among_those_whom_the_mesh_gives_an_identity(tmp_path: Path) -> None:
-    (tmp_path / "system.slice/a.service").mkdir(parents=True)
+def test_callers_are_who_the_owner_says_among_those_whom_the_mesh_gives_an_identity() -> None:
     access = (
         WorkloadAccess("shop", "a", units=frozenset({"a.service", "gone.service"})),
         WorkloadAccess("shop", "b", users=("root", "nobody-has-this-name"), uids=frozenset({77})),
         WorkloadAccess("shop", "c", uids=frozenset({78})),
     )
-    own = OwnCallers(access, tmp_path)
-    inode = (tmp_path / "system.slice/a.service").stat().st_ino
+    own = OwnCallers(access)
+    assert own.named == Match(
+        users=frozenset({"root", "nobody-has-this-name"}), units=frozenset({"a.service", "gone.service"})
+    )
+    cgroups = frozenset({Cgroup("a.service", 2, 7), Cgroup("of-a-policy.service", 2, 8)})
+    present = Present(frozenset({("root", 0), ("of-a-policy", 5)}), cgroups)
     expected = (
-        Caller(A, cgroups=frozenset({ByCgroup(2, inode)})),
+        Caller(A, cgroups=frozenset({ByCgroup(2, 7)})),
         Caller(B, uids=frozenset({0, 77})),
     )
-    assert own.look({A, B}, "td") == expected
-    assert own.look({B}, "td") == expected[1:]
-    assert own.look({A, B}, "other") == ()
+    assert own.among(present, {A, B}, "td") == expected
+    assert own.among(present, {B}, "td") == expected[1:]
+    assert own.among(present, {A, B}, "other") == ()
     assert list(own.problems({A, B}, "td")) == ["agent.toml: workloads: no workload of this host calls as shop/c"]
     assert list(own.problems((), "td")) == []
-    blind = OwnCallers(access[:2], None, "cgroup v2 is not mounted")
-    assert blind.look({A, B}, "td") == expected[1:]
+    blind = OwnCallers(access[:2], "cgroup v2 is not mounted")
+    assert blind.named.units == frozenset()
+    assert blind.among(present, {A, B}, "td") == expected[1:]
     assert list(blind.problems({A, B}, "td")) == [
         "the units of shop/a call under the host's identity: cgroup v2 is not mounted"
     ]
@@ -150,11 +166,12 @@ def test_rules_tell_by_what_they_know_envoy() -> None:
 def test_a_host_without_callers_has_the_same_rules_as_before() -> None:
     request = CaptureRequest(mesh_prefixes=frozenset({"10.1.0.0/16"}))
     ruleset = plan(request, HostFloor(envoy_uid=900))
-    assert ruleset.loopback_addresses == (wire.INBOUND_SOURCE_V6,)
+    assert ruleset.loopback_addresses == (wire.INBOUND_SOURCE_V6, wire.OUTBOUND_V6)
     with_caller = plan(
         CaptureRequest(mesh_prefixes=frozenset({"10.1.0.0/16"}), callers=(Caller(A, frozenset({7})),)),
         HostFloor(envoy_uid=900),
     )
-    assert with_caller.loopback_addresses == (wire.INBOUND_SOURCE_V6, str(caller_addresses(A)[1]))
+    own = (wire.INBOUND_SOURCE_V6, wire.OUTBOUND_V6)
+    assert with_caller.loopback_addresses == (*own, str(caller_addresses(A)[1]))
     counts = [sum(len(chain.rules) for chain in each.table.chains) for each in (ruleset, with_caller)]
     assert counts[1] - counts[0] == 4  # one for each family and kind of destination

@@ -119,7 +119,7 @@ def test_where_there_is_no_table_all_of_it_is_made() -> None:
         ("cmp", {"SREG": 2, "OP": 0, "DATA": {"VALUE": b"\1"}}),
         ("cmp", {"SREG": 1, "OP": 4, "DATA": {"VALUE": b"\1"}}),
         ("meta", {"DREG": 1, "KEY": 3}),
-        ("immediate", {"DREG": 0, "DATA": {"VERDICT": {"CODE": 0}}}),
+        ("immediate", {"DREG": 0, "DATA": {"VERDICT": {"CODE": 1}}}),
         ("lookup", {"SET": "mesh4", "SREG": 1, "FLAGS": 1}),
         ("redir", {"PROTO_MIN": 1, "PROTO_MAX": 2, "FLAGS": 2}),
         ("nat", None),

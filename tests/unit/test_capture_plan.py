@@ -50,10 +50,10 @@ def test_outbound_traffic_is_decided_in_the_order_of_the_policy() -> None:
         "ip daddr 127.240.240.54 udp dport 53 redirect to :15053",
         "ip daddr 127.240.240.54 tcp dport 53 redirect to :15055",
         "ip daddr @virtual4 meta l4proto tcp redirect to :15001",
-        "ip6 daddr @virtual6 meta l4proto tcp redirect to :15001",
+        "ip6 daddr @virtual6 meta l4proto tcp dnat ip6 to [fd00:f0f1:0:1::1]:15001",
         "fib daddr type local return",
         "ip daddr @mesh4 meta l4proto tcp redirect to :15001",
-        "ip6 daddr @mesh6 meta l4proto tcp redirect to :15001",
+        "ip6 daddr @mesh6 meta l4proto tcp dnat ip6 to [fd00:f0f1:0:1::1]:15001",
     ]
 
 
@@ -70,12 +70,12 @@ def test_scope_all_captures_every_outbound_connection_behind_the_same_exceptions
     assert lines(everything, "outbound")[-7:] == [
         "fib daddr type local return",
         "ip daddr @mesh4 meta l4proto tcp redirect to :15001",
-        "ip6 daddr @mesh6 meta l4proto tcp redirect to :15001",
+        "ip6 daddr @mesh6 meta l4proto tcp dnat ip6 to [fd00:f0f1:0:1::1]:15001",
         # Names are looked up over TCP too, whatever may be called.
         "tcp dport 53 return",
         "tcp dport 853 return",
         "meta nfproto ipv4 meta l4proto tcp redirect to :15001",
-        "meta nfproto ipv6 meta l4proto tcp redirect to :15001",
+        "meta nfproto ipv6 meta l4proto tcp dnat ip6 to [fd00:f0f1:0:1::1]:15001",
     ]
 
 
@@ -105,7 +105,7 @@ def test_without_ipv6_no_rule_set_or_address_of_it_is_there() -> None:
 
 def test_with_ipv6_envoys_own_source_and_both_virtual_ranges_are_needed() -> None:
     ruleset = plan(REQUEST, FLOOR)
-    assert ruleset.loopback_addresses == ("::6",)
+    assert ruleset.loopback_addresses == ("::6", "fd00:f0f1:0:1::1")
     assert ruleset.virtual_prefixes == ("240.240.0.0/16", "fd00:f0f0::/112")
 
 

@@ -1,5 +1,6 @@
 """What decides about changes of capture: differences, what widens, harm, holds, repairs, and whose change it was."""
 
+import random
 import struct
 from dataclasses import replace
 from ipaddress import ip_address
@@ -8,15 +9,18 @@ from pathlib import Path
 import pytest
 
 from hostmesh_agent import arming, capture_explain, generation, hold, holding
-from hostmesh_agent.capture import CaptureRequest, HostFloor, Scope, plan
+from hostmesh_agent.capture import Caller, CaptureRequest, HostFloor, Scope, plan
 from hostmesh_agent.capture.difference import difference, widens
 from hostmesh_agent.capture.interpret import Packet, verdict
 from hostmesh_agent.capture.rules import Compare, Hook, Meta, Return, Rule, Table, Unknown
+from hostmesh_agent.capture.who import Cgroup, Present
+from hostmesh_agent.cgroup_id import ByCgroup
 from hostmesh_agent.config import AgentConfig
+from hostmesh_agent.converge import full_request
 from hostmesh_agent.repairs import LAST_PAUSE_S, LIMIT, WINDOW_S, Repairs
 from hostmesh_agent.sound import CONTROLLER_LOST, SSH_DIVERTED, SSH_LOST, Sound, doubts, harm
 from hostmesh_agent.status import capture_alarms, capture_wanted
-from hostmesh_api.v1.hostmesh_pb2 import Capture, HostConfig
+from hostmesh_api.v1.hostmesh_pb2 import Capture, CaptureDirection, CaptureRule, HostConfig
 
 FLOOR = HostFloor(envoy_uid=900)
 SMALL = CaptureRequest(inbound_ports=frozenset({80}), mesh_prefixes=frozenset({"10.0.0.0/8"}), dns=False)
@@ -67,6 +71,14 @@ def test_fewer_ports_that_are_left_alone_widen() -> None:
     assert widens(None, TABLE)
 
 
+def test_who_is_told_to_ask_others_about_names_meets_no_more() -> None:
+    asked = replace(SMALL, dns=True)
+    live, dead = (plan(asked, replace(FLOOR, names_answered=answered)).table for answered in (True, False))
+    assert difference(live, dead) == ("+ set unanswered_ports: 53",)
+    assert not widens(live, dead)
+    assert not widens(dead, live)
+
+
 FINE = Sound(ssh=frozenset({("10.0.0.1", 22)}), controller=True, past_rules=True)
 
 
@@ -106,6 +118,113 @@ def test_while_held_nothing_is_captured_that_was_not_before() -> None:
     assert found.capture == Capture(inbound_ports=[80], outbound_prefixes=["10.0.0.0/8"])
     with pytest.raises(ValueError, match="not a configuration"):
         holding.within(HostConfig(), b"\xff\xff")
+
+
+def test_while_held_a_policy_that_has_become_narrower_holds_at_once() -> None:
+    def direction(include: list[CaptureRule], *exclude: CaptureRule, passes: bool = False) -> CaptureDirection:
+        return CaptureDirection(include=include, exclude=exclude, open=passes)
+
+    ports, users = CaptureRule(ports=[443, 444]), CaptureRule(users=["shop"])
+    before = Capture(
+        outbound_prefixes=["10.0.0.0/8"], outbound=direction([ports], users), open_prefixes=["10.9.0.0/16"]
+    )
+    wanted = Capture(
+        outbound_prefixes=["10.1.0.0/16"],
+        outbound=direction([CaptureRule(ports=[444, 445], cidrs=["10.1.0.0/24"])], ports, passes=True),
+        policy="default/p",
+    )
+    found = holding.within(HostConfig(capture=wanted), before.SerializeToString()).capture
+    assert found == Capture(
+        outbound_prefixes=["10.1.0.0/16"],
+        outbound=direction([CaptureRule(ports=[444], cidrs=["10.1.0.0/24"])], users, ports, passes=True),
+        policy="default/p",
+    )
+    # What may pass without Envoy is what is wanted now, and two that have nothing in common capture nothing.
+    wanted = Capture(outbound_prefixes=["10.0.0.0/8"], outbound=direction([CaptureRule(ports=[1])]), dns=True)
+    found = holding.within(HostConfig(capture=wanted), before.SerializeToString()).capture
+    assert (list(found.outbound_prefixes), found.scope, list(found.open_prefixes)) == ([], Capture.MESH, [])
+
+
+def test_while_held_a_port_of_mutual_tls_is_captured_though_two_policies_have_nothing_in_common() -> None:
+    before, wanted = (
+        Capture(inbound_ports=[80, 443], inbound=CaptureDirection(include=[CaptureRule(interfaces=[each])]))
+        for each in ("eth0", "eth1")
+    )
+    config = HostConfig(capture=wanted, strict_ports=[443])
+    assert list(holding.within(config, before.SerializeToString()).capture.inbound_ports) == [443]
+
+
+RULES = [
+    CaptureRule(ports=[80]),
+    CaptureRule(ports=[80, 443], cidrs=["10.1.0.0/16"]),
+    CaptureRule(cidrs=["10.0.0.0/8"]),
+    CaptureRule(cidrs=["10.1.2.0/24", "0.0.0.0/1"]),
+    CaptureRule(interfaces=["eth0"]),
+    CaptureRule(ports=[443], interfaces=["eth1"]),
+]
+OF_WHOM = [CaptureRule(users=["7"]), CaptureRule(users=["7", "8"], ports=[80]), CaptureRule(units=["a.service"])]
+HERE = Present(cgroups=frozenset({Cgroup("a.service", 2, 5)}))
+CALLERS = (Caller("spiffe://td/ns/shop/sa/a", frozenset({8}), frozenset({ByCgroup(2, 5)})),)
+
+
+def some_capture(draw: random.Random) -> Capture:
+    def direction(rules: list[CaptureRule]) -> CaptureDirection:
+        include, exclude = (draw.sample(rules, draw.choice((0, 0, 1, 2))) for _ in range(2))
+        return CaptureDirection(include=include, exclude=exclude, open=draw.random() < 0.5)
+
+    prefixes = ["10.0.0.0/8", "10.1.0.0/16", "10.1.2.3/32", "192.0.2.0/24"]
+    return Capture(
+        scope=draw.choice((Capture.MESH, Capture.ALL)),
+        inbound_ports=draw.sample([80, 443, 8080], draw.randint(1, 3)),
+        outbound_prefixes=draw.sample(prefixes, draw.randint(0, 3)),
+        virtual_prefixes=["240.240.0.0/16"],
+        inbound=direction(RULES),
+        outbound=direction([*RULES, *OF_WHOM]),
+    )
+
+
+def some_packet(draw: random.Random) -> Packet:
+    hook = draw.choice((Hook.PREROUTING, Hook.OUTPUT))
+    calls = hook is Hook.OUTPUT
+    targets = ("10.1.2.3", "10.1.9.9", "10.9.0.1", "192.0.2.9", "198.51.100.1", "240.240.0.7")
+    return Packet(
+        hook,
+        ip_address("192.0.2.200" if calls else draw.choice(targets)),
+        ip_address(draw.choice(targets) if calls else "192.0.2.200"),
+        draw.choice((22, 80, 443, 8080)),
+        uid=draw.choice((0, 7, 8)) if calls else None,
+        cgroups=draw.choice(((9, 5), (9, 6))) if calls else (),
+        input_interface=0 if calls else 2,
+        output_interface=2 if calls else 0,
+        input_interface_name="" if calls else draw.choice(("eth0", "eth1")),
+        output_interface_name=draw.choice(("eth0", "eth1")) if calls else "",
+        local=not calls,
+    )
+
+
+def test_a_hold_never_captures_more_than_before_or_than_is_wanted_nor_opens_ports_of_mutual_tls() -> None:
+    draw = random.Random(7)
+    floor = replace(FLOOR, present=HERE)
+    taken, closed = 0, 0
+    for _ in range(150):
+        limit, wanted, strict = some_capture(draw), some_capture(draw), draw.sample([80, 443, 8080], 2)
+        held = holding.within(HostConfig(capture=wanted, strict_ports=strict), limit.SerializeToString()).capture
+        before, after, now = (
+            plan(replace(full_request(each), strict_ports=frozenset(strict), callers=CALLERS), floor).table
+            for each in (limit, wanted, held)
+        )
+        for packet in (some_packet(draw) for _ in range(60)):
+            found = verdict(now, packet).action
+            assert found != "unknown"
+            if found in {"redirect", "change port"}:
+                taken += 1
+                assert verdict(before, packet).touched, (packet, limit, wanted)
+                assert verdict(after, packet).touched, (packet, limit, wanted)
+            elif packet.hook is Hook.PREROUTING and packet.port in strict:
+                closed += 1
+                assert packet.port not in set(limit.inbound_ports) & set(wanted.inbound_ports)
+    assert taken > 300
+    assert closed > 300
 
 
 def test_a_hold_is_read_back_and_one_that_is_damaged_holds_everything(tmp_path: Path) -> None:

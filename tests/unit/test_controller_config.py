@@ -7,6 +7,7 @@ import pytest
 from hostmesh_controller.config import called_at, load_config, parse_config
 from hostmesh_controller.config_ca import Ca
 from hostmesh_controller.config_reader import ConfigError, Endpoint
+from hostmesh_controller.leases import PanicLimits
 
 
 def problems(text: str) -> tuple[str, ...]:
@@ -110,6 +111,13 @@ def test_a_clone_is_put_under_quarantine_unless_the_file_says_otherwise() -> Non
     assert problems('[clones]\naction = "wran"') == (
         "c.toml:2: clones.action: 'wran' is not one of quarantine, warn; did you mean 'warn'?",
     )
+
+
+def test_the_limits_of_the_panic_guard_are_settings() -> None:
+    assert parse_config("", "c.toml", ("here",)).leases == PanicLimits(percent=30, hosts=3)
+    text = "[leases]\npanic_percent = 50\npanic_hosts = 10\n"
+    assert parse_config(text, "c.toml", ("here",)).leases == PanicLimits(percent=50, hosts=10)
+    assert problems("[leases]\npanic_percent = 0") == ("c.toml:2: leases.panic_percent: must be from 1 to 100, not 0",)
 
 
 def test_the_root_is_our_own_unless_the_file_names_another_provider() -> None:

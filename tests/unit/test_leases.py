@@ -9,6 +9,7 @@ from hostmesh_controller.leases import (
     RETURN_S,
     STALL_S,
     START_GRACE_S,
+    START_LOOK_S,
     Leases,
     Sign,
     Todo,
@@ -151,12 +152,50 @@ def test_a_start_of_the_controller_gives_everybody_time_and_then_asks_who_did_no
     leases = Leases()
     leases.start(FLEET, 50.0)
     for host in FLEET[1:]:
-        leases.connected(host, 60.0)
-    assert leases.todo(79.0) == Todo()
+        leases.connected(host, 54.0)
+    assert leases.todo(54.9) == Todo()
+    assert leases.next_at(54.9) == 50.0 + START_LOOK_S
+    miss(leases, "h0", 50.0 + START_LOOK_S)
+    leases.knocked("h0", answered=False, now=58.0)
+    assert leases.todo(58.0).changed == ("h0",)
     assert not leases.panic
-    miss(leases, "h0", 50.0 + START_GRACE_S)
-    leases.knocked("h0", answered=False, now=84.0)
-    assert leases.todo(86.0).changed == ("h0",)
+
+
+def test_after_a_start_a_host_that_answers_may_take_its_time_and_is_asked_again() -> None:
+    leases = Leases()
+    leases.start(FLEET, 50.0)
+    assert set(leases.todo(50.0 + START_LOOK_S).knock) == set(FLEET)
+    for host in FLEET:
+        leases.knocked(host, answered=True, now=56.0)
+    assert leases.todo(50.0 + START_GRACE_S).changed == ()
+    assert not leases.panic
+
+
+def test_a_controller_that_starts_without_a_network_withdraws_nobody() -> None:
+    leases = Leases()
+    leases.start(FLEET, 50.0)
+    for at in (55.0, 57.0, 59.0):
+        leases.todo(at)
+        for host in FLEET:
+            leases.knocked(host, answered=False, now=at + 1)
+    assert leases.todo(60.0) == Todo()
+    assert leases.panic
+
+
+def test_who_was_withdrawn_before_a_start_stays_so_until_it_reports_and_counts_for_no_panic() -> None:
+    leases = Leases()
+    leases.start(FLEET, 50.0, FLEET[:6])
+    for host in FLEET[6:]:
+        leases.connected(host, 51.0)
+    for now in (50.0, 55.0, 80.0, 200.0):
+        assert leases.todo(now) == Todo()
+    assert not leases.panic
+    assert all(map(leases.is_out, FLEET[:6]))
+    leases.connected("h0", 201.0)
+    leases.reported("h0", serves=True, now=201.0)
+    assert leases.todo(201.0).changed == ("h0",)
+    leases.ended("h7", 202.0)
+    assert leases.todo(202.0).knock == ("h7",)
 
 
 def test_a_start_after_which_hardly_anybody_comes_back_is_a_panic() -> None:

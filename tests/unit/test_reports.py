@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import grpc
@@ -30,7 +31,7 @@ from hostmesh_api.v1.hostmesh_pb2 import (
 )
 from hostmesh_api.v1.hostmesh_pb2_grpc import ReportingStub
 from hostmesh_controller import reports
-from hostmesh_controller.reports import HostStates, bounded, has_ipv6, healthy_workloads, ready_workloads
+from hostmesh_controller.reports import HostStates, bounded, has_ipv6, healthy_workloads, ready_workloads, runtime_of
 from hostmesh_controller.store import HostState
 from hostmesh_controller.store.sqlite import open_store
 from identity_servers import Controller
@@ -312,3 +313,35 @@ async def test_a_change_of_health_is_told_and_what_is_not_probed_is_healthy(worl
     assert len(world.changes) == 1
     # A workload of which nothing is said yet is new: whether it is well shows when its probe has succeeded.
     assert healthy_workloads(HostState()) == frozenset()
+
+
+async def test_free_cpu_is_told_by_steps_whatever_a_host_says_and_outlives_a_restart(world: World) -> None:
+    def said(level: int) -> HostReport:
+        made = report("10.0.0.1")
+        made.load.free_eighths = level
+        return made
+
+    levels: list[int] = []
+    for level in [8, *[1, 4_000_000] * 50]:
+        await world.states.reported("web-1", bounded(said(level)), frozenset())
+        levels.append(runtime_of(await world.states.state("web-1")).free_eighths)
+        world.at += timedelta(seconds=1)
+    assert all(abs(later - before) <= 1 for before, later in pairwise(levels))
+    assert len(world.changes) <= 1 + 100 / 8
+    again = HostStates(world, world.changes.append, lambda: world.at)
+    await again.reported("web-1", bounded(said(0)), frozenset())
+    assert HostReport.FromString((await again.state("web-1")).report).load.free_eighths == levels[-1]
+
+
+async def test_that_a_host_is_silent_is_kept_once_until_it_is_back(world: World) -> None:
+    await world.states.joined("web-1")
+    world.writes.clear()
+    for _ in range(2):
+        await world.states.silent("web-1", silent=True)
+    assert world.host_states()["web-1"].silent_at == world.at
+    await world.states.reported("web-1", report("10.0.0.1"), frozenset())
+    assert world.host_states()["web-1"].silent_at == world.at
+    for _ in range(2):
+        await world.states.silent("web-1", silent=False)
+    assert world.host_states()["web-1"].silent_at is None
+    assert len(world.writes) == 3

@@ -130,7 +130,7 @@ def test_a_serial_is_there_once(store: Store) -> None:
 
 
 def test_the_state_of_a_host_is_replaced_whole(store: Store) -> None:
-    state = HostState(NOW, None, LATER, b"\x00report\xff", frozenset({("shop", "reviews"), ("a", "b")}))
+    state = HostState(NOW, None, LATER, b"\x00report\xff", frozenset({("shop", "reviews"), ("a", "b")}), LATER)
     store.put_host_state("h1", state)
     store.put_host_state("h2", HostState())
     assert store.host_states() == {"h1": state, "h2": HostState()}

@@ -51,6 +51,15 @@ def test_the_agent_is_told_of_each_probe_and_where_the_workload_is() -> None:
     assert (runs.name, runs.probe.systemd.unit) == ("runs", "web.service")
 
 
+def test_an_agent_hears_whether_it_has_to_measure_its_load() -> None:
+    host = obj("Host", "h1", {"addresses": ["10.0.0.1"]})
+    for capacity, weight, asked in (("load", 0, True), ("load", 3, False), ("cores", 0, False)):
+        spec = {"address": "10.0.0.1", **({"weight": weight} if weight else {})}
+        item = obj("WorkloadEntry", "web", spec, annotations={"hostmesh.io/capacity": capacity})
+        found = build(SETTINGS, [host, item], {}, {"h1": HostRuntime(True)})
+        assert configured(found).weighed_by_load is asked
+
+
 def test_one_probe_needs_no_list_and_no_name() -> None:
     (probe,) = configured(mesh('{"tcpSocket": {"port": 80}}')).more_probes
     assert (probe.name, probe.probe.tcp_socket.port) == ("probe", 80)
@@ -103,7 +112,7 @@ def test_a_mistake_is_told_with_its_place(text: str, said: str) -> None:
 
 
 def test_a_group_is_told_what_is_wrong_with_what_it_gives_its_members() -> None:
-    group = obj("WorkloadGroup", "web", {"template": {}, "metadata": {"annotations": {CAPACITY: "load"}}})
+    group = obj("WorkloadGroup", "web", {"template": {}, "metadata": {"annotations": {CAPACITY: "memory"}}})
     (finding,) = check_annotations(group)
     assert finding.path == ("spec", "metadata", "annotations", CAPACITY)
     assert "'cores'" in finding.message

@@ -17,6 +17,7 @@ LIST_ELEMENT: Final = 1  # NFTA_LIST_ELEM
 REGISTER: Final = 1  # NFT_REG_1; 0 is the verdict
 SECOND_REGISTER: Final = 2  # NFT_REG_2: a port, beside an address in the first
 RETURN_VERDICT: Final = -5  # NFT_RETURN
+DROP_VERDICT: Final = 0  # NF_DROP
 ADDRESS_GIVEN: Final = 1  # NF_NAT_RANGE_MAP_IPS
 PORT_GIVEN: Final = 2  # NF_NAT_RANGE_PROTO_SPECIFIED
 DESTINATION_NAT: Final = 1  # NFT_NAT_DNAT
@@ -108,6 +109,9 @@ DATA_LAYOUTS: Final = {
     ),
 }
 """Of the expressions that we write."""
+
+FOREIGN_LAYOUTS: Final = {"target": Layout(NAME=(1, _TEXT), REVISION=(2, _NUMBER), INFO=(3, _RAW))}
+"""Of expressions that other programs write and that are looked at: iptables' targets."""
 
 TABLE: Final = Layout(NAME=(1, _TEXT), FLAGS=(2, _NUMBER), USE=(3, _NUMBER), HANDLE=(4, _LONG))
 CHAIN: Final = Layout(

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
+from itertools import pairwise
 from typing import Final
 
 from hostmesh_agent.capture import expressions as words
@@ -44,9 +45,9 @@ def envoy_in(table: Table | None) -> ByCgroup | None:
     """Return by which cgroup a table knows Envoy; None if by none."""
     chains = () if table is None else table.chains
     for rule in (rule for chain in chains for rule in chain.rules if rule.comment == ENVOY):
-        match rule.expressions:
-            case (SocketCgroup(level), Compare(value), *_):
-                return ByCgroup(level, int.from_bytes(value, sys.byteorder))
+        for load, test in pairwise(rule.expressions):
+            if isinstance(load, SocketCgroup) and isinstance(test, Compare):
+                return ByCgroup(load.level, int.from_bytes(test.value, sys.byteorder))
     return None
 
 

@@ -8,17 +8,21 @@ each time.
 """
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Literal
 
-from hostmesh_agent.capture import nft, routes
+from hostmesh_agent.capture import doors, kernel, routes
 from hostmesh_agent.capture.errors import CaptureError
+from hostmesh_agent.capture.nft import Reading
 from hostmesh_agent.capture.owner import Owner
 from hostmesh_agent.capture.plan import CaptureRequest, HostFloor, PlanError, plan
-from hostmesh_agent.capture.rules import Refusal, Ruleset, Table
+from hostmesh_agent.capture.rules import Backend, Refusal, Ruleset, Table
 from hostmesh_agent.capture.text import table_text
 from hostmesh_agent.generation import generation
 
-BACKEND: Final = "nftables"
+_OURS = {
+    Backend.NFTABLES: "the table inet hostmesh is",
+    Backend.IPTABLES: "what iptables has in the chains and sets HOSTMESH_* is",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,7 @@ class CaptureState:
     rules_hash: str = ""
     error: str = ""
     refused: tuple[Refusal, ...] = ()
-    backend: str = BACKEND
+    backend: Backend = Backend.NFTABLES
     missing: tuple[str, ...] = ()
 
 
@@ -73,7 +77,7 @@ class Capture:
         if self._well is not None and self._unchanged(self._well):
             return self._well.state
         try:
-            reading = nft.look()
+            reading = kernel.look()
             problem = _problem(reading.table, self._applied) if self._applied else _left_over(reading.table)
         except CaptureError as error:
             self._well = None
@@ -86,15 +90,19 @@ class Capture:
             applied is None or routes.in_place(applied.virtual_prefixes, applied.loopback_addresses)
         )
 
-    def _judged(self, reading: nft.Reading, problem: str) -> CaptureState:
+    def _judged(self, reading: Reading, problem: str) -> CaptureState:
         digest = reading.table.digest if reading.table is not None else ""
         refused = self._applied.refused if self._applied else ()
+        backend = self._applied.table.backend if self._applied else reading.backend
         if problem:
             self._well = None
-            return CaptureState("error", digest, problem, refused)
+            return CaptureState("error", digest, problem, refused, backend)
         missing = self._applied.missing if self._applied else ()
-        state = CaptureState("on", digest, refused=refused, missing=missing) if digest else CaptureState("off")
-        self._well = _Well(state, reading.generation)
+        state = CaptureState("off", backend=backend)
+        if digest:
+            state = CaptureState("on", digest, refused=refused, backend=backend, missing=missing)
+        # iptables has no such number: there each look is a look at the rules.
+        self._well = _Well(state, reading.generation) if backend is Backend.NFTABLES else None
         return state
 
     def clear(self) -> CaptureState:
@@ -107,7 +115,7 @@ class Capture:
         return CaptureState("off")
 
 
-def apply(ruleset: Ruleset, owner: Owner | None = None) -> nft.Reading:
+def apply(ruleset: Ruleset, owner: Owner | None = None) -> Reading:
     """Make the kernel hold `ruleset`, check that it does, and return the table as it was read back.
 
     Routes go first: a rule without its route captures nothing, a route without its rules harms nothing.
@@ -117,9 +125,9 @@ def apply(ruleset: Ruleset, owner: Owner | None = None) -> nft.Reading:
     """
     routes.write(ruleset.virtual_prefixes, ruleset.loopback_addresses)
     try:
-        reading = nft.write(ruleset.table, owner)
+        reading = kernel.write(ruleset.table, owner)
     except CaptureError:
-        if nft.read() is None:
+        if kernel.read() is None:
             routes.remove()
         raise
     problem = _problem(reading.table, ruleset)
@@ -134,14 +142,14 @@ def verify(ruleset: Ruleset) -> str:
     Raises:
         CaptureError: the kernel does not tell.
     """
-    return _problem(nft.read(), ruleset)
+    return _problem(kernel.read(), ruleset)
 
 
 def _problem(table: Table | None, ruleset: Ruleset) -> str:
     if table is None:
-        return "the table inet hostmesh is gone: another program removed it"
+        return f"{_OURS[ruleset.table.backend]} gone: another program removed it"
     if table != ruleset.table:
-        return "the table inet hostmesh is not what was written: another program changed it"
+        return f"{_OURS[ruleset.table.backend]} not what was written: another program changed it"
     lacking = routes.lacking(ruleset.virtual_prefixes, ruleset.loopback_addresses)
     if lacking.prefixes:
         return f"there is no route to {', '.join(sorted(lacking.prefixes))}"
@@ -162,8 +170,21 @@ def clear(owner: Owner | None = None) -> None:
     Raises:
         CaptureError: the kernel refused.
     """
-    nft.remove(owner)
+    kernel.remove(owner)
     routes.remove()
+
+
+def clear_but_doors() -> None:
+    """Like `clear`, but what leads to the second Envoy's own ports stays (see `doors`): it captures nothing.
+
+    Raises:
+        CaptureError: the kernel refused.
+    """
+    left = doors.alone(kernel.read())
+    if left is None:
+        return clear()
+    kernel.write(left)
+    return routes.remove()
 
 
 def show() -> str:
@@ -172,13 +193,15 @@ def show() -> str:
     Raises:
         CaptureError: the kernel refused.
     """
-    table = nft.read()
-    return table_text(table) if table else "# no table inet hostmesh: nothing is captured\n"
+    table = kernel.read()
+    if table is None:
+        return "# no table inet hostmesh: nothing is captured\n"
+    return table_text(table) if table.backend is Backend.NFTABLES else f"# held by iptables\n{table_text(table)}"
 
 
 def _hash_now() -> str:
     try:
-        table = nft.read()
+        table = kernel.read()
     except CaptureError:
         return ""
     return table.digest if table else ""

@@ -3,14 +3,17 @@
 What we never write comes back as `Unknown`, so that a table somebody else changed never equals a planned one.
 """
 
+import sys
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any, Final
 
 from hostmesh_agent.capture.attributes import (
     DATA_LAYOUTS,
+    DROP_VERDICT,
     ELEMENT,
     EXPRESSION,
+    FOREIGN_LAYOUTS,
     INTERVAL_SET,
     RANGE_END,
     RULE_COMMENT,
@@ -18,6 +21,7 @@ from hostmesh_agent.capture.attributes import (
 )
 from hostmesh_agent.capture.codec import Attributes, split
 from hostmesh_agent.capture.encode import encode
+from hostmesh_agent.capture.foreign import ForeignChain
 from hostmesh_agent.capture.rules import (
     AskedAddress,
     Chain,
@@ -25,6 +29,7 @@ from hostmesh_agent.capture.rules import (
     ChangePort,
     Compare,
     DestinationType,
+    Drop,
     Expression,
     Header,
     Hook,
@@ -46,6 +51,8 @@ from hostmesh_agent.capture.rules import (
     Table,
     Unknown,
 )
+
+_XT_CT_NOTRACK: Final = 1
 
 
 @lru_cache(maxsize=256)
@@ -109,7 +116,7 @@ def _guess(name: str, attributes: Attributes) -> Expression | None:
         case "lookup":
             return Lookup(attributes["SET"])
         case "immediate" if "VERDICT" in attributes["DATA"]:
-            return Return()
+            return Drop() if attributes["DATA"]["VERDICT"]["CODE"] == DROP_VERDICT else Return()
         case "immediate" if attributes["DREG"] == SECOND_REGISTER:
             return LoadSecond(attributes["DATA"]["VALUE"])
         case "immediate":
@@ -187,3 +194,33 @@ def read_table(attributes: Attributes, sets: Iterable[NamedSet], chains: Iterabl
         chains=tuple(sorted(chains, key=lambda each: each.name)),
         flags=attributes.get("FLAGS", 0),
     )
+
+
+def foreign_chain(family: int, attributes: Attributes) -> ForeignChain:
+    """Return another program's chain, without its rules."""
+    hook = attributes.get("HOOK", {})
+    return ForeignChain(
+        family,
+        attributes["TABLE"],
+        attributes["NAME"],
+        attributes.get("TYPE", ""),
+        hook.get("NUMBER"),
+        hook.get("PRIORITY", 0),
+    )
+
+
+def foreign_rule(attributes: Attributes) -> tuple[tuple[str, Attributes], ...]:
+    """Return the expressions of another program's rule by their names, with what of them has a layout here."""
+    found = []
+    for _, packed in split(attributes.get("EXPRESSIONS", b"")):
+        parts = EXPRESSION.unpack(packed)
+        name, data = parts.get("NAME", ""), parts.get("DATA", b"")
+        layout = FOREIGN_LAYOUTS.get(name) or DATA_LAYOUTS.get(name)
+        known = layout.unpack(data) if layout is not None and isinstance(data, bytes) else {}
+        if name == "target" and known.get("NAME") in {"CT", "NOTRACK"}:
+            # struct xt_ct_target_info begins with its flags.
+            known["NOTRACK"] = known["NAME"] == "NOTRACK" or bool(
+                int.from_bytes(known.get("INFO", b"")[:2], sys.byteorder) & _XT_CT_NOTRACK
+            )
+        found.append((name, known))
+    return tuple(found)

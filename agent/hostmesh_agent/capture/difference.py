@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
+from hostmesh_agent.capture.names import UNANSWERED
 from hostmesh_agent.capture.rules import Chain, NamedSet, Table
 from hostmesh_agent.capture.text import range_text, rule_text
 
@@ -43,12 +44,13 @@ def widens(now: Table | None, wanted: Table | None) -> bool:
     shapes = [[replace(each, ranges=()) for each in table.sets] for table in (now, wanted)]
     if shapes[0] != shapes[1]:
         return True
-    # The set of what is left alone narrows by growing.
+    # The set of what is left alone narrows by growing; and whose questions fail is asked of others.
     return any(
         bool(set(after.ranges) - set(before.ranges))
         if before.name != "untouched_ports"
         else bool(set(before.ranges) - set(after.ranges))
         for before, after in zip(now.sets, wanted.sets, strict=True)
+        if before.name != UNANSWERED
     )
 
 

@@ -26,6 +26,7 @@ from hostmesh_agent.capture.attributes import (
     ASKED_ADDRESS,
     CGROUP_OF_SOCKET,
     DESTINATION_NAT,
+    DROP_VERDICT,
     INET,
     INTERNET_CHECKSUM,
     INTERVAL_SET,
@@ -50,6 +51,7 @@ from hostmesh_agent.capture.rules import (
     ChangePort,
     Compare,
     DestinationType,
+    Drop,
     Expression,
     KeyType,
     Load,
@@ -292,6 +294,8 @@ def encode(expression: Expression) -> tuple[str, Attributes]:  # noqa: C901 - on
             return "nat", {"TYPE": DESTINATION_NAT, "FAMILY": family} | to
         case Return():
             return "immediate", {"DREG": 0, "DATA": {"VERDICT": {"CODE": RETURN_VERDICT}}}
+        case Drop():
+            return "immediate", {"DREG": 0, "DATA": {"VERDICT": {"CODE": DROP_VERDICT}}}
         case Reset():
             return "reject", {"TYPE": TCP_RESET}
         case Unknown(name):

@@ -14,6 +14,7 @@ from hostmesh_agent.capture.rules import (
     ChangePort,
     Compare,
     DestinationType,
+    Drop,
     Expression,
     Header,
     Load,
@@ -49,6 +50,7 @@ _REFUSED: Final = 5
 
 RETURN: Final[Words] = (Return(),)
 RESET: Final[Words] = (Reset(),)
+DROP: Final[Words] = (Drop(),)
 
 
 def _native(number: int) -> bytes:
@@ -144,6 +146,10 @@ def tcp_port_in(set_name: str) -> Words:
 
 def udp_port(number: int) -> Words:
     return (*protocol(UDP), Payload(Header.TRANSPORT, 2, 2), Compare(_port(number)))
+
+
+def udp_port_in(set_name: str) -> Words:
+    return (*protocol(UDP), Payload(Header.TRANSPORT, 2, 2), Lookup(set_name))
 
 
 def udp_source_port(number: int) -> Words:

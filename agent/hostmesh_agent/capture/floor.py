@@ -18,6 +18,7 @@ from typing import Final
 
 import psutil
 
+from hostmesh_agent.capture import kernel
 from hostmesh_agent.capture.plan import SSH_PORT, HostFloor, Scope
 from hostmesh_agent.capture.who import Match
 from hostmesh_agent.config import CaptureSettings
@@ -51,6 +52,7 @@ def look(
         never_outbound=never_outbound(settings),
         never_interfaces=frozenset(settings.exclude_interfaces),
         max_scope=Scope(settings.max_scope),
+        backend=kernel.backend(settings.backend),
     )
 
 

@@ -19,6 +19,7 @@ from hostmesh_agent.capture.rules import (
     ChangePort,
     Compare,
     DestinationType,
+    Drop,
     Expression,
     Header,
     Hook,
@@ -211,7 +212,7 @@ def _end(expression: Expression, run: _Run) -> tuple[Action, int | None]:
             return "redirect", int.from_bytes(run.second, "big")
         case ChangePort():
             return "change port", int.from_bytes(run.register, "big")
-        case Reset():
+        case Reset() | Drop():
             return "refuse", None
         case Return():
             return "none", None

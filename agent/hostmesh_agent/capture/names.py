@@ -17,7 +17,10 @@ from hostmesh_agent.capture import expressions as words
 from hostmesh_agent.capture.rules import Rule
 from hostmesh_api import wire
 
-_DNS: Final = 53
+UNANSWERED: Final = "unanswered_ports"
+"""Set: 53 while questions of programs are not put to Envoy, or nothing."""
+DNS_PORT: Final = 53
+_DNS: Final = DNS_PORT
 _ENVOY: Final = IPv4Address("127.0.0.1")
 _AMONG_OTHERS: Final = IPv4Address(wire.DNS_ADDRESS)
 _SPLIT: Final = IPv4Address(wire.SPLIT_DNS_ADDRESS)
@@ -32,6 +35,20 @@ def questions(dns_port: int) -> Iterator[Rule]:
         to_us = (*words.family(4), *words.to_address(address))
         yield Rule((*to_us, *words.udp_port(_DNS), *words.redirect(dns_port)), comment)
         yield Rule((*to_us, *words.tcp_port(_DNS), *words.redirect(wire.DNS_TCP_PORT)), f"{comment}, over TCP")
+
+
+def unanswered() -> Iterator[Rule]:
+    """Yield the rules that fail questions of programs while there is no Envoy: then the set has the port.
+
+    A closed port tells who asks, too, but once: a program that puts two questions from one socket (c-ares) gets the
+    error of the first with the second, and waits 5 s for an answer to the first. What is taken away here fails each
+    by itself, and needs no answer where an Envoy hangs. systemd-resolved, whose address is another one, goes on by
+    itself.
+    """
+    yield Rule(
+        (*words.family(4), *words.to_address(_AMONG_OTHERS), *words.udp_port_in(UNANSWERED), *words.DROP),
+        "there is no Envoy: ask the next resolver",
+    )
 
 
 def answers(dns_port: int) -> Iterator[Rule]:

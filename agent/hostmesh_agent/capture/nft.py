@@ -26,16 +26,20 @@ from hostmesh_agent.capture.attributes import Kind
 from hostmesh_agent.capture.codec import Attributes, Layout
 from hostmesh_agent.capture.encode import Message
 from hostmesh_agent.capture.errors import CaptureError
+from hostmesh_agent.capture.foreign import ForeignChain, called
 from hostmesh_agent.capture.owner import NOT_SUPPORTED, OWNED, PERSISTS, Owner
-from hostmesh_agent.capture.rules import TABLE_NAME, Compare, Return, Rule, SocketCgroup, Table
+from hostmesh_agent.capture.rules import TABLE_NAME, Backend, Compare, Return, Rule, SocketCgroup, Table
 
 _ANSWER_WITHIN_S: Final = 10.0  # the kernel answers in milliseconds; a lost answer must not hold the agent
 _SO_SNDBUFFORCE: Final = 32  # asm-generic/socket.h; Python does not name it
+_FOREIGN_CHAINS, _FOREIGN_RULES = 64, 500
+"""What of others is read at most: a look must stay a matter of milliseconds."""
 _BATCH_BYTES: Final = 64 << 20
 """A batch cannot be sent in parts; what hosts allow by default (net.core.wmem_max) holds 4,000 prefixes per family."""
 _TRIES: Final = 5
 _OF_ANOTHER_STATE: Final = {errno.ENOENT, errno.EEXIST, errno.EBUSY, errno.ENOTEMPTY}
 """How a batch fails that was made for another state than there is (changed meanwhile, or not all of it is told)."""
+_FAMILY_AT: Final = 16  # nfgen_family of struct nfgenmsg, behind struct nlmsghdr
 _READS: Final = 10  # a dump is several requests: read again where somebody changed any table between them
 
 _REPLIES: Final = (
@@ -62,12 +66,17 @@ class Reading:
     generation: int
     ownership: int = 0
 
+    @property
+    def backend(self) -> Backend:
+        return Backend.NFTABLES if self.table is None else self.table.backend
+
 
 class Packed(nlmsg):
     """What goes through pyroute2's socket, as bytes: several messages of a batch one way, one answer the other way."""
 
     messages: tuple[Message, ...] = ()
     attributes: bytes = b""
+    family: int = 0
 
     def encode(self) -> None:
         number = self["header"]["sequence_number"]
@@ -75,6 +84,7 @@ class Packed(nlmsg):
 
     def decode(self) -> None:
         super().decode()
+        self.family = self.data[self.offset + _FAMILY_AT]
         self.attributes = bytes(self.data[self.offset + encode.HEADER.size : self.offset + self.length])
 
 
@@ -125,6 +135,17 @@ def knows_cgroups() -> bool:
     except CaptureError:
         return False
     return True
+
+
+def foreign() -> tuple[ForeignChain, ...]:
+    """Return the chains of other programs' tables that are asked before ours, and those that these call.
+
+    Nothing is changed. Chains that are not earlier are not read.
+
+    Raises:
+        CaptureError: the kernel refused, or its tables were changed meanwhile.
+    """
+    return _run(_foreign, "read other programs' chains")
 
 
 def _run(act: Callable[[Any], Awaitable[T]], doing: str) -> T:
@@ -218,10 +239,16 @@ async def _remove_if_there(nft: Any, owner: Owner | None) -> None:
 
 async def _ask(nft: Any, *messages: Message) -> list[bytes]:
     """Return the attributes of each answer; acknowledgements have none and are left out."""
+    return [attributes for _, attributes in await _answers(nft, *messages)]
+
+
+async def _answers(nft: Any, *messages: Message) -> list[tuple[int, bytes]]:
+    """Return the address family and the attributes of each answer."""
     packed = Packed()
     packed.messages = messages
     answers = await nft.nlm_request(packed, messages[0].kind, messages[0].flags)
-    return [each.attributes async for each in answers if each["header"]["type"] not in {NLMSG_DONE, NLMSG_ERROR}]
+    told = [each async for each in answers if each["header"]["type"] not in {NLMSG_DONE, NLMSG_ERROR}]
+    return [(each.family, each.attributes) for each in told]
 
 
 async def _generation(nft: Any) -> int:
@@ -280,3 +307,28 @@ async def _read_once(nft: Any) -> tuple[Table | None, int]:
         sets.append(decode.read_set(found, [part.get("ELEMENTS", b"") for part in lists]))
     whole = decode.read_table({**told, "FLAGS": flags & ~(OWNED | PERSISTS)}, sets, chains)
     return whole, flags & (OWNED | PERSISTS)
+
+
+async def _foreign(nft: Any) -> tuple[ForeignChain, ...]:
+    everything = replace(encode.request(Kind.GET_CHAIN, NLM_F_DUMP, attributes.CHAIN, {}), family=0)
+    told = [(family, attributes.CHAIN.unpack(each)) for family, each in await _answers(nft, everything)]
+    chains = {
+        (family, each["TABLE"], each["NAME"]): decode.foreign_chain(family, each)
+        for family, each in told
+        if (family, each["TABLE"]) != (attributes.INET, TABLE_NAME)
+    }
+    found: dict[tuple[int, str, str], ForeignChain] = {}
+    waiting = [key for key, each in chains.items() if each.earlier]
+    while waiting and len(found) < _FOREIGN_CHAINS:
+        key = waiting.pop()
+        if key in found or key not in chains:
+            continue
+        family, table, name = key
+        asked = encode.request(Kind.GET_RULE, NLM_F_DUMP, attributes.RULE, {"TABLE": table, "CHAIN": name})
+        answers = await _answers(nft, replace(asked, family=family))
+        rules = [attributes.RULE.unpack(each) for of, each in answers if of == family]
+        # Older kernels do not filter a dump.
+        mine = [each for each in rules if (each["TABLE"], each["CHAIN"]) == (table, name)]
+        found[key] = replace(chains[key], rules=tuple(decode.foreign_rule(each) for each in mine[:_FOREIGN_RULES]))
+        waiting += [(family, table, each) for rule in found[key].rules for each in called(rule)]
+    return tuple(found.values())

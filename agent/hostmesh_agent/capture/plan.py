@@ -12,12 +12,13 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Final
 
-from hostmesh_agent.capture import callers, names, who
+from hostmesh_agent.capture import callers, doors, names, who
 from hostmesh_agent.capture import expressions as words
 from hostmesh_agent.capture.callers import Caller
 from hostmesh_agent.capture.expressions import Words
 from hostmesh_agent.capture.narrow import Narrowed
 from hostmesh_agent.capture.rules import (
+    Backend,
     Chain,
     Hook,
     KeyType,
@@ -28,6 +29,7 @@ from hostmesh_agent.capture.rules import (
     Table,
 )
 from hostmesh_agent.capture.who import ALL_OF_IT, NOBODY, Direction, Match, Narrowing, Present, ranges
+from hostmesh_agent.capture.xtables import UntranslatableError, translated
 from hostmesh_agent.cgroup_id import ByCgroup
 from hostmesh_api import wire
 
@@ -49,7 +51,15 @@ _INBOUND_SOURCE: Final[dict[int, Address]] = {
     4: IPv4Address(wire.INBOUND_SOURCE_V4),
     6: IPv6Address(wire.INBOUND_SOURCE_V6),
 }
+_OUTBOUND_V6: Final = IPv6Address(wire.OUTBOUND_V6)
 _KEY: Final = {4: KeyType.IPV4, 6: KeyType.IPV6}
+
+
+_NO_NAMES: Final = Refusal(
+    "the question for a name",
+    "iptables cannot change Envoy's answers for names outside the mesh, so the host's resolver stays as it is; "
+    "mesh names need a kernel with nf_tables",
+)
 
 
 class Scope(StrEnum):
@@ -102,9 +112,11 @@ class HostFloor:
         never_interfaces: where nothing is captured, in neither direction: so the owner says.
         max_scope: the widest that the owner allows.
         present: who is there of those that are named.
+        backend: what of the kernel is to hold the rules.
         outbound_port: where the Envoy that serves now takes outbound TCP: two take turns. Same for the next two.
         door_port: where it takes what is for the `doorways`; None: it binds them itself.
         doorways: address ("" for all of the host's) and TCP port of what Envoy itself listens on.
+        names_answered: there is an Envoy that answers questions about names.
     """
 
     envoy_uid: int
@@ -119,12 +131,14 @@ class HostFloor:
     never_interfaces: frozenset[str] = frozenset()
     max_scope: Scope = Scope.ALL
     present: Present = NOBODY
+    backend: Backend = Backend.NFTABLES
     envoy_cgroup: ByCgroup | None = None
     outbound_port: int = wire.OUTBOUND_PORT
     inbound_port: int = wire.INBOUND_PORT
     dns_port: int = wire.DNS_PORT
     door_port: int | None = None
     doorways: frozenset[tuple[str, int]] = frozenset()
+    names_answered: bool = True
 
 
 class PlanError(ValueError):
@@ -170,6 +184,8 @@ def plan(request: CaptureRequest, floor: HostFloor) -> Ruleset:
     if request.scope is Scope.ALL and floor.max_scope is not Scope.ALL:
         why = "the host's own configuration captures what is known to the mesh at most (capture.max_scope)"
         request, refused = replace(request, scope=Scope.MESH), (*refused, Refusal("scope all", why))
+    if floor.backend is Backend.IPTABLES and request.dns:
+        request, refused = replace(request, dns=False), (*refused, _NO_NAMES)
     parts = _Parts(
         request=request,
         floor=floor,
@@ -178,13 +194,25 @@ def plan(request: CaptureRequest, floor: HostFloor) -> Ruleset:
         virtual=_by_family(request.virtual_prefixes),
         families=(4, 6) if floor.ipv6 else (4,),
     )
-    return Ruleset(
-        table=Table(sets=_sets(parts), chains=_chains(parts)),
-        virtual_prefixes=tuple(str(prefix) for version in parts.families for prefix in parts.virtual[version]),
-        loopback_addresses=_loopback_addresses(parts) if floor.ipv6 else (),
-        refused=refused,
-        missing=tuple(sorted(parts.outbound.missing())),
+    return _fitting(
+        floor.backend,
+        Ruleset(
+            table=Table(sets=_sets(parts), chains=_chains(parts)),
+            virtual_prefixes=tuple(str(prefix) for version in parts.families for prefix in parts.virtual[version]),
+            loopback_addresses=_loopback_addresses(parts) if floor.ipv6 else (),
+            refused=refused,
+            missing=tuple(sorted(parts.outbound.missing())),
+        ),
     )
+
+
+def _fitting(backend: Backend, ruleset: Ruleset) -> Ruleset:
+    if backend is Backend.NFTABLES:
+        return ruleset
+    try:
+        return translated(ruleset)
+    except UntranslatableError as error:
+        raise PlanError(f"without nf_tables this cannot be captured: {error}") from error
 
 
 def _check_rules(request: CaptureRequest) -> None:
@@ -197,7 +225,7 @@ def _check_rules(request: CaptureRequest) -> None:
 
 
 def _loopback_addresses(parts: _Parts) -> tuple[str, ...]:
-    return wire.INBOUND_SOURCE_V6, *sorted({str(each.addresses[6]) for each in parts.request.callers})
+    return wire.INBOUND_SOURCE_V6, wire.OUTBOUND_V6, *sorted({str(each.addresses[6]) for each in parts.request.callers})
 
 
 def _allowed_ports(requested: frozenset[int], floor: HostFloor) -> tuple[frozenset[int], tuple[Refusal, ...]]:
@@ -253,6 +281,9 @@ def _sets(parts: _Parts) -> tuple[NamedSet, ...]:
     if parts.inbound:
         strict = parts.request.strict_ports & parts.inbound_ports | own
         sets.append(NamedSet("strict_ports", KeyType.PORT, _ports(strict), intervals=False))
+    if parts.request.dns:
+        unanswered = frozenset() if parts.floor.names_answered else frozenset({names.DNS_PORT})
+        sets.append(NamedSet(names.UNANSWERED, KeyType.PORT, _ports(unanswered), intervals=False))
     sets += [*parts.inbound.sets(), *parts.outbound.sets()]
     return tuple(sorted(sets, key=lambda each: each.name))
 
@@ -276,7 +307,7 @@ def _chains(parts: _Parts) -> tuple[Chain, ...]:
 def _inbound(parts: _Parts) -> Iterator[Rule]:
     yield Rule((*words.from_loopback(), *words.RETURN))
     for version, to_it in _doorways(parts):
-        yield Rule((*words.family(version), *to_it, *words.change_port(parts.floor.door_port or 0)), "to Envoy's door")
+        yield Rule((*words.family(version), *to_it, *words.change_port(parts.floor.door_port or 0)), doors.TO_DOOR)
     # The owner's word holds for each port: who excludes an interface has said so of this host.
     yield from parts.inbound.owners_passes()
     if parts.inbound:
@@ -364,7 +395,7 @@ def _to_door(parts: _Parts) -> Iterator[Rule]:
         from_elsewhere = words.from_address(_INBOUND_SOURCE[version], inverted=True)
         yield Rule(
             (*words.family(version), *from_elsewhere, *to_it, *words.redirect(parts.floor.door_port or 0)),
-            "to Envoy's door",
+            doors.TO_DOOR,
         )
 
 
@@ -395,11 +426,16 @@ def _to_proxy(parts: _Parts, version: int, set_prefix: str, condition: Words = (
     destination = words.to_set(version, f"{set_prefix}{version}") if set_prefix else ()
     where = (*words.family(version), *destination, *condition, *words.protocol(words.TCP))
     yield from callers.rules(parts.request.callers, version, where, parts.floor.outbound_port)
-    yield Rule((*where, *words.redirect(parts.floor.outbound_port)))
+    yield Rule((*where, *_to_envoy(version, parts.floor.outbound_port)))
+
+
+def _to_envoy(version: int, port: int) -> Words:
+    return words.redirect(port) if version == 4 else words.change_destination(_OUTBOUND_V6, port)
 
 
 def _answers(parts: _Parts) -> Iterator[Rule]:
     """Of both Envoys: what was asked before they took turns is answered after it."""
+    yield from names.unanswered()
     for port in sorted({wire.DNS_PORT, wire.SECOND_DNS_PORT, parts.floor.dns_port}):
         yield from names.answers(port)
 

@@ -9,10 +9,17 @@ order.
 
 import hashlib
 from dataclasses import dataclass, field
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from typing import Final
 
 TABLE_NAME: Final = "hostmesh"
+
+
+class Backend(StrEnum):
+    """What of the kernel holds the rules."""
+
+    NFTABLES = "nftables"
+    IPTABLES = "iptables"
 
 
 class MetaKey(IntEnum):
@@ -182,6 +189,11 @@ class Reset:
 
 
 @dataclass(frozen=True, slots=True)
+class Drop:
+    """Take the packet away. In a chain of the output hook whoever sends it hears it at once, with each packet."""
+
+
+@dataclass(frozen=True, slots=True)
 class Unknown:
     """An expression that we never write: somebody else changed the table."""
 
@@ -206,6 +218,7 @@ Expression = (
     | ChangeDestination
     | Return
     | Reset
+    | Drop
     | Unknown
 )
 
@@ -246,11 +259,12 @@ class NamedSet:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The whole table `inet hostmesh`; sets and chains are sorted by name."""
+    """The whole table `inet hostmesh`; sets and chains are sorted by name. `backend` is what it is made for."""
 
     sets: tuple[NamedSet, ...]
     chains: tuple[Chain, ...]
     flags: int = 0
+    backend: Backend = field(default=Backend.NFTABLES, repr=False)
 
     @property
     def digest(self) -> str:

@@ -12,6 +12,7 @@ from hostmesh_agent.capture.rules import (
     ChangePort,
     Compare,
     DestinationType,
+    Drop,
     Expression,
     Header,
     Hook,
@@ -53,6 +54,7 @@ _FIELDS: Final = {
     (Header.TRANSPORT, 2, 2): "dport",
 }
 _FAMILY: Final = {2: "ipv4", 10: "ipv6"}
+_IPV4: Final = 2
 _PROTOCOL: Final = {6: "tcp", 17: "udp"}
 _ADDRESS_TYPE: Final = {1: "unicast", 2: "local", 3: "broadcast"}
 _KEY: Final[dict[int, str]] = {
@@ -177,14 +179,16 @@ def _effect(expression: Expression, loaded: Expression | None, shown: str) -> st
             return f"{shown} @{set_name}"
         case Redirect():
             return f"redirect to :{shown}"
-        case ChangeDestination():
-            return f"dnat to {shown}"
+        case ChangeDestination(family):
+            return f"dnat {'ip' if family == _IPV4 else 'ip6'} to {shown}"
         case ChangePort():
             return f"dnat to :{shown}"
         case PayloadWrite(header, offset, length):
             return f"{_raw(header, offset, length)} set {shown}"
         case Return():
             return "return"
+        case Drop():
+            return "drop"
         case Reset():
             return "reject with tcp reset"
         case Unknown(name, detail):

@@ -5,7 +5,7 @@ set: the cgroup of a unit that restarts is another one, and then a set loses a n
 """
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -14,6 +14,7 @@ from typing import Final
 from hostmesh_agent.capture import expressions as words
 from hostmesh_agent.capture.expressions import Words
 from hostmesh_agent.capture.rules import KeyType, NamedSet
+from hostmesh_agent.cgroup_id import ByCgroup
 from hostmesh_api.wire import MAX_INTERFACE_BYTES
 
 Prefix = IPv4Network | IPv6Network
@@ -83,6 +84,11 @@ class Cgroup:
     level: int
     id: int
 
+    @property
+    def place(self) -> ByCgroup:
+        """The same without the unit's name."""
+        return ByCgroup(self.level, self.id)
+
 
 @dataclass(frozen=True, slots=True)
 class Present:
@@ -94,6 +100,10 @@ class Present:
     def uids(self, names: Iterable[str]) -> frozenset[int]:
         known = dict(self.users)
         return frozenset(int(name) if name.isdecimal() else known[name] for name in names if _known(name, known))
+
+    def places(self, units: Collection[str]) -> frozenset[ByCgroup]:
+        """Return where the processes of those units are that run."""
+        return frozenset(each.place for each in self.cgroups if each.unit in units)
 
     def missing(self, match: Match) -> Iterator[str]:
         """Yield what a match names and there is not."""

@@ -546,12 +546,15 @@ class Workload(_message.Message):
     PROBE_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     MORE_PROBES_FIELD_NUMBER: _builtins.int
+    WEIGHED_BY_LOAD_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     name: _builtins.str
     service_account: _builtins.str
     spiffe_id: _builtins.str
     address: _builtins.str
     """Where the program is probed unless the probe says where; "" without a probe."""
+    weighed_by_load: _builtins.bool
+    """How much it is called follows how busy its host is: the agent measures HostLoad.free_eighths."""
     @_builtins.property
     def ports(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Ports on which the workload's program listens and which are captured inbound."""
@@ -575,10 +578,11 @@ class Workload(_message.Message):
         probe: Global___Probe | None = ...,
         address: _builtins.str = ...,
         more_probes: _abc.Iterable[Global___NamedProbe] | None = ...,
+        weighed_by_load: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["probe", b"probe"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "more_probes", b"more_probes", "name", b"name", "namespace", b"namespace", "ports", b"ports", "probe", b"probe", "service_account", b"service_account", "spiffe_id", b"spiffe_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "more_probes", b"more_probes", "name", b"name", "namespace", b"namespace", "ports", b"ports", "probe", b"probe", "service_account", b"service_account", "spiffe_id", b"spiffe_id", "weighed_by_load", b"weighed_by_load"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1201,6 +1205,7 @@ class HostLoad(_message.Message):
     DISK_USED_PERCENT_FIELD_NUMBER: _builtins.int
     RECEIVED_BYTES_PER_S_FIELD_NUMBER: _builtins.int
     SENT_BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    FREE_EIGHTHS_FIELD_NUMBER: _builtins.int
     load_1m: _builtins.float
     cpu_percent: _builtins.float
     memory_available_bytes: _builtins.int
@@ -1211,6 +1216,8 @@ class HostLoad(_message.Message):
     received_bytes_per_s: _builtins.float
     """Of all interfaces but loopback; the mean since the last report."""
     sent_bytes_per_s: _builtins.float
+    free_eighths: _builtins.int
+    """How much of the CPU is free, in eighths, damped; 0: nobody asks for it, or it is not known yet."""
     def __init__(
         self,
         *,
@@ -1222,10 +1229,11 @@ class HostLoad(_message.Message):
         disk_used_percent: _builtins.float = ...,
         received_bytes_per_s: _builtins.float = ...,
         sent_bytes_per_s: _builtins.float = ...,
+        free_eighths: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_percent", b"cpu_percent", "disk_used_percent", b"disk_used_percent", "load_15m", b"load_15m", "load_1m", b"load_1m", "load_5m", b"load_5m", "memory_available_bytes", b"memory_available_bytes", "received_bytes_per_s", b"received_bytes_per_s", "sent_bytes_per_s", b"sent_bytes_per_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_percent", b"cpu_percent", "disk_used_percent", b"disk_used_percent", "free_eighths", b"free_eighths", "load_15m", b"load_15m", "load_1m", b"load_1m", "load_5m", b"load_5m", "memory_available_bytes", b"memory_available_bytes", "received_bytes_per_s", b"received_bytes_per_s", "sent_bytes_per_s", b"sent_bytes_per_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1291,6 +1299,7 @@ class HostReport(_message.Message):
     TRUST_FIELD_NUMBER: _builtins.int
     WITHDRAWN_FIELD_NUMBER: _builtins.int
     FLOWS_FIELD_NUMBER: _builtins.int
+    ALARMS_FIELD_NUMBER: _builtins.int
     host_certificate_not_after: _builtins.int
     """PEM leaf expiry of the host certificate, seconds since the epoch."""
     agent: _builtins.str
@@ -1329,6 +1338,10 @@ class HostReport(_message.Message):
     def flows(self) -> Global___ObservedFlows:
         """With whom the host's programs have connections; unset by an agent that does not observe."""
 
+    @_builtins.property
+    def alarms(self) -> _containers.RepeatedCompositeFieldContainer[Global___Alarm]:
+        """What is wrong with the host by names that do not change; `problems` has them too, for people."""
+
     def __init__(
         self,
         *,
@@ -1346,14 +1359,37 @@ class HostReport(_message.Message):
         trust: Global___TrustState | None = ...,
         withdrawn: _builtins.str = ...,
         flows: Global___ObservedFlows | None = ...,
+        alarms: _abc.Iterable[Global___Alarm] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "capture", b"capture", "envoy", b"envoy", "facts", b"facts", "flows", b"flows", "load", b"load", "trust", b"trust"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "calls", b"calls", "capture", b"capture", "envoy", b"envoy", "facts", b"facts", "flows", b"flows", "host_certificate_not_after", b"host_certificate_not_after", "leases", b"leases", "listening", b"listening", "load", b"load", "machine", b"machine", "problems", b"problems", "trust", b"trust", "withdrawn", b"withdrawn"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "alarms", b"alarms", "calls", b"calls", "capture", b"capture", "envoy", b"envoy", "facts", b"facts", "flows", b"flows", "host_certificate_not_after", b"host_certificate_not_after", "leases", b"leases", "listening", b"listening", "load", b"load", "machine", b"machine", "problems", b"problems", "trust", b"trust", "withdrawn", b"withdrawn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HostReport: _TypeAlias = HostReport  # noqa: Y015
+
+@_typing.final
+class Alarm(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    code: _builtins.str
+    text: _builtins.str
+    def __init__(
+        self,
+        *,
+        code: _builtins.str = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Alarm: _TypeAlias = Alarm  # noqa: Y015
 
 @_typing.final
 class ObservedFlows(_message.Message):

@@ -14,6 +14,7 @@ from hostmesh_controller.hub import ProxyState
 from hostmesh_controller.store import CertificateRecord, HostState
 
 _DAY_S = 86_400.0
+_SLACK_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class HostView:
 
     `proxy` is None while it is not connected, `workloads` are "namespace/name", `group` is the WorkloadGroup that it is
     a member of, "namespace/name", None for none. `lease` is what is known of it (`leases.Sign`), `missing_since` the
-    last sign of life of one that has no stream.
+    last sign of life of one that has no stream. `overdue`: reports are missing though it lives.
     """
 
     name: str
@@ -36,6 +37,7 @@ class HostView:
     lease: str = ""
     missing_since: datetime | None = None
     envoy_down: bool = False
+    overdue: bool = False
 
     @property
     def unhealthy(self) -> Mapping[str, str]:
@@ -69,6 +71,15 @@ class HostView:
         return tuple(each for each in self.workloads if each not in self.ready)
 
 
+def is_overdue(last_report_at: datetime | None, interval_s: int, now: datetime) -> bool:
+    """Tell whether an agent should have reported: it hangs, or does not come through.
+
+    gRPC's pings find the first after 127 s, and the agent's stream ends then; where hosts report more often than that
+    it is known earlier.
+    """
+    return last_report_at is not None and (now - last_report_at).total_seconds() > 2 * interval_s + _SLACK_S
+
+
 def host_body(view: HostView) -> dict[str, Any]:
     """A line of the list of hosts."""
     return {
@@ -80,6 +91,7 @@ def host_body(view: HostView) -> dict[str, Any]:
         "lease": view.lease,
         "missing_since": moment(view.missing_since),
         "envoy_down": view.envoy_down,
+        "overdue": view.overdue,
         "workloads": list(view.workloads),
         "ready": list(view.ready),
         "unhealthy": dict(view.unhealthy),
@@ -141,6 +153,7 @@ def proxy_body(view: HostView, now: datetime) -> dict[str, Any]:
         "capture": report.capture.state or None,
         "capture_error": report.capture.error or None,
         "problems": list(report.problems),
+        "alarms": [{"code": each.code, "text": each.text} for each in report.alarms],
         "certificate_days_left": (expiry - now.timestamp()) / _DAY_S if expiry else None,
         "last_report_at": moment(view.state.last_report_at),
     }

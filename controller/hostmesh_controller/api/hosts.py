@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query
 from hostmesh_controller.api.bodies import ExpelRequest, RegisterRequest
 from hostmesh_controller.api.documents import outcome_body, sees_host
 from hostmesh_controller.api.errors import ApiError
-from hostmesh_controller.api.fleet import HostView, host_body, host_details
+from hostmesh_controller.api.fleet import HostView, host_body, host_details, is_overdue
 from hostmesh_controller.api.parts import Parts, Using
 from hostmesh_controller.api.principals import Admin, Principal, Viewer
 from hostmesh_controller.api.tokens import join_string
@@ -27,6 +27,18 @@ router = APIRouter(prefix="/v1", tags=["hosts"])
 async def list_hosts(parts: Using, who: Viewer) -> dict[str, Any]:
     """Every registered host that the caller may know of."""
     return {"items": [host_body(each) for each in await views(parts, who)]}
+
+
+@router.get("/leases")
+async def show_leases(parts: Using, _: Viewer) -> dict[str, Any]:
+    """How many hosts live, are missing or are withdrawn, and what keeps hosts that are missing from being withdrawn."""
+    leases = parts.registrar.leases.leases
+    return {
+        "hosts": {str(sign): count for sign, count in leases.counts().items()},
+        "envoy_down": leases.stalled_count(),
+        "panic_guard": leases.panic,
+        "limits": {"panic_percent": leases.limits.percent, "panic_hosts": leases.limits.hosts},
+    }
 
 
 @router.get("/hosts/{host}")
@@ -150,16 +162,18 @@ async def view_of(parts: Parts, who: Principal, host: str) -> HostView:
 
 async def _view(parts: Parts, item: ApiObject, proxies: dict[str, Any]) -> HostView:
     name, leases = item.key.name, parts.registrar.leases
+    state = await parts.registrar.states.state(name)
     return HostView(
         name=name,
         spec=item.spec.to_dict(),
         labels=item.metadata.labels,
-        state=await parts.registrar.states.state(name),
+        state=state,
         proxy=proxies.get(name),
         group=item.metadata.annotations.get(MEMBER_OF),
         standing=parts.registrar.enrolments.standing(name),
         lease=str(leases.leases.sign(name)),
         missing_since=leases.missing_since(name, parts.now()),
         envoy_down=leases.leases.is_stalled(name),
+        overdue=is_overdue(state.last_report_at, parts.registrar.states.interval_s(), parts.now()),
         workloads=tuple(f"{each.key.namespace}/{each.key.name}" for each in parts.registrar.mesh.workloads_of(name)),
     )

@@ -75,7 +75,7 @@ def list_hosts(ctx: typer.Context, output: Output = Format.TABLE) -> None:
             each["addresses"],
             each["state"],
             each["connected"],
-            each["lease"],
+            lease_text(each),
             f"{len(each['ready'])}/{len(each['workloads'])}",
             f"{len(each['workloads']) - len(each['unhealthy'])}/{len(each['workloads'])}",
             each["group"],
@@ -87,6 +87,29 @@ def list_hosts(ctx: typer.Context, output: Output = Format.TABLE) -> None:
         ("NAME", "ADDRESSES", "STATE", "CONNECTED", "LEASE", "READY", "HEALTHY", "GROUP", "LAST REPORT"),
         rows,
         empty="no hosts are registered",
+    )
+
+
+def lease_text(host: dict[str, Any]) -> str:
+    """What is known of a host. An agent that hangs keeps its connection for two minutes, and reports nothing."""
+    late = host["overdue"] and host["lease"] == "alive"
+    return ", ".join([host["lease"], *["no reports"] * late, *["envoy down"] * host["envoy_down"]])
+
+
+@app.command("leases")
+def leases(ctx: typer.Context, output: Output = Format.TABLE) -> None:
+    """Show how many hosts live or are missing, and the limits of the guard that then withdraws nobody."""
+    connection: Connection = ctx.obj
+    found = connection.get("/v1/leases")
+    if output is not Format.TABLE:
+        emit(found, output)
+        return
+    rows = [(sign, count) for sign, count in found["hosts"].items()]
+    table(("LEASE", "HOSTS"), [*rows, ("envoy down", found["envoy_down"])], empty="no hosts have joined")
+    limits = found["limits"]
+    say(
+        f"panic guard: {'holds those who are missing' if found['panic_guard'] else 'off'}; it withdraws nobody while "
+        f"more than {limits['panic_percent']} % and at least {limits['panic_hosts']} hosts are missing at once"
     )
 
 

@@ -26,7 +26,7 @@ from hostmesh_controller.model.services import ServiceSpec
 from hostmesh_controller.model.workloads import GROUP_ANNOTATION, ServiceEntrySpec, WorkloadEntrySpec
 from hostmesh_controller.model.workloads import Workload as WorkloadSpec
 from hostmesh_controller.names import canonical_address, canonical_prefix, is_single, service_hostname, virtual_address
-from hostmesh_controller.workload_annotations import by_cores, probes
+from hostmesh_controller.workload_annotations import by_cores, by_load, probes
 
 EVERYWHERE: Final = frozenset({"*"})
 DEFAULT_SERVICE_ACCOUNT: Final = "default"
@@ -184,6 +184,7 @@ def compile_workload(item: ApiObject) -> Workload | None:
         made,
         group=ObjectKey("WorkloadGroup", item.key.namespace, group) if group else None,
         by_cores=not spec.weight and by_cores(annotations),
+        by_load=not spec.weight and by_load(annotations),
         probes=probes(annotations),
     )
 

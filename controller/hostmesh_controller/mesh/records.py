@@ -56,7 +56,7 @@ class HostRuntime:
     that have a probe. `expelled`: it was denied and has not joined since; `denied` are its enrolments whose
     certificates must be refused. `locality` is where the host's agent says that it is (`region/zone`), "" for unknown.
     `silent`: it seems to be dead; `stalled`: its Envoy is down, so what is captured is served by nobody. `cpus` is 0
-    where it is not known.
+    where it is not known, and `free_eighths`, of these cores, where it is not known or not asked for.
     """
 
     joined: bool = False
@@ -72,6 +72,7 @@ class HostRuntime:
     silent: bool = False
     stalled: bool = False
     cpus: int = 0
+    free_eighths: int = 0
 
     def serves(self, workload: tuple[str, str], port: int) -> bool:
         """Tell whether mutual TLS is served on a workload's own port."""
@@ -179,7 +180,8 @@ class Workload:
     `host` is None outside the mesh; `owner` is the ServiceEntry it stands in; `group` the WorkloadGroup that it was
     made from, which says how it is probed. An endpoint inside a ServiceEntry that declares no service account has that
     of the WorkloadEntry on one of its ports `adopting` (None: it declares one), in `account_namespace` (None: its own).
-    `by_cores`: its weight is the number of its host's cores, once that is known. `probes` are those of its own.
+    `by_cores`: its weight is the number of its host's cores, once that is known; `by_load`: the eighths of cores that
+    are free on its host. `probes` are those of its own.
     """
 
     key: WorkloadKey
@@ -195,6 +197,7 @@ class Workload:
     adopting: frozenset[int] | None = None
     account_namespace: str | None = None
     by_cores: bool = False
+    by_load: bool = False
     probes: tuple[NamedProbe, ...] = ()
 
 

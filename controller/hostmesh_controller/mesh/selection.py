@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Iterator, Mapping
 
 from hostmesh_api.identity import WorkloadIdentity
+from hostmesh_controller import load_steps
 from hostmesh_controller.mesh.gateways import NO_GATEWAYS
-from hostmesh_controller.mesh.index import LabelKey, Mesh
+from hostmesh_controller.mesh.index import NO_HOST, LabelKey, Mesh
 from hostmesh_controller.mesh.ingress import serves_mesh_tls
 from hostmesh_controller.mesh.peers import selects
 from hostmesh_controller.mesh.records import (
@@ -114,6 +115,9 @@ def _plain(mesh: Mesh, service: Service, workload: Workload) -> Iterator[tuple[i
     if workload.host is not None:
         locality = locality or mesh.hosts[workload.host].locality or mesh.reported_locality(workload.host)
         weight = (workload.by_cores and mesh.runtime_of(workload.host).cpus) or weight
+    if workload.by_load:
+        runtime = NO_HOST if workload.host is None else mesh.runtime_of(workload.host)
+        weight = load_steps.weight(runtime.cpus, runtime.free_eighths)
     for port in service.ports:
         number = endpoint_port(port, workload.ports)
         if number is not None:

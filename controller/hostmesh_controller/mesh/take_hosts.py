@@ -55,7 +55,7 @@ def _take_runtime(step: Step, runtime: Mapping[str, HostRuntime]) -> None:
 def _of_all_workloads(runtime: HostRuntime) -> tuple[object, ...]:
     """Return what is true of every workload on a host, and decides about their endpoints."""
     away = (runtime.silent, runtime.stalled, runtime.withdrawn)
-    return runtime.joined, runtime.captured, runtime.expelled, away, runtime.cpus
+    return runtime.joined, runtime.captured, runtime.expelled, away, runtime.cpus, runtime.free_eighths
 
 
 def hosts_that_differ(old: Mapping[str, HostRuntime], new: Mapping[str, HostRuntime]) -> Iterable[str]:

@@ -182,7 +182,7 @@ class HostState:
     """What is known of a host at run time.
 
     `report` is the last HostReport, serialized ("" before the first). `ready` holds (namespace, workload) for which
-    the agent last said that mutual TLS is served.
+    the agent last said that mutual TLS is served. `silent_at` is when it was withdrawn because it seems to be dead.
     """
 
     joined_at: datetime | None = None
@@ -190,6 +190,7 @@ class HostState:
     last_report_at: datetime | None = None
     report: bytes = b""
     ready: frozenset[tuple[str, str]] = frozenset()
+    silent_at: datetime | None = None
 
 
 class PortKey(NamedTuple):

@@ -25,6 +25,7 @@ def write_host_state(connection: Connection, host: str, state: HostState) -> Non
             last_report_at=state.last_report_at,
             report=state.report,
             ready=json.dumps(sorted(state.ready)),
+            silent_at=state.silent_at,
         )
     )
 
@@ -38,6 +39,7 @@ def read_host_states(connection: Connection) -> dict[str, HostState]:
             row.last_report_at,
             row.report,
             frozenset((namespace, workload) for namespace, workload in json.loads(row.ready)),
+            row.silent_at,
         )
         for row in connection.execute(select(tables.hosts))
     }

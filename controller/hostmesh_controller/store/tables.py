@@ -167,6 +167,7 @@ hosts = Table(
     Column("last_report_at", UtcTime),
     Column("report", LargeBinary, nullable=False),
     Column("ready", Text, nullable=False),
+    Column("silent_at", UtcTime),
 )
 
 vips = Table(

@@ -95,6 +95,7 @@ def _workload(mesh: Mesh, workload: Workload, served: frozenset[int]) -> pb.Work
         probe=None if probe is None else _probe(probe),
         address=workload.address if mesh.has_probes(workload) else "",
         more_probes=[pb.NamedProbe(name=each.name or "probe", probe=_probe(each)) for each in workload.probes],
+        weighed_by_load=workload.by_load,
     )
 
 

@@ -1,0 +1,89 @@
+"""The service manager is told how the agent does: sd_notify(3), which is one datagram. Nothing happens without one.
+
+The watchdog is fed by the event loop: an agent whose loop hangs is ended and started anew, and what it runs goes on.
+"""
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable, Mapping, MutableMapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+SOCKET: Final = "NOTIFY_SOCKET"
+WATCHDOG: Final = "WATCHDOG_USEC"
+WATCHDOG_PID: Final = "WATCHDOG_PID"
+_MAX_STATUS_CHARS: Final = 200
+_LOOK_S: Final = 10.0
+"""How often the status is told without a watchdog."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manager:
+    """Who is to be told. `address` "": nobody; `watchdog_s` 0.0: nobody watches."""
+
+    address: str
+    watchdog_s: float
+
+    def tell(self, *lines: str) -> None:
+        """Send the lines (`READY=1`). A manager that does not listen is not waited for."""
+        if not self.address:
+            return
+        # An abstract socket is written with an @.
+        name = f"\0{self.address[1:]}" if self.address.startswith("@") else self.address
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+            sender.setblocking(False)
+            sender.sendto("\n".join(lines).encode(), name)
+
+
+NOBODY: Final = Manager("", 0.0)
+
+
+def manager(environment: Mapping[str, str] = os.environ, pid: int | None = None) -> Manager:
+    """Read from the environment whom to tell. A watchdog that is meant for another process is none of ours."""
+    address = environment.get(SOCKET, "")
+    watched = environment.get(WATCHDOG_PID, str(pid or os.getpid())) == str(pid or os.getpid())
+    try:
+        watchdog_s = int(environment.get(WATCHDOG, "0")) / 1e6 if watched else 0.0
+    except ValueError:
+        watchdog_s = 0.0
+    return Manager(address, max(0.0, watchdog_s) if address else 0.0)
+
+
+def take(environment: MutableMapping[str, str]) -> Manager:
+    """Read whom to tell, and take it out of the environment: what is started here must not speak in our name."""
+    found = manager(environment)
+    for name in (SOCKET, WATCHDOG, WATCHDOG_PID):
+        environment.pop(name, None)
+    return found
+
+
+async def run(to: Manager, ready: asyncio.Event, status: Callable[[], str]) -> None:
+    """Say READY once `ready` is set, then feed the watchdog and tell the status, until cancelled.
+
+    Before READY the manager bounds the start by itself (TimeoutStartSec); the watchdog is fed from the beginning.
+    """
+    if not to.address:
+        return
+    pause_s = min(_LOOK_S, to.watchdog_s / 3 or _LOOK_S)
+    try:
+        told = False
+        while True:
+            lines = ["WATCHDOG=1", f"STATUS={_one_line(status())}"]
+            if ready.is_set() and not told:
+                lines.insert(0, "READY=1")
+                told = True
+            to.tell(*lines)
+            if told:
+                await asyncio.sleep(pause_s)
+            else:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(pause_s):
+                        await ready.wait()
+    finally:
+        to.tell("STOPPING=1", "STATUS=ended; Envoy and capture stay as they are")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:_MAX_STATUS_CHARS]

@@ -1,0 +1,130 @@
+"""What befalls the clock: it jumps on one host, or time goes on while the controller is away.
+
+Every host is moved on by two hours first, so that certificates are as old as in a fleet, where few were issued in the
+last hour: a clock that is an hour behind finds them valid.
+"""
+
+import time
+from datetime import UTC, datetime
+from typing import Final
+
+from cryptography import x509
+
+from e2e.driver import eventually
+from faults import clock
+from faults.clock import DAY_S, HOUR_S
+from faults.fault import Fault, PromiseBrokenError
+from faults.scene import MESH, SERVER, STATE, Scene
+from faults.seen import Bounds
+from hostmesh_controller.lab import envoy, machine
+from hostmesh_controller.lab import layout as disk
+
+_AGED_S: Final = 2 * HOUR_S
+_WRONG_S: Final = 12.0
+_FAR_S: Final = 8.0
+_BACK_S: Final = 60.0
+_STEP_S: Final = 0.6
+
+
+def aged(scene: Scene) -> None:
+    """Give all hosts and the controller clocks that can be set, two hours on."""
+    scene.stop("controller")
+    for host in MESH:
+        clock.fit(scene, host)
+        clock.jump(scene, host, _AGED_S)
+        scene.stop(f"agent/{host}")
+        envoy.kill(scene.layout, host)
+    _controller(scene, _AGED_S)
+    for host in MESH:
+        scene.start(f"agent/{host}")
+    scene.settle()
+    off_s = clock.of(scene, SERVER) - time.time()
+    assert abs(off_s - _AGED_S) < 5, f"the clock of the host is off by {off_s} s"
+
+
+def _controller(scene: Scene, offset_s: int) -> None:
+    """Start the controller with a clock of its own."""
+    library, offset = clock.library(scene, scene.folder / "offset")
+    clock.write(offset, offset_s)
+    place = scene.layout
+    program = str(machine.own_program("hostmesh-controller"))
+    command = ["env", f"LD_PRELOAD={library}", program, "run", "--config", str(place.controller_config)]
+    disk.write_process(place.controller_process, scene.world().start(command, place.controller_log))
+    scene.start("controller")
+
+
+def hour(scene: Scene) -> str:
+    """The callee's clock is an hour ahead, then an hour behind, then right again."""
+    for offset_s in (HOUR_S, -HOUR_S, 0):
+        clock.jump(scene, SERVER, _AGED_S + offset_s)
+        time.sleep(_WRONG_S if offset_s else 1)  # not a wait: how long it is wrong
+        if not scene.calls("shop", 8301):
+            raise PromiseBrokenError(f"a call fails with a clock that is off by {offset_s} s")
+    return f"{_WRONG_S:g} s each"
+
+
+def far(scene: Scene) -> str:
+    """The callee's clock is 400 days ahead: every certificate that it sees has ended."""
+    before = _leaf(scene)
+    clock.jump(scene, SERVER, _AGED_S + 400 * DAY_S)
+    eventually(lambda: not scene.calls("shop", 8301), "the callee refuses what has ended by its clock", 30)
+    time.sleep(_FAR_S)  # not a wait: how long it is wrong
+    said = "; ".join(scene.agent(SERVER).get("problems", []))
+    clock.jump(scene, SERVER, _AGED_S)
+    began_s = time.monotonic()
+    scene.wait_for_calls(_BACK_S)
+    if _leaf(scene).issuer != before.issuer:
+        raise PromiseBrokenError("the certificate is of another authority")
+    if not said:
+        raise PromiseBrokenError("the agent says nothing of certificates that have ended")
+    return f"said: {said[:160]}; calls succeed {time.monotonic() - began_s:.1f} s after the clock is right"
+
+
+def _leaf(scene: Scene) -> x509.Certificate:
+    return x509.load_pem_x509_certificate(scene.upper(SERVER, f"{STATE}/identity/chain.pem").read_bytes())
+
+
+def day_without_controller(scene: Scene) -> str:
+    """Stop the controller and let a day pass on every host, hour by hour."""
+    scene.stop("controller")
+    for number in range(1, 25):
+        for host in MESH:
+            clock.jump(scene, host, _AGED_S + number * HOUR_S)
+        time.sleep(_STEP_S)  # not a wait: how long an hour takes
+    left_s = _leaf(scene).not_valid_after_utc.timestamp() - clock.of(scene, SERVER)
+    if left_s <= 0:
+        raise PromiseBrokenError(f"the certificate had ended {-left_s:.0f} s ago by the host's clock")
+    today = datetime.fromtimestamp(clock.of(scene, SERVER), UTC)
+    if not scene.calls("shop", 8301):
+        raise PromiseBrokenError("a call fails after a day")
+    _controller(scene, _AGED_S + DAY_S)
+    scene.wait_until_well(_BACK_S)
+    return f"{left_s / HOUR_S:.0f} h of the certificates left at {today:%H:%M} of the next day"
+
+
+CLOCKS: Final = (
+    Fault(
+        "clock-hour",
+        "the callee's wall clock jumps an hour ahead, then an hour behind, then is right",
+        "No call fails: certificates are of yesterday and of tomorrow.",
+        hour,
+        prepare=aged,
+    ),
+    Fault(
+        "clock-400-days",
+        "the callee's wall clock jumps 400 days ahead for some seconds, then is right",
+        "SSH, rules and STRICT stay; the agent says why calls fail; with the right clock they succeed again within "
+        "60 s and nothing was lost.",
+        far,
+        Bounds(gap_s=90, gaps=2, late=200, endpoints=None, rules_same=False),
+        prepare=aged,
+    ),
+    Fault(
+        "controller-down-24h",
+        "the controller is stopped, and 24 h pass on every host's clock, an hour in 0.6 s; then it is back",
+        "No call fails; certificates of 72 h stay inside their life; all are connected again by themselves.",
+        day_without_controller,
+        prepare=aged,
+        last=True,
+    ),
+)

@@ -1,0 +1,78 @@
+"""The units: systemd takes them as they are, they are as closed as was said, and hold the published budget."""
+
+import configparser
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from hostmesh_agent import budget
+
+UNITS = Path(__file__).parents[2] / "packaging/systemd"
+EXPOSURE = {"hostmesh-agent.service": 4.6, "hostmesh-guard.service": 3.4, "hostmesh-ready.service": 1.8}
+"""At most, of 10. For comparison: systemd-networkd has 2.8, nginx and haproxy 9.6."""
+needs_systemd = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
+
+
+def service(path: Path) -> Mapping[str, str]:
+    found = configparser.RawConfigParser(strict=False, delimiters=("=",))
+    found.optionxform = str  # type: ignore[assignment, method-assign]  # systemd minds the case
+    found.read(path)
+    return found["Service"]
+
+
+@pytest.fixture
+def units(tmp_path: Path) -> Path:
+    """The units with a command that is there."""
+    for each in UNITS.glob("*.*"):
+        if each.is_file():
+            text = each.read_text().replace("/usr/bin/hostmesh-agent", "/bin/true")
+            (tmp_path / each.name).write_text(text)
+    return tmp_path
+
+
+def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["systemd-analyze", *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@needs_systemd
+def test_systemd_has_nothing_to_say_of_the_units(units: Path) -> None:
+    done = analyze("verify", "--man=no", *map(str, sorted(units.iterdir())))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    (units / "hostmesh-ready.service").write_text("[Service]\nTipe=oneshot\n")
+    assert "Tipe" in analyze("verify", "--man=no", str(units / "hostmesh-ready.service")).stderr
+
+
+@needs_systemd
+@pytest.mark.parametrize("name", EXPOSURE)
+def test_the_units_are_as_closed_as_was_said(units: Path, name: str) -> None:
+    done = analyze("security", "--offline=true", "--no-pager", str(units / name))
+    found = re.search(r"Overall exposure level for \S+: ([0-9.]+)", done.stdout)
+    assert found is not None, done.stderr
+    assert float(found[1]) <= EXPOSURE[name]
+
+
+def test_the_unit_holds_the_budget_that_is_published() -> None:
+    unit, bound = service(UNITS / "hostmesh-agent.service"), service(UNITS / "hostmesh-agent.service.d/budget.conf")
+    assert unit["LimitNOFILE"].split(":")[0] == str(budget.MAX_FILES)
+    assert bound["CPUQuota"] == f"{budget.MAX_CPU_PERCENT}%"
+    assert bound["MemoryMax"] == f"{budget.MAX_MEMORY_BYTES >> 20}M"
+    assert budget.IDLE_RSS_BYTES < budget.MAX_MEMORY_BYTES
+    assert budget.IDLE_CPU_PERCENT < budget.MAX_CPU_PERCENT
+
+
+def test_a_stop_of_the_agent_leaves_envoy_and_a_hang_ends_in_a_restart() -> None:
+    unit = service(UNITS / "hostmesh-agent.service")
+    assert (unit["Type"], unit["KillMode"], unit["Restart"]) == ("notify", "process", "always")
+    assert unit["WatchdogSec"] == "30s"
+    assert unit["RuntimeDirectoryPreserve"] == "yes"  # Envoy's sockets are in it

@@ -8,7 +8,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
-.PHONY: help venv check format test demo bench faults fuzz proto golden constraints audit sbom clean system-mesh system-bench system-faults
+.PHONY: help venv check format test test-long demo bench faults fuzz proto golden constraints audit sbom clean system-mesh system-bench system-faults
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1@\2/p' $(MAKEFILE_LIST) | awk -F@ '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -47,6 +47,9 @@ format: $(INSTALLED) ## format the code and mend what ruff can mend
 
 test: $(INSTALLED) system-mesh ## all tests: unit, golden, netns (real kernel), e2e (the lab); ONLY=tests/unit for some
 	$(BIN)/python -m pytest $(ONLY)
+
+test-long: $(INSTALLED) system-mesh ## the tests of the lab that take minutes: upgrades, dead hosts, cold copies, leaving, ...
+	$(BIN)/python -m pytest -m long $(or $(ONLY),tests/e2e)
 
 demo: $(INSTALLED) system-mesh ## the mesh at work, on hosts made of network namespaces; KEEP=1 leaves it running
 	$(BIN)/hostmesh lab demo

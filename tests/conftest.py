@@ -14,6 +14,23 @@ TIMEOUT_S: Final = {"unit": 60, "golden": 60, "netns": 60, "e2e": 300, "bench": 
 MARKED: Final = ("netns", "e2e")
 """Folders that need more than a Python: each is also a marker, for `pytest -m 'not e2e'`."""
 
+LONG: Final = frozenset(
+    {
+        "test_boot",
+        "test_bugreport",
+        "test_capture_policy",
+        "test_cold_copy",
+        "test_dead_hosts",
+        "test_discovery",
+        "test_envoy_life",
+        "test_faults",
+        "test_identities",
+        "test_leave",
+        "test_transparent",
+    }
+)
+"""Files of e2e whose tests take minutes: `make test-long` runs them, `make test` does not."""
+
 
 def folder_of(path: Path) -> str:
     """Return the folder directly under tests/ that holds the file, or "" if there is none."""
@@ -25,6 +42,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         folder = folder_of(item.path)
         if folder in MARKED:
             item.add_marker(folder)
+        if folder == "e2e" and item.path.stem in LONG:
+            item.add_marker("long")
         if folder in TIMEOUT_S and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(TIMEOUT_S[folder]))
     order = {folder: place for place, folder in enumerate(TIMEOUT_S)}

@@ -123,7 +123,10 @@ def seen(lab: Lab, *, uid: int = 0, in_unit: bool = False) -> str:
 
 def test_an_upgrade_from_an_agent_without_cgroups_loses_nothing(lab: Lab) -> None:
     """The older agent is one that finds no cgroup v2; its Envoy is moved when there is one, and goes on."""
-    lab.exec("client", "umount", str(UNIFIED))
+    without = f"umount {UNIFIED} && test ! -e {UNIFIED}/cgroup.procs"
+    if lab.exec("client", "sh", "-c", without, check=False).returncode != 0:
+        lab.exec("client", "mount", "-t", "cgroup2", "none", str(UNIFIED))
+        pytest.skip("cgroup v2 is mounted twice on this machine, and cannot be taken away from one host")
     lab.verb("restart", "agent/client")
     lab.verb("kill", "envoy/client")
     eventually(lambda: lab.agent("client")["ready"], "Envoy is back")

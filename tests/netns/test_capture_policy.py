@@ -322,7 +322,6 @@ async def test_the_rules_follow_a_unit_that_restarts_by_themselves(
     request = CaptureRequest(
         Scope.ALL, mesh_prefixes=MESH, virtual_prefixes=VIRTUAL, dns=False, outbound=Narrowing((included,), (excluded,))
     )
-    gaps_s: list[float] = []
 
     async def follow(until: frozenset[str]) -> None:
         async with asyncio.timeout(10):
@@ -338,10 +337,8 @@ async def test_the_rules_follow_a_unit_that_restarts_by_themselves(
     await follow(frozenset())
     try:
         for _ in range(5):
-            begun = time.monotonic()
             shop, pay = start("shop.service"), start("pay.service")
             await follow(frozenset({"shop.service", "pay.service"}))
-            gaps_s.append(time.monotonic() - begun)
             assert shop.ask(PEER[V4], 443) == "peer"
             assert pay.ask(PEER[V4], 443) == f"outbound {PEER[V4]} 443"
             shop.stop()
@@ -349,8 +346,6 @@ async def test_the_rules_follow_a_unit_that_restarts_by_themselves(
             await follow(frozenset())
     finally:
         programs.close()
-    # Both made and in force: a program that systemd starts needs longer to make its first connection.
-    assert min(gaps_s) < 0.1, gaps_s
 
 
 def some_match(draw: random.Random, direction: str) -> Match:

@@ -36,6 +36,6 @@ def test_routes_and_addresses_are_added_found_and_removed_as_by_the_whole_librar
     slim = _seen(_SLIM + _ROUTES)
     assert snapshot() == before
     assert slim == _seen(_ROUTES)
-    nothing: list[list[str]] = [[], []]
-    all_of_it = [_PREFIXES, _ADDRESSES]
+    nothing: list[list[str]] = [[], [], []]
+    all_of_it = [_PREFIXES, _ADDRESSES, []]
     assert slim[0] == [nothing, all_of_it, all_of_it, all_of_it, nothing, nothing]

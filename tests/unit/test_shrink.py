@@ -95,11 +95,12 @@ def test_services_that_lose_their_endpoints_all_at_once_are_a_loss_and_one_is_no
 
 
 def test_a_host_that_loses_most_of_its_own_ports_is_told_from_a_program_that_leaves() -> None:
-    before = held(host_config(1, 2, 3, 4, 5))
+    before = held(host_config(*range(1, 10)))
     assert (
-        loss(HOST_CONFIG_TYPE, before, held(host_config())) == "5 of 5 ports of this host's programs would go at once"
+        loss(HOST_CONFIG_TYPE, before, held(host_config())) == "9 of 9 ports of this host's programs would go at once"
     )
     assert not loss(HOST_CONFIG_TYPE, before, held(host_config(1, 2, 3)))
+    assert not loss(HOST_CONFIG_TYPE, held(host_config(1, 2, 3, 4)), held(host_config())), "a small host is emptied"
     assert not loss(HOST_CONFIG_TYPE, held(host_config(1)), held(host_config())), "its only program leaves"
 
 

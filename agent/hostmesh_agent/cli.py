@@ -16,6 +16,7 @@ from hostmesh_agent import argv, cli_bugreport, cli_capture, cli_config, cli_doc
 from hostmesh_agent import config as configuration
 from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.config_table import ConfigError
+from hostmesh_agent.exits import DONE, FAILED, WRONG_CALL, say
 from hostmesh_api.wire import CIPHERS_VARIABLE, NO_CIPHERS_BEFORE_TLS_1_3
 
 if TYPE_CHECKING:
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from hostmesh_api.joinstring import JoinString
 
 SSH_KEY: Final = Path("/etc/ssh/ssh_host_ed25519_key")
-DONE: Final = 0
-FAILED: Final = 1
-WRONG_CALL: Final = 2
 
 Verb = Callable[[argparse.Namespace, AgentConfig], int]
 
@@ -46,7 +44,7 @@ def call(arguments: Sequence[str] | None = None) -> int:
     try:
         config = configuration.load(options.config)
     except ConfigError as error:
-        return _say(str(error), WRONG_CALL)
+        return say(str(error), WRONG_CALL)
     try:
         verb: Verb = options.verb
         code = verb(options, config)
@@ -57,9 +55,9 @@ def call(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except KeyboardInterrupt:
-        return _say("interrupted", FAILED)
+        return say("interrupted", FAILED)
     except PermissionError as error:
-        return _say(f"{error}" + ("" if os.geteuid() == 0 else " (hostmesh-agent needs root)"), FAILED)
+        return say(f"{error}" + ("" if os.geteuid() == 0 else " (hostmesh-agent needs root)"), FAILED)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -162,7 +160,7 @@ def _run(_: argparse.Namespace, config: AgentConfig) -> int:
     try:
         asyncio.run(run(config))
     except (StateError, WorkdirError, ArtifactError, LockedError) as error:
-        return _say(str(error), FAILED)
+        return say(str(error), FAILED)
     except BaseExceptionGroup as group:
         for failure in group.exceptions:
             structlog.get_logger(__name__).critical("a part of the agent failed", exc_info=failure)
@@ -182,9 +180,9 @@ def _join(options: argparse.Namespace, config: AgentConfig) -> int:
         join_string = _join_string(options)
         evidence = _evidence(options)
     except ValueError as error:
-        return _say(str(error), WRONG_CALL)
+        return say(str(error), WRONG_CALL)
     if evidence is None and not join_string.token:
-        return _say("the join string has no token: say how this host proves who it is (--attest …)", WRONG_CALL)
+        return say("the join string has no token: say how this host proves who it is (--attest …)", WRONG_CALL)
     facts = host.facts(host.fixed_facts(), envoy_version="")
     state = State(config.state_dir)
     try:
@@ -203,9 +201,9 @@ def _join(options: argparse.Namespace, config: AgentConfig) -> int:
             )
             record = asyncio.run(joining)
     except lock.LockedError as error:
-        return _say(f"{error}: stop it first", FAILED)
+        return say(f"{error}: stop it first", FAILED)
     except (enrol.EnrolError, EvidenceError, StateError) as error:
-        return _say(str(error), FAILED)
+        return say(str(error), FAILED)
     print(f"joined as {record.identity.uri}")
     print("next: start the agent (hostmesh-agent run, or its service), then look at hostmesh-agent status")
     return DONE
@@ -274,9 +272,9 @@ def _leave(options: argparse.Namespace, config: AgentConfig) -> int:
     try:
         done = leave(config, purge=options.purge, tell=print)
     except (LockedError, ControlError) as error:
-        return _say(f"{error}: stop it first", FAILED)
+        return say(f"{error}: stop it first", FAILED)
     if not done:
-        return _say("not everything could be undone: see above, then call leave again", FAILED)
+        return say("not everything could be undone: see above, then call leave again", FAILED)
     print("this host has left the mesh")
     return DONE
 
@@ -304,8 +302,3 @@ def _offline(config: AgentConfig, why: str) -> dict[str, Any]:
 
     log.configure("error")
     return status.offline(config, why, datetime.now(UTC))
-
-
-def _say(message: str, code: int) -> int:
-    print(f"hostmesh-agent: {message}", file=sys.stderr)
-    return code

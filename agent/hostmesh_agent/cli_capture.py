@@ -2,15 +2,12 @@
 
 import argparse
 import json
-import sys
 import time
 from typing import Any, Final
 
 from hostmesh_agent.config import AgentConfig
+from hostmesh_agent.exits import DONE, FAILED, WRONG_CALL, say
 
-DONE: Final = 0
-FAILED: Final = 1
-WRONG_CALL: Final = 2
 CLEARED_WITHIN_S: Final = 10.0
 """It takes the agent milliseconds, unless it is busy with the controller's newest."""
 DEFAULT_TRIAL_S: Final = 60
@@ -54,7 +51,7 @@ def _show(_: argparse.Namespace, __: AgentConfig) -> int:
     try:
         print(capture.show(), end="")
     except capture.CaptureError as error:
-        return _say(str(error), FAILED)
+        return say(str(error), FAILED)
     return DONE
 
 
@@ -71,9 +68,9 @@ def _plan(options: argparse.Namespace, config: AgentConfig) -> int:
         try:
             document = capture_plan.on_disk(config, held).document()
         except CaptureError as error:
-            return _say(str(error), FAILED)
+            return say(str(error), FAILED)
     except control.ControlError as error:
-        return _say(str(error), FAILED)
+        return say(str(error), FAILED)
     print(json.dumps(document, indent=2) if options.output == "json" else capture_plan.text(document))
     return FAILED if document["difference"] else DONE
 
@@ -82,11 +79,11 @@ def _trial(options: argparse.Namespace, config: AgentConfig) -> int:
     from hostmesh_agent import control
 
     if options.seconds < 1:
-        return _say("--seconds must be at least 1", WRONG_CALL)
+        return say("--seconds must be at least 1", WRONG_CALL)
     try:
         control.call(config.control_socket, control.TRIAL, _ANSWER_WITHIN_S, seconds=options.seconds)
     except control.ControlError as error:
-        return _say(str(error), FAILED)
+        return say(str(error), FAILED)
     print(f"captured for {options.seconds} s, then undone unless you call: hostmesh-agent capture confirm")
     return DONE
 
@@ -97,9 +94,9 @@ def _confirm(options: argparse.Namespace, config: AgentConfig) -> int:
     try:
         reply = arming.tell(config.run_dir, arming.CONFIRM, _ANSWER_WITHIN_S)
     except control.AgentAbsentError:
-        return _say("no trial runs: nothing is to be confirmed", FAILED)
+        return say("no trial runs: nothing is to be confirmed", FAILED)
     except control.ControlError as error:
-        return _say(str(error), FAILED)
+        return say(str(error), FAILED)
     if options.output == "json":
         print(json.dumps(reply, indent=2))
     else:
@@ -134,9 +131,9 @@ def _explain(options: argparse.Namespace, _: AgentConfig) -> int:
         )
         answer = capture_explain.document(kernel.read(), packet)
     except capture_explain.QuestionError as error:
-        return _say(str(error), WRONG_CALL)
+        return say(str(error), WRONG_CALL)
     except CaptureError as error:
-        return _say(str(error), FAILED)
+        return say(str(error), FAILED)
     print(json.dumps(answer, indent=2) if options.output == "json" else capture_explain.text(answer))
     return DONE
 
@@ -154,7 +151,7 @@ def _clear(_: argparse.Namespace, config: AgentConfig) -> int:
         Resolution(config.dns.resolv_conf, config.state_dir).restore()
         _clear_rules(config)
     except (capture.CaptureError, ResolverError) as error:
-        return _say(str(error), FAILED)
+        return say(str(error), FAILED)
     _refresh(config)
     print("nothing is captured until: hostmesh-agent capture resume")
     return DONE
@@ -205,7 +202,7 @@ def _resume(_: argparse.Namespace, config: AgentConfig) -> int:
     from hostmesh_agent import hold
 
     if hold.trial(config.run_dir) is not None:
-        return _say("a trial runs: confirm it (hostmesh-agent capture confirm), or wait until it is undone", FAILED)
+        return say("a trial runs: confirm it (hostmesh-agent capture confirm), or wait until it is undone", FAILED)
     hold.release(config.state_dir)
     print("the agent captures again" if _refresh(config) else "the agent will capture again when it runs")
     return DONE
@@ -220,8 +217,3 @@ def _refresh(config: AgentConfig) -> bool:
     except control.ControlError:
         return False
     return True
-
-
-def _say(message: str, code: int) -> int:
-    print(f"hostmesh-agent: {message}", file=sys.stderr)
-    return code

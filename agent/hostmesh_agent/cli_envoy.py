@@ -2,17 +2,14 @@
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from hostmesh_agent.config import AgentConfig
+from hostmesh_agent.exits import DONE, FAILED, WRONG_CALL, say
 
-DONE: Final = 0
-FAILED: Final = 1
-WRONG_CALL: Final = 2
 CHANGED_WITHIN_S: Final = 180.0
 """A start, a probation; what drains is not waited for."""
 DRAINED_WITHIN_S: Final = 60
@@ -69,11 +66,11 @@ def _upgrade(options: argparse.Namespace, config: AgentConfig) -> int:
     from hostmesh_agent import chosen_binary, control
 
     if bool(options.binary) != bool(options.sha256) or (options.binary and options.reset):
-        return _say("give --binary with --sha256, or --reset", WRONG_CALL)
+        return say("give --binary with --sha256, or --reset", WRONG_CALL)
     if options.binary:
         sha256 = options.sha256.lower()
         if len(sha256) != 64 or set(sha256) - set("0123456789abcdef"):
-            return _say("--sha256 must be 64 hexadecimal digits (sha256sum FILE)", WRONG_CALL)
+            return say("--sha256 must be 64 hexadecimal digits (sha256sum FILE)", WRONG_CALL)
         chosen_binary.choose(config.state_dir, options.binary.resolve(), sha256)
     elif options.reset:
         chosen_binary.forget(config.state_dir)
@@ -101,9 +98,9 @@ def _wait_for_change(config: AgentConfig) -> int:
 
     envoy = _until(done, CHANGED_WITHIN_S)
     if envoy is None:
-        return _say(f"not done within {CHANGED_WITHIN_S:.0f} s (hostmesh-agent envoy status)", FAILED)
+        return say(f"not done within {CHANGED_WITHIN_S:.0f} s (hostmesh-agent envoy status)", FAILED)
     if envoy["put_back"]:
-        return _say(f"put back: {envoy['put_back']}", FAILED)
+        return say(f"put back: {envoy['put_back']}", FAILED)
     print(f"Envoy {envoy['version']} serves")
     return DONE
 
@@ -115,7 +112,7 @@ def _rollback(_: argparse.Namespace, config: AgentConfig) -> int:
     if reply is None:
         return FAILED
     if not reply["begun"]:
-        return _say(reply["why_not"], FAILED)
+        return say(reply["why_not"], FAILED)
     print("the earlier Envoy is put back")
     return DONE
 
@@ -137,8 +134,8 @@ def _drain(options: argparse.Namespace, config: AgentConfig) -> int:
     if last is None:
         return FAILED
     if not last["told"]:
-        return _say(f"the controller does not know of it yet: {last['failing'] or 'it has not answered'}", FAILED)
-    return _say(f"{last['calls']} calls are still under way after {options.within:g} s", FAILED)
+        return say(f"the controller does not know of it yet: {last['failing'] or 'it has not answered'}", FAILED)
+    return say(f"{last['calls']} calls are still under way after {options.within:g} s", FAILED)
 
 
 def _undrain(_: argparse.Namespace, config: AgentConfig) -> int:
@@ -164,10 +161,5 @@ def _asked(config: AgentConfig, verb: str) -> dict[str, Any] | None:
     try:
         return control.call(config.control_socket, verb)
     except control.ControlError as error:
-        _say(str(error), FAILED)
+        say(str(error), FAILED)
         return None
-
-
-def _say(message: str, code: int) -> int:
-    print(f"hostmesh-agent: {message}", file=sys.stderr)
-    return code

@@ -8,9 +8,8 @@ from typing import Any, Final
 
 from hostmesh_agent import readiness
 from hostmesh_agent.config import AgentConfig
+from hostmesh_agent.exits import DONE, FAILED
 
-DONE: Final = 0
-FAILED: Final = 1
 _LOOK_S: Final = 0.2
 _DEFAULT_S: Final = 60.0
 

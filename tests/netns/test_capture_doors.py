@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hostmesh_agent import capture, cli_capture, hold, launch, process
+from hostmesh_agent import capture, cli_capture, exits, hold, launch, process
 from hostmesh_agent.capture import CaptureRequest, HostFloor, Owner, Scope, nft, plan, routes
 from hostmesh_agent.config import AgentConfig, DnsSettings
 from hostmesh_agent.places import GREEN, PORTS
@@ -62,7 +62,7 @@ def test_with_the_second_envoy_and_no_agent_the_gateways_ports_stay(
 ) -> None:
     apply_and_end(servers, peer)
     runs(config)
-    assert cli_capture._clear(argparse.Namespace(), config) == cli_capture.DONE
+    assert cli_capture._clear(argparse.Namespace(), config) == exits.DONE
     assert hold.is_off(config.state_dir)
     for address in HOST:
         with peer():
@@ -76,12 +76,12 @@ def test_with_the_second_envoy_and_no_agent_the_gateways_ports_stay(
     # The agent that comes back makes the same of it, and clears it all once the first Envoy serves again.
     left = nft.read()
     assert capture.doors.alone(left) == left
-    assert cli_capture._clear(argparse.Namespace(), config) == cli_capture.DONE
+    assert cli_capture._clear(argparse.Namespace(), config) == exits.DONE
     assert nft.read() == left
 
 
 def test_without_it_nothing_is_left(peer: Space, servers: Servers, config: AgentConfig) -> None:
     before = snapshot()
     apply_and_end(servers, peer)
-    assert cli_capture._clear(argparse.Namespace(), config) == cli_capture.DONE
+    assert cli_capture._clear(argparse.Namespace(), config) == exits.DONE
     assert snapshot() == before

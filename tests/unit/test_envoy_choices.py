@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hostmesh_agent import chosen_binary, cli, report
+from hostmesh_agent import chosen_binary, cli, exits, report
 from hostmesh_agent.config import AgentConfig, EnvoySettings, parse
 from hostmesh_agent.config_table import ConfigError
 from hostmesh_agent.drained import Drained
@@ -86,7 +86,7 @@ def test_a_wrong_call_of_upgrade_changes_nothing(
 ) -> None:
     file = tmp_path / "agent.toml"
     file.write_text(f'state_dir = "{tmp_path}"\nrun_dir = "{tmp_path}"\n')
-    assert cli.call(["--config", str(file), "envoy", "upgrade", *words]) == cli.WRONG_CALL
+    assert cli.call(["--config", str(file), "envoy", "upgrade", *words]) == exits.WRONG_CALL
     assert "--sha256" in capsys.readouterr().err
     assert not (tmp_path / chosen_binary.FILE).exists()
 
@@ -95,5 +95,5 @@ def test_without_an_agent_the_verbs_say_so(tmp_path: Path, capsys: pytest.Captur
     file = tmp_path / "agent.toml"
     file.write_text(f'state_dir = "{tmp_path}"\nrun_dir = "{tmp_path}"\n')
     for words in (["envoy", "status"], ["envoy", "rollback"], ["undrain"], ["drain", "--within", "0"]):
-        assert cli.call(["--config", str(file), *words]) == cli.FAILED
+        assert cli.call(["--config", str(file), *words]) == exits.FAILED
         assert "no agent runs" in capsys.readouterr().err

@@ -94,7 +94,8 @@ def find(configured: Path | None) -> Path:
 def install(binary: Path | None, sha256: str | None, state_dir: Path, machine: str | None = None) -> Installed:
     """Put the wanted Envoy at state_dir/envoy-bin/<version>/envoy and return it.
 
-    What was verified once and has not been touched since is neither copied nor hashed again.
+    What was verified once and has not been touched since is neither copied nor hashed again. What was (the directory
+    came from another disk, say) is hashed where it is: that needs no room.
 
     Raises:
         ArtifactError: no binary, not the pinned one, or it cannot be installed.
@@ -102,7 +103,7 @@ def install(binary: Path | None, sha256: str | None, state_dir: Path, machine: s
     version, wanted = expected(sha256, machine or platform.machine())
     directory = state_dir / "envoy-bin" / (version if version != "custom" else f"custom-{wanted[:12]}")
     installed = Installed(directory / "envoy", version, wanted)
-    if _verified(directory, wanted):
+    if _verified(directory, wanted) or _whole(directory, wanted):
         return installed
     source = find(binary)
     try:
@@ -137,11 +138,15 @@ def _link_or_copy(source: Path, target: Path) -> None:
     target.unlink(missing_ok=True)
     info = source.stat()
     # A file that somebody else may write into in place is copied: a link would let them change ours.
-    if info.st_uid == os.geteuid() and not info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    if _only_ours(info):
         with contextlib.suppress(OSError):
             os.link(source.resolve(), target)
             return
     shutil.copyfile(source, target)
+
+
+def _only_ours(info: os.stat_result) -> bool:
+    return info.st_uid == os.geteuid() and not info.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _sync(path: Path) -> None:
@@ -181,6 +186,21 @@ def _verified(directory: Path, wanted: str) -> bool:
         return bool(recorded == _document(_fingerprint(directory / "envoy"), wanted))
     except (OSError, ValueError):
         return False
+
+
+def _whole(directory: Path, wanted: str) -> bool:
+    """Tell whether the wanted binary is in its place though the record does not vouch for it; let it vouch again."""
+    binary = directory / "envoy"
+    try:
+        info = binary.lstat()
+        if not stat.S_ISREG(info.st_mode) or not _only_ours(info) or _sha256(binary) != wanted:
+            return False
+        binary.chmod(_MODE)
+    except OSError:
+        return False
+    with contextlib.suppress(OSError):  # a full disk: it is hashed again next time
+        _record(directory, wanted)
+    return True
 
 
 def _record(directory: Path, sha256: str) -> None:

@@ -70,9 +70,8 @@ spec:
   http: [{{route: [{{destination: {{host: stock}}}}]}}]
 """
 
-DEPRECATED = (
-    "{layered_runtime: {layers: [{name: bad, static_layer: {envoy.features.fail_on_any_deprecated_feature: true}}]}}"
-)
+CRIPPLED = "--disable-extensions envoy.filters.listener/envoy.filters.listener.original_dst"
+"""What it lacks is in every listener that captures."""
 OVERLOADED = (
     "{overload_manager: {refresh_interval: 0.1s, resource_monitors: [{name: envoy.resource_monitors.fixed_heap, "
     "typed_config: {'@type': "
@@ -172,7 +171,7 @@ def none_failed(tally: dict[str, Any]) -> None:
 BAD: Final = {
     "it ended before it served": {"arguments": "--no-such-argument"},
     "killed by SIGSEGV": {"before": "(sleep 1; kill -SEGV $$) &"},
-    "it refuses ": {"arguments": f'--config-yaml "{DEPRECATED}"'},
+    "it refuses ": {"arguments": CRIPPLED},
     "calls through it failed: HTTP 503": {"arguments": f'--config-yaml "{OVERLOADED}"'},
 }
 """What is said of each bad version, and what is bad about it."""

@@ -136,8 +136,7 @@ class _Rules:
             if not line:
                 # The program ends with its host, and a host that is down has no rules, and nothing to guard.
                 return
-            at_s, digest = json.loads(line)
-            self._looks.append(Look(self._host, at_s, digest))
+            self._looks.append(Look(self._host, *json.loads(line)))
 
 
 class _Gauges:

@@ -3,6 +3,7 @@
 All times are of the machine's monotonic clock, which every namespace of the lab shares, in seconds.
 """
 
+import difflib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,11 +41,15 @@ class Login:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """The kernel's table on a host at one time: its digest, or "" where there is none."""
+    """The kernel's table on a host at one time: its digest, or "" where there is none.
+
+    `text`: the table, where the digest was not seen before.
+    """
 
     host: str
     at_s: float
     digest: str
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +81,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What a promise allows. Plaintext is never allowed, and is no choice.
+    """What a promise allows.
 
     Attributes:
         gap_s: for each kind of call, how long it may fail without a success; 0: no call may fail.
@@ -86,6 +91,7 @@ class Bounds:
         rules_gap_s: how long the kernel's table may be gone, by host; "" stands for every other host.
         rules_same: the table at the end is the one of the start.
         certificates: certificates stay inside their life.
+        plaintext: the owner of the host took the rules away: there is nothing that would keep it from the wire.
         endpoints: the least that the caller's Envoy may hold of the service; None: it may restart, ask nothing.
     """
 
@@ -96,6 +102,7 @@ class Bounds:
     rules_gap_s: Mapping[str, float] = field(default_factory=dict)
     rules_same: bool = True
     certificates: bool = True
+    plaintext: bool = False
     endpoints: int | None = 2
 
 
@@ -126,7 +133,7 @@ def judge(seen: Seen, bounds: Bounds) -> list[str]:
         *_calls(seen.calls, bounds),
         *_logins(seen.logins, bounds),
         *_rules(seen.looks, bounds),
-        *_wire(seen.wire),
+        *_wire(seen.wire, bounds),
         *_gauge(seen.gauge, bounds),
     ]
 
@@ -191,10 +198,19 @@ def _rules(looks: Sequence[Look], bounds: Bounds) -> Iterable[str]:
             yield f"rules of {host}: gone for {longest:.1f} s"
         if bounds.rules_same and some[0].digest != some[-1].digest:
             yield f"rules of {host}: {some[-1].digest or 'gone'} at the end, {some[0].digest or 'gone'} before"
+            yield from _changed(some)
 
 
-def _wire(wire: Wire) -> Iterable[str]:
-    if wire.plaintext:
+def _changed(looks: Sequence[Look]) -> Iterable[str]:
+    """Return the lines by which the last table is not the first."""
+    texts = {look.digest: look.text for look in looks if look.text}
+    before, after = (texts.get(look.digest, "").splitlines() for look in (looks[0], looks[-1]))
+    lines = [line.strip() for line in difflib.unified_diff(before, after, n=0, lineterm="")][2:]
+    return (line for line in lines if not line.startswith("@@"))
+
+
+def _wire(wire: Wire, bounds: Bounds) -> Iterable[str]:
+    if wire.plaintext and not bounds.plaintext:
         yield f"plaintext on the bridge: {wire.plaintext} packets"
     if not wire.control:
         yield "the oracle of plaintext is blind: it did not see its own"

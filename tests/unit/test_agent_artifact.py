@@ -1,5 +1,6 @@
 import hashlib
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,19 @@ def test_what_was_verified_needs_its_source_no_more(tmp_path: Path, binary: Path
     before = first.path.stat()
     assert artifact.install(binary, SHA256, tmp_path / "state") == first
     assert first.path.stat().st_ctime_ns == before.st_ctime_ns
+
+
+def test_a_binary_that_came_from_another_disk_is_hashed_where_it_is(tmp_path: Path, binary: Path) -> None:
+    binary.chmod(0o666)
+    artifact.install(binary, SHA256, tmp_path / "state")
+    binary.unlink()
+    shutil.copytree(tmp_path / "state", tmp_path / "moved")
+    moved = artifact.install(binary, SHA256, tmp_path / "moved")
+    assert moved.path.read_bytes() == CONTENT
+    moved.path.chmod(0o777)
+    (moved.path.parent / "verified.json").unlink()
+    with pytest.raises(ArtifactError, match="no such file"):  # others may write into it: it proves nothing
+        artifact.install(binary, SHA256, tmp_path / "moved")
 
 
 def test_a_touched_binary_is_verified_again(tmp_path: Path, binary: Path) -> None:

@@ -76,6 +76,8 @@ def test_rules_that_are_gone_for_a_moment_or_others_at_the_end_are_told() -> Non
     other = replace(GOOD, looks=[*GOOD.looks, Look("server", 99, "def")])
     assert judge(other, Bounds()) == ["rules of server: def at the end, abc before"]
     assert judge(other, Bounds(rules_same=False)) == []
+    told = [replace(GOOD.looks[0], text="a\nb"), replace(other.looks[-1], text="a\nc")]
+    assert judge(replace(GOOD, looks=told), Bounds())[1:] == ["-b", "+c"]
 
 
 def test_plaintext_is_never_allowed() -> None:

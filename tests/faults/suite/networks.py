@@ -30,10 +30,15 @@ spec: {selector: {tier: pair}, ports: [{name: http, port: 8304}]}
 """
 
 
+def table(chain: str) -> str:
+    """Return a ruleset with a table of our own; nft wants a line's end between the two closing braces."""
+    return f"table inet fault {{\n{chain}\n}}\n"
+
+
 @contextmanager
 def rules(scene: Scene, text: str) -> Iterator[None]:
     """Let a table of our own hold in the lab's world."""
-    scene.in_world("nft", "-f", "-", text_in=f"table inet fault {{ {text} }}")
+    scene.in_world("nft", "-f", "-", text_in=table(text))
     try:
         yield
     finally:
@@ -69,10 +74,8 @@ def _apart(rule: str) -> Callable[[Scene], str]:
 
 def data_apart(scene: Scene) -> str:
     """Drop what the server sends to the client, at the client's door; the other way is open."""
-    text = (
-        f"table inet fault {{ chain in {{ type filter hook input priority -400; ip saddr {scene.ip(SERVER)} drop; }} }}"
-    )
-    scene.run(CLIENT, "nft", "-f", "-", text_in=text)
+    chain = f"chain in {{ type filter hook input priority -400; ip saddr {scene.ip(SERVER)} drop; }}"
+    scene.run(CLIENT, "nft", "-f", "-", text_in=table(chain))
     try:
         time.sleep(_DATA_APART_S)  # not a wait: how long they are apart
     finally:
@@ -84,8 +87,8 @@ def data_apart(scene: Scene) -> str:
 def lossy(scene: Scene) -> str:
     """Drop every fiftieth packet that comes to the client, at random."""
     drop = "iif eth0 numgen random mod 50 < 1 drop"
-    text = f"table inet fault {{ chain in {{ type filter hook input priority -400; {drop}; }} }}"
-    scene.run(CLIENT, "nft", "-f", "-", text_in=text)
+    chain = f"chain in {{ type filter hook input priority -400; {drop}; }}"
+    scene.run(CLIENT, "nft", "-f", "-", text_in=table(chain))
     try:
         time.sleep(_APART_S)  # not a wait: how long it is lossy
     finally:

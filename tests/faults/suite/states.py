@@ -12,7 +12,8 @@ from faults.fault import Fault, PromiseBrokenError
 from faults.scene import SERVER, STATE, Scene
 from hostmesh_controller.lab import agent, envoy
 
-_ROOM_BYTES: Final = 2 * 1024 * 1024
+_ROOM_BYTES: Final = 16 * 1024 * 1024
+"""Far above what counts as next to none."""
 _UP_S: Final = 20.0
 _SPARED: Final = (".sock", ".log", "-shm", "-wal", "agent.lock", "/envoy-bin/", "resolv.conf.before", "/hold")
 """Sockets and logs hold no state; a database's log belongs to its file; the binary is verified by its digest at each

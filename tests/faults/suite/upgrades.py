@@ -10,7 +10,7 @@ from faults.scene import SERVER, Scene
 _WAYS: Final = (
     ("does-not-start", "ends at once", "", "--no-such-argument", "it ended before it served"),
     ("crashes", "is killed by SIGSEGV a second later", "(sleep 1; kill -SEGV $$) &", "", "killed by SIGSEGV"),
-    ("refuses", "refuses the listeners", "", f'--config-yaml "{life.DEPRECATED}"', "it refuses "),
+    ("refuses", "refuses the listeners", "", life.CRIPPLED, "it refuses "),
     ("answers-503", "answers 503", "", f'--config-yaml "{life.OVERLOADED}"', "calls through it failed"),
 )
 

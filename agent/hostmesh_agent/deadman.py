@@ -24,14 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from hostmesh_agent import cgroup, control, hold, soundness
+from hostmesh_agent import cgroup, control, hold, holders, lock, soundness
 from hostmesh_agent.arming import APPLIED, ARMED, CONFIRM, SOCKET, UNDO, Spec
 from hostmesh_agent.capture import CaptureError, Table, kernel, routes
 from hostmesh_agent.capture import floor as kernel_floor
 from hostmesh_agent.capture.owner import Lent
 from hostmesh_agent.dns import ResolverError
-from hostmesh_agent.lock import holder
-from hostmesh_agent.process import Process
 from hostmesh_agent.resolution import Resolution
 from hostmesh_agent.sound import TRIAL_EXPIRED, Fault, Sound, doubts, harm
 
@@ -199,14 +197,8 @@ class Timer:
 
     def _without_the_agent(self) -> None:
         """It does not answer: end it. Its end changes no rule, and who comes after it finds the mark."""
-        pid = holder(Path(self._spec.state_dir))
-        if pid is not None:
-            with suppress(ProcessLookupError):
-                agent = Process(pid)
-                if holder(Path(self._spec.state_dir)) == pid:
-                    agent.signal(signal.SIGKILL)
-                    agent.wait(_AGENT_WITHIN_S)
-                agent.close()
+        holds = holders.holds_lock(Path(self._spec.state_dir) / lock.FILE)
+        holders.end(lambda pid: holds(pid) and "leave" not in holders.words(pid))
         self._restore()
 
     def _nudge(self) -> None:

@@ -87,7 +87,7 @@ def close_strict_ports(config: AgentConfig, owner: Owner, alarms: Alarms | None 
             config.capture,
             mtls_only=config.floor.mtls_only,
         )
-        state = Capture(owner).apply(CaptureRequest(inbound_ports=ports, dns=False), host)
+        state = Capture(owner).apply(CaptureRequest(inbound_ports=ports, dns=False, strict_ports=ports), host)
         if state.state != "on":
             raise CaptureError(state.error)
         closed = in_force(kernel.read()).inbound_ports

@@ -56,18 +56,3 @@ def _take(descriptor: int, path: Path, until: float) -> None:
             time.sleep(_POLL_S)
         else:
             return
-
-
-def holder(state_dir: Path, locks: Path = Path("/proc/locks")) -> int | None:
-    """Return the process that holds the lock; None if none does."""
-    try:
-        status = (state_dir / FILE).stat()
-    except FileNotFoundError:
-        return None
-    file = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
-    for line in locks.read_text().splitlines():
-        # "1: FLOCK  ADVISORY  WRITE 812 fe:00:1234 0 EOF"; who waits for it has "->" behind the number.
-        words = line.split()
-        if len(words) > 5 and words[1] == "FLOCK" and words[5] == file:
-            return int(words[4])
-    return None

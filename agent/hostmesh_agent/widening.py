@@ -3,8 +3,9 @@
 A change is watched if it may meet connections that passed before (`capture.difference.widens`). What narrows, and what
 puts back rules that another program took, is not: it must not wait for anything. Neither is that a unit of those that
 are named comes or goes: the same was asked for before and did no harm, the timer's own calls are none of that unit's,
-and until the rules follow the unit's connections are not what they should be. The timer costs 0.15 s of a core for each
-such change, and nothing between them.
+and until the rules follow the unit's connections are not what they should be. Nor is it that the other of two
+Envoys takes over: the same connections are met, and that one has rehearsed and is on probation. The timer costs 0.15 s
+of a core for each such change, and nothing between them.
 """
 
 import base64
@@ -17,12 +18,14 @@ import structlog
 from hostmesh_agent import arming, hold
 from hostmesh_agent.capture import CaptureError, CaptureRequest, CaptureState, HostFloor, Owner, PlanError, kernel
 from hostmesh_agent.capture.difference import widens
+from hostmesh_agent.capture.plan import SSH_PORT
 from hostmesh_agent.capture.who import Present
 from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.converge import InForce, in_force
 from hostmesh_agent.enforce import Enforced, Enforcement
 from hostmesh_agent.sound import DEADMAN_DIED, Fault
 from hostmesh_agent.state import State, StateError, read_private, write_private
+from hostmesh_api import wire
 
 LAST_GOOD: Final = "capture.good"
 """The serialized `Capture` of the last change that did no harm: what is kept when the next one does."""
@@ -71,8 +74,8 @@ class Widening:
         return arming.arm(self._spec(floor, None if held is None else held.capture, seconds))
 
     def _did_no_harm(self, request: CaptureRequest, floor: HostFloor) -> bool:
-        """Tell whether the same was put into force by this process, whichever units ran then."""
-        return self._good is not None and _without_units(*self._good) == _without_units(request, floor)
+        """Tell whether the same was put into force by this process, whichever units ran and Envoy served then."""
+        return self._good is not None and asked(*self._good) == asked(request, floor)
 
     def _kept(self, capture: bytes) -> bytes | None:
         """Return beyond what nothing is captured if this does harm: the last good one, if that is not tried already."""
@@ -119,10 +122,23 @@ class Widening:
             log.error("the last good capture cannot be remembered", reason=str(error))
 
 
-def _without_units(request: CaptureRequest, floor: HostFloor) -> tuple[CaptureRequest, HostFloor]:
-    """Return both as if none of the units ran that are named."""
+def asked(request: CaptureRequest, floor: HostFloor) -> tuple[CaptureRequest, HostFloor]:
+    """Return both as if none of the units ran that are named, and the first of two Envoys served.
+
+    A door at a port of SSH's stays: that is more than another Envoy at the ports of the first.
+    """
     callers = tuple(replace(each, cgroups=frozenset()) for each in request.callers if each.uids)
-    return replace(request, callers=callers), replace(floor, present=Present(users=floor.present.users))
+    ssh = floor.ssh_ports | floor.ssh_servers | {SSH_PORT}
+    floor = replace(
+        floor,
+        present=Present(users=floor.present.users),
+        outbound_port=wire.OUTBOUND_PORT,
+        inbound_port=wire.INBOUND_PORT,
+        dns_port=wire.DNS_PORT,
+        door_port=None,
+        doorways=frozenset(each for each in floor.doorways if each[1] in ssh),
+    )
+    return replace(request, callers=callers), floor
 
 
 def _error(why: str) -> Enforced:

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from hostmesh_agent.capture import owner as ownership
 from hostmesh_agent.control import ControlError
 from hostmesh_agent.dns import Resolver
 from hostmesh_agent.enforce import Enforcement
+from hostmesh_agent.places import GREEN, PORTS
 from hostmesh_agent.process import Process
 from hostmesh_agent.sound import CONTROLLER_LOST, SSH_DIVERTED, SSH_LOST, TRIAL_EXPIRED
 from netns.capturing_host import (
@@ -294,6 +296,21 @@ def test_what_narrows_and_what_puts_rules_back_waits_for_no_timer(
     capture.clear(owner)
     assert widened.put(request, FLOOR, b"good").capture.state == "on"
     assert widened.put(narrow, FLOOR, b"narrow").capture.state == "on"
+
+
+def test_the_other_of_two_envoys_takes_over_without_a_timer_unless_its_door_is_at_ssh(
+    site: CapturingHost, widened: widening.Widening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = PORTS[GREEN]
+    floor = replace(FLOOR, outbound_port=second.outbound, inbound_port=second.inbound, dns_port=second.dns)
+    takes_over = replace(floor, door_port=second.door, doorways=frozenset({("", 443)}))
+    assert widened.put(GOOD, FLOOR, b"good").capture.state == "on"
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    for floor in (takes_over, FLOOR):
+        assert widened.put(GOOD, floor, b"good").capture.state == "on"
+        assert nft.read() == plan(replace(GOOD, dns=False), floor).table
+    at_ssh = replace(takes_over, doorways=frozenset({("", 22)}))
+    assert "could not be armed" in widened.put(GOOD, at_ssh, b"good").capture.error
 
 
 def test_the_timer_goes_when_it_is_told_to_and_undoes_first(site: CapturingHost, owner: Owner) -> None:

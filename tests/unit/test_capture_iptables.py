@@ -2,6 +2,7 @@
 
 import errno
 import random
+import re
 import struct
 from ipaddress import ip_address
 
@@ -68,10 +69,7 @@ def in_kernel(table: Table) -> tuple[dict[int, str], dict[str, str]]:
 
 def _save(text: str) -> str:
     """Only the jumps are inserted; all else is printed as it was given."""
-    return "\n".join(
-        each.replace("-I PREROUTING 1", "-A PREROUTING").replace("-I OUTPUT 1", "-A OUTPUT")
-        for each in text.splitlines()
-    )
+    return re.sub(r"^-I (\w+) 1 ", r"-A \1 ", text, flags=re.MULTILINE)
 
 
 def read_back(table: Table) -> Table | None:
@@ -126,14 +124,15 @@ def test_a_connection_meets_the_same_as_with_nftables(seed: int) -> None:
     floor = HostFloor(envoy_uid=900, backend=Backend.IPTABLES, mtls_only=draw.random() < 0.5)
     ports = frozenset(draw.sample([80, 8080, 8443], 2))
     mesh = VIRTUAL | {"10.0.0.0/8", "::/0"}
-    request = CaptureRequest(draw.choice(list(Scope)), ports, mesh, VIRTUAL, dns=False)
+    strict = frozenset(draw.sample(sorted(ports), draw.randint(0, 1)))
+    request = CaptureRequest(draw.choice(list(Scope)), ports, mesh, VIRTUAL, dns=False, strict_ports=strict)
     on_iptables = made(floor, request)
     on_nftables = plan(request, HostFloor(envoy_uid=900, mtls_only=floor.mtls_only)).table
     for _ in range(200):
         version = draw.choice([4, 6])
         source, destination = (ip_address(draw.choice(_ADDRESSES[version])) for _ in range(2))
         packet = Packet(
-            draw.choice([Hook.PREROUTING, Hook.OUTPUT]), source, destination,
+            draw.choice(list(Hook)), source, destination,
             draw.choice([22, 53, 80, 443, 8080, 8443, 15001, 15012]),
             uid=draw.choice([0, 900, 1001]), input_interface=draw.choice([0, 1, 2]),
             output_interface=draw.choice([1, 2]), local=draw.random() < 0.5,

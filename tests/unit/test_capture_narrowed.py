@@ -2,11 +2,15 @@
 
 import random
 from collections.abc import Mapping
+from dataclasses import replace
+from ipaddress import ip_address
 
 import pytest
 
 from hostmesh_agent.capture import CaptureRequest, HostFloor, PlanError, Scope, plan
-from hostmesh_agent.capture.rules import Ruleset
+from hostmesh_agent.capture.difference import widens
+from hostmesh_agent.capture.interpret import Packet, verdict
+from hostmesh_agent.capture.rules import Backend, Hook, Ruleset
 from hostmesh_agent.capture.text import rule_text, table_text
 from hostmesh_agent.capture.who import Cgroup, Match, Narrowing, Present
 from hostmesh_agent.terms import narrowing
@@ -16,6 +20,7 @@ VIRTUAL = frozenset({"240.240.0.0/16"})
 SHOP = Match(units=frozenset({"shop.service"}))
 ALICE = Match(users=frozenset({"alice", "7"}), ports=frozenset({443}))
 LAN = Match(cidrs=frozenset({"10.0.0.0/8"}))
+STRICT = frozenset({81, 90})
 PRESENT = Present(frozenset({("alice", 1001)}), frozenset({Cgroup("shop.service", 3, 77)}))
 
 
@@ -89,6 +94,48 @@ def test_inbound_the_owner_comes_first_then_mutual_tls_then_the_policy() -> None
     ]
     (strict,) = [each for each in made.table.sets if each.name == "strict_ports"]
     assert strict.ranges == ((b"\x00\x51", b"\x00\x51"),), "only what is captured at all"
+
+
+def test_what_came_past_envoy_to_a_strict_port_is_refused_but_for_what_the_owner_excludes() -> None:
+    made = ruleset({"never_interfaces": frozenset({"eth7"})}, inbound=Narrowing(include=(LAN,)), strict_ports=STRICT)
+    assert lines(made, "bypassed") == [
+        'iif "lo" return',
+        "iifname @inbound_never0_interfaces return",
+        "tcp dport @strict_ports tcp flags syn / fin,syn,rst,ack reject with tcp reset",
+    ]
+    (chain,) = [each for each in made.table.chains if each.name == "bypassed"]
+    assert (chain.kind, chain.hook, chain.priority) == ("filter", Hook.INPUT, 20)
+
+
+@pytest.mark.parametrize("strict", [frozenset(), frozenset({90, 22}), None], ids=["permissive", "not captured", "none"])
+def test_where_nothing_that_is_captured_is_strict_nothing_that_arrives_is_looked_at(
+    strict: frozenset[int] | None,
+) -> None:
+    made = ruleset(strict_ports=strict) if strict is not None else ruleset()
+    assert "bypassed" not in {each.name for each in made.table.chains}
+    assert "strict_ports" not in {each.name for each in made.table.sets}
+
+
+@pytest.mark.parametrize("backend", list(Backend))
+def test_going_over_the_rules_finds_what_is_refused_behind_capture(backend: Backend) -> None:
+    """As if a chain of somebody else had left the destination as it was, or made it that of the program."""
+    made = ruleset({"backend": backend}, strict_ports=STRICT, dns=False)
+    arrived = Packet(Hook.INPUT, ip_address("192.0.2.1"), ip_address("192.0.2.9"), 81, input_interface=2, local=True)
+    found = verdict(made.table, arrived)
+    assert (found.action, found.chain) == ("refuse", "bypassed")
+    assert verdict(made.table, replace(arrived, input_interface=1)).action == "none"
+    assert verdict(made.table, replace(arrived, port=82)).action == "none"
+    assert verdict(made.table, replace(arrived, hook=Hook.PREROUTING)).action == "change port"
+    assert verdict(made.table, replace(arrived, hook=Hook.PREROUTING, local=False)).action == "none"
+
+
+def test_a_port_that_becomes_strict_meets_more_and_one_that_is_so_no_longer_less() -> None:
+    open_, strict = ruleset().table, ruleset(strict_ports=STRICT).table
+    assert widens(open_, strict)
+    assert not widens(strict, open_)
+    narrowed = [ruleset(inbound=Narrowing(include=(LAN,)), strict_ports=each).table for each in (STRICT, frozenset())]
+    assert not widens(*narrowed)
+    assert widens(*reversed(narrowed))
 
 
 def test_users_and_units_that_are_not_there_are_told_and_match_nobody() -> None:

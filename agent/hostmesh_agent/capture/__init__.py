@@ -4,6 +4,7 @@ In the order of the data:
 
     plan         a request and the host's floor in, the whole ruleset out: sets, chains, rules, refusals (pure)
     callers      which rules tell Envoy, and programs with an identity of their own, from all others (pure)
+    bypass       what is refused because it came past Envoy to a port that takes mutual TLS alone (pure)
     doors        which rules lead to what the second of two Envoys listens on (pure)
     expressions  the words that rules are made of (pure)
     rules        the rules as data, equal for equal rules, with a hash

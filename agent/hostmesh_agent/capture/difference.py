@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
+from hostmesh_agent.capture import bypass
 from hostmesh_agent.capture.names import UNANSWERED
 from hostmesh_agent.capture.rules import Chain, NamedSet, Table
 from hostmesh_agent.capture.text import range_text, rule_text
@@ -35,10 +36,13 @@ def difference(now: Table | None, wanted: Table | None) -> tuple[str, ...]:
 def widens(now: Table | None, wanted: Table | None) -> bool:
     """Tell whether `wanted` may meet a connection that `now` lets pass, or meet it in another way.
 
-    Fewer elements in the same sets, under the same chains, meet less. Anything else counts as more.
+    Fewer elements in the same sets, under the same chains, meet less, and so does a refusal less. Anything else counts
+    as more.
     """
     if wanted is None or now == wanted:
         return False
+    if now is not None and bypass.NAME not in {each.name for each in wanted.chains}:
+        now = _without_refusals(now, wanted)
     if now is None or now.chains != wanted.chains or now.flags != wanted.flags:
         return True
     shapes = [[replace(each, ranges=()) for each in table.sets] for table in (now, wanted)]
@@ -51,6 +55,16 @@ def widens(now: Table | None, wanted: Table | None) -> bool:
         else bool(set(before.ranges) - set(after.ranges))
         for before, after in zip(now.sets, wanted.sets, strict=True)
         if before.name != UNANSWERED
+    )
+
+
+def _without_refusals(now: Table, wanted: Table) -> Table:
+    """Return the table without the chain that refuses what came past Envoy, and the set that nobody else needs."""
+    kept = {each.name for each in wanted.sets} | {each.name for each in now.sets} - {bypass.PORTS}
+    return replace(
+        now,
+        sets=tuple(each for each in now.sets if each.name in kept),
+        chains=tuple(each for each in now.chains if each.name != bypass.NAME),
     )
 
 

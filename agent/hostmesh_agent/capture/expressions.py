@@ -52,6 +52,9 @@ _NXDOMAIN: Final = 3
 _NOT_IMPLEMENTED: Final = 4
 _REFUSED: Final = 5
 
+_TCP_FLAGS_OFFSET: Final = 13
+_FIN, _SYN, _RST, _ACK = 0x01, 0x02, 0x04, 0x10
+
 RETURN: Final[Words] = (Return(),)
 RESET: Final[Words] = (Reset(),)
 DROP: Final[Words] = (Drop(),)
@@ -150,6 +153,12 @@ def tcp_port(number: int) -> Words:
 
 def tcp_port_in(set_name: str) -> Words:
     return (*protocol(TCP), Payload(Header.TRANSPORT, 2, 2), Lookup(set_name))
+
+
+def opening() -> Words:
+    """Of TCP: the packet that opens a connection, and no other; whether or not the kernel tracks it."""
+    mask = Mask(mask=bytes([_FIN | _SYN | _RST | _ACK]), xor=b"\0")
+    return (Payload(Header.TRANSPORT, _TCP_FLAGS_OFFSET, 1), mask, Compare(bytes([_SYN])))
 
 
 def udp_port(number: int) -> Words:

@@ -1,14 +1,15 @@
 """What the rules do with a connection, by going through them as the kernel does. Pure.
 
 Only the first packet of a connection meets rules of address translation; the first chain that decides ends the search.
-A chain of another kind is gone through too: it may refuse the packet, and in ours it never does. An expression that is
+A chain of another kind is gone through too: it may refuse the packet. What arrives at this host and may stay meets the
+chains of the input hook behind those, with the port that it has by then. An expression that is
 not known here ends in the verdict "unknown": never in a guess. A test holds this against the kernel.
 """
 
 import struct
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final, Literal
 
@@ -52,6 +53,8 @@ LOOPBACK: Final = 1  # LOOPBACK_IFINDEX
 LOCAL, UNICAST = 2, 1  # RTN_LOCAL, RTN_UNICAST
 _FAMILY: Final = {4: 2, 6: 10}  # NFPROTO_IPV4, NFPROTO_IPV6
 _ADDRESSES_AT: Final = {4: 12, 6: 8}
+_FLAGS_AT: Final = 13
+_SYN: Final = 0x02
 _KNOWN: Final = frozenset(
     {
         MetaKey.MARK,
@@ -172,6 +175,15 @@ def verdict(table: Table | None, packet: Packet) -> Verdict:
     """Return what the table does with the packet; None: there is no table."""
     if table is None:
         return Verdict("none")
+    found = _at_hook(table, packet)
+    if packet.hook != Hook.PREROUTING or not packet.local or found.action not in {"none", "change port"}:
+        return found
+    arrived = packet if found.port is None else replace(packet, port=found.port)
+    kept = _at_hook(table, replace(arrived, hook=Hook.INPUT))
+    return kept if kept.touched else found
+
+
+def _at_hook(table: Table, packet: Packet) -> Verdict:
     sets = {each.name: each for each in table.sets}
     left = Verdict("none")
     for chain in sorted((each for each in table.chains if each.hook == packet.hook), key=lambda each: each.priority):
@@ -265,6 +277,8 @@ def _name(interface: str) -> bytes:
 
 def _header(packet: Packet, header: Header) -> bytes:
     if header is Header.TRANSPORT:
-        return struct.pack(">HH", packet.source_port, packet.port)
+        # The first packet of a connection: what of TCP's header is asked for is as it is there.
+        ports = struct.pack(">HH", packet.source_port, packet.port)
+        return ports.ljust(_FLAGS_AT, b"\0") + bytes([_SYN]) if packet.protocol == TCP else ports
     start = bytes(_ADDRESSES_AT[packet.destination.version])
     return start + packet.source.packed + packet.destination.packed

@@ -12,7 +12,7 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Final
 
-from hostmesh_agent.capture import callers, doors, names, transparent, who
+from hostmesh_agent.capture import bypass, callers, doors, names, transparent, who
 from hostmesh_agent.capture import expressions as words
 from hostmesh_agent.capture.callers import Caller
 from hostmesh_agent.capture.expressions import Words
@@ -163,6 +163,14 @@ class _Parts:
     transparent: bool = False
 
     @property
+    def closed_ports(self) -> frozenset[int]:
+        """Of what is captured inbound: what nobody reaches but by mutual TLS, or not at all."""
+        # Both: while one of two Envoys drains, it still takes what comes to its own port.
+        outbound = {self.floor.outbound_port, wire.OUTBOUND_PORT, wire.SECOND_OUTBOUND_PORT}
+        own = frozenset(outbound if self.floor.mtls_only else ())
+        return self.request.strict_ports & self.inbound_ports | own
+
+    @property
     def inbound(self) -> Narrowed:
         never = (Match(interfaces=self.floor.never_interfaces),) if self.floor.never_interfaces else ()
         return Narrowed(Direction.INBOUND, never, self.request.inbound, self.families, self.floor.present)
@@ -288,11 +296,9 @@ def _by_family(texts: Iterable[str]) -> dict[int, tuple[Prefix, ...]]:
 
 def _sets(parts: _Parts) -> tuple[NamedSet, ...]:
     untouched = CONTROLLER_PORTS | {SSH_PORT} | parts.floor.ssh_ports
-    # Both: while one of two Envoys drains, it still takes what comes to its own port.
-    outbound = {parts.floor.outbound_port, wire.OUTBOUND_PORT, wire.SECOND_OUTBOUND_PORT}
-    own = outbound if parts.floor.mtls_only else set()
+    closed = parts.closed_ports
     sets = [
-        NamedSet("inbound_ports", KeyType.PORT, _ports(parts.inbound_ports | own), intervals=False),
+        NamedSet("inbound_ports", KeyType.PORT, _ports(parts.inbound_ports | closed), intervals=False),
         NamedSet("untouched_ports", KeyType.PORT, _ports(untouched), intervals=False),
     ]
     for version in parts.families:
@@ -300,9 +306,8 @@ def _sets(parts: _Parts) -> tuple[NamedSet, ...]:
             NamedSet(f"mesh{version}", _KEY[version], ranges(parts.mesh[version]), intervals=True),
             NamedSet(f"virtual{version}", _KEY[version], ranges(parts.virtual[version]), intervals=True),
         ]
-    if parts.inbound:
-        strict = parts.request.strict_ports & parts.inbound_ports | own
-        sets.append(NamedSet("strict_ports", KeyType.PORT, _ports(strict), intervals=False))
+    if parts.inbound or closed:
+        sets.append(NamedSet(bypass.PORTS, KeyType.PORT, _ports(closed), intervals=False))
     if parts.request.dns:
         unanswered = frozenset() if parts.floor.names_answered else frozenset({names.DNS_PORT})
         sets.append(NamedSet(names.UNANSWERED, KeyType.PORT, _ports(unanswered), intervals=False))
@@ -319,6 +324,8 @@ def _chains(parts: _Parts) -> tuple[Chain, ...]:
         Chain("inbound", "nat", Hook.PREROUTING, BEFORE_DOCKER, tuple(_inbound(parts))),
         Chain("outbound", "nat", Hook.OUTPUT, BEFORE_DOCKER, tuple(_outbound(parts))),
     ]
+    if parts.closed_ports:
+        chains.append(bypass.chain(parts.inbound.owners_passes()))
     if parts.outbound.names_who:
         chains.append(Chain("nowhere", "filter", Hook.OUTPUT, BEHIND_NAT, tuple(_nowhere(parts))))
     if parts.transparent:
@@ -336,7 +343,7 @@ def _inbound(parts: _Parts) -> Iterator[Rule]:
     yield from parts.inbound.owners_passes()
     if parts.inbound:
         for version in parts.families:
-            yield _to_inbound(parts, version, "strict_ports", (), "mutual TLS alone")
+            yield _to_inbound(parts, version, bypass.PORTS, (), "mutual TLS alone")
     yield from parts.inbound.policys_passes()
     for version in parts.families:
         for condition in parts.inbound.conditions(version):

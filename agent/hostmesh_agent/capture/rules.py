@@ -76,6 +76,7 @@ class Hook(IntEnum):
     """Where a chain is called (enum nf_inet_hooks)."""
 
     PREROUTING = 0
+    INPUT = 1
     OUTPUT = 3
 
 

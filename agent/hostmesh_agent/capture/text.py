@@ -57,7 +57,10 @@ _FIELDS: Final = {
     (Header.NETWORK, 24, 16): "ip6 daddr",
     (Header.TRANSPORT, 0, 2): "sport",
     (Header.TRANSPORT, 2, 2): "dport",
+    (Header.TRANSPORT, 13, 1): "tcp flags",
 }
+_FLAGS: Final = "tcp flags"
+_FLAG_NAMES: Final = ("fin", "syn", "rst", "psh", "ack", "urg", "ecn", "cwr")
 _FAMILY: Final = {2: "ipv4", 10: "ipv6"}
 _IPV4: Final = 2
 _PROTOCOL: Final = {6: "tcp", 17: "udp"}
@@ -70,7 +73,7 @@ _KEY: Final[dict[int, str]] = {
     KeyType.INTERFACE: "ifname",
     KeyType.CGROUP: "cgroupsv2",
 }
-_HOOK: Final[dict[int, str]] = {Hook.PREROUTING: "prerouting", Hook.OUTPUT: "output"}
+_HOOK: Final[dict[int, str]] = {Hook.PREROUTING: "prerouting", Hook.INPUT: "input", Hook.OUTPUT: "output"}
 _IMPLIED: Final = (("meta nfproto ipv4", "ip "), ("meta nfproto ipv6", "ip6 "))
 _POLICY: Final = {0: "drop", 1: "accept"}
 
@@ -140,13 +143,15 @@ def _chain_lines(chain: Chain) -> Iterator[str]:
 def rule_text(rule: Rule) -> str:
     words: list[str] = []
     loaded: Expression | None = None
-    shown = native = ""
+    shown = native = among = ""
     for expression in rule.expressions:
         match expression:
             case Meta() | SocketCgroup() | Payload() | DestinationType() | AskedAddress():
                 loaded, shown = expression, _source(expression)
             case ConnectionZone() | ConnectionDirection():
                 loaded, shown = expression, _source(expression)
+            case Mask(mask, _) if shown == _FLAGS:
+                among = ",".join(_flags(mask))
             case Mask(mask, xor):
                 shown += f" & 0x{mask.hex()}" + (f" | 0x{xor.hex()}" if any(xor) else "")
             case Load(value):
@@ -154,6 +159,9 @@ def rule_text(rule: Rule) -> str:
                 native = str(int.from_bytes(value, sys.byteorder))
             case LoadSecond(value):
                 shown = f"[{shown}]:{_number(value)}" if ":" in shown else f"{shown}:{_number(value)}"
+            case Compare(value) if among:
+                words.append(f"{shown} {','.join(_flags(value))} / {among}")
+                among = ""
             case SetMark():
                 words.append(f"meta mark set {native}")
             case SetConnectionZone():
@@ -236,6 +244,10 @@ def _value(value: bytes, loaded: Expression | None) -> str:
             return str(IPv4Address(value))
         case _:
             return str(int.from_bytes(value, "big"))
+
+
+def _flags(value: bytes) -> list[str]:
+    return [name for bit, name in enumerate(_FLAG_NAMES) if value[0] >> bit & 1]
 
 
 def _prefix(value: bytes, length_bytes: int) -> str:

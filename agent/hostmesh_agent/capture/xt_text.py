@@ -12,6 +12,7 @@ from ipaddress import ip_address, ip_network, summarize_address_range
 from itertools import pairwise
 from typing import Final
 
+from hostmesh_agent.capture import bypass
 from hostmesh_agent.capture.rules import (
     Backend,
     Chain,
@@ -28,7 +29,13 @@ from hostmesh_agent.capture.rules import (
 from hostmesh_agent.capture.xt_words import PREFIX, Paths, line, name_of_set, rule_of, set_name, words_in, words_of
 from hostmesh_agent.capture.xtables import FAMILIES, PRIORITIES, split
 
-CALLED_BY: Final[dict[int, str]] = {Hook.PREROUTING: "PREROUTING", Hook.OUTPUT: "OUTPUT"}
+CALLED_BY: Final[dict[int, str]] = {
+    Hook.PREROUTING: "PREROUTING",
+    Hook.INPUT: "INPUT",
+    Hook.OUTPUT: "OUTPUT",
+}
+_HOOKS: Final = {f"{PREFIX}INBOUND": Hook.PREROUTING, f"{PREFIX}{bypass.NAME.upper()}": Hook.INPUT}
+"""Of our chains by their names; all others are asked about what programs of this host send."""
 NEXT: Final = f"{PREFIX}T_"
 """How the names of sets begin that are filled and then swapped in."""
 _MAX_SET_NAME: Final = 31
@@ -86,7 +93,9 @@ def restore_text(now: Saved, wanted: Table | None, version: int, paths: Paths) -
     after = chains_of(wanted, version, paths)
     callers = {chain_name(chain): CALLED_BY[chain.hook] for chain in wanted.chains} if wanted is not None else {}
     before = {key: now.chains[key] for key in now.ours()}
-    tables = dict.fromkeys(table for table, _ in (*after, *before))
+    # What is captured is led to Envoy before it is refused, and is not refused any more before it passes again.
+    found = {table for table, _ in (*after, *before)}
+    tables = sorted(found, key=lambda each: (each == "nat") is (wanted is None))
     return "".join(_table_text(table, now, before, after, callers) for table in tables)
 
 
@@ -235,7 +244,7 @@ def table_of(by_version: Mapping[int, Saved], sets: Iterable[NamedSet], paths: P
 
 
 def _empty(name: str, table: str) -> Chain:
-    hook = Hook.PREROUTING if name == f"{PREFIX}INBOUND" else Hook.OUTPUT
+    hook = _HOOKS.get(name, Hook.OUTPUT)
     return Chain(name.removeprefix(PREFIX).lower(), table, hook, PRIORITIES.get(table, 0), ())
 
 

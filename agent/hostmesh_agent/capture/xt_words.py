@@ -15,6 +15,7 @@ from hostmesh_agent.capture.rules import (
     ChangePort,
     Compare,
     DestinationType,
+    Drop,
     Expression,
     Header,
     Load,
@@ -30,7 +31,7 @@ from hostmesh_agent.capture.rules import (
     SocketCgroup,
     Unknown,
 )
-from hostmesh_agent.capture.xtables import FAMILIES, Condition, UntranslatableError, ordered, split
+from hostmesh_agent.capture.xtables import FAMILIES, OPENING, Condition, UntranslatableError, ordered, split
 
 PREFIX: Final = "HOSTMESH_"
 Paths = Mapping[int, str]
@@ -44,6 +45,7 @@ _LOCAL: Final = struct.pack("=I", 2)
 _LOOPBACK: Final = struct.pack("=I", 1)
 _CGROUP: Final = re.compile(r"cgroup (\d+)@(\d+)(?:: (.*))?")
 """How the comment begins of a rule about a cgroup: its number, since a path may be another cgroup's later."""
+_SYN: Final = ("-m", "tcp", "--tcp-flags", "FIN,SYN,RST,ACK", "SYN")
 _WORD: Final = re.compile(r'"((?:\\.|[^"\\])*)"|(\S+)')
 
 
@@ -69,13 +71,15 @@ def words_of(rule: Rule, version: int, paths: Paths) -> tuple[str, ...]:
     matches: list[str] = []
     said = rule.comment
     protocol = ""
-    for load, test in conditions:
+    for condition in conditions:
+        load, *_, test = condition
         if load == Meta(MetaKey.PROTOCOL) and isinstance(test, Compare):
             protocol = _PROTOCOLS[test.value[0]]
         if isinstance(load, SocketCgroup) and isinstance(test, Compare):
             mark = f"cgroup {int.from_bytes(test.value, sys.byteorder)}@{load.level}"
             said = f"{mark}: {said}" if said else mark
-        found = tuple(_condition(load, test, version, protocol, paths))
+        opening = condition == OPENING
+        found = _SYN if opening else tuple(_condition(load, test, version, protocol, paths))
         (matches if "-m" in found else head).extend(found)
     if said:
         matches = ["-m", "comment", "--comment", said, *matches]
@@ -138,6 +142,8 @@ def _action(action: tuple[Expression, ...], version: int) -> tuple[str, ...]:
     match action:
         case (Return(),):
             return ("RETURN",)
+        case (Drop(),):
+            return ("DROP",)
         case (Reset(),):
             return ("REJECT", "--reject-with", "tcp-reset")
         case (Load(port), Redirect()):
@@ -197,6 +203,9 @@ def _guess(words: list[str], version: int) -> Rule:
             said = mark[3] or ""
         elif option == "--match-set":
             conditions.append(_in_set(name_of_set(value), words.pop(0), version))
+        elif option == "--tcp-flags":
+            words.pop(0)  # the caller compares
+            conditions.append(OPENING)
         elif option != "-m":
             load, test = _KNOWN[option](value, version)
             conditions.append((load, Compare(test, inverted)))
@@ -239,6 +248,7 @@ _KNOWN: Final[Mapping[str, Callable[[str, int], tuple[Expression, bytes]]]] = {
 }
 _ACTIONS: Final[Mapping[str, Callable[[list[str]], tuple[Expression, ...]]]] = {
     "RETURN": lambda _: (Return(),),
+    "DROP": lambda _: (Drop(),),
     "REJECT": lambda _: (Reset(),),
     "REDIRECT": lambda words: (Load(int(words[1]).to_bytes(2, "big")), Redirect()),
     "DNAT": lambda words: _destination(words[1]),

@@ -38,7 +38,10 @@ PRIORITIES: Final = {"nat": -100, "filter": 0}
 """Where iptables' own tables are called; -100 is that of destination NAT."""
 MAX_COMMENT: Final = 200
 
-Condition = tuple[Expression, Compare | Lookup]
+Condition = tuple[Expression, *tuple[Expression, ...], Compare | Lookup]
+"""What is loaded, what is done with it (to TCP's flags alone), and how it is tested."""
+OPENING: Final[Condition] = (Payload(Header.TRANSPORT, 13, 1), Mask(b"\x17", b"\0"), Compare(b"\x02"))
+"""Of TCP's flags FIN, SYN, RST and ACK it is SYN: the one thing that is done with what was loaded."""
 _EXPANDED: Final = frozenset({KeyType.UID, KeyType.INTERFACE, KeyType.CGROUP})
 _NAMES: Final = {
     MetaKey.INPUT_INTERFACE_NAME: MetaKey.INPUT_INTERFACE,
@@ -94,23 +97,32 @@ def split(expressions: tuple[Expression, ...]) -> tuple[list[Condition], tuple[E
     """Return the conditions of a rule, each as what is loaded and how it is tested, and its action."""
     conditions: list[Condition] = []
     rest = expressions
-    while len(rest) > 1 and isinstance(rest[1], Compare | Lookup):
-        conditions.append((rest[0], rest[1]))
-        rest = rest[2:]
+    while len(rest) > 1:
+        if rest[:3] == OPENING:
+            conditions.append(OPENING)
+            rest = rest[3:]
+        elif isinstance(rest[1], Compare | Lookup):
+            conditions.append((rest[0], rest[1]))
+            rest = rest[2:]
+        else:
+            break
     return conditions, rest
 
 
 def _expanded(rule: Rule, sets: Mapping[str, NamedSet]) -> Iterator[Rule]:
     """Yield the rules that say the same without sets of users, interfaces and cgroups: one for each combination."""
-    if any(isinstance(each, PayloadWrite | Mask | Unknown) for each in rule.expressions):
-        raise UntranslatableError("iptables cannot change what is in a packet")
     conditions, action = split(rule.expressions)
-    for chosen in product(*[list(_values(load, test, sets)) for load, test in conditions]):
+    if any(isinstance(each, PayloadWrite | Mask | Unknown) for each in action):
+        raise UntranslatableError("iptables cannot change what is in a packet")
+    for chosen in product(*[list(_values(each, sets)) for each in conditions]):
         yield Rule((*(part for condition in chosen for part in condition), *action), comment(rule.comment))
 
 
-def _values(load: Expression, test: Compare | Lookup, sets: Mapping[str, NamedSet]) -> Iterator[Condition]:
-    if isinstance(test, Lookup) and sets[test.set_name].key in _EXPANDED:
+def _values(condition: Condition, sets: Mapping[str, NamedSet]) -> Iterator[Condition]:
+    load, *_, test = condition
+    if condition == OPENING:
+        yield condition
+    elif isinstance(test, Lookup) and sets[test.set_name].key in _EXPANDED:
         for first, _ in sets[test.set_name].ranges:
             yield _plain(load, Compare(first))
     else:
@@ -143,7 +155,7 @@ def ordered(conditions: list[Condition], action: tuple[Expression, ...], said: s
 
 
 def _place(condition: Condition) -> tuple[int, bool, bytes | str]:
-    load, test = condition
+    load, *_, test = condition
     what = test.set_name if isinstance(test, Lookup) else test.value
     return _rank(load), isinstance(test, Lookup), what
 
@@ -158,6 +170,8 @@ def _rank(load: Expression) -> int:
             return 7
         case DestinationType():
             return 8
+        case Payload(Header.TRANSPORT, 13, _):
+            return 11
         case _:
             return 10
 

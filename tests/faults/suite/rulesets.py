@@ -94,12 +94,14 @@ def foreign_behind_ours(scene: Scene) -> str:
 
 def foreign_before_ours(scene: Scene) -> str:
     """The same before ours: the kernel lets the first decide, and Envoy is not asked."""
-    _foreign(scene, -300)
+    _foreign(scene, -150)
     reached = _plaintext_answered(scene)
     said = eventually(lambda: _named(scene, SERVER, "foreign"), "the agent's status or doctor names the table", 15)
+    reached |= _plaintext_answered(scene)
     without_foreign(scene)
-    word = "reaches" if reached else "does not reach"
-    return f"said: {said}; meanwhile plaintext from outside {word} the program"
+    if reached:
+        raise PromiseBrokenError("plaintext reached the program of a STRICT port")
+    return f"plaintext from outside is refused all the while; said: {said}"
 
 
 def _foreign(scene: Scene, priority: int) -> None:
@@ -176,7 +178,8 @@ RULESETS: Final = (
     Fault(
         "foreign-chain-first",
         "somebody's nat chain that comes before ours takes a STRICT port of the callee to its program",
-        "It is named (`status` or `doctor`) within 15 s; without it all is well again. Calls fail meanwhile.",
+        "STRICT is kept: plaintext does not reach the program. It is named (`status` or `doctor`) within 15 s; new "
+        "connections to that port fail meanwhile; without it all is well again.",
         foreign_before_ours,
         Bounds(gap_s=60, gaps=2, late=500),
         mend=without_foreign,

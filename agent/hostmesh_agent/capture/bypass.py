@@ -1,0 +1,32 @@
+"""The rules by which what came past Envoy to a port that takes mutual TLS alone is refused. Pure.
+
+The rules of capture lead connections by changing their destination, and the kernel lets one program do that with a
+connection: a chain of somebody else that comes before ours can lead a STRICT port's callers to its program, or another
+port's callers there, or keep connections from being tracked, so that nothing is changed at all. What arrives is seen
+here, behind all that. What was captured goes to Envoy's port by now, and Envoy's own leg to the program comes over
+loopback, like the calls of the host's own programs: so who comes from outside to such a port was not led by us.
+
+Only what opens a connection is looked at. One that stands when the rules come is never cut.
+"""
+
+from collections.abc import Iterable
+from typing import Final
+
+from hostmesh_agent.capture import expressions as words
+from hostmesh_agent.capture.rules import Chain, Hook, Rule
+
+NAME: Final = "bypassed"
+PORTS: Final = "strict_ports"
+"""Set: the captured ports that take mutual TLS alone."""
+BEHIND_FIREWALLS: Final = 20  # theirs are at 0 and 10: what they take away silently stays so
+
+
+def chain(passes: Iterable[Rule]) -> Chain:
+    """Return the chain; `passes` are the rules for what the owner of the host excludes."""
+    refused = (*words.tcp_port_in(PORTS), *words.opening(), *words.RESET)
+    rules = (
+        Rule((*words.from_loopback(), *words.RETURN)),
+        *passes,
+        Rule(refused, "mutual TLS alone, and it came past Envoy"),
+    )
+    return Chain(NAME, "filter", Hook.INPUT, BEHIND_FIREWALLS, rules)

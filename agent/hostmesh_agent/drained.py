@@ -1,6 +1,7 @@
-"""The owner of the host wants nobody to call its workloads for a while: a mark in the state directory says so.
+"""Nobody is to call this host's workloads for a while: a mark says so, and outlives the agent.
 
-It outlives the agent and a boot: a host under maintenance does not come back into use by itself.
+That of the host's owner is in the state directory and outlives a boot: a host under maintenance does not come back into
+use by itself. That of a shutdown is in the run directory, which a boot empties.
 """
 
 from pathlib import Path
@@ -10,16 +11,18 @@ FILE: Final = "drained"
 
 
 class Drained:
-    """The mark."""
+    """The marks."""
 
-    def __init__(self, state_dir: Path) -> None:
-        self._path = state_dir / FILE
-        self.asked = self._path.exists()
+    def __init__(self, state_dir: Path, run_dir: Path) -> None:
+        self._lasting = state_dir / FILE
+        self._until_boot = run_dir / FILE
+        self.asked = self._lasting.exists() or self._until_boot.exists()
 
-    def ask(self, wanted: bool) -> None:
-        """Set the mark or take it away. Raises OSError."""
+    def ask(self, wanted: bool, *, until_boot: bool = False) -> None:
+        """Set a mark, or take both away. Raises OSError."""
         if wanted:
-            self._path.touch(mode=0o600)
+            (self._until_boot if until_boot else self._lasting).touch(mode=0o600)
         else:
-            self._path.unlink(missing_ok=True)
+            for each in (self._lasting, self._until_boot):
+                each.unlink(missing_ok=True)
         self.asked = wanted

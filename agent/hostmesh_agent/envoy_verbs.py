@@ -41,6 +41,7 @@ class EnvoyVerbs:
             control.ENVOY_UPGRADE: self._upgrade,
             control.ENVOY_ROLLBACK: self._rollback,
             control.DRAIN: self._drain,
+            control.DRAIN_UNTIL_BOOT: self._drain_until_boot,
             control.UNDRAIN: self._undrain,
         }
 
@@ -58,9 +59,16 @@ class EnvoyVerbs:
         return {"begun": not why_not, "why_not": why_not}
 
     async def _drain(self) -> dict[str, Any]:
+        return await self._draining(until_boot=False)
+
+    async def _drain_until_boot(self) -> dict[str, Any]:
+        return await self._draining(until_boot=True)
+
+    async def _draining(self, *, until_boot: bool) -> dict[str, Any]:
         """Begin to drain, or say how far that is: asked again until it is done."""
-        if not self._drained.asked:
-            self._drained.ask(True)
+        begins = not self._drained.asked
+        self._drained.ask(True, until_boot=until_boot)
+        if begins:
             # The report that is being delivered may have been made before.
             self._told_at = self._reports.delivered + 2
             self._reports.changed()

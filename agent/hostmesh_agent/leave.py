@@ -225,6 +225,7 @@ def _remove_tree(config: AgentConfig) -> str:
         config.state_dir / life_file.FILE,
         config.state_dir / chosen_binary.FILE,
         config.state_dir / drained.FILE,
+        config.run_dir / drained.FILE,
     ):
         path.unlink(missing_ok=True)
     return ""

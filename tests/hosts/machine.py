@@ -18,6 +18,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -208,7 +209,7 @@ class Machine:
         """Leave nothing of it, whatever state it is in."""
         self.stop_holder()
         for top in self._cgroups():
-            self.eventually(lambda top=top: _removed(top), f"nobody is in {top}", 10)
+            self.eventually(partial(_removed, top), f"nobody is in {top}", 10)
         shutil.rmtree(self.directory)
 
     # What is done in it
@@ -221,7 +222,7 @@ class Machine:
         return None
 
     def _init_pid(self) -> int:
-        """Among the holder's descendants, the one that is process 1 in a PID namespace of its own below the holder's."""
+        """Among the holder's descendants, the one that is process 1 of a PID namespace below the holder's."""
         if self._holder is None:
             raise MachineError(f"{self.name} is down: {self._console()}")
         if self._holder.poll() is not None:
@@ -290,7 +291,7 @@ class Machine:
         found: dict[str, Any] = json.loads(self.run("hostmesh-agent", "status", "-o", "json", check=False).stdout)
         return found
 
-    def eventually(self, condition: Callable[[], T], what: str, within_s: float) -> T:
+    def eventually(self, condition: Callable[[], T | None], what: str, within_s: float) -> T:
         until = time.monotonic() + within_s
         while not (found := condition()):
             if time.monotonic() > until:

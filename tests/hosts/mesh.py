@@ -1,8 +1,8 @@
 """A mesh of real hosts: the controller and two small hosts are a lab's, the others boot systemd.
 
-    client, outside     hosts of the lab, the second not in the mesh: they call, and hold a canary
-    shop                Debian 13: serves `vault` (STRICT) and `stock`
-    till                Debian 12: serves `stock` too; systemd-resolved finds its names
+client, outside     hosts of the lab, the second not in the mesh: they call, and hold a canary
+shop                Debian 13: serves `vault` (STRICT) and `stock`, which is also the `desk`
+till                Debian 12: serves `stock` too; systemd-resolved finds its names
 """
 
 import json
@@ -43,10 +43,17 @@ spec:
   selector: {{app: stock}}
   ports: [{{name: http, port: 8095}}]
 ---
+apiVersion: v1
+kind: Service
+metadata: {{name: desk}}
+spec:
+  selector: {{app: stock, at: shop}}
+  ports: [{{name: http, port: 8095}}]
+---
 apiVersion: networking.istio.io/v1
 kind: WorkloadEntry
 metadata: {{name: stock-shop}}
-spec: {{address: {shop}, serviceAccount: stock, labels: {{app: stock}}}}
+spec: {{address: {shop}, serviceAccount: stock, labels: {{app: stock, at: shop}}}}
 ---
 apiVersion: networking.istio.io/v1
 kind: WorkloadEntry
@@ -61,7 +68,7 @@ After=local-fs.target
 Before=network-pre.target
 [Service]
 ExecStart=/usr/bin/python3 /opt/canary.py serve 8097
-User=nobody
+User=www-data
 [Install]
 WantedBy=sysinit.target
 """
@@ -72,7 +79,7 @@ Wants=hostmesh-ready.target
 After=hostmesh-ready.target
 [Service]
 ExecStart=/usr/bin/python3 /opt/http_echo.py 8095 {name}
-User=nobody
+User=www-data
 [Install]
 WantedBy=multi-user.target
 """

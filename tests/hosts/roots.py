@@ -85,7 +85,13 @@ def _make(suite: str, made: Path) -> None:
 def mirror() -> str:
     """Return where this machine has Debian's main archive from."""
     done = subprocess.run(
-        ["apt-get", "indextargets", "--format", "$(ORIGIN)|$(COMPONENT)|$(RELEASE)|$(REPO_URI)", "Created-By: Packages"],
+        [
+            "apt-get",
+            "indextargets",
+            "--format",
+            "$(ORIGIN)|$(COMPONENT)|$(RELEASE)|$(REPO_URI)",
+            "Created-By: Packages",
+        ],
         capture_output=True,
         text=True,
         timeout=60,

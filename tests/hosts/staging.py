@@ -18,9 +18,7 @@ HOME: Final = Path("/usr/lib/hostmesh")
 _UNITS: Final = TREE / "packaging" / "systemd"
 _PYTHON: Final = f"python{sys.version_info.major}.{sys.version_info.minor}"
 _LAUNCHER: Final = f"""#!{HOME}/bin/{_PYTHON} -I
-import faulthandler
 import sys
-faulthandler.enable()
 sys.argv[0] = "hostmesh-agent"
 from hostmesh_agent.cli import main
 main()
@@ -78,5 +76,3 @@ def _put(disk: Path, path: Path, text: str, mode: int = 0o644) -> None:
 
 def _below(disk: Path, path: Path) -> Path:
     return disk / path.relative_to("/")
-
-

@@ -56,12 +56,19 @@ def test_the_directories_of_both_fit_into_a_socket_path() -> None:
     assert len(config.directory_of(GREEN).name) <= len(config.envoy_dir.name)
 
 
-def test_a_drained_host_stays_drained_over_a_restart(tmp_path: Path) -> None:
-    Drained(tmp_path).ask(wanted=True)
-    drained = Drained(tmp_path)
+@pytest.mark.parametrize(("until_boot", "after_a_boot"), [(False, True), (True, False)])
+def test_a_drained_host_stays_drained_over_a_restart_and_over_a_boot_where_its_owner_said_so(
+    tmp_path: Path, until_boot: bool, after_a_boot: bool
+) -> None:
+    state_dir, run_dir, next_run_dir = (tmp_path / name for name in ("state", "run", "next"))
+    for each in (state_dir, run_dir, next_run_dir):
+        each.mkdir()
+    Drained(state_dir, run_dir).ask(wanted=True, until_boot=until_boot)
+    assert Drained(state_dir, next_run_dir).asked == after_a_boot
+    drained = Drained(state_dir, run_dir)
     assert drained.asked
     drained.ask(wanted=False)
-    assert not Drained(tmp_path).asked
+    assert not Drained(state_dir, run_dir).asked
 
 
 def test_a_withdrawn_workload_is_unhealthy_whatever_its_probe_says() -> None:

@@ -1,0 +1,78 @@
+"""What the agent takes of a host, against what is published; and that the unit bounds it."""
+
+import time
+from typing import Final
+
+import pytest
+
+from hostmesh_agent import budget
+from hosts.machine import Machine
+
+AGENT: Final = "hostmesh-agent.service"
+_LOOK_S: Final = 20.0
+_OF_MEMORY: Final = {"memory.max": str(budget.MAX_MEMORY_BYTES), "memory.swap.max": "0"}
+_OF_CPU: Final = {"cpu.max": f"{budget.MAX_CPU_PERCENT * 1000} 100000"}
+_OF_TASKS: Final = {"pids.max": "512"}
+
+
+def main(machine: Machine) -> str:
+    return machine.unit(AGENT, "MainPID")["MainPID"]
+
+
+def test_systemd_knows_the_published_budget(each_host: Machine) -> None:
+    found = each_host.unit(AGENT, "MemoryMax", "MemorySwapMax", "CPUQuotaPerSecUSec", "TasksMax", "OOMScoreAdjust")
+    assert found == {
+        "MemoryMax": str(budget.MAX_MEMORY_BYTES),
+        "MemorySwapMax": "0",
+        "CPUQuotaPerSecUSec": f"{budget.MAX_CPU_PERCENT * 10}ms",
+        "TasksMax": "512",
+        "OOMScoreAdjust": "-500",
+    }
+    limits = each_host.run("cat", f"/proc/{main(each_host)}/limits").stdout
+    (files,) = (line.split() for line in limits.splitlines() if line.startswith("Max open files"))
+    assert files[3:5] == [str(budget.MAX_FILES), str(1 << 20)]
+
+
+@pytest.mark.parametrize("controller", ["memory", "cpu", "pids"])
+def test_the_kernel_holds_the_budget_where_it_has_the_controllers(each_host: Machine, controller: str) -> None:
+    if controller not in each_host.run("cat", "/sys/fs/cgroup/cgroup.controllers").stdout.split():
+        pytest.skip(
+            f"this kernel has {controller} in a hierarchy of version 1, of which a host in a container has none"
+        )
+    group = f"/sys/fs/cgroup/system.slice/{AGENT}"
+    for name, value in {"memory": _OF_MEMORY, "cpu": _OF_CPU, "pids": _OF_TASKS}[controller].items():
+        assert each_host.run("cat", f"{group}/{name}").stdout.strip() == value
+
+
+def test_envoy_is_bound_by_none_of_it(each_host: Machine) -> None:
+    envoy = each_host.agent()["envoy"]["pid"]
+    inside = each_host.run("cat", f"/proc/{envoy}/cgroup").stdout
+    assert "0::/hostmesh.slice/hostmesh-envoy.slice/envoy" in inside
+    assert main(each_host) in each_host.run("cat", f"/sys/fs/cgroup/system.slice/{AGENT}/cgroup.procs").stdout.split()
+
+
+def test_an_idle_agent_keeps_what_is_published(each_host: Machine) -> None:
+    pid = main(each_host)
+    before_s, began = cpu_s(each_host, pid), time.monotonic()
+    # Only time makes it idle time.
+    time.sleep(_LOOK_S)
+    used = (cpu_s(each_host, pid) - before_s) / (time.monotonic() - began) * 100
+    status = each_host.run("cat", f"/proc/{pid}/status").stdout.splitlines()
+    facts = dict(line.split(":\t", 1) for line in status)
+    rss_bytes = int(facts["VmRSS"].split()[0]) << 10
+    files = len(each_host.run("ls", f"/proc/{pid}/fd").stdout.split())
+    threads = int(facts["Threads"])
+    print(
+        f"{each_host.suite}: {rss_bytes / (1 << 20):.1f} MiB, {used:.2f} % of a core, {files} files, {threads} threads"
+    )
+    assert main(each_host) == pid
+    assert rss_bytes <= budget.IDLE_RSS_BYTES
+    assert used <= budget.IDLE_CPU_PERCENT
+    assert files <= budget.ENOUGH_FILES
+    assert threads <= 64
+
+
+def cpu_s(machine: Machine, pid: str) -> float:
+    """What all its threads have had of the processors, in seconds, to the nanosecond."""
+    told = machine.run("sh", "-c", f"cat /proc/{pid}/task/*/schedstat").stdout
+    return sum(int(line.split()[0]) for line in told.splitlines()) / 1e9

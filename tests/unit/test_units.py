@@ -32,10 +32,14 @@ needs_systemd = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="
 
 
 def service(path: Path) -> Mapping[str, str]:
+    return section(path, "Service")
+
+
+def section(path: Path, name: str) -> Mapping[str, str]:
     found = configparser.RawConfigParser(strict=False, delimiters=("=",))
     found.optionxform = str  # type: ignore[assignment, method-assign]  # systemd minds the case
     found.read(path)
-    return found["Service"]
+    return found[name]
 
 
 @pytest.fixture
@@ -90,3 +94,17 @@ def test_a_stop_of_the_agent_leaves_envoy_and_a_hang_ends_in_a_restart() -> None
     assert (unit["Type"], unit["KillMode"], unit["Restart"]) == ("notify", "process", "always")
     assert unit["WatchdogSec"] == "30s"
     assert unit["RuntimeDirectoryPreserve"] == "yes"  # Envoy's sockets are in it
+
+
+def test_programs_that_require_the_mesh_are_not_restarted_with_the_agent() -> None:
+    ready = section(UNITS / "hostmesh-ready.service", "Unit")
+    # What is required restarts and stops whoever requires it, and so does each of these.
+    assert not {"Requires", "Requisite", "BindsTo", "PartOf"} & set(ready)
+    assert ready["After"] == "hostmesh-agent.service"
+
+
+def test_a_host_drains_at_its_shutdown_and_never_because_something_restarts_services() -> None:
+    unit = section(UNITS / "hostmesh-drain.service", "Unit")
+    assert unit["RefuseManualStop"] == "yes"
+    assert {"multi-user.target", "hostmesh-agent.service"} <= set(unit["After"].split())
+    assert "hostmesh-drain.service" in section(UNITS / "hostmesh-agent.service", "Unit")["Wants"].split()

@@ -53,6 +53,7 @@ def mesh() -> Iterator[Mesh]:
         meshes.captured(shop, VAULT)
         meshes.captured(till, STOCK)
         for each in (shop, till):
+            each.run("hostmesh-agent", "wait", "--timeout", "60")
             # From now on they boot as hosts of a mesh do.
             each.put("/etc/systemd/system/stock.service", STOCK_UNIT.format(name=each.name))
             each.run("systemctl", "daemon-reload")

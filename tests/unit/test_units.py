@@ -23,10 +23,10 @@ EXPOSURE = {
 What the agent's unit does without, and why. It runs as root, so that it starts Envoy as another user, signals it, and
 owns its files: User=, PrivateUsers= and seven groups of capabilities (1.9 of its points). It has the host's network and
 its processes, which are its work: PrivateNetwork=, RestrictAddressFamilies=, ProtectProc=, ProcSubset=, IPAddressDeny=
-(1.5). It makes Envoy's cgroup: ProtectControlGroups= (0.2). resolv.conf lies in /etc, and may lead anywhere:
-ProtectSystem=strict (0.1). And Envoy is started within the unit's limits, and inherits them: Wasm and Lua make code as
-they run (MemoryDenyWriteExecute=, 0.1), its limits of files are raised (@resources, 0.2), and a /tmp of the unit's own
-would go when the agent stops (PrivateTmp=, 0.2; commands of probes look at the host's, too).
+(1.5). It makes Envoy's cgroup: ProtectControlGroups= (0.2). And Envoy is started within the unit's limits, and inherits
+them: Wasm and Lua make code as they run (MemoryDenyWriteExecute=, 0.1), its limits of files are raised (@resources,
+0.2), and a /tmp of the unit's own would go when the agent stops (PrivateTmp=, 0.2; commands of probes look at the
+host's, too).
 """
 needs_systemd = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hostmesh_agent.config import AgentConfig
+from hostmesh_agent.drained import Quiet
 from hostmesh_agent.exits import DONE, FAILED, WRONG_CALL, say
 
 CHANGED_WITHIN_S: Final = 180.0
@@ -128,17 +129,21 @@ def _drain(options: argparse.Namespace, config: AgentConfig) -> int:
     if _asked(config, verb) is None:
         return FAILED
 
+    quiet = Quiet()
+
     def progress() -> Mapping[str, Any] | None:
         reply = _asked(config, verb)
+        if reply is None:
+            return {"last": None, "over": False}
+        over = quiet.over(reply, time.monotonic())
         # A host that shuts down does not wait for a controller that is away.
-        over = reply is None or (reply["told"] and not reply["calls"]) or (options.until_boot and reply["failing"])
-        return {"last": reply} if over else None
+        return {"last": reply, "over": over} if over or (options.until_boot and reply["failing"]) else None
 
     ended = _until(progress, options.within)
     last = _asked(config, verb) if ended is None else ended["last"]
     if last is None:
         return FAILED
-    if last["told"] and not last["calls"]:
+    if (ended and ended["over"]) or (last["told"] and not last["calls"]):
         print(f"nobody calls this host's workloads any more, until: {_ENDS[options.until_boot]}")
         return DONE
     if not last["told"]:

@@ -1,5 +1,6 @@
 """What the agent takes of a host, against what is published; and that the unit bounds it."""
 
+import os
 import resource
 import time
 from typing import Final
@@ -56,22 +57,28 @@ def test_envoy_is_bound_by_none_of_it(each_host: Machine) -> None:
     assert main(each_host) in each_host.run("cat", f"/sys/fs/cgroup/system.slice/{AGENT}/cgroup.procs").stdout.split()
 
 
-def test_an_idle_agent_keeps_what_is_published(each_host: Machine) -> None:
+def test_an_agent_keeps_the_memory_and_files_that_are_published(each_host: Machine) -> None:
     pid = main(each_host)
-    used = min(used_percent(each_host, pid) for _ in range(_LOOKS))
     status = each_host.run("cat", f"/proc/{pid}/status").stdout.splitlines()
     facts = dict(line.split(":\t", 1) for line in status)
     rss_bytes = int(facts["VmRSS"].split()[0]) << 10
     files = len(each_host.run("ls", f"/proc/{pid}/fd").stdout.split())
     threads = int(facts["Threads"])
-    print(
-        f"{each_host.suite}: {rss_bytes / (1 << 20):.1f} MiB, {used:.2f} % of a core, {files} files, {threads} threads"
-    )
+    print(f"{each_host.suite}: {rss_bytes / (1 << 20):.1f} MiB, {files} files, {threads} threads")
     assert main(each_host) == pid
     assert rss_bytes <= budget.IDLE_RSS_BYTES
-    assert used <= budget.IDLE_CPU_PERCENT
     assert files <= budget.ENOUGH_FILES
     assert threads <= 64
+
+
+def test_an_idle_agent_keeps_the_published_share_of_a_core(each_host: Machine) -> None:
+    if os.getloadavg()[0] > (os.cpu_count() or 1):
+        pytest.skip("the figure is of a machine that has processors to spare: every switch between programs costs")
+    pid = main(each_host)
+    used = min(used_percent(each_host, pid) for _ in range(_LOOKS))
+    print(f"{each_host.suite}: {used:.2f} % of a core")
+    assert main(each_host) == pid
+    assert used <= budget.IDLE_CPU_PERCENT
 
 
 def used_percent(machine: Machine, pid: str) -> float:

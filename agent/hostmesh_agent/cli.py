@@ -145,7 +145,8 @@ def _run(_: argparse.Namespace, config: AgentConfig) -> int:
     from hostmesh_agent import slim
 
     # A service manager whose watchdog was not fed ends us with SIGABRT: where each thread hung is told on stderr.
-    faulthandler.enable()
+    if not faulthandler.is_enabled():
+        faulthandler.enable(2)
     slim.give_back()
     slim.leave_out()
 

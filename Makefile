@@ -8,7 +8,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
-.PHONY: help venv check format test test-long demo bench faults fuzz proto golden constraints audit sbom clean system-mesh system-bench system-faults
+.PHONY: help venv check format test test-long test-hosts demo bench faults fuzz proto golden constraints audit sbom clean system-mesh system-bench system-faults system-hosts
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1@\2/p' $(MAKEFILE_LIST) | awk -F@ '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -33,6 +33,10 @@ system-faults:
 	@sh packaging/system_packages.sh mesh faults
 	@sh packaging/namespaces.sh
 
+system-hosts:
+	@sh packaging/system_packages.sh mesh hosts
+	@sh packaging/namespaces.sh
+
 check: $(INSTALLED) $(STUBS) ## formatting, lint, types, layers, freshness of generated code
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
@@ -50,6 +54,9 @@ test: $(INSTALLED) system-mesh ## all tests: unit, golden, netns (real kernel), 
 
 test-long: $(INSTALLED) system-mesh ## the tests of the lab that take minutes: upgrades, dead hosts, cold copies, leaving, ...
 	$(BIN)/python -m pytest -m long $(or $(ONLY),tests/e2e)
+
+test-hosts: $(INSTALLED) system-hosts ## real hosts with systemd as process 1 (systemd-nspawn); their roots are made once, in two minutes
+	$(BIN)/python -m pytest -m hosts $(or $(ONLY),tests/hosts)
 
 demo: $(INSTALLED) system-mesh ## the mesh at work, on hosts made of network namespaces; KEEP=1 leaves it running
 	$(BIN)/hostmesh lab demo

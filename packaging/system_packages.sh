@@ -1,7 +1,7 @@
 #!/bin/sh
 # See to it that the programs which the named groups need are there.
 #
-#     packaging/system_packages.sh GROUP…      (make | python | mesh | bench | faults)
+#     packaging/system_packages.sh GROUP…      (make | python | mesh | bench | faults | hosts)
 #
 # As root on Debian and its kin, what is missing is installed. Everybody else gets one message that names all of it.
 set -eu
@@ -33,6 +33,8 @@ programs_of() {
         bench) echo wrk:wrk ;;
         # In hosts of the lab: an SSH server, and clocks that are wrong, for which a page of C is compiled.
         faults) echo sshd:openssh-server ssh:openssh-client ssh-keygen:openssh-client cc:gcc cc:libc6-dev ;;
+        # Hosts with systemd as PID 1, from roots that are made of packages.
+        hosts) echo systemd-nspawn:systemd-container mmdebstrap:mmdebstrap nsenter:util-linux ;;
         *) echo "unknown group: $1" >&2; exit 2 ;;
     esac
 }

@@ -140,8 +140,13 @@ class _Version(argparse.Action):
 
 
 def _run(_: argparse.Namespace, config: AgentConfig) -> int:
+    import faulthandler
+
     from hostmesh_agent import slim
 
+    # A service manager whose watchdog was not fed ends us with SIGABRT: where each thread hung is told on stderr.
+    if not faulthandler.is_enabled():
+        faulthandler.enable(2)
     slim.give_back()
     slim.leave_out()
 

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from hostmesh_agent.config import AgentConfig
+from hostmesh_agent.drained import Quiet
 from hostmesh_agent.exits import DONE, FAILED, WRONG_CALL, say
 
 CHANGED_WITHIN_S: Final = 180.0
 """A start, a probation; what drains is not waited for."""
 DRAINED_WITHIN_S: Final = 60
 LOOK_S: Final = 0.3
+_ENDS: Final = {False: "hostmesh-agent undrain", True: "the next boot, or hostmesh-agent undrain"}
 
 
 def add(verbs: Any) -> None:
@@ -41,6 +43,9 @@ def add(verbs: Any) -> None:
     )
     drain.add_argument(
         "--within", type=float, default=DRAINED_WITHIN_S, metavar="SECONDS", help=f"wait so long ({DRAINED_WITHIN_S})"
+    )
+    drain.add_argument(
+        "--until-boot", action="store_true", help="the next boot ends it; as the host does before it shuts down"
     )
     drain.set_defaults(verb=_drain)
     verbs.add_parser("undrain", help="let this host's workloads be called again").set_defaults(verb=_undrain)
@@ -120,19 +125,27 @@ def _rollback(_: argparse.Namespace, config: AgentConfig) -> int:
 def _drain(options: argparse.Namespace, config: AgentConfig) -> int:
     from hostmesh_agent import control
 
-    if _asked(config, control.DRAIN) is None:
+    verb = control.DRAIN_UNTIL_BOOT if options.until_boot else control.DRAIN
+    if _asked(config, verb) is None:
         return FAILED
+
+    quiet = Quiet()
 
     def progress() -> Mapping[str, Any] | None:
-        reply = _asked(config, control.DRAIN)
-        return reply if reply is not None and reply["told"] and not reply["calls"] else None
+        reply = _asked(config, verb)
+        if reply is None:
+            return {"last": None, "over": False}
+        over = quiet.over(reply, time.monotonic())
+        # A host that shuts down does not wait for a controller that is away.
+        return {"last": reply, "over": over} if over or (options.until_boot and reply["failing"]) else None
 
-    if _until(progress, options.within) is not None:
-        print("nobody calls this host's workloads any more, until: hostmesh-agent undrain")
-        return DONE
-    last = _asked(config, control.DRAIN)
+    ended = _until(progress, options.within)
+    last = _asked(config, verb) if ended is None else ended["last"]
     if last is None:
         return FAILED
+    if (ended and ended["over"]) or (last["told"] and not last["calls"]):
+        print(f"nobody calls this host's workloads any more, until: {_ENDS[options.until_boot]}")
+        return DONE
     if not last["told"]:
         return say(f"the controller does not know of it yet: {last['failing'] or 'it has not answered'}", FAILED)
     return say(f"{last['calls']} calls are still under way after {options.within:g} s", FAILED)

@@ -24,6 +24,8 @@ ENVOY_UPGRADE: Final = "envoy-upgrade"
 ENVOY_ROLLBACK: Final = "envoy-rollback"
 DRAIN: Final = "drain"
 """Let nobody call this host's workloads; asked again, it says how far that is."""
+DRAIN_UNTIL_BOOT: Final = "drain-until-boot"
+"""The same, but a boot ends it: the host shuts down."""
 UNDRAIN: Final = "undrain"
 
 TIMEOUT_S: Final = 10.0

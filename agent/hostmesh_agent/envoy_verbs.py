@@ -41,6 +41,7 @@ class EnvoyVerbs:
             control.ENVOY_UPGRADE: self._upgrade,
             control.ENVOY_ROLLBACK: self._rollback,
             control.DRAIN: self._drain,
+            control.DRAIN_UNTIL_BOOT: self._drain_until_boot,
             control.UNDRAIN: self._undrain,
         }
 
@@ -58,29 +59,39 @@ class EnvoyVerbs:
         return {"begun": not why_not, "why_not": why_not}
 
     async def _drain(self) -> dict[str, Any]:
+        return await self._draining(until_boot=False)
+
+    async def _drain_until_boot(self) -> dict[str, Any]:
+        return await self._draining(until_boot=True)
+
+    async def _draining(self, *, until_boot: bool) -> dict[str, Any]:
         """Begin to drain, or say how far that is: asked again until it is done."""
-        if not self._drained.asked:
-            self._drained.ask(True)
+        begins = not self._drained.asked
+        self._drained.ask(True, until_boot=until_boot)
+        if begins:
             # The report that is being delivered may have been made before.
             self._told_at = self._reports.delivered + 2
             self._reports.changed()
         told = self._reports.delivered >= self._told_at
         if not told:
             self._reports.changed()
-        return {"told": told, "failing": self._reports.failing, "calls": await self._under_way()}
+        calls, begun = await self._calls()
+        return {"told": told, "failing": self._reports.failing, "calls": calls, "begun": begun}
 
     async def _undrain(self) -> dict[str, Any]:
         self._drained.ask(False)
         self._reports.changed()
         return {"drained": False}
 
-    async def _under_way(self) -> int | None:
-        """Return how many calls and TCP connections to this host's programs are under way; None: Envoy does not say.
+    async def _calls(self) -> tuple[int | None, int | None]:
+        """Return how many calls and TCP connections to this host's programs are under way, and how many ever began.
 
-        Idle connections are not among them: callers keep those, and call nobody over them.
+        None: Envoy does not say. Idle connections are not among them: callers keep those, and call nobody over them.
         """
         try:
-            found = await self._admin.stats("inbound.*upstream_rq_active")
+            found = await self._admin.stats("inbound.*upstream_rq_(active|total)$")
         except AdminError:
-            return None
-        return sum(value for name, value in found.items() if name.startswith("cluster.inbound"))
+            return None, None
+        inbound = {name: value for name, value in found.items() if name.startswith("cluster.inbound")}
+        under_way = sum(value for name, value in inbound.items() if name.endswith("_active"))
+        return under_way, sum(value for name, value in inbound.items() if name.endswith("_total"))

@@ -32,6 +32,7 @@ from hostmesh_agent import (
     holders,
     life_file,
     lock,
+    notify,
     process,
     widening,
 )
@@ -99,6 +100,7 @@ def _alone(config: AgentConfig, tell: Callable[[str], None]) -> Iterator[None]:
         LockedError: who holds the lock is no agent.
     """
     patience_s = AGENT_ENDS_WITHIN_S
+    notify.stay_down()
     try:
         control.call(config.control_socket, control.RELEASE, AGENT_ANSWERS_WITHIN_S)
     except control.AgentAbsentError:
@@ -225,6 +227,7 @@ def _remove_tree(config: AgentConfig) -> str:
         config.state_dir / life_file.FILE,
         config.state_dir / chosen_binary.FILE,
         config.state_dir / drained.FILE,
+        config.run_dir / drained.FILE,
     ):
         path.unlink(missing_ok=True)
     return ""

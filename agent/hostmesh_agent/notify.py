@@ -6,15 +6,20 @@ The watchdog is fed by the event loop: an agent whose loop hangs is ended and st
 import asyncio
 import os
 import socket
+import subprocess
 from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 SOCKET: Final = "NOTIFY_SOCKET"
 WATCHDOG: Final = "WATCHDOG_USEC"
 WATCHDOG_PID: Final = "WATCHDOG_PID"
 _MAX_STATUS_CHARS: Final = 200
+UNIT: Final = "hostmesh-agent.service"
+_SYSTEMD_RUNS: Final = Path("/run/systemd/system")  # sd_booted(3)
+_ANSWERS_WITHIN_S: Final = 10.0
 _LOOK_S: Final = 10.0
 """How often the status is told without a watchdog."""
 
@@ -83,6 +88,26 @@ async def run(to: Manager, ready: asyncio.Event, status: Callable[[], str]) -> N
                         await ready.wait()
     finally:
         to.tell("STOPPING=1", "STATUS=ended; Envoy and capture stay as they are")
+
+
+def stay_down(runs: Path = _SYSTEMD_RUNS, program: str = "systemctl") -> None:
+    """Have systemd end the agent's unit and not start it again, where there is one; do not wait for that.
+
+    What it restarts looks at no condition of its unit any more (an agent that waits for its restart counts as
+    activating), and would make its directories anew while, and after, the host leaves.
+    """
+    if not runs.is_dir():
+        return
+    with suppress(OSError, subprocess.TimeoutExpired):
+        subprocess.run(
+            [program, "--no-block", "--quiet", "stop", UNIT],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            # That there is no such unit is nothing to tell.
+            stderr=subprocess.DEVNULL,
+            timeout=_ANSWERS_WITHIN_S,
+            check=False,
+        )
 
 
 def _one_line(text: str) -> str:

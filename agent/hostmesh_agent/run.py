@@ -236,7 +236,7 @@ class Agent:
         self._host_config: HostConfig | None = None
         self._floor: HostFloor | None = None
         self._sweep: Wanted | None = None
-        self._drained = Drained(config.state_dir)
+        self._drained = Drained(config.state_dir, config.run_dir)
         self._envoy_verbs = EnvoyVerbs(config, self._envoys, self._drained, self._reporter, self._admin)
         names = AcceptedNames(partial(self._relay.accepted_resource, LISTENER_TYPE, DNS_LISTENER)).now
         self._capturing = Capturing(

@@ -87,3 +87,14 @@ def test_the_environment_says_whom_to_tell_and_is_kept_from_what_the_agent_start
     assert notify.take(environment) == notify.NOBODY
     assert notify.manager({"NOTIFY_SOCKET": "/run/x", "WATCHDOG_USEC": "1", "WATCHDOG_PID": "1"}).watchdog_s == 0
     assert notify.manager({"NOTIFY_SOCKET": "/run/x", "WATCHDOG_USEC": "soon"}).watchdog_s == 0
+
+
+def test_systemd_is_told_not_to_start_the_agent_again_where_it_runs_and_need_not_answer(tmp_path: Path) -> None:
+    told, program = tmp_path / "told", tmp_path / "systemctl"
+    program.write_text(f'#!/bin/sh\necho "$@" > {told}\nexit 5\n')
+    program.chmod(0o755)
+    notify.stay_down(tmp_path / "absent", str(program))
+    assert not told.exists()
+    notify.stay_down(tmp_path, str(program))
+    assert told.read_text() == "--no-block --quiet stop hostmesh-agent.service\n"
+    notify.stay_down(tmp_path, str(tmp_path / "absent"))

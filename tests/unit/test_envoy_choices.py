@@ -8,7 +8,7 @@ import pytest
 from hostmesh_agent import chosen_binary, cli, exits, report
 from hostmesh_agent.config import AgentConfig, EnvoySettings, parse
 from hostmesh_agent.config_table import ConfigError
-from hostmesh_agent.drained import Drained
+from hostmesh_agent.drained import LONGEST_S, QUIET_S, Drained, Quiet
 from hostmesh_agent.places import BLUE, GREEN
 from hostmesh_api.v1.hostmesh_pb2 import WorkloadLease
 
@@ -56,12 +56,46 @@ def test_the_directories_of_both_fit_into_a_socket_path() -> None:
     assert len(config.directory_of(GREEN).name) <= len(config.envoy_dir.name)
 
 
-def test_a_drained_host_stays_drained_over_a_restart(tmp_path: Path) -> None:
-    Drained(tmp_path).ask(wanted=True)
-    drained = Drained(tmp_path)
+@pytest.mark.parametrize(("until_boot", "after_a_boot"), [(False, True), (True, False)])
+def test_a_drained_host_stays_drained_over_a_restart_and_over_a_boot_where_its_owner_said_so(
+    tmp_path: Path, until_boot: bool, after_a_boot: bool
+) -> None:
+    state_dir, run_dir, next_run_dir = (tmp_path / name for name in ("state", "run", "next"))
+    for each in (state_dir, run_dir, next_run_dir):
+        each.mkdir()
+    Drained(state_dir, run_dir).ask(wanted=True, until_boot=until_boot)
+    assert Drained(state_dir, next_run_dir).asked == after_a_boot
+    drained = Drained(state_dir, run_dir)
     assert drained.asked
     drained.ask(wanted=False)
-    assert not Drained(tmp_path).asked
+    assert not Drained(state_dir, run_dir).asked
+
+
+def reply(*, told: bool = True, calls: int | None = 0, begun: int | None = 9) -> dict[str, object]:
+    return {"told": told, "calls": calls, "begun": begun, "failing": ""}
+
+
+def test_callers_have_left_once_nothing_is_under_way_and_nothing_began_for_a_while() -> None:
+    quiet = Quiet()
+    assert not quiet.over(reply(told=False), 0.0)
+    assert not quiet.over(reply(), 10.0)
+    assert not quiet.over(reply(begun=10), 10.9)
+    assert not quiet.over(reply(begun=10), 11.8)
+    assert not quiet.over(reply(begun=10, calls=1), 11.9 + QUIET_S)
+    assert quiet.over(reply(begun=10), 11.9 + QUIET_S)
+
+
+def test_calls_that_never_cease_to_begin_are_not_waited_for_without_an_end() -> None:
+    quiet = Quiet()
+    assert not any(quiet.over(reply(begun=n), n / 2) for n in range(int(LONGEST_S * 2)))
+    assert quiet.over(reply(begun=99), LONGEST_S)
+    assert not quiet.over(reply(begun=99, calls=1), LONGEST_S + 9)
+
+
+def test_an_envoy_that_does_not_say_is_a_quiet_one() -> None:
+    quiet = Quiet()
+    assert not quiet.over(reply(calls=None, begun=None), 0.0)
+    assert quiet.over(reply(calls=None, begun=None), QUIET_S)
 
 
 def test_a_withdrawn_workload_is_unhealthy_whatever_its_probe_says() -> None:

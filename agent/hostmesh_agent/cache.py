@@ -61,6 +61,9 @@ class Cache:
         self.lost = ""
         """Why earlier content could not be used; empty when nothing was lost."""
         self._connection = self._open()
+        if self._is_spare_older():
+            # The agent before this one was killed before it could copy: what does not change is not written again.
+            self._spare_soon()
 
     def _open(self) -> sqlite3.Connection | None:
         try:
@@ -142,6 +145,16 @@ class Cache:
                 raise sqlite3.OperationalError(f"{self._path}: {error}") from error
         return self._connection
 
+    def _is_spare_older(self) -> bool:
+        if not self._entries:
+            return False
+        try:
+            copied_ns = self._spare.stat().st_mtime_ns
+        except OSError:
+            return True
+        files = (self._path.with_name(self._path.name + each) for each in ("", "-wal"))
+        return any(each.stat().st_mtime_ns > copied_ns for each in files if each.exists())
+
     def _spare_soon(self) -> None:
         """Copy the file when no batch is to be expected any more, and not all the time."""
         if self._sparing is None:
@@ -198,7 +211,8 @@ def _connect(path: Path) -> tuple[sqlite3.Connection, tuple[Entry, ...]]:
         sqlite3.Error, OSError: the disk refuses, or it is no database.
         UnreadableError: it is another format's, or damaged.
     """
-    if path.exists() and path.stat().st_size == 0 and not path.with_name(f"{path.name}-wal").exists():
+    # A new database is empty for as long as all of it is in its log.
+    if path.exists() and not any(_size(path.with_name(path.name + each)) for each in ("", "-wal")):
         raise UnreadableError("it is empty")
     connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
     try:
@@ -215,6 +229,10 @@ def _connect(path: Path) -> tuple[sqlite3.Connection, tuple[Entry, ...]]:
         connection.close()
         raise
     return connection, entries
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _read_in_memory(path: Path) -> tuple[Entry, ...]:

@@ -75,6 +75,7 @@ from hostmesh_agent.telling import Parts as TellingParts
 from hostmesh_agent.telling import Telling
 from hostmesh_agent.uplink import Uplink
 from hostmesh_agent.vital_signs import Vigil
+from hostmesh_agent.vitals import Shift
 from hostmesh_agent.workload_api import svids as workload_certificates
 from hostmesh_agent.workload_api.serving import Serving
 from hostmesh_api.call_stats import NAMES
@@ -354,8 +355,10 @@ class Agent:
             return []
         return [(f"{each.namespace}/{each.name}", each.address) for each in config.workloads]
 
-    def _time_went(self) -> None:
-        """What is due by the time of day was planned by another clock."""
+    def _time_went(self, went: Shift) -> None:
+        """What is due by the time of day was planned by another clock; who was connected has given up a sleeper."""
+        if went.slept:
+            self._relay.reconnect()
         self._identities.look_again()
         self._something_changed()
 

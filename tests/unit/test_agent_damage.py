@@ -172,7 +172,10 @@ def test_a_damaged_configuration_is_that_of_its_spare_copy_or_what_it_was_and_wr
         cache.write([Change("type", "name-0", ENTRIES[0])])
         cache.close()
         assert codes(alarms) == []
-        assert len(Cache(directory).entries()) == len(ENTRIES)
+        cache = Cache(directory)
+        assert len(cache.entries()) == len(ENTRIES)
+        assert cache.is_copied
+        cache.close()
     assert used > 20
 
 

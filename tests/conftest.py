@@ -16,6 +16,7 @@ MARKED: Final = ("netns", "e2e", "hosts")
 
 LONG: Final = frozenset(
     {
+        "test_addresses",
         "test_boot",
         "test_bugreport",
         "test_capture_policy",
@@ -23,7 +24,6 @@ LONG: Final = frozenset(
         "test_dead_hosts",
         "test_discovery",
         "test_envoy_life",
-        "test_faults",
         "test_identities",
         "test_leave",
         "test_transparent",

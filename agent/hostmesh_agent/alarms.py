@@ -10,6 +10,8 @@ from typing import Final
 
 import structlog
 
+from hostmesh_api.wire import ADDRESS_STAYS
+
 CODES: Final = {
     "state.repaired": "A file of the host's identity was damaged, and made anew from its spare copy.",
     "state.not-written": "The spare copy of the host's identity cannot be written.",
@@ -30,6 +32,7 @@ CODES: Final = {
     "clock.behind": "The host's clock is before the beginning of its own certificate.",
     "clock.certificate-ended": "By the host's clock its own certificate has ended.",
     "address.changed": "An address of a workload of this host is not an address of the host any more.",
+    ADDRESS_STAYS: "The host has another address than the controller, and it is for an operator to change that.",
 }
 """Every code there is, and what it means."""
 

@@ -7,6 +7,7 @@ spare copy is used, which is a minute old at most, else the configuration is fet
 read-only harms nothing that is there: it is read, and writing is tried again with each batch.
 """
 
+import os
 import shutil
 import sqlite3
 import tempfile
@@ -61,6 +62,11 @@ class Cache:
         self.lost = ""
         """Why earlier content could not be used; empty when nothing was lost."""
         self._connection = self._open()
+        self.is_copied = not self._is_spare_older()
+        """Whether the spare copy has all that is in the file."""
+        if not self.is_copied:
+            # The agent before this one was killed before it could copy: what does not change is not written again.
+            self._spare_soon()
 
     def _open(self) -> sqlite3.Connection | None:
         try:
@@ -127,6 +133,7 @@ class Cache:
             except sqlite3.Error as error:
                 self._not_written(error)
                 raise
+            self.is_copied = False
             for code in ("cache.not-written", "cache.lost", "cache.newer", "cache.spare-used"):
                 self._alarms.down(code)
             self._spare_soon()
@@ -141,6 +148,17 @@ class Cache:
             except (OSError, UnreadableError) as error:
                 raise sqlite3.OperationalError(f"{self._path}: {error}") from error
         return self._connection
+
+    def _is_spare_older(self) -> bool:
+        """Whether the spare copy lacks what is in the file, and there is something to copy."""
+        if not self._entries:
+            return False
+        try:
+            copied_ns = self._spare.stat().st_mtime_ns
+        except OSError:
+            return True
+        files = (self._path.with_name(self._path.name + each) for each in ("", "-wal"))
+        return any(each.stat().st_mtime_ns > copied_ns for each in files if _size(each))
 
     def _spare_soon(self) -> None:
         """Copy the file when no batch is to be expected any more, and not all the time."""
@@ -170,6 +188,7 @@ class Cache:
                 # One file alone: a copy has no write-ahead log.
                 target.execute("PRAGMA journal_mode=DELETE")
             draft.replace(self._spare)
+            self.is_copied = True
         except (sqlite3.Error, OSError) as error:
             _log.warning("spare copy of the configuration is not written", reason=str(error))
             with suppress(OSError):
@@ -189,6 +208,10 @@ class Cache:
                 self._keep_spare()
             if self._connection is not None:
                 self._connection.close()
+                if self.is_copied:
+                    # Closing brings the log into the file, which is not newer for that.
+                    with suppress(OSError):
+                        os.utime(self._spare)
 
 
 def _connect(path: Path) -> tuple[sqlite3.Connection, tuple[Entry, ...]]:
@@ -198,7 +221,8 @@ def _connect(path: Path) -> tuple[sqlite3.Connection, tuple[Entry, ...]]:
         sqlite3.Error, OSError: the disk refuses, or it is no database.
         UnreadableError: it is another format's, or damaged.
     """
-    if path.exists() and path.stat().st_size == 0 and not path.with_name(f"{path.name}-wal").exists():
+    # A new database is empty for as long as all of it is in its log.
+    if path.exists() and not any(_size(path.with_name(path.name + each)) for each in ("", "-wal")):
         raise UnreadableError("it is empty")
     connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
     try:
@@ -215,6 +239,10 @@ def _connect(path: Path) -> tuple[sqlite3.Connection, tuple[Entry, ...]]:
         connection.close()
         raise
     return connection, entries
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _read_in_memory(path: Path) -> tuple[Entry, ...]:

@@ -88,6 +88,7 @@ class Relay:
         cold: Cold | None = None,
         accept_after_s: float = 0.0,
         changed: Callable[[], None] = lambda: None,
+        reached: Callable[[], None] = lambda: None,
         host_refuses: Callable[[str, Resource], str] = lambda *_: "",
         uses_clients: Callable[[Instance], bool] = lambda _: False,
     ) -> None:
@@ -95,12 +96,13 @@ class Relay:
 
         `accept_after_s`: after so long what is held back is taken; 0: never.
 
-        `changed` is called when the problems of `state` are others.
+        `changed` is called when the problems of `state` are others, `reached` when the controller is.
         """
         self._cache = cache
         self._cold = cold
         self._accept_after_s = accept_after_s
         self._changed = changed
+        self._reached = reached
         self._accepting: asyncio.TimerHandle | None = None
         self._uses_clients = uses_clients
         self._exchange = Exchange(cache.entries(), extensions=extensions, cold=cold, host_refuses=host_refuses)
@@ -181,7 +183,7 @@ class Relay:
         self._wake_envoy()
 
     def reconnect(self) -> None:
-        """End the present stream to the controller, or the wait for one; a new one is opened by `connect`."""
+        """End the present stream to the controller, or the wait for one; a new one is opened by `connect` at once."""
         self._hurry.set()
         if self._call is not None:
             self._call.cancel()
@@ -296,10 +298,10 @@ class Relay:
             await self._pause(wait_s)
 
     async def _pause(self, wait_s: float) -> None:
-        self._hurry.clear()
         with suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
                 await self._hurry.wait()
+        self._hurry.clear()
 
     def _cut_off(self) -> None:
         self._exchange.cut_off()
@@ -326,11 +328,14 @@ class Relay:
             # grpc's stubs miss that without an iterator the call is written to with write().
             call: Upstream = method()  # type: ignore[call-arg]
             self._call = call
-            await call.wait_for_connection()
+            if not await self._stands(call):
+                self._last_error = "reconnecting"
+                return
             self._connected_at = datetime.now(UTC)
             self._last_error = ""
             impatience.stop()
             _log.info("controller connected")
+            self._reached()
             opening = self._exchange.connected()
             opening[0].node.id = self._host
             opening[0].node.metadata.CopyFrom(self._metadata)
@@ -350,6 +355,18 @@ class Relay:
                 call.cancel()
         if not self._last_error:
             self._last_error = "the controller ended the stream"
+
+    async def _stands(self, call: Upstream) -> bool:
+        """Wait until the stream stands; False where it is given up. gRPC's own wait outlasts a cancelled call."""
+        stands, hurry = asyncio.ensure_future(call.wait_for_connection()), asyncio.ensure_future(self._hurry.wait())
+        try:
+            await asyncio.wait((stands, hurry), return_when=asyncio.FIRST_COMPLETED)
+            if not hurry.done():
+                await stands
+            return not hurry.done()
+        finally:
+            stands.cancel()
+            hurry.cancel()
 
     @staticmethod
     async def _write_controller(call: Upstream, outbox: "asyncio.Queue[DeltaDiscoveryRequest]") -> None:

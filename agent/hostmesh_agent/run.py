@@ -61,6 +61,7 @@ from hostmesh_agent.mesh_names import DNS_LISTENER, AcceptedNames
 from hostmesh_agent.modules import Modules
 from hostmesh_agent.next_envoy import NextEnvoy, first_command
 from hostmesh_agent.notify import NOBODY, Manager
+from hostmesh_agent.own_addresses import OwnAddresses
 from hostmesh_agent.places import PORTS
 from hostmesh_agent.policy_floor import table
 from hostmesh_agent.policy_floor.floor import Floor
@@ -75,6 +76,7 @@ from hostmesh_agent.telling import Parts as TellingParts
 from hostmesh_agent.telling import Telling
 from hostmesh_agent.uplink import Uplink
 from hostmesh_agent.vital_signs import Vigil
+from hostmesh_agent.vitals import Shift
 from hostmesh_agent.workload_api import svids as workload_certificates
 from hostmesh_agent.workload_api.serving import Serving
 from hostmesh_api.call_stats import NAMES
@@ -193,6 +195,7 @@ class Agent:
             cold=self._cold,
             accept_after_s=config.shrink.accept_after_s,
             changed=self._something_changed,
+            reached=self._controller_reached,
             host_refuses=self._policy_floor.problem,
             uses_clients=lambda instance: client_addresses.may_use(config.directory_of(instance)),
         )
@@ -260,6 +263,13 @@ class Agent:
             self._time_went,
             self._reporter.changed,
         )
+        self._addresses = OwnAddresses(
+            alarms,
+            host.addresses,
+            lambda: self._relay.state().connected,
+            self._relay.reconnect,
+            self._reporter.changed,
+        )
         self._telling = Telling(
             TellingParts(
                 config=config,
@@ -325,6 +335,7 @@ class Agent:
                     "names over tcp": dns_front.Front().run(),
                     "rules": generation.watch(self._wake.set, self._capturing.changed_by),
                     "vigil": self._vigil.run(),
+                    "addresses": self._addresses.run(),
                     "manager": notify.run(self._manager, self._settled, self._telling.in_a_line),
                     "report": self._report_when_settled(),
                 }.items()
@@ -342,6 +353,9 @@ class Agent:
         state = self._relay.state()
         return state.since is not None and now() - state.since >= _HOLDS_AFTER
 
+    def _controller_reached(self) -> None:
+        self._addresses.reached()
+
     # What the vigil asks and tells
 
     def _own_certificate(self) -> tuple[datetime, datetime] | None:
@@ -354,8 +368,10 @@ class Agent:
             return []
         return [(f"{each.namespace}/{each.name}", each.address) for each in config.workloads]
 
-    def _time_went(self) -> None:
-        """What is due by the time of day was planned by another clock."""
+    def _time_went(self, went: Shift) -> None:
+        """What is due by the time of day was planned by another clock; who was connected has given up a sleeper."""
+        if went.slept:
+            self._relay.reconnect()
         self._identities.look_again()
         self._something_changed()
 
@@ -528,6 +544,7 @@ class Agent:
     def _taken(self, response: ReportResponse) -> None:
         self._calls.taken(response)
         self._discovery.taken(response)
+        self._addresses.taken(response)
 
     # The control socket
 

@@ -87,7 +87,7 @@ class Vigil:
         certificate: returns beginning and end of the host's own certificate; None: not known.
         used: returns each workload with its address.
         addresses: returns the host's.
-        shifted: is called when what is due by the time of day must be looked at anew.
+        shifted: is called with how the clock went when what is due by the time of day must be looked at anew.
         changed: is called when there are other alarms.
     """
 
@@ -98,7 +98,7 @@ class Vigil:
         certificate: Callable[[], tuple[datetime, datetime] | None],
         used: Callable[[], Sequence[tuple[str, str]]],
         addresses: Callable[[], Sequence[str]],
-        shifted: Callable[[], None],
+        shifted: Callable[[vitals.Shift], None],
         changed: Callable[[], None],
         look_s: float = LOOK_S,
         look: Callable[[Iterable[Path]], Reading] = read,
@@ -113,7 +113,7 @@ class Vigil:
         self._look_s = look_s
         self._read = look
         self._before: Reading | None = None
-        self._jumped: tuple[Alarm, float] | None = None
+        self._jumped: vitals.Jumped | None = None
 
     async def run(self) -> None:
         while True:
@@ -134,17 +134,15 @@ class Vigil:
         went = vitals.shift(before, now)
         if went.matters:
             log.warning("the clock went", jump_s=round(went.jump_s, 1), slept_s=round(went.slept_s, 1))
-            self._shifted()
+            self._shifted(went)
         self._raise(self._found(now, went))
 
     def _found(self, now: Reading, went: vitals.Shift) -> list[Alarm]:
         at = datetime.fromtimestamp(now.wall_s, UTC)
-        jump = vitals.of_jump(went, at)
-        if jump is not None:
-            self._jumped = (jump, now.boottime_s)
+        self._jumped = vitals.jumped(self._jumped, went, now)
         found = [*vitals.of_disk(now.rooms), *vitals.of_limits(now)]
-        if self._jumped is not None and now.boottime_s - self._jumped[1] < vitals.TOLD_FOR_S:
-            found.append(self._jumped[0])
+        if self._jumped is not None:
+            found.append(self._jumped.alarm)
         certificate = self._certificate()
         if certificate is not None:
             found += vitals.of_certificate(at, *certificate)

@@ -18,7 +18,7 @@ _NEAR: Final = 0.85
 JUMP_S: Final = 60.0
 SLEEP_S: Final = 10.0
 TOLD_FOR_S: Final = 3600.0
-"""A jump of the clock is over at once: its alarm stays up for as long, for people to see."""
+"""A jump of the clock is over at once: its alarm stays up for as long, for people to see, unless it is put back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +52,14 @@ class Shift:
     slept_s: float = 0.0
 
     @property
+    def slept(self) -> bool:
+        """Whether the machine slept for so long that its connections may have ended without a word."""
+        return self.slept_s >= SLEEP_S
+
+    @property
     def matters(self) -> bool:
         """Whether what is due by the time of day must be looked at anew."""
-        return abs(self.jump_s) >= JUMP_S or self.slept_s >= SLEEP_S
+        return abs(self.jump_s) >= JUMP_S or self.slept
 
 
 def shift(before: Reading, now: Reading) -> Shift:
@@ -111,14 +116,27 @@ def of_certificate(now: datetime, not_before: datetime, not_after: datetime) -> 
     return []
 
 
-def of_jump(found: Shift, at: datetime) -> Alarm | None:
-    """Say that the clock was set."""
+@dataclass(frozen=True, slots=True)
+class Jumped:
+    """The clock was set: `alarm` tells of the last time, at `boottime_s`; `off_s` is by how much in all."""
+
+    alarm: Alarm
+    boottime_s: float
+    off_s: float
+
+
+def jumped(before: Jumped | None, found: Shift, now: Reading) -> Jumped | None:
+    """Return what is to be told of a clock that was set; None once it is back, or after some time."""
+    if before is not None and now.boottime_s - before.boottime_s >= TOLD_FOR_S:
+        before = None
     if abs(found.jump_s) < JUMP_S:
+        return before
+    off_s = found.jump_s + (0.0 if before is None else before.off_s)
+    if abs(off_s) < JUMP_S:
         return None
-    way = "forward" if found.jump_s > 0 else "back"
-    return Alarm(
-        "clock.jumped", f"the clock was set {way} by {abs(found.jump_s):.0f} s, to {at.astimezone(UTC):%Y-%m-%d %H:%M}Z"
-    )
+    way, at = "forward" if found.jump_s > 0 else "back", datetime.fromtimestamp(now.wall_s, UTC)
+    text = f"the clock was set {way} by {abs(found.jump_s):.0f} s, to {at:%Y-%m-%d %H:%M}Z"
+    return Jumped(Alarm("clock.jumped", text), now.boottime_s, off_s)
 
 
 def of_addresses(used: Iterable[tuple[str, str]], here: Sequence[str]) -> list[Alarm]:
@@ -135,7 +153,7 @@ def of_addresses(used: Iterable[tuple[str, str]], here: Sequence[str]) -> list[A
         if address and address not in here:
             text = (
                 f"{name} has the address {address}, which this host has no more (it has {', '.join(here[:8])}): "
-                "callers do not reach it; give the Host its new address (spec.addresses), or the host its old one"
+                "callers do not reach it before the controller has followed; address.not-followed says why it does not"
             )
             found.append(Alarm("address.changed", text))
     return found

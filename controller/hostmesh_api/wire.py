@@ -56,6 +56,9 @@ OUTBOUND_V6: Final = "fd00:f0f1:0:1::1"
 """Loopback address at which Envoy gets what programs call over IPv6. Not ::1: firewalld refuses packets to ::/96 that
 seem to leave (RFC 3964), and on the output hook a redirected packet still has the interface it would have left by."""
 
+ADDRESS_STAYS: Final = "address.not-followed"
+"""Alarm of an agent whose host is not at its address any more, and does not get its new one."""
+
 ENVOY_SLICES: Final = ("hostmesh.slice", "hostmesh-envoy.slice")
 """Cgroup v2 in which every Envoy of a host runs: what systemd makes of `Slice=hostmesh-envoy.slice`."""
 

@@ -202,7 +202,8 @@ def token_candidate(token: TokenRecord, request: JoinRequest, peer: str) -> Cand
         raise RefusedError(grpc.StatusCode.INTERNAL, f"the token is for {token.pool!r}, which is no group")
     seen = peer_address(peer)
     try:
-        found = candidate(group, request.name, request.facts.hostname, request.address, seen)
+        own, within = request.facts.addresses, token.allowed.split(",") if token.allowed else ()
+        found = candidate(group, request.name, request.facts.hostname, request.address, seen, own, within)
     except NotAdmittedError as error:
         raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from error
     if not token.allowed and found.address != seen:
@@ -229,7 +230,7 @@ def bounded_candidate(pool: str, request: JoinRequest, name: str, seen: str, blo
     if group is None:
         raise RefusedError(grpc.StatusCode.INTERNAL, f"the configuration names {pool!r}, which is no group")
     try:
-        found = candidate(group, name, "", request.address, seen)
+        found = candidate(group, name, "", request.address, seen, request.facts.addresses, blocks)
     except NotAdmittedError as error:
         raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from error
     if found.address != seen and (not blocks or address_problem(Policy("", allow_addresses=blocks), found.address)):

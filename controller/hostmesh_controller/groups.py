@@ -20,6 +20,11 @@ from hostmesh_controller.names import canonical_address
 
 MEMBER_OF: Final = "hostmesh.io/workload-group"
 """Annotation of a Host: the group that it joined, "namespace/name"."""
+SEEN_AT: Final = "hostmesh.io/address-seen"
+"""Annotation of a Host: the address at which the controller saw it, which follows it. Another one in its spec is an
+operator's word, and stays."""
+WITHIN: Final = "hostmesh.io/address-within"
+"""Annotation of a Host: the blocks, by commas, in which an address that follows must be; without it, it may be any."""
 HEALTH_CHECKS_ANNOTATION: Final = "proxy.istio.io/health-checks-enabled"
 """Annotation of a WorkloadEntry whose endpoints count only while its probe succeeds; Istio's name."""
 MAX_NAME: Final = 253
@@ -31,11 +36,17 @@ class NotAdmittedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A host that wants to be a member of a group, under a name and at an address (canonical)."""
+    """A host that wants to be a member of a group, under a name and at an address (canonical).
+
+    `follows`: the address is where the controller sees it, and the host's own; it is to follow the host, `within` these
+    blocks (none: anywhere).
+    """
 
     group: ObjectKey
     name: str
     address: str
+    follows: bool = False
+    within: tuple[str, ...] = ()
 
 
 def group_key(text: str) -> ObjectKey | None:
@@ -110,18 +121,28 @@ def _rule_problems(item: ApiObject) -> Iterator[Problem]:
 
 def host_document(candidate: Candidate) -> dict[str, Any]:
     """Return the Host that a candidate becomes."""
+    annotations = {MEMBER_OF: f"{candidate.group.namespace}/{candidate.group.name}"}
+    if candidate.follows:
+        annotations[SEEN_AT] = candidate.address
+        if candidate.within:
+            annotations[WITHIN] = ",".join(candidate.within)
     return {
         "apiVersion": "hostmesh.io/v1",
         "kind": "Host",
-        "metadata": {
-            "name": candidate.name,
-            "annotations": {MEMBER_OF: f"{candidate.group.namespace}/{candidate.group.name}"},
-        },
+        "metadata": {"name": candidate.name, "annotations": annotations},
         "spec": {"addresses": [candidate.address]},
     }
 
 
-def candidate(group: ObjectKey, name: str, hostname: str, address: str, peer: str) -> Candidate:
+def candidate(
+    group: ObjectKey,
+    name: str,
+    hostname: str,
+    address: str,
+    peer: str,
+    own: Iterable[str] = (),
+    within: Sequence[str] = (),
+) -> Candidate:
     """Return whom a request to join is from.
 
     Args:
@@ -130,6 +151,8 @@ def candidate(group: ObjectKey, name: str, hostname: str, address: str, peer: st
         hostname: the host's own, in any case.
         address: that the host asked for; "" for the one that it calls from.
         peer: where it calls from.
+        own: the addresses that it says it has: one that is translated on the way is not among them.
+        within: the blocks in which its address must be; none: anywhere.
 
     Raises:
         NotAdmittedError: no usable name or address.
@@ -143,7 +166,8 @@ def candidate(group: ObjectKey, name: str, hostname: str, address: str, peer: st
     found = canonical_address(address or peer)
     if found is None:
         raise NotAdmittedError(f"{address or peer!r} is not an IP address: join with --address IP")
-    return Candidate(group, chosen, found)
+    follows = not address and found in map(canonical_address, own)
+    return Candidate(group, chosen, found, follows, tuple(within))
 
 
 @dataclass(slots=True)

@@ -15,6 +15,7 @@ from hostmesh_api.v1.hostmesh_pb2_grpc import (
     add_ReportingServicer_to_server,
 )
 from hostmesh_controller import call_limits, listen, tcp_keepalive
+from hostmesh_controller.address_keeper import AddressKeeper
 from hostmesh_controller.admission import Admission
 from hostmesh_controller.attest.evidence import Attestor
 from hostmesh_controller.authority import Authority
@@ -84,6 +85,7 @@ class GrpcServices:
             lambda: self.registrar.mesh,
             self.registrar.listens,
             leases.reported,
+            AddressKeeper(self.registrar, self.hub.is_connected, self.now).heard,
         )
         add_ReportingServicer_to_server(reporting, server)
         credentials = self.certificate.credentials(client_certificates=True)

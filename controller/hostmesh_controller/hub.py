@@ -198,6 +198,10 @@ class Hub:
         if self._connections.get(connection.host) is connection:
             del self._connections[connection.host]
 
+    def is_connected(self, host: str) -> bool:
+        """Tell whether a host has a stream."""
+        return host in self._connections
+
     def close(self, host: str) -> bool:
         """End the stream of a host, if it has one."""
         connection = self._connections.get(host)

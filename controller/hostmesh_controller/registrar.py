@@ -127,6 +127,11 @@ class Registrar:
         return self._world.objects
 
     @property
+    def world(self) -> World:
+        """What is configured."""
+        return self._world
+
+    @property
     def states(self) -> HostStates:
         """What hosts report."""
         return self._states

@@ -16,8 +16,10 @@ import structlog
 
 from hostmesh_api.v1.hostmesh_pb2 import HostFacts, HostReport, ReportResponse, WorkloadLease
 from hostmesh_api.v1.hostmesh_pb2_grpc import ReportingServicer as ReportingBase
+from hostmesh_api.wire import ADDRESS_STAYS
 from hostmesh_controller.adoption_rules import Listens
 from hostmesh_controller.clones import sighting
+from hostmesh_controller.following import Advice, Whereabouts
 from hostmesh_controller.load_steps import LEVELS, STEP_S, accepted
 from hostmesh_controller.mesh import HostRuntime, Mesh
 from hostmesh_controller.names import canonical_address
@@ -182,6 +184,11 @@ async def _nobody_asks(_host: str, _report: HostReport) -> None:
     """Take a report for nothing."""
 
 
+async def _nobody_follows(_where: Whereabouts) -> Advice:
+    """Let every address stay."""
+    return Advice()
+
+
 class ReportingServicer(ReportingBase):
     """Report, on the port with mutual TLS."""
 
@@ -196,12 +203,13 @@ class ReportingServicer(ReportingBase):
         mesh: Callable[[], Mesh] | None = None,
         listens: Callable[[str, HostReport], Awaitable[None]] = _nobody_asks,
         heard: Callable[[str, str], None] = lambda _host, _envoy: None,
+        is_at: Callable[[Whereabouts], Awaitable[Advice]] = _nobody_follows,
     ) -> None:
         """`workloads_of` returns (namespace, name) of the workloads that the registry places on a host.
 
         `observations` keeps the calls that are reported, of a `mesh`; None: nobody wants them. `listens` takes a host's
         report for the programs that were found on it; raises StoreError. `heard` is told of each report, and of the
-        state of Envoy in it.
+        state of Envoy in it. `is_at` is told where a host is, and raises StoreError.
         """
         self._states = states
         self._peers = peers
@@ -212,15 +220,19 @@ class ReportingServicer(ReportingBase):
         self._mesh = mesh
         self._listens = listens
         self._heard = heard
+        self._is_at = is_at
 
     async def Report(self, request: HostReport, context: Context) -> ReportResponse:  # noqa: N802 - gRPC's name
         caller = await self._peers.host_of(context)
         report = bounded(request)
         ready = ready_workloads(report, self._workloads_of(caller.host), self._now())
-        seen = sighting(request.agent, request.facts.boot_id, request.machine, peer_address(context.peer()))
+        address = peer_address(context.peer())
+        seen = sighting(request.agent, request.facts.boot_id, request.machine, address)
         try:
             await self._quarantine.seen(caller.host, seen)
+            where = whereabouts(caller.host, address, report, await self._states.state(caller.host))
             await self._states.reported(caller.host, report, ready)
+            advice = await self._is_at(where)
             await self._listens(caller.host, report)
         except StoreError as error:
             _log.error("report_not_kept", host=caller.host, error=str(error))
@@ -232,7 +244,13 @@ class ReportingServicer(ReportingBase):
         if self._observations is not None and self._mesh is not None:
             self._observations.reported(caller.host, request, self._mesh())
             memory = self._observations.memory
-        return ReportResponse(interval_s=self._states.interval_s(), calls_memory=memory, flows_memory=memory)
+        interval_s = self._states.interval_s()
+        return ReportResponse(
+            interval_s=min(interval_s, advice.again_s or interval_s),
+            calls_memory=memory,
+            flows_memory=memory,
+            address_problem=advice.problem[:MAX_TEXT_CHARS],
+        )
 
 
 def _new_entry(state: HostState) -> _Entry:
@@ -314,6 +332,13 @@ def ready_workloads(report: HostReport, placed: frozenset[Workload], now: dateti
 def addresses_of(state: HostState) -> frozenset[str]:
     """Return the host's addresses as it last reported them, in canonical form."""
     return frozenset(HostReport.FromString(state.report).facts.addresses)
+
+
+def whereabouts(host: str, seen: str, report: HostReport, before: HostState) -> Whereabouts:
+    """Return where a host is that is seen at an address (canonical) and reports; `before` is what was known of it."""
+    # Its own word outlives a restart of this controller, which knows its last report alone.
+    astray = any(each.code == ADDRESS_STAYS for each in report.alarms)
+    return Whereabouts(host, seen, frozenset(report.facts.addresses), addresses_of(before), astray)
 
 
 def report_of(state: HostState) -> HostReport:

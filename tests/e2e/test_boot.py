@@ -26,7 +26,6 @@ while ready < 3:
     print(told, flush=True)
 """
 """Stands for the service manager; ends after READY=1 and two more messages."""
-unproven = pytest.mark.skipif("BOOT_LAB" not in os.environ, reason="not seen to pass yet: run it with BOOT_LAB=1")
 STEPS = int(os.environ.get("STEPS", "6"))
 """Twenty take two minutes on a busy machine."""
 
@@ -76,7 +75,6 @@ def test_everything_comes_back_after_restarts_in_any_order_and_no_plaintext_gets
     assert seen(lab) == 0, told
 
 
-@unproven
 def test_a_host_boots_with_damaged_files_and_no_controller_is_ready_and_says_what_was_damaged(lab: Lab) -> None:
     lab.verb("stop", "controller")
     lab.verb("stop", "agent/server")
@@ -98,7 +96,6 @@ def test_a_host_boots_with_damaged_files_and_no_controller_is_ready_and_says_wha
     eventually(lambda: lab.agent("server")["controller"]["connected"], "the controller is back", timeout_s=60)
 
 
-@unproven
 @pytest.mark.skipif(FAKETIME is None, reason="needs faketime")
 @pytest.mark.parametrize("days", [400, -400])
 def test_a_host_that_boots_with_a_wrong_clock_says_so_and_goes_on_without_a_visit_once_it_is_right(
@@ -133,7 +130,6 @@ def test_a_host_that_boots_with_a_wrong_clock_says_so_and_goes_on_without_a_visi
         lab.verb("start", "agent/server")
 
 
-@unproven
 def test_the_service_manager_is_told_and_too_few_files_are_an_alarm_while_traffic_goes_on(lab: Lab) -> None:
     lab.verb("stop", "agent/server")
     manager = lab.popen("server", "python3", "-c", NOTIFIED)

@@ -123,10 +123,8 @@ def seen(lab: Lab, *, uid: int = 0, in_unit: bool = False) -> str:
 
 def test_an_upgrade_from_an_agent_without_cgroups_loses_nothing(lab: Lab) -> None:
     """The older agent is one that finds no cgroup v2; its Envoy is moved when there is one, and goes on."""
-    without = f"umount {UNIFIED} && test ! -e {UNIFIED}/cgroup.procs"
-    if lab.exec("client", "sh", "-c", without, check=False).returncode != 0:
-        lab.exec("client", "mount", "-t", "cgroup2", "none", str(UNIFIED))
-        pytest.skip("cgroup v2 is mounted twice on this machine, and cannot be taken away from one host")
+    # The host's mounts are its own: for it alone there is something else in that place.
+    lab.exec("client", "mount", "-t", "tmpfs", "none", str(UNIFIED))
     lab.verb("restart", "agent/client")
     lab.verb("kill", "envoy/client")
     eventually(lambda: lab.agent("client")["ready"], "Envoy is back")
@@ -135,7 +133,7 @@ def test_an_upgrade_from_an_agent_without_cgroups_loses_nothing(lab: Lab) -> Non
     before = lab.agent("client")["envoy"]["pid"]
     load = lab.popen("client", "python3", str(PROGRAMS / "steady.py"), "http://orders/")
     try:
-        lab.exec("client", "mount", "-t", "cgroup2", "none", str(UNIFIED))
+        lab.exec("client", "umount", str(UNIFIED))
         lab.verb("restart", "agent/client")
         eventually(lambda: lab.agent("client")["ready"], "the agent is ready")
         assert lab.agent("client")["capture"]["envoy_known_by"].startswith("its cgroup")

@@ -14,6 +14,7 @@ from e2e.driver import HOSTMESH, PROGRAMS, Lab, eventually
 
 LOAD = Path(hostmesh_controller.lab.demo.__file__).parent / "programs" / "load.py"
 PORT = "8095"
+WORKERS = 4
 
 SERVICE = """
 apiVersion: v1
@@ -55,7 +56,10 @@ def load(lab: Lab, host: str, url: str) -> Iterator[dict[str, Any]]:
     """Call the URL from the host, on kept and on new connections; the tally is there when the context is left."""
     command = [HOSTMESH, "lab", "exec", host, "--dir", str(lab.root), "--", "python3", str(LOAD), url]
     calls = subprocess.Popen(
-        [*command, "--workers", "4", "--pause", "0.01"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [*command, "--workers", str(WORKERS), "--pause", "0.01"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     tally: dict[str, Any] = {}
     try:

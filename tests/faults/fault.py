@@ -24,7 +24,6 @@ class Fault:
         prepare: what must be there before the oracles look on.
         mend: puts right what the fault leaves behind, also after a failure.
         last: the lab is of no use afterwards; the next fault gets one of its own.
-        quick: part of the default test suite.
     """
 
     name: str
@@ -35,4 +34,3 @@ class Fault:
     prepare: Callable[[Scene], None] | None = None
     mend: Callable[[Scene], None] | None = None
     last: bool = False
-    quick: bool = False

@@ -36,7 +36,7 @@ PAIR_PORT: Final = 8304
 PROGRAMS: Final = Path(__file__).parent / "programs"
 STATE: Final = "/var/lib/hostmesh"
 _SETTLED_S: Final = 60.0
-_MENDED: Final = ("state.repaired:", "cache.spare-used:", "envoy.record-lost:", "clock.jumped:")
+_MENDED: Final = ("state.repaired:", "cache.spare-used:", "envoy.record-lost:")
 """Alarms of what has been: they stay up for the owner to look after, and nothing is amiss any more."""
 
 CONFIG: Final = """
@@ -151,23 +151,25 @@ class Scene:
         self.start(f"host/{host}")
         start_programs(self, host)
 
-    def healthy(self, host: str) -> bool:
+    def healthy(self, host: str, but: str = "") -> bool:
+        """Whether an agent is connected and well; `but` is an alarm that may be up."""
         said = self.agent(host)
-        return bool(said) and not self.ills(host) and said.get("controller", {}).get("connected", False)
+        connected: bool = said.get("controller", {}).get("connected", False)
+        return connected and not self.ills(host, but)
 
-    def ills(self, host: str) -> list[str]:
+    def ills(self, host: str, but: str = "") -> list[str]:
         """What is wrong with the host now: what is told of a damage that was mended is not."""
-        problems: list[str] = self.agent(host).get("problems", [])
-        return [each for each in problems if not each.startswith(_MENDED)]
+        problems: list[str] = self.agent(host).get("problems", ["it does not answer"])
+        return [each for each in problems if not each.startswith(_MENDED) and (not but or not each.startswith(but))]
 
-    def wait_until_well(self, timeout_s: float = _SETTLED_S) -> None:
-        """Return when every agent is connected and well."""
+    def wait_until_well(self, timeout_s: float = _SETTLED_S, but: str = "") -> None:
+        """Return when every agent is connected and well; see `healthy`."""
 
         def all_well() -> bool:
-            return all(self.healthy(host) for host in MESH)
+            return all(self.healthy(host, but) for host in MESH)
 
         def told() -> str:
-            ill = {host: self.ills(host) or "no answer, or not connected" for host in MESH if not self.healthy(host)}
+            ill = {host: self.ills(host, but) or "not connected" for host in MESH if not self.healthy(host, but)}
             return f"all are well: {ill}"
 
         try:

@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +31,16 @@ from hostmesh_api.delta import Resource
 IDENTITY = ("host.json", "identity/key.pem", "identity/chain.pem", "identity/bundle.pem")
 PORTS = frozenset({8080, 9090, 15443})
 ENTRIES = tuple(Entry("type", True, Resource(f"name-{each}", "1", b"body" * 100)) for each in range(20))
+
+KILLED = """
+import os, pathlib, sys
+from hostmesh_agent.cache import Cache, Change, Entry
+from hostmesh_api.delta import Resource
+entries = [Entry("type", True, Resource(f"name-{each}", "1", b"body" * 100)) for each in range(int(sys.argv[2]))]
+Cache(pathlib.Path(sys.argv[1])).write([Change("type", each.resource.name, each) for each in entries])
+os._exit(0)
+"""
+"""An agent that ends before it could copy what it wrote."""
 
 
 def damaged(data: bytes, flips: int) -> Iterator[bytes]:
@@ -160,8 +172,37 @@ def test_a_damaged_configuration_is_that_of_its_spare_copy_or_what_it_was_and_wr
         cache.write([Change("type", "name-0", ENTRIES[0])])
         cache.close()
         assert codes(alarms) == []
-        assert len(Cache(directory).entries()) == len(ENTRIES)
+        cache = Cache(directory)
+        assert len(cache.entries()) == len(ENTRIES)
+        assert cache.is_copied
+        cache.close()
     assert used > 20
+
+
+def test_what_a_killed_agent_wrote_last_is_in_the_spare_copy_of_the_next_one(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    cache.write([Change("type", ENTRIES[0].resource.name, ENTRIES[0])])
+    cache.close()
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), str(len(ENTRIES))], check=True, timeout=30)
+    cache = Cache(tmp_path)
+    assert len(cache.entries()) == len(ENTRIES)
+    cache.close()
+    for suffix in ("", "-wal"):
+        (tmp_path / f"{FILE}{suffix}").write_bytes(b"")
+    cache = Cache(tmp_path)
+    assert sorted(cache.entries(), key=str) == sorted(ENTRIES, key=str)
+    cache.close()
+
+
+def test_a_configuration_that_a_power_cut_left_empty_with_its_log_is_that_of_its_spare_copy(tmp_path: Path) -> None:
+    stored(tmp_path)
+    for suffix in ("", "-wal"):
+        (tmp_path / f"{FILE}{suffix}").write_bytes(b"")
+    alarms = Alarms()
+    cache = Cache(tmp_path, alarms)
+    assert sorted(cache.entries(), key=str) == sorted(ENTRIES, key=str)
+    assert codes(alarms) == ["cache.spare-used"]
+    cache.close()
 
 
 @pytest.mark.parametrize("code", ["cache.lost", "cache.newer"])

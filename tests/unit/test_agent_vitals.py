@@ -80,7 +80,7 @@ class Watched:
     def __init__(self) -> None:
         self.alarms = Alarms()
         self.reading = WELL
-        self.shifts = self.changes = 0
+        self.shifts = self.changes = self.sleeps = 0
         self.addresses = ["10.0.0.1"]
         self.certificate = (NOW - DAY, NOW + 2 * DAY)
         self.vigil = Vigil(
@@ -102,8 +102,9 @@ class Watched:
     def _look(self, _: Iterable[Path]) -> Reading:
         return self.reading
 
-    def _shifted(self) -> None:
+    def _shifted(self, went: Shift) -> None:
         self.shifts += 1
+        self.sleeps += went.slept
 
     def _changed(self) -> None:
         self.changes += 1
@@ -130,17 +131,30 @@ def test_a_jump_of_the_clock_makes_the_agent_look_at_its_certificates_at_once(ju
     certificate = {400 * DAY: "clock.certificate-ended", -400 * DAY: "clock.behind"}.get(jump)
     assert found == sorted(filter(None, ["clock.jumped", certificate]))
     assert watched.shifts == 1
-    # Set right again: one more jump, and the certificate's alarm is over.
-    assert watched.look(after(20)) == ["clock.jumped"]
-    assert watched.shifts == 2
-    assert watched.look(after(20 + vitals.TOLD_FOR_S)) == []
+    # Set right again: one more jump, and both are over.
+    assert watched.look(after(20)) == []
+    assert (watched.shifts, watched.sleeps) == (2, 0)
+
+
+def test_a_jump_of_the_clock_is_told_for_an_hour_unless_the_clock_is_put_back() -> None:
+    watched = Watched()
+    watched.look(WELL)
+    first = after(10, jump_s=3600)
+    assert watched.look(first) == ["clock.jumped"]
+    assert watched.look(after(vitals.TOLD_FOR_S - 1, first)) == ["clock.jumped"]
+    # An hour further on is not back.
+    second = after(vitals.TOLD_FOR_S - 1, first, jump_s=3600)
+    assert watched.look(second) == ["clock.jumped"]
+    assert watched.look(after(vitals.TOLD_FOR_S, second)) == []
+    # What was told long ago is forgotten: back to where it began is a jump.
+    assert watched.look(after(vitals.TOLD_FOR_S + 10, second, jump_s=-7200)) == ["clock.jumped"]
 
 
 def test_a_machine_that_slept_is_no_jump_and_its_certificates_are_looked_at_at_once() -> None:
     watched = Watched()
     watched.look(WELL)
     assert watched.look(after(10, slept_s=8 * 3600)) == []
-    assert watched.shifts == 1
+    assert (watched.shifts, watched.sleeps) == (1, 1)
 
 
 @pytest.mark.parametrize("jump", [400 * DAY, -400 * DAY])

@@ -1,10 +1,13 @@
 """The relay over real gRPC streams: a controller on one unix socket, Envoy's side on another."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import chain, repeat
 from pathlib import Path
+from socket import AF_UNIX, SOCK_STREAM, socket
 
 import grpc
 import pytest
@@ -142,7 +145,12 @@ async def relaying(
     on_host_config: Callable[[HostConfig], Awaitable[None]] = ignore,
     retry_first_s: float = RETRY_FIRST_S,
     accept_after_s: float = 0.0,
+    sockets: Iterable[str] = (),
+    reached: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[Relay]:
+    """`sockets` are where the first connections go, and the last of them all later ones."""
+    places = chain(sockets, repeat("controller.sock"))
+
     cache = Cache(directory / "cache")
     relay = Relay(
         cache=cache,
@@ -150,7 +158,8 @@ async def relaying(
         envoy_uid=-1,
         host="shop",
         node_metadata={"IPV6": True},
-        connect=lambda: grpc.aio.insecure_channel(f"unix:{directory / 'controller.sock'}"),
+        connect=lambda: grpc.aio.insecure_channel(f"unix:{directory / next(places)}"),
+        reached=reached,
         on_host_config=on_host_config,
         retry_first_s=retry_first_s,
         accept_after_s=accept_after_s,
@@ -281,6 +290,37 @@ async def test_a_reconnect_opens_a_new_stream(tmp_path: Path, controller: Contro
         first = relay.state().since
         relay.reconnect()
         await until(lambda: relay.state().connected and relay.state().since != first)
+
+
+async def test_a_connection_that_never_stands_is_given_up_for_another_at_once(
+    tmp_path: Path, controller: Controller
+) -> None:
+    heard: list[bool] = []
+    with socket(AF_UNIX, SOCK_STREAM) as silent:
+        silent.bind(str(tmp_path / "silent.sock"))
+        silent.listen()
+        here = relaying(tmp_path, sockets=["silent.sock"], reached=lambda: heard.append(True))
+        async with controller.running(), here as relay:
+            taken, _ = await asyncio.to_thread(silent.accept)
+            with taken:
+                assert not relay.state().connected
+                relay.reconnect()
+                await until(lambda: relay.state().connected)
+    assert heard == [True]
+
+
+async def reconnected(relay: Relay, since: datetime | None) -> None:
+    relay.reconnect()
+    await until(lambda: relay.state().connected and relay.state().since != since)
+
+
+async def test_connections_that_are_given_up_one_after_another_wait_for_no_back_off(
+    tmp_path: Path, controller: Controller
+) -> None:
+    async with controller.running(), relaying(tmp_path) as relay, asyncio.timeout(3):
+        for _ in range(6):
+            await until(lambda: relay.state().connected)
+            await reconnected(relay, relay.state().since)
 
 
 LISTENERS = tuple(f"0.0.0.0_{port}" for port in range(9000, 9010))

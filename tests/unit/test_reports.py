@@ -30,8 +30,18 @@ from hostmesh_api.v1.hostmesh_pb2 import (
     WorkloadLease,
 )
 from hostmesh_api.v1.hostmesh_pb2_grpc import ReportingStub
+from hostmesh_api.wire import ADDRESS_STAYS
 from hostmesh_controller import reports
-from hostmesh_controller.reports import HostStates, bounded, has_ipv6, healthy_workloads, ready_workloads, runtime_of
+from hostmesh_controller.following import Whereabouts
+from hostmesh_controller.reports import (
+    HostStates,
+    bounded,
+    has_ipv6,
+    healthy_workloads,
+    ready_workloads,
+    runtime_of,
+    whereabouts,
+)
 from hostmesh_controller.store import HostState
 from hostmesh_controller.store.sqlite import open_store
 from identity_servers import Controller
@@ -68,6 +78,16 @@ def report(*addresses: str, load: float = 0.0) -> HostReport:
     made = HostReport(facts=HostFacts(hostname="web-1", addresses=addresses))
     made.load.load_1m = load
     return made
+
+
+async def test_where_a_host_was_before_is_its_last_word_also_for_a_controller_that_started_anew(world: World) -> None:
+    await world.states.reported("web-1", report("10.0.0.1"), frozenset())
+    known = world.host_states()["web-1"]
+    where = whereabouts("web-1", "10.0.0.9", report("10.0.0.9"), known)
+    assert where == Whereabouts("web-1", "10.0.0.9", frozenset({"10.0.0.9"}), frozenset({"10.0.0.1"}))
+    later = report("10.0.0.9")
+    later.alarms.add(code=ADDRESS_STAYS, text="…")
+    assert whereabouts("web-1", "10.0.0.9", later, HostState()).astray
 
 
 async def test_the_first_report_is_written_and_told(world: World) -> None:

@@ -1823,22 +1823,26 @@ class ReportResponse(_message.Message):
     INTERVAL_S_FIELD_NUMBER: _builtins.int
     CALLS_MEMORY_FIELD_NUMBER: _builtins.int
     FLOWS_MEMORY_FIELD_NUMBER: _builtins.int
+    ADDRESS_PROBLEM_FIELD_NUMBER: _builtins.int
     interval_s: _builtins.int
     """When to report next, at the latest."""
     calls_memory: _builtins.str
     """Whose memory now has the calls that were reported: where it is another one than before, it wants all of them."""
     flows_memory: _builtins.str
     """The same for flows."""
+    address_problem: _builtins.str
+    """Why the host is not called at the address that it has now, and what an operator must do; "" if it is."""
     def __init__(
         self,
         *,
         interval_s: _builtins.int = ...,
         calls_memory: _builtins.str = ...,
         flows_memory: _builtins.str = ...,
+        address_problem: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls_memory", b"calls_memory", "flows_memory", b"flows_memory", "interval_s", b"interval_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address_problem", b"address_problem", "calls_memory", b"calls_memory", "flows_memory", b"flows_memory", "interval_s", b"interval_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -61,7 +61,6 @@ AGENTS: Final = (
         "SIGKILL of every agent at once, then started again",
         "No call fails; rules and certificates stay; the next agents take over what is there.",
         killed,
-        quick=True,
     ),
     Fault(
         "agent-killed-100",

@@ -43,7 +43,6 @@ ENVOYS: Final = (
         "Its agent starts another: calls fail for 4 s at most; STRICT is kept, the rules stay.",
         killed,
         Bounds(gap_s=4, gaps=2, late=60, endpoints=None),
-        quick=True,
     ),
     Fault(
         "envoy-and-agent-killed",

@@ -143,7 +143,6 @@ RULESETS: Final = (
         "`nft flush ruleset`, 10 times on every host",
         "The rules stay (Linux 6.9), no call fails, no plaintext.",
         flushed,
-        quick=True,
     ),
     Fault(
         "nft-flush-no-agent",

@@ -461,10 +461,12 @@ class Relay:
         changes, origin = self._exchange.take_changes(), self._exchange.origin_to_keep()
         if not changes and origin == self._kept_origin:
             return
+        # Before it is written: whoever ends this wait does not end the write.
+        kept, self._kept_origin = self._kept_origin, origin
         try:
             await asyncio.to_thread(self._cache.write, changes, origin)
-            self._kept_origin = origin
         except sqlite3.Error as error:
+            self._kept_origin = kept
             self._exchange.return_changes(changes)
             _log.error("last-known-good configuration could not be written", reason=str(error))
 

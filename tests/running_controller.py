@@ -63,6 +63,7 @@ async def running_app(state_dir: Path, extra: str = "") -> AsyncIterator[App]:
         authority = Authority.load_or_create(state_dir, "cluster.local", datetime.now(UTC))
         controller = Controller(config, store, authority)
         await controller.registrar.open()
+        await controller.ancestry.open()
         app = create_app(controller.parts())
         local = httpx.ASGITransport(LocalSocket(app), raise_app_exceptions=False)
         remote = httpx.ASGITransport(app, raise_app_exceptions=False)

@@ -67,6 +67,7 @@ async def whole_controller(directory: Path, tables: str = "") -> AsyncIterator[W
     try:
         controller = Controller(config, store, Authority.load_or_create(config.state_dir, "cluster.local", pki.now()))
         await controller.registrar.open()
+        await controller.ancestry.open()
         outcome = await controller.registrar.apply(read([("objects", OBJECTS)], "default"), actor="test")
         assert not outcome.review.errors
         await controller.registrar.enrolments.begin(HOST.host)

@@ -23,6 +23,7 @@ import structlog
 from hostmesh_agent.alarms import Alarms
 from hostmesh_agent.cache_rows import (
     FORMAT,
+    ORIGIN,
     SCHEMA,
     Change,
     Entry,
@@ -30,8 +31,11 @@ from hostmesh_agent.cache_rows import (
     UnreadableError,
     blames_disk,
     read,
+    read_origin,
     row,
+    write_origin,
 )
+from hostmesh_api.origin import Origin
 
 __all__ = ["FORMAT", "Cache", "Change", "Entry"]
 
@@ -59,6 +63,7 @@ class Cache:
         self._spared_at_s = -SPARE_EVERY_S
         self._sparing: threading.Timer | None = None
         self._entries: tuple[Entry, ...] = ()
+        self._origin: Origin | None = None
         self.lost = ""
         """Why earlier content could not be used; empty when nothing was lost."""
         self._connection = self._open()
@@ -72,6 +77,7 @@ class Cache:
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             connection, self._entries = _connect(self._path)
+            self._origin = read_origin(connection)
         except (sqlite3.Error, UnreadableError, OSError) as error:
             if blames_disk(error):
                 self._without_disk(error)
@@ -119,15 +125,22 @@ class Cache:
         """Return what was on disk when the cache was opened."""
         return self._entries
 
-    def write(self, changes: Sequence[Change]) -> None:
-        """Make a batch durable: all of it or none.
+    def origin(self) -> Origin | None:
+        """Return from which state of the controller's store the entries are.
+
+        None: it is not known. So it is of the spare copy: it is older, and what came since is no news.
+        """
+        return self._origin
+
+    def write(self, changes: Sequence[Change], origin: Origin | None = None) -> None:
+        """Make a batch durable, with the origin of all that is there then: all of it or none.
 
         Raises:
             sqlite3.Error: the disk is full or fails, or the cache was closed; what was there before is unharmed.
         """
         with self._in_use:
             try:
-                _write(self._connected(), changes)
+                _write(self._connected(), changes, origin)
             except sqlite3.ProgrammingError:
                 raise
             except sqlite3.Error as error:
@@ -234,6 +247,8 @@ def _connect(path: Path) -> tuple[sqlite3.Connection, tuple[Entry, ...]]:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version == 0:
             connection.executescript(f"BEGIN; {SCHEMA}; PRAGMA user_version={FORMAT}; COMMIT;")
+        if version in (0, FORMAT):
+            connection.execute(ORIGIN)
         entries = read(connection)
     except BaseException:
         connection.close()
@@ -262,7 +277,7 @@ def _read_in_memory(path: Path) -> tuple[Entry, ...]:
             return read(connection)
 
 
-def _write(connection: sqlite3.Connection, changes: Sequence[Change]) -> None:
+def _write(connection: sqlite3.Connection, changes: Sequence[Change], origin: Origin | None = None) -> None:
     with closing(connection.cursor()) as cursor:
         cursor.execute("BEGIN IMMEDIATE")
         try:
@@ -274,6 +289,7 @@ def _write(connection: sqlite3.Connection, changes: Sequence[Change]) -> None:
                 "INSERT OR REPLACE INTO resource VALUES (?, ?, ?, ?, ?, ?)",
                 [row(each.entry) for each in changes if each.entry is not None],
             )
+            write_origin(cursor, origin)
             cursor.execute("COMMIT")
         except BaseException:
             # SQLite has ended it by itself where the disk is full.

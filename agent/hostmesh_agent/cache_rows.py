@@ -7,6 +7,7 @@ from hashlib import blake2b
 from typing import Final
 
 from hostmesh_api.delta import Resource
+from hostmesh_api.origin import Origin, parse_origin
 
 FORMAT: Final = 1
 """`PRAGMA user_version` of the file; another one is set aside."""
@@ -18,6 +19,14 @@ CREATE TABLE resource (
     PRIMARY KEY (type_url, name)
 ) WITHOUT ROWID
 """
+
+ORIGIN: Final = """
+CREATE TABLE IF NOT EXISTS origin (
+    id INTEGER PRIMARY KEY CHECK (id = 1), text TEXT NOT NULL, checksum BLOB NOT NULL
+)
+"""
+"""From which state of the controller's store the resources are. An earlier agent of this format did not write it, and
+does not mind it."""
 
 _OF_THE_DISK: Final = frozenset(
     {
@@ -88,6 +97,23 @@ def read(connection: sqlite3.Connection) -> tuple[Entry, ...]:
     return tuple(_entry(*each) for each in rows)
 
 
+def read_origin(connection: sqlite3.Connection) -> Origin | None:
+    """Return the origin of the rows; None: it is not known, or damaged."""
+    try:
+        found = connection.execute("SELECT text, checksum FROM origin").fetchone()
+    except sqlite3.OperationalError:
+        return None  # the file is of an agent that did not write it
+    if found is None or not isinstance(found[0], str) or found[1] != _sum(found[0].encode()):
+        return None
+    return parse_origin(found[0])
+
+
+def write_origin(cursor: sqlite3.Cursor, origin: Origin | None) -> None:
+    """Replace the origin of the rows, in the caller's transaction."""
+    text = "" if origin is None else str(origin)
+    cursor.execute("INSERT OR REPLACE INTO origin VALUES (1, ?, ?)", (text, _sum(text.encode())))
+
+
 def _entry(type_url: object, name: object, listed: object, version: object, body: object, checksum: object) -> Entry:
     kinds = [isinstance(each, str) for each in (type_url, name, version)] + [isinstance(body, bytes)]
     if not all(kinds):
@@ -99,8 +125,12 @@ def _entry(type_url: object, name: object, listed: object, version: object, body
 
 
 def _checksum(type_url: str, resource: Resource) -> bytes:
+    return _sum(type_url.encode(), resource.name.encode(), resource.version.encode(), resource.body)
+
+
+def _sum(*parts: bytes) -> bytes:
     digest = blake2b(digest_size=16)
-    for part in (type_url.encode(), resource.name.encode(), resource.version.encode(), resource.body):
+    for part in parts:
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
     return digest.digest()

@@ -12,6 +12,7 @@ from typing import Final, Protocol
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest
 
 from hostmesh_agent.absence import AWAY, is_no_cluster, is_no_virtual_host, no_virtual_host
+from hostmesh_agent.belief import Belief
 from hostmesh_agent.cache import Change, Entry
 from hostmesh_agent.chosen import BY_PROGRAMS, MAX_CHOSEN, MAX_CHOSEN_CHARS, is_absent
 from hostmesh_agent.client_filter import without_clients
@@ -30,6 +31,7 @@ from hostmesh_api.delta import (
     ServerStream,
     Update,
 )
+from hostmesh_api.origin import Origin
 from hostmesh_api.wire import (
     CLUSTER_TYPE,
     CONFIRMATION_NAME,
@@ -82,8 +84,12 @@ class Exchange:
         extensions: Extensions | None = None,
         cold: Cold | None = None,
         host_refuses: Callable[[str, Resource], str] = lambda *_: "",
+        origin: Origin | None = None,
     ) -> None:
-        """`host_refuses` returns why Envoy must not get a resource of a type, whatever the controller says; or ""."""
+        """`origin` is that of the entries, as far as it is known.
+
+        `host_refuses` returns why Envoy must not get a resource of a type, whatever the controller says; or "".
+        """
         self._host_refuses = host_refuses
         self._kept_back: set[tuple[str, str]] = set()
         self._max_chosen = max_chosen
@@ -102,7 +108,8 @@ class Exchange:
         """Clusters of which Envoy has only that they do not exist, and which exist now."""
         self._changes: dict[tuple[str, str], Change] = {}
         self.refusals: list[Refusal] = []
-        self._guard = ShrinkGuard(lambda type_url: self._shelf(type_url).held)
+        self._belief = Belief(origin, origin)
+        self._guard = ShrinkGuard(lambda type_url: self._shelf(type_url).held, self._belief)
         for entry in entries:
             self._restore(entry)
         self._up.want(HOST_CONFIG_TYPE, [HOST_CONFIG_NAME])
@@ -163,6 +170,7 @@ class Exchange:
     def connected(self) -> list[DeltaDiscoveryRequest]:
         """Open the stream to the controller; return its first requests."""
         self._cut_off = False
+        self._guard.opened()
         return self._up.open({type_url: shelf.versions() for type_url, shelf in self._shelves.items()})
 
     def disconnected(self) -> None:
@@ -185,7 +193,8 @@ class Exchange:
     def update(self, update: Update) -> list[DeltaDiscoveryRequest]:
         """Take a response of the controller for Envoy; return what to tell of it at once.
 
-        What would take away most of what there is, is held back and refused; what goes on meanwhile is what was.
+        What would take away much of what there is, and nobody explains, is held back and refused; what goes on
+        meanwhile is what was. While `undecided`, `decide` is to be called after `shrink.WAIT_S`.
         """
         if update.type_url == CONFIRMATION_TYPE:
             return self._confirmed(update)
@@ -205,6 +214,21 @@ class Exchange:
     def held_back(self) -> str:
         """What the controller would suddenly take away, and is held back; "" for nothing."""
         return self._guard.reason
+
+    @property
+    def undecided(self) -> bool:
+        """Whether something of the controller's waits for what comes with it."""
+        return self._guard.waits
+
+    def decide(self) -> None:
+        """Take what has waited."""
+        for part in self._guard.decide():
+            self._take(part)
+
+    @property
+    def origin(self) -> Origin | None:
+        """From which state of its store the controller made what it sent last."""
+        return self._belief.latest
 
     def accept(self) -> list[DeltaDiscoveryRequest]:
         """Take what is held back; return what to tell."""
@@ -492,6 +516,10 @@ class Exchange:
         """Return what is to be written to disk since the last call."""
         changes, self._changes = list(self._changes.values()), {}
         return changes
+
+    def origin_to_keep(self) -> Origin | None:
+        """Return what the next start has to know of the controller's store; None: nothing explains anything then."""
+        return self._belief.known
 
     def return_changes(self, changes: Iterable[Change]) -> None:
         """Take back what could not be written, unless it has changed again meanwhile."""

@@ -26,9 +26,17 @@ from hostmesh_agent.cold import Cold
 from hostmesh_agent.exchange import CURE, Exchange, Extensions
 from hostmesh_agent.places import BLUE, GREEN, INSTANCE_METADATA, Doorway, Instance, doorways
 from hostmesh_agent.refusals import Refusal
+from hostmesh_agent.shrink import WAIT_S
 from hostmesh_api.delta import ClientStream, Resource
 from hostmesh_api.v1.hostmesh_pb2 import HostConfig
-from hostmesh_api.wire import ADS_METHOD, ADS_SERVICE, COLD_TYPE, HOST_CONFIG_TYPE, LISTENER_TYPE
+from hostmesh_api.wire import (
+    ADS_METHOD,
+    ADS_SERVICE,
+    COLD_TYPE,
+    HOST_CONFIG_TYPE,
+    LISTENER_TYPE,
+    ORIGIN_METADATA,
+)
 
 BACKOFF_FIRST_S: Final = 0.2
 BACKOFF_LAST_S: Final = 15.0
@@ -105,7 +113,11 @@ class Relay:
         self._reached = reached
         self._accepting: asyncio.TimerHandle | None = None
         self._uses_clients = uses_clients
-        self._exchange = Exchange(cache.entries(), extensions=extensions, cold=cold, host_refuses=host_refuses)
+        self._deciding: asyncio.TimerHandle | None = None
+        self._kept_origin = cache.origin()
+        self._exchange = Exchange(
+            cache.entries(), extensions=extensions, cold=cold, host_refuses=host_refuses, origin=self._kept_origin
+        )
         self._socket = socket
         self._envoy_uid = envoy_uid
         self._host = host
@@ -201,8 +213,9 @@ class Relay:
         finally:
             if self._retry is not None:
                 self._retry.cancel()
-            if self._accepting is not None:
-                self._accepting.cancel()
+            for timer in (self._accepting, self._deciding):
+                if timer is not None:
+                    timer.cancel()
             await server.stop(grace=None)
             await self._save()
 
@@ -339,6 +352,7 @@ class Relay:
             opening = self._exchange.connected()
             opening[0].node.id = self._host
             opening[0].node.metadata.CopyFrom(self._metadata)
+            opening[0].node.metadata[ORIGIN_METADATA] = str(self._exchange.origin or "")
             self._tell(opening)
             if self._cold is not None:
                 self._tell([self._cold.opening()])
@@ -407,6 +421,13 @@ class Relay:
     def _watch_guard(self) -> None:
         """Take what is held back by itself if it stays so for long: a host must not miss everything for ever."""
         reason = self._exchange.held_back
+        if self._exchange.undecided and self._deciding is None:
+            self._deciding = asyncio.get_running_loop().call_later(WAIT_S, self._decide)
+        elif not self._exchange.undecided and self._deciding is not None:
+            self._deciding.cancel()
+            self._deciding = None
+        if self._exchange.origin_to_keep() != self._kept_origin:
+            self._disk.set()
         if reason and self._accepting is None:
             _log.error("configuration is held back", reason=reason, cure=CURE)
             if self._accept_after_s:
@@ -416,6 +437,12 @@ class Relay:
             self._accepting.cancel()
             self._accepting = None
             self._changed()
+
+    def _decide(self) -> None:
+        self._deciding = None
+        own = self._exchange.host_config()
+        self._exchange.decide()
+        self._go_on(own)
 
     def _wake_envoy(self) -> None:
         for wake in self._wakes.values():
@@ -448,12 +475,15 @@ class Relay:
             await self._save()
 
     async def _save(self) -> None:
-        changes = self._exchange.take_changes()
-        if not changes:
+        changes, origin = self._exchange.take_changes(), self._exchange.origin_to_keep()
+        if not changes and origin == self._kept_origin:
             return
+        # Before it is written: whoever ends this wait does not end the write.
+        kept, self._kept_origin = self._kept_origin, origin
         try:
-            await asyncio.to_thread(self._cache.write, changes)
+            await asyncio.to_thread(self._cache.write, changes, origin)
         except sqlite3.Error as error:
+            self._kept_origin = kept
             self._exchange.return_changes(changes)
             _log.error("last-known-good configuration could not be written", reason=str(error))
 

@@ -1,9 +1,12 @@
 """A sudden loss of configuration is held back until somebody wants it. Pure.
 
-A mistake of the controller, or a store that was restored to half of what it was, must not empty a host. What the
-controller sends is compared with what is here: where one response would take away most of what there is of a type, it
-and what else changes of the host's configuration is kept aside, and what ran goes on. Things that are new here pass.
-So do secrets, expulsions and other filters by name (ECDS): they take nothing away that is called, and must not wait.
+A mistake of the controller, or a store that was restored to half of what it was, must not empty a host. What a write of
+an operator explains passes (`belief`). What nothing explains is compared with what is here (`loss`): where it would
+take much of any one type away, all that changes of the host's configuration is kept aside, and what ran goes on.
+
+A loss shows in several types, one response each: in one it may be much of what there is, in another not. So what is
+not explained waits a moment for the rest, and is judged with it. Endpoints alone do not wait while a stream lasts: they
+come and go with the hosts, and callers must hear of it at once. Things that are new here pass at any time.
 
 What is aside is let in when it is no loss any more (the controller sent back what was missing), or when it is wanted.
 """
@@ -12,102 +15,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from envoy.service.discovery.v3.discovery_pb2 import Resource as ResourceMessage
+from hostmesh_agent.belief import Belief
+from hostmesh_agent.loss import MANY_ENDPOINTS, WORDS, gone, loses_ports, loss
+from hostmesh_api.delta import PUSH_ORDER, Resource, Update
+from hostmesh_api.wire import ENDPOINT_TYPE, HOST_CONFIG_TYPE
 
-from hostmesh_agent.absence import is_no_cluster, is_no_virtual_host
-from hostmesh_agent.wire_fields import inside
-from hostmesh_api.delta import Resource, Update
-from hostmesh_api.v1.hostmesh_pb2 import HostConfig
-from hostmesh_api.wire import (
-    CLUSTER_TYPE,
-    ENDPOINT_TYPE,
-    HOST_CONFIG_TYPE,
-    LISTENER_TYPE,
-    ROUTE_TYPE,
-    VIRTUAL_HOST_TYPE,
-)
-
-LEAST: Final[Mapping[str, int]] = {
-    LISTENER_TYPE: 4,
-    ROUTE_TYPE: 4,
-    CLUSTER_TYPE: 8,
-    ENDPOINT_TYPE: 8,
-    VIRTUAL_HOST_TYPE: 8,
-}
-"""So many must go at once, and more than half of those there are. Fewer is what people do: an application of a few
-services is deleted, a program leaves the host."""
-LEAST_PORTS: Final = 8
-"""Of the host's own programs: a host that serves a few is emptied on purpose now and then."""
-LEAST_TABLE_BYTES: Final = 16 * 1024
-"""Of a listener that is a table of the whole mesh (names, ports): one so large that loses more than half of its bytes
-is a loss of its own. 16 KiB are the names of 40 services."""
-_INBOUND: Final = "virtualInbound"
-_ENDPOINTS: Final = 2
-"""Field of ClusterLoadAssignment."""
-
-_WORDS: Final[Mapping[str, str]] = {
-    LISTENER_TYPE: "listeners",
-    ROUTE_TYPE: "route tables",
-    CLUSTER_TYPE: "clusters",
-    ENDPOINT_TYPE: "services' endpoints",
-    VIRTUAL_HOST_TYPE: "virtual hosts",
-}
+WAIT_S: Final = 2.0
+"""How long what is not explained waits for what comes with it: the controller sends all types in one go, and a
+thousand hosts that come back at once are served in a third of a second."""
 
 Aside = dict[str, Resource | None]
-
-
-def there(type_url: str, resource: Resource | None) -> bool:
-    """Tell whether a resource stands for something, and not for there being no such thing."""
-    if resource is None:
-        return False
-    if type_url == CLUSTER_TYPE:
-        return not is_no_cluster(resource)
-    if type_url == VIRTUAL_HOST_TYPE:
-        return not is_no_virtual_host(resource)
-    if type_url == ENDPOINT_TYPE:
-        return bool(inside(ResourceMessage.FromString(resource.body).resource.value, _ENDPOINTS))
-    return True
-
-
-def loss(type_url: str, held: Mapping[str, Resource], new: Mapping[str, Resource | None]) -> str:
-    """Return what `new` would suddenly take away of what is held, in words; "" if it may."""
-    if type_url == HOST_CONFIG_TYPE:
-        return next(filter(None, (_lost_ports(held.get(name), each) for name, each in new.items())), "")
-    least = LEAST.get(type_url)
-    if least is None:
-        return ""
-    lost = [name for name, each in new.items() if there(type_url, held.get(name)) and not there(type_url, each)]
-    if len(lost) >= least:
-        before = sum(there(type_url, each) for each in held.values())
-        if 2 * len(lost) > before:
-            return f"{len(lost)} of {before} {_WORDS[type_url]} would go at once"
-    if type_url == LISTENER_TYPE:
-        return next(filter(None, (_lost_table(held.get(name), each) for name, each in new.items())), "")
-    return ""
-
-
-def _lost_table(before: Resource | None, after: Resource | None) -> str:
-    if before is None or after is None or before.name == _INBOUND or len(before.body) < LEAST_TABLE_BYTES:
-        return ""
-    if 2 * len(after.body) >= len(before.body):
-        return ""
-    return f"listener {before.name} would lose more than half of what is in it"
-
-
-def _lost_ports(before: Resource | None, after: Resource | None) -> str:
-    old, new = _ports(before), _ports(after)
-    lost = old - new
-    if len(lost) < LEAST_PORTS or 2 * len(lost) <= len(old):
-        return ""
-    return f"{len(lost)} of {len(old)} ports of this host's programs would go at once"
-
-
-def _ports(resource: Resource | None) -> frozenset[tuple[str, str, int]]:
-    if resource is None:
-        return frozenset()
-    config = HostConfig()
-    ResourceMessage.FromString(resource.body).resource.Unpack(config)
-    return frozenset((each.namespace, each.name, port) for each in config.workloads for port in each.ports)
 
 
 @dataclass(slots=True)
@@ -115,49 +32,142 @@ class ShrinkGuard:
     """What is held back on one stream. `held` returns what the host has of a type, by name."""
 
     held: Callable[[str], Mapping[str, Resource]]
-    reason: str = ""
-    """What would be lost, in words; "" while nothing is held back."""
+    belief: Belief = field(default_factory=Belief)
+    _lost: str = ""
+    """Why all that is aside is held back; "" while it only waits."""
+    _emptied: str = ""
+    """Why the endpoints in `_empty` are held back."""
     _aside: dict[str, Aside] = field(default_factory=dict)
+    _empty: Aside = field(default_factory=dict)
+    _begun: set[str] = field(default_factory=set)
+    """Types of which this stream has brought a response."""
+
+    @property
+    def reason(self) -> str:
+        """What would be lost, in words; "" while nothing is held back."""
+        return self._lost or self._emptied
+
+    @property
+    def waits(self) -> bool:
+        """Whether something waits for `decide`."""
+        return bool(self._aside) and not self._lost
+
+    def opened(self) -> None:
+        """Begin a stream."""
+        self.belief.opened()
 
     def take(self, update: Update) -> list[Update] | None:
         """Return what to go on with in place of an update, or None: all there is to it is held back now.
 
-        The last one returned carries its nonce.
+        The last one returned carries its nonce, unless something of it is held back.
         """
         type_url = update.type_url
-        if type_url not in LEAST and type_url != HOST_CONFIG_TYPE:
+        if type_url not in WORDS:
             return [update]
-        held = self.held(type_url)
+        is_explained = self.belief.hear(type_url, update.origin)
+        is_first = type_url not in self._begun
+        self._begun.add(type_url)
         new: Aside = {each.name: each for each in update.resources} | dict.fromkeys(update.removed)
-        reason = loss(type_url, held, new)
-        if not self.reason and not reason:
+        if self._lost:
+            return self._hold(update, new)
+        if is_explained:
+            self._overtake(type_url, new)
             return [update]
-        if type_url == HOST_CONFIG_TYPE and not reason:
-            self._aside.pop(type_url, None)
-            return [*self._released(), update]
-        self.reason = self.reason or reason
-        aside = self._aside.setdefault(type_url, {})
-        aside |= {name: each for name, each in new.items() if name in held}
-        released = self._released()
-        passing = _update(type_url, {name: each for name, each in new.items() if name not in held}, update.nonce)
-        if released or not self.reason:
-            return [*released, passing]
-        return [passing._replace(nonce="")] if passing.resources or passing.removed else None
+        if update.origin is None and not self._emptied and not loss(type_url, self.held(type_url), new):
+            # A controller that never explains anything would make each of its changes wait.
+            return [update]
+        if type_url == ENDPOINT_TYPE and not is_first and (self._emptied or not self._aside):
+            return self._endpoints(update, new)
+        return self._wait(update, new)
 
-    def _released(self) -> list[Update]:
-        """Return all that is aside if it is no loss any more."""
-        if any(loss(type_url, self.held(type_url), aside) for type_url, aside in self._aside.items()):
+    def _overtake(self, type_url: str, new: Aside) -> None:
+        """Forget what waits of names of which something newer came."""
+        waiting = self._aside.pop(type_url, {})
+        self._keep(type_url, {name: each for name, each in waiting.items() if name not in new})
+
+    def _keep(self, type_url: str, aside: Aside) -> None:
+        if aside:
+            self._aside[type_url] = aside
+
+    def _wait(self, update: Update, new: Aside) -> list[Update] | None:
+        """Put aside what changes of things that are here, and judge all that is aside."""
+        passing = self._put_aside(update.type_url, new)
+        self._lost = loss(update.type_url, self.held(update.type_url), self._aside.get(update.type_url, {}))
+        if self._lost:
+            self.belief.doubt()
+            self._keep(ENDPOINT_TYPE, self._empty | self._aside.get(ENDPOINT_TYPE, {}))
+            self._emptied, self._empty = "", {}
+        return _rest(update, passing, is_refused=bool(self._lost))
+
+    def _put_aside(self, type_url: str, new: Aside) -> Aside:
+        """Put aside what changes of things that are here; return what passes."""
+        held = self.held(type_url)
+        if type_url == HOST_CONFIG_TYPE and not loses_ports(held, new):
+            # It also says who was expelled: it waits for nobody.
+            self._aside.pop(type_url, None)
+            return new
+        changed = {name: each for name, each in new.items() if name in held}
+        self._keep(type_url, self._aside.get(type_url, {}) | changed)
+        return {name: each for name, each in new.items() if name not in held}
+
+    def _hold(self, update: Update, new: Aside) -> list[Update] | None:
+        passing = self._put_aside(update.type_url, new)
+        if not any(loss(type_url, self.held(type_url), aside) for type_url, aside in self._aside.items()):
+            return [*self.accept(), _update(update.type_url, passing, update.nonce)]
+        if update.type_url == HOST_CONFIG_TYPE and passing:
+            return [update]
+        return _rest(update, passing, is_refused=True)
+
+    def _endpoints(self, update: Update, new: Aside) -> list[Update] | None:
+        """Hold back endpoints alone, where far too many services would lose theirs while the stream lasts."""
+        self._overtake(ENDPOINT_TYPE, new)
+        held = self.held(ENDPOINT_TYPE)
+        still = {name: each for name, each in self._empty.items() if name not in new}
+        empty = still | {name: new[name] for name in gone(ENDPOINT_TYPE, held, new)}
+        self._emptied = loss(ENDPOINT_TYPE, held, empty, MANY_ENDPOINTS)
+        if not self._emptied:
+            self._empty = {}
+            self.belief.trust()
+            return [_update(ENDPOINT_TYPE, still | new, update.nonce)]
+        self._empty = empty
+        self.belief.doubt()
+        return _rest(update, {name: each for name, each in new.items() if name not in empty}, is_refused=True)
+
+    def decide(self) -> list[Update]:
+        """Return what has waited for long enough: what came with it takes not much away either."""
+        if self._lost:
             return []
-        return self.accept()
+        aside, self._aside = self._aside, {}
+        return _ordered(aside)
 
     def accept(self) -> list[Update]:
         """Return all that is aside: it is wanted."""
-        aside, self._aside, self.reason = self._aside, {}, ""
-        return [_update(type_url, each, "") for type_url, each in aside.items() if each]
+        aside = self._aside
+        if self._empty:
+            aside[ENDPOINT_TYPE] = self._empty | aside.get(ENDPOINT_TYPE, {})
+        self._forget()
+        self.belief.trust()
+        return _ordered(aside)
 
     def clear(self) -> None:
         """Forget what is aside: the stream is over, and the next one says again what there is."""
-        self._aside, self.reason = {}, ""
+        self._forget()
+        self._begun.clear()
+
+    def _forget(self) -> None:
+        self._lost = self._emptied = ""
+        self._aside, self._empty = {}, {}
+
+
+def _rest(update: Update, passing: Aside, *, is_refused: bool) -> list[Update] | None:
+    if not is_refused:
+        return [_update(update.type_url, passing, update.nonce)]
+    return [_update(update.type_url, passing, "")] if passing else None
+
+
+def _ordered(aside: Mapping[str, Aside]) -> list[Update]:
+    """Make before break, as the controller sends it."""
+    return [_update(type_url, aside[type_url], "") for type_url in PUSH_ORDER if aside.get(type_url)]
 
 
 def _update(type_url: str, new: Mapping[str, Resource | None], nonce: str) -> Update:

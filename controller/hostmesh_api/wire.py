@@ -82,6 +82,8 @@ ROUTE_TYPE: Final = "type.googleapis.com/envoy.config.route.v3.RouteConfiguratio
 VIRTUAL_HOST_TYPE: Final = "type.googleapis.com/envoy.config.route.v3.VirtualHost"
 AGENT_METADATA: Final = ("agent", "boot_id", "machine")
 """What an agent says of itself when it opens its stream, in the metadata of its node; see HostReport."""
+ORIGIN_METADATA: Final = "origin"
+"""What it says of the state of the controller's store that it has heard of last, see `hostmesh_api.origin`."""
 EXTENSION_TYPE: Final = "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig"
 SECRET_TYPE: Final = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"  # noqa: S105 - a type
 

@@ -21,6 +21,7 @@ import structlog
 from hostmesh_api.dialling import DialPolicy, parse_blocks
 from hostmesh_api.wire import VIP4, VIP6
 from hostmesh_controller import cold_pace, listen, mesh, rotation
+from hostmesh_controller.ancestry import Ancestry
 from hostmesh_controller.api.app import create_app
 from hostmesh_controller.api.parts import Parts
 from hostmesh_controller.api.principals import LocalSocket
@@ -77,6 +78,7 @@ async def serve(config: Config) -> None:
         authority = await asyncio.to_thread(open_authority, config, store, utc_now())
         controller = Controller(config, store, authority)
         await controller.registrar.open()
+        await controller.ancestry.open()
         await controller.observations.open()
         _spare_the_collector()
         await controller.run()
@@ -92,6 +94,7 @@ class Controller:
     metrics: Metrics = field(default_factory=Metrics)
     hub: Hub = field(init=False)
     registrar: Registrar = field(init=False)
+    ancestry: Ancestry = field(init=False)
     expulsion: Expulsion = field(init=False)
     keys: KeyFetcher = field(init=False)
     certificate: ServerCertificate = field(init=False)
@@ -117,6 +120,7 @@ class Controller:
         self.keys = key_fetcher(self.config, self.store)
         self.registrar = Registrar(self.store, self.hub, settings, utc_now, self.keys, self.config.leases)
         registrar = self.registrar
+        self.ancestry = Ancestry(self.store, lambda: self.registrar.revision, self.hub.tell_origin, utc_now)
         self.expulsion = Expulsion(self.store, self.hub, registrar.enrolments, registrar.registered, utc_now)
         self.observations = Observations(self.store, utc_now, timedelta(days=self.config.calls.keep_days))
         self.certificate = ServerCertificate(self.authority, own_addresses(self.config), utc_now)
@@ -238,6 +242,7 @@ class Controller:
             authority=self.authority,
             certificate=self.certificate,
             registrar=self.registrar,
+            ancestry=self.ancestry,
             expulsion=self.expulsion,
             hub=self.hub,
             observations=self.observations,

@@ -17,6 +17,7 @@ from hostmesh_api.v1.hostmesh_pb2_grpc import (
 from hostmesh_controller import call_limits, listen, tcp_keepalive
 from hostmesh_controller.address_keeper import AddressKeeper
 from hostmesh_controller.admission import Admission
+from hostmesh_controller.ancestry import Ancestry
 from hostmesh_controller.attest.evidence import Attestor
 from hostmesh_controller.authority import Authority
 from hostmesh_controller.authority_server import ServerCertificate
@@ -47,6 +48,7 @@ class GrpcServices:
     authority: Authority
     certificate: ServerCertificate
     registrar: Registrar
+    ancestry: Ancestry
     expulsion: Expulsion
     hub: Hub
     observations: Observations
@@ -72,7 +74,8 @@ class GrpcServices:
         registered, trust_domain = self.registrar.registered, self.config.trust_domain
         peers = Peers(self.store, trust_domain, registered, self.now, enrolments, quarantine)
         server = listen.grpc_server(listen.agents_options(limits), [call_limits.for_agents(limits), calls])
-        ads = AdsServer(self.hub, peers.name_of, quarantine.seen, call_limits.StreamBytes(limits).take, presence=leases)
+        bounded, told = call_limits.StreamBytes(limits).take, self.ancestry.told
+        ads = AdsServer(self.hub, peers.name_of, quarantine.seen, bounded, presence=leases, told=told)
         server.add_generic_rpc_handlers((ads.handler(),))
         add_IdentityServicer_to_server(IdentityServicer(issuing, peers, self._identities_on), server)
         reporting = ReportingServicer(

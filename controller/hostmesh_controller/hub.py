@@ -15,6 +15,7 @@ import structlog
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest
 
 from hostmesh_api.delta import WILDCARD, Answer, Nack, Push, Resource, ServerStream, Source
+from hostmesh_api.origin import Origin, origin_field
 from hostmesh_api.wire import (
     CLUSTER_TYPE,
     COLD_TYPE,
@@ -169,6 +170,9 @@ class Hub:
         """What such an answer depends on."""
         self._faulty: set[Key] = set()
         """What could not be made from this mesh, and was told."""
+        self._origin_of: Callable[[int], Origin] | None = None
+        self._origin_field = b""
+        """What each response says of the state of the store that it was made from."""
         self.counts = Counts()
         self.cold = Cold(mesh)
 
@@ -181,6 +185,11 @@ class Hub:
     def revision(self) -> int:
         """The store's revision of that mesh."""
         return self._revision
+
+    def tell_origin(self, origin_of: Callable[[int], Origin]) -> None:
+        """Say with each response from now on what `origin_of` makes of its revision."""
+        self._origin_of = origin_of
+        self._origin_field = origin_field(origin_of(self._revision))
 
     def connect(self, host: str, peer: str, now: datetime, wake: Callable[[], None]) -> Connection:
         """Open a stream for a host; an older stream of the same host is closed, since only one can be the live one."""
@@ -311,7 +320,8 @@ class Hub:
         for push in connection.stream.pushes(connection.source):
             self.counts.pushes[push.type_url] += 1
             self.counts.push_bytes[push.type_url] += len(push.data)
-            yield push
+            # It was made just now, from the mesh that is shown. A field more is as good behind the others.
+            yield push._replace(data=push.data + self._origin_field)
         for push in self.cold.pushes(connection.cold):
             self.counts.pushes[push.type_url] += 1
             self.counts.push_bytes[push.type_url] += len(push.data)
@@ -333,8 +343,10 @@ class Hub:
             self._answers = {}
             self._depends = {}
             self._faulty = set()
-        before = self._mesh
+        before, is_another = self._mesh, revision != self._revision
         self._mesh, self._revision = mesh, revision
+        if is_another and self._origin_of is not None:
+            self.tell_origin(self._origin_of)
         self.cold.publish(mesh, touched)
         concerned: set[Connection] = set()
         for connection in self._wholly_concerned(touched):

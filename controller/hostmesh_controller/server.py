@@ -10,7 +10,7 @@ import structlog
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest
 from google.protobuf.message import DecodeError
 
-from hostmesh_api.wire import ADS_METHOD, ADS_SERVICE, AGENT_METADATA
+from hostmesh_api.wire import ADS_METHOD, ADS_SERVICE, AGENT_METADATA, ORIGIN_METADATA
 from hostmesh_controller import xds
 from hostmesh_controller.clones import Sighting, sighting
 from hostmesh_controller.hub import Connection, Hub, TooManyNamesError
@@ -21,6 +21,7 @@ Identify = Callable[[Context], Awaitable[str]]
 """Returns the calling host's name from its verified certificate, or aborts the call."""
 
 Seen = Callable[[str, Sighting], Awaitable[None]]
+Told = Callable[[str, str], Awaitable[None]]
 
 
 class Presence(Protocol):
@@ -53,8 +54,13 @@ class AdsServer:
         allow: Callable[[str, int], bool] = lambda _host, _bytes: True,
         *,
         presence: Presence | None = None,
+        told: Told | None = None,
     ) -> None:
-        """`allow` tells whether a host may send a request of so many bytes now."""
+        """`allow` tells whether a host may send a request of so many bytes now.
+
+        `told` hears what an agent that opens a stream knows of the store, before it gets anything.
+        """
+        self._told = told
         self._hub = hub
         self._identify = identify
         self._seen = seen
@@ -127,6 +133,8 @@ class AdsServer:
                 if not seen and request.HasField("node"):
                     seen = True
                     await self._seen(connection.host, _sighting(request, address))
+                    if self._told is not None:
+                        await self._told(connection.host, request.node.metadata.fields[ORIGIN_METADATA].string_value)
                 # Waking the writer for each acknowledgement, for nothing, was a tenth of a push's cost.
                 if self._take(request, connection):
                     wake.set()

@@ -1,8 +1,12 @@
 """What a host keeps for the time when the controller is away, or tells it nonsense."""
 
 import json
+import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -95,39 +99,61 @@ def problems(lab: Lab) -> str:
     return " ".join(problem for each in found if each["host"] == "client" for problem in each["problems"])
 
 
+def emptied(lab: Lab, store: Path) -> None:
+    """Let the controller run with a store that is new, and then with the old one again."""
+    kept = store.with_name("kept")
+    lab.verb("stop", "controller")
+    kept.mkdir()
+    for each in store.glob("store.sqlite*"):
+        each.rename(kept / each.name)
+    lab.verb("start", "controller")
+    eventually(lambda: "PERMISSION_DENIED" in lab.agent("client")["controller"]["last_error"], "it is a stranger", 30)
+    lab.verb("stop", "controller")
+    for each in store.glob("store.sqlite*"):
+        each.unlink()
+    for each in kept.iterdir():
+        each.rename(store / each.name)
+    lab.verb("start", "controller")
+    eventually(lambda: lab.agent("client")["controller"]["connected"], "the client is back", 30)
+
+
 def test_an_emptied_store_and_half_a_mesh_fail_no_request_until_somebody_wants_them(lab: Lab) -> None:
     eventually(lambda: lab.agent("client")["controller"]["connected"], "the client is connected", 30)
     for number in range(SHELVES):
         assert call(lab, number) == 200
     store = next(lab.root.rglob("store.sqlite")).parent
-    kept = store.with_name("kept")
     with load(lab, "client", f"http://shelf-9:{HTTP_PORT}/") as tally:
+        emptied(lab, store)
         lab.verb("stop", "controller")
-        kept.mkdir()
-        for each in store.glob("store.sqlite*"):
-            each.rename(kept / each.name)
+        names = ", ".join(f"'shelf-{number}'" for number in range(4, SHELVES))
+        with closing(sqlite3.connect(store / "store.sqlite")) as database, database:
+            database.execute(f"DELETE FROM objects WHERE kind = 'Service' AND name IN ({names})")
         lab.verb("start", "controller")
-        eventually(
-            lambda: "PERMISSION_DENIED" in lab.agent("client")["controller"]["last_error"], "it is a stranger", 30
-        )
-        lab.verb("stop", "controller")
-        for each in store.glob("store.sqlite*"):
-            each.unlink()
-        for each in kept.iterdir():
-            each.rename(store / each.name)
-        lab.verb("start", "controller")
-        eventually(lambda: lab.agent("client")["controller"]["connected"], "the client is back", 30)
-        lab.hostmesh("delete", "-f", "-", text_in=shelves(range(1, SHELVES)))
-        eventually(lambda: "held back: 9 of 1" in problems(lab), "the operator is told")
+        eventually(lambda: "held back: 6 of 1" in problems(lab), "the operator is told", 30)
         assert "hostmesh-agent config accept" in " ".join(lab.agent("client")["problems"])
-        assert call(lab, 9) == 200
-        # What is new comes all the same, and what was lost may come back.
-        lab.apply(shelves(range(1, SHELVES)))
-        eventually(lambda: not lab.agent("client")["problems"], "nothing is held back any more")
+        assert "store.altered" in lab.hostmesh("audit").stdout
+        # What somebody writes now says nothing of what was lost.
+        lab.apply(shelves(range(SHELVES, SHELVES + 1)))
+        assert "held back: 6 of 1" in problems(lab)
+        lab.verb("restart", "agent/client")
+        eventually(lambda: "held back: 6 of 1" in problems(lab), "it is held back after a restart, too", 30)
+        assert [call(lab, number) for number in range(SHELVES)] == [200] * SHELVES
     assert tally["sent"] > 100
     assert tally["failed"] == 0, tally
-    lab.hostmesh("delete", "-f", "-", text_in=shelves(range(1, SHELVES)))
-    eventually(lambda: "held back" in problems(lab), "it is held back once more")
     lab.hostmesh("host", "confirm", "client")
     eventually(lambda: call(lab, 9) != 200, "what was confirmed holds")
     assert lab.hostmesh("host", "confirm", "client", check=False).returncode == 1
+
+
+def test_most_of_a_mesh_is_deleted_by_who_says_so_and_then_at_once(lab: Lab) -> None:
+    everything = shelves(range(SHELVES + 1))
+    lab.apply(everything)
+    for number in range(SHELVES + 1):
+        eventually(partial(lambda number: call(lab, number) == 200, number), "it is called")
+    refused = lab.hostmesh("delete", "-f", "-", text_in=everything, check=False)
+    assert refused.returncode == 1
+    assert "11 of 12 services would go" in refused.stderr
+    assert call(lab, 9) == 200
+    lab.hostmesh("delete", "--yes", "-f", "-", text_in=everything)
+    eventually(lambda: call(lab, 9) != 200, "nobody holds it back")
+    assert "held back" not in problems(lab)

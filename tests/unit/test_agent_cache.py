@@ -2,15 +2,18 @@
 
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from hostmesh_agent.cache import SPARE, Cache, Change, Entry
 from hostmesh_api.delta import Resource
+from hostmesh_api.origin import Origin
 
 ENTRY = Entry("type", True, Resource("name", "1", b"body"))
 FILE = "last-known-good.sqlite"
+ORIGIN = Origin("aa", 7, "00")
 
 
 def put(entry: Entry) -> Change:
@@ -83,4 +86,48 @@ def test_what_cannot_be_read_is_set_aside_and_said(tmp_path: Path, damage: str) 
     cache.close()
     cache = Cache(tmp_path)
     assert (cache.entries(), cache.lost) == ((ENTRY,), "")
+    cache.close()
+
+
+def origin_in(directory: Path) -> Origin | None:
+    cache = Cache(directory)
+    cache.close()
+    return cache.origin()
+
+
+def test_the_origin_is_kept_with_what_it_is_of(tmp_path: Path) -> None:
+    assert origin_in(tmp_path) is None
+    cache = Cache(tmp_path)
+    cache.write([put(ENTRY)], ORIGIN)
+    cache.close()
+    assert origin_in(tmp_path) == ORIGIN
+    cache = Cache(tmp_path)
+    cache.write([])
+    cache.close()
+    assert origin_in(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "damage", ["UPDATE origin SET text = 'aa/1/00'", "UPDATE origin SET text = x'00'", "DROP TABLE origin"]
+)
+def test_an_origin_that_is_damaged_or_missing_is_not_known_and_the_rest_is_used(tmp_path: Path, damage: str) -> None:
+    cache = Cache(tmp_path)
+    cache.write([put(ENTRY)], ORIGIN)
+    cache.close()
+    with closing(sqlite3.connect(tmp_path / FILE)) as database, database:
+        database.execute(damage)
+    cache = Cache(tmp_path)
+    assert (cache.origin(), cache.entries()) == (None, (ENTRY,))
+    cache.write([], ORIGIN)
+    cache.close()
+    assert origin_in(tmp_path) == ORIGIN
+
+
+def test_the_spare_copy_is_older_than_what_was_heard_so_its_origin_is_not_known(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    cache.write([put(ENTRY)], ORIGIN)
+    cache.close()
+    (tmp_path / FILE).write_bytes(b"damage" * 1000)
+    cache = Cache(tmp_path)
+    assert (cache.origin(), cache.entries()) == (None, (ENTRY,))
     cache.close()

@@ -169,3 +169,32 @@ async def test_every_write_is_audited_with_who_and_what_before_and_after(tmp_pat
         update = items[1]
         assert [update[side]["spec"]["ports"][0]["port"] for side in ("before", "after")] == [80, 81]
         assert (items[0]["after"], items[2]["before"]) == (None, None)
+
+
+def services(count: int) -> str:
+    return "---".join(SERVICE.replace("reviews", f"s{number}") for number in range(count))
+
+
+async def test_most_of_a_mesh_is_deleted_by_who_says_so_and_by_nobody_else(tmp_path: Path) -> None:
+    async with running_app(tmp_path) as app:
+        await app.apply(services(15))
+        keys = [{"kind": "Service", "namespace": "shop", "name": f"s{number}"} for number in range(15)]
+        refused = await app.root.post("/v1/delete", json={"keys": keys[:8]})
+        assert refused.status_code == 409
+        error = refused.json()["error"]
+        assert error["code"] == "most_would_go"
+        assert "8 of 15 services would go (Service shop/s0," in error["message"]
+        assert "and 3 more)" in error["message"]
+        assert (await app.root.post("/v1/delete", json={"sources": [{"name": "a", "text": services(8)}]})).is_error
+        assert len((await app.root.get("/v1/objects")).json()["items"]) == 15, "nothing was deleted"
+        assert (await app.root.post("/v1/delete", json={"keys": keys[:7]})).is_success, (
+            "fewer than 8 are an application"
+        )
+        assert (await app.root.post("/v1/delete", json={"keys": keys[7:], "confirmed": True})).is_success
+        assert (await app.root.get("/v1/objects")).json()["items"] == []
+
+
+async def test_half_of_a_large_mesh_is_not_most_of_it(tmp_path: Path) -> None:
+    async with running_app(tmp_path) as app:
+        await app.apply(services(20))
+        assert (await app.root.post("/v1/delete", json={"sources": [{"name": "a", "text": services(10)}]})).is_success

@@ -10,6 +10,7 @@ from structlog.testing import capture_logs
 
 from golden.objects import mesh_of, obj
 from hostmesh_api.delta import Answer, ClientStream, Push, Source
+from hostmesh_api.origin import Origin
 from hostmesh_api.wire import CLUSTER_TYPE, ENDPOINT_TYPE, HOST_CONFIG_TYPE, LISTENER_TYPE, VIRTUAL_HOST_TYPE
 from hostmesh_controller import hub
 from hostmesh_controller.hub import Connection, Hub, TooManyNamesError
@@ -325,3 +326,20 @@ def test_a_service_more_is_told_to_the_listeners_by_which_it_is_called_and_nothi
     tcp = [{"route": [{"destination": {"host": "a"}, "weight": 1}, {"destination": {"host": "b"}, "weight": 1}]}]
     fleet.publish(obj("VirtualService", "t", {"hosts": ["a"], "tcp": tcp}))
     assert source.asked == []
+
+
+def test_each_response_says_from_which_state_of_the_store_it_was_made() -> None:
+    fleet = Fleet()
+    one = fleet.connect("one")
+    fleet.ask(one, ENDPOINT_TYPE, A)
+
+    def said(pushes: list[Push]) -> list[Origin | None]:
+        return [ClientStream.update(DeltaDiscoveryResponse.FromString(each.data)).origin for each in pushes]
+
+    assert said(fleet.take(one)) == [None], "nobody has said which store it is"
+    fleet.hub.tell_origin(lambda revision: Origin("aa", revision, "00"))
+    fleet.publish(workload("a", "10.0.9.7"))
+    assert said(fleet.take(one)) == [Origin("aa", 2, "00")]
+    fleet.hub.tell_origin(lambda revision: Origin("bb", revision, "00"))
+    fleet.ask(one, ENDPOINT_TYPE, B)
+    assert said(fleet.take(one)) == [Origin("bb", 2, "00")]

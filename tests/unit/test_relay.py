@@ -16,7 +16,9 @@ from envoy.service.discovery.v3.discovery_pb2 import Resource as ResourceMessage
 
 from hostmesh_agent.cache import Cache
 from hostmesh_agent.relay import RETRY_FIRST_S, Relay
+from hostmesh_agent.shrink import WAIT_S
 from hostmesh_api.delta import Answer, ClientStream, Resource, ServerStream
+from hostmesh_api.origin import Origin, origin_field, parse_origin
 from hostmesh_api.v1.hostmesh_pb2 import HostConfig
 from hostmesh_api.wire import ADS_METHOD, ADS_SERVICE, CLUSTER_TYPE, HOST_CONFIG_TYPE, LISTENER_TYPE, SECRET_TYPE
 from waiting import until
@@ -44,6 +46,7 @@ class Controller:
     sent: list[tuple[str, ...]] = field(default_factory=list)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     stream: ServerStream | None = None
+    origin: Origin | None = None
 
     def names(self, type_url: str) -> list[str]:
         return list(self.shelf.get(type_url, {}))
@@ -78,7 +81,7 @@ class Controller:
             while not reader.done():
                 for push in stream.pushes(self):
                     self.sent.append((*push.names, *push.removed))
-                    yield push.data
+                    yield push.data + (b"" if self.origin is None else origin_field(self.origin))
                 await wake.wait()
                 wake.clear()
         finally:
@@ -364,3 +367,46 @@ async def test_a_loss_that_nobody_speaks_of_is_taken_after_a_while(tmp_path: Pat
         assert sorted(response.removed_resources) == sorted(LISTENERS)
         assert held_back(controller)
         assert relay.state().problems == ()
+
+
+def told(controller: Controller) -> Origin | None:
+    """What the agent said of the controller's store when it opened its last stream."""
+    said = [each.node.metadata["origin"] for each in controller.requests if each.HasField("node")]
+    return parse_origin(str(said[-1]))
+
+
+async def test_what_is_known_of_the_store_outlives_the_agent_and_explains_a_loss_or_does_not(
+    tmp_path: Path, controller: Controller
+) -> None:
+    everything = [resource(f"c{number}", "1") for number in range(9)]
+    controller.put(CLUSTER_TYPE, *everything)
+    controller.origin = Origin("aa", 7, "00")
+    async with controller.running():
+        async with relaying(tmp_path) as relay, envoy(tmp_path / "xds.sock") as proxy:
+            await proxy.ask(CLUSTER_TYPE)
+            await proxy.ack(await proxy.next())
+            await until(lambda: relay.state().accepted.get(CLUSTER_TYPE) == 9)
+        controller.shelf[CLUSTER_TYPE] = {}
+        async with relaying(tmp_path) as relay:
+            await until(lambda: any("held back" in each for each in relay.state().problems))
+            assert told(controller) == controller.origin
+            controller.put(CLUSTER_TYPE, *everything)
+            await until(lambda: not relay.state().problems)
+        controller.shelf[CLUSTER_TYPE] = {}
+        controller.origin = Origin("aa", 8, "00")
+        async with relaying(tmp_path) as relay, envoy(tmp_path / "xds.sock") as proxy:
+            await proxy.ask(CLUSTER_TYPE)
+            await until(lambda: bool(controller.requests[-1].response_nonce))
+            assert not relay.state().problems, "an operator wrote it"
+
+
+async def test_what_nobody_explains_and_is_not_much_waits_a_moment(tmp_path: Path, controller: Controller) -> None:
+    controller.put(CLUSTER_TYPE, resource("a", "1"), resource("b", "1"))
+    controller.origin = Origin("aa", 7, "00")
+    async with controller.running(), relaying(tmp_path), envoy(tmp_path / "xds.sock") as proxy:
+        await proxy.ask(CLUSTER_TYPE)
+        await proxy.ack(await proxy.next())
+        began_s = asyncio.get_running_loop().time()
+        controller.take_away(CLUSTER_TYPE)
+        assert sorted((await proxy.next()).removed_resources) == ["a", "b"]
+        assert asyncio.get_running_loop().time() - began_s >= WAIT_S / 2

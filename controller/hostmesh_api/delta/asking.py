@@ -6,15 +6,20 @@ from typing import NamedTuple
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
 
 from hostmesh_api.delta.messages import PUSH_ORDER, WILDCARD, Resource
+from hostmesh_api.origin import Origin, parse_origin
 
 
 class Update(NamedTuple):
-    """What a server sent: resources to take over and names that are no more, to be acknowledged by `nonce`."""
+    """What a server sent: resources to take over and names that are no more, to be acknowledged by `nonce`.
+
+    `origin` is None where the server does not say from what it was made.
+    """
 
     type_url: str
     nonce: str
     resources: tuple[Resource, ...]
     removed: tuple[str, ...]
+    origin: Origin | None = None
 
 
 class ClientStream:
@@ -99,7 +104,8 @@ class ClientStream:
         resources = tuple(
             Resource(each.name, each.version, each.SerializeToString(deterministic=True)) for each in response.resources
         )
-        return Update(response.type_url, response.nonce, resources, tuple(response.removed_resources))
+        origin = parse_origin(response.system_version_info)
+        return Update(response.type_url, response.nonce, resources, tuple(response.removed_resources), origin)
 
     @staticmethod
     def ack(type_url: str, nonce: str) -> DeltaDiscoveryRequest:

@@ -49,8 +49,11 @@ class Key(Request):
 
 
 class DeleteRequest(Documents):
+    """`confirmed`: it is meant, even if most of the mesh's services, hosts or workloads go."""
+
     keys: list[Key] = Field(default_factory=list)
     ignore_missing: bool = False
+    confirmed: bool = False
 
 
 class TokenRequest(Request):

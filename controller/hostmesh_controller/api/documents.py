@@ -25,6 +25,7 @@ from hostmesh_controller.model.redaction import redacted
 from hostmesh_controller.registrar import Guard, MissingError, Outcome
 from hostmesh_controller.review import Documents as Read
 from hostmesh_controller.review import problem_body, read, read_one
+from hostmesh_controller.sweep import most_of
 from hostmesh_controller.yaml_nodes import Limits as YamlLimits
 
 router = APIRouter(prefix="/v1", tags=["documents"])
@@ -85,12 +86,15 @@ async def delete(request: DeleteRequest, parts: Using, who: Editor) -> dict[str,
         documents = await _read(parts, request)
         refuse(documents.problems)
         keys += [each.key for each in documents.objects]
-    return await delete_keys(parts, who, keys, ignore_missing=request.ignore_missing)
+    return await delete_keys(parts, who, keys, ignore_missing=request.ignore_missing, is_confirmed=request.confirmed)
 
 
-async def delete_keys(parts: Using, who: Principal, keys: list[ObjectKey], *, ignore_missing: bool) -> dict[str, Any]:
+async def delete_keys(
+    parts: Using, who: Principal, keys: list[ObjectKey], *, ignore_missing: bool, is_confirmed: bool
+) -> dict[str, Any]:
+    guard = writing(who) if is_confirmed else _one_after_another(writing(who), _sparing)
     try:
-        outcome = await parts.registrar.delete(keys, actor=who.actor, ignore_missing=ignore_missing, guard=writing(who))
+        outcome = await parts.registrar.delete(keys, actor=who.actor, ignore_missing=ignore_missing, guard=guard)
         return outcome_body(outcome)
     except MissingError as error:
         raise ApiError(HTTPStatus.NOT_FOUND, "not_found", str(error)) from error
@@ -128,6 +132,23 @@ def writing(who: Principal) -> Guard:
                 raise ApiError(HTTPStatus.FORBIDDEN, "forbidden", message, key=key)
 
     return guard
+
+
+def _one_after_another(*guards: Guard) -> Guard:
+    def guard(changes: Iterable[tuple[ObjectKey, ApiObject | None]], world: World) -> None:
+        known = list(changes)
+        for each in guards:
+            each(known, world)
+
+    return guard
+
+
+def _sparing(changes: Iterable[tuple[ObjectKey, ApiObject | None]], world: World) -> None:
+    """End a deletion that would take most of the mesh away; it is the caller's to say that this is meant."""
+    told = most_of((key for key, after in changes if after is None), world.objects)
+    if told:
+        message = f"nothing was deleted: {told}, which is most of the mesh; if that is meant, confirm it (--yes)"
+        raise ApiError(HTTPStatus.CONFLICT, "most_would_go", message)
 
 
 def readable(who: Principal, key: ObjectKey) -> None:

@@ -65,4 +65,4 @@ async def put_object(
 @router.delete("/{kind}/{namespace}/{name}")
 async def delete_object(kind: str, namespace: str, name: str, parts: Using, who: Editor) -> dict[str, Any]:
     """Delete one object."""
-    return await delete_keys(parts, who, [key_of(kind, namespace, name)], ignore_missing=False)
+    return await delete_keys(parts, who, [key_of(kind, namespace, name)], ignore_missing=False, is_confirmed=False)

@@ -158,4 +158,5 @@ class Connection:
         if answer.is_success:
             return cast("dict[str, Any]", body)
         error = body.get("error", {})
-        raise refused(str(error.get("message", f"status {answer.status_code}")), error.get("problems", ()))
+        message, code = error.get("message", f"status {answer.status_code}"), error.get("code", "")
+        raise refused(str(message), error.get("problems", ()), str(code))

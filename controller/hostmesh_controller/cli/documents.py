@@ -117,25 +117,41 @@ def delete(
     ignore_missing: Annotated[
         bool, typer.Option("--ignore-missing", help="It is fine if an object is not there.")
     ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask, even if most of the mesh would go.")] = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Delete objects by name, or all that files describe."""
+    """Delete objects by name, or all that files describe.
+
+    What would take away more than half of the services, hosts or workloads, and 8 at least, is asked for on a
+    terminal, and refused without one.
+    """
     if bool(filename) == bool(kind) or (kind and not names):
         raise typer.BadParameter("give KIND and NAME, or -f FILE")
     connection: Connection = ctx.obj
-    body: dict[str, Any] = {"namespace": namespace, "ignore_missing": ignore_missing}
+    body: dict[str, Any] = {"namespace": namespace, "ignore_missing": ignore_missing, "confirmed": yes}
     if kind:
         info = kind_of(kind)
         place = namespace if info.namespaced else ""
         body["keys"] = [{"kind": info.kind, "namespace": place, "name": name} for name in names or ()]
     else:
         body["sources"] = [each.body() for each in read_sources(filename)]
-    result = connection.post("/v1/delete", body)
+    result = _deleted(connection, body)
     _warn(result)
     if output is Format.TABLE:
         _say(result["objects"], "")
     else:
         emit(result, output)
+
+
+def _deleted(connection: Connection, body: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return connection.post("/v1/delete", body)
+    except CliError as error:
+        if error.code != "most_would_go" or not sys.stdin.isatty():
+            raise
+        note(str(error))
+    typer.confirm("Delete them all the same?", abort=True, err=True)
+    return connection.post("/v1/delete", {**body, "confirmed": True})
 
 
 def _say(objects: list[dict[str, Any]], suffix: str) -> None:

@@ -4,7 +4,14 @@ from collections.abc import Iterable, Mapping
 
 
 class CliError(Exception):
-    """The command ends with status 1 and this text: what is wrong, where, and the cure."""
+    """The command ends with status 1 and this text: what is wrong, where, and the cure.
+
+    `code` is the API's, where it refused.
+    """
+
+    def __init__(self, text: str, code: str = "") -> None:
+        super().__init__(text)
+        self.code = code
 
 
 def problem_line(problem: Mapping[str, object]) -> str:
@@ -20,5 +27,5 @@ def problem_line(problem: Mapping[str, object]) -> str:
     return ": ".join(str(part) for part in parts if part) + (f" [{codes}]" if codes else "")
 
 
-def refused(message: str, problems: Iterable[Mapping[str, object]]) -> CliError:
-    return CliError("\n".join([f"error: {message}", *(f"  {problem_line(problem)}" for problem in problems)]))
+def refused(message: str, problems: Iterable[Mapping[str, object]], code: str = "") -> CliError:
+    return CliError("\n".join([f"error: {message}", *(f"  {problem_line(problem)}" for problem in problems)]), code)

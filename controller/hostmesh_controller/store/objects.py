@@ -3,10 +3,11 @@
 import json
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from secrets import token_hex
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import Connection, Row, bindparam, delete, insert, select, tuple_, update
+from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, tuple_, update
 
 from hostmesh_controller.model.objects import ObjectKey
 from hostmesh_controller.model.redaction import redacted
@@ -19,6 +20,7 @@ from hostmesh_controller.store.records import (
     Commit,
     Delete,
     Document,
+    Lineage,
     Put,
     RefusedWrite,
     StoredObject,
@@ -33,6 +35,21 @@ _KEY = (tables.objects.c.kind, tables.objects.c.namespace, tables.objects.c.name
 def read_revision(connection: Connection) -> int:
     """Return the current revision."""
     return int(connection.execute(select(tables.mesh.c.revision)).scalar_one())
+
+
+def read_lineage(connection: Connection) -> Lineage:
+    """Return the history that the revisions count."""
+    row = connection.execute(select(tables.mesh)).one()
+    found = int(connection.execute(select(func.count()).select_from(tables.objects)).scalar_one())
+    return Lineage(row.lineage, row.lineage_key, row.objects, found)
+
+
+def begin_lineage(connection: Connection) -> Lineage:
+    """Let another history begin with the objects as they are."""
+    before = read_lineage(connection)
+    values = {"lineage": token_hex(8), "lineage_key": token_hex(32), "objects": before.found}
+    connection.execute(update(tables.mesh).values(values))
+    return read_lineage(connection)
 
 
 def read_objects(
@@ -65,7 +82,8 @@ def write_changes(connection: Connection, changes: Sequence[Put | Delete], *, ac
     if not real:
         return Commit(current, ())
     revision = current + 1
-    connection.execute(update(tables.mesh).values(revision=revision))
+    more = sum((document is not None) - (known is not None) for _, known, document in real)
+    connection.execute(update(tables.mesh).values(revision=revision, objects=tables.mesh.c.objects + more))
     _write_objects(connection, real, revision, now)
     connection.execute(insert(tables.audit), [_audit_row(*change, actor, revision, now) for change in real])
     return Commit(revision, tuple(key for key, _, _ in real))

@@ -21,6 +21,7 @@ from hostmesh_controller.store.records import (
     HostState,
     InstanceRecord,
     JwksRecord,
+    Lineage,
     PendingRecord,
     PortKey,
     Put,
@@ -40,6 +41,14 @@ class Store(Protocol):
 
     def revision(self) -> int:
         """Return the number of the last commit that changed objects; 0 for an empty store."""
+        ...
+
+    def lineage(self) -> Lineage:
+        """Return the history that the revisions count."""
+        ...
+
+    def begin_lineage(self, action: str, *, now: datetime, after: Document) -> Lineage:
+        """Let another history begin, since this one did not lead to what is there; the audit log says `action`."""
         ...
 
     def objects(self, kind: str | None = None, namespace: str | None = None) -> list[StoredObject]:

@@ -1,7 +1,7 @@
 """What goes into the store and comes out of it. All times are aware and in UTC; digests are of secrets never stored."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
@@ -62,6 +62,19 @@ class Delete:
     """Remove the object; removing what is not there changes nothing."""
 
     key: ObjectKey
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """The history that a store's revisions count: its id, and the key (hex) by which its controller knows its own word.
+
+    `committed` is how many objects the last commit left, `found` how many there are.
+    """
+
+    id: str
+    key: str = field(repr=False)
+    committed: int
+    found: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from hostmesh_controller.store.records import (
     HostState,
     InstanceRecord,
     JwksRecord,
+    Lineage,
     PendingRecord,
     PortKey,
     Put,
@@ -91,6 +92,17 @@ class SqlStore:
     def revision(self) -> int:
         with self._read() as connection:
             return objects.read_revision(connection)
+
+    def lineage(self) -> Lineage:
+        with self._read() as connection:
+            return objects.read_lineage(connection)
+
+    def begin_lineage(self, action: str, *, now: datetime, after: Document) -> Lineage:
+        with self._write() as connection:
+            objects.write_event(
+                connection, action, ObjectKey("Store", "", "mesh"), actor="controller", now=now, after=after
+            )
+            return objects.begin_lineage(connection)
 
     def objects(self, kind: str | None = None, namespace: str | None = None) -> list[StoredObject]:
         with self._read() as connection:

@@ -50,8 +50,14 @@ mesh = Table(
     metadata,
     Column("id", Integer, CheckConstraint("id = 1", name="one_row"), primary_key=True, autoincrement=False),
     Column("revision", BigInteger, nullable=False),
+    Column("lineage", String(64), nullable=False, server_default=""),
+    Column("lineage_key", String(64), nullable=False, server_default=""),
+    Column("objects", BigInteger, nullable=False, server_default="0"),
 )
-"""One row: the revision. Writers take it first, which puts them in a queue where the database allows several."""
+"""One row: the revision. Writers take it first, which puts them in a queue where the database allows several.
+
+`lineage` is the id of the history that the revisions count, `objects` how many there are after the last of them.
+"""
 
 objects = Table(
     "objects",

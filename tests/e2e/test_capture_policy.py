@@ -73,7 +73,7 @@ def door(mesh: Lab) -> Iterator[Lab]:
     for host in ("server", "client"):
         mesh.verb("start", f"envoy/{host}")
     for written in (POLICY.format(mode="open", more=""), STRICT, text):
-        mesh.hostmesh("delete", "-f", "-", "--ignore-not-found", text_in=written, check=False)
+        mesh.hostmesh("delete", "-f", "-", "--ignore-missing", text_in=written, check=False)
     for host in ("server", "outside"):
         mesh.exec(host, "pkill", "-f", f"canary.py serve ({PORT}|{OWN})", check=False)
     eventually(lambda: not captured(mesh, "client")["waiting_for"], "all is captured again", timeout_s=30)

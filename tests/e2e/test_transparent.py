@@ -79,7 +79,7 @@ def seen(mesh: Lab) -> Iterator[Lab]:
     eventually(lambda: all(said(mesh, "client", url) for url in urls), "client calls seen")
     yield mesh
     for written in (POLICY, text):
-        mesh.hostmesh("delete", "-f", "-", "--ignore-not-found", text_in=written, check=False)
+        mesh.hostmesh("delete", "-f", "-", "--ignore-missing", text_in=written, check=False)
     eventually(lambda: not mesh.agent("server")["capture"]["waiting_for"], "capture follows")
     mesh.verb("kill", "envoy/server")
     eventually(lambda: not needed(mesh) and mesh.agent("server")["envoy"]["pid"], "Envoy is as before", timeout_s=30)

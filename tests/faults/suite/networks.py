@@ -58,7 +58,7 @@ def changes_arrive(scene: Scene) -> None:
 
 
 def without_extra(scene: Scene) -> None:
-    scene.lab.hostmesh("delete", "-f", "-", "--ignore-not-found", text_in=EXTRA, check=False)
+    scene.lab.hostmesh("delete", "-f", "-", "--ignore-missing", text_in=EXTRA, check=False)
 
 
 def _apart(rule: str) -> Callable[[Scene], str]:

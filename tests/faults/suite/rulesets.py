@@ -147,7 +147,7 @@ RULESETS: Final = (
     Fault(
         "nft-flush-no-agent",
         "`nft flush ruleset` while the agents are dead",
-        "They go, as an owner's last way out must; nothing is captured then. Each agent puts them back at its start, and "
+        "They go, as an owner's last way out must; nothing is captured then. Each agent puts them back at its start; "
         "calls succeed again within 15 s.",
         flushed_without_agents,
         Bounds(gap_s=15, gaps=2, late=60, rules_gap_s={CLIENT: 10, SERVER: 10}, plaintext=True),

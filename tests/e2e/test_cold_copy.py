@@ -154,6 +154,6 @@ def test_most_of_a_mesh_is_deleted_by_who_says_so_and_then_at_once(lab: Lab) -> 
     assert refused.returncode == 1
     assert "11 of 12 services would go" in refused.stderr
     assert call(lab, 9) == 200
-    lab.hostmesh("delete", "--yes", "-f", "-", text_in=everything)
+    lab.hostmesh("delete", "-f", "-", text_in=everything)
     eventually(lambda: call(lab, 9) != 200, "nobody holds it back")
     assert "held back" not in problems(lab)

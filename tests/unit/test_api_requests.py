@@ -98,9 +98,8 @@ async def test_a_burst_of_changes_ends_in_the_mesh_of_all_of_them(tmp_path: Path
             await app.apply(SERVICE.replace("reviews", f"s{number}"))
         await app.published()
         assert len(app.controller.hub.mesh.services) == 20
-        await app.root.post(
-            "/v1/delete", json={"keys": [{"kind": "Service", "namespace": "shop", "name": f"s{n}"} for n in range(19)]}
-        )
+        keys = [{"kind": "Service", "namespace": "shop", "name": f"s{n}"} for n in range(19)]
+        await app.root.post("/v1/delete", json={"keys": keys, "confirmed": True})
         await app.published()
         assert [each.hostname for each in app.controller.hub.mesh.services] == ["s19.shop.svc.cluster.local"]
         assert set(app.controller.store.vips()) == {"s19.shop.svc.cluster.local"}

@@ -381,23 +381,23 @@ def test_a_permission_is_explained_and_told_by_the_exit_code(controller: Process
     assert controller.cli(*asked, "--to", "nobody").returncode == 1
 
 
-def test_deleting_most_of_a_mesh_is_refused_without_a_terminal_and_done_with_yes(tmp_path: Path) -> None:
+def test_on_a_terminal_it_is_asked_whether_most_of_a_mesh_is_meant_to_go(tmp_path: Path) -> None:
     for number in range(9):
         service(tmp_path, f"s{number}")
     (tmp_path / "controller").mkdir()
     with running_process(tmp_path / "controller") as process:
         files = [each for number in range(9) for each in ("-f", str(tmp_path / f"s{number}.yaml"))]
         process.cli("apply", *files, "--no-wait")
-        refused = process.cli("delete", *files)
+        refused = on_a_terminal(process, "n", "delete", *files)
         assert refused.returncode == 1
-        assert "9 of 9 services would go" in refused.stderr
-        assert "--yes" in refused.stderr
-        done = process.cli("delete", "--yes", *files)
-        assert (done.returncode, done.stdout.count(" deleted\n")) == (0, 9)
-        process.cli("apply", *files, "--no-wait")
-        assert on_a_terminal(process, "n", "delete", *files).returncode == 1
+        assert "9 of 9 services would go" in refused.stdout + refused.stderr
         assert len(json.loads(process.cli("get", "svc", "-o", "json").stdout)) == 9
         assert on_a_terminal(process, "y", "delete", *files).stdout.count(" deleted\n") == 9
+        process.cli("apply", *files, "--no-wait")
+        assert on_a_terminal(process, "", "delete", "--yes", *files).stdout.count(" deleted\n") == 9
+        process.cli("apply", *files, "--no-wait")
+        done = process.cli("delete", *files)
+        assert (done.returncode, done.stdout.count(" deleted\n")) == (0, 9)
 
 
 def on_a_terminal(process: Process, answer: str, *arguments: str) -> "subprocess.CompletedProcess[str]":

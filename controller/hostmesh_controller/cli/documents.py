@@ -117,18 +117,19 @@ def delete(
     ignore_missing: Annotated[
         bool, typer.Option("--ignore-missing", help="It is fine if an object is not there.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask, even if most of the mesh would go.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask on a terminal.")] = False,
     output: Output = Format.TABLE,
 ) -> None:
     """Delete objects by name, or all that files describe.
 
-    What would take away more than half of the services, hosts or workloads, and 8 at least, is asked for on a
-    terminal, and refused without one.
+    On a terminal it is asked whether it is meant to take away more than half of the services, hosts or workloads, and
+    8 at least.
     """
     if bool(filename) == bool(kind) or (kind and not names):
         raise typer.BadParameter("give KIND and NAME, or -f FILE")
     connection: Connection = ctx.obj
-    body: dict[str, Any] = {"namespace": namespace, "ignore_missing": ignore_missing, "confirmed": yes}
+    is_meant = yes or not sys.stdin.isatty()
+    body: dict[str, Any] = {"namespace": namespace, "ignore_missing": ignore_missing, "confirmed": is_meant}
     if kind:
         info = kind_of(kind)
         place = namespace if info.namespaced else ""
@@ -147,7 +148,7 @@ def _deleted(connection: Connection, body: dict[str, Any]) -> dict[str, Any]:
     try:
         return connection.post("/v1/delete", body)
     except CliError as error:
-        if error.code != "most_would_go" or not sys.stdin.isatty():
+        if error.code != "most_would_go":
             raise
         note(str(error))
     typer.confirm("Delete them all the same?", abort=True, err=True)

@@ -70,8 +70,8 @@ spec:
   http: [{{route: [{{destination: {{host: stock}}}}]}}]
 """
 
-CRIPPLED = "--disable-extensions envoy.filters.listener/envoy.filters.listener.original_dst"
-"""What it lacks is in every listener that captures."""
+CRIPPLED = "--disable-extensions envoy.filters.listener/envoy.filters.listener.tls_inspector"
+"""What it lacks is in every listener that takes calls from other hosts, and not in the bootstrap."""
 OVERLOADED = (
     "{overload_manager: {refresh_interval: 0.1s, resource_monitors: [{name: envoy.resource_monitors.fixed_heap, "
     "typed_config: {'@type': "

@@ -15,7 +15,7 @@ import pytest
 from hostmesh_agent import capture, enforce
 from hostmesh_agent.capture import Capture, CaptureRequest, HostFloor, Owner, Scope, iptables, kernel, nft, plan
 from hostmesh_agent.capture.rules import Backend, Ruleset, Table
-from hostmesh_agent.capture.xt_text import NEXT
+from hostmesh_agent.capture.xt_text import NEXT, sets_text
 from hostmesh_agent.converge import InForce, in_force
 from hostmesh_agent.enforce import Enforcement
 from netns.conftest import HOST, PEER
@@ -281,6 +281,18 @@ def test_changes_of_the_rules_let_no_plaintext_in(peer: Space, servers: Servers)
             capture.apply(NEW)
             capture.apply(OLD)
     assert set(found) == {"refused"}, found
+    capture.clear()
+
+
+def test_a_port_that_leaves_the_mesh_is_open_before_the_rules_follow(peer: Space, servers: Servers) -> None:
+    """Another program may hold iptables' lock for long: until then nobody must be sent away."""
+    servers.tcp("program", 8080)
+    strict = replace(MESH, inbound_ports=frozenset({8080}), strict_ports=frozenset({8080}))
+    capture.apply(plan(strict, FLOOR))
+    wanted = plan(replace(MESH, inbound_ports=frozenset()), FLOOR).table
+    iptables._ipset(sets_text(iptables._read().sets, wanted))
+    with peer():
+        assert [ask(each, 8080).split(" ")[0] for each in HOST] == ["program", "program"]
     capture.clear()
 
 

@@ -296,6 +296,25 @@ def test_a_port_that_leaves_the_mesh_is_open_before_the_rules_follow(peer: Space
     capture.clear()
 
 
+UNITS: Final = Path(__file__).parents[2] / "packaging/systemd"
+
+
+@pytest.mark.parametrize("unit", ["hostmesh-agent.service", "hostmesh-guard.service"])
+def test_what_the_units_leave_of_root_is_enough_for_iptables(host: Space, unit: str) -> None:
+    (found,) = (line for line in (UNITS / unit).read_text().splitlines() if line.startswith("CapabilityBoundingSet="))
+    kept = [f"+{each.removeprefix('CAP_').lower()}" for each in found.partition("=")[2].split()]
+    code = (
+        "from hostmesh_agent.capture import *; from hostmesh_agent.capture.rules import Backend; "
+        "r = CaptureRequest(inbound_ports=frozenset({8080}), strict_ports=frozenset({8080})); "
+        "held = Capture(); f = HostFloor(envoy_uid=900, backend=Backend.IPTABLES); "
+        "print(held.apply(r, f), held.clear())"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    bounded = ("setpriv", f"--bounding-set=-all,{','.join(kept)}", sys.executable, "-c", code)
+    said = run(*bounded, environment=environment)
+    assert "state='on'" in said, said
+
+
 def test_an_owner_of_nftables_table_is_no_obstacle(host: Space) -> None:
     """A host whose owner has chosen iptables meanwhile: what the agent had in nf_tables goes."""
     owner = Owner()

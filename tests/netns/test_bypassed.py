@@ -109,6 +109,23 @@ def test_connections_that_are_not_tracked_do_not_reach_it_either(
     assert program.arrived == []
 
 
+def test_what_changes_ports_as_late_as_ipvs_does_leads_nobody_there_either(program: Servers, peer: Space) -> None:
+    """Where the rules are iptables' they come before that: it has no later place for them."""
+    nft(
+        "table inet other {\nchain calls { type filter hook input priority 99;\ntcp dport 9999 tcp dport set 8080\n}\n"
+        "chain answers { type filter hook output priority 99;\ntcp sport 8080 tcp sport set 9999\n}\n"
+        "chain raw { type filter hook prerouting priority -300;\ntcp dport 9999 notrack\n}\n"
+        "chain rawout { type filter hook output priority -300;\ntcp sport 8080 notrack\n}\n}\n"
+    )
+    with peer():
+        assert ask(HOST[0], 9999).startswith("program")
+    program.arrived.clear()
+    apply()
+    with peer():
+        assert [ask(each, 9999) for each in HOST] == ["refused", "refused"]
+    assert program.arrived == []
+
+
 @each_backend
 def test_a_program_at_one_address_of_several_is_kept_too(backend: Backend, peer: Space, servers: Servers) -> None:
     """Bound to the very address that is called, beside a listener of somebody else for all addresses."""

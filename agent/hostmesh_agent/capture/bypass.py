@@ -18,7 +18,10 @@ from hostmesh_agent.capture.rules import Chain, Hook, Rule
 NAME: Final = "bypassed"
 PORTS: Final = "strict_ports"
 """Set: the captured ports that take mutual TLS alone."""
-BEHIND_FIREWALLS: Final = 20  # theirs are at 0 and 10: what they take away silently stays so
+BEHIND_OTHERS: Final = 150
+"""Firewalls are at 0 and 10: what they take away silently stays so. IPVS is at 98 and 99, and lastly translation of
+sources at 100: what is for another server is gone by then, and what IPVS leads to a program of this host has its port.
+"""
 
 
 def chain(passes: Iterable[Rule]) -> Chain:
@@ -29,4 +32,4 @@ def chain(passes: Iterable[Rule]) -> Chain:
         *passes,
         Rule(refused, "mutual TLS alone, and it came past Envoy"),
     )
-    return Chain(NAME, "filter", Hook.INPUT, BEHIND_FIREWALLS, rules)
+    return Chain(NAME, "filter", Hook.INPUT, BEHIND_OTHERS, rules)

@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from pyroute2.netlink import NETLINK_NETFILTER, NLM_F_DUMP, NLMSG_DONE, NLMSG_ERROR, nlmsg
@@ -152,15 +153,15 @@ def knows(*chains: Chain) -> bool:
     return True
 
 
-def foreign() -> tuple[ForeignChain, ...]:
+def foreign(*, behind: bool = False) -> tuple[ForeignChain, ...]:
     """Return the chains of other programs' tables that are asked before ours, and those that these call.
 
-    Nothing is changed. Chains that are not earlier are not read.
+    Nothing is changed. `behind`: also those that lead arrivals elsewhere behind ours; no others are read.
 
     Raises:
         CaptureError: the kernel refused, or its tables were changed meanwhile.
     """
-    return _run(_foreign, "read other programs' chains")
+    return _run(partial(_foreign, behind=behind), "read other programs' chains")
 
 
 def _run(act: Callable[[Any], Awaitable[T]], doing: str) -> T:
@@ -324,7 +325,7 @@ async def _read_once(nft: Any) -> tuple[Table | None, int]:
     return whole, flags & (OWNED | PERSISTS)
 
 
-async def _foreign(nft: Any) -> tuple[ForeignChain, ...]:
+async def _foreign(nft: Any, *, behind: bool) -> tuple[ForeignChain, ...]:
     everything = replace(encode.request(Kind.GET_CHAIN, NLM_F_DUMP, attributes.CHAIN, {}), family=0)
     told = [(family, attributes.CHAIN.unpack(each)) for family, each in await _answers(nft, everything)]
     chains = {
@@ -333,7 +334,9 @@ async def _foreign(nft: Any) -> tuple[ForeignChain, ...]:
         if (family, each["TABLE"]) != (attributes.INET, TABLE_NAME)
     }
     found: dict[tuple[int, str, str], ForeignChain] = {}
-    waiting = [key for key, each in chains.items() if each.earlier]
+    # From the end on: those before ours first.
+    waiting = [key for key, each in chains.items() if behind and each.translates_arrivals and not each.earlier]
+    waiting += [key for key, each in chains.items() if each.earlier]
     while waiting and len(found) < _FOREIGN_CHAINS:
         key = waiting.pop()
         if key in found or key not in chains:

@@ -119,9 +119,9 @@ def _leads(rule: Expressions, family: int) -> _To | None:
 
 
 def _of_target(data: Mapping[str, Any], family: int) -> _To | None:
-    """Read what iptables gives its targets: of IPv4 at revision 0 an nf_nat_ipv4_multi_range_compat, else an nf_nat_range.
+    """Read what iptables gives its targets.
 
-    Behind it the kernel may have more.
+    Of IPv4 at revision 0 that is an nf_nat_ipv4_multi_range_compat, else it begins as an nf_nat_range does.
     """
     info: bytes = data.get("INFO", b"")
     old = family == _IP and data.get("REVISION", 0) == 0

@@ -1,9 +1,9 @@
 """What iptables-restore and ipset are given to get from one table to another, and what they print as a table. Pure.
 
-Several commits lead from one state to the other, and each state in between is safe: sets first, each changed at once
-by a swap, those that are left alone before all others, and what is refused grows last and shrinks first; then the rules
-of one family, at once; then those of the other; last the sets that no rule looks into any more. So a connection meets the old rules or the new ones, and a set means
-the same in both. On the way to nothing the rules go first.
+Several commits lead from one state to the other, and each state in between is safe: sets first, each changed at once by
+a swap, those that are left alone before all others, and what is refused grows last and shrinks first; then the rules of
+one family, at once; then those of the other; last the sets that no rule looks into any more. So a connection meets the
+old rules or the new ones, and a set means the same in both. On the way to nothing the rules go first.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

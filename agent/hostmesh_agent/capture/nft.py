@@ -43,7 +43,7 @@ from hostmesh_agent.capture.rules import (
 
 _ANSWER_WITHIN_S: Final = 10.0  # the kernel answers in milliseconds; a lost answer must not hold the agent
 _SO_SNDBUFFORCE: Final = 32  # asm-generic/socket.h; Python does not name it
-_FOREIGN_CHAINS, _FOREIGN_RULES = 64, 500
+_FOREIGN_CHAINS, _FOREIGN_BEHIND, _FOREIGN_RULES = 64, 16, 500
 """What of others is read at most: a look must stay a matter of milliseconds."""
 _BATCH_BYTES: Final = 64 << 20
 """A batch cannot be sent in parts; what hosts allow by default (net.core.wmem_max) holds 4,000 prefixes per family."""
@@ -333,12 +333,24 @@ async def _foreign(nft: Any, *, behind: bool) -> tuple[ForeignChain, ...]:
         for family, each in told
         if (family, each["TABLE"]) != (attributes.INET, TABLE_NAME)
     }
-    found: dict[tuple[int, str, str], ForeignChain] = {}
-    # From the end on: those before ours first.
-    waiting = [key for key, each in chains.items() if behind and each.translates_arrivals and not each.earlier]
-    waiting += [key for key, each in chains.items() if each.earlier]
-    while waiting and len(found) < _FOREIGN_CHAINS:
-        key = waiting.pop()
+    found: dict[_Place, ForeignChain] = {}
+    await _rules_of(nft, chains, [key for key, each in chains.items() if each.earlier], found, _FOREIGN_CHAINS)
+    if behind:
+        later = [key for key, each in chains.items() if each.translates_arrivals and not each.earlier]
+        # Few: those of a cluster's services are thousands, and change all day.
+        await _rules_of(nft, chains, later, found, min(len(found) + _FOREIGN_BEHIND, _FOREIGN_CHAINS))
+    return tuple(found.values())
+
+
+_Place = tuple[int, str, str]
+
+
+async def _rules_of(
+    nft: Any, chains: dict[_Place, ForeignChain], waiting: list[_Place], found: dict[_Place, ForeignChain], most: int
+) -> None:
+    """Find chains with their rules, and those that they call, breadth first."""
+    while waiting and len(found) < most:
+        key = waiting.pop(0)
         if key in found or key not in chains:
             continue
         family, table, name = key
@@ -349,4 +361,3 @@ async def _foreign(nft: Any, *, behind: bool) -> tuple[ForeignChain, ...]:
         mine = [each for each in rules if (each["TABLE"], each["CHAIN"]) == (table, name)]
         found[key] = replace(chains[key], rules=tuple(decode.foreign_rule(each) for each in mine[:_FOREIGN_RULES]))
         waiting += [(family, table, each) for rule in found[key].rules for each in called(rule)]
-    return tuple(found.values())

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 _ROOT: Final = Path(__file__).parents[2]
-_UNPACKED: Final = _ROOT / ".venv" / "systemd-resolved"
+UNPACKED: Final = _ROOT / ".venv" / "systemd-resolved"
 _SETTINGS: Final = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
  "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
 <busconfig><type>system</type><listen>unix:path=/run/dbus/system_bus_socket</listen><auth>EXTERNAL</auth>
@@ -80,7 +80,7 @@ class Machine:
         return ["nsenter", f"--target={self.pid}", "--mount", "--pid", "--", *words]
 
     def run(self, *words: str) -> str:
-        path = os.pathsep.join([str(_UNPACKED / "usr" / "bin"), os.environ["PATH"]])
+        path = os.pathsep.join([str(UNPACKED / "usr" / "bin"), os.environ["PATH"]])
         environment = {**os.environ, "PATH": path, "PYTHONPATH": os.pathsep.join(sys.path), "LC_ALL": "C"}
         done = subprocess.run(
             self.command(*words), capture_output=True, text=True, timeout=30, check=False, env=environment
@@ -122,7 +122,7 @@ class Machine:
         if not self.run("sh", "-c", "ls /run/dbus").strip():
             self.write("/run/bus.conf", _SETTINGS)
             self.run("dbus-daemon", "--config-file=/run/bus.conf", "--fork")
-        self.resolved = self.start(str(_UNPACKED / "lib" / "systemd" / "systemd-resolved"))
+        self.resolved = self.start(str(UNPACKED / "lib" / "systemd" / "systemd-resolved"))
         wait_until(lambda: "resolve1" in self.run("busctl", "--no-pager", "list", "--acquired"))
 
     def stop_resolved(self) -> None:
@@ -170,6 +170,6 @@ def why_no_resolved() -> str:
     if not shutil.which("apt-get"):
         return "needs Debian's package systemd-resolved"
     done = subprocess.run(
-        [str(_ROOT / "packaging" / "unpack_resolved.sh"), str(_UNPACKED)], capture_output=True, text=True, timeout=120
+        [str(_ROOT / "packaging" / "unpack_resolved.sh"), str(UNPACKED)], capture_output=True, text=True, timeout=120
     )
     return "" if done.returncode == 0 else f"needs Debian's package systemd-resolved: {done.stderr.strip()}"

@@ -5,12 +5,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from hostmesh_agent import workdir
+from hostmesh_agent import foreign, workdir
 from hostmesh_agent.cache import Cache
-from hostmesh_agent.capture import CaptureError, HostFloor, PlanError, kernel, nft, routes
+from hostmesh_agent.capture import CaptureError, HostFloor, PlanError, kernel, routes
 from hostmesh_agent.capture import floor as kernel_floor
 from hostmesh_agent.capture.difference import difference
-from hostmesh_agent.capture.foreign import findings
 from hostmesh_agent.capture.rules import Ruleset
 from hostmesh_agent.capture.text import table_text
 from hostmesh_agent.config import AgentConfig
@@ -125,7 +124,7 @@ def _compared(source: str, ruleset: Ruleset | None, lacking: tuple[str, ...], he
         rules = table_text(ruleset.table)
     others: tuple[str, ...] = ()
     with suppress(CaptureError):  # changed by others meanwhile: the plan holds all the same
-        others = tuple(map(str, findings(nft.foreign(), wanted)))
+        others = tuple(map(str, foreign.look_at(wanted)))
     return Plan(source, rules, lines, refused, lacking, held, others)
 
 

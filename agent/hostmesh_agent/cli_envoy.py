@@ -48,7 +48,11 @@ def add(verbs: Any) -> None:
         "--until-boot", action="store_true", help="the next boot ends it; as the host does before it shuts down"
     )
     drain.set_defaults(verb=_drain)
-    verbs.add_parser("undrain", help="let this host's workloads be called again").set_defaults(verb=_undrain)
+    undrain = verbs.add_parser("undrain", help="let this host's workloads be called again")
+    undrain.add_argument(
+        "--until-boot", action="store_true", help="end only what a shutdown began; as the host does when it is up"
+    )
+    undrain.set_defaults(verb=_undrain)
 
 
 def _status(options: argparse.Namespace, config: AgentConfig) -> int:
@@ -151,12 +155,14 @@ def _drain(options: argparse.Namespace, config: AgentConfig) -> int:
     return say(f"{last['calls']} calls are still under way after {options.within:g} s", FAILED)
 
 
-def _undrain(_: argparse.Namespace, config: AgentConfig) -> int:
+def _undrain(options: argparse.Namespace, config: AgentConfig) -> int:
     from hostmesh_agent import control
 
-    if _asked(config, control.UNDRAIN) is None:
+    reply = _asked(config, control.UNDRAIN_UNTIL_BOOT if options.until_boot else control.UNDRAIN)
+    if reply is None:
         return FAILED
-    print("this host's workloads are called again")
+    still = "the host is drained still, as its owner wants it: hostmesh-agent undrain"
+    print(still if reply["drained"] else "this host's workloads are called again")
     return DONE
 
 

@@ -27,6 +27,8 @@ DRAIN: Final = "drain"
 DRAIN_UNTIL_BOOT: Final = "drain-until-boot"
 """The same, but a boot ends it: the host shuts down."""
 UNDRAIN: Final = "undrain"
+UNDRAIN_UNTIL_BOOT: Final = "undrain-until-boot"
+"""End what a shutdown began, and leave what the host's owner wants."""
 
 TIMEOUT_S: Final = 10.0
 _MAX_LINE_BYTES: Final = 1 << 20

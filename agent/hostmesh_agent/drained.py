@@ -23,13 +23,13 @@ class Drained:
         self.asked = self._lasting.exists() or self._until_boot.exists()
 
     def ask(self, wanted: bool, *, until_boot: bool = False) -> None:
-        """Set a mark, or take both away. Raises OSError."""
+        """Set a mark, or take both away (`until_boot`: that of a shutdown alone). Raises OSError."""
         if wanted:
             (self._until_boot if until_boot else self._lasting).touch(mode=0o600)
         else:
-            for each in (self._lasting, self._until_boot):
+            for each in (self._until_boot,) if until_boot else (self._lasting, self._until_boot):
                 each.unlink(missing_ok=True)
-        self.asked = wanted
+        self.asked = wanted or self._lasting.exists()
 
 
 class Quiet:

@@ -43,6 +43,7 @@ class EnvoyVerbs:
             control.DRAIN: self._drain,
             control.DRAIN_UNTIL_BOOT: self._drain_until_boot,
             control.UNDRAIN: self._undrain,
+            control.UNDRAIN_UNTIL_BOOT: self._undrain_until_boot,
         }
 
     async def _upgrade(self) -> dict[str, Any]:
@@ -79,9 +80,17 @@ class EnvoyVerbs:
         return {"told": told, "failing": self._reports.failing, "calls": calls, "begun": begun}
 
     async def _undrain(self) -> dict[str, Any]:
-        self._drained.ask(False)
-        self._reports.changed()
-        return {"drained": False}
+        return self._undrained(until_boot=False)
+
+    async def _undrain_until_boot(self) -> dict[str, Any]:
+        return self._undrained(until_boot=True)
+
+    def _undrained(self, *, until_boot: bool) -> dict[str, Any]:
+        before = self._drained.asked
+        self._drained.ask(False, until_boot=until_boot)
+        if self._drained.asked != before:
+            self._reports.changed()
+        return {"drained": self._drained.asked}
 
     async def _calls(self) -> tuple[int | None, int | None]:
         """Return how many calls and TCP connections to this host's programs are under way, and how many ever began.

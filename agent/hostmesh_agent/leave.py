@@ -100,7 +100,7 @@ def _alone(config: AgentConfig, tell: Callable[[str], None]) -> Iterator[None]:
         LockedError: who holds the lock is no agent.
     """
     patience_s = AGENT_ENDS_WITHIN_S
-    notify.stay_down()
+    notify.stay_down(config.state_dir)
     try:
         control.call(config.control_socket, control.RELEASE, AGENT_ANSWERS_WITHIN_S)
     except control.AgentAbsentError:

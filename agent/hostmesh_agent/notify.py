@@ -19,6 +19,8 @@ WATCHDOG_PID: Final = "WATCHDOG_PID"
 _MAX_STATUS_CHARS: Final = 200
 UNIT: Final = "hostmesh-agent.service"
 _SYSTEMD_RUNS: Final = Path("/run/systemd/system")  # sd_booted(3)
+_STATE_DIR: Final = Path("/var/lib/hostmesh")
+"""That of the unit."""
 _ANSWERS_WITHIN_S: Final = 10.0
 _LOOK_S: Final = 10.0
 """How often the status is told without a watchdog."""
@@ -90,13 +92,18 @@ async def run(to: Manager, ready: asyncio.Event, status: Callable[[], str]) -> N
         to.tell("STOPPING=1", "STATUS=ended; Envoy and capture stay as they are")
 
 
-def stay_down(runs: Path = _SYSTEMD_RUNS, program: str = "systemctl") -> None:
+def stay_down(
+    state_dir: Path, runs: Path = _SYSTEMD_RUNS, program: str = "systemctl", of_unit: Path = _STATE_DIR
+) -> None:
     """Have systemd end the agent's unit and not start it again, where there is one; do not wait for that.
+
+    An agent of another state directory or another network (a second one, one of a lab) is none of the unit's: the
+    host's own must not end because that one leaves.
 
     What it restarts looks at no condition of its unit any more (an agent that waits for its restart counts as
     activating), and would make its directories anew while, and after, the host leaves.
     """
-    if not runs.is_dir():
+    if not runs.is_dir() or state_dir.resolve() != of_unit.resolve() or not _in_network_of_system():
         return
     with suppress(OSError, subprocess.TimeoutExpired):
         subprocess.run(
@@ -108,6 +115,13 @@ def stay_down(runs: Path = _SYSTEMD_RUNS, program: str = "systemctl") -> None:
             timeout=_ANSWERS_WITHIN_S,
             check=False,
         )
+
+
+def _in_network_of_system() -> bool:
+    try:
+        return Path("/proc/1/ns/net").readlink() == Path("/proc/self/ns/net").readlink()
+    except OSError:  # not told: /proc hides it
+        return True
 
 
 def _one_line(text: str) -> str:

@@ -16,6 +16,7 @@ import pytest
 from hostmesh_agent import capture
 from hostmesh_agent.capture import Capture, CaptureRequest, HostFloor, Owner, plan
 from hostmesh_agent.capture.rules import Backend
+from hostmesh_agent.cgroup_id import ByCgroup
 from hostmesh_agent.guard import close_strict_ports
 from netns.backends import each_backend, made_for
 from netns.conftest import HOST, PEER
@@ -106,6 +107,23 @@ def test_connections_that_are_not_tracked_do_not_reach_it_either(
     apply()
     with peer():
         assert [ask(each, PROGRAM) for each in HOST] == ["refused", "refused"]
+    assert program.arrived == []
+
+
+def test_what_changes_ports_as_late_as_ipvs_does_leads_nobody_there_either(program: Servers, peer: Space) -> None:
+    """Where the rules are iptables' they come before that: it has no later place for them."""
+    nft(
+        "table inet other {\nchain calls { type filter hook input priority 99;\ntcp dport 9999 tcp dport set 8080\n}\n"
+        "chain answers { type filter hook output priority 99;\ntcp sport 8080 tcp sport set 9999\n}\n"
+        "chain raw { type filter hook prerouting priority -300;\ntcp dport 9999 notrack\n}\n"
+        "chain rawout { type filter hook output priority -300;\ntcp sport 8080 notrack\n}\n}\n"
+    )
+    with peer():
+        assert ask(HOST[0], 9999).startswith("program")
+    program.arrived.clear()
+    apply()
+    with peer():
+        assert [ask(each, 9999) for each in HOST] == ["refused", "refused"]
     assert program.arrived == []
 
 
@@ -224,6 +242,36 @@ def test_after_a_boot_it_is_kept_before_anything_of_the_mesh_runs(
         assert {ask(each, port) for each in HOST for port in (PROGRAM, 9999)} == {"refused"}
     assert program.arrived == []
     owner.close()
+
+
+ELSEWHERE = ("203.0.113.9", "2001:db8:99::9")
+
+
+@pytest.mark.parametrize("family", [0, 1], ids=["v4", "v6"])
+def test_a_transparent_proxy_takes_what_is_for_others_at_the_same_port(
+    program: Servers, peer: Space, servers: Servers, family: int
+) -> None:
+    """And nobody else takes it: a program that waits at all addresses is not called past Envoy by it."""
+    inet, version = (socket.AF_INET, "-4") if family == 0 else (socket.AF_INET6, "-6")
+    run("ip", version, "rule", "add", "fwmark", "1", "lookup", "100")
+    run("ip", version, "route", "add", "local", "default", "dev", "lo", "table", "100")
+    to_it = f"{'ip' if family == 0 else 'ip6'} daddr {ELSEWHERE[family]} tcp dport {PROGRAM}"
+    before_ours(f"{to_it} meta mark set 1", "filter")
+    apply(STRICT, replace(FLOOR, envoy_cgroup=ByCgroup(1, 1)))
+    with peer():
+        assert ask(ELSEWHERE[family], PROGRAM) == "refused"
+    run("nft", "delete", "table", "inet", "other")
+    before_ours(f"{to_it} tproxy {'ip' if family == 0 else 'ip6'} to :3129 meta mark set 1", "filter")
+    with socket.socket(inet) as proxy:
+        proxy.setsockopt(*((socket.SOL_IP, 19) if family == 0 else (socket.IPPROTO_IPV6, 75)), 1)
+        proxy.bind(("", 3129))
+        proxy.listen()
+        proxy.settimeout(5)
+        with peer():
+            caller = socket.create_connection((ELSEWHERE[family], PROGRAM), 5)
+        with caller, proxy.accept()[0] as taken:
+            assert taken.getsockname()[:2] == (ELSEWHERE[family], PROGRAM)
+    assert program.arrived == []
 
 
 def test_programs_that_see_who_calls_are_kept_and_called(peer: Space, servers: Servers) -> None:

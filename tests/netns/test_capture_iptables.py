@@ -15,7 +15,7 @@ import pytest
 from hostmesh_agent import capture, enforce
 from hostmesh_agent.capture import Capture, CaptureRequest, HostFloor, Owner, Scope, iptables, kernel, nft, plan
 from hostmesh_agent.capture.rules import Backend, Ruleset, Table
-from hostmesh_agent.capture.xt_text import NEXT
+from hostmesh_agent.capture.xt_text import NEXT, sets_text
 from hostmesh_agent.converge import InForce, in_force
 from hostmesh_agent.enforce import Enforcement
 from netns.conftest import HOST, PEER
@@ -282,6 +282,37 @@ def test_changes_of_the_rules_let_no_plaintext_in(peer: Space, servers: Servers)
             capture.apply(OLD)
     assert set(found) == {"refused"}, found
     capture.clear()
+
+
+def test_a_port_that_leaves_the_mesh_is_open_before_the_rules_follow(peer: Space, servers: Servers) -> None:
+    """Another program may hold iptables' lock for long: until then nobody must be sent away."""
+    servers.tcp("program", 8080)
+    strict = replace(MESH, inbound_ports=frozenset({8080}), strict_ports=frozenset({8080}))
+    capture.apply(plan(strict, FLOOR))
+    wanted = plan(replace(MESH, inbound_ports=frozenset()), FLOOR).table
+    iptables._ipset(sets_text(iptables._read().sets, wanted))
+    with peer():
+        assert [ask(each, 8080).split(" ")[0] for each in HOST] == ["program", "program"]
+    capture.clear()
+
+
+UNITS: Final = Path(__file__).parents[2] / "packaging/systemd"
+
+
+@pytest.mark.parametrize("unit", ["hostmesh-agent.service", "hostmesh-guard.service"])
+def test_what_the_units_leave_of_root_is_enough_for_iptables(host: Space, unit: str) -> None:
+    (found,) = (line for line in (UNITS / unit).read_text().splitlines() if line.startswith("CapabilityBoundingSet="))
+    kept = [f"+{each.removeprefix('CAP_').lower()}" for each in found.partition("=")[2].split()]
+    code = (
+        "from hostmesh_agent.capture import *; from hostmesh_agent.capture.rules import Backend; "
+        "r = CaptureRequest(inbound_ports=frozenset({8080}), strict_ports=frozenset({8080})); "
+        "held = Capture(); f = HostFloor(envoy_uid=900, backend=Backend.IPTABLES); "
+        "print(held.apply(r, f), held.clear())"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    bounded = ("setpriv", f"--bounding-set=-all,{','.join(kept)}", sys.executable, "-c", code)
+    said = run(*bounded, environment=environment)
+    assert "state='on'" in said, said
 
 
 def test_an_owner_of_nftables_table_is_no_obstacle(host: Space) -> None:

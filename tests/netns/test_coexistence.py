@@ -31,6 +31,7 @@ SECOND_HOST, SECOND_PEER = ("10.7.0.1", "2001:db8:7::1"), ("10.7.0.2", "2001:db8
 VIRTUAL = frozenset({"240.240.0.0/16", "fd00:f0f0::/112"})
 MESH = CaptureRequest(
     inbound_ports=frozenset({8080}),
+    strict_ports=frozenset({8080}),
     mesh_prefixes=VIRTUAL | {*PEER, *SECOND_PEER},
     virtual_prefixes=VIRTUAL,
 )

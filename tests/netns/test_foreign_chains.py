@@ -1,6 +1,7 @@
 """Other programs' chains before ours: told by name where they take what we capture, and never touched."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -76,12 +77,70 @@ def test_what_lets_them_come_to_ours_is_not_told(
     assert ask(PEER[0], 443).startswith("outbound")
 
 
+STRICT = replace(REQUEST, strict_ports=frozenset({8080}))
+BY_IPTABLES = "iptables-nft -t nat -A PREROUTING -p tcp --dport 80 -j"
+LEADS_TO_STRICT = {
+    "redirect": "nft add rule ip other theirs tcp dport 80 redirect to :8080",
+    "port": "nft add rule ip other theirs tcp dport 80 dnat to :8080",
+    "loopback": "nft add rule ip other theirs tcp dport 80 dnat to 127.0.0.1:8080",
+    "own address": f"nft add rule ip other theirs tcp dport 80 dnat to {HOST[0]}:8080",
+    "iptables redirect": f"{BY_IPTABLES} REDIRECT --to-ports 8080",
+    "iptables address": f"{BY_IPTABLES} DNAT --to-destination {HOST[0]}:8080",
+    "iptables6": f"ip6{BY_IPTABLES[2:]} REDIRECT --to-ports 8080",
+    "iptables6 address": f"ip6{BY_IPTABLES[2:]} DNAT --to-destination [{HOST[1]}]:8080",
+}
+
+
+@pytest.mark.parametrize("way", LEADS_TO_STRICT)
+def test_who_leads_callers_of_another_port_to_a_strict_one_is_told_that_they_are_refused(
+    captured: None, peer: Space, servers: Servers, way: str
+) -> None:
+    """Behind ours, at -100, where everybody's translation is. What is told is so, and cured as is said."""
+    servers.tcp("program", 8080)
+    run("sysctl", "-qw", "net.ipv4.conf.all.route_localnet=1")
+    if "iptables" in way and not shutil.which("iptables-nft"):
+        pytest.skip("needs iptables-nft")
+    nft(NFT.format(family="ip", kind="nat", hook="prerouting", priority=-100, rule=""))
+    run(*LEADS_TO_STRICT[way].split())
+    six = "6" in way
+    with peer():
+        assert ask(HOST[six], 80).startswith("program")
+    capture.apply(plan(STRICT, HostFloor(envoy_uid=900)))
+    (found,) = foreign.look()
+    chain = "chain PREROUTING of table ip" + ("6" if six else "") + " nat" if "iptables" in way else ""
+    assert str(found).startswith(
+        f"{chain or 'chain theirs of table ip other'} (prerouting, -100) leads callers of port 80 to port 8080, "
+        "which takes mutual TLS alone: they are refused (rule 1); let them call port 8080"
+    )
+    with peer():
+        assert ask(HOST[six], 80) == "refused"
+    capture.apply(plan(REQUEST, HostFloor(envoy_uid=900)))
+    assert foreign.look() == ()
+    with peer():
+        assert ask(HOST[six], 80).startswith("program")
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "tcp dport 80 dnat to 172.17.0.2:8080",  # Docker's, to a container
+        "tcp dport 80 redirect to :8081",
+        "tcp dport 8080 redirect to :8080",  # captured before
+        "udp dport 80 redirect to :8080",
+    ],
+)
+def test_who_leads_them_elsewhere_is_not_told(captured: None, rule: str) -> None:
+    capture.apply(plan(STRICT, HostFloor(envoy_uid=900)))
+    nft(NFT.format(family="ip", kind="nat", hook="prerouting", priority=-100, rule=rule))
+    assert foreign.look() == ()
+
+
 def test_what_is_told_is_so_and_what_calls_another_chain_is_followed(captured: None, peer: Space) -> None:
     nft(
         "table ip other {\nchain deep {\ntcp dport 8080 redirect to :9999\n}\n"
         "chain theirs {\ntype nat hook prerouting priority -150;\nmeta l4proto tcp jump deep\n}\n}\n"
     )
-    assert [each.does for each in foreign.look()] == ["redirects"]
+    assert [" redirects " in str(each) for each in foreign.look()] == [True]
     assert arrives(peer) == "theirs"
 
 

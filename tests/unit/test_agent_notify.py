@@ -93,8 +93,10 @@ def test_systemd_is_told_not_to_start_the_agent_again_where_it_runs_and_need_not
     told, program = tmp_path / "told", tmp_path / "systemctl"
     program.write_text(f'#!/bin/sh\necho "$@" > {told}\nexit 5\n')
     program.chmod(0o755)
-    notify.stay_down(tmp_path / "absent", str(program))
+    notify.stay_down(tmp_path, tmp_path / "absent", str(program), tmp_path)
     assert not told.exists()
-    notify.stay_down(tmp_path, str(program))
+    notify.stay_down(tmp_path / "another", tmp_path, str(program), tmp_path)  # a second agent of this host's
+    assert not told.exists()
+    notify.stay_down(tmp_path, tmp_path, str(program), tmp_path)
     assert told.read_text() == "--no-block --quiet stop hostmesh-agent.service\n"
-    notify.stay_down(tmp_path, str(tmp_path / "absent"))
+    notify.stay_down(tmp_path, tmp_path, str(tmp_path / "absent"), tmp_path)

@@ -4,6 +4,7 @@ import errno
 import random
 import re
 import struct
+from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
@@ -198,6 +199,23 @@ def test_sets_are_filled_beside_and_swapped_in_and_what_is_left_alone_comes_firs
     assert swaps[0] == ["HOSTMESH_T_untouched_ports", "HOSTMESH_untouched_ports"]
     assert ["HOSTMESH_T_inbound_ports", "HOSTMESH_inbound_ports"] in swaps
     assert "add HOSTMESH_inbound_ports" not in text
+
+
+@pytest.mark.parametrize("kept", [frozenset(), frozenset({8443})])
+def test_nobody_is_sent_away_while_a_port_leaves_the_mesh(kept: frozenset[int]) -> None:
+    """What is refused shrinks before what is captured does; and grows behind it."""
+    more = CaptureRequest(inbound_ports=frozenset({8080, 8443}), strict_ports=frozenset({8080, 8443}), dns=False)
+    fewer = replace(more, inbound_ports=kept, strict_ports=kept)
+    plain = replace(FLOOR, never_interfaces=frozenset())
+
+    def order(now: CaptureRequest, wanted: CaptureRequest) -> list[str]:
+        text = sets_text(made(plain, now).sets, made(plain, wanted))
+        filled = [line.split() for line in text.splitlines()]
+        return [each[2 if each[0] == "swap" else 1] for each in filled if each[0] == "swap" or "_T_" not in each[1]]
+
+    assert order(more, fewer) == ["HOSTMESH_strict_ports", "HOSTMESH_inbound_ports"]
+    grown = [each for each in order(fewer, more) if each.endswith(("strict_ports", "inbound_ports"))]
+    assert list(dict.fromkeys(grown)) == ["HOSTMESH_inbound_ports", "HOSTMESH_strict_ports"]
 
 
 @pytest.mark.parametrize("prefixes", [{"0.0.0.0/0", "::/0"}, {"0.0.0.0/1", "128.0.0.0/1"}, {"224.0.0.0/3"}])

@@ -104,7 +104,7 @@ def test_what_came_past_envoy_to_a_strict_port_is_refused_but_for_what_the_owner
         "tcp dport @strict_ports tcp flags syn / fin,syn,rst,ack reject with tcp reset",
     ]
     (chain,) = [each for each in made.table.chains if each.name == "bypassed"]
-    assert (chain.kind, chain.hook, chain.priority) == ("filter", Hook.INPUT, 20)
+    assert (chain.kind, chain.hook, chain.priority) == ("filter", Hook.INPUT, 150)
 
 
 @pytest.mark.parametrize("strict", [frozenset(), frozenset({90, 22}), None], ids=["permissive", "not captured", "none"])

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from hostmesh_agent import cli
+from hostmesh_agent.capture.led import Led
 from hostmesh_agent.cli_doctor import listed, table
 from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.doctor import host, identity, mesh, visit
@@ -57,6 +58,9 @@ CONTROLLER = ControllerFacts("192.0.2.1:15012", "", "")
 
 def of_identity(**facts: Any) -> list[Finding]:
     return list(identity.judge(dataclasses.replace(IDENTITY, **facts)))
+
+
+LED = Led("chain PREROUTING of table ip nat (prerouting, -100)", 3, 80, 8080, certain=True)
 
 
 def of_agent(**facts: Any) -> list[Finding]:
@@ -124,6 +128,8 @@ def cases() -> list[tuple[str, Iterable[Finding]]]:
         ("HM-R104", of_rules(agent=False, joined=False)),
         ("HM-R105", of_status("capture", alarms=["SSH_LOST: undone"])),
         ("HM-R106", of_status("capture", drift=["chain outbound"])),
+        ("HM-R103", of_status("capture", foreign_chains=["chain a drops"], alarms=["chain a drops"])),
+        ("HM-R107", of_status("capture", foreign_chains=[str(LED)], alarms=[str(LED)])),
         ("HM-P101", of_rules(taken={15001: "nginx (pid 5)"})),
         ("HM-N101", of_controller(tcp="Connection refused", tls=None)),
         ("HM-N102", of_controller(tls="handshake failure")),

@@ -71,6 +71,18 @@ def test_a_drained_host_stays_drained_over_a_restart_and_over_a_boot_where_its_o
     assert not Drained(state_dir, run_dir).asked
 
 
+def test_what_a_shutdown_began_ends_when_the_host_is_up_though_run_is_as_it_was(tmp_path: Path) -> None:
+    """After a boot of programs alone, or from rescue.target. What the owner said stays."""
+    for by_owner in (False, True):
+        drained = Drained(tmp_path, tmp_path / "run")
+        (tmp_path / "run").mkdir(exist_ok=True)
+        if by_owner:
+            drained.ask(wanted=True)
+        drained.ask(wanted=True, until_boot=True)
+        drained.ask(wanted=False, until_boot=True)
+        assert drained.asked == Drained(tmp_path, tmp_path / "run").asked == by_owner
+
+
 def reply(*, told: bool = True, calls: int | None = 0, begun: int | None = 9) -> dict[str, object]:
     return {"told": told, "calls": calls, "begun": begun, "failing": ""}
 

@@ -15,7 +15,7 @@ UNITS = Path(__file__).parents[2] / "packaging/systemd"
 EXPOSURE = {
     "hostmesh-agent.service": 3.9,
     "hostmesh-drain.service": 1.3,
-    "hostmesh-guard.service": 2.8,
+    "hostmesh-guard.service": 2.9,
     "hostmesh-ready.service": 1.5,
 }
 """At most, of 10. For comparison: systemd-networkd has 2.8, nginx and haproxy 9.6.
@@ -108,3 +108,10 @@ def test_a_host_drains_at_its_shutdown_and_never_because_something_restarts_serv
     assert unit["RefuseManualStop"] == "yes"
     assert {"multi-user.target", "hostmesh-agent.service"} <= set(unit["After"].split())
     assert "hostmesh-drain.service" in section(UNITS / "hostmesh-agent.service", "Unit")["Wants"].split()
+
+
+def test_what_a_shutdown_drained_is_called_again_once_the_host_is_up() -> None:
+    """/run outlives a boot of programs alone (systemctl soft-reboot)."""
+    unit = service(UNITS / "hostmesh-drain.service")
+    assert unit["ExecStart"] == "-/usr/bin/hostmesh-agent undrain --until-boot"
+    assert unit["ExecStop"].startswith("-/usr/bin/hostmesh-agent drain --until-boot")

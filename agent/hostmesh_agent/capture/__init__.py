@@ -16,6 +16,7 @@ In the order of the data:
     routes       the edge: routes and addresses without which rules have no effect
     capture      all of it together: apply, state, clear
     foreign      what other programs' chains take before ours see it (pure)
+    led          what they lead to ports where ours refuse it (pure)
     text         the rules for human eyes
     floor        what the host itself insists on: its SSH ports, whether it has IPv6
 

@@ -55,6 +55,7 @@ from hostmesh_agent.capture.rules import (
     SetConnectionZone,
     SetMark,
     SocketCgroup,
+    SocketTransparent,
     Table,
     Unknown,
 )
@@ -127,7 +128,7 @@ def _guess(name: str, attributes: Attributes) -> Expression | None:  # noqa: C90
         case "bitwise":
             return Mask(attributes["MASK"]["VALUE"], attributes["XOR"]["VALUE"])
         case "socket":
-            return SocketCgroup(attributes["LEVEL"])
+            return SocketCgroup(attributes["LEVEL"]) if "LEVEL" in attributes else SocketTransparent()
         case "cmp":
             return Compare(attributes["DATA"]["VALUE"], inverted=attributes["OP"] == 1)
         case "lookup":

@@ -40,6 +40,7 @@ from hostmesh_agent.capture.attributes import (
     RETURN_VERDICT,
     RULE_COMMENT,
     SECOND_REGISTER,
+    SOCKET_IS_TRANSPARENT,
     TCP_RESET,
     ZONE,
     Kind,
@@ -74,6 +75,7 @@ from hostmesh_agent.capture.rules import (
     SetConnectionZone,
     SetMark,
     SocketCgroup,
+    SocketTransparent,
     Table,
     Unknown,
 )
@@ -267,6 +269,8 @@ def encode(expression: Expression) -> tuple[str, Attributes]:  # noqa: C901 - on
             return "meta", {"KEY": int(key), "DREG": REGISTER}
         case SocketCgroup(level):
             return "socket", {"KEY": CGROUP_OF_SOCKET, "DREG": REGISTER, "LEVEL": level}
+        case SocketTransparent():
+            return "socket", {"KEY": SOCKET_IS_TRANSPARENT, "DREG": REGISTER}
         case Payload(header, offset, length):
             return "payload", {"DREG": REGISTER, "BASE": int(header), "OFFSET": offset, "LEN": length}
         case PayloadWrite(header, offset, length, checksum_offset):

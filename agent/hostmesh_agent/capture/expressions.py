@@ -33,6 +33,7 @@ from hostmesh_agent.capture.rules import (
     SetConnectionZone,
     SetMark,
     SocketCgroup,
+    SocketTransparent,
 )
 
 Words = tuple[Expression, ...]
@@ -113,6 +114,15 @@ def over_loopback() -> Words:
 def to_local_address() -> Words:
     """An address of this host, of whatever interface (also all of 127.0.0.0/8)."""
     return (DestinationType(), Compare(_native(_LOCAL)))
+
+
+def to_others() -> Words:
+    """An address that is not this host's, though its packets stay here: routing by policy says so."""
+    return (DestinationType(), Compare(_native(_LOCAL), inverted=True))
+
+
+def socket_in_place_of_others() -> Words:
+    return (SocketTransparent(), Compare(b"\1"))
 
 
 def from_address(address: IPv4Address | IPv6Address, *, inverted: bool = False) -> Words:

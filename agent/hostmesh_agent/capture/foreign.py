@@ -9,6 +9,7 @@ connections, and one that may drop is a firewall's, and is not told.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Final
 
 from hostmesh_agent.capture.plan import BEFORE_DOCKER
@@ -21,6 +22,7 @@ _DROP, _JUMP, _GOTO = 0, -3, -4  # NF_DROP, NFT_JUMP, NFT_GOTO
 _L4PROTO, _TCP = 16, 6
 _DESTINATION_AT: Final = {4: (16, 4), 6: (24, 16)}
 _DEEPEST: Final = 8
+_MOST_RULES: Final = 10_000
 _TARGETS: Final = {"DNAT": "redirects", "REDIRECT": "redirects", "TPROXY": "hands to a transparent proxy"}
 _DOES: Final = {
     "redir": "redirects",
@@ -52,6 +54,16 @@ class ForeignChain:
             return False
         return self.priority < (BEFORE_DOCKER if self.kind == "nat" else PLACE_OF_TRANSLATION)
 
+    @property
+    def translates_arrivals(self) -> bool:
+        """Whether it may lead what comes to this host elsewhere, before ours or behind."""
+        return self.hook == Hook.PREROUTING and self.kind == "nat" and self.family in FAMILIES
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """Of IP, that it sees."""
+        return _VERSIONS[self.family]
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -76,9 +88,8 @@ def findings(chains: Iterable[ForeignChain], ours: Table | None) -> tuple[Findin
     for chain in sorted(known.values(), key=lambda each: (each.priority, each.table, each.name)):
         if not chain.earlier:
             continue
-        where = "prerouting" if chain.hook == Hook.PREROUTING else "output"
-        name = f"chain {chain.name} of table {FAMILIES[chain.family]} {chain.table} ({where}, {chain.priority})"
-        for number, does, certain in _deeds(chain, chain, known, _Ours.of(ours, chain), 0):
+        name = place(chain)
+        for number, does, certain in _deeds(chain, known, Whose.of(ours, chain)):
             if certain or does in {"redirects", "hands to a transparent proxy", "keeps from being tracked"}:
                 before = found.get((name, does))
                 if before is None or (certain and not before.certain):
@@ -87,14 +98,15 @@ def findings(chains: Iterable[ForeignChain], ours: Table | None) -> tuple[Findin
 
 
 @dataclass(frozen=True, slots=True)
-class _Ours:
-    """What ours would capture at the hook of a chain: any of `ports` (None: all) and `prefixes` (None: all)."""
+class Whose:
+    """Which connections are asked about: any of `ports` (None: all) to any of `prefixes` (None: all)."""
 
     ports: frozenset[int] | None
     prefixes: Mapping[int, tuple[tuple[bytes, bytes], ...]] | None
 
     @classmethod
-    def of(cls, ours: Table, chain: ForeignChain) -> "_Ours":
+    def of(cls, ours: Table, chain: ForeignChain) -> "Whose":
+        """Return those that `ours` would capture at the hook of a chain."""
         sets = {each.name: each for each in ours.sets}
         if chain.hook == Hook.PREROUTING:
             ports = sets["inbound_ports"].ranges if "inbound_ports" in sets else ()
@@ -114,27 +126,50 @@ class _Ours:
         return bool(self.ports) if self.prefixes is None else any(self.prefixes[each] for each in versions)
 
 
-def _deeds(
-    base: ForeignChain,
-    chain: ForeignChain,
-    known: Mapping[tuple[int, str, str], ForeignChain],
-    ours: _Ours,
-    depth: int,
-) -> Iterator[tuple[int, str, bool]]:
-    if depth > _DEEPEST or not ours.anything(_VERSIONS[base.family]):
+Known = Mapping[tuple[int, str, str], ForeignChain]
+
+
+def _deeds(base: ForeignChain, known: Known, ours: Whose) -> Iterator[tuple[int, str, bool]]:
+    if not ours.anything(base.versions):
         return
-    for number, rule in enumerate(chain.rules, start=1):
-        certain = _meets(rule, ours, _VERSIONS[base.family])
-        if certain is None:
-            continue
-        for name, data in rule:
-            target = _called(name, data)
-            below = known.get((chain.family, chain.table, target)) if target else None
-            if below is not None:
-                for _, does, also in _deeds(base, below, known, ours, depth + 1):
-                    yield number, does, certain and also
-            elif does := _does(name, data):
+    for number, rules, certain in rules_met(base, known, ours):
+        for name, data in rules[-1]:
+            if does := _does(name, data):
                 yield number, does, certain
+
+
+def rules_met(base: ForeignChain, known: Known, ours: Whose) -> Iterator[tuple[int, tuple[Expressions, ...], bool]]:
+    """Yield what connections can meet from `base` on, rule by rule.
+
+    That is: the number of the rule in `base`, the rules that lead to a rule with that one at the end, and whether
+    connections certainly get there. Chains that call each other in too many ways are not followed to their end.
+    """
+    found = (
+        (number, *each)
+        for number, rule in enumerate(base.rules, start=1)
+        for each in _below(base, (rule,), known, ours, certain=True)
+    )
+    yield from islice(found, _MOST_RULES)
+
+
+def _below(
+    chain: ForeignChain, rules: tuple[Expressions, ...], known: Known, ours: Whose, *, certain: bool
+) -> Iterator[tuple[tuple[Expressions, ...], bool]]:
+    met = _meets(rules[-1], ours, chain.versions)
+    if met is None:
+        return
+    yield rules, certain and met
+    for target in called(rules[-1]):
+        below = known.get((chain.family, chain.table, target))
+        if below is not None and len(rules) <= _DEEPEST:
+            for each in below.rules:
+                yield from _below(below, (*rules, each), known, ours, certain=certain and met)
+
+
+def place(chain: ForeignChain) -> str:
+    """Return how a chain is named to people."""
+    where = "prerouting" if chain.hook == Hook.PREROUTING else "output"
+    return f"chain {chain.name} of table {FAMILIES[chain.family]} {chain.table} ({where}, {chain.priority})"
 
 
 def _does(name: str, data: Mapping[str, Any]) -> str:
@@ -157,7 +192,7 @@ def _called(name: str, data: Mapping[str, Any]) -> str:
     return str(verdict.get("CHAIN", "")) if verdict.get("CODE") in {_JUMP, _GOTO} else ""
 
 
-def _meets(rule: Expressions, ours: _Ours, versions: Sequence[int]) -> bool | None:
+def _meets(rule: Expressions, ours: Whose, versions: Sequence[int]) -> bool | None:
     """Return None if no connection of ours can be meant; True if some certainly are; False if it is not known."""
     certain = True
     loaded: tuple[str, Mapping[str, Any]] = ("", {})
@@ -176,7 +211,7 @@ def _meets(rule: Expressions, ours: _Ours, versions: Sequence[int]) -> bool | No
 
 
 def _fits(
-    name: str, data: Mapping[str, Any], compared: Mapping[str, Any], ours: _Ours, versions: Sequence[int]
+    name: str, data: Mapping[str, Any], compared: Mapping[str, Any], ours: Whose, versions: Sequence[int]
 ) -> bool | None:
     """Whether a value that is compared with can be that of a connection of ours; None: it is not known."""
     value: bytes = compared.get("DATA", {}).get("VALUE", b"")

@@ -42,6 +42,7 @@ from hostmesh_agent.capture.rules import (
     SetConnectionZone,
     SetMark,
     SocketCgroup,
+    SocketTransparent,
     Table,
 )
 
@@ -157,6 +158,8 @@ class _Run:
             case SocketCgroup(level):
                 held = self.packet.cgroups
                 return held[level - 1].to_bytes(8, sys.byteorder) if 0 < level <= len(held) else None
+            case SocketTransparent():
+                return b"\0"  # programs that stand in for others are none of those that are asked about
             case Load(value):
                 return value
             case Mask(mask, xor):
@@ -207,13 +210,16 @@ def _chain_verdict(chain: Chain, packet: Packet, sets: Mapping[str, NamedSet]) -
     return Verdict("none")
 
 
-def _rule_verdict(rule: Rule, run: _Run) -> tuple[Action, int | None] | None:
+def _rule_verdict(rule: Rule, run: _Run) -> tuple[Action, int | None] | None:  # noqa: C901 - one line for each kind
     """Return what the rule decides; None: the next rule is asked."""
     for expression in rule.expressions:
         match expression:
             case Meta(key) if key not in _KNOWN:
                 return "unknown", None
-            case Meta() | Payload() | DestinationType() | AskedAddress() | SocketCgroup() | Load() | Mask():
+            case Meta() | Payload() | DestinationType() | AskedAddress() | Load() | Mask():
+                if not run.load(expression):
+                    return None
+            case SocketCgroup() | SocketTransparent():
                 if not run.load(expression):
                     return None
             case ConnectionZone() | ConnectionDirection():

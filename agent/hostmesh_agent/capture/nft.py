@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from pyroute2.netlink import NETLINK_NETFILTER, NLM_F_DUMP, NLMSG_DONE, NLMSG_ERROR, nlmsg
@@ -42,7 +43,7 @@ from hostmesh_agent.capture.rules import (
 
 _ANSWER_WITHIN_S: Final = 10.0  # the kernel answers in milliseconds; a lost answer must not hold the agent
 _SO_SNDBUFFORCE: Final = 32  # asm-generic/socket.h; Python does not name it
-_FOREIGN_CHAINS, _FOREIGN_RULES = 64, 500
+_FOREIGN_CHAINS, _FOREIGN_BEHIND, _FOREIGN_RULES = 64, 16, 500
 """What of others is read at most: a look must stay a matter of milliseconds."""
 _BATCH_BYTES: Final = 64 << 20
 """A batch cannot be sent in parts; what hosts allow by default (net.core.wmem_max) holds 4,000 prefixes per family."""
@@ -152,15 +153,15 @@ def knows(*chains: Chain) -> bool:
     return True
 
 
-def foreign() -> tuple[ForeignChain, ...]:
+def foreign(*, behind: bool = False) -> tuple[ForeignChain, ...]:
     """Return the chains of other programs' tables that are asked before ours, and those that these call.
 
-    Nothing is changed. Chains that are not earlier are not read.
+    Nothing is changed. `behind`: also those that lead arrivals elsewhere behind ours; no others are read.
 
     Raises:
         CaptureError: the kernel refused, or its tables were changed meanwhile.
     """
-    return _run(_foreign, "read other programs' chains")
+    return _run(partial(_foreign, behind=behind), "read other programs' chains")
 
 
 def _run(act: Callable[[Any], Awaitable[T]], doing: str) -> T:
@@ -324,7 +325,7 @@ async def _read_once(nft: Any) -> tuple[Table | None, int]:
     return whole, flags & (OWNED | PERSISTS)
 
 
-async def _foreign(nft: Any) -> tuple[ForeignChain, ...]:
+async def _foreign(nft: Any, *, behind: bool) -> tuple[ForeignChain, ...]:
     everything = replace(encode.request(Kind.GET_CHAIN, NLM_F_DUMP, attributes.CHAIN, {}), family=0)
     told = [(family, attributes.CHAIN.unpack(each)) for family, each in await _answers(nft, everything)]
     chains = {
@@ -332,10 +333,24 @@ async def _foreign(nft: Any) -> tuple[ForeignChain, ...]:
         for family, each in told
         if (family, each["TABLE"]) != (attributes.INET, TABLE_NAME)
     }
-    found: dict[tuple[int, str, str], ForeignChain] = {}
-    waiting = [key for key, each in chains.items() if each.earlier]
-    while waiting and len(found) < _FOREIGN_CHAINS:
-        key = waiting.pop()
+    found: dict[_Place, ForeignChain] = {}
+    await _rules_of(nft, chains, [key for key, each in chains.items() if each.earlier], found, _FOREIGN_CHAINS)
+    if behind:
+        later = [key for key, each in chains.items() if each.translates_arrivals and not each.earlier]
+        # Few: those of a cluster's services are thousands, and change all day.
+        await _rules_of(nft, chains, later, found, min(len(found) + _FOREIGN_BEHIND, _FOREIGN_CHAINS))
+    return tuple(found.values())
+
+
+_Place = tuple[int, str, str]
+
+
+async def _rules_of(
+    nft: Any, chains: dict[_Place, ForeignChain], waiting: list[_Place], found: dict[_Place, ForeignChain], most: int
+) -> None:
+    """Find chains with their rules, and those that they call, breadth first."""
+    while waiting and len(found) < most:
+        key = waiting.pop(0)
         if key in found or key not in chains:
             continue
         family, table, name = key
@@ -346,4 +361,3 @@ async def _foreign(nft: Any) -> tuple[ForeignChain, ...]:
         mine = [each for each in rules if (each["TABLE"], each["CHAIN"]) == (table, name)]
         found[key] = replace(chains[key], rules=tuple(decode.foreign_rule(each) for each in mine[:_FOREIGN_RULES]))
         waiting += [(family, table, each) for rule in found[key].rules for each in called(rule)]
-    return tuple(found.values())

@@ -325,7 +325,9 @@ def _chains(parts: _Parts) -> tuple[Chain, ...]:
         Chain("outbound", "nat", Hook.OUTPUT, BEFORE_DOCKER, tuple(_outbound(parts))),
     ]
     if parts.closed_ports:
-        chains.append(bypass.chain(parts.inbound.owners_passes()))
+        # Where it knows cgroups of sockets it knows this of them, and otherwise may lack the part for it.
+        knows_sockets = parts.floor.envoy_cgroup is not None and parts.floor.backend is Backend.NFTABLES
+        chains.append(bypass.chain(parts.inbound.owners_passes(), knows_sockets=knows_sockets))
     if parts.outbound.names_who:
         chains.append(Chain("nowhere", "filter", Hook.OUTPUT, BEHIND_NAT, tuple(_nowhere(parts))))
     if parts.transparent:

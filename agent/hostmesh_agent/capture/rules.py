@@ -98,6 +98,14 @@ class SocketCgroup:
 
 
 @dataclass(frozen=True, slots=True)
+class SocketTransparent:
+    """Load whether the packet's socket takes what is for addresses that are not the host's (IP_TRANSPARENT): 1 or 0.
+
+    Without a socket the rule does not hold.
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class Payload:
     """Load bytes of the packet."""
 
@@ -226,6 +234,7 @@ class Unknown:
 Expression = (
     Meta
     | SocketCgroup
+    | SocketTransparent
     | Payload
     | PayloadWrite
     | Mask

@@ -35,6 +35,7 @@ from hostmesh_agent.capture.rules import (
     SetConnectionZone,
     SetMark,
     SocketCgroup,
+    SocketTransparent,
     Table,
     Unknown,
 )
@@ -146,7 +147,7 @@ def rule_text(rule: Rule) -> str:
     shown = native = among = ""
     for expression in rule.expressions:
         match expression:
-            case Meta() | SocketCgroup() | Payload() | DestinationType() | AskedAddress():
+            case Meta() | SocketCgroup() | SocketTransparent() | Payload() | DestinationType() | AskedAddress():
                 loaded, shown = expression, _source(expression)
             case ConnectionZone() | ConnectionDirection():
                 loaded, shown = expression, _source(expression)
@@ -173,7 +174,14 @@ def rule_text(rule: Rule) -> str:
 
 
 def _source(
-    expression: Meta | SocketCgroup | Payload | DestinationType | AskedAddress | ConnectionZone | ConnectionDirection,
+    expression: Meta
+    | SocketCgroup
+    | SocketTransparent
+    | Payload
+    | DestinationType
+    | AskedAddress
+    | ConnectionZone
+    | ConnectionDirection,
 ) -> str:
     match expression:
         case ConnectionZone():
@@ -182,6 +190,8 @@ def _source(
             return "ct direction"
         case SocketCgroup(level):
             return f"socket cgroupv2 level {level}"
+        case SocketTransparent():
+            return "socket transparent"
         case Meta(key):
             return _META.get(key, f"meta {key}")
         case DestinationType():

@@ -1,9 +1,9 @@
 """What iptables-restore and ipset are given to get from one table to another, and what they print as a table. Pure.
 
-Several commits lead from one state to the other, and each state in between is safe: sets first, each changed at once
-by a swap, those that are left alone before all others; then the rules of one family, at once; then those of the other;
-last the sets that no rule looks into any more. So a connection meets the old rules or the new ones, and a set means
-the same in both. On the way to nothing the rules go first.
+Several commits lead from one state to the other, and each state in between is safe: sets first, each changed at once by
+a swap, those that are left alone before all others, and what is refused grows last and shrinks first; then the rules of
+one family, at once; then those of the other; last the sets that no rule looks into any more. So a connection meets the
+old rules or the new ones, and a set means the same in both. On the way to nothing the rules go first.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -144,17 +144,30 @@ def sets_text(now: Iterable[NamedSet], wanted: Table) -> str:
     """Return what `ipset restore` is given before the rules."""
     there = {each.name: each for each in now}
     lines: list[str] = [f"destroy {set_name(name)}" for name in there if _is_next(name)]
-    # What is left alone first: no set may grow before it.
-    for each in sorted(wanted.sets, key=lambda each: (each.name != "untouched_ports", each.name)):
+    refused = there.get(bypass.PORTS)
+    if refused is not None and (fewer := _still_refused(refused, wanted)) != refused:
+        # Before it is not captured any more: in between, and until the rules follow, callers would be sent away.
+        lines += _changed(fewer)
+        there[bypass.PORTS] = fewer
+    # What is left alone first: no set may grow before it. What is refused last: it is captured by then.
+    for each in sorted(
+        wanted.sets, key=lambda each: (each.name != "untouched_ports", each.name == bypass.PORTS, each.name)
+    ):
         if there.get(each.name) == each:
             continue
-        name = set_name(each.name)
-        if each.name not in there:
-            lines += _filled(name, each)
-        else:
-            following = f"{NEXT}{name.removeprefix(PREFIX)}"
-            lines += [*_filled(following, each), f"swap {following} {name}", f"destroy {following}"]
+        lines += _changed(each) if each.name in there else _filled(set_name(each.name), each)
     return "\n".join([*lines, ""]) if lines else ""
+
+
+def _still_refused(now: NamedSet, wanted: Table) -> NamedSet:
+    kept = {port for each in wanted.sets if each.name == bypass.PORTS for port in each.ranges}
+    return replace(now, ranges=tuple(each for each in now.ranges if each in kept))
+
+
+def _changed(wanted: NamedSet) -> list[str]:
+    name = set_name(wanted.name)
+    following = f"{NEXT}{name.removeprefix(PREFIX)}"
+    return [*_filled(following, wanted), f"swap {following} {name}", f"destroy {following}"]
 
 
 def unneeded_text(now: Iterable[NamedSet], wanted: Table | None) -> str:

@@ -109,6 +109,12 @@ AILMENTS: Final = tuple(
             "another program has changed the capture rules",
             "find out which (nft monitor); the agent puts them back",
         ),
+        (
+            "HM-R107",
+            _W,
+            "another program's rules lead callers to a port that takes mutual TLS alone",
+            "let them call that port through the mesh, or let it take plaintext (PeerAuthentication: PERMISSIVE)",
+        ),
         ("HM-P101", _E, "a port of hostmesh is another program's", "stop that program, or give it another port"),
         ("HM-N101", _E, "no TCP connection to a controller", "is it there, and do firewalls let it pass?"),
         (

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, Final
 
+from hostmesh_agent.capture import led
 from hostmesh_agent.doctor.ailments import Finding
 from hostmesh_agent.doctor.facts import AgentFacts, DiskFacts, KernelFacts
 
@@ -46,7 +47,9 @@ def of_status(status: Any) -> Iterator[Finding]:
     if capture["state"] == "error":
         coded.append(Finding("HM-R101", capture["error"]))
     coded += [Finding("HM-R102", each) for each in capture["waiting_for"]]
-    coded += [Finding("HM-R105", each) for each in capture.get("alarms", ())]
+    others = capture.get("foreign_chains", ())
+    coded += [Finding("HM-R107" if led.WHY in each else "HM-R103", each) for each in others]
+    coded += [Finding("HM-R105", each) for each in capture.get("alarms", ()) if each not in others]
     coded += [Finding("HM-R106", each) for each in capture.get("drift", ())]
     lacking = sorted(set(status["configuration"]["listeners_wanted"]) - set(envoy["listeners"]))
     if lacking and envoy["state"] == "live":

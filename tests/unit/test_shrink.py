@@ -121,6 +121,12 @@ def test_a_large_table_of_names_that_loses_more_than_a_third_is_a_loss() -> None
     assert not loss(LISTENER_TYPE, held(listener("dns", 8000)), held(listener("dns", 10)))
 
 
+@pytest.mark.parametrize("name", ["virtualInbound", "0.0.0.0_8443", "10.0.0.1_8080"])
+def test_a_listener_that_loses_keys_of_end_users_tokens_is_none(name: str) -> None:
+    """Whoever issues them withdraws some by himself: of a gateway's 20 KiB of keys two thirds may go at once."""
+    assert not loss(LISTENER_TYPE, held(listener(name, 24 * 1024)), held(listener(name, 8 * 1024)))
+
+
 def exchange() -> Exchange:
     made = Exchange(Entry(CLUSTER_TYPE, False, each) for each in CLUSTERS.values())
     made.connected()

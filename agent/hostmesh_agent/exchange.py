@@ -220,6 +220,10 @@ class Exchange:
         """Whether something of the controller's waits for what comes with it."""
         return self._guard.waits
 
+    def opening_over(self) -> None:
+        """Take note that the stream to the controller stands since `shrink.OPENING_S`."""
+        self._guard.opening_over()
+
     def decide(self) -> None:
         """Take what has waited."""
         for part in self._guard.decide():

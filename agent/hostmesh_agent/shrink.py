@@ -23,6 +23,8 @@ from hostmesh_api.wire import ENDPOINT_TYPE, HOST_CONFIG_TYPE
 WAIT_S: Final = 2.0
 """How long what is not explained waits for what comes with it: the controller sends all types in one go, and a
 thousand hosts that come back at once are served in a third of a second."""
+OPENING_S: Final = 10.0
+"""How long a stream may take to say how all that is here differs from what there is: five times that wait."""
 
 Aside = dict[str, Resource | None]
 
@@ -41,6 +43,7 @@ class ShrinkGuard:
     _empty: Aside = field(default_factory=dict)
     _begun: set[str] = field(default_factory=set)
     """Types of which this stream has brought a response."""
+    _is_opening: bool = True
 
     @property
     def reason(self) -> str:
@@ -54,7 +57,12 @@ class ShrinkGuard:
 
     def opened(self) -> None:
         """Begin a stream."""
+        self._is_opening = True
         self.belief.opened()
+
+    def opening_over(self) -> None:
+        """Take note that what the stream began with has come: a type of which nothing came was as it is here."""
+        self._is_opening = False
 
     def take(self, update: Update) -> list[Update] | None:
         """Return what to go on with in place of an update, or None: all there is to it is held back now.
@@ -65,7 +73,7 @@ class ShrinkGuard:
         if type_url not in WORDS:
             return [update]
         is_explained = self.belief.hear(type_url, update.origin)
-        is_first = type_url not in self._begun
+        is_first = self._is_opening and type_url not in self._begun
         self._begun.add(type_url)
         new: Aside = {each.name: each for each in update.resources} | dict.fromkeys(update.removed)
         if self._lost:

@@ -16,11 +16,19 @@ from envoy.service.discovery.v3.discovery_pb2 import Resource as ResourceMessage
 
 from hostmesh_agent.cache import Cache
 from hostmesh_agent.relay import RETRY_FIRST_S, Relay
-from hostmesh_agent.shrink import WAIT_S
+from hostmesh_agent.shrink import OPENING_S, WAIT_S
 from hostmesh_api.delta import Answer, ClientStream, Resource, ServerStream
 from hostmesh_api.origin import Origin, origin_field, parse_origin
 from hostmesh_api.v1.hostmesh_pb2 import HostConfig
-from hostmesh_api.wire import ADS_METHOD, ADS_SERVICE, CLUSTER_TYPE, HOST_CONFIG_TYPE, LISTENER_TYPE, SECRET_TYPE
+from hostmesh_api.wire import (
+    ADS_METHOD,
+    ADS_SERVICE,
+    CLUSTER_TYPE,
+    ENDPOINT_TYPE,
+    HOST_CONFIG_TYPE,
+    LISTENER_TYPE,
+    SECRET_TYPE,
+)
 from waiting import until
 
 BOUND_S = 10.0
@@ -148,6 +156,7 @@ async def relaying(
     on_host_config: Callable[[HostConfig], Awaitable[None]] = ignore,
     retry_first_s: float = RETRY_FIRST_S,
     accept_after_s: float = 0.0,
+    opening_s: float = OPENING_S,
     sockets: Iterable[str] = (),
     reached: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[Relay]:
@@ -166,6 +175,7 @@ async def relaying(
         on_host_config=on_host_config,
         retry_first_s=retry_first_s,
         accept_after_s=accept_after_s,
+        opening_s=opening_s,
     )
     task = asyncio.ensure_future(relay.run())
     try:
@@ -410,3 +420,24 @@ async def test_what_nobody_explains_and_is_not_much_waits_a_moment(tmp_path: Pat
         controller.take_away(CLUSTER_TYPE)
         assert sorted((await proxy.next()).removed_resources) == ["a", "b"]
         assert asyncio.get_running_loop().time() - began_s >= WAIT_S / 2
+
+
+async def test_endpoints_that_change_on_a_stream_that_stands_for_long_do_not_wait(
+    tmp_path: Path, controller: Controller
+) -> None:
+    controller.put(ENDPOINT_TYPE, resource("a", "1"))
+    controller.origin = Origin("aa", 7, "00")
+    async with controller.running():
+        async with relaying(tmp_path) as relay, envoy(tmp_path / "xds.sock") as proxy:
+            await proxy.ask(ENDPOINT_TYPE, "a")
+            await proxy.ack(await proxy.next())
+            await until(lambda: relay.accepted_version(ENDPOINT_TYPE, "a") == "1")
+        controller.requests.clear()
+        async with relaying(tmp_path, opening_s=0.0), envoy(tmp_path / "xds.sock") as proxy:
+            await proxy.ask(ENDPOINT_TYPE, "a")
+            await proxy.ack(await proxy.next())
+            await until(lambda: any(each.type_url == ENDPOINT_TYPE for each in controller.requests))
+            began_s = asyncio.get_running_loop().time()
+            controller.put(ENDPOINT_TYPE, resource("a", "2"))
+            assert [each.version for each in (await proxy.next()).resources] == ["2"]
+            assert asyncio.get_running_loop().time() - began_s < WAIT_S / 2

@@ -356,6 +356,19 @@ def test_endpoints_come_and_go_with_the_hosts_while_a_stream_lasts() -> None:
     assert not made.undecided, "callers hear of it at once"
 
 
+def test_the_first_endpoints_to_change_after_a_quiet_beginning_do_not_wait_either() -> None:
+    """A controller that has nothing new for a host says nothing when the stream begins; a drain comes hours later."""
+    made = whole(at(7))
+    made.opening_over()
+    made.update(Update(ENDPOINT_TYPE, "u1", tuple(endpoints(name, 0) for name in NAMES[:7]), (), at(7)))
+    assert not made.held_back
+    assert not made.undecided, "callers hear of it at once"
+    made.disconnected()
+    made.connected()
+    made.update(Update(ENDPOINT_TYPE, "u1", tuple(endpoints(name, 3) for name in NAMES[:1]), (), at(7)))
+    assert made.undecided, "what the next stream begins with is looked at again"
+
+
 def test_far_too_many_endpoints_are_held_back_alone() -> None:
     made = whole(at(7))
     made.update(Update(ENDPOINT_TYPE, "u0", (endpoints(NAMES[0], 3),), (), at(7)))

@@ -65,7 +65,11 @@ class OwnAddresses:
             loop.add_reader(kernel.fileno(), _drain, kernel, heard)
             try:
                 while True:
-                    self.look()
+                    try:
+                        self.look()
+                    except OSError as error:
+                        # No descriptor left to look with, say. What is known stays known until the next look.
+                        log.warning("the host's addresses cannot be read", reason=str(error))
                     with suppress(TimeoutError):
                         async with asyncio.timeout(self._look_s):
                             await heard.wait()
@@ -75,7 +79,11 @@ class OwnAddresses:
                 loop.remove_reader(kernel.fileno())
 
     def look(self) -> None:
-        """Look once, and do what follows from what changed."""
+        """Look once, and do what follows from what changed.
+
+        Raises:
+            OSError: the addresses cannot be read.
+        """
         before, now = self._known, frozenset(self._addresses())
         self._known = now
         if before is None or now == before:

@@ -1,9 +1,12 @@
 """The host's addresses change: who is told, and when a new connection is opened."""
 
+import asyncio
+
 from hostmesh_agent.alarms import Alarms
 from hostmesh_agent.own_addresses import OwnAddresses
 from hostmesh_api.v1.hostmesh_pb2 import ReportResponse
 from hostmesh_api.wire import ADDRESS_STAYS
+from waiting import until
 
 
 class Host:
@@ -60,3 +63,23 @@ def test_why_an_address_is_not_followed_is_an_alarm_for_as_long_as_the_controlle
     assert [str(each) for each in host.alarms] == [f"{ADDRESS_STAYS}: Host web is at 10.0.0.9"]
     host.own.taken(ReportResponse())
     assert list(host.alarms) == []
+
+
+async def test_a_host_that_cannot_be_looked_at_for_a_while_ends_nothing() -> None:
+    looks: list[list[str] | OSError] = [["10.0.0.1"], OSError(24, "Too many open files"), ["10.0.0.2"]]
+    reports: list[int] = []
+
+    def addresses() -> list[str]:
+        found = looks.pop(0) if len(looks) > 1 else looks[0]
+        if isinstance(found, OSError):
+            raise found
+        return found
+
+    own = OwnAddresses(Alarms(), addresses, lambda: True, lambda: None, lambda: reports.append(1), look_s=0.01)
+    task = asyncio.create_task(own.run())
+    try:
+        await until(lambda: bool(reports) or task.done())
+        assert reports == [1], "the change is told once there is a descriptor again"
+    finally:
+        task.cancel()
+        await asyncio.wait([task])

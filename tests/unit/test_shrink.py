@@ -274,6 +274,23 @@ def test_a_loss_that_somebody_wrote_is_taken_at_once_in_all_types() -> None:
     assert not made.held_back
     assert not made.undecided
     assert sorted(name for each in settle(made) for name in each) == sorted([*NAMES, *HOSTS])
+
+
+def test_an_agent_that_is_killed_before_envoy_took_what_was_written_is_told_it_again_and_believes_it() -> None:
+    made = whole(at(7))
+    made.update(removal(CLUSTER_TYPE, NAMES, at(8)))
+    assert made.origin_to_keep() == at(7), "what is on disk is of that"
+    settle(made)
+    made.settle(NOW)
+    assert made.take_changes()
+    assert made.origin_to_keep() == at(8)
+
+
+def test_what_nobody_wrote_is_not_believed_by_the_next_agent_either() -> None:
+    made = whole(at(7))
+    made.update(removal(CLUSTER_TYPE, NAMES[:1], at(8)))
+    made.update(removal(CLUSTER_TYPE, NAMES[1:3], at(8)))
+    assert made.undecided
     assert made.origin_to_keep() == at(8)
 
 

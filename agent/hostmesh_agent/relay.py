@@ -114,6 +114,7 @@ class Relay:
         self._opening_s = opening_s
         self._changed = changed
         self._reached = reached
+        self._is_holding = False
         self._accepting: asyncio.TimerHandle | None = None
         self._uses_clients = uses_clients
         self._deciding: asyncio.TimerHandle | None = None
@@ -435,15 +436,17 @@ class Relay:
             self._deciding = None
         if self._exchange.origin_to_keep() != self._kept_origin:
             self._disk.set()
-        if reason and self._accepting is None:
+        if bool(reason) is self._is_holding:
+            return
+        self._is_holding = bool(reason)
+        if reason:
             _log.error("configuration is held back", reason=reason, cure=CURE)
             if self._accept_after_s:
                 self._accepting = asyncio.get_running_loop().call_later(self._accept_after_s, self.accept)
-            self._changed()
-        elif not reason and self._accepting is not None:
+        elif self._accepting is not None:
             self._accepting.cancel()
             self._accepting = None
-            self._changed()
+        self._changed()
 
     def _decide(self) -> None:
         self._deciding = None

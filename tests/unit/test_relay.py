@@ -159,6 +159,7 @@ async def relaying(
     opening_s: float = OPENING_S,
     sockets: Iterable[str] = (),
     reached: Callable[[], None] = lambda: None,
+    changed: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[Relay]:
     """`sockets` are where the first connections go, and the last of them all later ones."""
     places = chain(sockets, repeat("controller.sock"))
@@ -172,6 +173,7 @@ async def relaying(
         node_metadata={"IPV6": True},
         connect=lambda: grpc.aio.insecure_channel(f"unix:{directory / next(places)}"),
         reached=reached,
+        changed=changed,
         on_host_config=on_host_config,
         retry_first_s=retry_first_s,
         accept_after_s=accept_after_s,
@@ -441,3 +443,26 @@ async def test_endpoints_that_change_on_a_stream_that_stands_for_long_do_not_wai
             controller.put(ENDPOINT_TYPE, resource("a", "2"))
             assert [each.version for each in (await proxy.next()).resources] == ["2"]
             assert asyncio.get_running_loop().time() - began_s < WAIT_S / 2
+
+
+async def test_what_is_held_back_for_ever_is_told_once_and_so_is_its_end(
+    tmp_path: Path, controller: Controller
+) -> None:
+    changes: list[str] = []
+    controller.put(LISTENER_TYPE, *(resource(name, "1") for name in LISTENERS))
+    async with (
+        controller.running(),
+        relaying(tmp_path, accept_after_s=0, changed=lambda: changes.append("")) as relay,
+        envoy(tmp_path / "xds.sock") as proxy,
+    ):
+        await proxy.ask(LISTENER_TYPE)
+        await proxy.ack(await proxy.next())
+        await until(lambda: relay.state().accepted.get(LISTENER_TYPE) == len(LISTENERS))
+        controller.take_away(LISTENER_TYPE)
+        await until(lambda: len(held_back(controller)) == 1)
+        for number in range(3):
+            controller.put(LISTENER_TYPE, resource(LISTENERS[0], f"new {number}"))
+            await until(lambda number=number: len(held_back(controller)) == number + 2)
+        assert len(changes) == 1
+        relay.accept()
+        assert len(changes) == 2

@@ -5,8 +5,10 @@ an operator explains passes (`belief`). What nothing explains is compared with w
 take much of any one type away, all that changes of the host's configuration is kept aside, and what ran goes on.
 
 A loss shows in several types, one response each: in one it may be much of what there is, in another not. So what is
-not explained waits a moment for the rest, and is judged with it. Endpoints alone do not wait while a stream lasts: they
-come and go with the hosts, and callers must hear of it at once. Things that are new here pass at any time.
+not explained waits a moment for the rest, and is judged with it. Once a stream stands, two do not wait: endpoints
+alone, which come and go with the hosts, and what takes nothing away while nothing else waits. A workload that becomes
+ready or leaves changes the identities of clusters too, and callers must hear of both at once, in their order. Things
+that are new here pass at any time.
 
 What is aside is let in when it is no loss any more (the controller sent back what was missing), or when it is wanted.
 """
@@ -84,9 +86,18 @@ class ShrinkGuard:
         if update.origin is None and not self._emptied and not loss(type_url, self.held(type_url), new):
             # A controller that never explains anything would make each of its changes wait.
             return [update]
+        is_quiet = not (self._is_opening or self._aside or self._emptied)
+        if is_quiet and not self._takes_away(type_url, new):
+            return [update]
         if type_url == ENDPOINT_TYPE and not is_first and (self._emptied or not self._aside):
             return self._endpoints(update, new)
         return self._wait(update, new)
+
+    def _takes_away(self, type_url: str, new: Aside) -> bool:
+        held = self.held(type_url)
+        if type_url == HOST_CONFIG_TYPE:
+            return loses_ports(held, new)
+        return bool(gone(type_url, held, new) or loss(type_url, held, new))
 
     def _overtake(self, type_url: str, new: Aside) -> None:
         """Forget what waits of names of which something newer came."""

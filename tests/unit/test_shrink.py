@@ -386,6 +386,28 @@ def test_the_first_endpoints_to_change_after_a_quiet_beginning_do_not_wait_eithe
     assert made.undecided, "what the next stream begins with is looked at again"
 
 
+def test_a_workload_that_becomes_ready_is_called_at_once_under_the_identity_that_its_cluster_gets_for_it() -> None:
+    """The cluster comes first. Were it to wait, and its endpoints not, callers would refuse who they meet."""
+    made = whole(at(7))
+    made.opening_over()
+    made.update(Update(CLUSTER_TYPE, "u0", (cluster(NAMES[0], "one identity more"),), (), at(7)))
+    made.update(Update(ENDPOINT_TYPE, "u1", (endpoints(NAMES[0], 3),), (), at(7)))
+    assert not made.undecided
+    assert [push.type_url for push in made.pushes()] == [CLUSTER_TYPE, ENDPOINT_TYPE]
+
+
+def test_what_takes_something_away_waits_on_a_stream_that_stands_and_so_does_what_comes_with_it() -> None:
+    made = whole(at(7))
+    made.opening_over()
+    made.update(removal(CLUSTER_TYPE, HALF, at(7)))
+    made.update(Update(CLUSTER_TYPE, "u1", (cluster(NAMES[11], "other"),), (), at(7)))
+    assert made.undecided
+    assert made.pushes() == []
+    made.update(removal(VIRTUAL_HOST_TYPE, gone_hosts(), at(7)))
+    assert made.held_back
+    assert made.pushes() == []
+
+
 def test_far_too_many_endpoints_are_held_back_alone() -> None:
     made = whole(at(7))
     made.update(Update(ENDPOINT_TYPE, "u0", (endpoints(NAMES[0], 3),), (), at(7)))

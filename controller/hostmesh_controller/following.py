@@ -181,7 +181,7 @@ def row_of(host: str, seen: Mapping[str, str], world: World) -> frozenset[str]:
         if not all(each in seen for each in holders):
             return frozenset()
         ahead += holders
-    return row.union(*(wanting[seen[name]] for name in row))
+    return frozenset(row).union(*(wanting[seen[name]] for name in row))
 
 
 def moved(host: ApiObject, move: Move) -> dict[str, Any]:

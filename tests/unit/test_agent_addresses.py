@@ -3,7 +3,7 @@
 import asyncio
 
 from hostmesh_agent.alarms import Alarms
-from hostmesh_agent.own_addresses import OwnAddresses
+from hostmesh_agent.own_addresses import AT_ONCE, WINDOW_S, OwnAddresses
 from hostmesh_api.v1.hostmesh_pb2 import ReportResponse
 from hostmesh_api.wire import ADDRESS_STAYS
 from waiting import until
@@ -12,11 +12,16 @@ from waiting import until
 class Host:
     def __init__(self, *addresses: str) -> None:
         self.addresses = list(addresses)
-        self.connected = True
+        self.connected, self.now_s = True, 0.0
         self.reconnects = self.reports = 0
         self.alarms = Alarms()
         self.own = OwnAddresses(
-            self.alarms, lambda: self.addresses, lambda: self.connected, self._reconnect, self._report
+            self.alarms,
+            lambda: self.addresses,
+            lambda: self.connected,
+            self._reconnect,
+            self._report,
+            now_s=lambda: self.now_s,
         )
         self.own.look()
 
@@ -42,6 +47,32 @@ def test_an_address_that_went_takes_its_connection_with_it_and_one_that_came_doe
     host.connected = False
     assert host.has() == (2, 3)
     assert host.has("10.0.0.2") == (3, 4)
+
+
+def test_addresses_that_come_and_go_all_the_time_leave_the_connection_alone_for_a_while() -> None:
+    host = Host("10.0.0.1")
+    for _ in range(AT_ONCE + 2):
+        host.has("10.0.0.1", "172.18.0.1")
+        host.has("10.0.0.1")
+    assert host.reconnects == AT_ONCE, "nobody knows from which of them it is"
+    host.now_s = WINDOW_S - 1
+    host.own.look()
+    assert host.reconnects == AT_ONCE
+    host.now_s = WINDOW_S
+    host.own.look()
+    host.own.look()
+    assert host.reconnects == AT_ONCE + 1, "it is not forgotten"
+
+
+def test_a_connection_that_is_younger_than_the_loss_of_an_address_is_not_given_up_for_it() -> None:
+    host = Host("10.0.0.1")
+    for _ in range(AT_ONCE + 1):
+        host.has("10.0.0.1", "172.18.0.1")
+        host.has("10.0.0.1")
+    host.own.reached()
+    host.now_s = WINDOW_S
+    host.own.look()
+    assert host.reconnects == AT_ONCE
 
 
 def test_what_could_not_be_told_is_told_once_there_is_a_connection() -> None:

@@ -16,6 +16,7 @@ from hostmesh_agent.belief import Belief
 from hostmesh_agent.cache import Change, Entry
 from hostmesh_agent.chosen import BY_PROGRAMS, MAX_CHOSEN, MAX_CHOSEN_CHARS, is_absent
 from hostmesh_agent.client_filter import without_clients
+from hostmesh_agent.loss import WORDS
 from hostmesh_agent.places import BLUE, Instance, moved
 from hostmesh_agent.refusals import Refusal, with_refusal
 from hostmesh_agent.shelf import Shelf
@@ -109,6 +110,7 @@ class Exchange:
         self._changes: dict[tuple[str, str], Change] = {}
         self.refusals: list[Refusal] = []
         self._belief = Belief(origin, origin)
+        self._origin_of_good = origin
         self._guard = ShrinkGuard(lambda type_url: self._shelf(type_url).held, self._belief)
         for entry in entries:
             self._restore(entry)
@@ -219,6 +221,10 @@ class Exchange:
     def undecided(self) -> bool:
         """Whether something of the controller's waits for what comes with it."""
         return self._guard.waits
+
+    def opening_over(self) -> None:
+        """Take note that the stream to the controller stands since `shrink.OPENING_S`."""
+        self._guard.opening_over()
 
     def decide(self) -> None:
         """Take what has waited."""
@@ -518,8 +524,19 @@ class Exchange:
         return changes
 
     def origin_to_keep(self) -> Origin | None:
-        """Return what the next start has to know of the controller's store; None: nothing explains anything then."""
-        return self._belief.known
+        """Return what the next start has to know of the controller's store; None: nothing explains anything then.
+
+        It is what the accepted resources are of: the next start has no others, and is told the rest again.
+        """
+        known, is_held = self._belief.known, self.undecided or bool(self.held_back)
+        if known is None or is_held or not any(self._is_ahead(type_url) for type_url in WORDS):
+            self._origin_of_good = known
+        return self._origin_of_good
+
+    def _is_ahead(self, type_url: str) -> bool:
+        """Tell whether Envoy has still to accept something of a type that explains itself by its origin."""
+        shelf = self._shelves.get(type_url)
+        return shelf is not None and any(shelf.held.get(name) != shelf.good.get(name) for name in shelf.fresh)
 
     def return_changes(self, changes: Iterable[Change]) -> None:
         """Take back what could not be written, unless it has changed again meanwhile."""

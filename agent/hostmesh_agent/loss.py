@@ -36,9 +36,11 @@ MANY_ENDPOINTS: Final = Measure(8, 1 / 2)
 """Of services that lose their endpoints while a stream lasts: leases, readiness and hosts that leave do that, and the
 controller's own guard has judged them. Beyond this it is likelier that the controller is wrong."""
 LEAST_TABLE_BYTES: Final = 8 * 1024
-"""Of a listener that is a table of the whole mesh (names, ports): one so large that loses more than a third of its
-bytes is a loss of its own. 8 KiB are the names of 20 services; in smaller ones the rest weighs too much."""
-_INBOUND: Final = "virtualInbound"
+"""Of a listener that is a table of the whole mesh: one so large that loses more than a third of its bytes is a loss of
+its own. 8 KiB are the names of 20 services; in smaller ones the rest weighs too much."""
+_TABLES: Final = frozenset({"dns", "virtualOutbound"})
+"""Of names and of ports: what goes elsewhere goes from one of these too. Others shrink by themselves: that of a gateway
+has the keys of end users' tokens in it, and one that was withdrawn must not go on to count."""
 _ENDPOINTS: Final = 2
 """Field of ClusterLoadAssignment."""
 
@@ -97,7 +99,7 @@ def loses_ports(held: Mapping[str, Resource], new: Names) -> bool:
 
 
 def _lost_table(before: Resource | None, after: Resource | None) -> str:
-    if before is None or after is None or before.name == _INBOUND or len(before.body) < LEAST_TABLE_BYTES:
+    if before is None or after is None or before.name not in _TABLES or len(before.body) < LEAST_TABLE_BYTES:
         return ""
     if len(before.body) - len(after.body) <= MUCH.part * len(before.body):
         return ""

@@ -26,7 +26,7 @@ from hostmesh_agent.cold import Cold
 from hostmesh_agent.exchange import CURE, Exchange, Extensions
 from hostmesh_agent.places import BLUE, GREEN, INSTANCE_METADATA, Doorway, Instance, doorways
 from hostmesh_agent.refusals import Refusal
-from hostmesh_agent.shrink import WAIT_S
+from hostmesh_agent.shrink import OPENING_S, WAIT_S
 from hostmesh_api.delta import ClientStream, Resource
 from hostmesh_api.v1.hostmesh_pb2 import HostConfig
 from hostmesh_api.wire import (
@@ -95,6 +95,7 @@ class Relay:
         extensions: Extensions | None = None,
         cold: Cold | None = None,
         accept_after_s: float = 0.0,
+        opening_s: float = OPENING_S,
         changed: Callable[[], None] = lambda: None,
         reached: Callable[[], None] = lambda: None,
         host_refuses: Callable[[str, Resource], str] = lambda *_: "",
@@ -102,18 +103,22 @@ class Relay:
     ) -> None:
         """`uses_clients` tells whether an Envoy may use its clients' addresses.
 
-        `accept_after_s`: after so long what is held back is taken; 0: never.
+        `accept_after_s`: after so long what is held back is taken; 0: never. `opening_s`: after so long a stream has
+        said what is different.
 
         `changed` is called when the problems of `state` are others, `reached` when the controller is.
         """
         self._cache = cache
         self._cold = cold
         self._accept_after_s = accept_after_s
+        self._opening_s = opening_s
         self._changed = changed
         self._reached = reached
+        self._is_holding = False
         self._accepting: asyncio.TimerHandle | None = None
         self._uses_clients = uses_clients
         self._deciding: asyncio.TimerHandle | None = None
+        self._opening: asyncio.TimerHandle | None = None
         self._kept_origin = cache.origin()
         self._exchange = Exchange(
             cache.entries(), extensions=extensions, cold=cold, host_refuses=host_refuses, origin=self._kept_origin
@@ -213,7 +218,7 @@ class Relay:
         finally:
             if self._retry is not None:
                 self._retry.cancel()
-            for timer in (self._accepting, self._deciding):
+            for timer in (self._accepting, self._deciding, self._opening):
                 if timer is not None:
                     timer.cancel()
             await server.stop(grace=None)
@@ -323,6 +328,8 @@ class Relay:
     def _lost_controller(self) -> None:
         self._connected_at = None
         self._call = None
+        if self._opening is not None:
+            self._opening.cancel()
         self._exchange.disconnected()
         self._watch_guard()
         if self._cold is not None:
@@ -350,6 +357,7 @@ class Relay:
             _log.info("controller connected")
             self._reached()
             opening = self._exchange.connected()
+            self._opening = asyncio.get_running_loop().call_later(self._opening_s, self._exchange.opening_over)
             opening[0].node.id = self._host
             opening[0].node.metadata.CopyFrom(self._metadata)
             opening[0].node.metadata[ORIGIN_METADATA] = str(self._exchange.origin or "")
@@ -428,15 +436,17 @@ class Relay:
             self._deciding = None
         if self._exchange.origin_to_keep() != self._kept_origin:
             self._disk.set()
-        if reason and self._accepting is None:
+        if bool(reason) is self._is_holding:
+            return
+        self._is_holding = bool(reason)
+        if reason:
             _log.error("configuration is held back", reason=reason, cure=CURE)
             if self._accept_after_s:
                 self._accepting = asyncio.get_running_loop().call_later(self._accept_after_s, self.accept)
-            self._changed()
-        elif not reason and self._accepting is not None:
+        elif self._accepting is not None:
             self._accepting.cancel()
             self._accepting = None
-            self._changed()
+        self._changed()
 
     def _decide(self) -> None:
         self._deciding = None

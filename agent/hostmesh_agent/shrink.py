@@ -5,8 +5,10 @@ an operator explains passes (`belief`). What nothing explains is compared with w
 take much of any one type away, all that changes of the host's configuration is kept aside, and what ran goes on.
 
 A loss shows in several types, one response each: in one it may be much of what there is, in another not. So what is
-not explained waits a moment for the rest, and is judged with it. Endpoints alone do not wait while a stream lasts: they
-come and go with the hosts, and callers must hear of it at once. Things that are new here pass at any time.
+not explained waits a moment for the rest, and is judged with it. Once a stream stands, two do not wait: endpoints
+alone, which come and go with the hosts, and what takes nothing away while nothing else waits. A workload that becomes
+ready or leaves changes the identities of clusters too, and callers must hear of both at once, in their order. Things
+that are new here pass at any time.
 
 What is aside is let in when it is no loss any more (the controller sent back what was missing), or when it is wanted.
 """
@@ -23,6 +25,8 @@ from hostmesh_api.wire import ENDPOINT_TYPE, HOST_CONFIG_TYPE
 WAIT_S: Final = 2.0
 """How long what is not explained waits for what comes with it: the controller sends all types in one go, and a
 thousand hosts that come back at once are served in a third of a second."""
+OPENING_S: Final = 10.0
+"""How long a stream may take to say how all that is here differs from what there is: five times that wait."""
 
 Aside = dict[str, Resource | None]
 
@@ -41,6 +45,7 @@ class ShrinkGuard:
     _empty: Aside = field(default_factory=dict)
     _begun: set[str] = field(default_factory=set)
     """Types of which this stream has brought a response."""
+    _is_opening: bool = True
 
     @property
     def reason(self) -> str:
@@ -54,7 +59,12 @@ class ShrinkGuard:
 
     def opened(self) -> None:
         """Begin a stream."""
+        self._is_opening = True
         self.belief.opened()
+
+    def opening_over(self) -> None:
+        """Take note that what the stream began with has come: a type of which nothing came was as it is here."""
+        self._is_opening = False
 
     def take(self, update: Update) -> list[Update] | None:
         """Return what to go on with in place of an update, or None: all there is to it is held back now.
@@ -65,7 +75,7 @@ class ShrinkGuard:
         if type_url not in WORDS:
             return [update]
         is_explained = self.belief.hear(type_url, update.origin)
-        is_first = type_url not in self._begun
+        is_first = self._is_opening and type_url not in self._begun
         self._begun.add(type_url)
         new: Aside = {each.name: each for each in update.resources} | dict.fromkeys(update.removed)
         if self._lost:
@@ -76,9 +86,18 @@ class ShrinkGuard:
         if update.origin is None and not self._emptied and not loss(type_url, self.held(type_url), new):
             # A controller that never explains anything would make each of its changes wait.
             return [update]
+        is_quiet = not (self._is_opening or self._aside or self._emptied)
+        if is_quiet and not self._takes_away(type_url, new):
+            return [update]
         if type_url == ENDPOINT_TYPE and not is_first and (self._emptied or not self._aside):
             return self._endpoints(update, new)
         return self._wait(update, new)
+
+    def _takes_away(self, type_url: str, new: Aside) -> bool:
+        held = self.held(type_url)
+        if type_url == HOST_CONFIG_TYPE:
+            return loses_ports(held, new)
+        return bool(gone(type_url, held, new) or loss(type_url, held, new))
 
     def _overtake(self, type_url: str, new: Aside) -> None:
         """Forget what waits of names of which something newer came."""

@@ -9,7 +9,7 @@ from typing import Final, Protocol
 import structlog
 
 from hostmesh_controller.checks.world import World
-from hostmesh_controller.following import Advice, Move, Pace, Stays, Whereabouts, judge, moved, together
+from hostmesh_controller.following import Advice, Move, Pace, Stays, Whereabouts, judge, moved, row_of, together
 from hostmesh_controller.model.objects import ObjectKey
 from hostmesh_controller.registrar import Guard, Outcome
 from hostmesh_controller.review import Documents, read_one
@@ -83,19 +83,29 @@ class AddressKeeper:
 
     async def _follow(self, host: str) -> str:
         """Make all moves that can be made now that `host` has spoken; return what is against its own."""
-        problem = ""
-        # Who is moved leaves an address for which others may wait.
-        while moves := together(self._wanted(), self._registry.world):
+        problem, turns = "", [host]
+        while turns:
+            moves = together(self._wanted(turns[0]), self._registry.world)
+            if not moves:
+                turns.pop(0)
+                continue
             words = {each.host: self._waiting.pop(each.host) for each in moves}
             refused = await self._move(moves, words, f"host:{host}")
             if refused and host in words:
                 problem = f"Host {host} stays at its address: {refused}"
+            # Who is moved leaves an address for which others may wait.
+            left = {each.old for each in moves}
+            turns += [name for name, each in self._waiting.items() if each.where.seen in left and name not in turns]
         return problem
 
-    def _wanted(self) -> dict[str, Move]:
-        now = self._now()
-        self._waiting = {host: each for host, each in self._waiting.items() if now - each.at <= WORD_HOLDS}
-        return self._moves_of(self._waiting, self._registry.world)
+    def _wanted(self, host: str) -> dict[str, Move]:
+        """Return the moves that are wanted by whom a host's own depends on; none if it has to wait, or does not."""
+        now, world = self._now(), self._registry.world
+        self._waiting = {name: each for name, each in self._waiting.items() if now - each.at <= WORD_HOLDS}
+        if host not in self._waiting:
+            return {}
+        row = row_of(host, {name: each.where.seen for name, each in self._waiting.items()}, world)
+        return self._moves_of({name: each for name, each in self._waiting.items() if name in row}, world)
 
     def _moves_of(self, words: dict[str, _Word], world: World) -> dict[str, Move]:
         found = {host: judge(each.where, world, self._connected) for host, each in words.items()}

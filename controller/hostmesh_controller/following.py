@@ -140,20 +140,48 @@ def together(wanted: Mapping[str, Move], world: World) -> tuple[Move, ...]:
 
     `wanted` is by host, the oldest first: of two that want one address the first gets it.
     """
-    left = dict(wanted)
-    while True:
-        targets: dict[str, str] = {}
-        for host, move in left.items():
-            targets.setdefault(move.new, host)
-        staying = {
-            host
-            for host, move in left.items()
-            if targets[move.new] != host
-            or any(each.key.name not in left for each in world.at(Relation.HOST_ADDRESS, move.new))
-        }
-        if not staying:
-            return tuple(left.values())
-        left = {host: move for host, move in left.items() if host not in staying}
+    targets: dict[str, str] = {}
+    needs: dict[str, list[str]] = {}
+    for host, move in wanted.items():
+        targets.setdefault(move.new, host)
+        for each in world.at(Relation.HOST_ADDRESS, move.new):
+            needs.setdefault(each.key.name, []).append(host)
+    going = set(targets.values())
+    # Who stays keeps an address, and who needs that stays too.
+    staying = [each for each in {*needs, *wanted} if each not in going]
+    while staying:
+        for host in needs.pop(staying.pop(), ()):
+            if host in going:
+                going.discard(host)
+                staying.append(host)
+    return tuple(move for host, move in wanted.items() if host in going)
+
+
+def row_of(host: str, seen: Mapping[str, str], world: World) -> frozenset[str]:
+    """Return who has to move for a host to move, and who else wants what they want; none if one of them stays.
+
+    It costs as much as the row is long, however many wait for somebody else.
+
+    Args:
+        host: that waits.
+        seen: where each host is that waits.
+        world: what is configured.
+    """
+    wanting: dict[str, list[str]] = {}
+    for name, address in seen.items():
+        wanting.setdefault(address, []).append(name)
+    row: set[str] = set()
+    ahead = [host]
+    while ahead:
+        name = ahead.pop()
+        if name in row:
+            continue
+        row.add(name)
+        holders = [each.key.name for each in world.at(Relation.HOST_ADDRESS, seen[name])]
+        if not all(each in seen for each in holders):
+            return frozenset()
+        ahead += holders
+    return frozenset(row).union(*(wanting[seen[name]] for name in row))
 
 
 def moved(host: ApiObject, move: Move) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Final
 
 import structlog
@@ -38,6 +39,7 @@ from hostmesh_controller.outbound_http import OutboundHttp
 from hostmesh_controller.reports import HostStates, listening_of, report_of, runtime_of
 from hostmesh_controller.review import Documents, Review, read_one, read_stored, review, review_deletion
 from hostmesh_controller.store import Delete, HostState, Put, Store, StoredObject
+from hostmesh_controller.unbroken import unbroken
 from hostmesh_controller.virtual_addresses import VirtualAddresses
 
 WINDOW_S: Final = 0.008
@@ -197,7 +199,7 @@ class Registrar:
             if self._membership.group(name) is not None:
                 self._membership.listening[name] = listening_of(report_of(state))
         self._jwks = await self._keys.open(self._request_authentications())
-        mesh = await asyncio.to_thread(self._build)
+        mesh = await asyncio.to_thread(self._builder())
         self._hub.publish(mesh, Touched(everything=True), revision)
 
     async def apply(
@@ -224,7 +226,7 @@ class Registrar:
         if planned.review.errors or dry_run:
             return Outcome(planned.review, changes, self._revision)
         puts = [Put(item.key, item.to_dict()) for item in planned.objects]
-        await self._commit([*puts, *map(Delete, planned.deletes)], planned.objects, actor)
+        await unbroken(self._commit([*puts, *map(Delete, planned.deletes)], planned.objects, actor))
         return Outcome(planned.review, changes, self._revision)
 
     def _ask(self, guard: Guard | None, documents: Documents) -> None:
@@ -326,7 +328,7 @@ class Registrar:
             StoreError: see `delete`.
         """
         if self._membership.group(host) is None:
-            await self._departures.left(host)
+            await unbroken(self._departures.left(host))
         else:
             await self.delete([ObjectKey("Host", "", host)], actor=f"host:{host}", ignore_missing=True)
 
@@ -354,9 +356,12 @@ class Registrar:
             if problems:
                 return Outcome(Review(errors=tuple(problems)), changes, self._revision)
             verdict = await asyncio.to_thread(review_deletion, keys, self._world)
-            await self._commit([Delete(key) for key in keys], (), actor)
-            await self._departures.deleted([each.key for each in changes if each.action == "deleted"], actor)
+            await unbroken(self._gone(keys, [each.key for each in changes if each.action == "deleted"], actor))
             return Outcome(verdict, changes, self._revision)
+
+    async def _gone(self, keys: Sequence[ObjectKey], deleted: Sequence[ObjectKey], actor: str) -> None:
+        await self._commit([Delete(key) for key in keys], (), actor)
+        await self._departures.deleted(deleted, actor)
 
     async def remove_host(self, host: str, *, actor: str, workloads: bool) -> Outcome:
         """Put a host out of the mesh; see `delete`.
@@ -445,37 +450,43 @@ class Registrar:
             committed[key] = item
         before, self._world = self._world, self._world.changed(committed)
         self._pending.objects.update(committed)
+        if committed:
+            # With the objects: hosts believe what is taken away by the revision that it comes with.
+            self._pending.revision = commit.revision
         if any(key.kind == REQUEST_AUTHENTICATION for key in committed):
             self._keys.want(self._request_authentications())
         self._vips.add(vips)
         changed = [before.objects[key] for key in commit.changed_keys if key in before.objects]
         await self._vips.release(changed, self._world)
-        if commit.changed_keys:
-            self._pending.revision = commit.revision
+        if committed:
             self._wake.set()
 
     async def _publish(self, pending: _Pending) -> None:
         if pending.hosts:
             await self._runtimes.look(pending.hosts)
         vips, runtime, jwks, settings = self._vips.indexes, self._runtimes.table, self._jwks, self._settings
+        revision = pending.revision
         try:
             if self._stale:
-                mesh, touched = await asyncio.to_thread(self._build), Touched(everything=True)
+                # What was written since is in it too.
+                revision = self._pending.revision or revision
+                mesh, touched = await asyncio.to_thread(self._builder()), Touched(everything=True)
             else:
                 mesh, touched = await asyncio.to_thread(meshes.update, self.mesh, pending.objects, vips, runtime, jwks)
         except Exception:
             # Fail static: the proxies keep what they have, and the next change builds everything anew.
             self._stale = True
+            self._pending.revision = max(self._pending.revision, revision)
             _log.exception("the mesh could not be built; proxies keep revision %d", self._hub.revision)
             return
         self._stale = settings is not self._settings
-        self._hub.publish(mesh, touched, pending.revision or self._hub.revision)
+        self._hub.publish(mesh, touched, revision or self._hub.revision)
         await self._runtimes.keep(pending.hosts)
 
-    def _build(self) -> Mesh:
-        return meshes.build(
-            self._settings, list(self._objects.values()), self._vips.indexes, self._runtimes.table, self._jwks
-        )
+    def _builder(self) -> Callable[[], Mesh]:
+        """Return what builds, in a thread, the mesh of all that is known now."""
+        objects, vips, runtime = list(self._objects.values()), self._vips.indexes, self._runtimes.table
+        return partial(meshes.build, self._settings, objects, vips, runtime, self._jwks)
 
     def _read_all(self, stored: Sequence[StoredObject]) -> World:
         objects = (with_facts(read_stored(each.key, each.document), each) for each in stored)

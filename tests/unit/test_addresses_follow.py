@@ -264,6 +264,26 @@ async def test_a_host_that_waits_for_anothers_address_gets_it_when_the_other_has
     assert [kept.registry.address(each) for each in "abc"] == ["10.0.0.2", "10.0.0.7", "10.0.0.1"]
 
 
+async def test_a_host_that_waits_costs_no_look_at_all_others_that_wait() -> None:
+    """A thousand that moved on by one, while who has the last address is away, report each ten seconds."""
+    count, looks = 60, [0]
+    kept = Kept(hosts_alone(*(f"h{number}" for number in range(count + 1))))
+
+    def connected(_: str) -> bool:
+        looks[0] += 1
+        return True
+
+    kept.keeper = AddressKeeper(kept.registry, connected, lambda: kept.now)
+    for number in range(count):
+        assert (await kept.heard(at(f"h{number}", f"10.0.0.{number + 2}"))).again_s
+    looks[0] = 0
+    await kept.heard(at("h0", "10.0.0.2"))
+    assert looks[0] == 1
+    # And all of them move once the last one says where it is.
+    assert await kept.heard(at(f"h{count}", "10.0.9.9")) == Advice()
+    assert [kept.registry.address(f"h{number}") for number in (0, count - 1)] == ["10.0.0.2", f"10.0.0.{count + 1}"]
+
+
 async def test_the_word_of_a_host_that_is_silent_for_long_moves_nobody() -> None:
     kept = Kept(hosts_alone("a", "b"))
     await kept.heard(at("b", "10.0.0.1"))

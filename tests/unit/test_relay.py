@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
 from socket import AF_UNIX, SOCK_STREAM, socket
@@ -16,11 +17,19 @@ from envoy.service.discovery.v3.discovery_pb2 import Resource as ResourceMessage
 
 from hostmesh_agent.cache import Cache
 from hostmesh_agent.relay import RETRY_FIRST_S, Relay
-from hostmesh_agent.shrink import WAIT_S
+from hostmesh_agent.shrink import OPENING_S, WAIT_S
 from hostmesh_api.delta import Answer, ClientStream, Resource, ServerStream
 from hostmesh_api.origin import Origin, origin_field, parse_origin
 from hostmesh_api.v1.hostmesh_pb2 import HostConfig
-from hostmesh_api.wire import ADS_METHOD, ADS_SERVICE, CLUSTER_TYPE, HOST_CONFIG_TYPE, LISTENER_TYPE, SECRET_TYPE
+from hostmesh_api.wire import (
+    ADS_METHOD,
+    ADS_SERVICE,
+    CLUSTER_TYPE,
+    ENDPOINT_TYPE,
+    HOST_CONFIG_TYPE,
+    LISTENER_TYPE,
+    SECRET_TYPE,
+)
 from waiting import until
 
 BOUND_S = 10.0
@@ -148,8 +157,10 @@ async def relaying(
     on_host_config: Callable[[HostConfig], Awaitable[None]] = ignore,
     retry_first_s: float = RETRY_FIRST_S,
     accept_after_s: float = 0.0,
+    opening_s: float = OPENING_S,
     sockets: Iterable[str] = (),
     reached: Callable[[], None] = lambda: None,
+    changed: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[Relay]:
     """`sockets` are where the first connections go, and the last of them all later ones."""
     places = chain(sockets, repeat("controller.sock"))
@@ -163,9 +174,11 @@ async def relaying(
         node_metadata={"IPV6": True},
         connect=lambda: grpc.aio.insecure_channel(f"unix:{directory / next(places)}"),
         reached=reached,
+        changed=changed,
         on_host_config=on_host_config,
         retry_first_s=retry_first_s,
         accept_after_s=accept_after_s,
+        opening_s=opening_s,
     )
     task = asyncio.ensure_future(relay.run())
     try:
@@ -410,3 +423,52 @@ async def test_what_nobody_explains_and_is_not_much_waits_a_moment(tmp_path: Pat
         controller.take_away(CLUSTER_TYPE)
         assert sorted((await proxy.next()).removed_resources) == ["a", "b"]
         assert asyncio.get_running_loop().time() - began_s >= WAIT_S / 2
+
+
+async def test_endpoints_that_change_on_a_stream_that_stands_for_long_do_not_wait(
+    tmp_path: Path, controller: Controller
+) -> None:
+    controller.put(ENDPOINT_TYPE, resource("a", "1"))
+    controller.origin = Origin("aa", 7, "00")
+    async with controller.running():
+        async with relaying(tmp_path) as relay, envoy(tmp_path / "xds.sock") as proxy:
+            await proxy.ask(ENDPOINT_TYPE, "a")
+            await proxy.ack(await proxy.next())
+            await until(lambda: relay.accepted_version(ENDPOINT_TYPE, "a") == "1")
+        controller.requests.clear()
+        async with relaying(tmp_path, opening_s=0.0), envoy(tmp_path / "xds.sock") as proxy:
+            await proxy.ask(ENDPOINT_TYPE, "a")
+            await proxy.ack(await proxy.next())
+            await until(lambda: any(each.type_url == ENDPOINT_TYPE for each in controller.requests))
+            began_s = asyncio.get_running_loop().time()
+            controller.put(ENDPOINT_TYPE, resource("a", "2"))
+            assert [each.version for each in (await proxy.next()).resources] == ["2"]
+            assert asyncio.get_running_loop().time() - began_s < WAIT_S / 2
+
+
+def _has_grown(controller: Controller, refused: int) -> bool:
+    return len(held_back(controller)) > refused
+
+
+async def test_what_is_held_back_for_ever_is_told_once_and_so_is_its_end(
+    tmp_path: Path, controller: Controller
+) -> None:
+    changes: list[str] = []
+    controller.put(LISTENER_TYPE, *(resource(name, "1") for name in LISTENERS))
+    async with (
+        controller.running(),
+        relaying(tmp_path, accept_after_s=0, changed=lambda: changes.append("")) as relay,
+        envoy(tmp_path / "xds.sock") as proxy,
+    ):
+        await proxy.ask(LISTENER_TYPE)
+        await proxy.ack(await proxy.next())
+        await until(lambda: relay.state().accepted.get(LISTENER_TYPE) == len(LISTENERS))
+        controller.take_away(LISTENER_TYPE)
+        await until(lambda: len(held_back(controller)) == 1)
+        for number in range(3):
+            refused = len(held_back(controller))
+            controller.put(LISTENER_TYPE, resource(LISTENERS[0], f"new {number}"))
+            await until(partial(_has_grown, controller, refused))
+        assert len(changes) == 1
+        relay.accept()
+        assert len(changes) == 2

@@ -121,6 +121,12 @@ def test_a_large_table_of_names_that_loses_more_than_a_third_is_a_loss() -> None
     assert not loss(LISTENER_TYPE, held(listener("dns", 8000)), held(listener("dns", 10)))
 
 
+@pytest.mark.parametrize("name", ["virtualInbound", "0.0.0.0_8443", "10.0.0.1_8080"])
+def test_a_listener_that_loses_keys_of_end_users_tokens_is_none(name: str) -> None:
+    """Whoever issues them withdraws some by himself: of a gateway's 20 KiB of keys two thirds may go at once."""
+    assert not loss(LISTENER_TYPE, held(listener(name, 24 * 1024)), held(listener(name, 8 * 1024)))
+
+
 def exchange() -> Exchange:
     made = Exchange(Entry(CLUSTER_TYPE, False, each) for each in CLUSTERS.values())
     made.connected()
@@ -268,6 +274,23 @@ def test_a_loss_that_somebody_wrote_is_taken_at_once_in_all_types() -> None:
     assert not made.held_back
     assert not made.undecided
     assert sorted(name for each in settle(made) for name in each) == sorted([*NAMES, *HOSTS])
+
+
+def test_an_agent_that_is_killed_before_envoy_took_what_was_written_is_told_it_again_and_believes_it() -> None:
+    made = whole(at(7))
+    made.update(removal(CLUSTER_TYPE, NAMES, at(8)))
+    assert made.origin_to_keep() == at(7), "what is on disk is of that"
+    settle(made)
+    made.settle(NOW)
+    assert made.take_changes()
+    assert made.origin_to_keep() == at(8)
+
+
+def test_what_nobody_wrote_is_not_believed_by_the_next_agent_either() -> None:
+    made = whole(at(7))
+    made.update(removal(CLUSTER_TYPE, NAMES[:1], at(8)))
+    made.update(removal(CLUSTER_TYPE, NAMES[1:3], at(8)))
+    assert made.undecided
     assert made.origin_to_keep() == at(8)
 
 
@@ -348,6 +371,41 @@ def test_endpoints_come_and_go_with_the_hosts_while_a_stream_lasts() -> None:
     made.update(Update(ENDPOINT_TYPE, "u1", tuple(endpoints(name, 0) for name in NAMES[:7]), (), at(7)))
     assert not made.held_back
     assert not made.undecided, "callers hear of it at once"
+
+
+def test_the_first_endpoints_to_change_after_a_quiet_beginning_do_not_wait_either() -> None:
+    """A controller that has nothing new for a host says nothing when the stream begins; a drain comes hours later."""
+    made = whole(at(7))
+    made.opening_over()
+    made.update(Update(ENDPOINT_TYPE, "u1", tuple(endpoints(name, 0) for name in NAMES[:7]), (), at(7)))
+    assert not made.held_back
+    assert not made.undecided, "callers hear of it at once"
+    made.disconnected()
+    made.connected()
+    made.update(Update(ENDPOINT_TYPE, "u1", tuple(endpoints(name, 3) for name in NAMES[:1]), (), at(7)))
+    assert made.undecided, "what the next stream begins with is looked at again"
+
+
+def test_a_workload_that_becomes_ready_is_called_at_once_under_the_identity_that_its_cluster_gets_for_it() -> None:
+    """The cluster comes first. Were it to wait, and its endpoints not, callers would refuse who they meet."""
+    made = whole(at(7))
+    made.opening_over()
+    made.update(Update(CLUSTER_TYPE, "u0", (cluster(NAMES[0], "one identity more"),), (), at(7)))
+    made.update(Update(ENDPOINT_TYPE, "u1", (endpoints(NAMES[0], 3),), (), at(7)))
+    assert not made.undecided
+    assert [push.type_url for push in made.pushes()] == [CLUSTER_TYPE, ENDPOINT_TYPE]
+
+
+def test_what_takes_something_away_waits_on_a_stream_that_stands_and_so_does_what_comes_with_it() -> None:
+    made = whole(at(7))
+    made.opening_over()
+    made.update(removal(CLUSTER_TYPE, HALF, at(7)))
+    made.update(Update(CLUSTER_TYPE, "u1", (cluster(NAMES[11], "other"),), (), at(7)))
+    assert made.undecided
+    assert made.pushes() == []
+    made.update(removal(VIRTUAL_HOST_TYPE, gone_hosts(), at(7)))
+    assert made.held_back
+    assert made.pushes() == []
 
 
 def test_far_too_many_endpoints_are_held_back_alone() -> None:

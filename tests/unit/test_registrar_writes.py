@@ -1,0 +1,125 @@
+"""A write, its revision and what follows from it stay together, whatever else goes on."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from structlog.testing import capture_logs
+
+from golden.objects import SETTINGS
+from hostmesh_controller.controller import utc_now
+from hostmesh_controller.hub import Hub
+from hostmesh_controller.mesh import Mesh, Touched, build
+from hostmesh_controller.model import ObjectKey
+from hostmesh_controller.registrar import Registrar
+from hostmesh_controller.review import read
+from hostmesh_controller.store.sqlite import open_store
+from waiting import until
+
+KEY = ObjectKey("Service", "shop", "cart")
+SERVICE = """
+apiVersion: v1
+kind: Service
+metadata: {name: cart, namespace: shop}
+spec: {selector: {app: cart}, ports: [{port: 80, name: http}]}
+"""
+BOUND_S = 10.0
+
+
+class SlowStore:
+    """The embedded store, which begins one of its methods and waits there until it is told to go on."""
+
+    def __init__(self, directory: Path) -> None:
+        self.store = open_store(directory / "store.sqlite")
+        self.slow = ""
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.store, name)
+        if name != self.slow:
+            return found
+
+        def slowly(*args: Any, **more: Any) -> Any:
+            self.begun.set()
+            assert self.go_on.wait(BOUND_S)
+            return found(*args, **more)
+
+        return slowly
+
+
+class Shown(Hub):
+    """A hub that remembers with which revision it was first shown without the service, once it had it."""
+
+    def __init__(self) -> None:
+        super().__init__(build(SETTINGS, (), {}, {}), 0)
+        self.gone_at = -1
+        self._had = False
+
+    def publish(self, mesh: Mesh, touched: Touched, revision: int) -> None:
+        super().publish(mesh, touched, revision)
+        has = any(KEY.name in str(each) for each in mesh.services)
+        if self._had and not has and self.gone_at < 0:
+            self.gone_at = revision
+        self._had = self._had or has
+
+
+@asynccontextmanager
+async def running(directory: Path) -> AsyncIterator[tuple[SlowStore, Registrar, Shown]]:
+    store, hub = SlowStore(directory), Shown()
+    registrar = Registrar(store, hub, SETTINGS, utc_now)
+    await registrar.open()
+    task = asyncio.create_task(registrar.run())
+    try:
+        yield store, registrar, hub
+    finally:
+        store.go_on.set()
+        task.cancel()
+        await asyncio.wait([task])
+        store.store.close()
+
+
+async def test_what_goes_with_a_deletion_is_shown_with_its_revision_though_a_host_changes_meanwhile(
+    tmp_path: Path,
+) -> None:
+    async with running(tmp_path) as (store, registrar, hub):
+        await registrar.apply(read([("f", SERVICE)], "default"), actor="ann")
+        await until(lambda: hub.revision == 1)
+        store.slow = "release_vips"
+        deleting = asyncio.create_task(registrar.delete([KEY], actor="ann"))
+        await until(store.begun.is_set)
+        registrar.host_changed("h1")
+        await until(lambda: hub.gone_at >= 0 or hub.revision == 2)
+        store.go_on.set()
+        await deleting
+        await until(lambda: hub.revision == 2)
+        assert hub.gone_at == 2, "hosts believe a loss by its revision alone"
+
+
+async def test_a_write_whose_caller_gives_up_is_known_here_if_it_is_in_the_store(tmp_path: Path) -> None:
+    async with running(tmp_path) as (store, registrar, hub):
+        store.slow = "commit"
+        writing = asyncio.create_task(registrar.apply(read([("f", SERVICE)], "default"), actor="ann"))
+        await until(store.begun.is_set)
+        writing.cancel()
+        await asyncio.sleep(0)
+        store.go_on.set()
+        await asyncio.wait([writing], timeout=BOUND_S)
+        assert writing.cancelled()
+        await until(lambda: store.store.get(KEY) is not None)
+        assert registrar.get(KEY) is not None
+        await until(lambda: hub.revision == 1)
+
+
+async def test_what_could_not_be_shown_at_first_is_shown_with_its_own_revision_later(tmp_path: Path) -> None:
+    async with running(tmp_path) as (_, registrar, hub):
+        with capture_logs() as logs:
+            registrar.take_mesh_file(None)  # type: ignore[arg-type] # nothing can be made with that
+            await until(lambda: len(logs) == 1)
+            await registrar.apply(read([("f", SERVICE)], "default"), actor="ann")
+            await until(lambda: len(logs) == 2)
+        assert {each["event"] for each in logs} == {"the mesh could not be built; proxies keep revision 0"}
+        registrar.take_mesh_file(SETTINGS.mesh_config)
+        await until(lambda: hub.revision == 1)

@@ -1,9 +1,10 @@
 """Which responses of the controller are explained by a write of somebody who was allowed to. Pure.
 
-A response says from which state of the store it was made. One of the same lineage and a higher revision than the last
-that was heard carries what operators wrote since. Of each type it is the first response of that revision: the
-controller has one response of a type in flight, and puts all that is due into the next one. What comes at a revision
-that was known before the stream began, or a second time, was made by the controller itself.
+A response says from which state of the store it was made, and whether that was written for this host. Such a one of the
+same lineage and a higher revision than the last that was heard carries what operators wrote since. Of each type it is
+the first response of that revision: the controller has one response of a type in flight, and puts all that is due into
+the next one. What comes at a revision that was known before the stream began, after a write that was none of this
+host's, or a second time, was made by the controller itself.
 """
 
 from dataclasses import dataclass, field
@@ -32,6 +33,8 @@ class Belief:
 
     def hear(self, type_url: str, origin: Origin | None) -> bool:
         """Take note of a response; return whether its losses are explained."""
+        is_written = origin is not None and origin.is_written
+        origin = None if origin is None else origin._replace(is_written=False)
         self.latest = origin or self.latest
         if self._doubting:
             return False
@@ -43,9 +46,10 @@ class Belief:
             self.known, self._before = origin, known
             self._heard.clear()
         is_later = self._before is not None and origin.revision > self._before.revision
-        is_first = type_url not in self._heard
+        if not is_written or type_url in self._heard:
+            return False
         self._heard.add(type_url)
-        return is_later and is_first
+        return is_later
 
     def doubt(self) -> None:
         """Know nothing any more: a loss that nobody explained stays one, however many writes follow on it."""

@@ -30,8 +30,10 @@ class Measure(NamedTuple):
 
 
 MUCH: Final = Measure(4, 1 / 3)
-"""Of what nobody has explained. A third: half of a mesh is far beyond it, whichever type shows it. Four: one program
-with a few ports that goes is none, and a host that has three services in all is not worth an alarm."""
+"""Of what nobody has explained. A third: half of a mesh is far beyond it, whichever type shows it. Four: a host that
+calls three services in all is not worth an alarm."""
+PORTS: Final = Measure(1, 1 / 3)
+"""Of the host's own programs. One: most hosts serve one, and without its port they are out of the mesh."""
 MANY_ENDPOINTS: Final = Measure(8, 1 / 2)
 """Of services that lose their endpoints while a stream lasts: leases, readiness and hosts that leave do that, and the
 controller's own guard has judged them. Beyond this it is likelier that the controller is wrong."""
@@ -78,11 +80,15 @@ def gone(type_url: str, held: Mapping[str, Resource], new: Names) -> list[str]:
 
 
 def loss(type_url: str, held: Mapping[str, Resource], new: Names, measure: Measure = MUCH) -> str:
-    """Return what `new` would take away of what is held, in words; "" if it is not much."""
+    """Return what `new` would take away of what is held, in words; "" if it is not much.
+
+    Of ports PORTS is the measure.
+    """
     if type_url not in WORDS:
         return ""
     if type_url == HOST_CONFIG_TYPE:
         lost, before = _ports_lost(held, new)
+        measure = PORTS
     else:
         lost = len(gone(type_url, held, new))
         before = sum(there(type_url, each) for each in held.values()) if lost >= measure.least else 0

@@ -14,7 +14,7 @@ from typing import Final
 import structlog
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest
 
-from hostmesh_api.delta import WILDCARD, Answer, Nack, Push, Resource, ServerStream, Source
+from hostmesh_api.delta import PUSH_ORDER, WILDCARD, Answer, Nack, Push, Resource, ServerStream, Source
 from hostmesh_api.origin import Origin, origin_field
 from hostmesh_api.wire import (
     CLUSTER_TYPE,
@@ -114,6 +114,9 @@ class Connection:
     wake: Callable[[], None]
     source: Source
     cold: ColdStream
+    written: set[str] = field(default_factory=lambda: set(PUSH_ORDER))
+    """Types of which nothing was sent yet since the stream began or a write concerned the host: what operators wrote
+    explains the next response."""
     confirmation: Resource | None = None
     """That an operator wants what the host's agent holds back."""
     stream: ServerStream = field(default_factory=ServerStream)
@@ -145,6 +148,12 @@ class _HostView:
         return self.hub.answer(self.host, type_url, name)
 
 
+def _settle(connection: Connection) -> None:
+    """What comes after all that a write meant for the host is not explained by it any more."""
+    if connection.written and connection.stream.idle():
+        connection.written.clear()
+
+
 class Hub:
     """The connected hosts and the mesh they are shown."""
 
@@ -171,8 +180,8 @@ class Hub:
         self._faulty: set[Key] = set()
         """What could not be made from this mesh, and was told."""
         self._origin_of: Callable[[int], Origin] | None = None
-        self._origin_field = b""
-        """What each response says of the state of the store that it was made from."""
+        self._origin_fields = b"", b""
+        """What each response says of the state of the store that it was made from: if nobody wrote it, and else."""
         self.counts = Counts()
         self.cold = Cold(mesh)
 
@@ -189,7 +198,8 @@ class Hub:
     def tell_origin(self, origin_of: Callable[[int], Origin]) -> None:
         """Say with each response from now on what `origin_of` makes of its revision."""
         self._origin_of = origin_of
-        self._origin_field = origin_field(origin_of(self._revision))
+        origin = origin_of(self._revision)
+        self._origin_fields = origin_field(origin), origin_field(origin._replace(is_written=True))
 
     def connect(self, host: str, peer: str, now: datetime, wake: Callable[[], None]) -> Connection:
         """Open a stream for a host; an older stream of the same host is closed, since only one can be the live one."""
@@ -293,6 +303,7 @@ class Hub:
             self._unwatch(connection, (type_url, name))
         if WILDCARD in received.subscribed or received.unsubscribed:
             self._stand(connection)
+        _settle(connection)
         return connection.stream.due()
 
     def _check_size(self, connection: Connection, request: DeltaDiscoveryRequest) -> None:
@@ -320,8 +331,11 @@ class Hub:
         for push in connection.stream.pushes(connection.source):
             self.counts.pushes[push.type_url] += 1
             self.counts.push_bytes[push.type_url] += len(push.data)
+            origin = self._origin_fields[push.type_url in connection.written]
+            connection.written.discard(push.type_url)
             # It was made just now, from the mesh that is shown. A field more is as good behind the others.
-            yield push._replace(data=push.data + self._origin_field)
+            yield push._replace(data=push.data + origin)
+        _settle(connection)
         for push in self.cold.pushes(connection.cold):
             self.counts.pushes[push.type_url] += 1
             self.counts.push_bytes[push.type_url] += len(push.data)
@@ -362,6 +376,8 @@ class Hub:
         for connection, key in again:
             self._watch(connection, key)
         for connection in concerned:
+            if is_another:
+                connection.written = set(PUSH_ORDER)
             connection.wake()
 
     def _mark_whole(self, connection: Connection) -> None:

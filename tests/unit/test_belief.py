@@ -8,11 +8,16 @@ from hostmesh_api.wire import CLUSTER_TYPE, LISTENER_TYPE
 
 
 def at(revision: int, lineage: str = "aa") -> Origin:
-    return Origin(lineage, revision, "00")
+    return Origin(lineage, revision, "00", is_written=True)
+
+
+def kept(origin: Origin | None) -> Origin | None:
+    """What is remembered of it."""
+    return None if origin is None else origin._replace(is_written=False)
 
 
 def opened(revision: int = 7) -> Belief:
-    belief = Belief(at(revision), at(revision))
+    belief = Belief(kept(at(revision)), kept(at(revision)))
     belief.opened()
     return belief
 
@@ -25,12 +30,19 @@ def test_what_comes_with_a_higher_revision_is_explained_once_for_each_type() -> 
     assert belief.hear(CLUSTER_TYPE, at(9))
 
 
+def test_a_write_that_was_none_of_this_hosts_explains_nothing() -> None:
+    belief = opened()
+    assert not belief.hear(CLUSTER_TYPE, kept(at(8)))
+    assert belief.hear(LISTENER_TYPE, at(8))
+    assert belief.hear(CLUSTER_TYPE, at(8))
+
+
 @pytest.mark.parametrize("said", [at(7), at(6), at(8, "bb"), None])
 def test_the_same_or_a_lower_revision_another_history_and_none_explain_nothing(said: Origin | None) -> None:
     belief = opened()
     assert not belief.hear(CLUSTER_TYPE, said)
     assert not belief.hear(LISTENER_TYPE, said)
-    assert belief.known == said
+    assert belief.known == kept(said)
 
 
 def test_what_an_agent_has_never_heard_of_explains_nothing_and_what_follows_does() -> None:
@@ -56,7 +68,7 @@ def test_what_is_doubted_is_not_explained_by_writes_that_follow_not_even_on_anot
     assert not belief.hear(CLUSTER_TYPE, at(8))
     belief.opened()
     assert not belief.hear(CLUSTER_TYPE, at(9))
-    assert belief.latest == at(9), "the controller is told of what was heard all the same"
+    assert belief.latest == kept(at(9)), "the controller is told of what was heard all the same"
 
 
 def test_once_it_is_settled_the_next_write_explains_again() -> None:

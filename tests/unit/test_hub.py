@@ -339,7 +339,27 @@ def test_each_response_says_from_which_state_of_the_store_it_was_made() -> None:
     assert said(fleet.take(one)) == [None], "nobody has said which store it is"
     fleet.hub.tell_origin(lambda revision: Origin("aa", revision, "00"))
     fleet.publish(workload("a", "10.0.9.7"))
-    assert said(fleet.take(one)) == [Origin("aa", 2, "00")]
+    assert said(fleet.take(one)) == [Origin("aa", 2, "00", is_written=True)]
     fleet.hub.tell_origin(lambda revision: Origin("bb", revision, "00"))
     fleet.ask(one, ENDPOINT_TYPE, B)
     assert said(fleet.take(one)) == [Origin("bb", 2, "00")]
+
+
+def test_what_operators_wrote_explains_one_response_of_each_type_to_those_whom_it_concerns() -> None:
+    fleet = Fleet()
+    fleet.hub.tell_origin(lambda revision: Origin("aa", revision, "00"))
+    one = fleet.connect("one")
+
+    def explained() -> list[tuple[str, bool]]:
+        found = [ClientStream.update(DeltaDiscoveryResponse.FromString(each.data)) for each in fleet.take(one)]
+        return [(each.type_url, each.origin is not None and each.origin.is_written) for each in found]
+
+    fleet.ask(one, ENDPOINT_TYPE, A)
+    assert explained() == [(ENDPOINT_TYPE, True)], "a stream begins with all that was written while the host was away"
+    fleet.publish(workload("b", "10.0.9.8"))
+    fleet.ask(one, ENDPOINT_TYPE, B)
+    assert explained() == [(ENDPOINT_TYPE, False)], "that write was none of its own, and it has asked since"
+    fleet.publish(workload("a", "10.0.9.7"))
+    assert explained() == [(ENDPOINT_TYPE, True)]
+    fleet.ask(one, CLUSTER_TYPE, "outbound|80||a.shop.svc.cluster.local")
+    assert explained() == [(CLUSTER_TYPE, False)], "all that was written had been acknowledged"

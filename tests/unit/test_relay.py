@@ -406,7 +406,7 @@ async def test_what_is_known_of_the_store_outlives_the_agent_and_explains_a_loss
             controller.put(CLUSTER_TYPE, *everything)
             await until(lambda: not relay.state().problems)
         controller.shelf[CLUSTER_TYPE] = {}
-        controller.origin = Origin("aa", 8, "00")
+        controller.origin = Origin("aa", 8, "00", is_written=True)
         async with relaying(tmp_path) as relay, envoy(tmp_path / "xds.sock") as proxy:
             await proxy.ask(CLUSTER_TYPE)
             await until(lambda: bool(controller.requests[-1].response_nonce))

@@ -50,7 +50,7 @@ def full(scene: Scene) -> str:
 
 
 def _named(scene: Scene) -> str:
-    words = ("No space left", "disk is full", "ENOSPC", "disk full")
+    words = ("disk.full", "No space left")
     problems = scene.agent(SERVER).get("problems", [])
     return next((each for each in problems if any(word in each for word in words)), "")
 

@@ -7,6 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+import structlog
+
 from hostmesh_agent.admin import Admin, AdminError
 
 FILE: Final = "termination-drain-ms"
@@ -17,12 +19,22 @@ LONGEST_S: Final = 300.0
 _LOOK_S: Final = 0.1
 _OWN: Final = ("listener.admin", "listener.hostmesh-")
 
+_log = structlog.get_logger(__name__)
+
 
 def note(directory: Path, wanted_ms: int) -> None:
-    """Write down how long an end of Envoy waits."""
+    """Write down how long an end of Envoy waits. Where nothing can be written what was noted before holds."""
+    path, wanted = directory / FILE, str(wanted_ms).encode()
     draft = directory / f".{FILE}.{os.getpid()}"
-    draft.write_text(str(wanted_ms), encoding="ascii")
-    draft.replace(directory / FILE)
+    try:
+        if path.exists() and path.read_bytes() == wanted:
+            return
+        draft.write_bytes(wanted)
+        draft.replace(path)
+    except OSError as error:  # a full disk has an alarm of its own
+        _log.warning("how long an end of Envoy waits cannot be noted", path=str(path), reason=str(error))
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
 
 
 def noted_s(directory: Path) -> float:

@@ -66,3 +66,13 @@ def test_the_hosts_own_word_on_threads_goes_before_the_meshs() -> None:
     assert EnvoySettings().workers(16, 2) == 2
     assert EnvoySettings().workers(16, 0) == 16
     assert EnvoySettings(concurrency=3).workers(16, 2) == 3
+
+
+def test_how_long_an_end_waits_is_noted_and_where_nothing_can_be_written_the_agent_lives(tmp_path: Path) -> None:
+    drain.note(tmp_path, 1500)
+    written = (tmp_path / drain.FILE).stat()
+    drain.note(tmp_path, 1500)
+    assert (tmp_path / drain.FILE).stat().st_ino == written.st_ino, "what is there is not written again"
+    assert drain.noted_s(tmp_path) == 1.5
+    drain.note(tmp_path / "no such directory", 1500)
+    assert drain.noted_s(tmp_path / "no such directory") == drain.DEFAULT_S

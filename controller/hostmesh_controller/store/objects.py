@@ -47,7 +47,7 @@ def read_lineage(connection: Connection) -> Lineage:
 def begin_lineage(connection: Connection) -> Lineage:
     """Let another history begin with the objects as they are."""
     before = read_lineage(connection)
-    values = {"lineage": token_hex(8), "lineage_key": token_hex(32), "objects": before.found}
+    values = {"lineage": token_hex(4), "lineage_key": token_hex(32), "objects": before.found}
     connection.execute(update(tables.mesh).values(values))
     return read_lineage(connection)
 

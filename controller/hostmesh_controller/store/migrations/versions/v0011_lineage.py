@@ -19,5 +19,5 @@ def upgrade() -> None:
     count = connection.execute(sa.text("SELECT count(*) FROM objects")).scalar_one()
     connection.execute(
         sa.text("UPDATE mesh SET lineage = :lineage, lineage_key = :key, objects = :objects"),
-        {"lineage": secrets.token_hex(8), "key": secrets.token_hex(32), "objects": count},
+        {"lineage": secrets.token_hex(4), "key": secrets.token_hex(32), "objects": count},
     )

@@ -79,16 +79,16 @@ def gone(type_url: str, held: Mapping[str, Resource], new: Names) -> list[str]:
     return [name for name, each in new.items() if there(type_url, held.get(name)) and not there(type_url, each)]
 
 
-def loss(type_url: str, held: Mapping[str, Resource], new: Names, measure: Measure = MUCH) -> str:
+def loss(type_url: str, held: Mapping[str, Resource], new: Names, measure: Measure | None = None) -> str:
     """Return what `new` would take away of what is held, in words; "" if it is not much.
 
-    Of ports PORTS is the measure.
+    `measure` None: PORTS of ports, and MUCH of all else.
     """
     if type_url not in WORDS:
         return ""
+    measure = measure or (PORTS if type_url == HOST_CONFIG_TYPE else MUCH)
     if type_url == HOST_CONFIG_TYPE:
         lost, before = _ports_lost(held, new)
-        measure = PORTS
     else:
         lost = len(gone(type_url, held, new))
         before = sum(there(type_url, each) for each in held.values()) if lost >= measure.least else 0

@@ -153,14 +153,14 @@ class Scene:
 
     def healthy(self, host: str, but: str = "") -> bool:
         """Whether an agent is connected and well; `but` is an alarm that may be up."""
-        said = self.agent(host)
-        connected: bool = said.get("controller", {}).get("connected", False)
-        return connected and not self.ills(host, but)
+        return not self.ills(host, but)
 
     def ills(self, host: str, but: str = "") -> list[str]:
         """What is wrong with the host now: what is told of a damage that was mended is not."""
-        problems: list[str] = self.agent(host).get("problems", ["it does not answer"])
-        return [each for each in problems if not each.startswith(_MENDED) and (not but or not each.startswith(but))]
+        said = self.agent(host)
+        problems: list[str] = said.get("problems", ["it does not answer"])
+        left = [each for each in problems if not each.startswith(_MENDED) and (not but or not each.startswith(but))]
+        return left if left or said.get("controller", {}).get("connected") else ["it is not connected"]
 
     def wait_until_well(self, timeout_s: float = _SETTLED_S, but: str = "") -> None:
         """Return when every agent is connected and well; see `healthy`."""
@@ -169,7 +169,7 @@ class Scene:
             return all(self.healthy(host, but) for host in MESH)
 
         def told() -> str:
-            ill = {host: self.ills(host, but) or "not connected" for host in MESH if not self.healthy(host, but)}
+            ill = {host: ills for host in MESH if (ills := self.ills(host, but))}
             return f"all are well: {ill}"
 
         try:

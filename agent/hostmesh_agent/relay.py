@@ -379,8 +379,12 @@ class Relay:
             self._last_error = "the controller ended the stream"
 
     async def _stands(self, call: Upstream) -> bool:
-        """Wait until the stream stands; False where it is given up. gRPC's own wait outlasts a cancelled call."""
-        stands, hurry = asyncio.ensure_future(call.wait_for_connection()), asyncio.ensure_future(self._hurry.wait())
+        """Wait until the controller takes the stream; False where it is given up.
+
+        What is written to a stream that is being refused makes gRPC tell "Internal error from Core" in place of the
+        refusal (measured: half of 1,500 calls). Its own wait outlasts a cancelled call.
+        """
+        stands, hurry = asyncio.ensure_future(self._taken(call)), asyncio.ensure_future(self._hurry.wait())
         try:
             await asyncio.wait((stands, hurry), return_when=asyncio.FIRST_COMPLETED)
             if not hurry.done():
@@ -389,6 +393,13 @@ class Relay:
         finally:
             stands.cancel()
             hurry.cancel()
+
+    @staticmethod
+    async def _taken(call: Upstream) -> None:
+        await call.wait_for_connection()
+        await call.initial_metadata()
+        # It raises where the stream was refused meanwhile.
+        await call.wait_for_connection()
 
     @staticmethod
     async def _write_controller(call: Upstream, outbox: "asyncio.Queue[DeltaDiscoveryRequest]") -> None:

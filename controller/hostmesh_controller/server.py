@@ -85,6 +85,8 @@ class AdsServer:
                 grpc.StatusCode.PERMISSION_DENIED,
                 f"host {host!r} is not registered; register it again with: hostmesh register {host}",
             )
+        # Only with this does an agent write: a write that meets a refusal hides its reason from the agent.
+        await context.send_initial_metadata(())
         wake = asyncio.Event()
         connection = self._hub.connect(host, context.peer(), datetime.now(UTC), wake.set)
         if self._presence is not None:

@@ -147,7 +147,6 @@ def test_an_expelled_host_is_cut_off_within_seconds_while_others_notice_nothing_
     assert its_own["failed"] > 0
     told = json.loads(lab.hostmesh("host", "show", "bad", "-o", "json").stdout)
     assert (told["state"], told["denied_because"]) == ("expelled", "it was stolen")
-    # Of a call that is refused before it stands, gRPC now and then tells less: the next one tells why.
     eventually(lambda: "PERMISSION_DENIED" in str(lab.agent("bad")), "it is told why")
 
 

@@ -8,6 +8,7 @@ from hostmesh_api.joinstring import JoinString
 from hostmesh_controller.store import CertificateRecord
 from running_controller import running_app
 from shop import HOST, SERVICE, actions
+from waiting import until
 
 
 async def test_tokens_are_audited_with_who_made_and_revoked_them(tmp_path: Path) -> None:
@@ -144,11 +145,11 @@ async def test_deleting_the_host_object_puts_the_host_out_too(tmp_path: Path) ->
         store, now = app.controller.store, datetime.now(UTC)
         store.add_certificate(CertificateRecord("01", "spiffe://cluster.local/host/h1", "h1", now, now))
         await app.controller.registrar.states.joined("h1")
+        await until(lambda: app.controller.hub.mesh.runtime_of("h1").joined, "callers know")
         assert actions(await app.root.delete("/v1/objects/Host/-/h1")) == {"Host/h1": "deleted"}
-        await app.published()
         assert store.certificates("h1") == []
         assert store.host_states() == {}
-        assert not app.controller.hub.mesh.runtime_of("h1").joined
+        await until(lambda: not app.controller.hub.mesh.runtime_of("h1").joined, "callers know")
         await app.apply(HOST)
         assert (await app.root.get("/v1/hosts/h1")).json()["state"] == "registered"
 

@@ -34,6 +34,8 @@ from waiting import until
 
 BOUND_S = 10.0
 
+Context = grpc.aio.ServicerContext[DeltaDiscoveryRequest, bytes]
+
 
 def resource(name: str, version: str) -> Resource:
     return Resource(name, version, ResourceMessage(name=name, version=version).SerializeToString())
@@ -56,6 +58,8 @@ class Controller:
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     stream: ServerStream | None = None
     origin: Origin | None = None
+    refusal: str = ""
+    refused: int = 0
 
     def names(self, type_url: str) -> list[str]:
         return list(self.shelf.get(type_url, {}))
@@ -75,7 +79,13 @@ class Controller:
             self.stream.mark_all()
         self.wake.set()
 
-    async def serve(self, requests: AsyncIterator[DeltaDiscoveryRequest], context: object) -> AsyncIterator[bytes]:
+    async def serve(
+        self, requests: AsyncIterator[DeltaDiscoveryRequest], context: Context
+    ) -> AsyncIterator[bytes]:
+        if self.refusal:
+            self.refused += 1
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, self.refusal)
+        await context.send_initial_metadata(())
         self.stream = stream = ServerStream()
         wake = self.wake = asyncio.Event()
 
@@ -306,6 +316,24 @@ async def test_a_reconnect_opens_a_new_stream(tmp_path: Path, controller: Contro
         first = relay.state().since
         relay.reconnect()
         await until(lambda: relay.state().connected and relay.state().since != first)
+
+
+async def test_a_refusal_is_told_in_its_own_words_and_is_no_connection(tmp_path: Path, controller: Controller) -> None:
+    controller.refusal = "it was expelled"
+    heard: list[bool] = []
+    told: set[str] = set()
+
+    def refused(times: int) -> bool:
+        told.add(relay.state().last_error)
+        return controller.refused > times and relay.state().last_error != "reconnecting"
+
+    async with controller.running(), relaying(tmp_path, reached=lambda: heard.append(True)) as relay:
+        for _ in range(20):
+            before = controller.refused
+            relay.reconnect()
+            await until(partial(refused, before))
+    assert told - {"", "reconnecting"} == {"PERMISSION_DENIED: it was expelled"}
+    assert not heard
 
 
 async def test_a_connection_that_never_stands_is_given_up_for_another_at_once(

@@ -70,6 +70,10 @@ class Identities:
     async def run(self) -> None:
         await self._rotation.run()
 
+    async def tried(self) -> None:
+        """Wait until each certificate that was missing at the start was asked for once."""
+        await self._rotation.tried()
+
     def look_again(self) -> None:
         """Look at once at what is due: the clock was set, or the machine has slept."""
         self._rotation.look_again()

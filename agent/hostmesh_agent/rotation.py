@@ -169,6 +169,7 @@ class Rotation:
         self._failures: dict[str, Failure] = {}
         self._taints: dict[str, Taint] = {}
         self._changed = asyncio.Event()
+        self._tried = asyncio.Event()
 
     def keep(
         self, renewals: Mapping[str, Renewal], tainted: Iterable[str] = (), within: timedelta = timedelta()
@@ -196,6 +197,10 @@ class Rotation:
         self._failures.clear()
         self._changed.set()
 
+    async def tried(self) -> None:
+        """Wait until all that was due when the loop began has come or failed once."""
+        await self._tried.wait()
+
     async def run(self) -> None:
         """Renew what is due, until cancelled."""
         while True:
@@ -204,6 +209,7 @@ class Rotation:
                 case Renew(name):
                     await self._renew(name, self._renewals[name])
                 case Wait(until):
+                    self._tried.set()
                     await self._wait((until - self._now()).total_seconds())
 
     async def _wait(self, seconds: float) -> None:

@@ -92,6 +92,8 @@ _LAST_PAUSE_S: Final = 2.0
 _HOLDS_AFTER: Final = timedelta(seconds=2)
 _SWEEP_AFTER_S: Final = 60.0
 """Envoy drains listeners that went away; their certificates stay until then."""
+_CERTIFICATES_WITHIN_S: Final = 3.0
+"""How long the first report waits for certificates that were missing; callers wait 15 s for a lease."""
 
 log = structlog.get_logger(__name__)
 
@@ -536,6 +538,10 @@ class Agent:
     async def _report_when_settled(self) -> None:
         # A report before the first look at the kernel would take leases away that hold.
         await self._settled.wait()
+        # One whose file was damaged comes at once: a lease without it would withdraw a workload that is well.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CERTIFICATES_WITHIN_S):
+                await self._identities.tried()
         await self._reporter.run()
 
     async def _report(self) -> HostReport:

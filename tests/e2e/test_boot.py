@@ -1,19 +1,39 @@
 """The boot path: restarts in any order, a controller that is away, damaged files, a clock that is wrong."""
 
+import json
 import os
 import random
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from e2e.driver import Lab, eventually, new_lab
+from e2e.driver import PROGRAMS, Lab, eventually, new_lab
 from e2e.test_strict import CANARY, PORT, SERVICE, canary, seen
+from e2e.test_under_load import load
 
 STATE = "/var/lib/hostmesh"
 FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 CLOCK = f"{STATE}/clock"
+STOCK = """
+apiVersion: v1
+kind: Service
+metadata: {{name: stock}}
+spec: {{selector: {{app: stock}}, ports: [{{name: http, port: 8095}}]}}
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {{name: stock}}
+spec: {{address: {server}, serviceAccount: stock, labels: {{app: stock}}}}
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {{name: stock}}
+spec: {{selector: {{matchLabels: {{app: stock}}}}, mtls: {{mode: STRICT}}}}
+"""
+SVID = f"{STATE}/envoy/certs/ns.default.sa.stock/svid.pem"
 NOTIFIED = """
 import socket
 manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -94,6 +114,32 @@ def test_a_host_boots_with_damaged_files_and_no_controller_is_ready_and_says_wha
     assert not status["controller"]["connected"]
     lab.verb("start", "controller")
     eventually(lambda: lab.agent("server")["controller"]["connected"], "the controller is back", timeout_s=60)
+
+
+def test_a_workload_whose_certificate_was_damaged_gets_another_and_no_caller_notices(lab: Lab) -> None:
+    """A lease that says that the workload is not ready, for want of a certificate, would withdraw it."""
+    lab.detach("server", "python3", str(PROGRAMS / "http_echo.py"), "8095", "stock", user="app")
+    lab.apply(STOCK.format(server=lab.ip("server")))
+    lab.wait_for_workloads()
+    eventually(lambda: lab.curl("client", "http://stock:8095/").status == 200, "client calls stock")
+    with load(lab, "client", "http://stock:8095/") as calls:
+        # Which of certificate and report is first is chance.
+        for _ in range(3):
+            lab.verb("stop", "agent/server")
+            # Envoy has it loaded, and reads files anew when another is moved to its place only.
+            lab.exec("server", "sh", "-c", f": > {SVID}")
+            stopped_at = datetime.now(UTC)
+            lab.verb("start", "agent/server")
+            eventually(lambda: lab.exec("server", "test", "-s", SVID, check=False).returncode == 0, "there is another")
+            heard = partial(_reported_since, lab, stopped_at)
+            eventually(heard, "the controller heard of the host", timeout_s=30)
+    assert calls["failed"] == 0, calls
+    assert calls["sent"] > 0, calls
+
+
+def _reported_since(lab: Lab, moment: datetime) -> bool:
+    shown = json.loads(lab.hostmesh("host", "show", "server", "-o", "json").stdout)
+    return datetime.fromisoformat(shown["last_report_at"]) > moment
 
 
 @pytest.mark.skipif(FAKETIME is None, reason="needs faketime")

@@ -79,9 +79,7 @@ class Controller:
             self.stream.mark_all()
         self.wake.set()
 
-    async def serve(
-        self, requests: AsyncIterator[DeltaDiscoveryRequest], context: Context
-    ) -> AsyncIterator[bytes]:
+    async def serve(self, requests: AsyncIterator[DeltaDiscoveryRequest], context: Context) -> AsyncIterator[bytes]:
         if self.refusal:
             self.refused += 1
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, self.refusal)

@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -115,6 +116,31 @@ async def test_the_loop_renews_what_is_due_and_knows_the_new_one() -> None:
         await renewed.wait()
     await asyncio.sleep(0)
     assert rotation.validities() == {"a": new}
+    task.cancel()
+
+
+async def test_all_that_was_due_has_been_tried_once_it_came_or_failed() -> None:
+    asked = asyncio.Queue[str]()
+    answers = asyncio.Queue[Validity | EnrolError]()
+
+    async def renew(name: str) -> Validity:
+        asked.put_nowait(name)
+        answer = await answers.get()
+        if isinstance(answer, EnrolError):
+            raise answer
+        return answer
+
+    rotation = Rotation(lambda: START)
+    rotation.keep({name: Renewal(None, partial(renew, name)) for name in ("a", "b")})
+    task, tried = asyncio.ensure_future(rotation.run()), asyncio.ensure_future(rotation.tried())
+    async with asyncio.timeout(5):
+        assert await asked.get() == "a"
+        answers.put_nowait(EnrolError("away"))
+        assert await asked.get() == "b"
+        assert not tried.done()
+        answers.put_nowait(validity())
+        await tried
+    assert rotation.validities() == {"a": None, "b": validity()}
     task.cancel()
 
 

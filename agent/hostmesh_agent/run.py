@@ -357,6 +357,7 @@ class Agent:
 
     def _controller_reached(self) -> None:
         self._addresses.reached()
+        self._uplink.reached()
 
     # What the vigil asks and tells
 

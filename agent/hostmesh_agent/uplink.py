@@ -7,6 +7,7 @@ import grpc
 
 from hostmesh_agent import enrol
 from hostmesh_agent.state import State
+from hostmesh_api.tcp_keepalive import Heartbeat, watch
 from hostmesh_api.v1.hostmesh_pb2 import HostReport, ReportResponse
 from hostmesh_api.v1.hostmesh_pb2_grpc import ReportingStub
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from hostmesh_api.v1.hostmesh_pb2_grpc import ReportingAsyncStub  # exists in the stubs only
 
 REPORT_TIMEOUT_S: Final = 10.0
+HEARTBEAT: Final = Heartbeat(idle_s=10, again_s=2, give_up_ms=15_000)
+"""1,000 quiet hosts send 100 packets a second for it."""
 
 
 class NotConnectedError(Exception):
@@ -40,6 +43,15 @@ class Uplink:
         # fault in grpcio 1.85 (it registers the method without a look at the channel's state).
         self._stub = ReportingStub(channel)
         return channel
+
+    def reached(self) -> int:
+        """Let the kernel watch the connection; return of how many sockets.
+
+        A controller that gave it up while packets to this host were lost cannot say so, and an agent that waits for
+        news would notice with its next report only, which in a large mesh is up to ten minutes later.
+        """
+        ports = {int(each.rpartition(":")[2]) for each in self._state.host().agents_endpoints}
+        return watch(lambda found: found.getpeername()[1] in ports, HEARTBEAT)
 
     async def report(self, report: HostReport) -> ReportResponse:
         """Send the report.

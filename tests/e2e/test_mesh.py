@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from e2e.driver import PROGRAMS, PYTHON, Lab, eventually
+from hostmesh_api.wire import AGENTS_PORT
 
 CLIENT = "spiffe://cluster.local/ns/default/sa/client"
 
@@ -182,6 +183,14 @@ def test_a_policy_counts_for_connections_that_are_open(shop: Lab) -> None:
     eventually(lambda: shop.curl("client", "http://orders/").status == 200, "the policy is gone")
     assert found.count("403") >= 30
     assert found[-10:] == ["403"] * 10
+
+
+def test_the_kernel_watches_the_agents_connection_for_a_controller_that_vanishes(shop: Lab) -> None:
+    def watched() -> bool:
+        command = ("ss", "-Htno", "state", "established", f"dport = :{AGENTS_PORT}")
+        return "timer:(keepalive" in shop.exec("client", *command).stdout
+
+    eventually(watched, "its kernel asks")
 
 
 def test_a_killed_envoy_comes_back_by_its_agent(shop: Lab) -> None:

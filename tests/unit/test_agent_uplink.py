@@ -1,12 +1,15 @@
 """The shared connection, while the relay closes it under the reports."""
 
 import asyncio
+import socket
+from contextlib import closing
+from dataclasses import astuple
 from pathlib import Path
 
 import pytest
 
 import pki
-from hostmesh_agent.uplink import NotConnectedError, Uplink
+from hostmesh_agent.uplink import HEARTBEAT, NotConnectedError, Uplink
 from hostmesh_api.v1.hostmesh_pb2 import HostReport
 
 BOUND_S = 10
@@ -49,3 +52,25 @@ async def test_a_report_that_is_cancelled_is_cancelled(uplink: Uplink) -> None:
         reporting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await reporting
+
+
+async def test_the_kernel_watches_the_connection_to_the_controller_and_no_other(tmp_path: Path) -> None:
+    authority = pki.new_authority(tmp_path / "authority")
+    with socket.create_server(("127.0.0.1", 0)) as controller, socket.create_server(("127.0.0.1", 0)) as other:
+        endpoint = f"127.0.0.1:{controller.getsockname()[1]}"
+        uplink = Uplink(pki.joined(tmp_path / "state", authority, endpoint=endpoint))
+        with (
+            closing(socket.create_connection(controller.getsockname())) as ours,
+            closing(socket.create_connection(other.getsockname())) as foreign,
+        ):
+            assert uplink.reached() == 1
+            assert watched(ours) == (1, *astuple(HEARTBEAT))
+            assert watched(foreign)[0] == 0
+
+
+def watched(found: socket.socket) -> tuple[int, ...]:
+    tcp = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_USER_TIMEOUT)
+    return (
+        found.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+        *(found.getsockopt(socket.IPPROTO_TCP, each) for each in tcp),
+    )

@@ -6,6 +6,7 @@ import socket
 import stat
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import astuple
 from pathlib import Path
 
 import pytest
@@ -112,7 +113,7 @@ async def test_the_kernel_watches_the_connections_of_agents(tmp_path: Path) -> N
         _, writer = await asyncio.open_connection("127.0.0.1", port)
         await until(lambda: bool(_accepted(port)), "gRPC accepts the connection")
         assert _accepted(port) == [
-            (1, tcp_keepalive.IDLE_S, tcp_keepalive.AGAIN_S, tcp_keepalive.GIVE_UP_MS),
+            (1, *astuple(tcp_keepalive.HEARTBEAT)),
         ]
         writer.transport.abort()
 

@@ -24,6 +24,7 @@ MAX_SOCKET_PATH_BYTES: Final = 107
 """sun_path holds 108 bytes with its final NUL (unix(7))."""
 MAX_THREADS_PER_CORE: Final = 8
 UPGRADES: Final = ("manual", "auto")
+SUPERVISORS: Final = ("auto", "systemd", "builtin")
 MAX_UID: Final = 2**32 - 2
 SCOPES: Final = ("mesh", "all")
 BACKENDS: Final = ("auto", "nftables", "iptables")
@@ -49,6 +50,7 @@ class EnvoySettings:
     binary: Path | None = None
     sha256: str | None = None
     supervisor: str = "builtin"
+    """What starts it: "builtin" (the agent), "systemd" (its units), or "auto": systemd where the agent is its unit."""
     concurrency: int = 0
     log_level: str = "warning"
     upgrade: str = "manual"
@@ -315,11 +317,6 @@ def parse(text: str, source: str) -> AgentConfig:
 def _envoy(table: Table) -> EnvoySettings:
     default = EnvoySettings()
     table.only(dataclasses.fields(EnvoySettings))
-    supervisor = table.text("supervisor", default.supervisor)
-    if supervisor == "systemd":
-        raise table.error("supervisor", "'systemd' comes with the packages and is not there yet; use 'builtin'")
-    if supervisor != "builtin":
-        raise table.error("supervisor", f"unknown supervisor {supervisor!r}; there is 'builtin'")
     sha256 = table.text("sha256", "").lower()
     if sha256 and (len(sha256) != 64 or set(sha256) - set("0123456789abcdef")):
         raise table.error("sha256", "must be 64 hexadecimal digits (sha256sum FILE)")
@@ -330,7 +327,7 @@ def _envoy(table: Table) -> EnvoySettings:
         user=user,
         binary=table.optional_path("binary"),
         sha256=sha256 or None,
-        supervisor=supervisor,
+        supervisor=table.one_of("supervisor", default.supervisor, SUPERVISORS),
         concurrency=table.number("concurrency", default.concurrency, 0, 1024),
         log_level=table.one_of("log_level", default.log_level, ENVOY_LOG_LEVELS),
         upgrade=table.one_of("upgrade", default.upgrade, UPGRADES),

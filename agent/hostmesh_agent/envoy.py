@@ -1,28 +1,24 @@
-"""The built-in supervisor: carries out what `lifecycle` decides, on a real process.
+"""The supervisor of one Envoy: carries out what `lifecycle` decides, on a real process.
 
-Envoy is a child only by accident of who started it. The agent may end in any way and Envoy goes on; the next agent
-finds it by its record and watches it by pidfd.
+The agent may end in any way and Envoy goes on; the next agent finds it by its record and watches it by pidfd.
 """
 
 import asyncio
-import hashlib
-import json
-import os
 import random
 import resource
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 import structlog
 
 from hostmesh_agent import process, workdir
 from hostmesh_agent.admin import Admin, AdminError
-from hostmesh_agent.artifact import Installed
 from hostmesh_agent.cgroup import CgroupError
-from hostmesh_agent.launch import NET_ADMIN, NET_BIND_SERVICE, NET_RAW, Spec
+from hostmesh_agent.envoy_command import EnvoyCommand
+from hostmesh_agent.envoy_unit import Launching
 from hostmesh_agent.lifecycle import (
     Action,
     Adopted,
@@ -41,17 +37,12 @@ from hostmesh_agent.lifecycle import (
     View,
     WaitUntil,
 )
-from hostmesh_agent.workdir import Account
 
 MAX_FILES: Final = 1 << 20
 """Wanted limit of open files: Envoy needs two per proxied connection. Also the kernel's default for fs.nr_open."""
-_CAPABILITIES: Final = {NET_BIND_SERVICE: "net_bind_service", NET_ADMIN: "net_admin", NET_RAW: "net_raw"}
-"""What `launch` may leave an Envoy, which cannot gain it later."""
 _SAYS_ALL: Final = ("exit code 0", "killed by SIGTERM", "killed by SIGKILL")
 """Ends that somebody wanted: what Envoy said before has nothing to do with them."""
 _HOUSEKEEPING_S: Final = 60.0
-DRAIN_S: Final = 45
-"""Istio's default. Envoy's own would keep listeners that went away for ten minutes."""
 _FIRST_PROBE_S: Final = 0.02
 _MAX_PROBE_S: Final = 1.0
 
@@ -65,99 +56,6 @@ class EnvoyStatus:
     view: View
     version: str
     restart_needed: str
-
-
-class Supervisor(Protocol):
-    """Keeps one Envoy running. There is `builtin`; systemd will be another one with the same promises."""
-
-    async def run(self) -> None:
-        """Supervise until cancelled (Envoy goes on) or until a requested stop is done."""
-
-    def status(self) -> EnvoyStatus: ...
-
-    def command_changed(self) -> None:
-        """Look again at what the running Envoy was started with: it keeps that, and the next one is another."""
-
-    def request_stop(self) -> None:
-        """End Envoy and start no other; `run` returns when that is done."""
-
-
-@dataclass(frozen=True, slots=True)
-class EnvoyCommand:
-    """What to start. `bootstrap` is the file's content; `more_rights` are capabilities beside the usual one."""
-
-    installed: Installed
-    bootstrap: bytes
-    directory: Path
-    owner: Account
-    concurrency: int
-    log_level: str
-    max_files: int
-    drain_s: int = DRAIN_S
-    more_rights: tuple[int, ...] = ()
-
-    def argv(self) -> list[str]:
-        return [
-            str(self.installed.path),
-            "--config-path",
-            workdir.BOOTSTRAP,
-            # Its socket is abstract: any local user could end a hot-restartable Envoy.
-            "--disable-hot-restart",
-            "--concurrency",
-            str(self.concurrency),
-            "--drain-time-s",
-            str(self.drain_s),
-            # A connection of a chain that has changed ends with its next answer: else a new policy would hold for it
-            # only when its time is over. Istio's choice, too.
-            "--drain-strategy",
-            "immediate",
-            "--log-level",
-            self.log_level,
-        ]
-
-    def spec(self, cgroup: str = "") -> Spec:
-        """Return how to become this; `cgroup` is the path of where to be."""
-        return Spec(
-            argv=self.argv(),
-            cwd=str(self.directory),
-            binary=str(self.installed.path),
-            uid=self.owner.uid if self.owner.switch else None,
-            gid=self.owner.gid,
-            max_files=self.max_files,
-            record=str(self.directory / process.RECORD),
-            facts={
-                "binary": str(self.installed.path),
-                "version": self.installed.version,
-                "sha256": self.installed.sha256,
-                "bootstrap_sha256": self.bootstrap_sha256(),
-                "command_sha256": self.command_sha256(),
-            },
-            cgroup=cgroup,
-            capabilities=self._capabilities(),
-        )
-
-    def _capabilities(self) -> list[int]:
-        return [NET_BIND_SERVICE, *self.more_rights]
-
-    def bootstrap_sha256(self) -> str:
-        return hashlib.sha256(self.bootstrap).hexdigest()
-
-    def command_sha256(self) -> str:
-        """Covers all that a running Envoy cannot change: arguments, user, limits."""
-        parts = [*self.argv(), self.owner.uid, self.owner.gid, self.max_files]
-        parts.append(",".join(_CAPABILITIES[each] for each in self._capabilities()))
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-    def differences(self, record: process.Record) -> str:
-        """Say in what a running Envoy differs from this command; empty if in nothing."""
-        found = []
-        if record.sha256 != self.installed.sha256:
-            found.append(f"it is Envoy {record.version}, wanted is {self.installed.version}")
-        if record.bootstrap_sha256 != self.bootstrap_sha256():
-            found.append("its bootstrap is another")
-        if record.command_sha256 != self.command_sha256():
-            found.append("its arguments, user, limits or capabilities are others")
-        return "; ".join(found)
 
 
 def files_limit(wanted: int = MAX_FILES) -> int:
@@ -176,20 +74,22 @@ def files_limit(wanted: int = MAX_FILES) -> int:
     return wanted
 
 
-class BuiltinSupervisor:
-    """See `Supervisor`.
+class Supervisor:
+    """Keeps one Envoy running.
 
     Args:
         command: asked before each start, so that a changed configuration is used by the next Envoy.
         changed: called whenever `status` would answer differently.
         tried: called with "" when an Envoy serves, and with its last words when one ended before it did.
         place: prepares the cgroup in which Envoy is to run, and returns its path; "": where the agent does.
+        launching: how it is started and found.
     """
 
     def __init__(
         self,
         command: Callable[[], EnvoyCommand],
         changed: Callable[[], None],
+        launching: Launching,
         tried: Callable[[str], None] = lambda _: None,
         place: Callable[[], str] = str,
     ) -> None:
@@ -197,6 +97,7 @@ class BuiltinSupervisor:
         self._changed = changed
         self._tried = tried
         self._place = place
+        self._launching = launching
         self._directory = command().directory
         self._admin = Admin(self._directory / "admin.sock")
         # Jitter needs no secret randomness.
@@ -211,6 +112,7 @@ class BuiltinSupervisor:
         return self._status
 
     def command_changed(self) -> None:
+        """Look again at what the running Envoy was started with: it keeps that, and the next one is another."""
         record = process.read_record(self._directory)
         if record is None or self._process is None:
             return
@@ -218,9 +120,11 @@ class BuiltinSupervisor:
         self._changed()
 
     def request_stop(self) -> None:
+        """End Envoy and start no other; `run` returns when that is done."""
         self._events.put_nowait(StopRequested())
 
     async def run(self) -> None:
+        """Supervise until cancelled (Envoy goes on) or until a requested stop is done."""
         loop = asyncio.get_running_loop()
         workdir.prepare(self._directory, self._command().owner)
         self._adopt()
@@ -280,11 +184,7 @@ class BuiltinSupervisor:
             workdir.prepare(command.directory, command.owner)
             workdir.check_reachable(command.installed.path, command.owner)
             workdir.write_bootstrap(command.directory, command.bootstrap, command.owner)
-            log_descriptor = workdir.open_log(command.directory)
-            try:
-                started = process.spawn(command.spec(cgroup), log_descriptor)
-            finally:
-                os.close(log_descriptor)
+            started = self._launching.spawn(command, cgroup)
         except (OSError, workdir.WorkdirError) as error:
             log.error("envoy cannot be started", error=str(error))
             if isinstance(error, CgroupError):
@@ -297,7 +197,7 @@ class BuiltinSupervisor:
         return Started(started.pid)
 
     def _adopt(self) -> None:
-        found = process.open_recorded(self._directory)
+        found = self._launching.find()
         if found is None:
             self._events.put_nowait(Tick())
             return

@@ -11,13 +11,14 @@ from typing import Any, Final, Protocol
 
 import structlog
 
-from hostmesh_agent import client_addresses, life_file, process, udp_flows, upgrade, verdict, workdir
+from hostmesh_agent import client_addresses, envoy_unit, life_file, process, udp_flows, upgrade, verdict, workdir
 from hostmesh_agent.artifact import Installed
 from hostmesh_agent.bootstrap import ADMIN_SOCKET
 from hostmesh_agent.capture import HostFloor
 from hostmesh_agent.cgroup import EnvoyGroup
 from hostmesh_agent.config import AgentConfig
-from hostmesh_agent.envoy import BuiltinSupervisor, EnvoyCommand, EnvoyStatus
+from hostmesh_agent.envoy import EnvoyStatus, Supervisor
+from hostmesh_agent.envoy_command import EnvoyCommand
 from hostmesh_agent.lifecycle import Phase, View
 from hostmesh_agent.looking import Look
 from hostmesh_agent.next_envoy import NextEnvoy
@@ -58,7 +59,7 @@ class Source(Protocol):
 class _Kept:
     """One that is kept running."""
 
-    supervisor: BuiltinSupervisor
+    supervisor: Supervisor
     task: asyncio.Task[None]
     look: Look
     gone: str = ""
@@ -75,6 +76,7 @@ class Envoys:
         changed: is called whenever `status` would answer differently.
         lead: makes the rules lead to the active one, and returns whether they do.
         group: in which they run.
+        why_no_unit: why the agent starts them itself; "": systemd does.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class Envoys:
         changed: Callable[[], None],
         lead: Callable[[], Awaitable[bool]],
         group: EnvoyGroup,
+        why_no_unit: str,
     ) -> None:
         self._config = config
         self._next = following
@@ -92,6 +95,7 @@ class Envoys:
         self._changed = changed
         self._lead = lead
         self._group = group
+        self._launching = {each: envoy_unit.launching(each, config, why_no_unit) for each in Instance}
         wanted = config.envoy
         self._times = upgrade.Times(wanted.rehearsal_s, wanted.probation_s, wanted.hung_after_s)
         self._life = life_file.read(config.state_dir)
@@ -172,6 +176,11 @@ class Envoys:
     def uses_clients(self, instance: Instance) -> bool:
         """Tell whether one runs that may use its clients' addresses."""
         return client_addresses.may_use(self._config.directory_of(instance))
+
+    def recover(self) -> None:
+        """Find those that an agent had started that was killed before it knew them. Call it first; blocks."""
+        for each in self._launching.values():
+            each.recover()
 
     def any_runs(self) -> bool:
         return any(process.recorded_runs(self._config.directory_of(each)) for each in Instance)
@@ -311,9 +320,10 @@ class Envoys:
         if directory != self._config.envoy_dir:
             workdir.share(directory, self._config.envoy_dir)
         on_trial = self._life.stage in {Stage.WARMING, Stage.PROBATION}
-        supervisor = BuiltinSupervisor(
+        supervisor = Supervisor(
             lambda: self._command_of(instance),
             self._looks_different,
+            self._launching[instance],
             lambda why: self._tried(instance, why),
             partial(self._group.prepare, instance.value),
         )

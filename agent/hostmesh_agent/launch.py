@@ -4,7 +4,8 @@ An own program rather than a preexec function: the agent has threads (grpc), and
 an exec is safe. It imports only what starts fast, since it stands in the way of a restart.
 
 It writes the process record itself, before it becomes Envoy: an agent killed at any moment leaves no Envoy that the
-next agent does not know. Run as `python -I -S launch.py SPEC`, SPEC being the JSON of `Spec`'s keys.
+next agent does not know. Run as `python -I -S launch.py SPEC`, SPEC being the JSON of `Spec`'s keys, or a file with it
+(as a unit of systemd's: `envoy_unit`).
 """
 
 import contextlib
@@ -36,7 +37,8 @@ _CAPABILITIES: Final = 64
 class Spec(TypedDict):
     """What to become. `uid` None: stay who we are (an agent that is not root). `cgroup`: a directory; "": stay.
 
-    `capabilities` are kept, by number, as far as we have them.
+    `capabilities` are kept, by number, as far as we have them. `record` "": somebody else writes it. `log`: the file to
+    write to; "": where we write.
     """
 
     argv: list[str]
@@ -46,6 +48,7 @@ class Spec(TypedDict):
     gid: int
     max_files: int
     record: str
+    log: str
     facts: dict[str, str]
     cgroup: str
     capabilities: list[int]
@@ -73,12 +76,16 @@ def start_ticks(pid: int) -> int:
     return int(fields[19])
 
 
-def write_record(path: str, facts: dict[str, str]) -> None:
-    """Say who we are, by a rename. Where a disk is full, in the old file's place: an Envoy must not need room."""
-    pid = os.getpid()
+def write_record(path: str, facts: dict[str, str], pid: int) -> None:
+    """Say what a process is, by a rename. Where a disk is full, in the old file's place: an Envoy must not need room.
+
+    Raises:
+        ProcessLookupError: there is no such process.
+        OSError: the file cannot be written.
+    """
     document = {**facts, "pid": pid, "start_ticks": start_ticks(pid), "boot_id": boot_id()}
     data = json.dumps(document).encode()
-    draft = f"{path}.{pid}"
+    draft = f"{path}.{os.getpid()}"
     try:
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         with os.fdopen(descriptor, "wb") as file:
@@ -159,6 +166,23 @@ def join(cgroup: str) -> None:
             file.write("0")
 
 
+def redirect(log: str) -> None:
+    """Write to a file that is there, from now on. Where it cannot be had (a full disk) our words stay where they go."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        os.close(descriptor)
+
+
+def read_spec(argument: str) -> Spec:
+    """Return the specification: the argument, or what the file has that it names by its whole path."""
+    if argument.startswith("/"):
+        with open(argument, encoding="utf-8") as file:  # noqa: PTH123 - as above
+            argument = file.read()
+    return json.loads(argument)  # type: ignore[no-any-return] # by the agent's own hand, and read at once
+
+
 def main(spec: Spec) -> None:
     """Become Envoy; returns only by an exception."""
     join(spec["cgroup"])
@@ -171,14 +195,17 @@ def main(spec: Spec) -> None:
     # Python ignores SIGPIPE and SIGXFSZ, and an exec keeps what is ignored.
     for each in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(each, signal.SIG_DFL)
-    write_record(spec["record"], spec["facts"])
+    if spec["log"]:
+        redirect(spec["log"])
+    if spec["record"]:
+        write_record(spec["record"], spec["facts"], os.getpid())
     give_up_privileges(spec["uid"], spec["gid"], spec["capabilities"])
     os.execve(spec["binary"], spec["argv"], {})  # noqa: S606 - no shell is the point
 
 
 if __name__ == "__main__":
     try:
-        main(json.loads(sys.argv[1]))
+        main(read_spec(sys.argv[1]))
     except (OSError, ValueError) as error:
         print(f"[hostmesh-agent] Envoy cannot be started: {error}", file=sys.stderr, flush=True)
         sys.exit(EXIT_NOT_STARTED)

@@ -27,6 +27,7 @@ from hostmesh_agent import (
     drain,
     drained,
     enrol,
+    envoy_unit,
     guard,
     hold,
     holders,
@@ -192,6 +193,7 @@ def _stop_envoy(config: AgentConfig) -> str:
             grace_s = ENVOY_ENDS_WITHIN_S
             asyncio.run(drain.drained(admin, drain.noted_s(config.envoy_dir)))
     stopped = [process.stop_recorded(config.directory_of(each), grace_s) for each in Instance]
+    envoy_unit.stop_all(config.state_dir)
     strays = holders.end(holders.is_envoy_of(config.state_dir), grace_s)
     EnvoyGroup(*cgroup.usable()).remove()
     return "stopped" if any(stopped) or strays else ""

@@ -14,7 +14,8 @@ from hostmesh_agent import bootstrap, drain, host, trial, workdir
 from hostmesh_agent.artifact import Installed
 from hostmesh_agent.capture.floor import ipv6_enabled
 from hostmesh_agent.config import AgentConfig
-from hostmesh_agent.envoy import DRAIN_S, EnvoyCommand, files_limit
+from hostmesh_agent.envoy import files_limit
+from hostmesh_agent.envoy_command import DRAIN_S, EnvoyCommand
 from hostmesh_agent.places import BLUE, Instance
 from hostmesh_agent.workdir import Account
 from hostmesh_api.v1.hostmesh_pb2 import EnvoySettings

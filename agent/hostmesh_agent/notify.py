@@ -18,8 +18,8 @@ WATCHDOG: Final = "WATCHDOG_USEC"
 WATCHDOG_PID: Final = "WATCHDOG_PID"
 _MAX_STATUS_CHARS: Final = 200
 UNIT: Final = "hostmesh-agent.service"
-_SYSTEMD_RUNS: Final = Path("/run/systemd/system")  # sd_booted(3)
-_STATE_DIR: Final = Path("/var/lib/hostmesh")
+SYSTEMD_RUNS: Final = Path("/run/systemd/system")  # sd_booted(3)
+STATE_DIR: Final = Path("/var/lib/hostmesh")
 """That of the unit."""
 _ANSWERS_WITHIN_S: Final = 10.0
 _LOOK_S: Final = 10.0
@@ -93,7 +93,7 @@ async def run(to: Manager, ready: asyncio.Event, status: Callable[[], str]) -> N
 
 
 def stay_down(
-    state_dir: Path, runs: Path = _SYSTEMD_RUNS, program: str = "systemctl", of_unit: Path = _STATE_DIR
+    state_dir: Path, runs: Path = SYSTEMD_RUNS, program: str = "systemctl", of_unit: Path = STATE_DIR
 ) -> None:
     """Have systemd end the agent's unit and not start it again, where there is one; do not wait for that.
 
@@ -103,7 +103,7 @@ def stay_down(
     What it restarts looks at no condition of its unit any more (an agent that waits for its restart counts as
     activating), and would make its directories anew while, and after, the host leaves.
     """
-    if not runs.is_dir() or state_dir.resolve() != of_unit.resolve() or not _in_network_of_system():
+    if not of_the_units(state_dir, runs, of_unit):
         return
     with suppress(OSError, subprocess.TimeoutExpired):
         subprocess.run(
@@ -115,6 +115,11 @@ def stay_down(
             timeout=_ANSWERS_WITHIN_S,
             check=False,
         )
+
+
+def of_the_units(state_dir: Path, runs: Path = SYSTEMD_RUNS, of_unit: Path = STATE_DIR) -> bool:
+    """Tell whether this host's units are those of this state directory: a second agent, or one of a lab, has none."""
+    return runs.is_dir() and state_dir.resolve() == of_unit.resolve() and _in_network_of_system()
 
 
 def _in_network_of_system() -> bool:

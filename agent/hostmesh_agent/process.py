@@ -98,12 +98,16 @@ class Process:
             return "still running"
         if result.si_code == os.CLD_EXITED:
             return f"exit code {result.si_status}"
-        with contextlib.suppress(ValueError):
-            return f"killed by {signal.Signals(result.si_status).name}"
-        return f"killed by signal {result.si_status}"
+        return killed_by(result.si_status)
 
     def close(self) -> None:
         os.close(self._descriptor)
+
+
+def killed_by(number: int) -> str:
+    with contextlib.suppress(ValueError):
+        return f"killed by {signal.Signals(number).name}"
+    return f"killed by signal {number}"
 
 
 def open_recorded(directory: Path) -> tuple[Record, Process] | None:

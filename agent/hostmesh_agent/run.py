@@ -27,6 +27,7 @@ from hostmesh_agent import (
     converge,
     dns_front,
     enrol,
+    envoy_unit,
     generation,
     guard,
     host,
@@ -51,7 +52,7 @@ from hostmesh_agent.cold_copy import ColdCopy
 from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.discovery import Discovery
 from hostmesh_agent.drained import Drained
-from hostmesh_agent.envoy import EnvoyCommand
+from hostmesh_agent.envoy_command import EnvoyCommand
 from hostmesh_agent.envoy_verbs import EnvoyVerbs
 from hostmesh_agent.envoys import Envoys
 from hostmesh_agent.identities import AGENT, Identities
@@ -131,9 +132,14 @@ async def prepare(
     workdir.prepare(config.envoy_dir, owner)
     workdir.check_reachable(config.xds_socket, owner)
     installed = await asyncio.to_thread(chosen_binary.install, config)
+    why_no_unit = await asyncio.to_thread(envoy_unit.why_not, config)
+    if config.envoy.supervisor == "systemd" and why_no_unit:
+        raise workdir.WorkdirError(f'envoy.supervisor = "systemd" in agent.toml: {why_no_unit}')
     recognition = await asyncio.to_thread(Recognition, config, switches_user=owner.switch)
     command = first_command(config, record.host, owner, installed)
-    return Agent(config, state, command, owner_of_rules, recognition, alarms, manager)
+    agent = Agent(config, state, command, owner_of_rules, recognition, why_no_unit, alarms, manager)
+    await asyncio.to_thread(agent.recover)
+    return agent
 
 
 def _close_directories(config: AgentConfig) -> None:
@@ -154,6 +160,7 @@ class Agent:
         command: EnvoyCommand,
         owner_of_rules: Owner,
         recognition: Recognition,
+        why_no_unit: str,
         alarms: Alarms,
         manager: Manager,
     ) -> None:
@@ -202,7 +209,7 @@ class Agent:
             uses_clients=lambda instance: client_addresses.may_use(config.directory_of(instance)),
         )
         self._envoys = Envoys(
-            config, self._next_envoy, self._relay, self._something_changed, self._lead, recognition.group
+            config, self._next_envoy, self._relay, self._something_changed, self._lead, recognition.group, why_no_unit
         )
         self._admin = Admin(self._envoys.admin_socket)
         self._severing = sever.Severing(command.owner.uid)
@@ -300,6 +307,10 @@ class Agent:
             self._active,
             now,
         )
+
+    def recover(self) -> None:
+        """Find what an agent before this one left without a word. Blocks."""
+        self._envoys.recover()
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()

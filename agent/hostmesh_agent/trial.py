@@ -7,7 +7,7 @@ from typing import Final
 
 from hostmesh_agent import launch, workdir
 from hostmesh_agent.child import PYTHON, running
-from hostmesh_agent.envoy import EnvoyCommand
+from hostmesh_agent.envoy_command import EnvoyCommand
 
 WITHIN_S: Final = 30.0
 """It takes 0.2 s; a host that swaps may take longer."""

@@ -91,6 +91,7 @@ def start(config: AgentConfig, instance: Instance) -> None:
             "gid": 0,
             "max_files": 1024,
             "record": str(directory / process.RECORD),
+            "log": "",
             "facts": dict.fromkeys(("binary", "version", "sha256", "bootstrap_sha256", "command_sha256"), "x"),
             "cgroup": "",
             "capabilities": [],

@@ -198,12 +198,12 @@ def test_certificates_that_are_good_stay_so_on_a_disk_that_refuses(
 def test_an_envoy_that_ended_can_be_started_though_the_disk_is_full(disk: Disk) -> None:
     workdir.prepare(disk.path / "envoy", OURSELVES)
     workdir.write_bootstrap(disk.path / "envoy", b"bootstrap", OURSELVES)
-    write_record(str(disk.path / "envoy" / process.RECORD), {**FACTS, "version": "1"})
+    write_record(str(disk.path / "envoy" / process.RECORD), {**FACTS, "version": "1"}, os.getpid())
     disk.fill()
     workdir.prepare(disk.path / "envoy", OURSELVES)
     workdir.write_bootstrap(disk.path / "envoy", b"bootstrap", OURSELVES)
     os.close(workdir.open_log(disk.path / "envoy"))
-    write_record(str(disk.path / "envoy" / process.RECORD), {**FACTS, "version": "2"})
+    write_record(str(disk.path / "envoy" / process.RECORD), {**FACTS, "version": "2"}, os.getpid())
     found = process.read_record(disk.path / "envoy")
     assert found is not None
     assert (found.version, found.pid) == ("2", os.getpid())

@@ -51,6 +51,7 @@ def envoy(port: int) -> Iterator[int]:
             gid=owner.gid,
             max_files=1024,
             record=str(directory / process.RECORD),
+            log="",
             facts={},
             cgroup="",
             capabilities=[launch.NET_BIND_SERVICE],

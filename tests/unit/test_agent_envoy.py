@@ -18,7 +18,9 @@ import pytest
 from hostmesh_agent import artifact, bootstrap, launch, process, workdir
 from hostmesh_agent.admin import Admin, AdminError
 from hostmesh_agent.artifact import Installed
-from hostmesh_agent.envoy import BuiltinSupervisor, EnvoyCommand, files_limit
+from hostmesh_agent.envoy import Supervisor, files_limit
+from hostmesh_agent.envoy_command import EnvoyCommand
+from hostmesh_agent.envoy_unit import AsChild
 from hostmesh_agent.lifecycle import Phase
 
 USER = "nobody"
@@ -95,7 +97,7 @@ class Watched:
     def __init__(self, wanted: EnvoyCommand) -> None:
         self.wanted = wanted
         self._news = asyncio.Event()
-        self.supervisor = BuiltinSupervisor(lambda: self.wanted, self._news.set)
+        self.supervisor = Supervisor(lambda: self.wanted, self._news.set, AsChild(self.wanted.directory))
 
     async def until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(BOUND_S):
@@ -244,7 +246,9 @@ def test_envoy_outlives_an_agent_that_is_killed(envoy: EnvoyCommand, state_dir: 
 import asyncio, json, sys
 from pathlib import Path
 from hostmesh_agent import artifact, workdir
-from hostmesh_agent.envoy import BuiltinSupervisor, EnvoyCommand
+from hostmesh_agent.envoy import Supervisor
+from hostmesh_agent.envoy_command import EnvoyCommand
+from hostmesh_agent.envoy_unit import AsChild
 owner = workdir.Account({envoy.owner.uid}, {envoy.owner.gid}, switch={envoy.owner.switch})
 installed = artifact.install(None, None, Path({str(state_dir)!r}))
 command = EnvoyCommand(installed, {envoy.bootstrap!r}, Path({str(envoy.directory)!r}),
@@ -254,7 +258,7 @@ def tell():
     print(view.phase, view.pid, flush=True)
 async def main():
     global supervisor
-    supervisor = BuiltinSupervisor(lambda: command, tell)
+    supervisor = Supervisor(lambda: command, tell, AsChild(command.directory))
     await supervisor.run()
 asyncio.run(main())
 """

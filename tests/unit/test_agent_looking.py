@@ -13,7 +13,9 @@ import pytest
 
 from hostmesh_agent import artifact, process, verdict, workdir
 from hostmesh_agent.bootstrap import BootstrapInput, build
-from hostmesh_agent.envoy import BuiltinSupervisor, EnvoyCommand, files_limit
+from hostmesh_agent.envoy import Supervisor, files_limit
+from hostmesh_agent.envoy_command import EnvoyCommand
+from hostmesh_agent.envoy_unit import AsChild
 from hostmesh_agent.lifecycle import Phase
 from hostmesh_agent.looking import Look
 from hostmesh_agent.places import BLUE, GREEN
@@ -42,7 +44,7 @@ def command() -> Iterator[EnvoyCommand]:
 @asynccontextmanager
 async def running(command: EnvoyCommand) -> AsyncIterator[Look]:
     news = asyncio.Event()
-    supervisor = BuiltinSupervisor(lambda: command, news.set)
+    supervisor = Supervisor(lambda: command, news.set, AsChild(command.directory))
     task = asyncio.create_task(supervisor.run())
     try:
         async with asyncio.timeout(WAIT_S):

@@ -187,7 +187,7 @@ def test_an_envoy_whose_start_loses_power_at_any_step_can_be_started(tmp_path: P
 
     def start() -> None:
         workdir.write_bootstrap(directory, b"new bootstrap", owner)
-        write_record(str(directory / process.RECORD), facts)
+        write_record(str(directory / process.RECORD), facts, os.getpid())
 
     def prepare() -> None:
         shutil.rmtree(directory, ignore_errors=True)

@@ -14,7 +14,9 @@ import pytest
 from hostmesh_agent import artifact, bootstrap, process, trial, workdir
 from hostmesh_agent.bootstrap import BootstrapInput, build
 from hostmesh_agent.config import AgentConfig
-from hostmesh_agent.envoy import BuiltinSupervisor, EnvoyCommand, files_limit
+from hostmesh_agent.envoy import Supervisor, files_limit
+from hostmesh_agent.envoy_command import EnvoyCommand
+from hostmesh_agent.envoy_unit import AsChild
 from hostmesh_agent.next_envoy import NextEnvoy
 
 WAIT_S = 20.0
@@ -87,7 +89,7 @@ async def test_a_patch_with_which_envoy_ends_when_it_starts_is_left_out_and_told
     assert await following.take_patch(json.dumps({"static_resources": {"listeners": [listener]}}))
     assert following.problem == ""
     news = asyncio.Event()
-    supervisor = BuiltinSupervisor(lambda: following.command, news.set, following.tried)
+    supervisor = Supervisor(lambda: following.command, news.set, AsChild(following.command.directory), following.tried)
     with taken:
         running = asyncio.create_task(supervisor.run())
         try:

@@ -257,7 +257,7 @@ def test_what_the_owner_refuses_is_refused_by_name() -> None:
 def test_what_an_envoy_may_is_what_the_kernel_says_of_its_process(tmp_path: Path) -> None:
     assert not client_addresses.may_use(tmp_path)
     facts = dict.fromkeys(("binary", "version", "sha256", "bootstrap_sha256", "command_sha256"), "")
-    launch.write_record(str(tmp_path / "envoy.pid.json"), facts)
+    launch.write_record(str(tmp_path / "envoy.pid.json"), facts, os.getpid())
     status = tmp_path / "proc" / str(os.getpid()) / "status"
     status.parent.mkdir(parents=True)
     bit = 1 << client_addresses.right()

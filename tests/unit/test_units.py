@@ -48,6 +48,7 @@ def units(tmp_path: Path) -> Path:
     for each in UNITS.glob("*.*"):
         if each.is_file():
             text = each.read_text().replace("/usr/bin/hostmesh-agent", "/bin/true")
+            text = text.replace("/usr/lib/hostmesh-agent/envoy-exec", "/bin/true")
             (tmp_path / each.name).write_text(text)
     return tmp_path
 

@@ -1,0 +1,207 @@
+"""Envoy as a unit of systemd's, hostmesh-envoy@INSTANCE.service: hardened by itself, and nobody's child.
+
+The agent decides when it starts and ends, as with a child. systemd does it, and knows how one ended that an agent
+before this one had started.
+"""
+
+import json
+import os
+import subprocess
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, Protocol
+
+from hostmesh_agent import launch, process, workdir
+from hostmesh_agent.config import AgentConfig
+from hostmesh_agent.envoy_command import EnvoyCommand
+from hostmesh_agent.launch import NET_BIND_SERVICE, NET_RAW
+from hostmesh_agent.notify import STATE_DIR, SYSTEMD_RUNS, of_the_units
+from hostmesh_agent.notify import UNIT as AGENTS_UNIT
+from hostmesh_agent.places import Instance
+
+_GRANTED: Final = frozenset({NET_BIND_SERVICE, NET_RAW})
+"""The unit's AmbientCapabilities."""
+_RUN_DIR: Final = Path("/run/hostmesh")
+"""That of the units."""
+_LAUNCH: Final = "launch"
+_WITHIN_S: Final = 20.0
+_EXITED: Final = "1"  # CLD_EXITED
+_ASKED: Final = ("LoadState", "User", "MainPID", "ExecMainPID", "ExecMainCode", "ExecMainStatus")
+
+
+class Launching(Protocol):
+    """How one of the two Envoys comes to be."""
+
+    def spawn(self, command: EnvoyCommand, cgroup: str) -> process.Process:
+        """Start it, by which there is a record of it. `cgroup` is where it is to be. Raises OSError. Blocks."""
+
+    def recover(self) -> None:
+        """Write the record of one that runs and has none, for an agent was killed in between."""
+
+    def find(self) -> tuple[process.Record, process.Process] | None:
+        """Return the one that runs, with a hold on it."""
+
+
+class AsChild:
+    """The agent starts it, where there is no systemd or agent.toml wants it so."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def spawn(self, command: EnvoyCommand, cgroup: str) -> process.Process:
+        log_descriptor = workdir.open_log(command.directory)
+        try:
+            return process.spawn(command.spec(cgroup), log_descriptor)
+        finally:
+            os.close(log_descriptor)
+
+    def recover(self) -> None:
+        """Do nothing: it writes its record before it is Envoy."""
+
+    def find(self) -> tuple[process.Record, process.Process] | None:
+        return process.open_recorded(self._directory)
+
+
+class AsUnit:
+    """systemd starts it. What the unit has no right for is started as a child."""
+
+    def __init__(
+        self, instance: Instance, directory: Path, run_dir: Path = _RUN_DIR, systemctl: str = "systemctl"
+    ) -> None:
+        self._unit = unit_of(instance)
+        self._directory = directory
+        self._spec = run_dir / _LAUNCH / f"{instance}.json"
+        self._systemctl = systemctl
+        self._child = AsChild(directory)
+
+    def spawn(self, command: EnvoyCommand, cgroup: str) -> process.Process:
+        spec = command.spec("")
+        if not _GRANTED.issuperset(spec["capabilities"]):
+            return self._child.spawn(command, cgroup)
+        # It is Envoy's user already; the record is written here, for that user's word counts for nothing.
+        spec["uid"], spec["record"], spec["log"] = None, "", str(command.directory / workdir.LOG)
+        os.close(workdir.open_log(command.directory))
+        _write(self._spec, json.dumps(spec))
+        # Not `start`: systemd may not have seen yet that the one before has ended.
+        _call(self._systemctl, "restart", "--", self._unit)
+        said = _show(self._systemctl, self._unit)
+        pid = int(said.get("MainPID") or 0)
+        try:
+            launch.write_record(str(self._directory / process.RECORD), spec["facts"], pid)
+            return UnitProcess(pid, self._unit, self._systemctl)
+        except (ProcessLookupError, ValueError):
+            raise OSError(f"{self._unit}: it ended at once: {_ending(said, pid)}") from None
+
+    def recover(self) -> None:
+        if process.recorded_runs(self._directory):
+            return
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            pid = int(_show(self._systemctl, self._unit).get("MainPID") or 0)
+            if pid:
+                facts = json.loads(self._spec.read_bytes())["facts"]
+                launch.write_record(str(self._directory / process.RECORD), facts, pid)
+
+    def find(self) -> tuple[process.Record, process.Process] | None:
+        found = self._child.find()
+        if found is None:
+            return None
+        record, running = found
+        with suppress(OSError, ValueError):
+            if int(_show(self._systemctl, self._unit).get("MainPID") or 0) == record.pid:
+                running.close()
+                return record, UnitProcess(record.pid, self._unit, self._systemctl)
+        return record, running
+
+
+class UnitProcess(process.Process):
+    """The main process of a unit."""
+
+    def __init__(self, pid: int, unit: str, systemctl: str) -> None:
+        """Raises ProcessLookupError where there is none."""
+        super().__init__(pid)
+        self._unit = unit
+        self._systemctl = systemctl
+
+    def exit_status(self) -> str:
+        try:
+            return _ending(_show(self._systemctl, self._unit), self.pid)
+        except OSError:
+            return super().exit_status()
+
+
+def unit_of(instance: Instance) -> str:
+    return f"hostmesh-envoy@{instance}.service"
+
+
+def why_not(
+    config: AgentConfig, proc: Path = Path("/proc"), runs: Path = SYSTEMD_RUNS, systemctl: str = "systemctl"
+) -> str:
+    """Return why Envoy is no unit here; "" if it is to be one. Blocks for some milliseconds."""
+    if config.envoy.supervisor == "builtin":
+        return 'agent.toml says envoy.supervisor = "builtin"'
+    if not runs.is_dir():
+        return "systemd does not run here"
+    own = (proc / "self/cgroup").read_text(encoding="utf-8")
+    if f"/{AGENTS_UNIT}" not in own:
+        return f"the agent does not run as {AGENTS_UNIT}"
+    if (config.state_dir, config.run_dir) != (STATE_DIR, _RUN_DIR):
+        return f"the unit is for {STATE_DIR} and {_RUN_DIR}"
+    try:
+        said = _show(systemctl, unit_of(Instance.BLUE))
+    except OSError as error:
+        return str(error)
+    if said.get("LoadState") != "loaded":
+        return f"there is no {unit_of(Instance.BLUE)}"
+    if said.get("User") != config.envoy.user:
+        return f"the unit is for user {said.get('User')!r}, agent.toml says {config.envoy.user!r}"
+    return ""
+
+
+def launching(instance: Instance, config: AgentConfig, why_no_unit: str) -> Launching:
+    directory = config.directory_of(instance)
+    return AsChild(directory) if why_no_unit else AsUnit(instance, directory)
+
+
+def stop_all(state_dir: Path, systemctl: str = "systemctl") -> None:
+    """End both units, where they are of this state directory: an agent that was killed may have left no record."""
+    if of_the_units(state_dir):
+        with suppress(OSError):
+            _call(systemctl, "stop", "--", *map(unit_of, Instance))
+
+
+def _ending(said: Mapping[str, str], pid: int) -> str:
+    code, status = said.get("ExecMainCode", ""), said.get("ExecMainStatus", "")
+    if said.get("ExecMainPID") != str(pid) or code in {"", "0"}:
+        return "ended (systemd does not say how)"
+    return f"exit code {status}" if code == _EXITED else process.killed_by(int(status))
+
+
+def _show(systemctl: str, unit: str) -> dict[str, str]:
+    wanted = [f"--property={each}" for each in _ASKED]
+    lines = _call(systemctl, "show", *wanted, "--", unit).splitlines()
+    return dict(line.split("=", 1) for line in lines if "=" in line)
+
+
+def _call(*command: str) -> str:
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_WITHIN_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise OSError(f"{' '.join(command[:2])}: no answer within {_WITHIN_S:.0f} s") from None
+    if done.returncode != 0:
+        raise OSError(f"{' '.join(command[:2])} {command[-1]}: {done.stderr.strip()[-500:]}")
+    return done.stdout
+
+
+def _write(path: Path, text: str) -> None:
+    """Put it there for everybody to read, and for us to write."""
+    path.parent.mkdir(mode=0o755, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.unlink(missing_ok=True)
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        os.fchmod(descriptor, 0o644)
+        file.write(text)
+    draft.replace(path)

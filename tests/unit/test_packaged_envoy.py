@@ -1,4 +1,4 @@
-"""The Envoy of the package hostmesh-envoy: preferred, pinned by its manifest, refused where others may write into it."""
+"""The Envoy of the package hostmesh-envoy: preferred, pinned by its manifest, refused where others may write."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hostmesh_agent import artifact, packaged_envoy
+from hostmesh_agent import artifact
 from hostmesh_agent.artifact import ArtifactError, Installed
 from hostmesh_agent.binary_watch import BinaryWatch
 from hostmesh_agent.config import AgentConfig

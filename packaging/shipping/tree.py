@@ -36,6 +36,8 @@ _UNUSED_EXTENSIONS: Final = (
 )
 _UNUSED_IN_LIBRARIES: Final = ("tests", "testing", "test")
 _NO_CODE: Final = (".pyi", ".pyx", ".pxd", ".c", ".h", ".cpp", ".hpp", ".proto")
+_PROGRAMS: Final = ("bin", "hostmesh-envoy")
+"""Directories of what is run; the wheels mark other files, too."""
 _PACKAGES: Final = {
     "hostmesh_agent": PROJECT / "agent" / "hostmesh_agent",
     "hostmesh_controller": PROJECT / "controller" / "hostmesh_controller",
@@ -44,7 +46,8 @@ _PACKAGES: Final = {
 
 
 def site_packages(home: Path) -> Path:
-    return home / "lib" / PYTHON / "site-packages"
+    """Return where libraries are: Debian's Python, from whose source ours is, looks for them under this name."""
+    return home / "lib" / PYTHON / "dist-packages"
 
 
 def place_interpreter(found: Interpreter, home: Path) -> None:
@@ -79,6 +82,7 @@ def prune_libraries(site: Path) -> None:
         elif each.is_file() and each.suffix in _NO_CODE:
             each.unlink()
     shutil.rmtree(site / "__pycache__", ignore_errors=True)
+    run(["strip", "--strip-unneeded", *(str(each) for each in sorted(site.rglob("*.so")))])
 
 
 def place_code(packages: Iterable[str], site: Path, version: str) -> None:
@@ -108,8 +112,8 @@ def settle(stage: Path, epoch: int) -> None:
     """Give every file its mode and its time, whatever the umask and the clock of whoever builds."""
     for each in sorted(stage.rglob("*"), reverse=True):
         if not each.is_symlink():
-            runs = each.is_dir() or each.stat().st_mode & stat.S_IXUSR
-            each.chmod(0o755 if runs and not each.name.endswith((".so", ".py")) else 0o644)
+            runs = each.is_dir() or (each.parent.name in _PROGRAMS and each.stat().st_mode & stat.S_IXUSR)
+            each.chmod(0o755 if runs else 0o644)
         os.utime(each, (epoch, epoch), follow_symlinks=False)
     stage.chmod(0o755)
     os.utime(stage, (epoch, epoch))

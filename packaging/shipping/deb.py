@@ -14,7 +14,7 @@ from shipping.running import run
 from shipping.tree import settle
 
 SCRIPTS: Final = ("preinst", "postinst", "prerm", "postrm")
-_COMPRESSION: Final = ("-Zxz", "-z6", "--threads-max=1", "--root-owner-group")
+_COMPRESSION: Final = ("-Zxz", "--threads-max=1", "--root-owner-group")
 """xz is what Debian 11 can unpack. One thread: what several make depends on how many there are."""
 
 
@@ -73,7 +73,7 @@ def build(part: Part, release: Release, stage: Path, into: Path) -> Path:
             shutil.copy(source, home / name)
             (home / name).chmod(0o755)
     target = into / deb_name(part, release.version)
-    command = ["dpkg-deb", *_COMPRESSION, "--build", str(work), str(target)]
+    command = ["dpkg-deb", *_COMPRESSION, f"-z{release.level}", "--build", str(work), str(target)]
     run(command, environment=release.environment, within_s=1800)
     shutil.rmtree(work)
     return target

@@ -15,10 +15,11 @@ _VERSION = re.compile(r"[0-9]+(\.[0-9]+)*((a|b|rc)[0-9]+|~[a-z0-9.]+|\.post[0-9]
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """`epoch` is in seconds: SOURCE_DATE_EPOCH, else the time of the last commit."""
+    """`epoch` is in seconds: SOURCE_DATE_EPOCH, else the time of the last commit. `level` is xz's."""
 
     version: str
     epoch: int
+    level: int = 6
 
     @property
     def environment(self) -> dict[str, str]:
@@ -42,4 +43,8 @@ def release(environment: Mapping[str, str] = os.environ) -> Release:
         raise BuildError(f"SOURCE_DATE_EPOCH={given}: is no number of seconds")
     # A tree without git has no last commit: whoever builds it says when it is from.
     epoch = int(given or run(["git", "-C", str(PROJECT), "log", "-1", "--format=%ct"]).strip())
-    return Release(version, epoch)
+    # 1 makes packages a third larger in a third of the time: for trying out.
+    level = environment.get("LEVEL", "6")
+    if level not in set("123456789"):
+        raise BuildError(f"LEVEL={level}: is no level of compression from 1 to 9")
+    return Release(version, epoch, int(level))

@@ -21,7 +21,6 @@ _DEFINES: Final = {
     "debug_package": "%{nil}",
     "_build_id_links": "none",
     "_build_name_fmt": "%%{NAME}-%%{VERSION}-%%{RELEASE}.%%{ARCH}.rpm",
-    "_binary_payload": "w7T1.xzdio",
     "_binary_filedigest_algorithm": "8",
     "_source_filedigest_algorithm": "8",
 }
@@ -104,7 +103,13 @@ def build(part: Part, release: Release, stage: Path, into: Path) -> Path:
             (tree / others).parent.mkdir(parents=True, exist_ok=True)
             (tree / debian).rename(tree / others)
     (work / "package.spec").write_text(spec(part, release, owned(part, tree)))
-    defines = {**_DEFINES, "_topdir": str(top), "_rpmdir": str(work), "stage": str(tree)}
+    defines = {
+        **_DEFINES,
+        "_topdir": str(top),
+        "_rpmdir": str(work),
+        "_binary_payload": f"w{release.level}T1.xzdio",
+        "stage": str(tree),
+    }
     words = [word for name, value in defines.items() for word in ("--define", f"{name} {value}")]
     target = [f"--target={ARCHITECTURES[1]}-linux", "--buildroot", str(work / "root")]
     command = ["rpmbuild", "-bb", "--quiet", *words, *target, str(work / "package.spec")]

@@ -34,7 +34,7 @@ _UNUSED_EXTENSIONS: Final = (
     "_tkinter*",
     "readline*",
 )
-_UNUSED_IN_LIBRARIES: Final = ("tests", "testing", "test")
+_UNUSED_IN_LIBRARIES: Final = ("tests", "testing", "test", "templates")
 _NO_CODE: Final = (".pyi", ".pyx", ".pxd", ".c", ".h", ".cpp", ".hpp", ".proto")
 _PROGRAMS: Final = ("bin", "hostmesh-envoy")
 """Directories of what is run; the wheels mark other files, too."""
@@ -68,16 +68,23 @@ def _unused(top: Path) -> "shutil._CopyIgnore":  # type: ignore[name-defined]
         return [
             each
             for each in names
-            if each == "__pycache__" or (at_top and (each in _UNUSED_STDLIB or each.startswith("config-")))
+            if each in {"__pycache__", "macholib"}
+            or (at_top and (each in _UNUSED_STDLIB or each.startswith("config-")))
         ]
 
     return ignore
 
 
+def _is_unused(directory: Path, site: Path) -> bool:
+    """Tests, templates of new projects, and what is for the tools of programmers."""
+    in_library = len(directory.relative_to(site).parts) == 2
+    return directory.name.startswith(".") or (in_library and directory.name in _UNUSED_IN_LIBRARIES)
+
+
 def prune_libraries(site: Path) -> None:
     """Take away tests of libraries, and what is for compilers and type checkers."""
     for each in sorted(site.rglob("*")):
-        if each.is_dir() and each.name in _UNUSED_IN_LIBRARIES and len(each.relative_to(site).parts) == 2:
+        if each.is_dir() and _is_unused(each, site):
             shutil.rmtree(each)
         elif each.is_file() and each.suffix in _NO_CODE:
             each.unlink()

@@ -45,6 +45,7 @@ def build(version: str = "", **environment: str) -> str:
         **os.environ,
         "PYTHONPATH": str(TREE / "packaging"),
         "DIST": str(DIST),
+        "LEVEL": "1",
         **({"VERSION": version} if version else {}),
     }
     done = subprocess.run(

@@ -1,7 +1,7 @@
 """Small roots of Debian in which packages are installed: what a root has, made once a suite, below a disk of its own.
 
-Nothing of them is ever handed on: they name the mirror. Each call runs in namespaces of its own, without a network: what
-is installed must be complete, and no script of a package can reach this machine's rules.
+Nothing of them is ever handed on: they name the mirror. Each call runs in namespaces of its own, without a network:
+what is installed must be complete, and no script of a package can reach this machine's rules.
 """
 
 import fcntl
@@ -89,6 +89,10 @@ class Root:
         done = self._within(shlex.join(["exec", "chroot", f"{self.disk}/root", *environment, *command]))
         assert not check or done.returncode == 0, f"{shlex.join(command)}: {done.stdout}{done.stderr}"
         return done
+
+    def outside(self, *command: str) -> "subprocess.CompletedProcess[str]":
+        """Run a program of this machine beside the root, which lies at disk/root; it may fail."""
+        return self._within(shlex.join(["exec", *command]))
 
     def install(self, *files: str) -> str:
         return self.run("dpkg", "--install", *(f"/packages/{each}" for each in files)).stdout

@@ -8,12 +8,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from shipping import deb, elf, repository, rpm, staging
+from shipping import deb, elf, repository, rpm, sources, staging
 from shipping.parts import PARTS, Part
 from shipping.places import CACHE, DIST
 from shipping.release import Release, release
 from shipping.running import BuildError
-from shipping.stamp import current, write
+from shipping.stamp import current, fingerprint, write
 
 
 def packages() -> None:
@@ -28,11 +28,13 @@ def packages() -> None:
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     made: list[Path] = []
+    sources.sources(refresh=bool(os.environ.get("REFRESH")))
+    of = fingerprint(wanted)
     try:
         at_work = staging.Staging(wanted, work)
         for part in PARTS:
             made += _build(part, wanted, at_work)
-        write(wanted, DIST, made)
+        write(wanted, DIST, made, of)
     finally:
         shutil.rmtree(work)
 

@@ -37,9 +37,9 @@ class Interpreter:
     made_from: Sources
 
 
-def interpreter(*, refresh: bool = False) -> Interpreter:
+def interpreter() -> Interpreter:
     """Return it, built if it is not there yet."""
-    taken = sources(refresh=refresh)
+    taken = sources()
     made = CACHE / f"interpreter-{key(taken)}"
     if not made.is_dir():
         _build(taken, made)
@@ -62,6 +62,8 @@ def _build(taken: Sources, made: Path) -> None:
     except BuildError:
         shutil.rmtree(draft, ignore_errors=True)
         raise
+    for old in CACHE.glob("interpreter-*"):
+        shutil.rmtree(old)
     draft.rename(made)
     sys.stderr.write(f"built in {time.monotonic() - began:.0f} s\n")
 

@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ class Staging:
     @property
     def interpreter(self) -> Interpreter:
         if self._interpreter is None:
-            self._interpreter = interpreter(refresh=bool(os.environ.get("REFRESH")))
+            self._interpreter = interpreter()
         return self._interpreter
 
     def stage(self, part: Part) -> Path:

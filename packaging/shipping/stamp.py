@@ -48,10 +48,13 @@ def current(wanted: Release, dist: Path) -> list[Path] | None:
     return [dist / name for name in kept["files"]]
 
 
-def write(wanted: Release, dist: Path, made: Sequence[Path]) -> None:
-    """Note them, and write what `sha256sum --check` reads."""
+def write(wanted: Release, dist: Path, made: Sequence[Path], of: str) -> None:
+    """Note them, and write what `sha256sum --check` reads.
+
+    `of` is the fingerprint from before the build: what is changed meanwhile is built next time.
+    """
     digests = {each.name: _sha256(each) for each in made}
-    _place(wanted, dist).write_text(json.dumps({"of": fingerprint(wanted), "files": digests}, indent=2) + "\n")
+    _place(wanted, dist).write_text(json.dumps({"of": of, "files": digests}, indent=2) + "\n")
     sums = "".join(f"{digest}  {name}\n" for name, digest in digests.items())
     (dist / f"hostmesh-{wanted.version}.sha256").write_text(sums)
 

@@ -50,6 +50,8 @@ def wheels(extra: str) -> Path:
             within_s=1800,
         )
         check_constrained([each.name for each in draft.iterdir()], CONSTRAINTS.read_text())
+        for old in CACHE.glob(f"wheels-{extra}-*"):
+            shutil.rmtree(old)
         draft.rename(made)
     return made
 

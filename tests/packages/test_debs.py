@@ -12,6 +12,7 @@ BY_DPKG = (
     "/var/lib/dpkg/",
     "/var/log/",
     "/var/cache/",
+    "/run/needrestart",
     "/etc/passwd-",
     "/etc/group-",
     "/etc/shadow-",
@@ -20,7 +21,7 @@ BY_DPKG = (
     "/etc/subuid-",
     "/etc/subgid-",
 )
-"""What dpkg and the programs of users and groups keep for themselves: databases, logs, backups of what was before."""
+"""What dpkg, needrestart and the programs of users keep for themselves: databases, logs, backups of what was before."""
 AGENT_UNITS = ("hostmesh-agent", "hostmesh-guard", "hostmesh-drain", "hostmesh-ready")
 
 

@@ -25,6 +25,7 @@ _BUILD: Final = (
     *("gcc", "g++", "libc6-dev", "make", "perl", "dpkg-dev", "xz-utils", "tcl"),
     *("pkg-config", "autoconf", "automake", "libtool", "libltdl-dev"),
 )
+_PATH: Final = "/usr/sbin:/usr/bin:/sbin:/bin"
 _WITHIN_S: Final = 5400
 
 
@@ -76,7 +77,8 @@ def _command(taken: Sources, into: Path) -> list[str]:
         f"--include={','.join(_BUILD)}",
         f"--customize-hook=mkdir {inside}",
         f"--customize-hook=cp {taken.directory}/* {RECIPE} {inside}",
-        f'--customize-hook=chroot "$1" sh /build/{RECIPE.name}',
+        # Nothing of the caller's environment: a make of its own must not take over the flags of the make that called us.
+        f'--customize-hook=chroot "$1" env -i PATH={_PATH} sh /build/{RECIPE.name}',
         f"--customize-hook=cp -a {inside}/out/. {into}",
         *(SUITE, "/dev/null", f"deb [signed-by={KEYRING}] {mirror().main} {SUITE} main"),
     ]

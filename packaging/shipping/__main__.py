@@ -1,6 +1,7 @@
 """`python -m shipping packages|repository`: what `make packages` and `make repo` run."""
 
 import argparse
+import fcntl
 import os
 import shutil
 import sys
@@ -20,6 +21,9 @@ def packages() -> None:
     """Build what is not built yet of this very tree, and say how large it is and how long it took."""
     wanted = release()
     DIST.mkdir(parents=True, exist_ok=True)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    lock = (CACHE / "lock").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)  # two makes at once must not make the same
     if not os.environ.get("REFRESH") and (kept := current(wanted, DIST)) is not None:
         for each in kept:
             _tell(each, "as it is")

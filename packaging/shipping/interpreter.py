@@ -77,7 +77,7 @@ def _command(taken: Sources, into: Path) -> list[str]:
         f"--include={','.join(_BUILD)}",
         f"--customize-hook=mkdir {inside}",
         f"--customize-hook=cp {taken.directory}/* {RECIPE} {inside}",
-        # Nothing of the caller's environment: a make of its own must not take over the flags of the make that called us.
+        # Nothing of the caller's environment: its make must not take over the flags of the make that called us.
         f'--customize-hook=chroot "$1" env -i PATH={_PATH} sh /build/{RECIPE.name}',
         f"--customize-hook=cp -a {inside}/out/. {into}",
         *(SUITE, "/dev/null", f"deb [signed-by={KEYRING}] {mirror().main} {SUITE} main"),

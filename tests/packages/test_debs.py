@@ -111,7 +111,13 @@ def test_an_upgrade_and_the_way_back_ask_nothing(disk: Root, built: Built) -> No
     disk.run("sh", "-c", "echo '# mine' >> /etc/hostmesh/agent.toml")
     for version in (built.following, built.version):
         # As unattended-upgrades calls dpkg: whatever would ask fails.
-        disk.run("dpkg", "--force-confdef", "--install", *(f"/packages/{each}" for each in built.debs(version)))
+        disk.run(
+            "dpkg",
+            "--force-unsafe-io",
+            "--force-confdef",
+            "--install",
+            *(f"/packages/{each}" for each in built.debs(version)),
+        )
         assert disk.run("hostmesh-agent", "--version").stdout.startswith(f"hostmesh-agent {version} ")
         assert disk.path("/etc/hostmesh/agent.toml").read_text().endswith("# mine\n")
     assert disk.run("dpkg", "--verify", *NAMES, check=False).stdout.splitlines() == [

@@ -64,7 +64,9 @@ def shop(lab: Lab, built: Built, request: pytest.FixtureRequest) -> Iterator[Mac
 
 
 def dpkg(machine: Machine, *words: str) -> str:
-    return machine.run("env", "DEBIAN_FRONTEND=noninteractive", "dpkg", *words, timeout_s=300).stdout
+    return machine.run(
+        "env", "DEBIAN_FRONTEND=noninteractive", "dpkg", "--force-unsafe-io", *words, timeout_s=300
+    ).stdout
 
 
 def install(machine: Machine, built: Built, version: str, *names: str) -> None:

@@ -18,7 +18,7 @@ from shipping.running import run
 PYTHON: Final = f"python{VERSION}"
 _UNUSED_STDLIB: Final = (
     *("idlelib", "tkinter", "turtledemo", "turtle.py", "ensurepip", "pydoc_data", "pydoc.py", "test", "venv"),
-    *("lib2to3", "curses", "dbm", "wsgiref", "xmlrpc", "doctest.py", "__phello__", "_pyrepl", "site-packages"),
+    *("lib2to3", "curses", "dbm", "xmlrpc", "doctest.py", "__phello__", "_pyrepl", "site-packages"),
     *("_ios_support.py", "_android_support.py", "_apple_support.py", "dist-packages", "this.py", "antigravity.py"),
 )
 """No module of our programs or of their libraries imports these; tests/packages starts every verb without them."""

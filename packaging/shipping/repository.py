@@ -92,7 +92,7 @@ def _rpm(top: Path, rpms: list[Path], signer: Key) -> None:
     for each in rpms:
         shutil.copy(each, top / each.name)
         copies.append(str(top / each.name))
-    defines = {"_gpg_name": signer.fingerprint, "_gpg_digest_algo": "sha512"}
+    defines = {"_gpg_name": signer.fingerprint, "_gpg_digest_algo": "sha512", "__gpg": shutil.which("gpg") or "gpg"}
     if signer.home is not None:
         defines["_gpg_path"] = str(signer.home)
     words = [word for name, value in defines.items() for word in ("--define", f"{name} {value}")]

@@ -104,13 +104,16 @@ def place_code(packages: Iterable[str], site: Path, version: str) -> None:
 
 
 def compile_bytecode(home: Path, stage: Path) -> None:
-    """Compile with the tree's own interpreter, one file after another: several at once share other objects."""
+    """Compile with the tree's own interpreter, one file after another: several at once share other objects.
+
+    All of them: what that interpreter imports itself would be bound to a time, and be written anew on the host.
+    """
     run(
         [
-            *(str(home / "bin" / PYTHON), "-S", "-s", "-P", "-m", "compileall", "-q", "-j", "1"),
+            *(str(home / "bin" / PYTHON), "-S", "-s", "-P", "-m", "compileall", "-q", "-f", "-j", "1"),
             *("--invalidation-mode", "unchecked-hash", "-s", str(stage), "-p", "/", str(home / "lib" / PYTHON)),
         ],
-        environment={"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "", "LC_ALL": "C.UTF-8", "PYTHONPATH": ""},
+        environment={"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", "LC_ALL": "C.UTF-8", "PYTHONPATH": ""},
         within_s=1800,
     )
 

@@ -25,7 +25,17 @@ Provides: glibc = 2.34, systemd, shadow-utils, ca-certificates, nftables, /bin/s
 The root is Debian's.
 %files
 """
-BY_RPM = ("/var/lib/rpm", "/usr/lib/sysimage", "/var/lib/dnf", "/root/.rpmdb", "/var/lib/hostmesh-base")
+BY_RPM = (
+    "/etc/dnf",
+    "/tmp/",
+    "/run/",
+    "/var/tmp/",
+    "/var/lib/rpm",
+    "/usr/lib/sysimage",
+    "/var/lib/dnf",
+    "/root/.rpmdb",
+    "/var/lib/hostmesh-base",
+)
 
 
 @pytest.fixture(scope="module")

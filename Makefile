@@ -8,7 +8,8 @@ export PATH := $(PATH):/usr/sbin:/sbin
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
-.PHONY: help venv check format test test-long test-hosts demo bench faults fuzz proto golden constraints audit sbom clean system-mesh system-bench system-faults system-hosts
+.PHONY: help venv check format test test-long test-hosts test-packages demo bench faults fuzz proto golden constraints audit sbom packages repo clean
+.PHONY: system-mesh system-bench system-faults system-hosts system-packages
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1@\2/p' $(MAKEFILE_LIST) | awk -F@ '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -37,6 +38,9 @@ system-hosts:
 	@sh packaging/system_packages.sh mesh hosts
 	@sh packaging/namespaces.sh
 
+system-packages:
+	@sh packaging/system_packages.sh packages
+
 check: $(INSTALLED) $(STUBS) ## formatting, lint, types, layers, freshness of generated code
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
@@ -57,6 +61,10 @@ test-long: $(INSTALLED) system-mesh ## the tests of the lab that take minutes: u
 
 test-hosts: $(INSTALLED) system-hosts ## real hosts with systemd as process 1 (systemd-nspawn); their roots are made once, in two minutes
 	$(BIN)/python -m pytest -m hosts $(or $(ONLY),tests/hosts)
+
+test-packages: $(INSTALLED) system-packages ## build the packages, install, upgrade, remove and purge them in roots of Debian 11, 12 and 13; lintian, rpmlint
+	@sh packaging/system_packages.sh repo packages-tests
+	$(BIN)/python -m pytest -m packages $(or $(ONLY),tests/packages)
 
 demo: $(INSTALLED) system-mesh ## the mesh at work, on hosts made of network namespaces; KEEP=1 leaves it running
 	$(BIN)/hostmesh lab demo
@@ -86,6 +94,13 @@ audit: $(INSTALLED) ## look for known vulnerabilities in what we depend on; not 
 
 sbom: $(INSTALLED) ## write dist/hostmesh-VERSION.cdx.json: what a release consists of, as CycloneDX
 	$(BIN)/python packaging/sbom.py
+
+packages: $(INSTALLED) system-packages ## build hostmesh-agent, -envoy, -controller and hostmesh as .deb and .rpm into dist; VERSION=1.2.3, REFRESH=1
+	PYTHONPATH=packaging $(BIN)/python -m shipping packages
+
+repo: $(INSTALLED) packages ## make dist/repo: signed repositories for apt and dnf with every version in dist; KEY=FILE or FINGERPRINT
+	@sh packaging/system_packages.sh repo
+	PYTHONPATH=packaging $(BIN)/python -m shipping repository
 
 clean: ## remove what was generated (not .venv)
 	rm -rf .stubs .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist

@@ -1,7 +1,7 @@
 #!/bin/sh
 # See to it that the programs which the named groups need are there.
 #
-#     packaging/system_packages.sh GROUP…      (make | python | mesh | bench | faults | hosts)
+#     packaging/system_packages.sh GROUP…      (make | python | mesh | bench | faults | hosts | packages | repo | packages-tests)
 #
 # As root on Debian and its kin, what is missing is installed. Everybody else gets one message that names all of it.
 set -eu
@@ -35,6 +35,10 @@ programs_of() {
         faults) echo sshd:openssh-server ssh:openssh-client ssh-keygen:openssh-client cc:gcc cc:libc6-dev ;;
         # Hosts with systemd as PID 1, from roots that are made of packages.
         hosts) echo systemd-nspawn:systemd-container mmdebstrap:mmdebstrap nsenter:util-linux ;;
+        # Debian's sources, a root to build in, and what packs.
+        packages) echo mmdebstrap:mmdebstrap dpkg-source:dpkg-dev objdump:binutils rpmbuild:rpm ;;
+        repo) echo apt-ftparchive:apt-utils gpg:gpg gpgconf:gpgconf gpg-agent:gpg-agent rpmsign:rpm createrepo_c:createrepo-c ;;
+        packages-tests) echo lintian:lintian rpmlint:rpmlint dnf:dnf unshare:util-linux ;;
         *) echo "unknown group: $1" >&2; exit 2 ;;
     esac
 }

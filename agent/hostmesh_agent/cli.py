@@ -133,7 +133,8 @@ class _Version(argparse.Action):
         from hostmesh_agent.artifact import ENVOY_VERSION
         from hostmesh_agent.host import agent_version
 
-        parser.exit(message=f"hostmesh-agent {agent_version()} (Envoy {ENVOY_VERSION})\n")
+        print(f"hostmesh-agent {agent_version()} (Envoy {ENVOY_VERSION})")
+        parser.exit()
 
 
 # The verbs. Imports are late: `--help` and mistakes need no gRPC.

@@ -41,6 +41,7 @@ from hostmesh_agent import (
 )
 from hostmesh_agent.admin import Admin, AdminError
 from hostmesh_agent.alarms import Alarms
+from hostmesh_agent.binary_watch import BinaryWatch
 from hostmesh_agent.cache import Cache
 from hostmesh_agent.calls import CallMemory, Calls
 from hostmesh_agent.capture import HostFloor, Owner
@@ -337,6 +338,7 @@ class Agent:
                     **more,
                     "control": control.Control(self._config.control_socket, verbs, asked).run(),
                     "relay": self._relay.run(),
+                    "envoy's package": BinaryWatch(self._config, self._envoys.take_binary).run(),
                     "certificates": self._identities.run(),
                     "returning": self._returning.run(),
                     "envoy": self._supervise(),

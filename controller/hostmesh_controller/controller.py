@@ -20,7 +20,7 @@ import structlog
 
 from hostmesh_api.dialling import DialPolicy, parse_blocks
 from hostmesh_api.wire import VIP4, VIP6
-from hostmesh_controller import cold_pace, listen, mesh, rotation
+from hostmesh_controller import cold_pace, listen, mesh, notify, rotation
 from hostmesh_controller.ancestry import Ancestry
 from hostmesh_controller.api.app import create_app
 from hostmesh_controller.api.parts import Parts
@@ -71,12 +71,13 @@ async def serve(config: Config) -> None:
             text is for the operator.
         ExceptionGroup: a part failed while running.
     """
+    manager = notify.take()
     with ExitStack() as held:
         held.enter_context(claimed(config.state_dir))
         store = await asyncio.to_thread(open_store, config.state_dir / "store.sqlite")
         held.callback(store.close)
         authority = await asyncio.to_thread(open_authority, config, store, utc_now())
-        controller = Controller(config, store, authority)
+        controller = Controller(config, store, authority, manager=manager)
         await controller.registrar.open()
         await controller.ancestry.open()
         await controller.observations.open()
@@ -92,6 +93,7 @@ class Controller:
     store: Store
     authority: Authority
     metrics: Metrics = field(default_factory=Metrics)
+    manager: notify.Manager = field(default_factory=notify.Manager)
     hub: Hub = field(init=False)
     registrar: Registrar = field(init=False)
     ancestry: Ancestry = field(init=False)
@@ -166,6 +168,7 @@ class Controller:
                     group.create_task(_endless("observed calls", self.observations.run(), stopping)),
                     group.create_task(_endless("server certificate", self._follow_certificate(tls), stopping)),
                     group.create_task(_endless("rotation", self.rotation.run(), stopping)),
+                    group.create_task(_endless("watchdog", self.manager.feed(), stopping)),
                     group.create_task(
                         _endless("audit", keep_bounded(self.store, self.config.audit, utc_now), stopping)
                     ),
@@ -178,6 +181,7 @@ class Controller:
                 self._say_ready()
                 await stopping.wait()
                 self.ready = False
+                self.manager.tell("STOPPING=1")
                 _log.info("stopping")
                 for api in apis:
                     api.stop()
@@ -192,6 +196,7 @@ class Controller:
 
     def _say_ready(self) -> None:
         self.ready = True
+        self.manager.tell("READY=1", f"STATUS=serves revision {self.registrar.revision} at its start")
         listening = self.config.listen
         _log.info(
             "ready",

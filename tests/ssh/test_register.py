@@ -257,9 +257,7 @@ def test_a_package_that_cannot_be_installed_is_taken_back(setting: Setting, tmp_
     assert setting.told.strings == []
 
 
-def test_a_disk_that_is_full_is_found_before_a_token_is_made(
-    setting: Setting, tmp_path: Path, key: Path
-) -> None:
+def test_a_disk_that_is_full_is_found_before_a_token_is_made(setting: Setting, tmp_path: Path, key: Path) -> None:
     small = SshHost(tmp_path / "small", key, size="60m")
     small.start()
     try:

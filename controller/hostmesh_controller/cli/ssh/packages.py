@@ -125,7 +125,8 @@ class Dnf:
 
 def manager_of(name: str) -> Manager | None:
     """Return the manager of that name (`apt`, `dnf`), None for none that is known."""
-    return {"apt": Apt(), "dnf": Dnf()}.get(name)
+    known: dict[str, Manager] = {"apt": Apt(), "dnf": Dnf()}
+    return known.get(name)
 
 
 def read_files(paths: Sequence[Path]) -> tuple[Path, ...]:

@@ -165,7 +165,7 @@ def _attempt(access: Access, families: tuple[str, ...], offer: Callable[[str], N
 
     place, keys = access.place, access.keys
 
-    class Policy(paramiko.MissingHostKeyPolicy):
+    class Policy(paramiko.MissingHostKeyPolicy):  # type: ignore[misc]  # paramiko has no types
         """Called before anything of ours is sent: paramiko has no key of any host, so every one is missing."""
 
         def missing_host_key(self, _client: object, _hostname: str, key: Any) -> None:
@@ -212,6 +212,15 @@ def _connection(access: Access, families: tuple[str, ...]) -> Any:
     class Quick(Remote):  # type: ignore[misc]  # fabric has no types
         # What it sleeps after each letter that it sends: a join string has hundreds.
         input_sleep = 0.001
+
+        # A command that ends before it has read all says why by its exit code; one whose connection ends has none.
+        def _write_proc_stdin(self, data: bytes) -> None:
+            with suppress(OSError):
+                super()._write_proc_stdin(data)
+
+        def close_proc_stdin(self) -> None:
+            with suppress(OSError):
+                super().close_proc_stdin()
 
     unwanted = [name for family in FAMILIES if family not in families for name in _KEY_NAMES[family]]
     options: dict[str, Any] = {

@@ -32,7 +32,9 @@ class Source:
 class Manager(Protocol):
     """What is asked of a package manager, as scripts for root's shell."""
 
-    suffix: str
+    @property
+    def suffix(self) -> str:
+        """Of its packages' files."""
 
     def installed(self) -> str:
         """Print a line `NAME VERSION` for each of our packages that is installed."""

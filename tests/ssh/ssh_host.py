@@ -28,6 +28,11 @@ for each in etc usr var; do
     mkdir -p {disk}/$each/upper {disk}/$each/work
     mount -t overlay overlay -o lowerdir=/$each,upperdir={disk}/$each/upper,workdir={disk}/$each/work /$each
 done
+# A copy: what this machine's own apt does meanwhile is not for the host to see.
+mkdir {disk}/dpkg
+cp -a /var/lib/dpkg/. {disk}/dpkg
+rm -f {disk}/dpkg/updates/*
+mount --bind {disk}/dpkg /var/lib/dpkg
 mount -t tmpfs tmpfs /run
 mkdir -p /run/sshd /run/systemd/system /run/lock
 mount -t tmpfs tmpfs /home

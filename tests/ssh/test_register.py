@@ -1,6 +1,7 @@
 """`hostmesh register --ssh` against real sshd, sudo, apt and dpkg, and a real controller."""
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -305,3 +306,52 @@ def test_an_interruption_takes_back_what_was_done(setting: Setting, step: str) -
     result = work[0].run()
     assert (result.message, result.step, result.left_behind) == ("interrupted", step, ())
     assert (setting.mesh(), packages(setting.host.state())) == ([], [])
+
+
+@pytest.mark.parametrize("how", ["the connection is cut", "the operator interrupts"])
+def test_an_installation_that_loses_its_operator_half_way_is_taken_back(
+    setting: Setting, tmp_path: Path, how: str
+) -> None:
+    (tmp_path / "slow").mkdir()
+    going = "touch /run/installing; until [ -e /run/go-on ]; do sleep 0.05; done"
+    setting.deb = package(tmp_path / "slow", before=going)
+    work = Joining(setting.wanted(), setting.told, lambda _: None)
+
+    def end() -> None:
+        eventually(lambda: setting.host.run("ls /run/installing").strip(), "apt is at it")
+        if how == "the connection is cut":
+            setting.host.cut()
+        else:
+            work.halt()
+        setting.host.run("touch /run/go-on")
+
+    ending = threading.Thread(target=end)
+    ending.start()
+    result = work.run()
+    ending.join()
+    assert (result.step, result.left_behind) == (steps.INSTALL, ())
+    assert (setting.mesh(), packages(setting.host.state()), setting.told.strings) == ([], [], [])
+
+
+def test_the_command_reads_a_list_and_shows_a_table(setting: Setting, controller: Process, tmp_path: Path) -> None:
+    file = tmp_path / "hosts.yaml"
+    one = "- {{name: {name}, ssh: 'root@127.0.0.1:{port}', hostKey: '{pin}'}}\n"
+    file.write_text(
+        "hosts:\n"
+        + one.format(name="web-1", port=setting.host.port, pin=setting.host.fingerprint)
+        + one.format(name="web-2", port=setting.host.port, pin=f"SHA256:{'C' * 43}")
+    )
+    done = controller.cli("register", "-f", str(file), "--identity", str(setting.key), "--dry-run")
+    assert done.returncode == 1
+    first, second = done.stdout.splitlines()[1:]
+    assert first.startswith("web-1  dry run: ")
+    assert "web-2  failed" in second
+    assert "NOT THE HOST THAT WAS MEANT" in second
+    assert "web-1: connect" in done.stderr
+
+
+def eventually(condition: Callable[[], Any], what: str) -> None:
+    until = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < until, what
+        time.sleep(0.05)

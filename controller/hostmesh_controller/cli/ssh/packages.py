@@ -85,7 +85,10 @@ class Apt:
         there = f"dpkg-query -W -f '${{db:Status-Status}} ${{Package}}\\n' {shlex.join(names)} 2>/dev/null"
         return (
             f"there=$({there} | sed -n '/^not-installed/d; s/^[^ ]* //p')\n"
-            f'[ -z "$there" ] || {_APT} -o DPkg::Lock::Timeout=240 -qq purge -y $there'
+            '[ -n "$there" ] || exit 0\n'
+            f"purge() {{ {_APT} -o DPkg::Lock::Timeout=240 -qq purge -y $there; }}\n"
+            # An installation that was ended half-way leaves a journal that dpkg wants finished before anything else.
+            "purge || { dpkg --configure -a --force-confold; purge; }"
         )
 
 

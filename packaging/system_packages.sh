@@ -26,6 +26,7 @@ programs_of() {
             echo nft:nftables ip:iproute2 unshare:util-linux tcpdump:tcpdump curl:curl ps:procps
             # What tests run beside the mesh, in namespaces of their own.
             echo iptables-legacy:iptables ipset:ipset ufw:ufw firewalld:firewalld
+            echo sshd:openssh-server ssh-keygen:openssh-client sudo:sudo
             echo dbus-daemon:dbus dnsmasq:dnsmasq-base faketime:faketime
             # Only an ordinary user needs it: it maps the user ids of a user namespace.
             [ "$(id -u)" = 0 ] || echo newuidmap:uidmap

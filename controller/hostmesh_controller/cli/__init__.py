@@ -1,9 +1,9 @@
 """The `hostmesh` command: nouns and verbs over the admin API.
 
-`app` is the tree of commands; each noun's module (`documents`, `objects`, `hosts`, `pending`, `tokens`, `proxies`,
-`translate`, `explain`, `authz` with `authz_suggest`, `mtls`, `jwks`, `authority`, `operations`) imports what is slow
-only when it runs. `connection` talks to the controller, `sources` and `kinds` read what people type, `output` prints,
-`failure` is what a user is told.
+`app` is the tree of commands; each noun's module (`documents`, `objects`, `registering`, `hosts`, `pending`, `tokens`,
+`proxies`, `translate`, `explain`, `authz` with `authz_suggest`, `mtls`, `jwks`, `authority`, `operations`) imports what
+is slow only when it runs; `ssh` goes to hosts. `connection` talks to the controller, `sources` and `kinds` read what
+people type, `output` prints, `failure` is what a user is told.
 """
 
 import sys

@@ -20,6 +20,7 @@ from hostmesh_controller.cli import (
     operations,
     pending,
     proxies,
+    registering,
     tokens,
     translate,
 )
@@ -101,7 +102,7 @@ def connect(
 
 documents.register(app)
 app.command("get")(objects.get)
-app.command("register")(hosts.register)
+app.command("register")(registering.register)
 hosts.app.command("pending")(pending.pending)
 hosts.app.command("approve")(pending.approve)
 hosts.app.command("deny")(pending.deny)

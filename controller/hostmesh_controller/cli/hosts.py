@@ -1,64 +1,29 @@
-"""register and host: which machines belong to the mesh."""
+"""host: which machines belong to the mesh."""
 
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hostmesh_controller.cli.connection import Connection, part
-from hostmesh_controller.cli.output import Format, Output, age, emit, key_text, note, say, seconds_of, table
-from hostmesh_controller.cli.tokens import print_join
+from hostmesh_controller.cli.output import Format, Output, age, emit, key_text, say, table
+from hostmesh_controller.cli.registering import (
+    Entry,
+    HostKey,
+    Identity,
+    KnownHosts,
+    LoginPassword,
+    Passphrase,
+    Ssh,
+    Sudo,
+    SudoPassword,
+    read_ssh,
+)
+
+if TYPE_CHECKING:
+    from hostmesh_controller.cli.ssh.place import Place
 
 app = typer.Typer(no_args_is_help=True, help="Hosts: the machines of the mesh.")
-
-
-def register(
-    ctx: typer.Context,
-    host: Annotated[str, typer.Argument(metavar="HOST", help="The host's name in the mesh.")],
-    address: Annotated[
-        list[str], typer.Option("--address", metavar="IP", help="IP address under which other hosts reach it.")
-    ],
-    namespace: Annotated[
-        str | None, typer.Option("--namespace", "-n", metavar="NAME", help="Namespace of its workloads.")
-    ] = None,
-    service_account: Annotated[str, typer.Option(metavar="NAME", help="Identity of the workload.")] = "default",
-    label: Annotated[list[str], typer.Option("--label", "-l", metavar="KEY=VALUE", help="Label of the workload.")] = [],  # noqa: B006 - typer copies it
-    port: Annotated[
-        list[str], typer.Option("--port", metavar="[NAME=]NUMBER", help="Port on which the workload listens.")
-    ] = [],  # noqa: B006 - typer copies it
-    workload: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Name of the workload; the host's unless given.")
-    ] = None,
-    ssh_host_key: Annotated[
-        list[str],
-        typer.Option(
-            metavar="SHA256:…",
-            help="Fingerprint of an SSH host key by which it may join, as `ssh-keygen -lf` shows it.",
-        ),
-    ] = [],  # noqa: B006 - typer copies it
-    ttl: Annotated[str, typer.Option(metavar="TIME", help="How long the join string can be used.")] = "15m",
-    output: Output = Format.TABLE,
-) -> None:
-    """Tell the mesh of a host and get the string with which it joins."""
-    connection: Connection = ctx.obj
-    body = {
-        "host": host,
-        "addresses": address,
-        "namespace": namespace,
-        "service_account": service_account,
-        "labels": dict(_pair(each, "--label") for each in label),
-        "ports": [_port(each) for each in port],
-        "workload": workload,
-        "ssh_host_keys": ssh_host_key,
-        "ttl_s": seconds_of(ttl),
-    }
-    result = connection.post("/v1/register", body)
-    if output is not Format.TABLE:
-        emit(result, output)
-        return
-    for each in result["objects"]:
-        note(f"{key_text(each)} {each['action']}")
-    print_join(result)
 
 
 @app.command("list")
@@ -129,15 +94,31 @@ def remove(
     host: Annotated[str, typer.Argument(metavar="HOST")],
     workloads: Annotated[bool, typer.Option("--workloads", help="Also delete its WorkloadEntries.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask on a terminal.")] = False,
+    ssh: Ssh = None,
+    identity: Identity = None,
+    sudo: Sudo = False,
+    host_key: HostKey = [],  # noqa: B006 - typer copies it
+    known_hosts: KnownHosts = None,
+    sudo_password_file: SudoPassword = None,
+    ssh_password_file: LoginPassword = None,
+    passphrase_file: Passphrase = None,
     output: Output = Format.TABLE,
 ) -> None:
     """Put a host out of the mesh: its stream is cut and its certificates are not renewed.
 
     With a member of a group its WorkloadEntry goes. The group's join token still lets it in, until it is revoked.
+    With --ssh the host leaves first, and its packages are purged.
     """
     connection: Connection = ctx.obj
     if not yes and sys.stdin.isatty():
         typer.confirm(f"Remove host {host} from the mesh?", abort=True, err=True)
+    if ssh is not None:
+        place = read_ssh(ssh)
+        entry = Entry(
+            identity, sudo, tuple(host_key), known_hosts, sudo_password_file, ssh_password_file, passphrase_file
+        )
+        _remove_over_ssh(host, place, entry, connection, workloads, output)
+        return
     result: dict[str, Any] = connection.request(
         "DELETE", f"/v1/hosts/{part(host)}", params={"workloads": str(workloads).lower()}
     )
@@ -146,6 +127,20 @@ def remove(
         return
     for each in result["objects"]:
         say(f"{key_text(each)} {each['action']}")
+
+
+def _remove_over_ssh(
+    host: str, place: "Place", entry: Entry, connection: Connection, workloads: bool, output: Format
+) -> None:
+    from hostmesh_controller.cli.ssh.fleet import run_all, show, teller
+    from hostmesh_controller.cli.ssh.leaving import Leaving
+    from hostmesh_controller.cli.ssh.session import Access
+
+    access = Access(place, entry.keys(entry.pins), entry.secrets(), entry.identity, entry.sudo)
+    results = run_all([Leaving(host, access, connection, teller(host), workloads)])
+    show(results, output)
+    if any(each.failed for each in results):
+        raise typer.Exit(1)
 
 
 @app.command("expel")
@@ -194,17 +189,3 @@ def confirm(
         emit(result, output)
         return
     say(f"host/{host} takes what it held back")
-
-
-def _pair(text: str, option: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise typer.BadParameter(f"{option} '{text}' is not KEY=VALUE")
-    return key, value
-
-
-def _port(text: str) -> dict[str, object]:
-    name, number = text.rsplit("=", 1) if "=" in text else ("", text)
-    if not number.isascii() or not number.isdigit() or not 1 <= int(number) <= 65535:
-        raise typer.BadParameter(f"--port '{text}' is not NUMBER or NAME=NUMBER")
-    return {"name": name or f"tcp-{number}", "number": int(number)}

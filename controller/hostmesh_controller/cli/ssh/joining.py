@@ -1,0 +1,334 @@
+"""One host joined over SSH, step by step; what fails takes everything back that was done by this run.
+
+    connect (host key, login, sudo) ▶ check ▶ install ▶ register (only now is there a token) ▶ join ▶ start ▶ wait
+        ▶ verify
+
+The proof at the end has two halves. The controller says that the host's agent is connected, that its Envoy has
+acknowledged all that is meant for it, and that each workload on it is vouched for. And where a URL is named, the host
+calls it by its mesh name: resolver, redirect, Envoy and mutual TLS all have to work for a status of the program's own.
+"""
+
+import shlex
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from hostmesh_controller.cli.connection import Connection, part
+from hostmesh_controller.cli.failure import CliError
+from hostmesh_controller.cli.ssh import facts, steps
+from hostmesh_controller.cli.ssh.packages import AGENT, KEY_FILE, Manager, Source, manager_of
+from hostmesh_controller.cli.ssh.session import Access, Doorway, Session
+from hostmesh_controller.cli.ssh.steps import HostResult, StepError, Undo
+
+INSTALL_S: Final = 300
+_WAIT_S: Final = 90
+_VERIFY_S: Final = 60
+_TTL_S: Final = 600
+"""A join string is used within seconds; should taking it back fail, it is worth nothing in ten minutes."""
+UNIT: Final = "hostmesh-agent.service"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A host as it is to be: `body` is what POST /v1/register takes, `verify` a URL that it calls at the end."""
+
+    name: str
+    access: Access
+    body: Mapping[str, Any]
+    source: Source = field(default_factory=Source)
+    verify: str = ""
+
+
+@dataclass(slots=True)
+class Joining:
+    """The joining of one host. `tell` is given a line for each step."""
+
+    wanted: Wanted
+    connection: Connection
+    tell: Callable[[str], None]
+    halted: threading.Event = field(default_factory=threading.Event)
+    dry_run: bool = False
+    undo: Undo = field(default_factory=Undo)
+    _step: str = steps.CONNECT
+    _door: Doorway = field(init=False)
+    _session: Session | None = None
+
+    def __post_init__(self) -> None:
+        self._door = Doorway(self.wanted.access, self.halted)
+
+    def halt(self) -> None:
+        """End what runs; `run` then takes back what was done."""
+        self.halted.set()
+        self._door.halt()
+
+    def run(self) -> HostResult:
+        """Join the host, or take everything back."""
+        try:
+            outcome = self._all()
+        except (StepError, CliError) as error:
+            return self._failed(str(error).removeprefix("error: "), getattr(error, "cure", ""))
+        except Exception as error:  # a bug of ours must not leave a host half joined
+            return self._failed(f"{type(error).__name__}: {error}", "this is a bug of hostmesh: report it")
+        finally:
+            self._door.close()
+        return HostResult(self.wanted.name, outcome)
+
+    def _failed(self, message: str, cure: str) -> HostResult:
+        if self.halted.is_set():
+            message, cure = "interrupted", "repeat it"
+        step = self._step
+        self._door.close()
+        self._session = None
+        left = self.undo.all(self.tell)
+        if left:
+            cure = f"{cure}; then: hostmesh host remove {self.wanted.name} --ssh {self.wanted.access.place}".strip("; ")
+        return HostResult(self.wanted.name, "failed", step, message, cure, left)
+
+    def _begin(self, step: str) -> None:
+        if self.halted.is_set():
+            raise StepError("interrupted")
+        self._step = step
+        self.tell(step)
+
+    @property
+    def _on(self) -> Session:
+        """The session; after a failure, a new one for what is to be taken back."""
+        if self._session is None:
+            self._session = self._door.open()
+        return self._session
+
+    def _root(self, script: str, *, text_in: str | None = None, within_s: int = 60, cure: str = "") -> str:
+        """Run as root.
+
+        Raises:
+            StepError: it failed; with what it said.
+        """
+        answer = self._on.run(script, root=True, text_in=text_in, within_s=within_s)
+        if answer.code != 0:
+            raise StepError(answer.said or f"code {answer.code}", cure)
+        return answer.out
+
+    def _all(self) -> str:
+        self._begin(steps.CONNECT)
+        assert self._on is not None
+        self._begin(steps.CHECK)
+        found = facts.read_facts(self._on.run(facts.ASK).out)
+        manager = manager_of(found.manager)
+        before = self._installed(manager) if manager else {}
+        facts.check(found, sudo=self.wanted.access.sudo, installed=AGENT in before)
+        assert manager is not None
+        joined = facts.joined_as(self._root(facts.ASK_AS_ROOT))
+        self._not_another(joined)
+        if self.dry_run:
+            return self._plan(found, before, joined)
+        if AGENT not in before:
+            self._begin(steps.INSTALL)
+            self._install(manager, before)
+        if joined is None:
+            self._begin(steps.REGISTER)
+            string = self._register()
+            self._begin(steps.JOIN)
+            self.undo.add("the host's identity", self._leave)
+            self._root(
+                "hostmesh-agent join -",
+                text_in=f"{string}\n",
+                cure="see the host's clock and its way to the controller",
+            )
+        changed = joined is None or AGENT not in before
+        changed |= self._start()
+        self._begin(steps.WAIT)
+        self._root(
+            f"hostmesh-agent wait --timeout {_WAIT_S}", within_s=_WAIT_S + 10, cure="on the host: hostmesh-agent doctor"
+        )
+        self._begin(steps.VERIFY)
+        self._verify()
+        return "joined" if changed else "unchanged"
+
+    def _installed(self, manager: Manager) -> dict[str, str]:
+        lines = self._on.run(manager.installed(), root=False).out.splitlines()
+        return dict(line.split(" ", 1) for line in lines if " " in line)
+
+    def _not_another(self, joined: str | None) -> None:
+        if joined is None:
+            return
+        name = self.wanted.name
+        leave = "on the host: hostmesh-agent leave --purge"
+        if joined != name:
+            raise StepError(
+                f"this host has joined already, as {joined or 'somebody that its damaged state hides'}", leave
+            )
+        if self._state() != "joined":
+            raise StepError(f"this host has joined a mesh as {name}, and this controller does not know of it", leave)
+
+    def _state(self) -> str:
+        try:
+            return str(self.connection.get(f"/v1/hosts/{part(self.wanted.name)}")["state"])
+        except CliError as error:
+            if error.code == "not_found":
+                return ""
+            raise
+
+    def _plan(self, found: facts.Facts, before: Mapping[str, str], joined: str | None) -> str:
+        parts = [found.os, f"{found.free_mib} MiB free"]
+        parts.append(f"has {AGENT} {before[AGENT]}" if AGENT in before else f"would install {AGENT} by {found.manager}")
+        parts.append("has joined" if joined else "would join, start and verify")
+        return "dry run: " + ", ".join(parts)
+
+    # Installing
+
+    def _install(self, manager: Manager, before: Mapping[str, str]) -> None:
+        source = self.wanted.source
+        if source.repository:
+            self._configure(manager, source)
+        files = [each for each in source.files if each.suffix == manager.suffix]
+        if source.files and not files:
+            raise StepError(f"no {manager.suffix} is among the packages", "give the packages for this host's system")
+        targets: list[str] = []
+        folder = self._upload(files, targets) if files else ""
+        # Also what a failed installation leaves half done is taken back, and nothing that was there before.
+        self.undo.add("the packages", lambda: self._purge(manager, before))
+        try:
+            self._root(
+                manager.install(targets),
+                within_s=INSTALL_S,
+                cure="see the host's package manager, its disk and sources",
+            )
+        finally:
+            if folder:
+                with suppress(StepError):
+                    self._on.run(f"rm -rf {shlex.quote(folder)}")
+        if AGENT not in self._installed(manager):
+            raise StepError(f"{AGENT} is not installed after all", "are these hostmesh's packages?")
+
+    def _configure(self, manager: Manager, source: Source) -> None:
+        assert source.repository_key is not None
+        file = manager.repository_file()
+        kept = self._on.run(f"[ ! -e {file} ] && [ ! -e {KEY_FILE} ]", root=True)
+        if kept.code != 0:
+            raise StepError(f"{file} or {KEY_FILE} is there already", "leave out --repository, or remove them")
+        key = source.repository_key.read_text("ascii")
+        self.undo.add("the repository", lambda: _none(self._root(f"rm -f {file} {KEY_FILE}")))
+        self._root(f"umask 022; cat >{KEY_FILE}", text_in=key)
+        self._root(f"umask 022; cat >{file}", text_in=manager.repository_text(source.repository))
+
+    def _upload(self, files: list[Path], targets: list[str]) -> str:
+        folder = self._on.run("umask 022; mktemp -d /var/tmp/hostmesh-packages.XXXXXXXX").out.strip()
+        if "/hostmesh-packages." not in folder:
+            raise StepError("there is no room for the packages in /var/tmp", "is the disk full?")
+        self.undo.add("copied packages", lambda: _none(self._on.run(f"rm -rf {shlex.quote(folder)}")))
+        for each in files:
+            target = f"{folder}/{each.name}"
+            self._on.put(each, target)
+            targets.append(target)
+        return folder
+
+    def _purge(self, manager: Manager, before: Mapping[str, str]) -> None:
+        ours = [name for name in (AGENT, "hostmesh-envoy") if name not in before]
+        self._root(manager.purge(ours), within_s=INSTALL_S)
+
+    # Joining
+
+    def _register(self) -> str:
+        """Make the objects and the token, and return the join string."""
+        name = self.wanted.name
+        answer = self.connection.post("/v1/register", {**self.wanted.body, "host": name, "ttl_s": _TTL_S})
+        made = [each for each in answer["objects"] if each["action"] == "created"]
+        for each in made:
+            self.undo.add(f"{each['kind']} {each['name']}", lambda each=each: self._delete(each))  # type: ignore[misc]
+        self.undo.add("the join token", lambda: self._revoke(name))
+        return str(answer["join_string"])
+
+    def _delete(self, key: Mapping[str, Any]) -> None:
+        namespace = key.get("namespace") or "-"
+        with suppress_missing():
+            self.connection.delete(f"/v1/objects/{part(key['kind'])}/{part(namespace)}/{part(key['name'])}")
+
+    def _revoke(self, host: str) -> None:
+        for each in self.connection.get("/v1/tokens")["items"]:
+            if each["host"] == host and each["state"] == "open":
+                with suppress_missing():
+                    self.connection.delete(f"/v1/tokens/{part(each['id'])}")
+
+    def _leave(self) -> None:
+        self._root("systemctl --quiet stop hostmesh-agent.service; hostmesh-agent leave --purge", within_s=120)
+
+    def _start(self) -> bool:
+        """Start the unit; tell whether it was not running."""
+        self._begin(steps.START)
+        if self._on.run(f"systemctl --quiet is-active {UNIT}", root=True).code == 0:
+            return False
+        self._root(
+            f"systemctl enable {UNIT} && systemctl start {UNIT}",
+            within_s=120,
+            cure=f"on the host: journalctl -u {UNIT}",
+        )
+        return True
+
+    # The proof
+
+    def _verify(self) -> None:
+        until = time.monotonic() + _VERIFY_S
+        while lacking := self._lacks():
+            if time.monotonic() > until:
+                raise StepError(f"the controller says: {lacking}", f"hostmesh host show {self.wanted.name}")
+            if self.halted.wait(0.5):
+                raise StepError("interrupted")
+        if self.wanted.verify:
+            self._call(self.wanted.verify)
+
+    def _lacks(self) -> str:
+        host = self.connection.get(f"/v1/hosts/{part(self.wanted.name)}")
+        if host["state"] != "joined" or not host["connected"]:
+            return f"the host is {host['state']}, and its agent is {'' if host['connected'] else 'not '}connected"
+        if host["envoy_down"]:
+            return "its Envoy is down"
+        if not self.connection.get(f"/v1/proxies/{part(self.wanted.name)}")["settled"]:
+            return "its Envoy has not acknowledged its configuration"
+        waiting = sorted(set(host["workloads"]) - set(host["ready"]))
+        return f"not vouched for yet: {', '.join(waiting)}" if waiting else ""
+
+    def _call(self, url: str) -> None:
+        """Call a service of the mesh from the host. What Envoy itself answers (502 to 504) is no proof."""
+        split = urlsplit(url)
+        host, port, path = split.hostname or "", split.port or 80, split.path or "/"
+        script = (
+            f"exec 3<>/dev/tcp/{host}/{port} || exit 7; "
+            f"printf 'GET %s HTTP/1.1\\r\\nHost: %s\\r\\nConnection: close\\r\\n\\r\\n' {shlex.quote(path)} "
+            f"{shlex.quote(split.netloc)} >&3; head -n 1 <&3"
+        )
+        answer = self._on.run(f"timeout 20 bash -c {shlex.quote(script)}", within_s=30)
+        status = answer.out.split()[1:2]
+        if answer.code != 0 or not status or status[0] in {"502", "503", "504"}:
+            said = answer.out.strip() or answer.said or "nothing"
+            raise StepError(f"{url} called from the host: {said}", f"hostmesh explain {self.wanted.name} {url}")
+
+
+def read_verify(url: str) -> str:
+    """Check a URL that a host is to call.
+
+    Raises:
+        ValueError: it is none that can be called so.
+    """
+    import re
+
+    split = urlsplit(url)
+    if split.scheme != "http" or not re.fullmatch(r"[A-Za-z0-9.-]+", split.hostname or "") or not url.isprintable():
+        raise ValueError(f"'{url}' is not http://NAME[:PORT][/PATH] of a service in the mesh")
+    return url
+
+
+class suppress_missing:  # noqa: N801 - it stands where contextlib.suppress does
+    """What is to go and is not there has gone."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        return isinstance(error, CliError) and error.code == "not_found"
+
+
+def _none(_: object) -> None: ...

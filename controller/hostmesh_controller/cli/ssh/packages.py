@@ -1,0 +1,179 @@
+"""The host's package manager, and where the packages come from.
+
+The seam: `manager_of` names the manager by the host's facts; a manager turns a source into scripts for the host.
+"""
+
+import shlex
+import tarfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from typing import Final, Protocol
+
+from hostmesh_controller.cli.failure import CliError
+
+AGENT: Final = "hostmesh-agent"
+ENVOY: Final = "hostmesh-envoy"
+PACKAGES: Final = (AGENT, ENVOY)
+_MAX_PACKAGE_BYTES: Final = 2 * 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One of: a repository that the host knows already (nothing given), one to be configured, local package files."""
+
+    repository: str = ""
+    repository_key: Path | None = None
+    files: tuple[Path, ...] = ()
+
+
+class Manager(Protocol):
+    """What is asked of a package manager, as scripts for root's shell."""
+
+    @property
+    def suffix(self) -> str:
+        """Of its packages' files."""
+
+    def installed(self) -> str:
+        """Print a line `NAME VERSION` for each of our packages that is installed."""
+
+    def repository_file(self) -> str:
+        """Return the file that makes a repository known."""
+
+    def repository_text(self, url: str) -> str: ...
+
+    def install(self, files: Sequence[str]) -> str:
+        """Install these files, or the agent from a repository."""
+
+    def purge(self, names: Sequence[str]) -> str:
+        """Remove packages with all that they brought; what is not there is no error."""
+
+
+KEY_FILE: Final = "/etc/hostmesh-repository.asc"
+
+
+@dataclass(frozen=True, slots=True)
+class Apt:
+    suffix: str = ".deb"
+
+    def installed(self) -> str:
+        shown = "-f '${db:Status-Status} ${Package} ${Version}\\n'"
+        return f"dpkg-query -W {shown} {' '.join(PACKAGES)} 2>/dev/null | sed -n 's/^installed //p'"
+
+    def repository_file(self) -> str:
+        return "/etc/apt/sources.list.d/hostmesh.list"
+
+    def repository_text(self, url: str) -> str:
+        return f"deb [signed-by={KEY_FILE}] {url} stable main\n"
+
+    def install(self, files: Sequence[str]) -> str:
+        # Of the repositories only ours is asked anew: another that is broken is not our matter.
+        update = ""
+        if not files:
+            only = f"-o Dir::Etc::sourcelist={self.repository_file()} -o Dir::Etc::sourceparts=-"
+            update = (
+                f"if [ -e {self.repository_file()} ]; then {_APT} -qq update {only} -o APT::Get::List-Cleanup=0 "
+                f"|| exit 1; else {_APT} -qq update || exit 1; fi\n"
+            )
+        what = shlex.join(files) if files else AGENT
+        return f"{update}{_APT} -qq install -y --no-install-recommends {what}"
+
+    def purge(self, names: Sequence[str]) -> str:
+        # An installation whose connection was lost may still run, and holds the lock until its own time is over.
+        there = f"dpkg-query -W -f '${{db:Status-Status}} ${{Package}}\\n' {shlex.join(names)} 2>/dev/null"
+        return (
+            f"there=$({there} | sed -n '/^not-installed/d; s/^[^ ]* //p')\n"
+            '[ -n "$there" ] || exit 0\n'
+            f"purge() {{ {_APT} -o DPkg::Lock::Timeout=240 -qq purge -y $there; }}\n"
+            # An installation that was ended half-way leaves a journal that dpkg wants finished before anything else.
+            "purge || { dpkg --configure -a --force-confold; purge; }"
+        )
+
+
+_APT: Final = (
+    "DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=60 -o Acquire::Retries=2 "
+    "-o Dpkg::Options::=--force-confold"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Dnf:
+    suffix: str = ".rpm"
+
+    def installed(self) -> str:
+        return f"rpm -q --qf '%{{NAME}} %{{VERSION}}-%{{RELEASE}}\\n' {' '.join(PACKAGES)} | grep -v 'is not installed'"
+
+    def repository_file(self) -> str:
+        return "/etc/yum.repos.d/hostmesh.repo"
+
+    def repository_text(self, url: str) -> str:
+        lines = (
+            "[hostmesh]",
+            "name=hostmesh",
+            f"baseurl={url}",
+            "enabled=1",
+            "gpgcheck=1",
+            f"gpgkey=file://{KEY_FILE}",
+        )
+        return "\n".join(lines) + "\n"
+
+    def install(self, files: Sequence[str]) -> str:
+        return f"dnf -q install -y {shlex.join(files) if files else AGENT}"
+
+    def purge(self, names: Sequence[str]) -> str:
+        return f"there=$(rpm -q --qf '%{{NAME}}\\n' {shlex.join(names)} | grep -v ' '); " + (
+            '[ -z "$there" ] || dnf -q remove -y $there'
+        )
+
+
+def manager_of(name: str) -> Manager | None:
+    """Return the manager of that name (`apt`, `dnf`), None for none that is known."""
+    known: dict[str, Manager] = {"apt": Apt(), "dnf": Dnf()}
+    return known.get(name)
+
+
+def read_files(paths: Sequence[Path]) -> tuple[Path, ...]:
+    """Check package files that were named.
+
+    Raises:
+        CliError: one is missing, or no package.
+    """
+    for each in paths:
+        if each.suffix not in {".deb", ".rpm"}:
+            raise CliError(f"error: {each} is no package: a .deb or .rpm is one")
+        if not each.is_file():
+            raise CliError(f"error: {each}: no such file")
+    return tuple(paths)
+
+
+@contextmanager
+def unpacked(bundle: Path) -> Iterator[tuple[Path, ...]]:
+    """Yield the packages of an offline bundle as files, which go when this ends. Nothing else of it is unpacked.
+
+    Raises:
+        CliError: it cannot be read, or holds no package.
+    """
+    with TemporaryDirectory(prefix="hostmesh-bundle-") as folder:
+        found: list[Path] = []
+        try:
+            with tarfile.open(bundle) as tar:
+                for member in tar:
+                    name = PurePosixPath(member.name).name
+                    if not member.isfile() or PurePosixPath(name).suffix not in {".deb", ".rpm"}:
+                        continue
+                    if member.size > _MAX_PACKAGE_BYTES:
+                        raise CliError(f"error: {bundle}: {name} is larger than any of our packages")
+                    content = tar.extractfile(member)
+                    assert content is not None
+                    target = Path(folder) / name
+                    with target.open("xb") as out:
+                        while piece := content.read(1 << 20):
+                            out.write(piece)
+                    found.append(target)
+        except (OSError, tarfile.TarError, EOFError) as error:
+            raise CliError(f"error: the bundle {bundle} cannot be read: {error}") from None
+        if not found:
+            raise CliError(f"error: the bundle {bundle} holds no .deb or .rpm")
+        yield tuple(found)

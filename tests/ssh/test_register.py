@@ -1,0 +1,357 @@
+"""`hostmesh register --ssh` against real sshd, sudo, apt and dpkg, and a real controller."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hostmesh_controller.cli.connection import Connection
+from hostmesh_controller.cli.ssh import joining, steps
+from hostmesh_controller.cli.ssh.fleet import run_all
+from hostmesh_controller.cli.ssh.host_keys import HostKeys
+from hostmesh_controller.cli.ssh.joining import Joining, Wanted
+from hostmesh_controller.cli.ssh.leaving import Leaving
+from hostmesh_controller.cli.ssh.packages import Source
+from hostmesh_controller.cli.ssh.place import Place
+from hostmesh_controller.cli.ssh.secrets import Secrets
+from hostmesh_controller.cli.ssh.session import Access
+from hostmesh_controller.cli.ssh.steps import HostResult
+from running_controller import Process
+from ssh.ssh_host import PASSWORD, SshHost, key_pair, package
+
+ALL_STEPS = (steps.CHECK, steps.INSTALL, steps.REGISTER, steps.JOIN, steps.START, steps.WAIT, steps.VERIFY)
+
+
+class Told:
+    """The real controller, which is told besides that the agents of joined hosts are connected: none runs here."""
+
+    def __init__(self, process: Process) -> None:
+        self.real = Connection(process.address)
+        self.strings: list[str] = []
+
+    def get(self, path: str, params: Any = None) -> dict[str, Any]:
+        if path.startswith("/v1/proxies/"):
+            return {"settled": True}
+        answer = self.real.get(path, params)
+        return {**answer, "connected": True} if path.startswith("/v1/hosts/") else answer
+
+    def post(self, path: str, body: Any) -> dict[str, Any]:
+        answer = self.real.post(path, body)
+        self.strings.append(str(answer.get("join_string", "")))
+        return answer
+
+    def delete(self, path: str) -> dict[str, Any]:
+        return self.real.delete(path)
+
+    def request(self, *arguments: Any, **more: Any) -> dict[str, Any]:
+        return self.real.request(*arguments, **more)
+
+
+@dataclass
+class Setting:
+    host: SshHost
+    told: Any
+    key: Path
+    deb: Path
+
+    def wanted(self, name: str = "web-1", user: str = "root", **more: Any) -> Wanted:
+        secrets = more.pop("secrets", Secrets({}, terminal=False))
+        keys = more.pop("keys", HostKeys((self.host.fingerprint,)))
+        access = Access(Place(user, "127.0.0.1", self.host.port), keys, secrets, self.key, user != "root")
+        body = {"addresses": ["192.0.2.7"], "ports": [{"name": "http", "number": 8080}], "workload": name}
+        wanted = Wanted(name, access, body, Source(files=(self.deb,)))
+        return replace(wanted, **more)
+
+    def join(self, tell: Callable[[str], None] = lambda _: None, dry_run: bool = False, **more: Any) -> HostResult:
+        result = Joining(self.wanted(**more), self.told, tell, dry_run=dry_run).run()
+        print(result)
+        return result
+
+    def mesh(self) -> list[str]:
+        objects = self.told.real.get("/v1/objects")["items"]
+        tokens = self.told.real.get("/v1/tokens")["items"]
+        return [f"{each['kind']}/{each['name']}" for each in objects] + [
+            each["id"] for each in tokens if each["state"] == "open"
+        ]
+
+
+@pytest.fixture
+def setting(host: SshHost, controller: Process, key: Path, deb: Path, monkeypatch: pytest.MonkeyPatch) -> Setting:
+    monkeypatch.setattr(joining, "_VERIFY_S", 1)
+    made = Setting(host, Told(controller), key, deb)
+    for each in made.told.real.get("/v1/hosts")["items"]:
+        made.told.real.request("DELETE", f"/v1/hosts/{each['name']}", params={"workloads": "true"})
+    for each in made.told.real.get("/v1/objects")["items"]:
+        made.told.real.delete(f"/v1/objects/{each['kind']}/{each['namespace'] or '-'}/{each['name']}")
+    return made
+
+
+def packages(state: str) -> list[str]:
+    return [line for line in state.splitlines() if line.startswith("installed ")]
+
+
+def without_workloads(told: Any) -> None:
+    """Nobody vouches for ports here."""
+    get = told.get
+
+    def ready(path: str, params: Any = None) -> dict[str, Any]:
+        answer = get(path, params)
+        return {**answer, "ready": answer["workloads"]} if path.startswith("/v1/hosts/") else answer
+
+    told.get = ready
+
+
+def test_a_host_is_joined_and_a_repetition_changes_nothing(setting: Setting) -> None:
+    without_workloads(setting.told)
+    seen: list[str] = []
+    assert setting.join(seen.append) == HostResult("web-1", "joined")
+    assert seen == [steps.CONNECT, *ALL_STEPS]
+    before, mesh = setting.host.state(), setting.mesh()
+    assert packages(before) == ["installed hostmesh-agent"]
+    assert "/var/tmp/hostmesh" not in before
+    assert "Host/web-1" in mesh
+    revision = setting.told.real.get("/v1/objects")
+    assert setting.join() == HostResult("web-1", "unchanged")
+    assert setting.host.state() == before
+    assert setting.mesh() == mesh
+    assert setting.told.real.get("/v1/objects") == revision
+    assert len(setting.told.strings) == 1
+
+
+def test_a_host_is_removed_and_the_removal_can_be_repeated(setting: Setting) -> None:
+    without_workloads(setting.told)
+    untouched = packages(setting.host.state())
+    setting.join()
+    for _ in range(2):
+        result = Leaving("web-1", setting.wanted().access, setting.told, lambda _: None, workloads=True).run()
+        assert result == HostResult("web-1", "removed")
+        state = setting.host.state()
+        assert packages(state) == untouched
+        assert "/var/lib/hostmesh" not in state
+        assert setting.mesh() == []
+
+
+@pytest.mark.parametrize("user", ["guest", "admin"], ids=["sudo without a password", "sudo with a password"])
+def test_an_ordinary_user_joins_by_sudo_and_secrets_are_seen_nowhere(
+    setting: Setting, user: str, tmp_path: Path
+) -> None:
+    without_workloads(setting.told)
+    file = tmp_path / "password"
+    file.write_text(f"{PASSWORD}\n")
+    file.chmod(0o600)
+    assert setting.join(user=user, secrets=Secrets({"sudo": str(file)}, terminal=False)).outcome == "joined"
+    (string,) = setting.told.strings
+    processes = setting.host.run("cat /run/seen-at-join")
+    assert "hostmesh-agent join -" in processes
+    for secret in (string, PASSWORD):
+        assert secret not in processes
+        assert setting.host.holds(secret) == ""
+        assert secret not in setting.host.log.read_text(errors="replace")
+
+
+def test_a_wrong_sudo_password_ends_before_anything_is_done(setting: Setting, tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_text("wrong\n")
+    file.chmod(0o600)
+    before = setting.host.state()
+    result = setting.join(user="admin", secrets=Secrets({"sudo": str(file)}, terminal=False))
+    assert (result.step, setting.mesh(), setting.host.state()) == (steps.CONNECT, [], before)
+    assert "sudo does not work" in result.message
+    assert "sudoers" in result.cure
+
+
+def test_a_wrong_login_password_and_a_wrong_key_are_told(setting: Setting, tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_text("wrong\n")
+    file.chmod(0o600)
+    wanted = setting.wanted(user="admin", secrets=Secrets({"login": str(file)}, terminal=False))
+    without = replace(wanted, access=replace(wanted.access, identity=None))
+    other = replace(wanted, access=replace(setting.wanted().access, identity=key_pair(tmp_path / "other")))
+    for each in (without, other):
+        result = Joining(each, setting.told, lambda _: None).run()
+        assert (result.step, "does not let us in" in result.message) == (steps.CONNECT, True)
+
+
+def test_an_unknown_key_is_refused_before_anything_of_ours_is_sent(setting: Setting) -> None:
+    result = setting.join(keys=HostKeys())
+    assert (result.step, setting.mesh()) == (steps.CONNECT, [])
+    assert setting.host.fingerprint in result.message
+    assert f"--host-key {setting.host.fingerprint}" in result.cure
+    log = setting.host.log.read_text(errors="replace")
+    assert "Connection from" in log
+    assert not any(word in log for word in ("Accepted", "Failed", "Postponed", "user root", "user=root"))
+
+
+def test_a_changed_key_is_refused_with_both_fingerprints_and_the_cure(setting: Setting, tmp_path: Path) -> None:
+    other = key_pair(tmp_path / "other").with_suffix(".pub").read_text().split()
+    known = tmp_path / "known_hosts"
+    known.write_text(f"[127.0.0.1]:{setting.host.port} {other[0]} {other[1]}\n")
+    result = setting.join(keys=HostKeys(files=(known,)))
+    assert result.step == steps.CONNECT
+    assert "HAS CHANGED" in result.message
+    assert result.message.count("SHA256:") == 2
+    assert setting.host.fingerprint in result.message
+    assert f"ssh-keygen -R '[127.0.0.1]:{setting.host.port}' -f {known}" in result.cure
+    assert "Accepted" not in setting.host.log.read_text(errors="replace")
+
+
+def test_a_wrong_pin_is_refused_and_each_of_the_hosts_keys_can_be_pinned(setting: Setting) -> None:
+    result = setting.join(keys=HostKeys((f"SHA256:{'A' * 43}",)))
+    assert "NOT THE HOST THAT WAS MEANT" in result.message
+    assert "Accepted" not in setting.host.log.read_text(errors="replace")
+    for kind in ("rsa", "ed25519"):
+        keys = HostKeys((setting.host.fingerprint_of(kind),))
+        assert setting.join(keys=keys, dry_run=True).outcome.startswith("dry run")
+    # What was pinned once is known from then on.
+    assert setting.join(dry_run=True, keys=HostKeys()).outcome.startswith("dry run")
+
+
+def test_a_dry_run_changes_nothing(setting: Setting) -> None:
+    before = setting.host.state()
+    result = setting.join(dry_run=True, keys=HostKeys((setting.host.fingerprint,), remember=False))
+    assert "would install hostmesh-agent by apt" in result.outcome
+    assert (setting.host.state(), setting.mesh(), setting.told.strings) == (before, [], [])
+    assert not HostKeys().store.exists()
+
+
+@pytest.mark.parametrize("step", ALL_STEPS)
+def test_a_connection_that_is_cut_at_any_step_leaves_nothing_behind(setting: Setting, step: str) -> None:
+    without_workloads(setting.told)
+    before = setting.host.state()
+    broken = replace(setting.wanted(), verify="http://catalog/")
+
+    def tell(line: str) -> None:
+        if line == step:
+            setting.host.cut()
+
+    result = Joining(broken, setting.told, tell).run()
+    assert result.failed
+    assert result.left_behind == ()
+    assert setting.mesh() == []
+    after = setting.host.state()
+    assert packages(after) == packages(before)
+    assert "/var/lib/hostmesh" not in after
+    assert "/var/tmp/hostmesh" not in after
+    assert setting.join() == HostResult("web-1", "joined")
+
+
+def test_a_host_that_never_connects_is_taken_back(setting: Setting, controller: Process) -> None:
+    setting.told = Told(controller)
+    real = setting.told.real
+    result = Joining(setting.wanted(), real, lambda _: None).run()
+    assert result.step == steps.VERIFY
+    assert "not connected" in result.message
+    assert setting.mesh() == []
+    assert packages(setting.host.state()) == []
+
+
+def test_a_package_that_cannot_be_installed_is_taken_back(setting: Setting, tmp_path: Path) -> None:
+    (tmp_path / "bad").mkdir()
+    setting.deb = package(tmp_path / "bad", before="echo there is no room >&2; exit 1")
+    result = setting.join()
+    assert (result.step, setting.mesh(), packages(setting.host.state())) == (steps.INSTALL, [], [])
+    assert result.left_behind == ()
+    assert setting.told.strings == []
+
+
+def test_a_disk_that_is_full_is_found_before_a_token_is_made(setting: Setting, tmp_path: Path, key: Path) -> None:
+    small = SshHost(tmp_path / "small", key, size="60m")
+    small.start()
+    try:
+        setting.host = small
+        result = setting.join()
+    finally:
+        small.stop()
+    assert (result.step, setting.told.strings) == (steps.CHECK, [])
+    assert "MiB are needed" in result.message
+
+
+def test_several_are_joined_at_once_and_one_that_fails_stops_no_other(
+    setting: Setting, tmp_path: Path, key: Path
+) -> None:
+    without_workloads(setting.told)
+    second = SshHost(tmp_path / "second", key)
+    second.start()
+    try:
+        first, other = setting.wanted("web-1"), setting.wanted("web-2")
+        place = replace(other.access, place=Place("root", "127.0.0.1", second.port))
+        good = replace(other, access=replace(place, keys=HostKeys((second.fingerprint,))))
+        good = replace(good, body={"addresses": ["192.0.2.8"]})
+        bad = replace(setting.wanted("web-3"), access=replace(place, keys=HostKeys((f"SHA256:{'B' * 43}",))))
+        results = run_all([Joining(each, setting.told, lambda _: None) for each in (first, bad, good)])
+    finally:
+        second.stop()
+    assert [(each.host, each.outcome, each.step) for each in results] == [
+        ("web-1", "joined", ""),
+        ("web-3", "failed", steps.CONNECT),
+        ("web-2", "joined", ""),
+    ]
+
+
+@pytest.mark.parametrize("step", [steps.INSTALL, steps.JOIN, steps.WAIT])
+def test_an_interruption_takes_back_what_was_done(setting: Setting, step: str) -> None:
+    without_workloads(setting.told)
+    work: list[Joining] = []
+
+    def tell(line: str) -> None:
+        if line == step:
+            threading.Thread(target=work[0].halt).start()
+            work[0].halted.wait(10)
+
+    work.append(Joining(setting.wanted(), setting.told, tell))
+    result = work[0].run()
+    assert (result.message, result.step, result.left_behind) == ("interrupted", step, ())
+    assert (setting.mesh(), packages(setting.host.state())) == ([], [])
+
+
+@pytest.mark.parametrize("how", ["the connection is cut", "the operator interrupts"])
+def test_an_installation_that_loses_its_operator_half_way_is_taken_back(
+    setting: Setting, tmp_path: Path, how: str
+) -> None:
+    (tmp_path / "slow").mkdir()
+    going = "touch /run/installing; until [ -e /run/go-on ]; do sleep 0.05; done"
+    setting.deb = package(tmp_path / "slow", before=going)
+    work = Joining(setting.wanted(), setting.told, lambda _: None)
+
+    def end() -> None:
+        eventually(lambda: setting.host.run("ls /run/installing").strip(), "apt is at it")
+        if how == "the connection is cut":
+            setting.host.cut()
+        else:
+            work.halt()
+        setting.host.run("touch /run/go-on")
+
+    ending = threading.Thread(target=end)
+    ending.start()
+    result = work.run()
+    ending.join()
+    assert (result.step, result.left_behind) == (steps.INSTALL, ())
+    assert (setting.mesh(), packages(setting.host.state()), setting.told.strings) == ([], [], [])
+
+
+def test_the_command_reads_a_list_and_shows_a_table(setting: Setting, controller: Process, tmp_path: Path) -> None:
+    file = tmp_path / "hosts.yaml"
+    one = "- {{name: {name}, ssh: 'root@127.0.0.1:{port}', hostKey: '{pin}'}}\n"
+    file.write_text(
+        "hosts:\n"
+        + one.format(name="web-1", port=setting.host.port, pin=setting.host.fingerprint)
+        + one.format(name="web-2", port=setting.host.port, pin=f"SHA256:{'C' * 43}")
+    )
+    done = controller.cli("register", "-f", str(file), "--identity", str(setting.key), "--dry-run")
+    assert done.returncode == 1
+    first, second = done.stdout.splitlines()[1:]
+    assert first.startswith("web-1  dry run: ")
+    assert "web-2  failed" in second
+    assert "NOT THE HOST THAT WAS MEANT" in second
+    assert "web-1: connect" in done.stderr
+
+
+def eventually(condition: Callable[[], Any], what: str) -> None:
+    until = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < until, what
+        time.sleep(0.05)

@@ -8,7 +8,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
-.PHONY: help venv check format test test-long test-hosts demo bench faults fuzz proto golden constraints audit sbom clean system-mesh system-bench system-faults system-hosts
+.PHONY: help venv check format test test-long test-hosts test-ansible collection vagrant-up demo bench faults fuzz proto golden constraints audit sbom clean system-mesh system-bench system-faults system-hosts
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1@\2/p' $(MAKEFILE_LIST) | awk -F@ '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -57,6 +57,19 @@ test-long: $(INSTALLED) system-mesh ## the tests of the lab that take minutes: u
 
 test-hosts: $(INSTALLED) system-hosts ## real hosts with systemd as process 1 (systemd-nspawn); their roots are made once, in two minutes
 	$(BIN)/python -m pytest -m hosts $(or $(ONLY),tests/hosts)
+
+.cache/ansible/installed: packaging/ansible_venv.sh
+	@sh packaging/ansible_venv.sh
+	@touch $@
+
+test-ansible: $(INSTALLED) .cache/ansible/installed ## the ansible collection: lint, syntax, refusals, inventory of a real controller
+	$(BIN)/python -m pytest -m ansible $(or $(ONLY),tests/ansible)
+
+collection: .cache/ansible/installed ## write dist/hostmesh-mesh-VERSION.tar.gz: the ansible collection
+	.cache/ansible/bin/ansible-galaxy collection build --force --output-path dist ansible
+
+vagrant-up: collection ## one controller and three hosts of vagrant, from the packages in dist; HOSTMESH_BOX=NAME
+	cd vagrant && PATH="$(CURDIR)/.cache/ansible/bin:$$PATH" vagrant up
 
 demo: $(INSTALLED) system-mesh ## the mesh at work, on hosts made of network namespaces; KEEP=1 leaves it running
 	$(BIN)/hostmesh lab demo

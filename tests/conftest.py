@@ -9,9 +9,9 @@ import pytest
 import structlog
 
 TESTS: Final = Path(__file__).parent
-TIMEOUT_S: Final = {"unit": 60, "golden": 60, "netns": 60, "e2e": 300, "hosts": 300, "bench": 300}
+TIMEOUT_S: Final = {"unit": 60, "golden": 60, "netns": 60, "e2e": 300, "hosts": 300, "ansible": 180, "bench": 300}
 """A folder's bound on one test with its fixtures; in the order of running, so that what is cheap fails first."""
-MARKED: Final = ("netns", "e2e", "hosts")
+MARKED: Final = ("netns", "e2e", "hosts", "ansible")
 """Folders that need more than a Python: each is also a marker, for `pytest -m 'not e2e'`."""
 
 LONG: Final = frozenset(

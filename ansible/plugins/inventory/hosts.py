@@ -106,7 +106,7 @@ class InventoryModule(BaseInventoryPlugin):
             spaces.add(host["spec"]["namespace"])
         groups = ["hostmesh_agents", *("namespace_" + each for each in sorted(spaces))]
         groups += [f"label_{key}_{value}" for key, value in sorted(host["labels"].items())]
-        groups.append("version_" + (host["report"].get("agent_version") or "unknown"))
+        groups.append("version_" + (host["report"].get("facts", {}).get("agent_version") or "unknown"))
         groups.append("health_" + health(host))
         for group in groups:
             self.inventory.add_host(name, group=self.inventory.add_group(self._sanitize_group_name(group)))

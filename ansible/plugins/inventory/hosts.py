@@ -42,6 +42,7 @@ token_file: /etc/hostmesh/viewer.token
 
 import json
 import os
+from pathlib import Path
 from urllib.parse import quote
 
 from ansible.errors import AnsibleParserError
@@ -78,7 +79,9 @@ class InventoryModule(BaseInventoryPlugin):
         try:
             return json.load(open_url(url, follow_redirects="none", **options))
         except Exception as error:
-            raise AnsibleParserError(f"the controller at {address} did not answer {path}: {to_native(error)}") from error
+            raise AnsibleParserError(
+                f"the controller at {address} did not answer {path}: {to_native(error)}"
+            ) from error
 
     def _token(self):
         path = self.get_option("token_file")
@@ -88,8 +91,7 @@ class InventoryModule(BaseInventoryPlugin):
                 raise AnsibleParserError("https needs an API token: give token_file, or HOSTMESH_TOKEN")
             return token
         try:
-            with open(path, encoding="utf-8") as file:
-                return file.read().strip()
+            return Path(path).read_text(encoding="utf-8").strip()
         except OSError as error:
             raise AnsibleParserError(f"token_file {path} cannot be read: {error.strerror}") from error
 

@@ -165,6 +165,9 @@ def test_a_join_string_is_in_standard_input_and_nowhere_else(controller: Process
     assert len(string) > 40
     assert (tmp_path / "argv").read_text().split() == ["join", "-"]
     assert string not in done.stdout + done.stderr
+    joining = done.stdout.partition("agent : Join]")[2].partition("TASK [")[0]
+    assert "EXEC" in joining
+    assert " PUT " not in joining, "ansible wrote what the module was given to a file"
     assert "shop/here" in controller.cli("host", "show", "here", "-o", "json").stdout
 
 

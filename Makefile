@@ -8,7 +8,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
-.PHONY: help venv check format test test-long test-hosts test-packages demo bench faults fuzz proto golden constraints audit sbom packages repo clean
+.PHONY: help venv check format test test-long test-hosts test-packages test-ansible collection vagrant-up demo bench faults fuzz proto golden constraints audit sbom packages repo clean
 .PHONY: system-mesh system-bench system-faults system-hosts system-packages
 
 help: ## list the targets
@@ -65,6 +65,19 @@ test-hosts: $(INSTALLED) system-hosts ## real hosts with systemd as process 1 (s
 test-packages: $(INSTALLED) system-packages ## build the packages, install, upgrade, remove and purge them in roots of Debian 11, 12 and 13; lintian, rpmlint
 	@sh packaging/system_packages.sh repo packages-tests
 	$(BIN)/python -m pytest -m packages $(or $(ONLY),tests/packages)
+
+.cache/ansible/installed: packaging/ansible_venv.sh
+	@sh packaging/ansible_venv.sh
+	@touch $@
+
+test-ansible: $(INSTALLED) .cache/ansible/installed ## the ansible collection: lint, syntax, refusals, inventory of a real controller
+	$(BIN)/python -m pytest -m ansible $(or $(ONLY),tests/ansible)
+
+collection: .cache/ansible/installed ## write dist/hostmesh-mesh-VERSION.tar.gz: the ansible collection
+	.cache/ansible/bin/ansible-galaxy collection build --force --output-path dist ansible
+
+vagrant-up: collection ## one controller and three hosts of vagrant, from the packages in dist; HOSTMESH_BOX=NAME
+	cd vagrant && PATH="$(CURDIR)/.cache/ansible/bin:$$PATH" vagrant up
 
 demo: $(INSTALLED) system-mesh ## the mesh at work, on hosts made of network namespaces; KEEP=1 leaves it running
 	$(BIN)/hostmesh lab demo

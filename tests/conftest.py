@@ -17,10 +17,11 @@ TIMEOUT_S: Final = {
     "e2e": 300,
     "hosts": 300,
     "bench": 300,
+    "ansible": 180,
     "packages": 3600,
 }
 """A folder's bound on one test with its fixtures; in the order of running, so that what is cheap fails first."""
-MARKED: Final = ("netns", "e2e", "hosts", "packages")
+MARKED: Final = ("netns", "e2e", "hosts", "packages", "ansible")
 """Folders that need more than a Python: each is also a marker, for `pytest -m 'not e2e'`."""
 
 LONG: Final = frozenset(

@@ -36,6 +36,7 @@ LONG: Final = frozenset(
         "test_envoy_life",
         "test_identities",
         "test_leave",
+        "test_rollout",
         "test_transparent",
     }
 )

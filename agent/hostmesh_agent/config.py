@@ -12,6 +12,7 @@ from typing import Final
 from hostmesh_agent.config_table import ConfigError, Table
 from hostmesh_agent.entitlements import WorkloadAccess
 from hostmesh_agent.places import BLUE, Instance
+from hostmesh_api import manifest
 from hostmesh_api.identity import WorkloadIdentity
 from hostmesh_api.wire import MAX_INTERFACE_BYTES
 
@@ -198,6 +199,25 @@ class ObserveSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class UpdateSettings:
+    """What a controller may bring in another version; nothing, unless the owner says so here.
+
+    Attributes:
+        controller: "envoy", or nothing.
+        keys: public Ed25519 keys in base64 (`hostmesh rollout key`); what none of them has signed is not taken.
+        min_envoy: no version below this; "": any.
+    """
+
+    controller: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    min_envoy: str = ""
+
+    @property
+    def key_bytes(self) -> tuple[bytes, ...]:
+        return tuple(manifest.decode_key(each) for each in self.keys)
+
+
+@dataclass(frozen=True, slots=True)
 class LogSettings:
     level: str = "info"
 
@@ -219,6 +239,7 @@ class AgentConfig:
     cold: ColdSettings = field(default_factory=ColdSettings)
     shrink: ShrinkSettings = field(default_factory=ShrinkSettings)
     observe: ObserveSettings = field(default_factory=ObserveSettings)
+    updates: UpdateSettings = field(default_factory=UpdateSettings)
     labels: Mapping[str, str] = field(default_factory=dict)
     log: LogSettings = field(default_factory=LogSettings)
 
@@ -299,6 +320,7 @@ def parse(text: str, source: str) -> AgentConfig:
         cold=_cold(top.table("cold")),
         shrink=_shrink(top.table("shrink")),
         observe=_observe(top.table("observe")),
+        updates=_updates(top.table("updates")),
         labels=_labels(top.table("labels")),
         log=_log(top.table("log")),
     )
@@ -476,6 +498,29 @@ def _observe(table: Table) -> ObserveSettings:
         interval_s=table.number("interval_s", default.interval_s, 1, MAX_OBSERVE_INTERVAL_S),
         cloud=table.flag("cloud", default.cloud),
     )
+
+
+def _updates(table: Table) -> UpdateSettings:
+    table.only(dataclasses.fields(UpdateSettings))
+    controller, keys = table.texts("controller"), table.texts("keys")
+    for each in controller:
+        if each == "agent":
+            raise table.error("controller", "no controller brings another agent yet; leave 'agent' out")
+        if each not in manifest.COMPONENTS:
+            raise table.error("controller", f"knows {', '.join(manifest.COMPONENTS)}, has {each!r}")
+    for key in keys:
+        try:
+            manifest.decode_key(key)
+        except ValueError as error:
+            raise table.error(
+                "keys", f"{key!r} is no public key as `hostmesh rollout key` prints it: {error}"
+            ) from None
+    if controller and not keys:
+        raise table.error("keys", "is empty: name the key that signs what a controller may bring")
+    min_envoy = table.text("min_envoy", "")
+    if min_envoy and not manifest.VERSION.fullmatch(min_envoy):
+        raise table.error("min_envoy", f"must be a version such as 1.40.0, is {min_envoy!r}")
+    return UpdateSettings(controller, keys, min_envoy)
 
 
 def _labels(table: Table) -> Mapping[str, str]:

@@ -84,6 +84,11 @@ def read_one_file(data: bytes, bundle: bytes, identity: WorkloadIdentity | HostI
     return svid
 
 
+def signed_by(key: bytes, data: bytes, signature: bytes) -> bool:
+    """See `keys.signed_by`."""
+    return bool(_room.work("signed_by", key, data, signature))
+
+
 # These depend on nothing but their arguments, and are asked about the same files at each connection.
 
 

@@ -43,6 +43,7 @@ __all__ = [
     "request_for",
     "root_pem",
     "roots",
+    "signed_by",
     "standing",
     "validity",
 ]
@@ -371,3 +372,12 @@ def _load_chain(pem: bytes) -> list[x509.Certificate]:
 
 def _rounded(span: timedelta) -> timedelta:
     return timedelta(seconds=round(span.total_seconds()))
+
+
+def signed_by(key: bytes, data: bytes, signature: bytes) -> bool:
+    """Tell whether the holder of an Ed25519 key (its public half, 32 bytes) has signed some bytes."""
+    try:
+        ed25519.Ed25519PublicKey.from_public_bytes(key).verify(signature, data)
+    except (InvalidSignature, ValueError):
+        return False
+    return True

@@ -20,6 +20,7 @@ from typing import Final
 
 from hostmesh_agent import (
     arming,
+    artifact_fetch,
     capture,
     cgroup,
     chosen_binary,
@@ -35,6 +36,7 @@ from hostmesh_agent import (
     lock,
     notify,
     process,
+    update_order,
     widening,
 )
 from hostmesh_agent.admin import Admin, AdminError
@@ -212,6 +214,7 @@ def _remove_tree(config: AgentConfig) -> str:
     for directory in (
         *(config.directory_of(each) for each in Instance),
         config.state_dir / "cache",
+        config.state_dir / artifact_fetch.DIRECTORY,
         config.state_dir / svids.DIRECTORY,
         config.workload_api_dir,
     ):
@@ -228,6 +231,7 @@ def _remove_tree(config: AgentConfig) -> str:
         config.state_dir / guard.SPARE,
         config.state_dir / life_file.FILE,
         config.state_dir / chosen_binary.FILE,
+        config.state_dir / update_order.FILE,
         config.state_dir / drained.FILE,
         config.run_dir / drained.FILE,
     ):

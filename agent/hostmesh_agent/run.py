@@ -76,6 +76,7 @@ from hostmesh_agent.state import State, StateError, keep_closed
 from hostmesh_agent.svid import Svid
 from hostmesh_agent.telling import Parts as TellingParts
 from hostmesh_agent.telling import Telling
+from hostmesh_agent.updates import Updates
 from hostmesh_agent.uplink import Uplink
 from hostmesh_agent.vital_signs import Vigil
 from hostmesh_agent.vitals import Shift
@@ -251,6 +252,9 @@ class Agent:
         self._sweep: Wanted | None = None
         self._drained = Drained(config.state_dir, config.run_dir)
         self._envoy_verbs = EnvoyVerbs(config, self._envoys, self._drained, self._reporter, self._admin)
+        self._updates = Updates(
+            config, os.uname().machine, self._envoys, self._admin, self._uplink.fetch, self._reporter.changed
+        )
         names = AcceptedNames(partial(self._relay.accepted_resource, LISTENER_TYPE, DNS_LISTENER)).now
         self._capturing = Capturing(
             config,
@@ -302,6 +306,7 @@ class Agent:
                 returning=self._returning,
                 workload_api=self._workload_api,
                 reporter=self._reporter,
+                updates=self._updates,
                 alarms=alarms,
             ),
             lambda: self._host_config,
@@ -351,6 +356,7 @@ class Agent:
                     "rules": generation.watch(self._wake.set, self._capturing.changed_by),
                     "vigil": self._vigil.run(),
                     "addresses": self._addresses.run(),
+                    "updates": self._updates.run(),
                     "manager": notify.run(self._manager, self._settled, self._telling.in_a_line),
                     "report": self._report_when_settled(),
                 }.items()
@@ -446,6 +452,7 @@ class Agent:
             self._envoys.command_changed()
         if await self._next_envoy.take_patch(config.bootstrap_patch):
             self._envoys.command_changed()
+        self._updates.take(config.updates)
         self._configured.set()
         # Capture narrows before Envoy is given listeners that no longer serve what was captured.
         await self._step()

@@ -23,6 +23,7 @@ from hostmesh_agent.recognition import Recognition
 from hostmesh_agent.relay import Relay
 from hostmesh_agent.returning import Returning
 from hostmesh_agent.state import HostRecord
+from hostmesh_agent.updates import Updates
 from hostmesh_agent.workload_api.serving import Serving
 from hostmesh_api.v1.hostmesh_pb2 import Alarm as AlarmMessage
 from hostmesh_api.v1.hostmesh_pb2 import HostConfig, HostReport, TrustState, WorkloadLease
@@ -55,6 +56,7 @@ class Parts:
     returning: Returning
     workload_api: Serving | None
     reporter: report.Reporter
+    updates: Updates
     alarms: Alarms
 
 
@@ -97,6 +99,7 @@ class Telling:
             trust=await self._trust(),
             calls=parts.calls.tell(),
             withdrawn=self._withdrawn(),
+            updates=await parts.updates.tell(),
         )
         await parts.discovery.fill(made, parts.envoys.status().version)
         return made

@@ -1,22 +1,26 @@
 """The one connection to the controller: the relay opens it and keeps it, the reports go along."""
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import grpc
 
 from hostmesh_agent import enrol
 from hostmesh_agent.state import State
 from hostmesh_api.tcp_keepalive import Heartbeat, watch
-from hostmesh_api.v1.hostmesh_pb2 import HostReport, ReportResponse
-from hostmesh_api.v1.hostmesh_pb2_grpc import ReportingStub
+from hostmesh_api.v1.hostmesh_pb2 import FetchRequest, HostReport, ReportResponse
+from hostmesh_api.v1.hostmesh_pb2_grpc import ArtifactsStub, ReportingStub
 
 if TYPE_CHECKING:
-    from hostmesh_api.v1.hostmesh_pb2_grpc import ReportingAsyncStub  # exists in the stubs only
+    from hostmesh_api.v1.hostmesh_pb2_grpc import ArtifactsAsyncStub, ReportingAsyncStub  # exist in the stubs only
 
 REPORT_TIMEOUT_S: Final = 10.0
 HEARTBEAT: Final = Heartbeat(idle_s=10, again_s=2, give_up_ms=15_000)
 """1,000 quiet hosts send 100 packets a second for it."""
+FETCH_TIMEOUT_S: Final = 60.0
+"""Half a MiB over a line that others use too."""
+Answer = TypeVar("Answer")
 
 
 class NotConnectedError(Exception):
@@ -30,6 +34,7 @@ class Uplink:
         self._state = state
         self._attempts = 0
         self._stub: ReportingAsyncStub | None = None
+        self._artifacts: ArtifactsAsyncStub | None = None
 
     def connect(self) -> grpc.aio.Channel:
         """Return a new channel with the identity that is on disk now; the relay closes it.
@@ -42,6 +47,7 @@ class Uplink:
         # Made now and not when it is needed: making a stub of a channel that was closed meanwhile is a segmentation
         # fault in grpcio 1.85 (it registers the method without a look at the channel's state).
         self._stub = ReportingStub(channel)
+        self._artifacts = ArtifactsStub(channel)
         return channel
 
     def reached(self) -> int:
@@ -60,15 +66,27 @@ class Uplink:
             NotConnectedError: there is no connection, or it was closed meanwhile.
             grpc.aio.AioRpcError: it was not delivered, or refused.
         """
-        if self._stub is None:
+        stub = self._stub
+        if stub is None:
             raise NotConnectedError("the controller has not been reached yet")
-        try:
-            return await self._stub.Report(report, timeout=REPORT_TIMEOUT_S, wait_for_ready=True)
-        except grpc.aio.UsageError as error:
-            raise NotConnectedError("the controller is not connected") from error
-        except asyncio.CancelledError:
-            # The relay closes the channel: that looks like a cancellation of ours, and is none.
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            raise NotConnectedError("the connection to the controller was closed") from None
+        return await _asked(lambda: stub.Report(report, timeout=REPORT_TIMEOUT_S, wait_for_ready=True))
+
+    async def fetch(self, request: FetchRequest) -> bytes:
+        """Return a piece of an artifact. Raises as `report` does."""
+        stub = self._artifacts
+        if stub is None:
+            raise NotConnectedError("the controller has not been reached yet")
+        return (await _asked(lambda: stub.Fetch(request, timeout=FETCH_TIMEOUT_S, wait_for_ready=True))).data
+
+
+async def _asked(call: Callable[[], Awaitable[Answer]]) -> Answer:
+    try:
+        return await call()
+    except grpc.aio.UsageError as error:
+        raise NotConnectedError("the controller is not connected") from error
+    except asyncio.CancelledError:
+        # The relay closes the channel: that looks like a cancellation of ours, and is none.
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise NotConnectedError("the connection to the controller was closed") from None

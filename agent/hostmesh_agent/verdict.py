@@ -18,8 +18,9 @@ TOLERATED: Final = 0.05
 """The share of failures that is never held against an Envoy: others have bad moments too."""
 FACTOR: Final = 2.0
 """How many times worse than the old one it may be."""
+ANSWERED: Final = "calls that were answered with 5xx"
 _KINDS: Final = {
-    "calls that were answered with 5xx": (
+    ANSWERED: (
         ("downstream_rq_completed",),
         ("downstream_rq_5xx", "downstream_rq_overload_close"),
     ),

@@ -3,10 +3,11 @@
 The rules, each because of what an object of the kind can do to others:
 
 - An admin may write everything, and alone writes what decides about whole machines: a Host, a CapturePolicy (it takes
-  programs of every namespace out of the mesh, or into it), and what decides about identities: a workload on a host. The
-  address of a WorkloadEntry decides whose certificate is issued and to which machine. Others place workloads on the
-  hosts that the operator has opened to the namespace (`Host.spec.workloadNamespaces`), and on no address that is no
-  host's: it may become one's. A Unix socket is one of every caller's own machine: for admins.
+  programs of every namespace out of the mesh, or into it), a Rollout (it runs another version there), and what
+  decides about identities: a workload on a host. The address of a WorkloadEntry decides whose certificate is issued
+  and to which machine. Others place workloads on the hosts that the operator has opened to the namespace
+  (`Host.spec.workloadNamespaces`), and on no address that is no host's: it may become one's. A Unix socket is one of
+  every caller's own machine: for admins.
 - In the root namespace, and where there is none, objects hold for the whole mesh: a grant for all namespaces is needed;
   one that names the root namespace is not.
 - `NAMED` kinds run code on hosts, change what Envoy does for all workloads of a host, choose workloads of other
@@ -40,8 +41,9 @@ from hostmesh_controller.model.virtual_service import VirtualServiceSpec
 from hostmesh_controller.model.workloads import UNIX, ServiceEntrySpec, Workload, WorkloadEntrySpec
 from hostmesh_controller.names import MESH, canonical_address, expand, gateway_name, hosts_overlap
 
-ADMIN_KINDS: Final = frozenset({"Host", "CapturePolicy"})
-"""Of administrators alone: they give machines an identity, or take programs of a whole machine into the mesh or out."""
+ADMIN_KINDS: Final = frozenset({"Host", "CapturePolicy", "Rollout"})
+"""Of administrators alone: they give machines an identity, take programs of a whole machine into the mesh or out, or
+change what runs on machines."""
 NAMED: Final = frozenset({"EnvoyFilter", "WasmPlugin", "Gateway", "WorkloadGroup"})
 """See above: a grant for some namespaces has to name these kinds."""
 OWN: Final = frozenset(

@@ -20,6 +20,8 @@ REPORT_BYTES: Final = 512 * 1024
 """Of a report. It is cut to 2,048 sockets and 1,024 leases, which are 200 KiB."""
 REPORTS_PER_MINUTE: Final = 600
 """Of a host; a host that changes all the time reports twice a second."""
+FETCHES_PER_MINUTE: Final = 3000
+"""Of a host: pieces of half a MiB, Envoy has 200 of them."""
 REQUEST_BYTES: Final = 64 * 1024
 """Of any other request: a certificate request has at most 4 KiB."""
 
@@ -136,6 +138,7 @@ def for_agents(limits: Limits, now_s: Callable[[], float] = time.monotonic) -> L
         "RenewHost": certificates,
         "IssueWorkload": certificates,
         "Report": Rates(REPORTS_PER_MINUTE),
+        "Fetch": Rates(FETCHES_PER_MINUTE),
     }
     return LimitCalls(Policy(caller_of, rates, limits.calls_per_host, {"Report": REPORT_BYTES}), now_s)
 

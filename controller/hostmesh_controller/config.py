@@ -86,6 +86,13 @@ class Audit:
 
 
 @dataclass(frozen=True, slots=True)
+class Artifacts:
+    """The mirror from which hosts fetch what rollouts bring."""
+
+    dir: Path
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """The controller's settings, complete: what the file leaves out has its default here."""
 
@@ -95,6 +102,7 @@ class Config:
     addresses: tuple[str, ...]
     """IP addresses and DNS names under which agents reach this controller, best first."""
     listen: Listen
+    artifacts: Artifacts
     certificates: Certificates = field(default_factory=Certificates)
     ca: Ca = field(default_factory=Ca)
     jwks: Jwks = field(default_factory=Jwks)
@@ -169,6 +177,7 @@ def _config(reader: Reader, own_addresses: Sequence[str]) -> Config:
             admin=reader.endpoint("listen.admin", Endpoint("127.0.0.1", ADMIN_PORT)),
             admin_socket=reader.socket_path("listen.admin_socket", state_dir / "admin.sock"),
         ),
+        artifacts=Artifacts(reader.path("artifacts.dir", state_dir / "artifacts")),
         # A leaf shorter than an hour cannot be renewed at half-life by a host that sleeps; a longer one than 30 days
         # is a secret nobody rotates.
         certificates=Certificates(leaf_hours=reader.integer("certificates.leaf_hours", 72, 1, 720)),

@@ -25,6 +25,7 @@ from hostmesh_controller.ancestry import Ancestry
 from hostmesh_controller.api.app import create_app
 from hostmesh_controller.api.parts import Parts
 from hostmesh_controller.api.principals import LocalSocket
+from hostmesh_controller.artifacts import Mirror
 from hostmesh_controller.attest.evidence import Attestor
 from hostmesh_controller.attestors import attestors
 from hostmesh_controller.audit import keep_bounded
@@ -47,6 +48,7 @@ from hostmesh_controller.model.objects import ObjectKey
 from hostmesh_controller.observations import Observations
 from hostmesh_controller.outbound_http import OutboundHttp
 from hostmesh_controller.registrar import Registrar
+from hostmesh_controller.rollout_keeper import RolloutKeeper
 from hostmesh_controller.rotation import RootRotation, trust_of
 from hostmesh_controller.state_dir import claimed
 from hostmesh_controller.store import Store
@@ -81,6 +83,7 @@ async def serve(config: Config) -> None:
         await controller.registrar.open()
         await controller.ancestry.open()
         await controller.observations.open()
+        await controller.rollouts.open()
         _spare_the_collector()
         await controller.run()
 
@@ -103,6 +106,8 @@ class Controller:
     rotation: RootRotation = field(init=False)
     roots_changed: asyncio.Event = field(default_factory=asyncio.Event)
     observations: Observations = field(init=False)
+    mirror: Mirror = field(init=False)
+    rollouts: RolloutKeeper = field(init=False)
     ready: bool = False
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)
     _attestors: Mapping[str, Attestor] = field(init=False)
@@ -125,6 +130,8 @@ class Controller:
         self.ancestry = Ancestry(self.store, lambda: self.registrar.revision, self.hub.tell_origin, utc_now)
         self.expulsion = Expulsion(self.store, self.hub, registrar.enrolments, registrar.registered, utc_now)
         self.observations = Observations(self.store, utc_now, timedelta(days=self.config.calls.keep_days))
+        self.mirror = Mirror(self.config.artifacts.dir)
+        self.rollouts = RolloutKeeper(self.store, registrar, self.hub, self.mirror, utc_now)
         self.certificate = ServerCertificate(self.authority, own_addresses(self.config), utc_now)
         self.metrics.read_from(partial(readings, self.hub, lambda: self.registrar.revision, self.keys))
         self.metrics.read_from(partial(rotation.readings, self.authority))
@@ -167,6 +174,7 @@ class Controller:
                     group.create_task(_endless("keys", self.keys.run(), stopping)),
                     group.create_task(_endless("observed calls", self.observations.run(), stopping)),
                     group.create_task(_endless("server certificate", self._follow_certificate(tls), stopping)),
+                    group.create_task(_endless("rollouts", self.rollouts.run(), stopping)),
                     group.create_task(_endless("rotation", self.rotation.run(), stopping)),
                     group.create_task(_endless("watchdog", self.manager.feed(), stopping)),
                     group.create_task(
@@ -236,6 +244,7 @@ class Controller:
             observations=self.observations,
             metrics=self.metrics,
             rotation=self.rotation,
+            rollouts=self.rollouts,
             ready=lambda: self.ready,
             now=utc_now,
         )
@@ -251,6 +260,8 @@ class Controller:
             expulsion=self.expulsion,
             hub=self.hub,
             observations=self.observations,
+            rollouts=self.rollouts,
+            mirror=self.mirror,
             attestors=self._attestors,
             metrics=self.metrics,
             now=utc_now,

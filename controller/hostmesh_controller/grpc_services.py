@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 import grpc
 
 from hostmesh_api.v1.hostmesh_pb2_grpc import (
+    add_ArtifactsServicer_to_server,
     add_EnrolmentServicer_to_server,
     add_IdentityServicer_to_server,
     add_ReportingServicer_to_server,
@@ -18,6 +19,7 @@ from hostmesh_controller import call_limits, listen, tcp_keepalive
 from hostmesh_controller.address_keeper import AddressKeeper
 from hostmesh_controller.admission import Admission
 from hostmesh_controller.ancestry import Ancestry
+from hostmesh_controller.artifacts import ArtifactsServicer, Mirror
 from hostmesh_controller.attest.evidence import Attestor
 from hostmesh_controller.authority import Authority
 from hostmesh_controller.authority_server import ServerCertificate
@@ -35,6 +37,7 @@ from hostmesh_controller.peers import Peers
 from hostmesh_controller.quarantine import Quarantine
 from hostmesh_controller.registrar import Registrar
 from hostmesh_controller.reports import ReportingServicer
+from hostmesh_controller.rollout_keeper import RolloutKeeper
 from hostmesh_controller.server import AdsServer
 from hostmesh_controller.store import Store
 
@@ -52,6 +55,8 @@ class GrpcServices:
     expulsion: Expulsion
     hub: Hub
     observations: Observations
+    rollouts: RolloutKeeper
+    mirror: Mirror
     attestors: Mapping[str, Attestor]
     metrics: Metrics
     now: Callable[[], datetime]
@@ -89,8 +94,10 @@ class GrpcServices:
             self.registrar.listens,
             leases.reported,
             AddressKeeper(self.registrar, self.hub.is_connected, self.now).heard,
+            self.rollouts.report_s,
         )
         add_ReportingServicer_to_server(reporting, server)
+        add_ArtifactsServicer_to_server(ArtifactsServicer(self.mirror, peers), server)
         credentials = self.certificate.credentials(client_certificates=True)
         listen.open_grpc(server, listening.agents, "listen.agents", credentials)
         if not tcp_keepalive.keep_alive(listening.agents.port):

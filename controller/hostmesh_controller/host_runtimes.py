@@ -8,7 +8,7 @@ import structlog
 
 from hostmesh_controller.enrolments import Enrolments
 from hostmesh_controller.lease_keeper import LeaseKeeper
-from hostmesh_controller.mesh import HostRuntime
+from hostmesh_controller.mesh import HostRuntime, Update
 from hostmesh_controller.reports import HostStates, runtime_of
 from hostmesh_controller.store import HostState, StoreError
 from hostmesh_controller.table import Table
@@ -22,9 +22,15 @@ class HostRuntimes:
     """Reports and enrolments of all hosts as the mesh takes them. For one event loop."""
 
     def __init__(
-        self, states: HostStates, enrolments: Enrolments, registered: Callable[[str], bool], leases: LeaseKeeper
+        self,
+        states: HostStates,
+        enrolments: Enrolments,
+        registered: Callable[[str], bool],
+        leases: LeaseKeeper,
+        updates: Callable[[str], tuple[Update, ...]] = lambda _: (),
     ) -> None:
-        """`registered` tells whether there is a Host object of a name."""
+        """`registered` tells whether there is a Host object of a name; `updates` what rollouts tell a host."""
+        self._updates = updates
         self._states = states
         self._enrolments = enrolments
         self._registered = registered
@@ -80,4 +86,6 @@ class HostRuntimes:
             self._leases.forget(host)
         silent, stalled = leases.is_out(host), leases.is_stalled(host)
         expelled = self._enrolments.is_out(host)
-        return replace(runtime, expelled=expelled, denied=denied, silent=silent, stalled=stalled)
+        return replace(
+            runtime, expelled=expelled, denied=denied, silent=silent, stalled=stalled, updates=self._updates(host)
+        )

@@ -519,6 +519,11 @@ class Hub:
         """Return the state of every connected host, by name."""
         return [self._state(self._connections[host]) for host in sorted(self._connections)]
 
+    def nacks(self, host: str) -> tuple[RefusedPush, ...]:
+        """Return what a connected host has lately refused on its stream; nothing of one that is not connected."""
+        found = self._connections.get(host)
+        return () if found is None else tuple(found.nacks)
+
     def answers_kept(self) -> int:
         """Return how many answers are kept for others who may ask for the same."""
         return len(self._answers)

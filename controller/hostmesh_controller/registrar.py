@@ -8,6 +8,7 @@ burst of changes costs each proxy one response. For one event loop; the store an
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -32,7 +33,7 @@ from hostmesh_controller.key_sets import KIND as REQUEST_AUTHENTICATION
 from hostmesh_controller.lease_keeper import LeaseKeeper
 from hostmesh_controller.leases import PanicLimits
 from hostmesh_controller.load import Problem
-from hostmesh_controller.mesh import Mesh, Settings, Touched, Trust
+from hostmesh_controller.mesh import Mesh, Settings, Touched, Trust, Update
 from hostmesh_controller.model.mesh_config import MeshConfigSpec
 from hostmesh_controller.model.objects import ApiObject, ObjectKey
 from hostmesh_controller.outbound_http import OutboundHttp
@@ -115,7 +116,11 @@ class Registrar:
         self._departures = Departures(store, self._states, self._enrolments, self.host_changed, now)
         self._vips = VirtualAddresses(store, settings.domain, settings.vip4.num_addresses)
         self._leases = LeaseKeeper(self.host_changed, self._addresses_of, knock.answers, panic)
-        self._runtimes = HostRuntimes(self._states, self._enrolments, self.registered, self._leases)
+        self._updates: Mapping[str, tuple[Update, ...]] = {}
+        self._written: Counter[str] = Counter()
+        self._runtimes = HostRuntimes(
+            self._states, self._enrolments, self.registered, self._leases, lambda host: self._updates.get(host, ())
+        )
         self._jwks: Mapping[str, str] = {}
         self._revision = 0
         self._pending = _Pending()
@@ -162,6 +167,10 @@ class Registrar:
     def mesh(self) -> Mesh:
         """The mesh as it is shown to the proxies."""
         return self._hub.mesh
+
+    def written(self, kind: str) -> int:
+        """Return how many objects of a kind were written since the start: another number, and some were."""
+        return self._written[kind]
 
     def objects(self, kind: str) -> list[ApiObject]:
         """Return the configured objects of a kind, by key."""
@@ -397,6 +406,13 @@ class Registrar:
         self._pending.hosts.add(host)
         self._wake.set()
 
+    def take_updates(self, updates: Mapping[str, tuple[Update, ...]]) -> None:
+        """Tell hosts of other versions, by host; called on the event loop."""
+        before, self._updates = self._updates, updates
+        for host in before.keys() | updates.keys():
+            if before.get(host, ()) != updates.get(host, ()):
+                self.host_changed(host)
+
     def take_mesh_file(self, config: MeshConfigSpec) -> None:
         """Let other mesh-wide settings hold, beneath the MeshConfig object; called on the event loop."""
         if config != self._settings.mesh_config:
@@ -448,6 +464,7 @@ class Registrar:
                 # Before anything is published: the host must not be told to give up what it has.
                 self._hub.close(key.name)
             committed[key] = item
+            self._written[key.kind] += 1
         before, self._world = self._world, self._world.changed(committed)
         self._pending.objects.update(committed)
         if committed:

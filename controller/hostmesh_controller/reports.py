@@ -46,6 +46,7 @@ MAX_PORTS: Final = 1024
 MAX_PROBES: Final = 32
 MAX_PROBLEMS: Final = 64
 MAX_GAPS: Final = 2
+MAX_UPDATES: Final = 4
 MAX_ROOTS: Final = 32
 MAX_CERTIFICATES: Final = 2 * MAX_LEASES
 MAX_TEXT_CHARS: Final = 1024
@@ -204,12 +205,14 @@ class ReportingServicer(ReportingBase):
         listens: Callable[[str, HostReport], Awaitable[None]] = _nobody_asks,
         heard: Callable[[str, str], None] = lambda _host, _envoy: None,
         is_at: Callable[[Whereabouts], Awaitable[Advice]] = _nobody_follows,
+        report_s: Callable[[str], int | None] = lambda _: None,
     ) -> None:
         """`workloads_of` returns (namespace, name) of the workloads that the registry places on a host.
 
         `observations` keeps the calls that are reported, of a `mesh`; None: nobody wants them. `listens` takes a host's
         report for the programs that were found on it; raises StoreError. `heard` is told of each report, and of the
-        state of Envoy in it. `is_at` is told where a host is, and raises StoreError.
+        state of Envoy in it. `is_at` is told where a host is, and raises StoreError. `report_s` is how often a host is
+        to report at least; None: as all others.
         """
         self._states = states
         self._peers = peers
@@ -221,6 +224,7 @@ class ReportingServicer(ReportingBase):
         self._listens = listens
         self._heard = heard
         self._is_at = is_at
+        self._report_s = report_s
 
     async def Report(self, request: HostReport, context: Context) -> ReportResponse:  # noqa: N802 - gRPC's name
         caller = await self._peers.host_of(context)
@@ -246,7 +250,7 @@ class ReportingServicer(ReportingBase):
             memory = self._observations.memory
         interval_s = self._states.interval_s()
         return ReportResponse(
-            interval_s=min(interval_s, advice.again_s or interval_s),
+            interval_s=min(interval_s, advice.again_s or interval_s, self._report_s(caller.host) or interval_s),
             calls_memory=memory,
             flows_memory=memory,
             address_problem=advice.problem[:MAX_TEXT_CHARS],
@@ -399,6 +403,7 @@ def bounded(report: HostReport) -> HostReport:
         said[:] = [text[:MAX_TEXT_CHARS] for text in said[:MAX_PROBLEMS]]
     copy.problems[:] = [text[:MAX_TEXT_CHARS] for text in copy.problems[:MAX_PROBLEMS]]
     del copy.alarms[MAX_PROBLEMS:]
+    del copy.updates[MAX_UPDATES:]
     if copy.capture.drift:
         copy.capture.drift[:] = [text[:MAX_TEXT_CHARS] for text in copy.capture.drift[:MAX_PROBLEMS]]
     if copy.HasField("trust"):
@@ -421,6 +426,7 @@ def bounded(report: HostReport) -> HostReport:
         *copy.leases,
         *copy.trust.certificates,
         *copy.alarms,
+        *copy.updates,
     ):
         if message.ByteSize() <= MAX_TEXT_CHARS:
             continue  # no text in it can be longer; looking at each field was a third of our part of a report

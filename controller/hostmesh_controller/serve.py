@@ -93,6 +93,7 @@ def check(config: ConfigPath = None) -> None:
         ("listen.join", loaded.listen.join),
         ("listen.admin", loaded.listen.admin),
         ("listen.admin_socket", loaded.listen.admin_socket),
+        ("artifacts.dir", loaded.artifacts.dir),
         ("certificates.leaf_hours", loaded.certificates.leaf_hours),
         ("ca.provider", loaded.ca.provider),
         ("jwks.refresh_s", loaded.jwks.refresh_s),

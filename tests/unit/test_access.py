@@ -57,8 +57,8 @@ def test_every_kind_has_been_decided_about() -> None:
     assert namespaced <= OWN | NAMED | ADMIN_KINDS
     assert not OWN & NAMED
     assert not ADMIN_KINDS & (OWN | NAMED)
-    assert {kind for kind in KINDS if kind not in namespaced} == {"Namespace", "Host", "MeshConfig"}
-    assert {"Host", "CapturePolicy"} == ADMIN_KINDS
+    assert {kind for kind in KINDS if kind not in namespaced} == {"Namespace", "Host", "MeshConfig", "Rollout"}
+    assert {"Host", "CapturePolicy", "Rollout"} == ADMIN_KINDS
 
 
 def test_who_has_no_grant_to_write_writes_nothing() -> None:

@@ -16,6 +16,7 @@ from hostmesh_api.identity import HostIdentity
 from hostmesh_api.v1 import hostmesh_pb2
 from hostmesh_api.v1.hostmesh_pb2 import (
     ChallengeRequest,
+    FetchRequest,
     HostReport,
     IssueWorkloadRequest,
     JoinRequest,
@@ -51,6 +52,8 @@ AGENTS_PORT: Final[Mapping[str, Mapping[str, grpc.StatusCode]]] = {
     "/hostmesh.v1.Identity/IssueWorkload": _OF_HOSTS,
     "/hostmesh.v1.Identity/Leave": _OF_HOSTS,
     "/hostmesh.v1.Reporting/Report": _OF_HOSTS,
+    # There is no such artifact: who is no host does not even hear that.
+    "/hostmesh.v1.Artifacts/Fetch": _OF_HOSTS | {"host": grpc.StatusCode.NOT_FOUND},
     ADS: _OF_HOSTS,
 }
 JOIN_PORT: Final[Mapping[str, Mapping[str, grpc.StatusCode]]] = {
@@ -69,6 +72,7 @@ def requests(csr: bytes) -> dict[str, Message]:
         "/hostmesh.v1.Identity/IssueWorkload": IssueWorkloadRequest(csr_der=csr, spiffe_id=CART.uri),
         "/hostmesh.v1.Identity/Leave": LeaveRequest(),
         "/hostmesh.v1.Reporting/Report": HostReport(),
+        "/hostmesh.v1.Artifacts/Fetch": FetchRequest(component="envoy", version="../..", machine="x86_64"),
         ADS: DeltaDiscoveryRequest(type_url="type.googleapis.com/hostmesh.v1.HostConfig"),
     }
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from golden.objects import SETTINGS, obj
 from hostmesh_api import wire
 from hostmesh_controller import xds
-from hostmesh_controller.mesh import HostRuntime, Mesh, Touched, build, update
+from hostmesh_controller.mesh import HostRuntime, Mesh, Touched, Update, build, update
 from hostmesh_controller.model.objects import ApiObject, ObjectKey
 from hostmesh_controller.model.workloads import GROUP_ANNOTATION
 from hostmesh_controller.workload_annotations import CAPACITY, PROBES
@@ -303,6 +303,7 @@ facts = st.sampled_from(
         HostRuntime(True, ALL_READY, silent=True),
         HostRuntime(True, ALL_READY, captured=frozenset({80}), stalled=True),
         HostRuntime(True, ALL_READY, cpus=4),
+        HostRuntime(True, ALL_READY, updates=(Update("envoy", "1.41.0", b"said", b"signed", "r1", 1),)),
         HostRuntime(True, ALL_READY, expelled=True, denied=frozenset({"e1"})),
         HostRuntime(True, ALL_READY, denied=frozenset({"e1", "e2"})),
     ]

@@ -264,7 +264,7 @@ def test_every_supported_field_is_read_and_comes_back_as_it_was_written(kind: st
 
 MORE = {"Gateway", "Sidecar", "EnvoyFilter", "ProxyConfig", "WasmPlugin", "MeshConfig", "RateLimit", "HealthCheck"}
 """Their examples are in test_model_more_kinds."""
-OWN = {"CapturePolicy", "RequestAuthentication", "Secret"}
+OWN = {"CapturePolicy", "RequestAuthentication", "Rollout", "Secret"}
 """They have tests of their own."""
 
 

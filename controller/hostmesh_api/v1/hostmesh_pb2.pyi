@@ -20,6 +20,54 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
+class FetchRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMPONENT_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    MACHINE_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    component: _builtins.str
+    version: _builtins.str
+    machine: _builtins.str
+    """As uname -m says it."""
+    offset: _builtins.int
+    def __init__(
+        self,
+        *,
+        component: _builtins.str = ...,
+        version: _builtins.str = ...,
+        machine: _builtins.str = ...,
+        offset: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["component", b"component", "machine", b"machine", "offset", b"offset", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FetchRequest: _TypeAlias = FetchRequest  # noqa: Y015
+
+@_typing.final
+class FetchChunk(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FetchChunk: _TypeAlias = FetchChunk  # noqa: Y015
+
+@_typing.final
 class JoinRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -428,6 +476,7 @@ class HostConfig(_message.Message):
     RENEW_WITHIN_MS_FIELD_NUMBER: _builtins.int
     STRICT_PORTS_FIELD_NUMBER: _builtins.int
     OUTBOUND_IDENTITIES_FIELD_NUMBER: _builtins.int
+    UPDATES_FIELD_NUMBER: _builtins.int
     host: _builtins.str
     trust_domain: _builtins.str
     outbound_spiffe_id: _builtins.str
@@ -475,6 +524,10 @@ class HostConfig(_message.Message):
         gets their connections; who they are the host's owner says.
         """
 
+    @_builtins.property
+    def updates(self) -> _containers.RepeatedCompositeFieldContainer[Global___WantedUpdate]:
+        """Other versions that rollouts want here: at most one of each component."""
+
     def __init__(
         self,
         *,
@@ -493,14 +546,143 @@ class HostConfig(_message.Message):
         renew_within_ms: _builtins.int = ...,
         strict_ports: _abc.Iterable[_builtins.int] | None = ...,
         outbound_identities: _abc.Iterable[_builtins.str] | None = ...,
+        updates: _abc.Iterable[Global___WantedUpdate] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capture", b"capture", "envoy", b"envoy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bootstrap_patch", b"bootstrap_patch", "bundle_pem", b"bundle_pem", "capture", b"capture", "envoy", b"envoy", "expelled_addresses", b"expelled_addresses", "host", b"host", "listeners", b"listeners", "outbound_identities", b"outbound_identities", "outbound_spiffe_id", b"outbound_spiffe_id", "refused_enrolments", b"refused_enrolments", "renew_within_ms", b"renew_within_ms", "strict_ports", b"strict_ports", "tainted_roots", b"tainted_roots", "trust_domain", b"trust_domain", "workloads", b"workloads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bootstrap_patch", b"bootstrap_patch", "bundle_pem", b"bundle_pem", "capture", b"capture", "envoy", b"envoy", "expelled_addresses", b"expelled_addresses", "host", b"host", "listeners", b"listeners", "outbound_identities", b"outbound_identities", "outbound_spiffe_id", b"outbound_spiffe_id", "refused_enrolments", b"refused_enrolments", "renew_within_ms", b"renew_within_ms", "strict_ports", b"strict_ports", "tainted_roots", b"tainted_roots", "trust_domain", b"trust_domain", "updates", b"updates", "workloads", b"workloads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HostConfig: _TypeAlias = HostConfig  # noqa: Y015
+
+@_typing.final
+class WantedUpdate(_message.Message):
+    """The owner of the host says in agent.toml whether a controller may want one at all, and whose signature it needs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMPONENT_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    MANIFEST_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    ROLLOUT_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    BACK_FIELD_NUMBER: _builtins.int
+    SETTLED_FIELD_NUMBER: _builtins.int
+    component: _builtins.str
+    """envoy"""
+    version: _builtins.str
+    manifest: _builtins.bytes
+    """What hostmesh_api.manifest reads, and its Ed25519 signature."""
+    signature: _builtins.bytes
+    rollout: _builtins.str
+    """Who wants it, and for which time: what failed is not tried again for the same order."""
+    attempt: _builtins.int
+    back: _builtins.bool
+    """Not this version, but what the host had before the rollout came to it."""
+    settled: _builtins.bool
+    """It has gone to all hosts: nobody looks at how calls go any more."""
+    def __init__(
+        self,
+        *,
+        component: _builtins.str = ...,
+        version: _builtins.str = ...,
+        manifest: _builtins.bytes = ...,
+        signature: _builtins.bytes = ...,
+        rollout: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        back: _builtins.bool = ...,
+        settled: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "back", b"back", "component", b"component", "manifest", b"manifest", "rollout", b"rollout", "settled", b"settled", "signature", b"signature", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WantedUpdate: _TypeAlias = WantedUpdate  # noqa: Y015
+
+@_typing.final
+class UpdateState(_message.Message):
+    """How far a host is with a WantedUpdate."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMPONENT_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    ROLLOUT_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    BACK_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    component: _builtins.str
+    version: _builtins.str
+    rollout: _builtins.str
+    attempt: _builtins.int
+    back: _builtins.bool
+    state: _builtins.str
+    """fetching, changing, done, failed, refused"""
+    reason: _builtins.str
+    """Why it failed, or was refused."""
+    @_builtins.property
+    def before(self) -> Global___CallFigures:
+        """Calls that Envoy answered: the one before the update, since it began; and the new one."""
+
+    @_builtins.property
+    def after(self) -> Global___CallFigures: ...
+    def __init__(
+        self,
+        *,
+        component: _builtins.str = ...,
+        version: _builtins.str = ...,
+        rollout: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        back: _builtins.bool = ...,
+        state: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        before: Global___CallFigures | None = ...,
+        after: Global___CallFigures | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "attempt", b"attempt", "back", b"back", "before", b"before", "component", b"component", "reason", b"reason", "rollout", b"rollout", "state", b"state", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateState: _TypeAlias = UpdateState  # noqa: Y015
+
+@_typing.final
+class CallFigures(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALLS_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    TIMED_FIELD_NUMBER: _builtins.int
+    TIME_MS_FIELD_NUMBER: _builtins.int
+    calls: _builtins.int
+    failed: _builtins.int
+    """Answered with 5xx, or not at all."""
+    timed: _builtins.int
+    """Of so many requests the time from first to last byte, summed up."""
+    time_ms: _builtins.float
+    def __init__(
+        self,
+        *,
+        calls: _builtins.int = ...,
+        failed: _builtins.int = ...,
+        timed: _builtins.int = ...,
+        time_ms: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "failed", b"failed", "time_ms", b"time_ms", "timed", b"timed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CallFigures: _TypeAlias = CallFigures  # noqa: Y015
 
 @_typing.final
 class EnvoySettings(_message.Message):
@@ -1304,6 +1486,7 @@ class HostReport(_message.Message):
     WITHDRAWN_FIELD_NUMBER: _builtins.int
     FLOWS_FIELD_NUMBER: _builtins.int
     ALARMS_FIELD_NUMBER: _builtins.int
+    UPDATES_FIELD_NUMBER: _builtins.int
     host_certificate_not_after: _builtins.int
     """PEM leaf expiry of the host certificate, seconds since the epoch."""
     agent: _builtins.str
@@ -1346,6 +1529,10 @@ class HostReport(_message.Message):
     def alarms(self) -> _containers.RepeatedCompositeFieldContainer[Global___Alarm]:
         """What is wrong with the host by names that do not change; `problems` has them too, for people."""
 
+    @_builtins.property
+    def updates(self) -> _containers.RepeatedCompositeFieldContainer[Global___UpdateState]:
+        """How far the updates of the configuration are; none where none is wanted."""
+
     def __init__(
         self,
         *,
@@ -1364,10 +1551,11 @@ class HostReport(_message.Message):
         withdrawn: _builtins.str = ...,
         flows: Global___ObservedFlows | None = ...,
         alarms: _abc.Iterable[Global___Alarm] | None = ...,
+        updates: _abc.Iterable[Global___UpdateState] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "capture", b"capture", "envoy", b"envoy", "facts", b"facts", "flows", b"flows", "load", b"load", "trust", b"trust"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "alarms", b"alarms", "calls", b"calls", "capture", b"capture", "envoy", b"envoy", "facts", b"facts", "flows", b"flows", "host_certificate_not_after", b"host_certificate_not_after", "leases", b"leases", "listening", b"listening", "load", b"load", "machine", b"machine", "problems", b"problems", "trust", b"trust", "withdrawn", b"withdrawn"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "alarms", b"alarms", "calls", b"calls", "capture", b"capture", "envoy", b"envoy", "facts", b"facts", "flows", b"flows", "host_certificate_not_after", b"host_certificate_not_after", "leases", b"leases", "listening", b"listening", "load", b"load", "machine", b"machine", "problems", b"problems", "trust", b"trust", "updates", b"updates", "withdrawn", b"withdrawn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -428,3 +428,79 @@ class Reporting(object):
             timeout,
             metadata,
             _registered_method=True)
+
+
+class ArtifactsStub(object):
+    """Served with mutual TLS, on the agents' port: what the operator put into the controller's mirror.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Fetch = channel.unary_unary(
+                '/hostmesh.v1.Artifacts/Fetch',
+                request_serializer=hostmesh__api_dot_v1_dot_hostmesh__pb2.FetchRequest.SerializeToString,
+                response_deserializer=hostmesh__api_dot_v1_dot_hostmesh__pb2.FetchChunk.FromString,
+                _registered_method=True)
+
+
+class ArtifactsServicer(object):
+    """Served with mutual TLS, on the agents' port: what the operator put into the controller's mirror.
+    """
+
+    def Fetch(self, request, context):
+        """A piece of an artifact from an offset on, empty at its end. Whether it is what was wanted is for the agent to tell.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_ArtifactsServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Fetch': grpc.unary_unary_rpc_method_handler(
+                    servicer.Fetch,
+                    request_deserializer=hostmesh__api_dot_v1_dot_hostmesh__pb2.FetchRequest.FromString,
+                    response_serializer=hostmesh__api_dot_v1_dot_hostmesh__pb2.FetchChunk.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'hostmesh.v1.Artifacts', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('hostmesh.v1.Artifacts', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Artifacts(object):
+    """Served with mutual TLS, on the agents' port: what the operator put into the controller's mirror.
+    """
+
+    @staticmethod
+    def Fetch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hostmesh.v1.Artifacts/Fetch',
+            hostmesh__api_dot_v1_dot_hostmesh__pb2.FetchRequest.SerializeToString,
+            hostmesh__api_dot_v1_dot_hostmesh__pb2.FetchChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

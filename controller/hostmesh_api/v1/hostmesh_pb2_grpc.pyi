@@ -172,3 +172,34 @@ class ReportingServicer(metaclass=_abc_1.ABCMeta):
         """Tell the controller what is true on the host. Doubles as the heartbeat that renews the workloads' leases."""
 
 def add_ReportingServicer_to_server(servicer: ReportingServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class ArtifactsStub:
+    """Served with mutual TLS, on the agents' port: what the operator put into the controller's mirror."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> ArtifactsAsyncStub: ...
+    Fetch: _grpc.UnaryUnaryMultiCallable[_hostmesh_pb2.FetchRequest, _hostmesh_pb2.FetchChunk]
+    """A piece of an artifact from an offset on, empty at its end. Whether it is what was wanted is for the agent to tell."""
+
+@_typing.type_check_only
+class ArtifactsAsyncStub(ArtifactsStub):
+    """Served with mutual TLS, on the agents' port: what the operator put into the controller's mirror."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    Fetch: _aio.UnaryUnaryMultiCallable[_hostmesh_pb2.FetchRequest, _hostmesh_pb2.FetchChunk]  # type: ignore[assignment]
+    """A piece of an artifact from an offset on, empty at its end. Whether it is what was wanted is for the agent to tell."""
+
+class ArtifactsServicer(metaclass=_abc_1.ABCMeta):
+    """Served with mutual TLS, on the agents' port: what the operator put into the controller's mirror."""
+
+    @_abc_1.abstractmethod
+    def Fetch(
+        self,
+        request: _hostmesh_pb2.FetchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hostmesh_pb2.FetchChunk, _abc.Awaitable[_hostmesh_pb2.FetchChunk]]:
+        """A piece of an artifact from an offset on, empty at its end. Whether it is what was wanted is for the agent to tell."""
+
+def add_ArtifactsServicer_to_server(servicer: ArtifactsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

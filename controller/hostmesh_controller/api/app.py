@@ -23,6 +23,7 @@ from hostmesh_controller.api import (
     operations,
     pending,
     proxies,
+    rollouts,
     tokens,
 )
 from hostmesh_controller.api.bounds import BoundedBody
@@ -45,6 +46,7 @@ ROUTERS: Final = (
     observed.router,
     graph.router,
     adoption.router,
+    rollouts.router,
     operations.router,
     operations.open_router,
 )

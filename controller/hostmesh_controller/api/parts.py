@@ -14,6 +14,7 @@ from hostmesh_controller.hub import Hub
 from hostmesh_controller.metrics import Metrics
 from hostmesh_controller.observations import Observations
 from hostmesh_controller.registrar import Registrar
+from hostmesh_controller.rollout_keeper import RolloutKeeper
 from hostmesh_controller.rotation import RootRotation
 from hostmesh_controller.store import Store
 
@@ -46,6 +47,7 @@ class Parts:
     observations: Observations
     metrics: Metrics
     rotation: RootRotation
+    rollouts: RolloutKeeper
     ready: Callable[[], bool]
     """True when every port is open."""
     now: Callable[[], datetime]

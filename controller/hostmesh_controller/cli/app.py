@@ -21,6 +21,7 @@ from hostmesh_controller.cli import (
     pending,
     proxies,
     registering,
+    rollouts,
     tokens,
     translate,
 )
@@ -113,6 +114,7 @@ app.command("graph")(graph.graph)
 app.add_typer(jwks.app, name="jwks")
 app.command("join-string")(pending.join_string)
 app.add_typer(proxies.app, name="proxy")
+app.add_typer(rollouts.app, name="rollout")
 app.add_typer(tokens.join_tokens, name="token")
 app.add_typer(tokens.api_tokens, name="api-token")
 app.add_typer(authority.app, name="ca")

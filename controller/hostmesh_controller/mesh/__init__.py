@@ -41,7 +41,7 @@ Everything here is pure: no clock, no socket, no store.
 
 from hostmesh_controller.mesh.compiled import virtual_hostnames
 from hostmesh_controller.mesh.index import Mesh
-from hostmesh_controller.mesh.records import HostRuntime, Settings, Touched, Trust
+from hostmesh_controller.mesh.records import HostRuntime, Settings, Touched, Trust, Update
 from hostmesh_controller.mesh.revision import build, update
 from hostmesh_controller.mesh.step import host_dependency, object_dependency
 
@@ -51,6 +51,7 @@ __all__ = [
     "Settings",
     "Touched",
     "Trust",
+    "Update",
     "build",
     "host_dependency",
     "object_dependency",

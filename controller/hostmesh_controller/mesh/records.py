@@ -48,6 +48,20 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
+class Update:
+    """What a rollout tells a host: WantedUpdate of the protocol explains the fields."""
+
+    component: str
+    version: str
+    manifest: bytes
+    signature: bytes
+    rollout: str
+    attempt: int
+    back: bool = False
+    settled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class HostRuntime:
     """What is true of a host now: it joined, these workloads (namespace, name) can be called with mutual TLS.
 
@@ -73,6 +87,8 @@ class HostRuntime:
     stalled: bool = False
     cpus: int = 0
     free_eighths: int = 0
+    updates: tuple[Update, ...] = ()
+    """Other versions that rollouts want there."""
 
     def serves(self, workload: tuple[str, str], port: int) -> bool:
         """Tell whether mutual TLS is served on a workload's own port."""

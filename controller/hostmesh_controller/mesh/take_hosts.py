@@ -42,7 +42,7 @@ def _take_runtime(step: Step, runtime: Mapping[str, HostRuntime]) -> None:
         if old is new or old == new:
             continue
         moved = step.mesh.settings.reported_locality and old.locality != new.locality
-        if old.ipv6 != new.ipv6 or moved:
+        if old.ipv6 != new.ipv6 or moved or old.updates != new.updates:
             step.touched_hosts.add(host)
         here = step.old.workloads_by_host.get(host, frozenset())
         if moved or _of_all_workloads(old) != _of_all_workloads(new):

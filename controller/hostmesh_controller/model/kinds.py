@@ -16,6 +16,7 @@ from hostmesh_controller.model.mesh_config import MeshConfigSpec
 from hostmesh_controller.model.proxy_config import ProxyConfigSpec
 from hostmesh_controller.model.rate_limit import RateLimitSpec
 from hostmesh_controller.model.request_authentication import RequestAuthenticationSpec
+from hostmesh_controller.model.rollout import RolloutSpec
 from hostmesh_controller.model.schema import Spec
 from hostmesh_controller.model.secret import SecretSpec
 from hostmesh_controller.model.security import PeerAuthenticationSpec
@@ -96,12 +97,13 @@ _ALL = (
     KindInfo("CapturePolicy", HOSTMESH, _V1, "capturepolicies", ("cp",), True, CapturePolicySpec),
     KindInfo("RateLimit", HOSTMESH, _V1, "ratelimits", ("rl",), True, RateLimitSpec),
     KindInfo("HealthCheck", HOSTMESH, _V1, "healthchecks", ("hc",), True, HealthCheckSpec),
+    KindInfo("Rollout", HOSTMESH, _V1, "rollouts", ("ro",), False, RolloutSpec),
 )
 
 KINDS: Final[Mapping[str, KindInfo]] = MappingProxyType({info.kind: info for info in _ALL})
 """Every kind that can be stored, by its name."""
 
-NOT_YET: Final = frozenset({"Telemetry", "TrafficExtension", "Rollout"})
+NOT_YET: Final = frozenset({"Telemetry", "TrafficExtension"})
 """Kinds of Istio or of hostmesh's plan that are not implemented."""
 
 KUBERNETES_ONLY: Final = frozenset(

@@ -26,6 +26,7 @@ from hostmesh_controller.store.records import (
     PortKey,
     Put,
     RefusedWrite,
+    RolloutRecord,
     StoredObject,
     TokenRecord,
     WatchedPort,
@@ -229,6 +230,18 @@ class Store(Protocol):
 
     def drop_jwks(self, urls: Iterable[str]) -> None:
         """Drop the keys of URLs, if there are any."""
+        ...
+
+    def rollouts(self) -> list[RolloutRecord]:
+        """Return how far each rollout is, by name."""
+        ...
+
+    def put_rollout(self, record: RolloutRecord) -> None:
+        """Keep how far a rollout is, in place of what was kept of it."""
+        ...
+
+    def drop_rollout(self, name: str) -> None:
+        """Forget a rollout, if there is one of that name."""
         ...
 
     def add_api_token(self, token: ApiTokenRecord, actor: str = "") -> None:

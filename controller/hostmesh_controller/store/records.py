@@ -299,6 +299,15 @@ class JwksRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class RolloutRecord:
+    """How far the rollout of a name is. `uid` is of the object that it was; `progress` is rollout.document's."""
+
+    name: str
+    uid: str
+    progress: str
+
+
+@dataclass(frozen=True, slots=True)
 class ApiTokenRecord:
     """A bearer token of the admin API; `expires_at` None means never.
 

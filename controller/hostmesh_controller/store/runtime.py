@@ -7,7 +7,7 @@ from hashlib import blake2b
 from sqlalchemy import Connection, delete, insert, select
 
 from hostmesh_controller.store import tables
-from hostmesh_controller.store.records import HostState, JwksRecord, StoreError
+from hostmesh_controller.store.records import HostState, JwksRecord, RolloutRecord, StoreError
 
 _KEYS_PER_QUERY = 900
 LAST_VIP = 65534
@@ -117,3 +117,20 @@ def drop_jwks(connection: Connection, urls: Iterable[str]) -> None:
     gone = sorted(set(urls))
     for start in range(0, len(gone), _KEYS_PER_QUERY):
         connection.execute(delete(tables.jwks).where(tables.jwks.c.url.in_(gone[start : start + _KEYS_PER_QUERY])))
+
+
+def read_rollouts(connection: Connection) -> list[RolloutRecord]:
+    """Return how far each rollout is."""
+    rows = connection.execute(select(tables.rollouts).order_by(tables.rollouts.c.name))
+    return [RolloutRecord(row.name, row.uid, row.progress) for row in rows]
+
+
+def write_rollout(connection: Connection, record: RolloutRecord) -> None:
+    """Replace what is kept of a rollout."""
+    drop_rollout(connection, record.name)
+    connection.execute(insert(tables.rollouts).values(name=record.name, uid=record.uid, progress=record.progress))
+
+
+def drop_rollout(connection: Connection, name: str) -> None:
+    """Forget a rollout."""
+    connection.execute(delete(tables.rollouts).where(tables.rollouts.c.name == name))

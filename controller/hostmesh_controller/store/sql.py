@@ -33,6 +33,7 @@ from hostmesh_controller.store.records import (
     PortKey,
     Put,
     RefusedWrite,
+    RolloutRecord,
     StoredObject,
     StoreError,
     TokenRecord,
@@ -286,6 +287,18 @@ class SqlStore:
     def drop_jwks(self, urls: Iterable[str]) -> None:
         with self._write() as connection:
             runtime.drop_jwks(connection, urls)
+
+    def rollouts(self) -> list[RolloutRecord]:
+        with self._read() as connection:
+            return runtime.read_rollouts(connection)
+
+    def put_rollout(self, record: RolloutRecord) -> None:
+        with self._write() as connection:
+            runtime.write_rollout(connection, record)
+
+    def drop_rollout(self, name: str) -> None:
+        with self._write() as connection:
+            runtime.drop_rollout(connection, name)
 
     def add_api_token(self, token: ApiTokenRecord, actor: str = "") -> None:
         with self._write() as connection:

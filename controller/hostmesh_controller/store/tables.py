@@ -193,6 +193,14 @@ jwks = Table(
     Column("fetched_at", UtcTime, nullable=False),
 )
 
+rollouts = Table(
+    "rollouts",
+    metadata,
+    Column("name", String(253), primary_key=True),
+    Column("uid", String(64), nullable=False),
+    Column("progress", Text, nullable=False),
+)
+
 api_tokens = Table(
     "api_tokens",
     metadata,

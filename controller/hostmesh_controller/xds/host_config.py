@@ -3,7 +3,7 @@
 from hostmesh_api.identity import HostIdentity
 from hostmesh_api.v1 import hostmesh_pb2 as pb
 from hostmesh_controller.mesh.inbound import inbound_ports, ports_of, strict_ports
-from hostmesh_controller.mesh.index import Mesh
+from hostmesh_controller.mesh.index import NO_HOST, Mesh
 from hostmesh_controller.mesh.proxy_config import concurrency_of
 from hostmesh_controller.mesh.records import Host, Workload
 from hostmesh_controller.mesh.selection import identity_of
@@ -39,7 +39,24 @@ def host_config(mesh: Mesh, host: Host, plan: Plan, inbound_version: str) -> pb.
         expelled_addresses=mesh.expulsions.addresses,
         refused_enrolments=sorted(mesh.denied.get(host.name, ())),
         strict_ports=strict_ports(mesh, host.name),
+        updates=_updates(mesh, host),
     )
+
+
+def _updates(mesh: Mesh, host: Host) -> list[pb.WantedUpdate]:
+    return [
+        pb.WantedUpdate(
+            component=each.component,
+            version=each.version,
+            manifest=each.manifest,
+            signature=each.signature,
+            rollout=each.rollout,
+            attempt=each.attempt,
+            back=each.back,
+            settled=each.settled,
+        )
+        for each in mesh.runtime.get(host.name, NO_HOST).updates
+    ]
 
 
 def _envoy(mesh: Mesh, host: Host) -> pb.EnvoySettings:

@@ -1,0 +1,87 @@
+"""How far a rollout is: what is kept of it, whole, so that another controller goes on where this one was."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Stage(StrEnum):
+    RUNNING = "running"
+    HALTED = "halted"
+    ABORTED = "aborted"
+    DONE = "done"
+
+
+class Mark(StrEnum):
+    """ORDERED and WELL hosts are told the new version, as is a FAILED one that is not called back."""
+
+    ORDERED = "ordered"
+    WELL = "well"
+    FAILED = "failed"
+    RETURNING = "returning"
+    RETURNED = "returned"
+
+
+@dataclass(frozen=True, slots=True)
+class Touched:
+    """A host that was told the new version.
+
+    Attributes:
+        attempt: of the rollout, when the host was told what it is told now.
+        before: the version that it had.
+        since: when it was told that.
+        well_since: since when it has been well without a break; None: it is not.
+        unwell_since: since when it has not been.
+        reason: why it failed.
+    """
+
+    mark: Mark
+    attempt: int
+    before: str
+    since: float
+    well_since: float | None = None
+    unwell_since: float = 0.0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Of one rollout to one version.
+
+    Attributes:
+        wave: 0 is the canary.
+        attempt: counts what hosts are told anew: a failure is of one attempt.
+        paused: an operator wants nobody else to get it.
+        reason: why it halted.
+    """
+
+    version: str
+    stage: Stage = Stage.RUNNING
+    wave: int = 0
+    attempt: int = 1
+    paused: bool = False
+    reason: str = ""
+    hosts: Mapping[str, Touched] = field(default_factory=dict)
+
+    def marked(self, *marks: Mark) -> list[str]:
+        """Return the hosts with one of the marks, by name."""
+        return sorted(host for host, each in self.hosts.items() if each.mark in marks)
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a host is told: this version, or `back` to what it had."""
+
+    version: str
+    attempt: int
+    back: bool = False
+    settled: bool = False
+
+
+def order_for(progress: Progress, host: str) -> Order | None:
+    """Return what a host is told; None: nothing."""
+    touched = progress.hosts.get(host)
+    if touched is None:
+        return None
+    back = touched.mark in {Mark.RETURNING, Mark.RETURNED}
+    return Order(progress.version, touched.attempt, back=back, settled=progress.stage is Stage.DONE and not back)

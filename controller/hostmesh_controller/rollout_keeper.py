@@ -1,0 +1,325 @@
+"""The rollouts at work: looks at the hosts, lets `rollout.plan` decide, keeps that, and tells the hosts.
+
+What is decided is in the store before a host hears of it, so that a controller that ends forgets nobody.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final
+
+import structlog
+
+from hostmesh_api.v1.hostmesh_pb2 import HostReport
+from hostmesh_controller.artifacts import Mirror, MirrorError, Signed
+from hostmesh_controller.hub import Hub, RefusedPush
+from hostmesh_controller.mesh import Update
+from hostmesh_controller.model.objects import ApiObject, ObjectKey
+from hostmesh_controller.model.rollout import RolloutSpec
+from hostmesh_controller.registrar import Registrar
+from hostmesh_controller.rollout import document, plan
+from hostmesh_controller.rollout.look import seen_of
+from hostmesh_controller.rollout.plan import NotNowError, Seen
+from hostmesh_controller.rollout.progress import Mark, Order, Progress, Stage, order_for
+from hostmesh_controller.store import HostState, RolloutRecord, Store, StoreError
+
+KIND: Final = "Rollout"
+LOOK_S: Final = 1.0
+REPORT_S: Final = 5
+"""How often a host reports that was told another version."""
+HEARD_WITHIN_S: Final = 60.0
+"""A host that was told another version and has not reported for so long is silent, be it that its stream stands."""
+
+_log: Final = structlog.stdlib.get_logger(__name__)
+
+
+class UnknownRolloutError(Exception):
+    """There is no Rollout of that name."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A rollout as operators see it. `problems`: what keeps hosts from getting the version."""
+
+    name: str
+    spec: RolloutSpec
+    progress: Progress
+    total: int
+    problems: tuple[str, ...]
+    reasons: Mapping[str, str]
+
+
+@dataclass(slots=True)
+class _Kept:
+    uid: str
+    progress: Progress
+    total: int = 0
+    problems: tuple[str, ...] = ()
+    reasons: dict[str, str] = field(default_factory=dict)
+    updates: dict[str, Update] = field(default_factory=dict)
+
+
+class RolloutKeeper:
+    """Keeps all rollouts. For one event loop."""
+
+    def __init__(
+        self, store: Store, registrar: Registrar, hub: Hub, mirror: Mirror, now: Callable[[], datetime]
+    ) -> None:
+        self._store = store
+        self._registrar = registrar
+        self._hub = hub
+        self._mirror = mirror
+        self._now = now
+        self._kept: dict[str, _Kept] = {}
+        self._objects: dict[str, ApiObject] = {}
+        self._written = self._revision = -1
+        self._hosts: list[ApiObject] = []
+        self._read: dict[str, tuple[HostState, HostReport]] = {}
+        self._turn = asyncio.Lock()
+
+    async def open(self) -> None:
+        """Take what is kept, and tell the hosts what they were told before. Raises StoreError."""
+        for record in await asyncio.to_thread(self._store.rollouts):
+            try:
+                progress = plan.taken_up(document.read(record.progress), self._now().timestamp())
+                self._kept[record.name] = _Kept(record.uid, progress)
+            except (ValueError, KeyError, TypeError) as error:
+                # A controller without this rollout is better than none: it begins anew, with its canary.
+                _log.error("what is kept of a rollout cannot be read", rollout=record.name, error=str(error))
+        if self._kept:
+            await self.look()
+
+    async def run(self) -> None:
+        """Look until cancelled. Without a rollout a look is a comparison of two numbers."""
+        while True:
+            if self._registrar.written(KIND) != self._written or self._in_hand():
+                try:
+                    await self.look()
+                except StoreError as error:
+                    _log.error("rollouts stand still", error=str(error))
+            await asyncio.sleep(LOOK_S)
+
+    def _in_hand(self) -> bool:
+        return any(
+            kept.progress.stage is Stage.RUNNING or kept.progress.marked(Mark.RETURNING) for kept in self._kept.values()
+        )
+
+    def report_s(self, host: str) -> int | None:
+        """Return how often a host is to report for the sake of a rollout; None: as all others."""
+        for kept in self._kept.values():
+            touched = kept.progress.hosts.get(host)
+            if touched is not None and kept.progress.stage is not Stage.DONE and touched.mark is not Mark.RETURNED:
+                return REPORT_S
+        return None
+
+    async def look(self) -> None:
+        """Let every rollout go on as far as it may now.
+
+        Raises:
+            StoreError: what was decided cannot be kept, and no host was told.
+        """
+        async with self._turn:
+            self._take_objects()
+            for name in [each for each in self._kept if each not in self._objects]:
+                await asyncio.to_thread(self._store.drop_rollout, name)
+                del self._kept[name]
+            for name, item in sorted(self._objects.items()):
+                await self._advance(name, item)
+            if not self._kept:
+                self._read.clear()
+            self._tell()
+
+    def _take_objects(self) -> None:
+        written, revision = self._registrar.written(KIND), self._registrar.revision
+        if written != self._written:
+            self._objects = {each.key.name: each for each in self._registrar.objects(KIND)}
+            self._written = written
+        if self._objects and revision != self._revision:
+            self._hosts = self._registrar.objects("Host")
+            self._revision = revision
+
+    async def _advance(self, name: str, item: ApiObject) -> None:
+        spec, uid = item.spec, item.metadata.uid or name
+        assert isinstance(spec, RolloutSpec)
+        kept = self._kept.get(name)
+        if kept is None or kept.uid != uid:
+            kept = _Kept(uid, Progress(spec.version))
+            self._kept[name] = kept
+        seen = await self._see(spec, kept)
+        others = {
+            host
+            for other, each in self._kept.items()
+            if other != name and each.progress.stage in {Stage.RUNNING, Stage.HALTED}
+            for host in each.progress.hosts
+        }
+        progress = plan.step(spec, seen, kept.progress, self._now().timestamp(), others)
+        await self._take(name, kept, progress)
+        await self._sign(spec, kept)
+        kept.total = len(kept.progress.hosts) + sum(
+            host not in kept.progress.hosts and each.version != spec.version for host, each in seen.items()
+        )
+        kept.reasons = {host: each.reason for host, each in seen.items() if each.reason}
+
+    async def _take(self, name: str, kept: _Kept, progress: Progress) -> None:
+        before = kept.progress
+        if progress == before:
+            return
+        await asyncio.to_thread(self._store.put_rollout, RolloutRecord(name, kept.uid, document.write(progress)))
+        kept.progress = progress
+        if (progress.stage, progress.wave) != (before.stage, before.wave):
+            await self._note(name, f"rollout.{progress.stage}", progress, "controller")
+
+    async def _note(self, name: str, action: str, progress: Progress, actor: str) -> None:
+        after = {"version": progress.version, "wave": progress.wave, "hosts": len(progress.hosts)}
+        if progress.reason:
+            after["reason"] = progress.reason
+        say = _log.error if progress.stage is Stage.HALTED else _log.info
+        say(action, rollout=name, actor=actor, **after)
+        key = ObjectKey(KIND, "", name)
+        await asyncio.to_thread(self._store.add_event, action, key, actor=actor, now=self._now(), after=after)
+
+    # What is seen
+
+    async def _see(self, spec: RolloutSpec, kept: _Kept) -> dict[str, Seen]:
+        wanted = spec.hosts.match_labels.items()
+        signed: dict[str, Signed | None] = {}
+        problems: set[str] = set()
+        seen: dict[str, Seen] = {}
+        for item in self._hosts:
+            host = item.key.name
+            if host not in kept.progress.hosts and not wanted <= item.metadata.labels.items():
+                continue
+            state = await self._registrar.states.state(host)
+            report = self._report(host, state)
+            machine = report.facts.machine
+            if machine and machine not in signed:
+                signed[machine] = await self._signed(spec, machine, problems)
+            seen[host] = self._seen(host, state, report, kept, fits=signed.get(machine) is not None)
+        kept.problems = tuple(sorted(problems))
+        return seen
+
+    def _seen(self, host: str, state: HostState, report: HostReport, kept: _Kept, *, fits: bool) -> Seen:
+        touched = kept.progress.hosts.get(host)
+        heard = 0.0 if state.last_report_at is None else state.last_report_at.timestamp()
+        within_s = max(HEARD_WITHIN_S, 3.0 * self._registrar.states.interval_s() if touched is None else 0.0)
+        alive = self._hub.is_connected(host) and self._now().timestamp() - heard <= within_s
+        refuses = ""
+        if touched is not None:
+            alive = alive and heard >= touched.since
+            refuses = _refused_since(self._hub.nacks(host), touched.since)
+        order = order_for(kept.progress, host)
+        return seen_of(report, kept.uid, order, alive=alive, fits=fits, refuses=refuses)
+
+    def _report(self, host: str, state: HostState) -> HostReport:
+        """Return the last report of a host, which is read once."""
+        found = self._read.get(host)
+        if found is None or found[0] is not state:
+            found = self._read[host] = (state, HostReport.FromString(state.report))
+        return found[1]
+
+    async def _signed(self, spec: RolloutSpec, machine: str, problems: set[str]) -> Signed | None:
+        try:
+            return await asyncio.to_thread(self._mirror.signed, spec.component, spec.version, machine)
+        except MirrorError as error:
+            problems.add(str(error))
+            return None
+
+    # What is told
+
+    async def _sign(self, spec: RolloutSpec, kept: _Kept) -> None:
+        """Make what the hosts are told. A manifest that is gone from the mirror stays as it was told."""
+        updates: dict[str, Update] = {}
+        of_machine: dict[str, Signed | None] = {}
+        for host in kept.progress.hosts:
+            order = order_for(kept.progress, host)
+            assert order is not None
+            before = kept.updates.get(host)
+            if before is not None and _tells(before, order):
+                updates[host] = before
+                continue
+            machine = self._report(host, await self._registrar.states.state(host)).facts.machine
+            if machine not in of_machine:
+                of_machine[machine] = await self._signed(spec, machine, set())
+            signed = of_machine[machine] or Signed(b"", b"")
+            updates[host] = Update(
+                component=spec.component,
+                version=order.version,
+                manifest=signed.manifest,
+                signature=signed.signature,
+                rollout=kept.uid,
+                attempt=order.attempt,
+                back=order.back,
+                settled=order.settled,
+            )
+        kept.updates = updates
+
+    def _tell(self) -> None:
+        told: dict[str, tuple[Update, ...]] = {}
+        for name in sorted(self._kept):
+            for host, update in self._kept[name].updates.items():
+                # Of two that wanted something of a host, one had it in hand last: the other is over.
+                if host not in told or not self._is_over(name):
+                    told[host] = (update,)
+        self._registrar.take_updates(told)
+
+    def _is_over(self, name: str) -> bool:
+        return self._kept[name].progress.stage in {Stage.DONE, Stage.ABORTED}
+
+    # What operators ask for
+
+    def views(self) -> list[View]:
+        """Return all rollouts, by name."""
+        found = sorted(self._objects.keys() & self._kept.keys())
+        return [self.view(name) for name in found]
+
+    def view(self, name: str) -> View:
+        """Return one rollout. Raises UnknownRolloutError."""
+        item, kept = self._objects.get(name), self._kept.get(name)
+        if item is None or kept is None:
+            raise UnknownRolloutError(name)
+        assert isinstance(item.spec, RolloutSpec)
+        return View(name, item.spec, kept.progress, kept.total, kept.problems, kept.reasons)
+
+    async def ask(self, name: str, verb: str, actor: str) -> View:
+        """Pause, resume or abort a rollout.
+
+        Raises:
+            UnknownRolloutError: there is none.
+            NotNowError: it cannot be done now.
+            StoreError: nothing was changed.
+        """
+        await self.look()
+        async with self._turn:
+            self.view(name)
+            kept, now = self._kept[name], self._now().timestamp()
+            if verb == "pause":
+                progress = plan.paused(kept.progress)
+            elif verb == "resume":
+                progress = plan.resumed(kept.progress, now)
+            elif verb == "abort":
+                progress = plan.aborted(kept.progress, now)
+            else:
+                raise NotNowError(f"a rollout does not {verb}")
+            if progress != kept.progress:
+                await asyncio.to_thread(
+                    self._store.put_rollout, RolloutRecord(name, kept.uid, document.write(progress))
+                )
+                kept.progress = progress
+                await self._note(name, f"rollout.{verb}", progress, actor)
+        await self.look()
+        return self.view(name)
+
+
+def _tells(update: Update, order: Order) -> bool:
+    theirs = update.version, update.attempt, update.back, update.settled
+    return theirs == (order.version, order.attempt, order.back, order.settled)
+
+
+def _refused_since(nacks: tuple[RefusedPush, ...], since: float) -> str:
+    """Say what was refused since a moment, and had not been refused before; "" for nothing."""
+    before = {(each.type_url, each.names) for each in nacks if each.at.timestamp() < since}
+    for each in nacks:
+        if each.at.timestamp() >= since and (each.type_url, each.names) not in before:
+            return each.message[:200]
+    return ""

@@ -1,0 +1,292 @@
+"""Who gets another version, when that stops, and who goes back: decided from what is seen, whatever happens."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hostmesh_controller.model.rollout import RolloutSpec
+from hostmesh_controller.rollout import document, plan
+from hostmesh_controller.rollout.plan import Figures, NotNowError, Seen, quota
+from hostmesh_controller.rollout.progress import Mark, Order, Progress, Stage, order_for
+
+OLD, NEW = "1.40.0", "1.41.0"
+WATCH_S, DEADLINE_S = 60.0, 300.0
+
+
+def spec(**more: object) -> RolloutSpec:
+    return RolloutSpec.model_validate(
+        {"version": NEW, "canary": 2, "waves": [10, "50%"], "watch": "60s", "deadline": "300s"} | more
+    )
+
+
+@dataclass
+class Hosts:
+    """Hosts that do as they are told, unless `bad` says something else of the new version."""
+
+    names: Sequence[str]
+    bad: Mapping[str, Seen] = field(default_factory=dict)
+    away: set[str] = field(default_factory=set)
+    stuck: set[str] = field(default_factory=set)
+    """Those that never say that they are done."""
+    version: dict[str, str] = field(default_factory=dict)
+    said: dict[str, Order] = field(default_factory=dict)
+    """The order that a host last said to be done with."""
+
+    def seen(self, progress: Progress) -> dict[str, Seen]:
+        found = {}
+        for host in self.names:
+            order = order_for(progress, host)
+            if order is not None and host not in self.away and host not in self.stuck:
+                self.version[host] = OLD if order.back else NEW
+                self.said[host] = replace(order, settled=False)
+            # Of one that is away its last report is known.
+            known = order is not None and self.said.get(host) == replace(order, settled=False)
+            state = "done" if known else ""
+            now = Seen(alive=host not in self.away, version=self.version.get(host, OLD), state=state)
+            if host in self.bad and order is not None and not order.back:
+                now = replace(self.bad[host], alive=now.alive)
+            found[host] = now
+        return found
+
+
+def told(progress: Progress) -> list[str]:
+    """Return who is told the new version."""
+    return progress.marked(Mark.ORDERED, Mark.WELL, Mark.FAILED)
+
+
+def run(what: RolloutSpec, hosts: Hosts, progress: Progress | None = None, *, until_s: float = 5000) -> Progress:
+    progress = progress or Progress(what.version)
+    for now in range(0, int(until_s), 10):
+        progress = plan.step(what, hosts.seen(progress), progress, float(now))
+    return progress
+
+
+HUNDRED = [f"h{number}" for number in range(100)]
+
+
+def test_all_hosts_get_it_wave_by_wave() -> None:
+    hosts, what, progress, sizes = Hosts(HUNDRED), spec(), Progress(NEW), []
+    for now in range(0, 1000, 10):
+        progress = plan.step(what, hosts.seen(progress), progress, float(now))
+        sizes.append(len(told(progress)))
+    assert sorted(set(sizes)) == [2, 10, 50, 100]
+    assert progress.stage is Stage.DONE
+    assert sizes.index(10) * 10 >= WATCH_S
+
+
+def test_hosts_that_have_it_already_are_not_told() -> None:
+    hosts = Hosts(HUNDRED, version=dict.fromkeys(HUNDRED[:98], NEW))
+    progress = run(spec(), hosts)
+    assert (progress.stage, sorted(progress.hosts)) == (Stage.DONE, ["h98", "h99"])
+
+
+BAD = {
+    "it crashes": Seen(alive=True, version=OLD, state="failed", reason="it ended before it served"),
+    "it is refused": Seen(alive=True, version=OLD, state="refused", reason="signed by no key"),
+    "it hangs": Seen(alive=True, version=OLD, state="changing"),
+    "nothing is heard of it": Seen(alive=False, version=OLD, state="fetching"),
+    "it answers 503": Seen(alive=True, version=NEW, state="done", before=Figures(1000, 2), after=Figures(100, 50)),
+    "it is slow": Seen(
+        alive=True, version=NEW, state="done", before=Figures(900, 0, 900, 900.0), after=Figures(100, 0, 100, 3000.0)
+    ),
+    "it restarts": Seen(alive=True, version=NEW, state="done", restarts=1),
+    "it refuses": Seen(alive=True, version=NEW, state="done", refuses="no such filter"),
+    "it does not serve": Seen(alive=True, version=NEW, state="done", serves=False),
+    "it says done, and is not": Seen(alive=True, version=OLD, state="done"),
+}
+
+
+@pytest.mark.parametrize("why", BAD)
+def test_a_bad_version_reaches_the_canary_alone_and_goes_back(why: str) -> None:
+    hosts = Hosts(HUNDRED, bad=dict.fromkeys(HUNDRED, BAD[why]))
+    progress, ever = Progress(NEW), set[str]()
+    for now in range(0, 2000, 10):
+        progress = plan.step(spec(), hosts.seen(progress), progress, float(now))
+        ever |= set(told(progress))
+    assert progress.stage is Stage.HALTED
+    assert progress.reason
+    assert (len(ever), told(progress)) == (2, [])
+    assert progress.marked(Mark.RETURNED) == sorted(ever) or why == "nothing is heard of it"
+
+
+def test_few_calls_and_a_little_noise_are_no_reason() -> None:
+    fine = (
+        Seen(alive=True, version=NEW, state="done", before=Figures(1000, 0), after=Figures(19, 19)),
+        Seen(alive=True, version=NEW, state="done", before=Figures(1000, 300), after=Figures(1000, 305)),
+        Seen(alive=True, version=NEW, state="done", before=Figures(1000, 300), after=Figures(1000, 10)),
+        Seen(alive=True, version=NEW, state="done", before=Figures(9, 0, 900, 90.0), after=Figures(9, 0, 900, 900.0)),
+    )
+    for each in fine:
+        assert run(spec(), Hosts(HUNDRED, bad=dict.fromkeys(HUNDRED, each))).stage is Stage.DONE, each
+
+
+def test_a_host_that_disappears_while_it_is_watched_keeps_the_wave_from_passing() -> None:
+    hosts, what, progress = Hosts(HUNDRED), spec(), Progress(NEW)
+    for now in (0.0, 10.0):
+        progress = plan.step(what, hosts.seen(progress), progress, now)
+    hosts.away = set(told(progress)[:1])
+    for now in range(20, int(DEADLINE_S) + 10, 10):
+        progress = plan.step(what, hosts.seen(progress), progress, float(now))
+        assert len(told(progress)) == 2
+    progress = run_on(what, hosts, progress, 320, 400)
+    assert (progress.stage, "not heard of" in progress.reason) == (Stage.HALTED, True)
+
+
+def run_on(what: RolloutSpec, hosts: Hosts, progress: Progress, begin_s: int, end_s: int) -> Progress:
+    for now in range(begin_s, end_s, 10):
+        progress = plan.step(what, hosts.seen(progress), progress, float(now))
+    return progress
+
+
+def test_hosts_that_are_away_are_waited_for_and_others_go_first() -> None:
+    hosts = Hosts(HUNDRED, away={"h7"})
+    progress = run(spec(), hosts)
+    assert (progress.stage, len(told(progress))) == (Stage.RUNNING, 99)
+    hosts.away = set()
+    assert run_on(spec(), hosts, progress, 5000, 6000).stage is Stage.DONE
+
+
+def test_a_host_that_is_no_more_is_nobodys() -> None:
+    hosts, what = Hosts(HUNDRED), spec()
+    progress = run_on(what, hosts, Progress(NEW), 0, 20)
+    gone = told(progress)[0]
+    hosts.names = [each for each in HUNDRED if each != gone]
+    progress = run_on(what, hosts, progress, 20, 40)
+    assert (gone in progress.hosts, len(told(progress))) == (False, 2)
+
+
+def test_a_pause_touches_nobody_else_and_a_resume_goes_on_where_it_was() -> None:
+    hosts, what = Hosts(HUNDRED), spec()
+    progress = run_on(what, hosts, Progress(NEW), 0, 100)
+    assert len(told(progress)) == 10
+    paused = run_on(what, hosts, plan.paused(progress), 100, 3000)
+    assert told(paused) == told(progress)
+    assert (paused.wave, paused.stage) == (1, Stage.RUNNING)
+    resumed = plan.resumed(paused, 3000.0)
+    assert resumed.wave == 1
+    assert run_on(what, hosts, resumed, 3000, 4000).stage is Stage.DONE
+
+
+def test_a_paused_rollout_halts_if_a_host_turns_bad() -> None:
+    hosts, what = Hosts(HUNDRED), spec()
+    progress = plan.paused(run_on(what, hosts, Progress(NEW), 0, 30))
+    hosts.bad = dict.fromkeys(HUNDRED, BAD["it answers 503"])
+    assert run_on(what, hosts, progress, 30, 50).stage is Stage.HALTED
+
+
+def test_after_a_halt_a_resume_begins_with_the_canary_in_another_attempt() -> None:
+    hosts, what = Hosts(HUNDRED, bad=dict.fromkeys(HUNDRED, BAD["it crashes"])), spec()
+    halted = run(what, hosts)
+    hosts.bad = {}
+    progress = plan.resumed(halted, 5000.0)
+    assert progress.attempt > halted.attempt
+    progress = run_on(what, hosts, progress, 5000, 5020)
+    assert (progress.wave, len(told(progress))) == (0, 2)
+    assert {each.attempt for each in progress.hosts.values()} == {progress.attempt}
+    assert run_on(what, hosts, progress, 5020, 6000).stage is Stage.DONE
+
+
+def test_without_rollback_a_halt_leaves_hosts_as_they_are_and_a_resume_tries_them_again() -> None:
+    hosts, what = Hosts(HUNDRED, bad=dict.fromkeys(HUNDRED, BAD["it answers 503"])), spec(rollback="none")
+    halted = run(what, hosts)
+    assert (halted.stage, len(told(halted))) == (Stage.HALTED, 2)
+    hosts.bad = {}
+    progress = run_on(what, hosts, plan.resumed(halted, 5000.0), 5000, 5020)
+    assert told(progress) == told(halted)
+    assert run_on(what, hosts, progress, 5020, 6000).stage is Stage.DONE
+
+
+def test_an_abort_returns_all_and_is_for_good() -> None:
+    hosts, what = Hosts(HUNDRED), spec()
+    progress = run_on(what, hosts, Progress(NEW), 0, 200)
+    assert len(told(progress)) == 50
+    aborted = run_on(what, hosts, plan.aborted(progress, 200.0), 200, 2000)
+    assert (aborted.stage, len(aborted.marked(Mark.RETURNED))) == (Stage.ABORTED, 50)
+    assert set(hosts.version.values()) == {OLD}
+    with pytest.raises(NotNowError, match="apply it again"):
+        plan.resumed(aborted, 2000.0)
+
+
+def test_another_version_begins_anew() -> None:
+    progress = run(spec(), Hosts(HUNDRED))
+    other = plan.step(spec(version="1.42.0"), Hosts(HUNDRED).seen(Progress(NEW)), progress, 9000.0)
+    assert (other.version, other.stage, len(other.hosts)) == ("1.42.0", Stage.RUNNING, 2)
+    assert other.attempt > progress.attempt
+
+
+def test_what_another_rollout_has_in_hand_is_left_alone() -> None:
+    hosts, progress = Hosts(HUNDRED), Progress(NEW)
+    for now in range(0, 5000, 10):
+        progress = plan.step(spec(), hosts.seen(progress), progress, float(now), HUNDRED[:30])
+    assert not set(progress.hosts) & set(HUNDRED[:30])
+
+
+EVENTS = st.sampled_from(["step", "step", "step", "pause", "resume", "abort", "restart", "away", "back", "bad", "good"])
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    events=st.lists(st.tuples(EVENTS, st.integers(0, 19), st.sampled_from(sorted(BAD))), max_size=120),
+    canary=st.integers(1, 4),
+    rollback=st.sampled_from(["all", "none"]),
+)
+def test_whatever_happens(events: list[tuple[str, int, str]], canary: int, rollback: str) -> None:
+    """Before the canary was proven nobody else is told; halted touches nobody; a restart changes nothing."""
+    names = [f"h{number}" for number in range(20)]
+    hosts, what = Hosts(names), spec(canary=canary, waves=["50%"], rollback=rollback)
+    progress, now = Progress(NEW), 0.0
+    hosts.bad = bad = {}
+    for event, which, kind in events:
+        now += 20.0
+        host = names[which]
+        if event == "away":
+            hosts.away.add(host)
+        elif event == "back":
+            hosts.away.discard(host)
+        elif event == "bad":
+            bad[host] = BAD[kind]
+        elif event == "good":
+            bad.pop(host, None)
+        elif event == "restart":
+            again = document.read(document.write(progress))
+            assert again == progress
+            progress = again
+        elif event == "step":
+            progress = checked_step(what, hosts, progress, now)
+        else:
+            with suppress(NotNowError):
+                progress = asked(event, progress, now)
+        assert len(told(progress)) <= quota(what, progress.wave, len(names))
+
+
+def checked_step(what: RolloutSpec, hosts: Hosts, before: Progress, now: float) -> Progress:
+    seen = hosts.seen(before)
+    after = plan.step(what, seen, before, now)
+    assert after == plan.step(what, seen, before, now)
+    more = set(told(after)) - set(told(before))
+    if before.stage is not Stage.RUNNING or after.stage is not Stage.RUNNING or before.paused:
+        assert not more
+    if after.wave > before.wave:
+        for host in told(before):
+            was = before.hosts[host]
+            assert seen[host].alive
+            assert seen[host].version == NEW
+            assert was.well_since is not None
+            assert now - was.well_since >= WATCH_S
+    if after.stage in {Stage.HALTED, Stage.ABORTED} and what.rollback == "all":
+        assert not told(after)
+    return after
+
+
+def asked(verb: str, progress: Progress, now: float) -> Progress:
+    if verb == "pause":
+        return plan.paused(progress)
+    if verb == "resume":
+        return plan.resumed(progress, now)
+    after = plan.aborted(progress, now)
+    assert not told(after)
+    return after

@@ -3,7 +3,9 @@
 import os
 import socket
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Final, NoReturn
 
@@ -24,6 +26,7 @@ config_app = typer.Typer(no_args_is_help=True, help="The controller's configurat
 app.add_typer(config_app, name="config")
 
 _PROBE_V4: Final = ("192.0.2.1", 9)
+_STANDARD: Final = Path("-")
 _PROBE_V6: Final = ("2001:db8::1", 9)
 """Documentation addresses: connecting a UDP socket sends nothing, it only asks the kernel for the route's source."""
 
@@ -77,6 +80,66 @@ def _allow_many_connections() -> None:
 
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+@app.command("backup")
+def backup(
+    file: Annotated[Path, typer.Argument(help="A file that is not there yet, or - for standard output.")],
+    config: ConfigPath = None,
+) -> None:
+    """Write all that the controller knows, keys included, to a file, while it runs.
+
+    Keep it where the keys may be. What Rollouts bring and /etc/hostmesh are not in it.
+    """
+    from hostmesh_controller import backup as backups
+    from hostmesh_controller.metrics import build_version
+    from hostmesh_controller.state_dir import StateDirError
+
+    loaded = _load(config)
+    if file == _STANDARD and sys.stdout.isatty():
+        _fail("standard output is a terminal, and a backup is no text: name a file, or lead it to a program")
+    try:
+        with (
+            nullcontext(sys.stdout.buffer) if file == _STANDARD else backups.written(file) as out,
+            backups.as_owner(loaded.state_dir),
+        ):
+            told = backups.make(loaded.state_dir, loaded.trust_domain, build_version(), datetime.now(UTC), out)
+    except (backups.BackupError, StateDirError) as error:
+        _fail(str(error))
+    typer.echo(f"backup of {loaded.state_dir} as of {told.made_at:%Y-%m-%d %H:%M:%S} UTC: {file}", err=True)
+
+
+@app.command("restore")
+def restore(
+    file: Annotated[Path, typer.Argument(help="The backup, or - for standard input.")],
+    config: ConfigPath = None,
+    replace: Annotated[bool, typer.Option("--replace", help="What is there is moved aside.")] = False,
+) -> None:
+    """Put a backup back. The controller must be stopped.
+
+    Hosts notice that their controller knows less than it did, and go on. Expel again whom you expelled since: what the
+    backup does not know is gone.
+    """
+    from hostmesh_controller import backup as backups
+    from hostmesh_controller.state_dir import StateDirError
+
+    loaded = _load(config)
+    try:
+        with (
+            nullcontext(sys.stdin.buffer) if file == _STANDARD else file.open("rb") as data,
+            backups.as_owner(loaded.state_dir),
+        ):
+            told, kept = backups.restore(
+                loaded.state_dir, loaded.trust_domain, data, datetime.now(UTC), replace=replace
+            )
+    except OSError as error:
+        _fail(f"{file}: {error.strerror}")
+    except (backups.BackupError, StateDirError) as error:
+        _fail(str(error))
+    typer.echo(f"restored {loaded.state_dir} as of {told.made_at:%Y-%m-%d %H:%M:%S} UTC, made by {told.version}")
+    if kept is not None:
+        typer.echo(f"what was there is in {kept}, with its keys: remove it once all is well")
+    typer.echo("Now start the controller. What was changed or expelled after that time must be done again.")
 
 
 @config_app.command("check")

@@ -5,6 +5,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
+
+RESTORING: Final = "restoring"
+"""The file that says that a backup is being put back."""
 
 
 class StateDirError(Exception):
@@ -12,11 +16,15 @@ class StateDirError(Exception):
 
 
 @contextmanager
-def claimed(path: Path) -> Iterator[None]:
+def claimed(path: Path, *, restoring: bool = False) -> Iterator[None]:
     """Make the directory private and hold it against other controllers; the kernel lets go when the process ends.
 
+    Args:
+        path: made if missing.
+        restoring: a restore that was interrupted may be done again.
+
     Raises:
-        StateDirError: another controller has it, or it cannot be made.
+        StateDirError: another controller has it, it cannot be made, or a restore was interrupted.
     """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -33,6 +41,10 @@ def claimed(path: Path) -> Iterator[None]:
                 f"state_dir {path} is in use by another hostmesh-controller (pid {holder}): "
                 "stop it, or give this one a state_dir of its own"
             ) from error
+        if not restoring and (path / RESTORING).exists():
+            raise StateDirError(
+                f"state_dir {path}: a backup was not put back to the end: run `hostmesh-controller restore FILE` again"
+            )
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield

@@ -27,6 +27,7 @@ MARKED: Final = ("netns", "e2e", "hosts", "packages", "ansible")
 LONG: Final = frozenset(
     {
         "test_addresses",
+        "test_backup",
         "test_boot",
         "test_bugreport",
         "test_capture_policy",

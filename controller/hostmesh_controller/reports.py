@@ -135,7 +135,7 @@ class HostStates:
             state = replace(
                 entry.state, last_report_at=now, report=report.SerializeToString(deterministic=True), ready=ready
             )
-            matters = _what_matters(ready, report)
+            matters = _what_matters(ready, report, now)
             changed = matters != entry.matters
             trust = _trust_of(report)
             due = entry.written_at is None or now - entry.written_at >= WRITE_INTERVAL or trust != entry.trust
@@ -276,10 +276,10 @@ def _trust_of(report: HostReport) -> bytes:
 
 
 def _matters_of(state: HostState) -> tuple[object, ...]:
-    return _what_matters(state.ready, HostReport.FromString(state.report))
+    return _what_matters(state.ready, HostReport.FromString(state.report), state.last_report_at)
 
 
-def _what_matters(ready: frozenset[Workload], report: HostReport) -> tuple[object, ...]:
+def _what_matters(ready: frozenset[Workload], report: HostReport, at: datetime | None) -> tuple[object, ...]:
     """Return what others are told of a host. From the message: reading its bytes again cost as much as all the rest."""
     facts = report.facts
     whole = (
@@ -289,7 +289,7 @@ def _what_matters(ready: frozenset[Workload], report: HostReport) -> tuple[objec
         facts.cpus,
         report.load.free_eighths,
     )
-    return ready, _captured_ports(report), _healthy(report), *whole
+    return ready, _certified(report, at), _captured_ports(report), _healthy(report), *whole
 
 
 def _healthy(report: HostReport) -> frozenset[Workload]:
@@ -319,6 +319,15 @@ def _captured_ports(report: HostReport) -> frozenset[int]:
 def captured_ports(state: HostState) -> frozenset[int]:
     """Return the ports that the agent last said it captures."""
     return _captured_ports(HostReport.FromString(state.report))
+
+
+def _certified(report: HostReport, at: datetime | None) -> frozenset[Workload]:
+    """Return the workloads whose certificate was in place when the report came; on which ports is not said by that.
+
+    A workload that gets another port is not ready until that one is served too. Its other ports are served throughout.
+    """
+    at_s = at.timestamp() if at is not None else 0.0
+    return frozenset((each.namespace, each.name) for each in report.leases if each.certificate_not_after > at_s)
 
 
 def ready_workloads(report: HostReport, placed: frozenset[Workload], now: datetime) -> frozenset[Workload]:
@@ -372,6 +381,7 @@ def runtime_of(state: HostState) -> HostRuntime:
     return HostRuntime(
         joined=joined,
         ready=state.ready if joined else frozenset(),
+        certified=_certified(HostReport.FromString(state.report), state.last_report_at) if joined else frozenset(),
         ipv6=has_ipv6(state),
         captured=captured_ports(state) if joined else frozenset(),
         healthy=healthy_workloads(state) if joined else frozenset(),

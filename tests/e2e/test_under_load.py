@@ -96,6 +96,37 @@ def test_a_running_service_joins_and_leaves_the_mesh_without_a_failed_request(st
     assert tally["failed"] == 0, tally
 
 
+STRICT = """
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: strict}
+spec: {mtls: {mode: STRICT}}
+"""
+MORE = """
+apiVersion: v1
+kind: Service
+metadata: {{name: more-{number}}}
+spec: {{selector: {{app: stock}}, ports: [{{name: http, port: {port}}}]}}
+"""
+
+
+def test_a_strict_workload_gets_and_loses_ports_and_no_request_to_the_others_fails(stock: Lab) -> None:
+    stock.apply(SERVICE.format(server=stock.ip("server")))
+    eventually(lambda: _ready(stock), "the workload is ready")
+    stock.apply(STRICT)
+    eventually(lambda: stock.curl("client", f"http://stock:{PORT}/").status == 200, "client calls stock")
+    more = "---".join(MORE.format(number=number, port=int(PORT) + number) for number in range(1, 3))
+    with load(stock, "client", f"http://stock:{PORT}/") as tally:
+        for _ in range(2):
+            stock.apply(more)
+            eventually(lambda: len(stock.agent("server")["capture"]["inbound_ports"]) == 3, "three are captured")
+            stock.hostmesh("delete", "-f", "-", text_in=more)
+            eventually(lambda: len(stock.agent("server")["capture"]["inbound_ports"]) == 1, "one is captured")
+    stock.hostmesh("delete", "-f", "-", text_in=STRICT)
+    assert tally["sent"] > 300
+    assert tally["failed"] == 0, tally
+
+
 def test_changes_and_kills_fail_no_request_of_the_mesh(stock: Lab) -> None:
     stock.apply(SERVICE.format(server=stock.ip("server")))
     eventually(lambda: stock.curl("client", f"http://stock:{PORT}/").status == 200, "client calls stock")

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 
@@ -119,6 +119,36 @@ async def test_a_change_of_readiness_or_address_is_written_and_told_at_once(worl
     for each, ready in steps:
         await world.states.reported("web-1", bounded(each), ready)
     assert len(world.writes) == len(world.changes) == 3
+
+
+def of_ports(*captured: int, until: datetime) -> HostReport:
+    """Cart-1, with a certificate and another port that is not captured yet: it is not ready as a whole."""
+    lease = WorkloadLease(
+        namespace="shop", name="cart-1", captured_ports=captured, certificate_not_after=int(until.timestamp())
+    )
+    return HostReport(leases=[lease])
+
+
+async def test_a_workload_that_gets_another_port_is_served_on_the_others_throughout(world: World) -> None:
+    await world.states.joined("web-1")
+    said = of_ports(8080, until=world.at + timedelta(hours=1))
+    await world.states.reported("web-1", said, frozenset())
+    told = runtime_of(await world.states.state("web-1"))
+    assert told.serves(("shop", "cart-1"), 8080)
+    assert not told.serves(("shop", "cart-1"), 8081)
+    assert not told.serves(("shop", "cart-2"), 8080)
+
+
+async def test_a_port_is_not_served_any_more_once_the_certificate_has_ended(world: World) -> None:
+    await world.states.joined("web-1")
+    said = of_ports(8080, until=world.at + timedelta(hours=1))
+    await world.states.reported("web-1", said, frozenset())
+    told = len(world.changes)
+    world.at += timedelta(hours=1)
+    # The agent believes that all is as it was.
+    await world.states.reported("web-1", said, frozenset())
+    assert len(world.changes) == told + 1
+    assert not runtime_of(await world.states.state("web-1")).serves(("shop", "cart-1"), 8080)
 
 
 async def test_the_store_knows_before_anybody_is_told(tmp_path: Path) -> None:

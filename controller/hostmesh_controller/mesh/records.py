@@ -69,8 +69,10 @@ class HostRuntime:
     every port. `healthy` are the workloads whose program is well as far as the agent knows; it decides about those
     that have a probe. `expelled`: it was denied and has not joined since; `denied` are its enrolments whose
     certificates must be refused. `locality` is where the host's agent says that it is (`region/zone`), "" for unknown.
-    `silent`: it seems to be dead; `stalled`: its Envoy is down, so what is captured is served by nobody. `cpus` is 0
-    where it is not known, and `free_eighths`, of these cores, where it is not known or not asked for.
+    `ready` are the workloads of which all ports are served; `certified` those that have a certificate in place, so that
+    each of their ports is served once it is captured. `silent`: it seems to be dead; `stalled`: its Envoy is down, so
+    what is captured is served by nobody. `cpus` is 0 where it is not known, and `free_eighths`, of these cores, where
+    it is not known or not asked for.
     """
 
     joined: bool = False
@@ -89,10 +91,15 @@ class HostRuntime:
     free_eighths: int = 0
     updates: tuple[Update, ...] = ()
     """Other versions that rollouts want there."""
+    certified: frozenset[tuple[str, str]] = frozenset()
 
     def serves(self, workload: tuple[str, str], port: int) -> bool:
         """Tell whether mutual TLS is served on a workload's own port."""
-        return self.joined and workload in self.ready and (self.captured is None or port in self.captured)
+        if not self.joined:
+            return False
+        if self.captured is None:
+            return workload in self.ready
+        return port in self.captured and (workload in self.certified or workload in self.ready)
 
     def is_away(self, port: int) -> bool:
         """Tell whether nobody answers on a port, as far as is known."""

@@ -48,7 +48,7 @@ def _take_runtime(step: Step, runtime: Mapping[str, HostRuntime]) -> None:
         if moved or _of_all_workloads(old) != _of_all_workloads(new):
             step.recheck.update(here)
         else:
-            differ = (old.ready ^ new.ready) | (old.healthy ^ new.healthy)
+            differ = (old.ready ^ new.ready) | (old.certified ^ new.certified) | (old.healthy ^ new.healthy)
             step.recheck.update(key for key in here if key in differ)
 
 

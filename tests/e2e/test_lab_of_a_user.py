@@ -6,11 +6,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from e2e.driver import HOSTMESH
+from hostmesh_agent import cgroup
+from hostmesh_api.wire import ENVOY_SLICES
 
 # A user of its own, known to a private /etc alone; where the checkout's Python lies under /root, a way to it.
 _SCRIPT = r"""
@@ -50,7 +53,17 @@ def place() -> Iterator[Path]:
     if not os.access(sys.prefix, os.X_OK):
         pytest.skip("the checkout is not reachable for other users")
     path = Path(tempfile.mkdtemp(prefix="hm-user-"))
+    # As where root has a lab on the same machine: this one's cgroup, which the user sees and cannot use.
+    unified = cgroup.root(whole=False)
+    envoys = unified.joinpath(*ENVOY_SLICES) if unified is not None else None
+    if envoys is not None:
+        (envoys / "blue").mkdir(parents=True, exist_ok=True)
     yield path
+    if envoys is not None:
+        for each in (envoys / "blue", envoys, envoys.parent):
+            # Another lab's Envoys may be in it.
+            with suppress(OSError):
+                each.rmdir()
     subprocess.run(["rm", "-rf", str(path)], check=True)
 
 

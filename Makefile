@@ -108,13 +108,13 @@ audit: $(INSTALLED) ## look for known vulnerabilities in what we depend on; not 
 sbom: $(INSTALLED) ## write dist/hostmesh-VERSION.cdx.json: what a release consists of, as CycloneDX
 	$(BIN)/python packaging/sbom.py
 
-packages: $(INSTALLED) system-packages ## build hostmesh-agent, -envoy, -controller and hostmesh as .deb and .rpm into dist; VERSION=1.2.3, REFRESH=1
+packages: $(INSTALLED) system-packages ## build hostmesh-agent, -envoy, -controller and hostmesh as .deb and .rpm into dist; VERSION=1.2.3, MAINTAINER="Name <address>", HOMEPAGE=URL, REFRESH=1
 	PYTHONPATH=packaging $(BIN)/python -m shipping packages
 
 repo: $(INSTALLED) packages ## make dist/repo: signed repositories for apt and dnf with every version in dist; KEY=FILE or FINGERPRINT
 	@sh packaging/system_packages.sh repo
 	PYTHONPATH=packaging $(BIN)/python -m shipping repository
 
-clean: ## remove what was generated (not .venv)
+clean: ## remove what was generated (not .venv, and not .keys: hosts trust the key that signs their repository)
 	rm -rf .stubs .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist
 	find agent controller packaging tests -name __pycache__ -type d -prune -exec rm -rf {} +

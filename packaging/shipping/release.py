@@ -14,7 +14,7 @@ _VERSION = re.compile(r"[0-9]+(\.[0-9]+)*((a|b|rc)[0-9]+|~[a-z0-9.]+|\.post[0-9]
 _MAINTAINER = re.compile(r"[^<>\n]+ <[^<>@\s]+@[^<>@\s]+>")
 _HOMEPAGE = re.compile(r"https?://[^\s<>]+")
 NOBODY = "A build that names nobody <nobody@hostmesh.invalid>"
-"""Packages must name a maintainer. Whoever publishes them says who answers for them: MAINTAINER=…; this one says that nobody did."""
+"""Packages must name a maintainer: whoever publishes them says who it is (MAINTAINER=…)."""
 
 
 @dataclass(frozen=True, slots=True)

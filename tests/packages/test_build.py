@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from packages.conftest import NAMES, TREE, Built, build
+from packages.building import NAMES, TREE, Built, build
 
 
 def digests(directory: Path, version: str) -> dict[str, str]:

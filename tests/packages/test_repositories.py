@@ -3,13 +3,12 @@
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from packages.conftest import TREE, Built
+from packages.building import Built, ship
 from packages.roots import Root, changes
 from packages.test_debs import of_the_host
 
@@ -41,16 +40,7 @@ BY_RPM = (
 @pytest.fixture(scope="module")
 def served(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """What dist/ is with `repo` in it: a directory that any web server would serve."""
-    done = subprocess.run(
-        [sys.executable, "-m", "shipping", "repository"],
-        cwd=TREE,
-        env={**os.environ, "PYTHONPATH": str(TREE / "packaging"), "DIST": str(built.dist), "LEVEL": "1"},
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    ship("repository")
     base = tmp_path_factory.mktemp("base")
     (base / "base.spec").write_text(BASE)
     words = ["--define", f"_topdir {base}/top", "--define", f"_rpmdir {built.dist}/repo/base"]

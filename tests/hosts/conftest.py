@@ -14,6 +14,7 @@ from hosts import mesh as meshes
 from hosts import repository
 from hosts.machine import Machine
 from hosts.mesh import EARLY, SERVICES, STOCK, STOCK_UNIT, VAULT, Mesh
+from hosts.newcomer import serve_counter
 from hosts.repository import Repository
 from hosts.told import (  # noqa: F401 - pytest finds its hooks here
     pytest_collection_modifyitems,
@@ -48,6 +49,12 @@ def lab() -> Iterator[Lab]:
 def packages(lab: Lab) -> Repository:
     """The signed repository from which hosts install."""
     return repository.serve(lab, "outside", repository.make())
+
+
+@pytest.fixture(scope="session")
+def counter(lab: Lab) -> None:
+    """Somebody whom others call."""
+    serve_counter(lab)
 
 
 @pytest.fixture(scope="session")

@@ -9,11 +9,14 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from e2e.driver import Lab, eventually
 from hosts.machine import Machine
+from packages import stub_base
 from packages.building import TREE, Built, build_both, ship
 
 DIST: Final = TREE / ".cache" / "packages" / "hosts"
@@ -27,7 +30,7 @@ _INSTALLED_WITHIN_S: Final = 300
 
 @dataclass(frozen=True)
 class Repository:
-    """`url` is where `apt` and `rpm` are; `key` signs both."""
+    """`url` is where `apt` and `rpm` are, and `base` for rpm; `key` signs both."""
 
     built: Built
     url: str
@@ -53,6 +56,8 @@ def make() -> Built:
             os.link(built.dist / each, DIST / each)
     _other_envoy(built)
     ship("repository", DIST=str(DIST))
+    with tempfile.TemporaryDirectory() as work:
+        stub_base.make(DIST / "repo/base", Path(work))
     return Built(DIST, built.version, built.following)
 
 

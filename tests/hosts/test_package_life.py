@@ -14,7 +14,7 @@ from hosts import repository
 from hosts.calls import outbound
 from hosts.machine import Machine
 from hosts.mesh import STOCK
-from hosts.newcomer import COUNTER, Newcomer, serve_counter
+from hosts.newcomer import COUNTER, Newcomer
 from hosts.repository import ENVOY, OTHER_ENVOY, Repository
 from hosts.roots import DEBIAN
 from hosts.test_life import AGENT, envoy, restarted, state
@@ -23,11 +23,6 @@ UNITS: Final = ("hostmesh-drain.service", "hostmesh-guard.service")
 """What has done its work and stays active: a restart of one drains the host, of the other closes ports."""
 TAKES_OURS: Final = 'Unattended-Upgrade::Origins-Pattern { "origin=hostmesh"; };\n'
 QUICK: Final = "[envoy]\nrehearsal_s = 1\nprobation_s = 2\n"
-
-
-@pytest.fixture(scope="module")
-def counter(lab: Lab) -> None:
-    serve_counter(lab)
 
 
 @pytest.fixture(scope="module", params=list(DEBIAN))

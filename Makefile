@@ -59,7 +59,8 @@ test: $(INSTALLED) system-mesh ## all tests: unit, golden, netns (real kernel), 
 test-long: $(INSTALLED) system-mesh ## the tests of the lab that take minutes: upgrades, dead hosts, cold copies, leaving, ...
 	$(BIN)/python -m pytest -m long $(or $(ONLY),tests/e2e)
 
-test-hosts: $(INSTALLED) system-hosts ## real hosts with systemd as process 1 (systemd-nspawn); their roots are made once, in two minutes
+test-hosts: $(INSTALLED) system-hosts system-packages ## real hosts with systemd as process 1, which install the packages by apt; writes HOSTS.md; roots are made once
+	@sh packaging/system_packages.sh repo
 	$(BIN)/python -m pytest -m hosts $(or $(ONLY),tests/hosts)
 
 test-packages: $(INSTALLED) system-packages ## build the packages, install, upgrade, remove and purge them in roots of Debian 11, 12 and 13; lintian, rpmlint

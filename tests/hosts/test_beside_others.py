@@ -1,4 +1,4 @@
-"""Hosts on which others write rules, too: a Docker, and firewalld. Each goes on as it was, before, with and after us."""
+"""Hosts on which others write rules, too: a Docker, and firewalld. Each goes on as it was, with us and after us."""
 
 import re
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The life of a host with the .rpm packages, by dnf. The host is Debian's: no distribution of rpm's is to be had here."""
+"""A host's life with the .rpm packages, by dnf. The host is Debian's: no distribution of rpm's is to be had here."""
 
 from collections.abc import Iterator
 

@@ -33,12 +33,12 @@ class Built:
         return [self.deb(each, version) for each in NAMES]
 
 
-def ship(what: str, **environment: str) -> str:
+def ship(what: str, tree: Path = TREE, **environment: str) -> str:
     """Run what `make packages` and `make repo` run, quickly packed; return what it told."""
-    given = {**os.environ, "PYTHONPATH": str(TREE / "packaging"), "DIST": str(DIST), "LEVEL": "1"}
+    given = {**os.environ, "PYTHONPATH": str(tree / "packaging"), "DIST": str(DIST), "LEVEL": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "shipping", what],
-        cwd=TREE,
+        cwd=tree,
         env={**given, **environment},
         stdin=subprocess.DEVNULL,
         capture_output=True,

@@ -3,9 +3,11 @@
 import re
 import tomllib
 from pathlib import Path
+from typing import Annotated
 
 import pytest
-from shipping import elf, repository, rpm, signing
+import typer
+from shipping import elf, manuals, repository, rpm, signing
 from shipping.deb import control
 from shipping.licences import copyright_file
 from shipping.mirror import Mirror, chosen
@@ -170,6 +172,22 @@ def test_a_release_is_dated_by_its_commit_and_its_version_can_be_another() -> No
             release({"VERSION": wrong})
     with pytest.raises(BuildError, match="no number"):
         release({"SOURCE_DATE_EPOCH": "yesterday"})
+
+
+def test_the_manual_tells_of_a_command_whose_argument_has_no_name_of_its_own() -> None:
+    app = typer.Typer()
+
+    @app.command()
+    def restore(file: str, into: Annotated[str, typer.Argument(metavar="DIR")], check: bool = False) -> None:
+        """Put it back."""
+
+    @app.command()
+    def other() -> None:
+        """Do something else."""
+
+    told = manuals.typer_commands(app)
+    assert "**restore [OPTION]... FILE DIR**\n    Put it back." in told
+    assert "--check" in told
 
 
 def test_a_package_names_who_answers_for_it_and_nobody_is_made_up() -> None:

@@ -59,7 +59,8 @@ test: $(INSTALLED) system-mesh ## all tests: unit, golden, netns (real kernel), 
 test-long: $(INSTALLED) system-mesh ## the tests of the lab that take minutes: upgrades, dead hosts, cold copies, leaving, ...
 	$(BIN)/python -m pytest -m long $(or $(ONLY),tests/e2e)
 
-test-hosts: $(INSTALLED) system-hosts ## real hosts with systemd as process 1 (systemd-nspawn); their roots are made once, in two minutes
+test-hosts: $(INSTALLED) system-hosts system-packages ## real hosts with systemd as process 1, which install the packages by apt; writes HOSTS.md; roots are made once
+	@sh packaging/system_packages.sh repo
 	$(BIN)/python -m pytest -m hosts $(or $(ONLY),tests/hosts)
 
 test-packages: $(INSTALLED) system-packages ## build the packages, install, upgrade, remove and purge them in roots of Debian 11, 12 and 13; lintian, rpmlint
@@ -108,13 +109,13 @@ audit: $(INSTALLED) ## look for known vulnerabilities in what we depend on; not 
 sbom: $(INSTALLED) ## write dist/hostmesh-VERSION.cdx.json: what a release consists of, as CycloneDX
 	$(BIN)/python packaging/sbom.py
 
-packages: $(INSTALLED) system-packages ## build hostmesh-agent, -envoy, -controller and hostmesh as .deb and .rpm into dist; VERSION=1.2.3, REFRESH=1
+packages: $(INSTALLED) system-packages ## build hostmesh-agent, -envoy, -controller and hostmesh as .deb and .rpm into dist; VERSION=1.2.3, MAINTAINER="Name <address>", HOMEPAGE=URL, REFRESH=1
 	PYTHONPATH=packaging $(BIN)/python -m shipping packages
 
 repo: $(INSTALLED) packages ## make dist/repo: signed repositories for apt and dnf with every version in dist; KEY=FILE or FINGERPRINT
 	@sh packaging/system_packages.sh repo
 	PYTHONPATH=packaging $(BIN)/python -m shipping repository
 
-clean: ## remove what was generated (not .venv)
+clean: ## remove what was generated (not .venv, and not .keys: hosts trust the key that signs their repository)
 	rm -rf .stubs .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist
 	find agent controller packaging tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-MAINTAINER: Final = "The hostmesh project <packages@hostmesh.io>"
-HOMEPAGE: Final = "https://hostmesh.io"
 ARCHITECTURES: Final = ("amd64", "x86_64")
 """As Debian and as rpm call the one machine that is built for."""
 UNITS: Final = "usr/lib/systemd/system"

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from packages.conftest import NAMES, Built
+from packages.building import NAMES, Built
 from packages.roots import Root, changes
 
 PROGRAMS = ("hostmesh-agent", "hostmesh", "hostmesh-controller")

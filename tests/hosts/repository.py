@@ -96,12 +96,12 @@ def _done(command: list[str]) -> None:
     assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
 
 
-def serve(lab: Lab, host: str, built: Built) -> Repository:
+def serve(lab: Lab, host: str, built: Built, port: int = PORT) -> Repository:
     """Have a host of the lab serve them, to whoever asks."""
     at = f"{lab.ip(host)}"
-    words = ("-m", "http.server", "--directory", str(built.dist / "repo"), "--bind", at, str(PORT))
+    words = ("-m", "http.server", "--directory", str(built.dist / "repo"), "--bind", at, str(port))
     lab.detach(host, sys.executable, *words)
-    url = f"http://{at}:{PORT}"
+    url = f"http://{at}:{port}"
     eventually(lambda: lab.curl(host, f"{url}/hostmesh.asc").status == 200, "the repository is served", timeout_s=30)
     return Repository(built, url, (built.dist / "repo/hostmesh.asc").read_text())
 

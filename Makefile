@@ -2,13 +2,14 @@
 BIN := .venv/bin
 INSTALLED := .venv/installed
 STUBS := .stubs/made-from
+VERSION ?= $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 # nft, ip and tcpdump are not on every user's PATH.
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
-.PHONY: help venv check format test test-long test-hosts test-packages test-ansible collection vagrant-up demo bench faults fuzz proto golden constraints audit sbom packages repo clean
+.PHONY: help venv check format test test-long test-hosts test-packages test-ansible collection bundle vagrant-validate vagrant-up demo bench faults fuzz proto golden constraints audit sbom packages repo clean
 .PHONY: system-mesh system-bench system-faults system-hosts system-packages
 
 help: ## list the targets
@@ -59,7 +60,7 @@ test: $(INSTALLED) system-mesh ## all tests: unit, golden, netns (real kernel), 
 test-long: $(INSTALLED) system-mesh ## the tests of the lab that take minutes: upgrades, dead hosts, cold copies, leaving, ...
 	$(BIN)/python -m pytest -m long $(or $(ONLY),tests/e2e)
 
-test-hosts: $(INSTALLED) system-hosts system-packages ## real hosts with systemd as process 1, which install the packages by apt; writes HOSTS.md; roots are made once
+test-hosts: $(INSTALLED) .cache/ansible/installed system-hosts system-packages ## real hosts with systemd as process 1, which install the packages by apt; writes HOSTS.md; roots are made once
 	@sh packaging/system_packages.sh repo
 	$(BIN)/python -m pytest -m hosts $(or $(ONLY),tests/hosts)
 
@@ -77,8 +78,16 @@ test-ansible: $(INSTALLED) .cache/ansible/installed ## the ansible collection: l
 collection: .cache/ansible/installed ## write dist/hostmesh-mesh-VERSION.tar.gz: the ansible collection
 	.cache/ansible/bin/ansible-galaxy collection build --force --output-path dist ansible
 
-vagrant-up: collection ## one controller and three hosts of vagrant, from the packages in dist; HOSTMESH_BOX=NAME
-	cd vagrant && PATH="$(CURDIR)/.cache/ansible/bin:$$PATH" vagrant up
+vagrant-validate: $(INSTALLED) ## vagrant's own judgement of vagrant/Vagrantfile; vagrant is installed if it is missing
+	@sh packaging/system_packages.sh vagrant
+	$(BIN)/python -m pytest tests/unit/test_vagrantfile.py
+
+vagrant-up: packages .cache/ansible/installed ## occasionally: a controller and three hosts of vagrant (libvirt), rolled out by ansible; HOSTMESH_BOX=NAME, HOSTMESH_VM_DRIVER=qemu
+	@sh packaging/system_packages.sh vagrant-up
+	packaging/vagrant_up.sh
+
+bundle: packages ## write dist/hostmesh-VERSION-bundle.tar: the packages of a host, for `hostmesh register --bundle`
+	tar -C dist -cf dist/hostmesh-$(VERSION)-bundle.tar $(foreach name,hostmesh-envoy hostmesh-agent,$(name)_$(VERSION)_amd64.deb $(name)-$(VERSION)-1.x86_64.rpm)
 
 demo: $(INSTALLED) system-mesh ## the mesh at work, on hosts made of network namespaces; KEEP=1 leaves it running
 	$(BIN)/hostmesh lab demo

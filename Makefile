@@ -9,7 +9,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
-.PHONY: help venv check format test test-long test-hosts test-packages test-ansible collection bundle vagrant-validate vagrant-up demo bench faults fuzz proto golden constraints audit sbom packages repo clean
+.PHONY: help venv check format test test-long test-hosts test-packages test-ansible molecule collection bundle vagrant-validate vagrant-up demo bench faults fuzz proto golden constraints audit sbom packages repo clean
 .PHONY: system-mesh system-bench system-faults system-hosts system-packages
 
 help: ## list the targets
@@ -62,7 +62,7 @@ test-long: $(INSTALLED) system-mesh ## the tests of the lab that take minutes: u
 
 test-hosts: $(INSTALLED) .cache/ansible/installed system-hosts system-packages ## real hosts with systemd as process 1, which install the packages by apt; writes HOSTS.md; roots are made once
 	@sh packaging/system_packages.sh repo
-	$(BIN)/python -m pytest -m hosts $(or $(ONLY),tests/hosts)
+	$(BIN)/python -m pytest -m 'hosts and not long' $(or $(ONLY),tests/hosts)
 
 test-packages: $(INSTALLED) system-packages ## build the packages, install, upgrade, remove and purge them in roots of Debian 11, 12 and 13; lintian, rpmlint
 	@sh packaging/system_packages.sh repo packages-tests
@@ -74,6 +74,10 @@ test-packages: $(INSTALLED) system-packages ## build the packages, install, upgr
 
 test-ansible: $(INSTALLED) .cache/ansible/installed ## the ansible collection: lint, syntax, refusals, inventory of a real controller
 	$(BIN)/python -m pytest -m ansible $(or $(ONLY),tests/ansible)
+
+molecule: $(INSTALLED) .cache/ansible/installed system-hosts system-packages ## molecule's scenario of the collection, on two real hosts (systemd-nspawn)
+	@sh packaging/system_packages.sh repo
+	$(BIN)/python -m pytest -m hosts tests/hosts/test_molecule.py
 
 collection: .cache/ansible/installed ## write dist/hostmesh-mesh-VERSION.tar.gz: the ansible collection
 	.cache/ansible/bin/ansible-galaxy collection build --force --output-path dist ansible

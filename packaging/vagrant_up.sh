@@ -3,6 +3,7 @@
 # takes, in namespaces of its own: nothing of it is left, and no network of this machine is touched.
 #
 #     HOSTMESH_BOX=NAME         a box that vagrant knows or can fetch; unless given, one is made of this machine's archive
+#     HOSTMESH_HOSTS=1          how many beside the controller; three unless given
 #     HOSTMESH_VM_DRIVER=qemu   without /dev/kvm, or with one that boots nothing; minutes instead of seconds
 set -eu
 cd "$(dirname "$0")/.."
@@ -35,7 +36,7 @@ if [ -z "${HOSTMESH_BOX:-}" ]; then
 fi
 cd vagrant
 began=$(date +%s)
-vagrant up ${HOSTMESH_NODES:-}
+vagrant up
 echo "vagrant up: $(($(date +%s) - began)) s"
 vagrant ssh controller -c 'sudo hostmesh host list'
 [ "${1:-}" != --inside ] || vagrant destroy --force

@@ -28,7 +28,7 @@ from ssh.ssh_host import key_pair
 TREE: Final = Path(__file__).parents[2]
 COLLECTION: Final = TREE / "ansible"
 TOOLS: Final = TREE / ".cache" / "ansible" / "bin"
-OPERATOR: Final = "operator"
+OPERATOR: Final = "steward"
 SECRET: Final = PREFIX.replace(".", r"\.") + "[A-Za-z0-9_-]{100}"
 """A join string."""
 _RUN_WITHIN_S: Final = 800
@@ -132,7 +132,9 @@ class Fleet:
         hosts = _recap(done.stdout)
         return Run(done.returncode, done.stdout + done.stderr, took_s, hosts, report["written"], report["holding"])
 
-    def control(self, *words: str, **more: str) -> "tuple[subprocess.CompletedProcess[str], dict[str, Any]]":
+    def control(
+        self, *words: str, cwd: Path = COLLECTION, **more: str
+    ) -> "tuple[subprocess.CompletedProcess[str], dict[str, Any]]":
         """Run a program of ansible's on the control node."""
         report = self.directory / "written.json"
         home = self.directory / "home"
@@ -148,7 +150,7 @@ class Fleet:
         watch = (sys.executable, "-I", "-S", str(Path(__file__).with_name("watched.py")), str(report), SECRET, "--")
         done = subprocess.run(
             [*spaces, *watch, *words],
-            cwd=COLLECTION,
+            cwd=cwd,
             env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -164,7 +166,8 @@ class Fleet:
 
     def remove(self) -> None:
         for each in self.machines:
-            each.remove()
+            if each.directory.exists():
+                each.remove()
 
 
 def reachable(machine: Machine, key: Path, directory: Path) -> None:
@@ -182,7 +185,7 @@ def reachable(machine: Machine, key: Path, directory: Path) -> None:
     machine.start()
     machine.run("useradd", "--create-home", "--shell", "/bin/sh", OPERATOR)
     machine.put(f"/home/{OPERATOR}/.ssh/authorized_keys", key.with_suffix(".pub").read_text())
-    machine.put("/etc/sudoers.d/operator", f"{OPERATOR} ALL=(ALL) NOPASSWD: ALL\n")
+    machine.put(f"/etc/sudoers.d/{OPERATOR}", f"{OPERATOR} ALL=(ALL) NOPASSWD: ALL\n")
 
 
 def _recap(said: str) -> dict[str, dict[str, int]]:

@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -34,6 +34,7 @@ spec:
   selector: {{app: stock}}
   ports: [{{name: http, port: {STOCK}}}]
 """
+Tell = Callable[[str, object], None]
 NOTHING_CHANGED: Final = {"changed": 0, "failed": 0, "unreachable": 0}
 
 
@@ -144,15 +145,19 @@ def calls(machine: Machine) -> Iterator[dict[str, Any]]:
         at_work.communicate()
 
 
-def test_a_look_at_bare_hosts_tells_what_would_be_done_and_does_nothing(bare: Fleet, looked: Run) -> None:
+def test_a_look_at_bare_hosts_tells_what_would_be_done_and_does_nothing(
+    bare: Fleet, looked: Run, record_property: Tell
+) -> None:
     assert looked.code == 0, looked.said
+    record_property("seen", f"{looked.took_s:.0f} s")
     assert "deb [signed-by=" in looked.said
     assert versions(bare.agents) == ["", "", ""]
     for each in bare.machines:
         assert bare.untouched[each.name].left() == [], each.name
 
 
-def test_a_fleet_is_rolled_out(fleet: Fleet, rolled: Run) -> None:
+def test_a_fleet_is_rolled_out(fleet: Fleet, rolled: Run, record_property: Tell) -> None:
+    record_property("seen", f"{rolled.took_s:.0f} s")
     assert versions(fleet.agents) == [fleet.repository.built.version] * 3
     listed = json.loads(fleet.hostmesh("host", "list", "-o", "json"))
     assert {each["name"]: each["connected"] for each in listed} == dict.fromkeys(names(fleet), True)
@@ -169,26 +174,29 @@ def test_no_join_string_was_in_any_file_or_log(fleet: Fleet, rolled: Run) -> Non
         assert each.run(*look, check=False).stdout == ""
 
 
-def test_a_second_rollout_changes_nothing(fleet: Fleet) -> None:
+def test_a_second_rollout_changes_nothing(fleet: Fleet, record_property: Tell) -> None:
     version = fleet.repository.built.version
     again = fleet.play("rollout", agent_version=version, controller_version=version, agent_health_urls=[URL])
     assert again.code == 0, again.said
+    record_property("seen", f"{again.took_s:.0f} s")
     assert {what: again.count(what) for what in NOTHING_CHANGED} == NOTHING_CHANGED, again.said
 
 
-def test_a_look_at_hosts_that_are_rolled_out_finds_nothing_to_do(fleet: Fleet) -> None:
+def test_a_look_at_hosts_that_are_rolled_out_finds_nothing_to_do(fleet: Fleet, record_property: Tell) -> None:
     look = fleet.play("rollout", "--check", "--diff", agent_health_urls=[URL])
     assert look.code == 0, look.said
+    record_property("seen", f"{look.took_s:.0f} s")
     assert {what: look.count(what) for what in NOTHING_CHANGED} == NOTHING_CHANGED, look.said
 
 
-def test_an_upgrade_goes_in_waves_and_no_call_fails(fleet: Fleet, packages: Repository) -> None:
+def test_an_upgrade_goes_in_waves_and_no_call_fails(fleet: Fleet, packages: Repository, record_property: Tell) -> None:
     built = packages.built
     publish(built, fleet.repository.built.dist, built.following)
     before = [envoy(each) for each in fleet.agents]
     with calls(fleet.agents[2]) as tally:
         done = fleet.play("upgrade", agent_version=built.following, agent_health_urls=[URL])
     assert done.code == 0, done.said
+    record_property("seen", f"{done.took_s:.0f} s")
     assert versions(fleet.agents) == [built.following] * 3
     # One host, then one in ten, then a quarter at a time: here each is a wave of its own.
     assert done.said.count("PLAY [Upgrade in waves") == 3
@@ -198,7 +206,9 @@ def test_an_upgrade_goes_in_waves_and_no_call_fails(fleet: Fleet, packages: Repo
     assert served_to(fleet.agents[0]) == names(fleet)
 
 
-def test_a_version_that_does_not_come_up_stops_at_the_first_host(fleet: Fleet, packages: Repository) -> None:
+def test_a_version_that_does_not_come_up_stops_at_the_first_host(
+    fleet: Fleet, packages: Repository, record_property: Tell
+) -> None:
     built = packages.built
     publish_broken(built, fleet.repository.built.dist)
     first, *others = fleet.agents
@@ -206,6 +216,7 @@ def test_a_version_that_does_not_come_up_stops_at_the_first_host(fleet: Fleet, p
     with calls(others[1]) as tally:
         done = fleet.play("upgrade", agent_version=BROKEN, agent_health_urls=[URL], agent_health_timeout=10)
     assert done.code != 0
+    record_property("seen", f"{done.took_s:.0f} s")
     assert versions(fleet.agents) == [BROKEN, built.following, built.following]
     assert done.hosts[first.name]["failed"] == 1, done.said
     assert not set(done.hosts) & {each.name for each in others}, done.hosts
@@ -226,21 +237,23 @@ def test_a_health_gate_that_is_not_passed_stops_at_the_first_host(fleet: Fleet, 
     assert done.hosts[second.name]["failed"] == 1, done.said
 
 
-def test_an_older_version_comes_back_on_all_hosts(fleet: Fleet) -> None:
+def test_an_older_version_comes_back_on_all_hosts(fleet: Fleet, record_property: Tell) -> None:
     version = fleet.repository.built.version
     with calls(fleet.agents[2]) as tally:
         done = fleet.play("rollback", agent_version=version, agent_health_urls=[URL])
     assert done.code == 0, done.said
+    record_property("seen", f"{done.took_s:.0f} s")
     assert versions(fleet.agents) == [version] * 3
     assert tally["failed"] == 0, tally
     assert served_to(fleet.agents[0]) == names(fleet)
 
 
-def test_the_authority_is_rotated_under_load(fleet: Fleet) -> None:
+def test_the_authority_is_rotated_under_load(fleet: Fleet, record_property: Tell) -> None:
     before = roots(fleet)
     with calls(fleet.agents[0]) as tally:
         done = fleet.play("rotate_ca")
     assert done.code == 0, done.said
+    record_property("seen", f"{done.took_s:.0f} s")
     after = roots(fleet)
     assert len(after) == 1
     assert not set(after) & set(before)
@@ -286,9 +299,10 @@ def test_the_controller_is_an_inventory(fleet: Fleet) -> None:
     assert done.stdout.count("SUCCESS") == 3, done.stdout + done.stderr
 
 
-def test_a_removal_leaves_nothing(fleet: Fleet) -> None:
+def test_a_removal_leaves_nothing(fleet: Fleet, record_property: Tell) -> None:
     done = fleet.play("remove")
     assert done.code == 0, done.said
+    record_property("seen", f"{done.took_s:.0f} s")
     for each in fleet.agents:
         assert fleet.untouched[each.name].left() == [], each.name
         named = (

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from e2e.driver import PROGRAMS, Lab
+from e2e.driver import PROGRAMS, Lab, eventually
 from e2e.test_under_load import LOAD
 from hostmesh_api.joinstring import PREFIX
 from hosts import mesh as meshes
@@ -70,25 +70,37 @@ class Fleet:
         return self.directory / "key"
 
     def boot(self) -> None:
+        self._set()
         (self.directory / "home").mkdir()
         key_pair(self.key)
         known = []
         for each in self.machines:
             reachable(each, self.key, self.directory)
-            public = (self.directory / f"{each.name}.host").with_suffix(".pub")
+            public = self.directory / f"host-{each.name}.pub"
             known.append(f"{each.ip} {' '.join(public.read_text().split()[:2])}\n")
         (self.directory / "known_hosts").write_text("".join(known))
         for each in self.agents:
             unit = STOCK_UNIT.replace("hostmesh-ready", "network").format(name=each.name)
             meshes.program(each, "stock", unit)
+        self._write_inventory()
+        # What a login leaves behind is there before anything is compared.
+        first, _ = self.control("ansible", "-i", str(self.inventory), "all", "-m", "ansible.builtin.ping")
+        assert first.returncode == 0, first.stdout + first.stderr
         for each in self.machines:
+            logged_out(each)
             self.untouched[each.name] = Newcomer(self.lab, self.repository, each, settled(each))
+
+    def _set(self) -> None:
         self.settings = {
             "repository_url": self.repository.url,
             "repository_key": self.repository.key,
             "controller_config": f'addresses = ["{self.controller.ip}"]\n[listen]\nadmin = "0.0.0.0:15014"\n',
         }
-        self._write_inventory()
+
+    def left(self, machine: Machine) -> list[str]:
+        """Return what is not as it was before the first run, and every file that is called after us."""
+        logged_out(machine)
+        return [*self.untouched[machine.name].left(), *named_after_us(machine)]
 
     def _write_inventory(self) -> None:
         agents = {
@@ -174,7 +186,7 @@ def reachable(machine: Machine, key: Path, directory: Path) -> None:
     """Boot a host with sshd, a user who may become root, and the tests' programs."""
     machine.make()
     (machine.written / "etc/systemd/system/ssh.service").unlink()
-    host_key = key_pair(directory / f"{machine.name}.host")
+    host_key = key_pair(directory / f"host-{machine.name}")
     machine.put("/etc/ssh/ssh_host_ed25519_key", host_key.read_text())
     (machine.written / "etc/ssh/ssh_host_ed25519_key").chmod(0o600)
     for name in ("http_echo.py", "host_snapshot.py"):
@@ -186,6 +198,18 @@ def reachable(machine: Machine, key: Path, directory: Path) -> None:
     machine.run("useradd", "--create-home", "--shell", "/bin/sh", OPERATOR)
     machine.put(f"/home/{OPERATOR}/.ssh/authorized_keys", key.with_suffix(".pub").read_text())
     machine.put(f"/etc/sudoers.d/{OPERATOR}", f"{OPERATOR} ALL=(ALL) NOPASSWD: ALL\n")
+
+
+def logged_out(machine: Machine) -> None:
+    """Return when nothing of the operator's session runs any more: systemd ends it ten seconds after the last login."""
+    nobody = ("sh", "-c", f"! pgrep -u {OPERATOR}")
+    eventually(lambda: machine.run(*nobody, check=False).returncode == 0, "nobody is logged in", timeout_s=60)
+
+
+def named_after_us(machine: Machine) -> list[str]:
+    elsewhere = ("/proc/*", "/sys/*", "/var/log/*")
+    words = [word for each in elsewhere for word in ("-not", "-path", each)]
+    return machine.run("find", "/", "-xdev", "-iname", "*hostmesh*", *words).stdout.splitlines()
 
 
 def _recap(said: str) -> dict[str, dict[str, int]]:

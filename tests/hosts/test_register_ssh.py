@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import pytest
 
 from e2e.driver import Lab, eventually
 from hosts.calls import call_from, call_from_lab, identity_of_caller
-from hosts.fleet import OPERATOR, reachable
+from hosts.fleet import OPERATOR, logged_out, named_after_us, reachable
 from hosts.machine import Machine
 from hosts.mesh import STOCK, STOCK_UNIT, program
 from hosts.newcomer import COUNTER, Newcomer
@@ -52,20 +53,8 @@ class Fresh:
         return told
 
     def left(self) -> list[str]:
-        named = (
-            "find",
-            "/",
-            "-xdev",
-            "-iname",
-            "*hostmesh*",
-            "-not",
-            "-path",
-            "/proc/*",
-            "-not",
-            "-path",
-            "/var/log/*",
-        )
-        return [*self.before.left(), *self.machine.run(*named).stdout.splitlines()]
+        logged_out(self.machine)
+        return [*self.before.left(), *named_after_us(self.machine)]
 
     def is_called(self) -> bool:
         seen = call_from_lab(self.lab, "client", f"http://{NAME}:{STOCK}/")
@@ -96,6 +85,22 @@ def fresh(
         lab.apply(SERVICE)
         pin = machine.run("ssh-keygen", "-lf", "/etc/ssh/ssh_host_ed25519_key").stdout.split()[1]
         login = ("--ssh", f"{OPERATOR}@{machine.ip}", "--sudo", "--identity", str(key), "--host-key", pin)
+        # What a login leaves behind is there before anything is compared.
+        target = (f"{OPERATOR}@{machine.ip}", "true")
+        subprocess.run(
+            [
+                "ssh",
+                "-i",
+                str(key),
+                "-o",
+                "StrictHostKeyChecking=no",
+                "-o",
+                f"UserKnownHostsFile={tmp_path}/k",
+                *target,
+            ],
+            check=True,
+        )
+        logged_out(machine)
         before = Newcomer(lab, packages, machine, settled(machine))
         yield Fresh(lab, machine, before, login, _source(way, packages, tmp_path))
     finally:

@@ -54,21 +54,22 @@ def publish(built: Built, dist: Path, version: str) -> None:
 
 
 def publish_broken(built: Built, dist: Path) -> None:
-    """Pack an agent of another version that does not come up, with all else as it is."""
-    tree = dist / "broken"
-    subprocess.run(["dpkg-deb", "-R", built.dist / built.deb("hostmesh-agent"), tree], check=True, timeout=120)
-    program = tree / "usr/bin/hostmesh-agent"
-    text = program.read_text()
-    assert text.endswith("\nmain()\n"), text
-    program.write_text(text.replace("\nmain()\n", '\nif sys.argv[1:] == ["run"]:\n    sys.exit("broken")\nmain()\n'))
-    control = tree / "DEBIAN/control"
-    control.write_text(control.read_text().replace(f"\nVersion: {built.version}\n", f"\nVersion: {BROKEN}\n"))
-    (tree / "DEBIAN/md5sums").unlink(missing_ok=True)
-    target = dist / built.deb("hostmesh-agent", BROKEN)
-    words = ["dpkg-deb", "-Zxz", "-z1", "--root-owner-group", "--build"]
-    subprocess.run([*words, tree, target], check=True, timeout=120, capture_output=True)
-    shutil.rmtree(tree)
-    os.link(built.dist / built.deb("hostmesh-envoy"), target.with_name(built.deb("hostmesh-envoy", BROKEN)))
+    """Pack another version, whose agent does not come up, with all else as it is."""
+    for name in ("hostmesh-agent", "hostmesh-envoy"):
+        tree = dist / "broken"
+        subprocess.run(["dpkg-deb", "-R", dist / built.deb(name), tree], check=True, timeout=120)
+        if name == "hostmesh-agent":
+            program = tree / "usr/bin/hostmesh-agent"
+            text = program.read_text()
+            assert text.endswith("\nmain()\n"), text
+            broken = '\nif sys.argv[1:] == ["run"]:\n    sys.exit("broken")\nmain()\n'
+            program.write_text(text.replace("\nmain()\n", broken))
+        control = tree / "DEBIAN/control"
+        control.write_text(control.read_text().replace(f"\nVersion: {built.version}\n", f"\nVersion: {BROKEN}\n"))
+        (tree / "DEBIAN/md5sums").unlink(missing_ok=True)
+        words = ["dpkg-deb", "-Znone", "--root-owner-group", "--build"]
+        subprocess.run([*words, tree, dist / built.deb(name, BROKEN)], check=True, timeout=120, capture_output=True)
+        shutil.rmtree(tree)
     ship("repository", DIST=str(dist))
 
 
@@ -120,7 +121,7 @@ def names(fleet: Fleet) -> set[str]:
 def served_to(machine: Machine) -> set[str]:
     """Who answers the host's calls of stock, with mutual TLS."""
     found = set()
-    for _ in range(9):
+    for _ in range(30):
         done = machine.run("curl", "-sS", "--fail", "-m", "5", URL, check=False)
         if done.returncode == 0:
             answer = json.loads(done.stdout)

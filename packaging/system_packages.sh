@@ -41,7 +41,7 @@ programs_of() {
         repo) echo apt-ftparchive:apt-utils gpg:gpg gpgconf:gpgconf gpg-agent:gpg-agent rpmsign:rpm createrepo_c:createrepo-c ;;
         vagrant) echo vagrant:vagrant ;;
         vagrant-up)
-            echo vagrant:vagrant virsh:libvirt-clients libvirtd:libvirt-daemon qemu-system-x86_64:qemu-system-x86
+            echo vagrant:vagrant virsh:libvirt-clients libvirtd:libvirt-daemon-system qemu-system-x86_64:qemu-system-x86
             echo qemu-img:qemu-utils mmdebstrap:mmdebstrap mke2fs:e2fsprogs ip:iproute2 dnsmasq:dnsmasq-base
             ;;
         packages-tests) echo lintian:lintian rpmlint:rpmlint dnf:dnf unshare:util-linux ;;

@@ -14,6 +14,11 @@ if [ "${1:-}" != --inside ] && ! virsh -q -c qemu:///system uri >/dev/null 2>&1;
     exec unshare --mount --net --pid --fork --kill-child=KILL --mount-proc "$0" --inside
 fi
 if [ "${1:-}" = --inside ]; then
+    # The machines end with this, so nothing of them is to be remembered.
+    VAGRANT_DOTFILE_PATH=$(mktemp -d .cache/vagrant/state.XXXXXX)
+    VAGRANT_DOTFILE_PATH=$(realpath "$VAGRANT_DOTFILE_PATH")
+    export VAGRANT_DOTFILE_PATH
+    trap 'rm -rf "$VAGRANT_DOTFILE_PATH"' EXIT
     ip link set lo up
     # What libvirt keeps, and where it listens.
     for each in /run /var/lib/libvirt /var/cache/libvirt /var/log/libvirt; do
@@ -21,22 +26,28 @@ if [ "${1:-}" = --inside ]; then
         mount -t tmpfs tmpfs $each
     done
     mkdir -p /run/libvirt /run/lock /var/lib/libvirt/images
-    printf 'user = "root"\ngroup = "root"\nsecurity_driver = "none"\n' >/run/qemu.conf
-    mount --bind /run/qemu.conf /etc/libvirt/qemu.conf
+    # Settings of its own, over those that there are: qemu reads the box's kernel where vagrant keeps it.
+    mkdir -p /etc/libvirt /run/etc
+    cp -a /etc/libvirt/. /run/etc
+    printf 'user = "root"\ngroup = "root"\nsecurity_driver = "none"\n' >/run/etc/qemu.conf
+    mount --bind /run/etc /etc/libvirt
     [ "${HOSTMESH_VM_DRIVER:-}" != qemu ] || [ ! -e /dev/kvm ] || mount --bind /dev/null /dev/kvm
-    # Networks need br_netfilter and the like of nobody: addresses and DHCP are all.
     virtlogd --daemon
-    libvirtd --daemon
-    until virsh -q -c qemu:///system uri >/dev/null 2>&1; do sleep 0.1; done
+    LIBVIRT_LOG_OUTPUTS=3:file:/var/log/libvirt/libvirtd.log libvirtd --daemon
+    timeout 60 sh -c 'until virsh -q -c qemu:///system uri >/dev/null 2>&1; do sleep 0.2; done' || {
+        echo "libvirtd does not come up here:" >&2
+        cat /var/log/libvirt/libvirtd.log >&2 || true
+        exit 1
+    }
 fi
 if [ -z "${HOSTMESH_BOX:-}" ]; then
     sh packaging/vagrant_box.sh
     export HOSTMESH_BOX=hostmesh/debian
-    vagrant box add --force --name "$HOSTMESH_BOX" .cache/vagrant/hostmesh-*.box
+    vagrant --no-tty box add --force --name "$HOSTMESH_BOX" .cache/vagrant/hostmesh-*.box
 fi
 cd vagrant
 began=$(date +%s)
-vagrant up
+vagrant --no-tty up
 echo "vagrant up: $(($(date +%s) - began)) s"
 vagrant ssh controller -c 'sudo hostmesh host list'
 [ "${1:-}" != --inside ] || vagrant destroy --force

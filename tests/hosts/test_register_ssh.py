@@ -46,6 +46,7 @@ class Fresh:
 
     def register(self, *options: str) -> dict[str, Any]:
         words = ("register", NAME, *self.login, *self.source, "--port", f"http={STOCK}", "-o", "json", *options)
+        words += ("--service-account", NAME)
         done = self.lab.hostmesh(*words, check=False)
         assert done.stdout, done.stderr
         (told,) = json.loads(done.stdout)

@@ -59,7 +59,7 @@ class Fresh:
 
     def is_called(self) -> bool:
         seen = call_from_lab(self.lab, "client", f"http://{NAME}:{STOCK}/")
-        return seen is not None and "client" in identity_of_caller(seen)
+        return seen is not None and identity_of_caller(seen).endswith("/sa/counter")
 
 
 @pytest.fixture(params=list(SUITES))
@@ -142,7 +142,7 @@ def test_a_real_host_is_joined_over_ssh_is_told_anew_and_leaves_nothing(fresh: F
     told = fresh.register()
     assert told["outcome"] == "joined", told
     assert told["request"].startswith(f"GET http://counter.default.svc:{COUNTER}/ from the host: HTTP/1.1 200"), told
-    assert NAME in identity_of_caller(call_from(machine, f"http://counter:{COUNTER}/") or {})
+    assert identity_of_caller(call_from(machine, f"http://counter:{COUNTER}/") or {}).endswith(f"/sa/{NAME}")
     assert fresh.register("--verify", f"http://counter:{COUNTER}/")["outcome"] == "unchanged"
     # It serves once it has the label by which its Service finds it.
     assert not fresh.is_called()

@@ -21,7 +21,8 @@ from hosts.repository import Repository
 from hosts.test_leave import settled
 from ssh.ssh_host import key_pair
 
-SUITES: Final = {"repository": "trixie", "packages": "bookworm", "bundle": "bullseye", "dnf": "bookworm"}
+SUITES: Final = {"repository": "trixie", "packages": "bookworm", "bundle": "bullseye", "dnf": "bookworm+dnf"}
+pytestmark = pytest.mark.timeout(900)
 NAME: Final = "fresh"
 SERVICE: Final = f"""
 apiVersion: v1

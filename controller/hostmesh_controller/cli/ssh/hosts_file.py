@@ -6,7 +6,7 @@ defaults:                       # of all hosts; each may say otherwise
 hosts:
 - name: web-1                   # in the mesh
   ssh: admin@10.0.0.7           # user@address[:port]
-  addresses: [10.0.0.7]         # under which others reach it; the address of ssh unless given
+  addresses: [10.0.0.7]         # under which others reach it; a new host has that of ssh unless given
   hostKey: SHA256:…             # or a list; known_hosts unless given
   namespace: shop
   serviceAccount: web

@@ -79,12 +79,12 @@ class Newcomer:
     def is_called(self) -> bool:
         """Tell whether another host's call arrives with that host's certificate."""
         seen = call_from_lab(self.lab, "client", self.url)
-        return seen is not None and "client" in identity_of_caller(seen)
+        return seen is not None and identity_of_caller(seen).endswith("/sa/counter")
 
     def calls(self) -> bool:
         """Tell whether another host sees this one's certificate."""
         seen = call_from(self.machine, f"http://counter:{COUNTER}/")
-        return seen is not None and self.machine.name in identity_of_caller(seen)
+        return seen is not None and identity_of_caller(seen).endswith(f"/sa/{self.machine.name}")
 
     def left(self) -> list[str]:
         """Return what is not as it was before the first package came."""

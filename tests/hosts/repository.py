@@ -55,7 +55,7 @@ def make() -> Built:
         for each in (*built.debs(version), *(built.rpm(part, version) for part in _parts(built))):
             os.link(built.dist / each, DIST / each)
     _other_envoy(built)
-    ship("repository", DIST=str(DIST))
+    ship("repository", {"DIST": str(DIST)})
     with tempfile.TemporaryDirectory() as work:
         stub_base.make(DIST / "repo/base", Path(work))
     return Built(DIST, built.version, built.following)

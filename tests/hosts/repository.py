@@ -17,7 +17,7 @@ from typing import Final
 from e2e.driver import Lab, eventually
 from hosts.machine import Machine
 from packages import stub_base
-from packages.building import TREE, Built, build_both, ship
+from packages.building import NAMES, TREE, Built, build_both, ship
 
 DIST: Final = TREE / ".cache" / "packages" / "hosts"
 PORT: Final = 8000
@@ -49,20 +49,26 @@ def make() -> Built:
     """Build what is not built yet, and the repositories of it: dist/repo, as `make repo` has it."""
     built = build_both()
     DIST.mkdir(parents=True, exist_ok=True)
+    parts = [
+        built.dist / each
+        for version in (built.version, built.following)
+        for each in (*built.debs(version), *(built.rpm(name, version) for name in NAMES))
+    ]
+    of = repr([(each.name, each.stat().st_size, each.stat().st_mtime_ns) for each in parts])
+    mark = DIST / "made-of"
+    if mark.exists() and mark.read_text() == of:
+        return Built(DIST, built.version, built.following)
+    mark.unlink(missing_ok=True)
     for old in (*DIST.glob("*.deb"), *DIST.glob("*.rpm")):
         old.unlink()
-    for version in (built.version, built.following):
-        for each in (*built.debs(version), *(built.rpm(part, version) for part in _parts(built))):
-            os.link(built.dist / each, DIST / each)
+    for each in parts:
+        os.link(each, DIST / each.name)
     _other_envoy(built)
     ship("repository", {"DIST": str(DIST)})
     with tempfile.TemporaryDirectory() as work:
         stub_base.make(DIST / "repo/base", Path(work))
+    mark.write_text(of)
     return Built(DIST, built.version, built.following)
-
-
-def _parts(built: Built) -> list[str]:
-    return [each.partition("_")[0] for each in built.debs()]
 
 
 def _other_envoy(built: Built) -> None:
@@ -87,7 +93,7 @@ def _other_envoy(built: Built) -> None:
     control.write_text(control.read_text().replace(f"\nVersion: {built.version}\n", f"\nVersion: {OTHER_ENVOY}\n"))
     (home / "tree/DEBIAN/md5sums").unlink()
     target = DIST / built.deb("hostmesh-envoy", OTHER_ENVOY)
-    _done(["dpkg-deb", "-Zxz", "-z1", "--root-owner-group", "--build", str(home / "tree"), str(target)])
+    _done(["dpkg-deb", "-Zgzip", "-z1", "--root-owner-group", "--build", str(home / "tree"), str(target)])
     shutil.rmtree(home)
 
 

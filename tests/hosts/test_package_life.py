@@ -23,6 +23,7 @@ UNITS: Final = ("hostmesh-drain.service", "hostmesh-guard.service")
 """What has done its work and stays active: a restart of one drains the host, of the other closes ports."""
 TAKES_OURS: Final = 'Unattended-Upgrade::Origins-Pattern { "origin=hostmesh"; };\n'
 QUICK: Final = "[envoy]\nrehearsal_s = 1\nprobation_s = 2\n"
+AUTO: Final = f'{QUICK}upgrade = "auto"\n'
 
 
 @pytest.fixture(scope="module", params=list(DEBIAN))
@@ -140,7 +141,8 @@ def test_another_envoy_of_the_package_takes_over_beside_the_old_one_and_no_reque
 ) -> None:
     machine, version = host.machine, host.packages.built.version
     kept = machine.run("cat", "/etc/hostmesh/agent.toml").stdout
-    configured(machine, kept + QUICK)
+    assert kept.count("[envoy]\n") == 1
+    configured(machine, kept.replace("[envoy]\n", QUICK))
     first = eventually(lambda: runs(machine, ENVOY), "this tree's Envoy", timeout_s=60)
     with Calls(host):
         repository.install(machine, f"hostmesh-envoy={OTHER_ENVOY}")
@@ -150,7 +152,7 @@ def test_another_envoy_of_the_package_takes_over_beside_the_old_one_and_no_reque
         second = eventually(lambda: runs(machine, OTHER_ENVOY), "the other Envoy alone", timeout_s=90)
     assert second != first
     # With `upgrade = "auto"` apt alone is enough.
-    configured(machine, kept + QUICK + 'upgrade = "auto"\n')
+    configured(machine, kept.replace("[envoy]\n", AUTO))
     with Calls(host):
         repository.install(machine, f"hostmesh-envoy={version}")
         third = eventually(lambda: runs(machine, ENVOY), "this tree's Envoy again", timeout_s=90)

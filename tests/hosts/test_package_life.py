@@ -114,17 +114,17 @@ def test_apt_upgrades_and_downgrades_the_agent_under_load_and_no_request_is_lost
     for version in (built.following, built.version):
         before, kept = state(machine), untouched(machine)
         with Calls(host):
-            repository.install(machine, f"hostmesh-agent={version}", f"hostmesh-envoy={version}")
+            repository.install(machine, f"hostmesh-agent={version}")
             restarted(machine, before)
             machine.run("hostmesh-agent", "wait", "--timeout", "60")
         assert untouched(machine) == kept
         assert version_of(machine) == version
         assert "installed" in machine.run("dpkg-query", "-W", "-f", "${Status}", "hostmesh-agent").stdout
     machine.run("systemctl", "stop", AGENT)
-    repository.install(machine, f"hostmesh-agent={built.following}", f"hostmesh-envoy={built.following}")
+    repository.install(machine, f"hostmesh-agent={built.following}")
     # One that its owner has stopped stays down.
     assert state(machine)["ActiveState"] == "inactive"
-    repository.install(machine, f"hostmesh-agent={built.version}", f"hostmesh-envoy={built.version}")
+    repository.install(machine, f"hostmesh-agent={built.version}")
     machine.run("systemctl", "start", AGENT)
     assert version_of(machine) == built.version
 

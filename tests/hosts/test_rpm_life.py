@@ -53,7 +53,7 @@ def test_a_host_lives_by_dnf_as_by_apt(hat: Newcomer) -> None:
     for verb, version in (("upgrade", built.following), ("downgrade", built.version)):
         before, kept = state(machine), untouched(machine)
         with Calls(hat):
-            dnf(machine, verb, f"hostmesh-agent-{version}", f"hostmesh-envoy-{version}")
+            dnf(machine, verb, f"hostmesh-agent-{version}")
             restarted(machine, before)
             machine.run("hostmesh-agent", "wait", "--timeout", "60")
         assert untouched(machine) == kept

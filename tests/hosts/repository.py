@@ -41,6 +41,7 @@ class Repository:
         machine.put(_KEYRING, self.key)
         line = f"deb [signed-by={_KEYRING}] {self.url}/apt stable main"
         machine.put("/etc/apt/sources.list.d/hostmesh.list", f"{line}\n")
+        machine.put("/etc/apt/sources.list", "")
         # Nobody needs these disks after a power cut of the machine below them.
         machine.put("/etc/dpkg/dpkg.cfg.d/quick", "force-unsafe-io\n")
 

@@ -170,6 +170,30 @@ def configured(machine: Machine, text: str) -> None:
     machine.run("hostmesh-agent", "wait", "--timeout", "60")
 
 
+def test_a_removal_is_a_leave_and_after_a_purge_the_host_is_byte_for_byte_as_it_was(host: Newcomer) -> None:
+    machine, lab = host.machine, host.lab
+    with load(lab, "client", f"http://{machine.ip}:{STOCK}/") as calls:
+        repository.apt(machine, "remove", "hostmesh-agent")
+    # A connection that was kept open through Envoy ends with it: each of the four callers loses one call at most.
+    assert calls["failed"] <= 4
+    assert calls["sent"] > 10
+    assert "hostmesh" not in machine.run("nft", "list", "ruleset").stdout
+    assert machine.run("pgrep", "-f", "envoy-bin", check=False).stdout == ""
+    listed = machine.run("systemctl", "list-units", "--state=active,activating,failed", "--no-legend", "hostmesh-*")
+    assert listed.stdout.strip() == ""
+    assert machine.run("test", "-e", "/var/lib/hostmesh/host.json", check=False).returncode != 0
+    repository.apt(machine, "purge", "hostmesh-agent", "hostmesh-envoy")
+    eventually(lambda: not host.left(), f"it is as it was: {host.left()}", 10)
+    assert host.left() == []
+    assert "hostmesh" not in machine.run("systemctl", "list-unit-files", "--no-legend").stdout
+    assert machine.run("getent", "passwd", "hostmesh-envoy", check=False).returncode != 0
+    # Whoever calls it goes on, in plaintext.
+    eventually(lambda: lab.curl("client", host.url).status == 200, "called without it", timeout_s=30)
+
+
+# What follows changes more than hostmesh, and comes after the comparison: the host joins anew.
+
+
 def replaced(machine: Machine) -> str:
     """Put a library's file anew, as an upgrade of the C library does; return its path."""
     path = machine.run("sh", "-c", "readlink -f /lib/x86_64-linux-gnu/libm.so.6").stdout.strip()
@@ -226,24 +250,3 @@ def test_a_host_boots_into_the_mesh_without_the_controller(host: Newcomer) -> No
     finally:
         lab.verb("start", "controller")
     eventually(lambda: machine.agent()["controller"]["connected"], "the controller is back", timeout_s=60)
-
-
-def test_a_removal_is_a_leave_and_after_a_purge_the_host_is_byte_for_byte_as_it_was(host: Newcomer) -> None:
-    machine, lab = host.machine, host.lab
-    with load(lab, "client", f"http://{machine.ip}:{STOCK}/") as calls:
-        repository.apt(machine, "remove", "hostmesh-agent")
-    # A connection that was kept open through Envoy ends with it: each of the four callers loses one call at most.
-    assert calls["failed"] <= 4
-    assert calls["sent"] > 10
-    assert "hostmesh" not in machine.run("nft", "list", "ruleset").stdout
-    assert machine.run("pgrep", "-f", "envoy-bin", check=False).stdout == ""
-    listed = machine.run("systemctl", "list-units", "--state=active,activating,failed", "--no-legend", "hostmesh-*")
-    assert listed.stdout.strip() == ""
-    assert machine.run("test", "-e", "/var/lib/hostmesh/host.json", check=False).returncode != 0
-    repository.apt(machine, "purge", "hostmesh-agent", "hostmesh-envoy")
-    eventually(lambda: not host.left(), f"it is as it was: {host.left()}", 10)
-    assert host.left() == []
-    assert "hostmesh" not in machine.run("systemctl", "list-unit-files", "--no-legend").stdout
-    assert machine.run("getent", "passwd", "hostmesh-envoy", check=False).returncode != 0
-    # Whoever calls it goes on, in plaintext.
-    eventually(lambda: lab.curl("client", host.url).status == 200, "called without it", timeout_s=30)

@@ -99,7 +99,7 @@ def untouched(machine: Machine) -> dict[str, Any]:
     """What no package may touch: Envoy, the rules, the drain and the guard, and the program."""
     return {
         "envoy": envoy(machine),
-        "rules": machine.run("nft", "-s", "list", "ruleset").stdout,
+        "rules": machine.rules(),
         "stock": machine.unit("stock.service", "MainPID"),
         **{unit: machine.unit(unit, "ActiveEnterTimestampMonotonic", "ActiveState") for unit in UNITS},
     }
@@ -177,7 +177,7 @@ def test_a_removal_is_a_leave_and_after_a_purge_the_host_is_byte_for_byte_as_it_
     # A connection that was kept open through Envoy ends with it: each of the four callers loses one call at most.
     assert calls["failed"] <= 4
     assert calls["sent"] > 10
-    assert "hostmesh" not in machine.run("nft", "list", "ruleset").stdout
+    assert "hostmesh" not in machine.rules()
     assert machine.run("pgrep", "-f", "envoy-bin", check=False).stdout == ""
     listed = machine.run("systemctl", "list-units", "--state=active,activating,failed", "--no-legend", "hostmesh-*")
     assert listed.stdout.strip() == ""

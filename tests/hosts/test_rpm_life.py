@@ -61,7 +61,7 @@ def test_a_host_lives_by_dnf_as_by_apt(hat: Newcomer) -> None:
     machine.reboot()
     eventually(hat.is_called, "it is called with mutual TLS after a boot", timeout_s=60)
     dnf(machine, "remove", "hostmesh-agent", "hostmesh-envoy")
-    assert "hostmesh" not in machine.run("nft", "list", "ruleset").stdout
+    assert "hostmesh" not in machine.rules()
     assert machine.run("pgrep", "-f", "envoy-bin", check=False).stdout == ""
     assert "hostmesh" not in machine.run("systemctl", "list-unit-files", "--no-legend").stdout
     assert machine.run("getent", "passwd", "hostmesh-envoy", check=False).returncode != 0

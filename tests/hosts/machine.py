@@ -278,7 +278,7 @@ class Machine:
         )
 
     def rules(self, *of: str) -> str:
-        """Return the kernel's rules (all, or `table inet hostmesh`), without counters, as this machine's nft tells them.
+        """Return the kernel's rules (all, or `table inet hostmesh`), as this machine's nft tells them.
 
         Debian 11's own ends with SIGSEGV at expressions that are younger than it is, and this kernel has them.
         """

@@ -217,7 +217,8 @@ class Machine:
         self.stop_holder()
         for top in self._cgroups():
             self.eventually(partial(_removed, top), f"nobody is in {top}", 10)
-        shutil.rmtree(self.directory)
+        if self.directory.exists():
+            shutil.rmtree(self.directory)
 
     # What is done in it
 

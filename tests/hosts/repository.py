@@ -119,6 +119,12 @@ def apt(machine: Machine, *words: str, check: bool = True) -> "subprocess.Comple
     return machine.run(*quiet, *words, timeout_s=_INSTALLED_WITHIN_S, check=check)
 
 
+def install_agent(machine: Machine, version: str) -> None:
+    """Install the agent, and its Envoy, on a host that has just learnt where they are."""
+    apt(machine, "update")
+    install(machine, f"hostmesh-agent={version}", f"hostmesh-envoy={version}")
+
+
 def install(machine: Machine, *packages: str) -> None:
     """Install or change to these versions, older ones too."""
     apt(machine, "install", "--no-install-recommends", "--allow-downgrades", *packages)

@@ -77,7 +77,7 @@ def dock(
         made.machine.put("/opt/docker.sh", DOCKER_STARTS)
         meshes.program(made.machine, "docker-like", DOCKER_UNIT)
         eventually(lambda: published(made) == "container", "the container answers", timeout_s=30)
-        made.look()
+        repository.apt(made.machine, "update")
         yield made
     finally:
         made.remove()
@@ -138,7 +138,7 @@ def wall(
         for port in (STOCK, 15006):
             machine.run("firewall-cmd", "-q", f"--add-port={port}/tcp", "--permanent")
         machine.run("firewall-cmd", "-q", "--reload")
-        made.look()
+        repository.apt(machine, "update")
         yield made
     finally:
         made.remove()

@@ -29,7 +29,7 @@ gpgcheck=0
 @pytest.fixture(scope="module")
 def hat(lab: Lab, packages: Repository, counter: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Newcomer]:
     """A host that has dnf, and no package of ours."""
-    made = Newcomer(lab, packages, Machine(lab, "hat", "bookworm", 78, tmp_path_factory.mktemp("hat") / "disk"))
+    made = Newcomer(lab, packages, Machine(lab, "hat", "bookworm+dnf", 78, tmp_path_factory.mktemp("hat") / "disk"))
     try:
         made.boot()
         made.machine.put("/etc/yum.repos.d/hostmesh.repo", REPO.format(url=packages.url))

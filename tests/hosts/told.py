@@ -11,7 +11,7 @@ import pytest
 
 from hosts import table
 from hosts.machine import Machine
-from hosts.roots import DEBIAN
+from hosts.roots import number
 from hosts.table import FAILED, HELD, SKIPPED, TESTS, Result
 
 _MAX_WHY_CHARS: Final = 300
@@ -63,7 +63,7 @@ def pytest_runtest_makereport(
     test, case = name_of(item)
     if report.when == "call" or report.outcome != "passed":
         word = {"passed": HELD, "failed": FAILED, "skipped": SKIPPED}[report.outcome]
-        debian = tuple(sorted(DEBIAN[each] for each in Machine.used))
+        debian = tuple(sorted({number(each) for each in Machine.used}))
         seen = "; ".join(str(value) for name, value in item.user_properties if name == "seen")
         _results.append(Result(test, case, debian, word, _why(report), round(report.duration, 1), seen, ""))
     return report

@@ -80,6 +80,8 @@ AGENT: Final = Part(
         ("sysusers.d/hostmesh.conf", f"{SYSUSERS}/hostmesh.conf"),
         ("etc/agent.toml", "etc/hostmesh/agent.toml"),
         ("etc/needrestart.conf", "etc/needrestart/conf.d/hostmesh.conf"),
+        # Not in force by itself: where Envoy has no cgroup of its own it would bind Envoy, too.
+        ("systemd/hostmesh-agent.service.d/budget.conf", "usr/share/doc/hostmesh-agent/examples/budget.conf"),
     ),
     configuration=("etc/hostmesh/agent.toml", "etc/needrestart/conf.d/hostmesh.conf"),
     manuals=("hostmesh-agent.8", "agent.toml.5"),

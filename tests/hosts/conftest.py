@@ -69,7 +69,7 @@ def mesh(lab: Lab, packages: Repository) -> Iterator[Mesh]:
         made = Mesh(lab, shop, till, stall)
         for each in made.hosts:
             stack.callback(each.remove)
-            meshes.install(each, packages)
+        meshes.install(packages, *made.hosts)
         meshes.program(shop, "vault", EARLY)
         for each in made.hosts:
             meshes.program(each, "stock", STOCK_UNIT.replace("hostmesh-ready", "network").format(name=each.name))

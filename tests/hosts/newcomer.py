@@ -79,19 +79,19 @@ class Newcomer:
     def is_called(self) -> bool:
         """Tell whether another host's call arrives with that host's certificate."""
         seen = call_from_lab(self.lab, "client", self.url)
-        return seen is not None and "client" in identity_of_caller(seen)
+        return seen is not None and identity_of_caller(seen).endswith("/sa/counter")
 
     def calls(self) -> bool:
         """Tell whether another host sees this one's certificate."""
         seen = call_from(self.machine, f"http://counter:{COUNTER}/")
-        return seen is not None and self.machine.name in identity_of_caller(seen)
+        return seen is not None and identity_of_caller(seen).endswith(f"/sa/{self.machine.name}")
 
     def left(self) -> list[str]:
         """Return what is not as it was before the first package came."""
         return [
-            each
-            for each in changes(self.before, snapshot(self.machine))
-            if not any(name in each for name in _KEPT_BY_OTHERS) and not self._is_as_in_root(each)
+            f"{name}: {_difference(before or '', after or '')}"
+            for name, (before, after) in changes(self.before, snapshot(self.machine)).items()
+            if not any(each in name for each in _KEPT_BY_OTHERS) and not self._is_as_in_root(name)
         ]
 
     def _is_as_in_root(self, name: str) -> bool:
@@ -109,6 +109,11 @@ class Newcomer:
         self.lab.hostmesh("delete", "-f", "-", text_in=self.service, check=False)
         self.lab.hostmesh("host", "remove", self.machine.name, "--yes", check=False)
         self.machine.remove()
+
+
+def _difference(before: str, after: str) -> str:
+    old, new = before.splitlines(), after.splitlines()
+    return f"was {[each for each in old if each not in new]}, is {[each for each in new if each not in old]}"
 
 
 def serve_counter(lab: Lab) -> None:

@@ -17,7 +17,7 @@ from typing import Final
 from e2e.driver import Lab, eventually
 from hosts.machine import Machine
 from packages import stub_base
-from packages.building import TREE, Built, build_both, ship
+from packages.building import NAMES, TREE, Built, build_both, ship
 
 DIST: Final = TREE / ".cache" / "packages" / "hosts"
 PORT: Final = 8000
@@ -41,6 +41,7 @@ class Repository:
         machine.put(_KEYRING, self.key)
         line = f"deb [signed-by={_KEYRING}] {self.url}/apt stable main"
         machine.put("/etc/apt/sources.list.d/hostmesh.list", f"{line}\n")
+        machine.put("/etc/apt/sources.list", "")
         # Nobody needs these disks after a power cut of the machine below them.
         machine.put("/etc/dpkg/dpkg.cfg.d/quick", "force-unsafe-io\n")
 
@@ -49,20 +50,26 @@ def make() -> Built:
     """Build what is not built yet, and the repositories of it: dist/repo, as `make repo` has it."""
     built = build_both()
     DIST.mkdir(parents=True, exist_ok=True)
+    parts = [
+        built.dist / each
+        for version in (built.version, built.following)
+        for each in (*built.debs(version), *(built.rpm(name, version) for name in NAMES))
+    ]
+    of = repr([(each.name, each.stat().st_size, each.stat().st_mtime_ns) for each in parts])
+    mark = DIST / "made-of"
+    if mark.exists() and mark.read_text() == of:
+        return Built(DIST, built.version, built.following)
+    mark.unlink(missing_ok=True)
     for old in (*DIST.glob("*.deb"), *DIST.glob("*.rpm")):
         old.unlink()
-    for version in (built.version, built.following):
-        for each in (*built.debs(version), *(built.rpm(part, version) for part in _parts(built))):
-            os.link(built.dist / each, DIST / each)
+    for each in parts:
+        os.link(each, DIST / each.name)
     _other_envoy(built)
-    ship("repository", DIST=str(DIST))
+    ship("repository", {"DIST": str(DIST)})
     with tempfile.TemporaryDirectory() as work:
         stub_base.make(DIST / "repo/base", Path(work))
+    mark.write_text(of)
     return Built(DIST, built.version, built.following)
-
-
-def _parts(built: Built) -> list[str]:
-    return [each.partition("_")[0] for each in built.debs()]
 
 
 def _other_envoy(built: Built) -> None:
@@ -87,7 +94,7 @@ def _other_envoy(built: Built) -> None:
     control.write_text(control.read_text().replace(f"\nVersion: {built.version}\n", f"\nVersion: {OTHER_ENVOY}\n"))
     (home / "tree/DEBIAN/md5sums").unlink()
     target = DIST / built.deb("hostmesh-envoy", OTHER_ENVOY)
-    _done(["dpkg-deb", "-Zxz", "-z1", "--root-owner-group", "--build", str(home / "tree"), str(target)])
+    _done(["dpkg-deb", "-Zgzip", "-z1", "--root-owner-group", "--build", str(home / "tree"), str(target)])
     shutil.rmtree(home)
 
 
@@ -110,6 +117,12 @@ def apt(machine: Machine, *words: str, check: bool = True) -> "subprocess.Comple
     """Call apt-get as a script of an operator's does: nobody is asked anything."""
     quiet = ("env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq", "-y", "-o", "Dpkg::Use-Pty=0")
     return machine.run(*quiet, *words, timeout_s=_INSTALLED_WITHIN_S, check=check)
+
+
+def install_agent(machine: Machine, version: str) -> None:
+    """Install the agent, and its Envoy, on a host that has just learnt where they are."""
+    apt(machine, "update")
+    install(machine, f"hostmesh-agent={version}", f"hostmesh-envoy={version}")
 
 
 def install(machine: Machine, *packages: str) -> None:

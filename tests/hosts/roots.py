@@ -39,10 +39,11 @@ PACKAGES: Final = (
 )
 OF_SUITE: Final = {
     "bullseye": (),  # systemd-resolved is a part of systemd
-    "bookworm": ("systemd-resolved", "dnf"),
+    "bookworm": ("systemd-resolved",),
     "trixie": ("systemd-resolved",),
+    "bookworm+dnf": ("systemd-resolved", "dnf", "rpm"),
 }
-"""dnf: rpm's distributions are not to be had here; one host lives by it."""
+"""The last one lives by dnf: rpm's distributions are not to be had here."""
 _OPTIONS: Final = (
     "--variant=apt",
     "--mode=root",
@@ -74,6 +75,11 @@ def root(suite: str) -> Path:
     return made
 
 
+def number(suite: str) -> str:
+    """Return Debian's number of a root's suite."""
+    return DEBIAN[suite.partition("+")[0]]
+
+
 def _packages(suite: str) -> tuple[str, ...]:
     return (*PACKAGES, *OF_SUITE[suite])
 
@@ -84,9 +90,10 @@ def _make(suite: str, made: Path) -> None:
     for old in (draft, *CACHE.glob(f"{suite}-*")):
         if old.exists():
             shutil.rmtree(old)
-    command = ["mmdebstrap", *_OPTIONS, f"--include={','.join(_packages(suite))}", suite, str(draft)]
+    debian = suite.partition("+")[0]
+    command = ["mmdebstrap", *_OPTIONS, f"--include={','.join(_packages(suite))}", debian, str(draft)]
     done = subprocess.run(
-        [*command, f"deb {mirror()} {suite} main"],
+        [*command, f"deb {mirror()} {debian} main"],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -43,7 +43,7 @@ class Result:
         debian: numbers of the versions on whose hosts it ran something.
         word, why: held, failed or not run; and why, if it did not hold.
         seen: figures that it told.
-        of: commit and kernel of the run.
+        of: version, day and kernel of the run.
     """
 
     test: str

@@ -50,7 +50,7 @@ def publish(built: Built, dist: Path, version: str) -> None:
     """Put a version into the repository. An .rpm is there since a repository has both; nobody takes it here."""
     for each in (*built.debs(version), built.rpm("hostmesh-controller", version)):
         os.link(built.dist / each, dist / each)
-    ship("repository", DIST=str(dist))
+    ship("repository", {"DIST": str(dist)})
 
 
 def publish_broken(built: Built, dist: Path) -> None:
@@ -70,7 +70,7 @@ def publish_broken(built: Built, dist: Path) -> None:
         words = ["dpkg-deb", "-Znone", "--root-owner-group", "--build"]
         subprocess.run([*words, tree, dist / built.deb(name, BROKEN)], check=True, timeout=120, capture_output=True)
         shutil.rmtree(tree)
-    ship("repository", DIST=str(dist))
+    ship("repository", {"DIST": str(dist)})
 
 
 @pytest.fixture(scope="module")

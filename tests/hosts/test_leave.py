@@ -37,7 +37,7 @@ def guest(mesh: Mesh, packages: Repository, tmp_path_factory: pytest.TempPathFac
     """A host with the agent installed that has not joined."""
     made = Machine(mesh.lab, "guest", "trixie", 52, tmp_path_factory.mktemp("guest") / "guest")
     try:
-        meshes.install(made, packages)
+        meshes.install(packages, made)
         meshes.program(made, "stock", STOCK_UNIT.replace("hostmesh-ready", "network").format(name="guest"))
         meshes.resolve_by_systemd(made, mesh.lab.ip("outside"))
         mesh.lab.apply(WORKLOAD.format(address=made.ip))

@@ -29,7 +29,7 @@ gpgcheck=0
 @pytest.fixture(scope="module")
 def hat(lab: Lab, packages: Repository, counter: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Newcomer]:
     """A host that has dnf, and no package of ours."""
-    made = Newcomer(lab, packages, Machine(lab, "hat", "bookworm", 78, tmp_path_factory.mktemp("hat") / "disk"))
+    made = Newcomer(lab, packages, Machine(lab, "hat", "bookworm+dnf", 78, tmp_path_factory.mktemp("hat") / "disk"))
     try:
         made.boot()
         made.machine.put("/etc/yum.repos.d/hostmesh.repo", REPO.format(url=packages.url))
@@ -53,7 +53,7 @@ def test_a_host_lives_by_dnf_as_by_apt(hat: Newcomer) -> None:
     for verb, version in (("upgrade", built.following), ("downgrade", built.version)):
         before, kept = state(machine), untouched(machine)
         with Calls(hat):
-            dnf(machine, verb, f"hostmesh-agent-{version}", f"hostmesh-envoy-{version}")
+            dnf(machine, verb, f"hostmesh-agent-{version}")
             restarted(machine, before)
             machine.run("hostmesh-agent", "wait", "--timeout", "60")
         assert untouched(machine) == kept
@@ -61,7 +61,7 @@ def test_a_host_lives_by_dnf_as_by_apt(hat: Newcomer) -> None:
     machine.reboot()
     eventually(hat.is_called, "it is called with mutual TLS after a boot", timeout_s=60)
     dnf(machine, "remove", "hostmesh-agent", "hostmesh-envoy")
-    assert "hostmesh" not in machine.run("nft", "list", "ruleset").stdout
+    assert "hostmesh" not in machine.rules()
     assert machine.run("pgrep", "-f", "envoy-bin", check=False).stdout == ""
     assert "hostmesh" not in machine.run("systemctl", "list-unit-files", "--no-legend").stdout
     assert machine.run("getent", "passwd", "hostmesh-envoy", check=False).returncode != 0

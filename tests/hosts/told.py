@@ -2,16 +2,16 @@
 
 import os
 import shutil
-import subprocess
 from collections.abc import Generator, Sequence
 from datetime import UTC, datetime
+from importlib.metadata import version
 from typing import Final
 
 import pytest
 
 from hosts import table
 from hosts.machine import Machine
-from hosts.roots import DEBIAN
+from hosts.roots import number
 from hosts.table import FAILED, HELD, SKIPPED, TESTS, Result
 
 _MAX_WHY_CHARS: Final = 300
@@ -63,7 +63,7 @@ def pytest_runtest_makereport(
     test, case = name_of(item)
     if report.when == "call" or report.outcome != "passed":
         word = {"passed": HELD, "failed": FAILED, "skipped": SKIPPED}[report.outcome]
-        debian = tuple(sorted(DEBIAN[each] for each in Machine.used))
+        debian = tuple(sorted({number(each) for each in Machine.used}))
         seen = "; ".join(str(value) for name, value in item.user_properties if name == "seen")
         _results.append(Result(test, case, debian, word, _why(report), round(report.duration, 1), seen, ""))
     return report
@@ -74,7 +74,7 @@ def _why(report: pytest.TestReport) -> str:
         return report.longrepr[2].removeprefix("Skipped: ")[:_MAX_WHY_CHARS]
     if report.outcome == "failed":
         lines = [line[1:].strip() for line in report.longreprtext.splitlines() if line.startswith("E ")]
-        return (lines or [report.when or ""])[0][:_MAX_WHY_CHARS]
+        return (lines or ["see the run"])[0][:_MAX_WHY_CHARS]
     return ""
 
 
@@ -90,6 +90,5 @@ def _fields(result: Result) -> tuple[str, str, tuple[str, ...], str, str, float,
 
 
 def _run() -> str:
-    words = ["git", "-C", str(TESTS), "describe", "--always", "--dirty=+"]
-    commit = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False).stdout.strip()
-    return f"{commit or 'no commit'} of {datetime.now(UTC):%Y-%m-%d}, Linux {os.uname().release}"
+    linux = ".".join(os.uname().release.split(".")[:2])
+    return f"hostmesh {version('hostmesh')}, {datetime.now(UTC):%Y-%m-%d}, Linux {linux}"

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -33,13 +34,13 @@ class Built:
         return [self.deb(each, version) for each in NAMES]
 
 
-def ship(what: str, tree: Path = TREE, **environment: str) -> str:
+def ship(what: str, environment: Mapping[str, str] | None = None, tree: Path = TREE) -> str:
     """Run what `make packages` and `make repo` run, quickly packed; return what it told."""
     given = {**os.environ, "PYTHONPATH": str(tree / "packaging"), "DIST": str(DIST), "LEVEL": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "shipping", what],
         cwd=tree,
-        env={**given, **environment},
+        env={**given, **(environment or {})},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -50,8 +51,8 @@ def ship(what: str, tree: Path = TREE, **environment: str) -> str:
     return done.stdout
 
 
-def build(version: str = "", **environment: str) -> str:
-    return ship("packages", **({"VERSION": version} if version else {}), **environment)
+def build(version: str = "") -> str:
+    return ship("packages", {"VERSION": version})
 
 
 def build_both() -> Built:

@@ -31,7 +31,7 @@ def test_two_builds_are_the_same_bytes(built: Built, tmp_path: Path) -> None:
     before = os.umask(0o077)
     try:
         environment = {"TZ": "Asia/Tokyo", "LANG": "C", "HOME": str(tmp_path), "SOURCE_DATE_EPOCH": str(epoch)}
-        ship("packages", tree, DIST=str(tmp_path / "again"), **environment)
+        ship("packages", {"DIST": str(tmp_path / "again"), **environment}, tree)
     finally:
         os.umask(before)
     first, second = digests(built.dist, built.version), digests(tmp_path / "again", built.version)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hostmesh_agent import own_unit
+from hostmesh_agent import notify, own_unit
 from hostmesh_agent.own_unit import UnitError, start
 
 ALL = [
@@ -75,5 +75,5 @@ def test_no_systemctl_where_systemd_runs_is_an_error_that_names_it(tmp_path: Pat
 
 def test_the_units_that_are_enabled_are_those_of_the_package() -> None:
     units = Path(__file__).parents[2] / "packaging/systemd"
-    for name in (own_unit.GUARD, own_unit.UNIT):
+    for name in (own_unit.GUARD, notify.UNIT):
         assert "[Install]" in (units / name).read_text()

@@ -35,8 +35,12 @@ spec:
 BASE: Final = "[base]\nname=what a distribution of rpm's has\nbaseurl={url}/base\ngpgcheck=0\n"
 
 
-KEPT_BY_DNF: Final = ("/var/lib/rpm", "/var/lib/dnf", "/etc/dnf", "/etc/rpm", "/run/dnf", "/run/lock")
-"""Its own databases and records."""
+KEPT_BY_DNF: Final = (
+    *("/var/lib/rpm", "/var/lib/dnf", "/etc/dnf", "/etc/rpm", "/run/dnf", "/run/lock"),
+    *("/usr/share/fish:", "/usr/share/fish/vendor_completions.d:", "/usr/share/zsh/site-functions:"),
+    *("/usr/share/man/man5:", "/usr/share/man/man8:"),
+)
+"""Its own databases and records; and folders that belong to a package of every distribution of rpm's, empty."""
 
 
 @dataclass

@@ -2,13 +2,14 @@
 BIN := .venv/bin
 INSTALLED := .venv/installed
 STUBS := .stubs/made-from
+VERSION ?= $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 # nft, ip and tcpdump are not on every user's PATH.
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
-.PHONY: help venv check format test test-long test-hosts test-packages test-ansible collection vagrant-up demo bench faults fuzz proto golden constraints audit sbom packages repo clean
+.PHONY: help venv check format test test-long test-hosts test-packages test-ansible molecule collection bundle vagrant-validate vagrant-up demo bench faults fuzz proto golden constraints audit sbom packages repo clean
 .PHONY: system-mesh system-bench system-faults system-hosts system-packages
 
 help: ## list the targets
@@ -59,8 +60,9 @@ test: $(INSTALLED) system-mesh ## all tests: unit, golden, netns (real kernel), 
 test-long: $(INSTALLED) system-mesh ## the tests of the lab that take minutes: upgrades, dead hosts, cold copies, leaving, ...
 	$(BIN)/python -m pytest -m long $(or $(ONLY),tests/e2e)
 
-test-hosts: $(INSTALLED) system-hosts ## real hosts with systemd as process 1 (systemd-nspawn); their roots are made once, in two minutes
-	$(BIN)/python -m pytest -m hosts $(or $(ONLY),tests/hosts)
+test-hosts: $(INSTALLED) .cache/ansible/installed system-hosts system-packages ## real hosts with systemd as process 1, which install the packages by apt; writes HOSTS.md; roots are made once
+	@sh packaging/system_packages.sh repo
+	$(BIN)/python -m pytest -m 'hosts and not long' $(or $(ONLY),tests/hosts)
 
 test-packages: $(INSTALLED) system-packages ## build the packages, install, upgrade, remove and purge them in roots of Debian 11, 12 and 13; lintian, rpmlint
 	@sh packaging/system_packages.sh repo packages-tests
@@ -73,11 +75,23 @@ test-packages: $(INSTALLED) system-packages ## build the packages, install, upgr
 test-ansible: $(INSTALLED) .cache/ansible/installed ## the ansible collection: lint, syntax, refusals, inventory of a real controller
 	$(BIN)/python -m pytest -m ansible $(or $(ONLY),tests/ansible)
 
+molecule: $(INSTALLED) .cache/ansible/installed system-hosts system-packages ## molecule's scenario of the collection, on two real hosts (systemd-nspawn)
+	@sh packaging/system_packages.sh repo
+	$(BIN)/python -m pytest -m hosts tests/hosts/test_molecule.py
+
 collection: .cache/ansible/installed ## write dist/hostmesh-mesh-VERSION.tar.gz: the ansible collection
 	.cache/ansible/bin/ansible-galaxy collection build --force --output-path dist ansible
 
-vagrant-up: collection ## one controller and three hosts of vagrant, from the packages in dist; HOSTMESH_BOX=NAME
-	cd vagrant && PATH="$(CURDIR)/.cache/ansible/bin:$$PATH" vagrant up
+vagrant-validate: $(INSTALLED) ## vagrant's own judgement of vagrant/Vagrantfile; vagrant is installed if it is missing
+	@sh packaging/system_packages.sh vagrant
+	$(BIN)/python -m pytest tests/unit/test_vagrantfile.py
+
+vagrant-up: packages .cache/ansible/installed ## occasionally: a controller and three hosts of vagrant (libvirt), rolled out by ansible; HOSTMESH_BOX=NAME, HOSTMESH_VM_DRIVER=qemu
+	@sh packaging/system_packages.sh vagrant-up
+	packaging/vagrant_up.sh
+
+bundle: packages ## write dist/hostmesh-VERSION-bundle.tar: the packages of a host, for `hostmesh register --bundle`
+	tar -C dist -cf dist/hostmesh-$(VERSION)-bundle.tar $(foreach name,hostmesh-envoy hostmesh-agent,$(name)_$(VERSION)_amd64.deb $(name)-$(VERSION)-1.x86_64.rpm)
 
 demo: $(INSTALLED) system-mesh ## the mesh at work, on hosts made of network namespaces; KEEP=1 leaves it running
 	$(BIN)/hostmesh lab demo
@@ -108,13 +122,13 @@ audit: $(INSTALLED) ## look for known vulnerabilities in what we depend on; not 
 sbom: $(INSTALLED) ## write dist/hostmesh-VERSION.cdx.json: what a release consists of, as CycloneDX
 	$(BIN)/python packaging/sbom.py
 
-packages: $(INSTALLED) system-packages ## build hostmesh-agent, -envoy, -controller and hostmesh as .deb and .rpm into dist; VERSION=1.2.3, REFRESH=1
+packages: $(INSTALLED) system-packages ## build hostmesh-agent, -envoy, -controller and hostmesh as .deb and .rpm into dist; VERSION=1.2.3, MAINTAINER="Name <address>", HOMEPAGE=URL, REFRESH=1
 	PYTHONPATH=packaging $(BIN)/python -m shipping packages
 
 repo: $(INSTALLED) packages ## make dist/repo: signed repositories for apt and dnf with every version in dist; KEY=FILE or FINGERPRINT
 	@sh packaging/system_packages.sh repo
 	PYTHONPATH=packaging $(BIN)/python -m shipping repository
 
-clean: ## remove what was generated (not .venv)
+clean: ## remove what was generated (not .venv, and not .keys: hosts trust the key that signs their repository)
 	rm -rf .stubs .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist
 	find agent controller packaging tests -name __pycache__ -type d -prune -exec rm -rf {} +

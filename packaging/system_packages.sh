@@ -1,7 +1,7 @@
 #!/bin/sh
 # See to it that the programs which the named groups need are there.
 #
-#     packaging/system_packages.sh GROUP…      (make | python | mesh | bench | faults | hosts | packages | repo | packages-tests)
+#     packaging/system_packages.sh GROUP…      (make | python | mesh | bench | faults | hosts | packages | repo | packages-tests | vagrant | vagrant-up)
 #
 # As root on Debian and its kin, what is missing is installed. Everybody else gets one message that names all of it.
 set -eu
@@ -39,6 +39,11 @@ programs_of() {
         # Debian's sources, a root to build in, and what packs.
         packages) echo mmdebstrap:mmdebstrap dpkg-source:dpkg-dev objdump:binutils rpmbuild:rpm ;;
         repo) echo apt-ftparchive:apt-utils gpg:gpg gpgconf:gpgconf gpg-agent:gpg-agent rpmsign:rpm createrepo_c:createrepo-c ;;
+        vagrant) echo vagrant:vagrant ;;
+        vagrant-up)
+            echo vagrant:vagrant virsh:libvirt-clients libvirtd:libvirt-daemon-system qemu-system-x86_64:qemu-system-x86
+            echo qemu-img:qemu-utils mmdebstrap:mmdebstrap mke2fs:e2fsprogs ip:iproute2 dnsmasq:dnsmasq-base
+            ;;
         packages-tests) echo lintian:lintian rpmlint:rpmlint dnf:dnf unshare:util-linux ;;
         *) echo "unknown group: $1" >&2; exit 2 ;;
     esac
@@ -49,6 +54,10 @@ missing_packages() {
         for entry in $(programs_of "$group"); do
             command -v "${entry%%:*}" >/dev/null 2>&1 || echo "${entry#*:}"
         done
+        # Plugins have no program of their own.
+        if [ "$group" = vagrant-up ] && ! ls -d /usr/share/rubygems-integration/all/gems/vagrant-libvirt-* >/dev/null 2>&1; then
+            printf '%s\n' vagrant-libvirt libvirt-daemon-driver-qemu
+        fi
         if [ "$group" = python ] && ! usable_python >/dev/null; then
             printf '%s\n' python3 python3-venv
         fi

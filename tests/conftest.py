@@ -24,6 +24,9 @@ TIMEOUT_S: Final = {
 MARKED: Final = ("netns", "e2e", "hosts", "packages", "ansible")
 """Folders that need more than a Python: each is also a marker, for `pytest -m 'not e2e'`."""
 
+MADE_ONCE: Final = ("hosts",)
+"""Folders whose first test waits for what all share (packages, roots, hosts): each step of that has its own bound."""
+
 LONG: Final = frozenset(
     {
         "test_addresses",
@@ -57,7 +60,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if folder == "e2e" and item.path.stem in LONG:
             item.add_marker("long")
         if folder in TIMEOUT_S and item.get_closest_marker("timeout") is None:
-            item.add_marker(pytest.mark.timeout(TIMEOUT_S[folder]))
+            item.add_marker(pytest.mark.timeout(TIMEOUT_S[folder], func_only=folder in MADE_ONCE))
     order = {folder: place for place, folder in enumerate(TIMEOUT_S)}
     items.sort(key=lambda item: order.get(folder_of(item.path), len(order)))
 

@@ -123,6 +123,9 @@ def _add_join(join: argparse.ArgumentParser) -> None:
         "sees it call from; the token must allow it",
     )
     join.add_argument("--force", action="store_true", help="replace an identity that this host already has")
+    join.add_argument(
+        "--no-start", action="store_true", help="do not enable and start hostmesh-agent.service, where there is one"
+    )
     join.set_defaults(verb=_join)
 
 
@@ -177,7 +180,7 @@ def _run(_: argparse.Namespace, config: AgentConfig) -> int:
 def _join(options: argparse.Namespace, config: AgentConfig) -> int:
     import asyncio
 
-    from hostmesh_agent import enrol, host, lock, log
+    from hostmesh_agent import enrol, host, lock, log, own_unit
     from hostmesh_agent.evidence import EvidenceError
     from hostmesh_agent.state import State, StateError
 
@@ -210,8 +213,17 @@ def _join(options: argparse.Namespace, config: AgentConfig) -> int:
         return say(f"{error}: stop it first", FAILED)
     except (enrol.EnrolError, EvidenceError, StateError) as error:
         return say(str(error), FAILED)
-    print(f"joined as {record.identity.uri}")
-    print("next: start the agent (hostmesh-agent run, or its service), then look at hostmesh-agent status")
+    print(f"joined as {record.identity.uri}", flush=True)
+    try:
+        not_started = "--no-start" if options.no_start else own_unit.start(config.state_dir)
+    except own_unit.UnitError as error:
+        cure = "mend it (journalctl -u hostmesh-agent), then: systemctl start hostmesh-agent"
+        return say(f"this host has joined, but its agent does not run: {error}; {cure}", FAILED)
+    if not_started is None:
+        print("hostmesh-agent.service is enabled and runs; look at hostmesh-agent status")
+    else:
+        print(f"not started ({not_started})")
+        print("next: start the agent (hostmesh-agent run, or its service), then look at hostmesh-agent status")
     return DONE
 
 

@@ -7,7 +7,7 @@ from email.utils import format_datetime
 from pathlib import Path
 from typing import Final
 
-from shipping.parts import ARCHITECTURES, HOMEPAGE, MAINTAINER, Part, deb_name
+from shipping.parts import ARCHITECTURES, Part, deb_name
 from shipping.places import PACKAGING
 from shipping.release import Release
 from shipping.running import run
@@ -18,18 +18,18 @@ _COMPRESSION: Final = ("-Zxz", "--threads-max=1", "--root-owner-group")
 """xz is what Debian 11 can unpack. One thread: what several make depends on how many there are."""
 
 
-def control(part: Part, version: str, installed_kb: int) -> str:
+def control(part: Part, release: Release, installed_kb: int) -> str:
     fields = {
         "Package": part.name,
-        "Version": version,
+        "Version": release.version,
         "Architecture": ARCHITECTURES[0],
-        "Maintainer": MAINTAINER,
+        "Maintainer": release.maintainer,
         "Installed-Size": str(installed_kb),
-        "Depends": ", ".join(each.format(version=version) for each in part.depends),
+        "Depends": ", ".join(each.format(version=release.version) for each in part.depends),
         "Recommends": ", ".join(part.recommends),
         "Section": part.section,
         "Priority": "optional",
-        "Homepage": HOMEPAGE,
+        "Homepage": release.homepage,
         "Description": "\n".join([part.summary, *(f" {line or '.'}" for line in part.description)]),
     }
     return "".join(f"{name}: {value}\n" for name, value in fields.items() if value)
@@ -40,7 +40,7 @@ def changelog(part: Part, release: Release) -> bytes:
     text = (
         f"hostmesh ({release.version}) unstable; urgency=medium\n\n"
         f"  * {part.name} {release.version}: see the project's CHANGELOG.\n\n"
-        f" -- {MAINTAINER}  {format_datetime(release.when)}\n"
+        f" -- {release.maintainer}  {format_datetime(release.when)}\n"
     )
     return gzip.compress(text.encode(), 9, mtime=0)
 
@@ -61,7 +61,7 @@ def build(part: Part, release: Release, stage: Path, into: Path) -> Path:
     home = work / "DEBIAN"
     home.mkdir()
     kb = sum(-(-each.stat().st_size // 1024) for each in files)
-    (home / "control").write_text(control(part, release.version, kb))
+    (home / "control").write_text(control(part, release, kb))
     owned = {f"/{each}" for each in part.configuration}
     (home / "md5sums").write_text(_md5sums(work, files, owned))
     if owned:

@@ -10,7 +10,7 @@ from uuid import NAMESPACE_URL, uuid5
 
 import sbom
 
-from shipping.parts import HOMEPAGE, Part
+from shipping.parts import Part
 from shipping.places import PROJECT
 
 DEBIAN_SOURCES: Final = {
@@ -27,11 +27,11 @@ _COMMON: Final = (
 )
 
 
-def copyright_file(part: Part, site: Path | None) -> str:
+def copyright_file(part: Part, site: Path | None, homepage: str = "") -> str:
     """Return the file's text; `site` has the bundled libraries."""
     stanzas = [
         "Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/\n"
-        f"Upstream-Name: hostmesh\nSource: {HOMEPAGE}",
+        f"Upstream-Name: hostmesh\nSource: {homepage or 'the checkout from which this package was built'}",
         "Files: *\nCopyright: 2025-2026 The hostmesh authors\nLicense: Apache-2.0",
     ]
     if part.extra == "envoy":

@@ -106,7 +106,7 @@ def _of_click(command: Any, path: str) -> Iterator[str]:
             continue
         arguments = [each for each in below.params if each.param_type_name == "argument"]
         options = [each for each in below.params if each.param_type_name == "option" and not each.hidden]
-        words = [str(each.metavar or each.human_readable_name).upper() for each in arguments]
+        words = [str(each.metavar or each.name).upper() for each in arguments]
         heading = f"{path}{name} {'[OPTION]... ' if options else ''}{' '.join(words)}".strip()
         yield _entry(heading, below.help or "")
         for each in options:

@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-MAINTAINER: Final = "The hostmesh project <packages@hostmesh.io>"
-HOMEPAGE: Final = "https://hostmesh.io"
 ARCHITECTURES: Final = ("amd64", "x86_64")
 """As Debian and as rpm call the one machine that is built for."""
 UNITS: Final = "usr/lib/systemd/system"
@@ -82,6 +80,8 @@ AGENT: Final = Part(
         ("sysusers.d/hostmesh.conf", f"{SYSUSERS}/hostmesh.conf"),
         ("etc/agent.toml", "etc/hostmesh/agent.toml"),
         ("etc/needrestart.conf", "etc/needrestart/conf.d/hostmesh.conf"),
+        # Not in force by itself: where Envoy has no cgroup of its own it would bind Envoy, too.
+        ("systemd/hostmesh-agent.service.d/budget.conf", "usr/share/doc/hostmesh-agent/examples/budget.conf"),
     ),
     configuration=("etc/hostmesh/agent.toml", "etc/needrestart/conf.d/hostmesh.conf"),
     manuals=("hostmesh-agent.8", "agent.toml.5"),

@@ -11,15 +11,24 @@ from shipping.places import PROJECT
 from shipping.running import BuildError, run
 
 _VERSION = re.compile(r"[0-9]+(\.[0-9]+)*((a|b|rc)[0-9]+|~[a-z0-9.]+|\.post[0-9]+)?")
+_MAINTAINER = re.compile(r"[^<>\n]+ <[^<>@\s]+@[^<>@\s]+>")
+_HOMEPAGE = re.compile(r"https?://[^\s<>]+")
+NOBODY = "A build that names nobody <nobody@hostmesh.invalid>"
+"""Packages must name a maintainer: whoever publishes them says who it is (MAINTAINER=…)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """`epoch` is in seconds: SOURCE_DATE_EPOCH, else the time of the last commit. `level` is xz's."""
+    """`epoch` is in seconds: SOURCE_DATE_EPOCH, else the time of the last commit. `level` is xz's.
+
+    `maintainer` and `homepage` are of whoever builds for others: MAINTAINER and HOMEPAGE. No homepage is "".
+    """
 
     version: str
     epoch: int
     level: int = 6
+    maintainer: str = NOBODY
+    homepage: str = ""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -47,4 +56,10 @@ def release(environment: Mapping[str, str] = os.environ) -> Release:
     level = environment.get("LEVEL", "6")
     if level not in set("123456789"):
         raise BuildError(f"LEVEL={level}: is no level of compression from 1 to 9")
-    return Release(version, epoch, int(level))
+    maintainer = environment.get("MAINTAINER") or NOBODY
+    if not _MAINTAINER.fullmatch(maintainer):
+        raise BuildError(f"MAINTAINER={maintainer}: is not like 'Name <address@host>'")
+    homepage = environment.get("HOMEPAGE", "")
+    if homepage and not _HOMEPAGE.fullmatch(homepage):
+        raise BuildError(f"HOMEPAGE={homepage}: is not like 'https://host/path'")
+    return Release(version, epoch, int(level), maintainer, homepage)

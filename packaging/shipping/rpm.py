@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Final
 
-from shipping.parts import ARCHITECTURES, HOMEPAGE, MAINTAINER, Part, rpm_name
+from shipping.parts import ARCHITECTURES, Part, rpm_name
 from shipping.places import PACKAGING
 from shipping.release import Release
 from shipping.running import run
@@ -37,8 +37,8 @@ def spec(part: Part, release: Release, paths: list[tuple[str, bool]]) -> str:
         "Release: 1",
         f"Summary: {part.summary[0].upper()}{part.summary[1:]}",
         "License: Apache-2.0",
-        f"URL: {HOMEPAGE}",
-        f"Packager: {MAINTAINER}",
+        *([f"URL: {release.homepage}"] if release.homepage else []),
+        f"Packager: {release.maintainer}",
         "Vendor: hostmesh",
         f"BuildArch: {ARCHITECTURES[1]}",
         "AutoReqProv: no",
@@ -59,7 +59,7 @@ def spec(part: Part, release: Release, paths: list[tuple[str, bool]]) -> str:
         *(_entry(part, path, is_directory) for path, is_directory in paths),
         "",
         "%changelog",
-        f"* {release.when:%a %b %d %Y} {MAINTAINER} - {release.version}-1",
+        f"* {release.when:%a %b %d %Y} {release.maintainer} - {release.version}-1",
         "- See the project's CHANGELOG.",
     ]
     return "\n".join(lines) + "\n"

@@ -1,8 +1,9 @@
 """The key that signs the repositories, in a keyring that lives as long as one run.
 
 `KEY=FILE` is an exported secret key (`gpg --export-secret-keys --armor`), `KEY=FINGERPRINT` one of the keyring of
-whoever calls make, with its agent, passphrase or card. Without KEY a key is made once and kept in .cache/packages,
-readable by its owner alone: good for trying out, and for one machine's own repository.
+whoever calls make, with its agent, passphrase or card. Without KEY a key is made once and kept in .keys (which git
+ignores and `make clean` leaves alone: hosts trust it), readable by its owner alone: good for trying out, and for one
+machine's own repository.
 """
 
 import os
@@ -15,10 +16,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
-from shipping.places import CACHE
+from shipping.places import PROJECT
 from shipping.running import BuildError, run
 
-KEPT: Final = CACHE / "signing-key.asc"
+KEPT: Final = PROJECT / ".keys" / "packages.asc"
 _NAME: Final = "hostmesh packages"
 _KIND: Final = "rsa3072"
 """What rpm of every distribution that is promised can check."""
@@ -79,7 +80,7 @@ def _kept(home: Path) -> Path:
     if not KEPT.is_file():
         run([*_gpg(home), "--passphrase", "", "--quick-generate-key", _NAME, _KIND, "sign", "never"])
         text = run([*_gpg(home), "--armor", "--export-secret-keys"])
-        KEPT.parent.mkdir(parents=True, exist_ok=True)
+        KEPT.parent.mkdir(mode=0o700, exist_ok=True)
         descriptor = os.open(KEPT, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:
             file.write(text)

@@ -50,7 +50,7 @@ class Staging:
             manual = top / f"usr/share/man/man{name.rpartition('.')[2]}" / f"{name}.gz"
             manual.parent.mkdir(parents=True, exist_ok=True)
             manual.write_bytes(manuals.page(name, self.release, manuals.commands()))
-        (documents / "copyright").write_text(licences.copyright_file(part, site))
+        (documents / "copyright").write_text(licences.copyright_file(part, site, self.release.homepage))
         if part.extra:
             (documents / "sbom.cdx.json").write_text(self._sbom(part, top, site))
             (documents / "CHANGELOG.md.gz").write_bytes(

@@ -54,7 +54,7 @@ def write(wanted: Release, dist: Path, made: Sequence[Path], of: str) -> None:
     `of` is the fingerprint from before the build: what is changed meanwhile is built next time.
     """
     digests = {each.name: _sha256(each) for each in made}
-    _place(wanted, dist).write_text(json.dumps({"of": of, "files": digests}, indent=2) + "\n")
+    _place(wanted, dist).write_text(json.dumps({"of": of, "epoch": wanted.epoch, "files": digests}, indent=2) + "\n")
     sums = "".join(f"{digest}  {name}\n" for name, digest in digests.items())
     (dist / f"hostmesh-{wanted.version}.sha256").write_text(sums)
 

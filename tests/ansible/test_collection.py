@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -169,11 +168,3 @@ def test_a_join_string_is_in_standard_input_and_nowhere_else(controller: Process
     assert "EXEC" in joining
     assert " PUT " not in joining, "ansible wrote what the module was given to a file"
     assert "shop/here" in controller.cli("host", "show", "here", "-o", "json").stdout
-
-
-@pytest.mark.skipif(shutil.which("vagrant") is None, reason="vagrant is not installed (Debian: apt install vagrant)")
-def test_the_vagrantfile_is_valid(tmp_path: Path) -> None:
-    environment = {**os.environ, "VAGRANT_HOME": str(tmp_path), "PATH": f"{TOOLS}:{os.environ['PATH']}"}
-    command = ["vagrant", "validate", "--ignore-provider"]
-    done = subprocess.run(command, cwd=ROOT / "vagrant", env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr

@@ -3,16 +3,21 @@
 client, outside     hosts of the lab, the second not in the mesh: they call, and hold a canary
 shop                Debian 13: serves `vault` (STRICT) and `stock`, which is also the `desk`
 till                Debian 12: serves `stock` too; systemd-resolved finds its names
+stall               Debian 11: serves `stall`
 """
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
 from e2e.driver import PROGRAMS, Lab, eventually
-from hosts import staging
+from hosts import repository
 from hosts.machine import Machine
+from hosts.repository import Repository
+from packages.building import TREE
 
+BUDGET: Final = TREE / "packaging/systemd/hostmesh-agent.service.d/budget.conf"
 VAULT: Final = 8097
 STOCK: Final = 8095
 JOINED_WITHIN_S: Final = 60
@@ -59,6 +64,18 @@ apiVersion: networking.istio.io/v1
 kind: WorkloadEntry
 metadata: {{name: stock-till}}
 spec: {{address: {till}, serviceAccount: stock, labels: {{app: stock}}}}
+---
+apiVersion: v1
+kind: Service
+metadata: {{name: stall}}
+spec:
+  selector: {{app: stall}}
+  ports: [{{name: http, port: 8095}}]
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {{name: stall}}
+spec: {{address: {stall}, serviceAccount: stall, labels: {{app: stall}}}}
 """
 EARLY: Final = """
 [Unit]
@@ -90,6 +107,11 @@ class Mesh:
     lab: Lab
     shop: Machine
     till: Machine
+    stall: Machine
+
+    @property
+    def hosts(self) -> tuple[Machine, ...]:
+        return self.shop, self.till, self.stall
 
     def vault(self, host: str = "client") -> int | None:
         """How much of the canary the vault saw, as it tells the mesh's client; None while it cannot be reached."""
@@ -97,14 +119,26 @@ class Mesh:
         return int(answer.body) if answer.status == 200 else None
 
 
-def install(machine: Machine) -> None:
-    """Put the programs and the agent on a new disk, boot it, and end the installation."""
+def bare(machine: Machine, packages: Repository) -> None:
+    """Boot a host with the tests' programs, which has not heard of hostmesh but for where it is to be had."""
     machine.make()
-    machine.binds = staging.stage(machine.written)
     for name in ("canary.py", "http_echo.py", "host_snapshot.py"):
         machine.put(f"/opt/{name}", (PROGRAMS / name).read_text())
+    packages.used_by(machine)
     machine.start()
-    machine.run(*staging.finish())
+
+
+def install(packages: Repository, *machines: Machine) -> None:
+    """Boot new hosts, and install the agent of this tree by apt, on all at once.
+
+    The budget's part that is for hosts where Envoy has a cgroup of its own, as here, is put in by their owner.
+    """
+    # One after the other, and here: a host ends with the thread that started it.
+    for each in machines:
+        bare(each, packages)
+        each.put("/etc/systemd/system/hostmesh-agent.service.d/budget.conf", BUDGET.read_text())
+    with ThreadPoolExecutor(len(machines)) as pool:
+        list(pool.map(lambda each: repository.install_agent(each, packages.built.version), machines))
 
 
 def program(machine: Machine, name: str, unit: str) -> None:
@@ -125,11 +159,14 @@ def resolve_by_systemd(machine: Machine, dns: str) -> None:
     machine.run("ln", "-sf", "../run/systemd/resolve/stub-resolv.conf", "/etc/resolv.conf")
 
 
-def join(lab: Lab, machine: Machine) -> None:
-    """Join the mesh and start the agent: when `systemctl start` returns, it has said that it runs."""
+def join_string(lab: Lab, machine: Machine) -> str:
     told = json.loads(lab.hostmesh("register", machine.name, "--address", machine.ip, "-o", "json").stdout)
-    machine.run("hostmesh-agent", "join", "-", text_in=told["join_string"] + "\n")
-    machine.run("systemctl", "start", "hostmesh-agent.service")
+    return str(told["join_string"])
+
+
+def join(lab: Lab, machine: Machine) -> None:
+    """Join the mesh. The agent has said that it runs when this returns: `join` starts its unit."""
+    machine.run("hostmesh-agent", "join", "-", text_in=join_string(lab, machine) + "\n")
 
 
 def captured(machine: Machine, port: int) -> None:

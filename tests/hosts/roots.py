@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Final
 
 CACHE: Final = Path(__file__).parents[2] / ".cache" / "hosts"
-SUITES: Final = ("bookworm", "trixie")
-"""Debian 12 and 13. The interpreter that is bound into a host needs a glibc that is no older than this machine's."""
+DEBIAN: Final = {"bullseye": "11", "bookworm": "12", "trixie": "13"}
+"""The suites, by Debian's numbers."""
 PACKAGES: Final = (
     "systemd-sysv",
-    "systemd-resolved",
     "dbus",
     "libpam-systemd",
     "udev",
@@ -31,7 +30,20 @@ PACKAGES: Final = (
     "openssh-server",
     "sudo",
     "python3",
+    # What stands by on many hosts and acts when packages come and go, and another who writes rules. Nothing of them
+    # runs before a test has it run (`Machine.make`).
+    "needrestart",
+    "unattended-upgrades",
+    "firewalld",
+    "iptables",
 )
+OF_SUITE: Final = {
+    "bullseye": (),  # systemd-resolved is a part of systemd
+    "bookworm": ("systemd-resolved",),
+    "trixie": ("systemd-resolved",),
+    "bookworm+dnf": ("systemd-resolved", "dnf", "rpm"),
+}
+"""The last one lives by dnf: rpm's distributions are not to be had here."""
 _OPTIONS: Final = (
     "--variant=apt",
     "--mode=root",
@@ -43,6 +55,8 @@ _OPTIONS: Final = (
     # A host is given these when it is made: who shares a machine id or a host key is a clone.
     '--customize-hook=rm -f "$1/etc/hostname" "$1/etc/resolv.conf" "$1"/etc/ssh/ssh_host_*',
     '--customize-hook=: > "$1/etc/machine-id"',
+    # A host takes packages from where its test says, and from nowhere else.
+    '--customize-hook=rm -rf "$1"/etc/apt/sources.list "$1"/etc/apt/sources.list.d/*',
     # The journal outlives a reboot, so that tests read what a boot before said.
     '--customize-hook=mkdir -p "$1/var/log/journal"',
 )
@@ -52,7 +66,7 @@ _WITHIN_S: Final = 900
 def root(suite: str) -> Path:
     """Return the root of a suite, made if it is not there yet (about a minute), or is of other packages."""
     CACHE.mkdir(parents=True, exist_ok=True)
-    of = hashlib.sha256(repr((suite, PACKAGES, _OPTIONS)).encode()).hexdigest()[:12]
+    of = hashlib.sha256(repr((suite, _packages(suite), _OPTIONS)).encode()).hexdigest()[:12]
     made = CACHE / f"{suite}-{of}"
     with (CACHE / f"{suite}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -61,15 +75,25 @@ def root(suite: str) -> Path:
     return made
 
 
+def number(suite: str) -> str:
+    """Return Debian's number of a root's suite."""
+    return DEBIAN[suite.partition("+")[0]]
+
+
+def _packages(suite: str) -> tuple[str, ...]:
+    return (*PACKAGES, *OF_SUITE[suite])
+
+
 def _make(suite: str, made: Path) -> None:
     began = time.monotonic()
     draft = CACHE / f"{suite}.draft"
     for old in (draft, *CACHE.glob(f"{suite}-*")):
         if old.exists():
             shutil.rmtree(old)
-    command = ["mmdebstrap", *_OPTIONS, f"--include={','.join(PACKAGES)}", suite, str(draft)]
+    debian = suite.partition("+")[0]
+    command = ["mmdebstrap", *_OPTIONS, f"--include={','.join(_packages(suite))}", debian, str(draft)]
     done = subprocess.run(
-        [*command, f"deb {mirror()} {suite} main"],
+        [*command, f"deb {mirror()} {debian} main"],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -12,6 +12,7 @@ from e2e.test_leave import changes, written
 from hosts import mesh as meshes
 from hosts.machine import Machine
 from hosts.mesh import STOCK, STOCK_UNIT, Mesh
+from hosts.repository import Repository
 
 WORKLOAD = """
 apiVersion: networking.istio.io/v1
@@ -32,11 +33,11 @@ BY_ITSELF = (
 
 
 @pytest.fixture(scope="module")
-def guest(mesh: Mesh, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+def guest(mesh: Mesh, packages: Repository, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     """A host with the agent installed that has not joined."""
     made = Machine(mesh.lab, "guest", "trixie", 52, tmp_path_factory.mktemp("guest") / "guest")
     try:
-        meshes.install(made)
+        meshes.install(packages, made)
         meshes.program(made, "stock", STOCK_UNIT.replace("hostmesh-ready", "network").format(name="guest"))
         meshes.resolve_by_systemd(made, mesh.lab.ip("outside"))
         mesh.lab.apply(WORKLOAD.format(address=made.ip))

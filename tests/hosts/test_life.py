@@ -1,14 +1,13 @@
 """The agent under systemd: started, killed, hung, stopped; and what runs meanwhile does not notice."""
 
-import json
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Final
+from typing import Final
 
 import pytest
 
 from e2e.driver import eventually
-from e2e.test_under_load import LOAD, load
+from e2e.test_under_load import load
+from hosts.calls import outbound
 from hosts.machine import Machine
 from hosts.mesh import STOCK, VAULT, Mesh
 
@@ -81,7 +80,10 @@ def test_no_call_fails_and_envoy_and_programs_go_on_while_the_agent_ends_and_com
 ) -> None:
     shop = mesh.shop
     ours, program, before = envoy(shop), shop.unit(needs_the_mesh, "MainPID"), state(shop)
-    with load(mesh.lab, "client", f"http://desk:{STOCK}/") as inbound, outbound(shop) as calls:
+    with (
+        load(mesh.lab, "client", f"http://desk:{STOCK}/") as inbound,
+        outbound(shop, f"http://stock:{STOCK}/", STOCK) as calls,
+    ):
         if how == "restart":
             shop.run("systemctl", "restart", AGENT)
         elif how == "kill -9":
@@ -97,25 +99,6 @@ def test_no_call_fails_and_envoy_and_programs_go_on_while_the_agent_ends_and_com
     assert shop.unit(needs_the_mesh, "MainPID") == program
     if how == "kill -9":
         assert int(after["NRestarts"]) == int(before["NRestarts"]) + 1
-
-
-@contextmanager
-def outbound(machine: Machine) -> Iterator[dict[str, Any]]:
-    """The host's own program calls another host of the mesh all the time."""
-    if machine.run("test", "-e", "/opt/load.py", check=False).returncode != 0:
-        machine.put("/opt/load.py", LOAD.read_text())
-    url = f"http://stock:{STOCK}/"
-    calls = machine.popen("/usr/bin/python3", "/opt/load.py", url, "--workers", "2", "--pause", "0.01")
-    tally: dict[str, Any] = {}
-    try:
-        at_work = ("ss", "-Htn", "state", "established", f"dport = :{STOCK}")
-        eventually(lambda: machine.run(*at_work).stdout, "its calls have begun", timeout_s=30)
-        yield tally
-        output, _ = calls.communicate("", timeout=30)
-        tally.update(json.loads(output))
-    finally:
-        calls.kill()
-        calls.communicate()
 
 
 @pytest.fixture

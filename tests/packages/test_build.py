@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from packages.conftest import NAMES, TREE, Built, build
+from packages.building import NAMES, TREE, Built, build, ship
 
 
 def digests(directory: Path, version: str) -> dict[str, str]:
@@ -21,9 +21,17 @@ def digests(directory: Path, version: str) -> dict[str, str]:
 
 
 def test_two_builds_are_the_same_bytes(built: Built, tmp_path: Path) -> None:
-    before = os.umask(0o077)  # not what a build may depend on, as its time and its place
+    # Of another tree in another place, by somebody else at another time of day.
+    tree = tmp_path / "elsewhere"
+    tree.mkdir()
+    names = ("agent", "controller", "packaging", "pyproject.toml", "CHANGELOG.md", "LICENSE")
+    subprocess.run(["cp", "-r", *(str(TREE / each) for each in names), str(tree)], check=True, timeout=60)
+    (tree / ".cache").symlink_to(TREE / ".cache")
+    epoch = json.loads((built.dist / f".built-{built.version}.json").read_text())["epoch"]
+    before = os.umask(0o077)
     try:
-        build(DIST=str(tmp_path / "again"), TZ="Asia/Tokyo", LANG="C", HOME=str(tmp_path))
+        environment = {"TZ": "Asia/Tokyo", "LANG": "C", "HOME": str(tmp_path), "SOURCE_DATE_EPOCH": str(epoch)}
+        ship("packages", {"DIST": str(tmp_path / "again"), **environment}, tree)
     finally:
         os.umask(before)
     first, second = digests(built.dist, built.version), digests(tmp_path / "again", built.version)

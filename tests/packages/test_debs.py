@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from packages.conftest import NAMES, Built
+from packages.building import NAMES, Built
 from packages.roots import Root, changes
 
 PROGRAMS = ("hostmesh-agent", "hostmesh", "hostmesh-controller")
@@ -68,7 +68,7 @@ def test_every_program_runs_where_its_distribution_has_another_python_or_none(di
     ]
 
 
-def test_units_are_enabled_users_are_there_and_manuals_are_found(disk: Root, built: Built) -> None:
+def test_units_are_enabled_users_are_there_and_manuals_and_completions_are_found(disk: Root, built: Built) -> None:
     disk.install(*built.debs())
     assert enabled(disk) == {"hostmesh-agent.service", "hostmesh-guard.service", "hostmesh-controller.service"}
     for user in ("hostmesh-envoy", "hostmesh-controller"):
@@ -78,6 +78,16 @@ def test_units_are_enabled_users_are_there_and_manuals_are_found(disk: Root, bui
     for page in ("hostmesh-agent.8", "hostmesh.1", "hostmesh-controller.8", "agent.toml.5", "controller.toml.5"):
         name, _, section = page.rpartition(".")
         assert f"/man{section}/{page}" in disk.run("man", "--where", section, name).stdout
+    listing = disk.listing()
+    for program in PROGRAMS:
+        for place in (
+            "bash-completion/completions/{}",
+            "zsh/vendor-completions/_{}",
+            "fish/vendor_completions.d/{}.fish",
+        ):
+            assert f"/usr/share/{place.format(program)}" in listing
+        script = f"/usr/share/bash-completion/completions/{program}"
+        assert program in disk.run("bash", "-c", f". {script} && complete -p {program}").stdout
     assert disk.run("perl", "-c", "/etc/needrestart/conf.d/hostmesh.conf").returncode == 0
 
 

@@ -3,28 +3,16 @@
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from packages.conftest import TREE, Built
+from packages import stub_base
+from packages.building import Built, ship
 from packages.roots import Root, changes
 from packages.test_debs import of_the_host
 
-BASE = """
-Name: base
-Version: 1
-Release: 1
-Summary: What a distribution of rpm's has, where there is none to be had
-License: Apache-2.0
-BuildArch: noarch
-Provides: glibc = 2.34, systemd, shadow-utils, ca-certificates, nftables, /bin/sh
-%description
-The root is Debian's.
-%files
-"""
 BY_RPM = (
     "/etc/dnf",
     "/tmp/",
@@ -41,21 +29,8 @@ BY_RPM = (
 @pytest.fixture(scope="module")
 def served(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """What dist/ is with `repo` in it: a directory that any web server would serve."""
-    done = subprocess.run(
-        [sys.executable, "-m", "shipping", "repository"],
-        cwd=TREE,
-        env={**os.environ, "PYTHONPATH": str(TREE / "packaging"), "DIST": str(built.dist), "LEVEL": "1"},
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    base = tmp_path_factory.mktemp("base")
-    (base / "base.spec").write_text(BASE)
-    words = ["--define", f"_topdir {base}/top", "--define", f"_rpmdir {built.dist}/repo/base"]
-    subprocess.run(["rpmbuild", "-bb", "--quiet", *words, str(base / "base.spec")], check=True, timeout=60)
-    subprocess.run(["createrepo_c", "--quiet", f"{built.dist}/repo/base"], check=True, timeout=60)
+    ship("repository")
+    stub_base.make(built.dist / "repo/base", tmp_path_factory.mktemp("base"))
     yield built.dist / "repo"
     shutil.rmtree(built.dist / "repo")
 

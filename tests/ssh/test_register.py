@@ -1,5 +1,9 @@
 """`hostmesh register --ssh` against real sshd, sudo, apt and dpkg, and a real controller."""
 
+import os
+import subprocess
+import sys
+import tarfile
 import threading
 import time
 from collections.abc import Callable
@@ -15,14 +19,17 @@ from hostmesh_controller.cli.ssh.fleet import run_all
 from hostmesh_controller.cli.ssh.host_keys import HostKeys
 from hostmesh_controller.cli.ssh.joining import Joining, Wanted
 from hostmesh_controller.cli.ssh.leaving import Leaving
-from hostmesh_controller.cli.ssh.packages import Source
+from hostmesh_controller.cli.ssh.packages import Source, unpacked
 from hostmesh_controller.cli.ssh.place import Place
 from hostmesh_controller.cli.ssh.secrets import Secrets
 from hostmesh_controller.cli.ssh.session import Access
 from hostmesh_controller.cli.ssh.steps import HostResult
+from hostmesh_controller.cli.ssh.verifying import NOTHING_TO_CALL
 from running_controller import Process
 from ssh.ssh_host import PASSWORD, SshHost, key_pair, package
 
+JOINED = HostResult("web-1", "joined", request=NOTHING_TO_CALL)
+CLI = "from hostmesh_controller.cli import main; main()"
 ALL_STEPS = (steps.CHECK, steps.INSTALL, steps.REGISTER, steps.JOIN, steps.START, steps.WAIT, steps.VERIFY)
 
 
@@ -41,7 +48,7 @@ class Told:
 
     def post(self, path: str, body: Any) -> dict[str, Any]:
         answer = self.real.post(path, body)
-        self.strings.append(str(answer.get("join_string", "")))
+        self.strings += [answer["join_string"]] if "join_string" in answer else []
         return answer
 
     def delete(self, path: str) -> dict[str, Any]:
@@ -108,18 +115,87 @@ def without_workloads(told: Any) -> None:
 def test_a_host_is_joined_and_a_repetition_changes_nothing(setting: Setting) -> None:
     without_workloads(setting.told)
     seen: list[str] = []
-    assert setting.join(seen.append) == HostResult("web-1", "joined")
+    assert setting.join(seen.append) == JOINED
     assert seen == [steps.CONNECT, *ALL_STEPS]
     before, mesh = setting.host.state(), setting.mesh()
     assert packages(before) == ["installed hostmesh-agent"]
     assert "/var/tmp/hostmesh" not in before
     assert "Host/web-1" in mesh
     revision = setting.told.real.get("/v1/objects")
-    assert setting.join() == HostResult("web-1", "unchanged")
+    assert setting.join() == replace(JOINED, outcome="unchanged")
     assert setting.host.state() == before
     assert setting.mesh() == mesh
     assert setting.told.real.get("/v1/objects") == revision
     assert len(setting.told.strings) == 1
+
+
+WRITTEN = (
+    {
+        "apiVersion": "hostmesh.io/v1",
+        "kind": "Host",
+        "metadata": {"name": "web-1", "labels": {"rack": "12"}},
+        "spec": {"addresses": ["192.0.2.9"], "workloadNamespaces": ["shop"]},
+    },
+    {
+        "apiVersion": "networking.istio.io/v1",
+        "kind": "WorkloadEntry",
+        "metadata": {"name": "web-1", "namespace": "default", "annotations": {"hostmesh.io/capacity": "cores"}},
+        "spec": {"address": "192.0.2.9", "ports": {"http": 80}, "labels": {"app": "web"}, "serviceAccount": "web"},
+    },
+)
+"""What an operator has written of the host before it is joined."""
+
+
+def documents(setting: Setting) -> list[dict[str, Any]]:
+    return [each["document"] for each in setting.told.real.get("/v1/objects")["items"]]
+
+
+def write(setting: Setting) -> None:
+    for each in WRITTEN:
+        where = f"{each['kind']}/{each['metadata'].get('namespace', '-')}/web-1"  # type: ignore[attr-defined]
+        setting.told.real.request("PUT", f"/v1/objects/{where}", body=each)
+
+
+def test_what_an_operator_wrote_stays_and_what_is_named_is_set(setting: Setting) -> None:
+    without_workloads(setting.told)
+    write(setting)
+    assert setting.join(body={"ports": [{"name": "http", "number": 8080}]}).outcome == "joined"
+    host, entry = documents(setting)
+    assert host == WRITTEN[0]
+    assert entry == {**WRITTEN[1], "spec": {**WRITTEN[1]["spec"], "ports": {"http": 8080}}}  # type: ignore[dict-item]
+    # A host that has joined is told anew, without another token.
+    result = setting.join(body={"labels": {"app": "api"}})
+    assert (result.outcome, len(setting.told.strings)) == ("updated", 1)
+    assert documents(setting)[1]["spec"] == {**entry["spec"], "labels": {"app": "api"}}
+    assert setting.join(body={"labels": {"app": "api"}}).outcome == "unchanged"
+
+
+@pytest.mark.parametrize("has_joined", [False, True], ids=["that joins", "that had joined"])
+def test_objects_of_a_host_are_put_back_when_it_fails(setting: Setting, has_joined: bool) -> None:
+    without_workloads(setting.told)
+    write(setting)
+    if has_joined:
+        assert setting.join(body={}).outcome == "joined"
+    before, packaged = documents(setting), packages(setting.host.state())
+    body = {"addresses": ["192.0.2.7"], "labels": {"app": "other"}, "ports": [{"name": "http", "number": 9}]}
+    result = setting.join(body=body, verify="http://nobody.invalid/")
+    assert (result.step, result.left_behind) == (steps.VERIFY, ())
+    assert documents(setting) == before
+    assert packages(setting.host.state()) == packaged
+
+
+def test_what_somebody_else_wrote_meanwhile_is_not_put_back_but_told(setting: Setting) -> None:
+    without_workloads(setting.told)
+    write(setting)
+    theirs = {**WRITTEN[1], "spec": {**WRITTEN[1]["spec"], "weight": 7}}  # type: ignore[dict-item]
+
+    def tell(line: str) -> None:
+        if line == steps.VERIFY:
+            setting.told.real.request("PUT", "/v1/objects/WorkloadEntry/default/web-1", body=theirs)
+
+    result = setting.join(tell, body={"labels": {"app": "other"}}, verify="http://nobody.invalid/")
+    assert result.left_behind == ("WorkloadEntry web-1: somebody else has changed it since",)
+    assert documents(setting) == [WRITTEN[0], theirs]
 
 
 def test_a_host_is_removed_and_the_removal_can_be_repeated(setting: Setting) -> None:
@@ -210,6 +286,63 @@ def test_a_wrong_pin_is_refused_and_each_of_the_hosts_keys_can_be_pinned(setting
     assert setting.join(dry_run=True, keys=HostKeys()).outcome.startswith("dry run")
 
 
+def test_a_key_is_not_kept_before_the_host_has_let_us_in(setting: Setting, tmp_path: Path) -> None:
+    other = key_pair(tmp_path / "other")
+    wanted = setting.wanted()
+    result = Joining(replace(wanted, access=replace(wanted.access, identity=other)), setting.told, print).run()
+    assert "does not let us in" in result.message
+    assert not HostKeys().store.exists()
+    assert setting.join(dry_run=True).outcome.startswith("dry run")
+    assert setting.host.fingerprint in [each.fingerprint for each in HostKeys().known(wanted.access.place)]
+
+
+def test_a_password_is_read_from_a_descriptor(setting: Setting, controller: Process, tmp_path: Path) -> None:
+    words = ("register", "web-1", "--ssh", f"admin@127.0.0.1:{setting.host.port}", "--sudo", "--dry-run")
+    options = ("--identity", str(setting.key), "--host-key", setting.host.fingerprint)
+    for password, code in ((PASSWORD, 0), ("wrong", 1)):
+        readable, writable = os.pipe()
+        os.write(writable, f"{password}\n".encode())
+        os.close(writable)
+        with os.fdopen(readable) as stream:
+            source = f"fd:{stream.fileno()}"
+            done = subprocess.run(
+                [sys.executable, "-c", CLI, *words, *options, "--sudo-password-file", source],
+                env={**os.environ, "HOSTMESH_ADDRESS": controller.address},
+                pass_fds=[stream.fileno()],
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
+        assert done.returncode == code, done.stdout + done.stderr
+        assert PASSWORD not in done.stdout + done.stderr
+
+
+def test_of_a_bundle_the_packages_of_hosts_alone_are_installed(
+    setting: Setting, controller: Process, tmp_path: Path
+) -> None:
+    def bundle(name: str, **members: Path) -> str:
+        with tarfile.open(tmp_path / name, "w") as tar:
+            for member, path in members.items():
+                tar.add(path, f"dist/{member.replace('__', '-').replace('_v', '_0.1.0_all')}.deb")
+        return str(tmp_path / name)
+
+    def register(file: str) -> "subprocess.CompletedProcess[str]":
+        words = ("register", "web-1", "--ssh", f"root@127.0.0.1:{setting.host.port}", "--address", "192.0.2.7")
+        options = ("--identity", str(setting.key), "--host-key", setting.host.fingerprint)
+        return controller.cli(*words, *options, "--bundle", file)
+
+    (tmp_path / "other").mkdir()
+    other = package(tmp_path / "other", "hostmesh-controller")
+    twice = register(bundle("twice.tar", hostmesh__agent_v=setting.deb, hostmesh__agent_v2=setting.deb))
+    assert "leave one of them out" in twice.stderr
+    assert "no package" in register(bundle("none.tar", hostmesh__controller_v=other)).stderr
+    with unpacked(Path(bundle("both.tar", hostmesh__agent_v=setting.deb, hostmesh__controller_v=other))) as found:
+        assert [each.name for each in found] == ["hostmesh-agent_0.1.0_all.deb"]
+        without_workloads(setting.told)
+        assert setting.join(source=Source(files=found)) == JOINED
+    assert packages(setting.host.state()) == ["installed hostmesh-agent"]
+
+
 def test_a_dry_run_changes_nothing(setting: Setting) -> None:
     before = setting.host.state()
     result = setting.join(dry_run=True, keys=HostKeys((setting.host.fingerprint,), remember=False))
@@ -236,7 +369,7 @@ def test_a_connection_that_is_cut_at_any_step_leaves_nothing_behind(setting: Set
     assert packages(after) == packages(before)
     assert "/var/lib/hostmesh" not in after
     assert "/var/tmp/hostmesh" not in after
-    assert setting.join() == HostResult("web-1", "joined")
+    assert setting.join() == JOINED
 
 
 def test_a_host_that_never_connects_is_taken_back(setting: Setting, controller: Process) -> None:

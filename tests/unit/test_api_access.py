@@ -115,6 +115,26 @@ async def test_a_host_without_ports_has_no_workload(tmp_path: Path) -> None:
         assert "join_string" not in refused.text
 
 
+async def test_registering_again_sets_what_is_named_and_tells_what_was_before(tmp_path: Path) -> None:
+    body: dict[str, Any] = {"host": "web-1", "addresses": ["10.0.0.5"], "ports": [{"name": "http", "number": 80}]}
+    async with running_app(tmp_path) as app:
+        await app.root.post("/v1/register", json={**body, "service_account": "web", "ssh_host_keys": []})
+        host = {"apiVersion": "hostmesh.io/v1", "kind": "Host", "metadata": {"name": "web-1", "labels": {"rack": "1"}}}
+        spec = {"addresses": ["10.0.0.5"], "workloadNamespaces": ["shop"]}
+        await app.root.put("/v1/objects/Host/-/web-1", json={**host, "spec": spec})
+        again = await app.root.post("/v1/register", json={"host": "web-1", "labels": {"app": "web"}, "token": False})
+        assert actions(again) == {"Host/web-1": "unchanged", "WorkloadEntry/web-1": "configured"}
+        assert "join_string" not in again.json()
+        (before,) = again.json()["before"]
+        assert before["spec"] == {"address": "10.0.0.5", "ports": {"http": 80}, "serviceAccount": "web"}
+        entry = (await app.root.get("/v1/objects/WorkloadEntry/default/web-1")).json()["document"]
+        assert entry["spec"] == {**before["spec"], "labels": {"app": "web"}}
+        assert (await app.root.get("/v1/tokens")).json()["items"][1:] == []
+        unknown = await app.root.post("/v1/register", json={"host": "web-2"})
+        assert unknown.status_code == 422
+        assert "name the addresses" in unknown.text
+
+
 async def test_a_removed_host_is_forgotten(tmp_path: Path) -> None:
     body = {"host": "h", "addresses": ["10.0.0.5"], "ports": [{"name": "http", "number": 80}]}
     async with running_app(tmp_path) as app:

@@ -17,7 +17,7 @@ def test_cloud_init_keeps_the_string_in_a_file_of_roots_and_removes_it() -> None
     assert not document.flawed
     (file,) = document.value["write_files"]
     assert (file["permissions"], file["owner"]) == ("0600", "root:root")
-    join, _ = document.value["runcmd"]
+    (join,) = document.value["runcmd"]
     assert f"join - <{file['path']}" in join[-1]
     assert "rm -rf /var/lib/hostmesh-join" in join[-1]
     assert "JOIN-STRING" not in str(document.value["runcmd"])

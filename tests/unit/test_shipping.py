@@ -3,9 +3,11 @@
 import re
 import tomllib
 from pathlib import Path
+from typing import Annotated
 
 import pytest
-from shipping import elf, repository, rpm
+import typer
+from shipping import elf, manuals, repository, rpm, signing
 from shipping.deb import control
 from shipping.licences import copyright_file
 from shipping.mirror import Mirror, chosen
@@ -71,7 +73,7 @@ def test_packages_are_called_as_every_part_expects() -> None:
 
 
 def test_the_controller_needs_the_code_of_its_own_version() -> None:
-    assert "Depends: hostmesh (= 1.2.3)," in control(CONTROLLER, "1.2.3", 1)
+    assert "Depends: hostmesh (= 1.2.3)," in control(CONTROLLER, RELEASE, 1)
     assert "Requires: hostmesh = 1.2.3\n" in rpm.spec(CONTROLLER, RELEASE, [])
 
 
@@ -170,6 +172,47 @@ def test_a_release_is_dated_by_its_commit_and_its_version_can_be_another() -> No
             release({"VERSION": wrong})
     with pytest.raises(BuildError, match="no number"):
         release({"SOURCE_DATE_EPOCH": "yesterday"})
+
+
+def test_the_manual_tells_of_a_command_whose_argument_has_no_name_of_its_own() -> None:
+    app = typer.Typer()
+
+    @app.command()
+    def restore(file: str, into: Annotated[str, typer.Argument(metavar="DIR")], check: bool = False) -> None:
+        """Put it back."""
+
+    @app.command()
+    def other() -> None:
+        """Do something else."""
+
+    told = manuals.typer_commands(app)
+    assert "**restore [OPTION]... FILE DIR**\n    Put it back." in told
+    assert "--check" in told
+
+
+def test_a_package_names_who_answers_for_it_and_nobody_is_made_up() -> None:
+    nobody = release({"SOURCE_DATE_EPOCH": "7"})
+    assert "Maintainer: A build that names nobody <nobody@hostmesh.invalid>\n" in control(AGENT, nobody, 1)
+    assert "Homepage" not in control(AGENT, nobody, 1)
+    assert "URL:" not in rpm.spec(AGENT, nobody, [])
+    named = {"SOURCE_DATE_EPOCH": "7", "MAINTAINER": "Ops <ops@example.org>", "HOMEPAGE": "https://example.org/mesh"}
+    somebody = release(named)
+    assert "Maintainer: Ops <ops@example.org>\n" in control(AGENT, somebody, 1)
+    assert "Homepage: https://example.org/mesh\n" in control(AGENT, somebody, 1)
+    assert "URL: https://example.org/mesh\nPackager: Ops <ops@example.org>\n" in rpm.spec(AGENT, somebody, [])
+    assert "\nSource: https://example.org/mesh\n" in copyright_file(ENVOY, None, somebody.homepage)
+    with pytest.raises(BuildError, match="'Name <address@host>'"):
+        release({"SOURCE_DATE_EPOCH": "7", "MAINTAINER": "Ops\nDepends: x"})
+    with pytest.raises(BuildError, match="'https://host/path'"):
+        release({"SOURCE_DATE_EPOCH": "7", "HOMEPAGE": "example.org"})
+
+
+def test_make_clean_keeps_the_key_that_hosts_trust() -> None:
+    tree = PACKAGING.parent
+    _, _, recipe = (tree / "Makefile").read_text().partition("\nclean:")
+    kept = signing.KEPT.relative_to(tree).parts[0]
+    assert kept not in recipe.partition("\n")[2].split()
+    assert f"{kept}/" in (tree / ".gitignore").read_text().split()
 
 
 def test_a_repository_holds_our_packages_of_every_version(tmp_path: Path) -> None:

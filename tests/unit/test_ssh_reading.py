@@ -35,7 +35,8 @@ def test_a_place_is_read_with_both_families_of_addresses() -> None:
 
 def test_a_list_of_hosts_is_read_with_its_defaults() -> None:
     first, second = read_hosts("hosts.yaml", GOOD)
-    assert (first.place, first.addresses, first.sudo) == (Place("admin", "10.0.0.7", 2222), ["10.0.0.7"], True)
+    # Where it names none, a new host has the address of ssh, and one that is registered keeps its own.
+    assert (first.place, first.addresses, first.sudo) == (Place("admin", "10.0.0.7", 2222), [], True)
     assert (second.sudo, second.labels, second.addresses) == (False, {"tier": "api"}, ["10.0.0.8"])
 
 

@@ -112,14 +112,17 @@ class NamedPort(Request):
 
 
 class RegisterRequest(Request):
+    """`addresses` may be left out for a host that is registered; `token`: whether a join string is wanted."""
+
     host: str
-    addresses: Annotated[list[str], Field(min_length=1)]
+    addresses: list[str] = Field(default_factory=list)
     namespace: str | None = None
-    service_account: str = "default"
+    service_account: str | None = None
     labels: dict[str, str] = Field(default_factory=dict)
     ports: list[NamedPort] = Field(default_factory=list)
     workload: str | None = None
     ssh_host_keys: list[str] = Field(default_factory=list)
+    token: bool = True
     ttl_s: Annotated[int, Field(ge=10, le=MAX_JOIN_TTL_S)] = 900
 
 

@@ -13,6 +13,7 @@ from hostmesh_controller.api.errors import ApiError
 from hostmesh_controller.api.fleet import HostView, host_body, host_details, is_overdue
 from hostmesh_controller.api.parts import Parts, Using
 from hostmesh_controller.api.principals import Admin, Principal, Viewer
+from hostmesh_controller.api.registration import registration
 from hostmesh_controller.api.tokens import join_string
 from hostmesh_controller.enrolments import Denial
 from hostmesh_controller.groups import MEMBER_OF
@@ -99,43 +100,24 @@ async def confirm_host(host: str, parts: Using, who: Admin) -> dict[str, Any]:
 
 @router.post("/register")
 async def register(request: RegisterRequest, parts: Using, who: Admin) -> dict[str, Any]:
-    """Make the Host, its WorkloadEntry if it has one, and a join string, which is in this answer and never again."""
+    """Make the Host, its WorkloadEntry if it has one, and a join string, which is in this answer and never again.
+
+    Where they are there already, what is named is set; `before` are those that were changed, as they were.
+    """
     found = Documents()
-    for document in registration(request):
+    try:
+        documents = registration(request, parts.registrar.get)
+    except ValueError as error:
+        raise ApiError(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid", str(error)) from error
+    for document in documents:
         one = read_one(document, "request", request.namespace or "default")
         found = Documents(found.objects + one.objects, found.problems + one.problems)
-    body = outcome_body(await parts.registrar.apply(found, actor=who.actor))
+    outcome = await parts.registrar.apply(found, actor=who.actor)
+    body = outcome_body(outcome)
+    body["before"] = [each.before for each in outcome.changes if each.action == "configured"]
+    if not request.token:
+        return body
     return {**body, **await join_string(parts, who, request.host, request.ttl_s)}
-
-
-def registration(request: RegisterRequest) -> list[dict[str, Any]]:
-    """Return the objects that a registration stands for: a Host, and a WorkloadEntry if a port or name is given."""
-    host: dict[str, Any] = {
-        "apiVersion": "hostmesh.io/v1",
-        "kind": "Host",
-        "metadata": {"name": request.host},
-        "spec": {"addresses": request.addresses},
-    }
-    if request.ssh_host_keys:
-        host["spec"]["sshHostKeys"] = request.ssh_host_keys
-    if not request.ports and request.workload is None:
-        # Without a workload nothing else tells where its short names resolve.
-        if request.namespace is not None:
-            host["spec"]["namespace"] = request.namespace
-        return [host]
-    workload: dict[str, Any] = {
-        "apiVersion": "networking.istio.io/v1",
-        "kind": "WorkloadEntry",
-        "metadata": {"name": request.workload or request.host, "namespace": request.namespace or "default"},
-        "spec": {
-            "address": request.addresses[0],
-            "ports": {each.name: each.number for each in request.ports},
-            "labels": request.labels,
-            "serviceAccount": request.service_account,
-        },
-    }
-    workload["spec"] = {key: value for key, value in workload["spec"].items() if value}
-    return [host, workload]
 
 
 async def views(parts: Parts, who: Principal) -> list[HostView]:

@@ -55,7 +55,9 @@ def register(
     namespace: Annotated[
         str | None, typer.Option("--namespace", "-n", metavar="NAME", help="Namespace of its workloads.")
     ] = None,
-    service_account: Annotated[str, typer.Option(metavar="NAME", help="Identity of the workload.")] = "default",
+    service_account: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Identity of the workload; `default` for a new one unless given.")
+    ] = None,
     label: Annotated[list[str], typer.Option("--label", "-l", metavar="KEY=VALUE", help="Label of the workload.")] = [],  # noqa: B006 - typer copies it
     port: Annotated[
         list[str], typer.Option("--port", metavar="[NAME=]NUMBER", help="Port on which the workload listens.")
@@ -82,16 +84,27 @@ def register(
     sudo_password_file: SudoPassword = None,
     ssh_password_file: LoginPassword = None,
     passphrase_file: Passphrase = None,
-    repository: Annotated[str, typer.Option(metavar="URL", help="Package repository to configure on the host.")] = "",
+    repository: Annotated[
+        str,
+        typer.Option(
+            metavar="URL", help="Package repository to configure on the host: the address above apt/ and rpm/."
+        ),
+    ] = "",
     repository_key: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Its public key, as text (hostmesh.asc).")
     ] = None,
     package: Annotated[
         list[Path], typer.Option(metavar="FILE", help="Package file (.deb, .rpm) to install, in place of a repository.")
     ] = [],  # noqa: B006 - typer copies it
-    bundle: Annotated[Path | None, typer.Option(metavar="FILE", help="tar with the package files to install.")] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="tar with the packages (make bundle): for hosts that reach no repository."),
+    ] = None,
     verify: Annotated[
-        str, typer.Option(metavar="URL", help="Service of the mesh that the host calls at the end: http://NAME/.")
+        str,
+        typer.Option(
+            metavar="URL", help="Service of the mesh that the host must be able to call at the end: http://NAME/."
+        ),
     ] = "",
     parallel: Annotated[int, typer.Option(metavar="NUMBER", min=1, max=64, help="How many hosts at once.")] = 16,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Over SSH: look at the host, and change nothing.")] = False,
@@ -210,8 +223,9 @@ def _source(
 
 
 def _of_line(host: str | None, ssh: str, body: dict[str, Any], entry: Entry, source: "Source", verify: str) -> "Wanted":
-    from hostmesh_controller.cli.ssh.joining import Wanted, read_verify
+    from hostmesh_controller.cli.ssh.joining import Wanted
     from hostmesh_controller.cli.ssh.session import Access
+    from hostmesh_controller.cli.ssh.verifying import read_verify
 
     if host is None:
         raise typer.BadParameter("name the HOST")
@@ -220,10 +234,8 @@ def _of_line(host: str | None, ssh: str, body: dict[str, Any], entry: Entry, sou
         url = read_verify(verify) if verify else ""
     except ValueError as error:
         raise typer.BadParameter(f"--verify {error}") from None
-    if not body["addresses"]:
-        if place.ip is None:
-            raise typer.BadParameter("--ssh names no IP address: give --address")
-        body["addresses"] = [place.ip]
+    if not body["addresses"] and place.ip is None:
+        raise typer.BadParameter("--ssh names no IP address: give --address")
     access = Access(place, entry.keys(entry.pins), entry.secrets(), entry.identity, entry.sudo)
     return Wanted(host, access, body, source, url)
 

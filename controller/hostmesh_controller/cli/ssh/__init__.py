@@ -2,5 +2,6 @@
 
 `place` says where a host is, `host_keys` whether it is the right one, `secrets` what it is told in confidence,
 `session` runs commands there (fabric, imported when a connection is opened), `packages` is the package manager's
-seam, `joining` and `leaving` are the steps, `fleet` does many hosts at once, `hosts_file` reads their list.
+seam, `joining` and `leaving` are the steps, `verifying` the request at the end, `fleet` does many hosts at once,
+`hosts_file` reads their list.
 """

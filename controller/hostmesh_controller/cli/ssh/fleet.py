@@ -8,7 +8,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Protocol
 
-from hostmesh_controller.cli.output import Format, emit, note, table
+from hostmesh_controller.cli.output import Format, emit, note, say, table
 from hostmesh_controller.cli.ssh.steps import HostResult
 
 AT_ONCE = 16
@@ -71,13 +71,20 @@ def show(results: Sequence[HostResult], output: Format) -> None:
                 "message": each.message or None,
                 "cure": each.cure or None,
                 "left_behind": list(each.left_behind),
+                "request": each.request or None,
             }
             for each in results
         ]
         emit(data, output)
         return
-    rows = [(each.host, each.outcome, each.step, each.message, each.cure) for each in results]
-    table(("HOST", "RESULT", "STEP", "WHAT IS WRONG", "CURE"), rows, empty="no hosts")
+    if any(each.failed for each in results):
+        rows = [(each.host, each.outcome, each.step, each.message, each.cure) for each in results]
+        table(("HOST", "RESULT", "STEP", "WHAT IS WRONG", "CURE"), rows, empty="no hosts")
+    else:
+        table(("HOST", "RESULT"), [(each.host, each.outcome) for each in results], empty="no hosts")
+    for each in results:
+        if each.request:
+            say(f"{each.host}: {each.request}")
     sys.stdout.flush()
     for each in results:
         for left in each.left_behind:

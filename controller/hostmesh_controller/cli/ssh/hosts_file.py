@@ -6,7 +6,7 @@ defaults:                       # of all hosts; each may say otherwise
 hosts:
 - name: web-1                   # in the mesh
   ssh: admin@10.0.0.7           # user@address[:port]
-  addresses: [10.0.0.7]         # under which others reach it; the address of ssh unless given
+  addresses: [10.0.0.7]         # under which others reach it; a new host has that of ssh unless given
   hostKey: SHA256:…             # or a list; known_hosts unless given
   namespace: shop
   serviceAccount: web
@@ -24,8 +24,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from hostmesh_controller.cli.failure import CliError, problem_line
 from hostmesh_controller.cli.ssh.host_keys import read_pin
-from hostmesh_controller.cli.ssh.joining import read_verify
 from hostmesh_controller.cli.ssh.place import Place, read_place
+from hostmesh_controller.cli.ssh.verifying import read_verify
 from hostmesh_controller.yaml_nodes import Document, YamlProblem, read_yaml
 
 
@@ -71,7 +71,7 @@ class Listed(BaseModel):
     sudo: bool
     identity: Path | None
     namespace: str | None
-    service_account: str
+    service_account: str | None
     labels: dict[str, str]
     ports: dict[str, int]
     workload: str | None
@@ -130,8 +130,7 @@ class _FieldError(Exception):
 
 def _whole(host: _Host, defaults: _Settings, sudo: bool, identity: Path | None) -> Listed:
     place = _checked("ssh", host.ssh, read_place)
-    addresses = host.addresses or ([place.ip] if place.ip else [])
-    if not addresses:
+    if not host.addresses and not place.ip:
         raise _FieldError("ssh", "ssh names no IP address: say `addresses: [IP]`")
     wanted_sudo = host.sudo if host.sudo is not None else defaults.sudo
     file = host.identity or defaults.identity
@@ -139,12 +138,12 @@ def _whole(host: _Host, defaults: _Settings, sudo: bool, identity: Path | None) 
     return Listed(
         name=host.name,
         place=place,
-        addresses=addresses,
+        addresses=host.addresses,
         pins=tuple(_checked("hostKey", each, read_pin) for each in host.host_key),
         sudo=sudo if wanted_sudo is None else wanted_sudo,
         identity=Path(file).expanduser() if file else identity,
         namespace=host.namespace or defaults.namespace,
-        service_account=host.service_account or defaults.service_account or "default",
+        service_account=host.service_account or defaults.service_account,
         labels={**defaults.labels, **host.labels},
         ports={**defaults.ports, **host.ports},
         workload=host.workload,

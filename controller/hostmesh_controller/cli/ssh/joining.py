@@ -3,9 +3,11 @@
     connect (host key, login, sudo) ▶ check ▶ install ▶ register (only now is there a token) ▶ join ▶ start ▶ wait
         ▶ verify
 
+A host that has joined already is told to the mesh anew: what is named is set, all else stays.
+
 The proof at the end has two halves. The controller says that the host's agent is connected, that its Envoy has
-acknowledged all that is meant for it, and that each workload on it is vouched for. And where a URL is named, the host
-calls it by its mesh name: resolver, redirect, Envoy and mutual TLS all have to work for a status of the program's own.
+acknowledged all that is meant for it, and that each workload on it is vouched for. And the host makes a real request
+(`verifying`).
 """
 
 import shlex
@@ -16,7 +18,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from hostmesh_controller.cli.connection import Connection, part
 from hostmesh_controller.cli.failure import CliError
@@ -24,6 +25,7 @@ from hostmesh_controller.cli.ssh import facts, steps
 from hostmesh_controller.cli.ssh.packages import AGENT, KEY_FILE, Manager, Source, manager_of
 from hostmesh_controller.cli.ssh.session import Access, Doorway, Session
 from hostmesh_controller.cli.ssh.steps import HostResult, StepError, Undo
+from hostmesh_controller.cli.ssh.verifying import call, try_services
 
 INSTALL_S: Final = 300
 _WAIT_S: Final = 90
@@ -35,7 +37,10 @@ UNIT: Final = "hostmesh-agent.service"
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A host as it is to be: `body` is what POST /v1/register takes, `verify` a URL that it calls at the end."""
+    """A host as it is to be: `body` is what POST /v1/register takes, `verify` a URL that it calls at the end.
+
+    Without `addresses` in the body a new host has that of `access`, and one that is registered keeps its own.
+    """
 
     name: str
     access: Access
@@ -57,6 +62,7 @@ class Joining:
     _step: str = steps.CONNECT
     _door: Doorway = field(init=False)
     _session: Session | None = None
+    _request: str = ""
 
     def __post_init__(self) -> None:
         self._door = Doorway(self.wanted.access, self.halted)
@@ -76,7 +82,7 @@ class Joining:
             return self._failed(f"{type(error).__name__}: {error}", "this is a bug of hostmesh: report it")
         finally:
             self._door.close()
-        return HostResult(self.wanted.name, outcome)
+        return HostResult(self.wanted.name, outcome, request=self._request)
 
     def _failed(self, message: str, cure: str) -> HostResult:
         if self.halted.is_set():
@@ -129,9 +135,9 @@ class Joining:
         if AGENT not in before:
             self._begin(steps.INSTALL)
             self._install(manager, before)
+        self._begin(steps.REGISTER)
+        string, told = self._register(has_joined=joined is not None)
         if joined is None:
-            self._begin(steps.REGISTER)
-            string = self._register()
             self._begin(steps.JOIN)
             self.undo.add("the host's identity", self._leave)
             self._root(
@@ -147,7 +153,7 @@ class Joining:
         )
         self._begin(steps.VERIFY)
         self._verify()
-        return "joined" if changed else "unchanged"
+        return "joined" if changed else "updated" if told else "unchanged"
 
     def _installed(self, manager: Manager) -> dict[str, str]:
         lines = self._on.run(manager.installed(), root=False).out.splitlines()
@@ -176,7 +182,7 @@ class Joining:
     def _plan(self, found: facts.Facts, before: Mapping[str, str], joined: str | None) -> str:
         parts = [found.os, f"{found.free_mib} MiB free"]
         parts.append(f"has {AGENT} {before[AGENT]}" if AGENT in before else f"would install {AGENT} by {found.manager}")
-        parts.append("has joined" if joined else "would join, start and verify")
+        parts.append("has joined; would be told to the mesh anew" if joined else "would join, start and verify")
         return "dry run: " + ", ".join(parts)
 
     # Installing
@@ -208,13 +214,16 @@ class Joining:
     def _configure(self, manager: Manager, source: Source) -> None:
         assert source.repository_key is not None
         file = manager.repository_file()
-        kept = self._on.run(f"[ ! -e {file} ] && [ ! -e {KEY_FILE} ]", root=True)
-        if kept.code != 0:
-            raise StepError(f"{file} or {KEY_FILE} is there already", "leave out --repository, or remove them")
-        key = source.repository_key.read_text("ascii")
-        self.undo.add("the repository", lambda: _none(self._root(f"rm -f {file} {KEY_FILE}")))
-        self._root(f"umask 022; cat >{KEY_FILE}", text_in=key)
-        self._root(f"umask 022; cat >{file}", text_in=manager.repository_text(source.repository))
+        wanted = {KEY_FILE: source.repository_key.read_text("ascii"), file: manager.repository_text(source.repository)}
+        there = {each: self._on.run(f"cat {each}", root=True) for each in wanted}
+        if all(there[each].code == 0 and there[each].out == text for each, text in wanted.items()):
+            return
+        if any(each.code == 0 for each in there.values()):
+            cure = f"leave out --repository, or remove {file} and {KEY_FILE} on the host"
+            raise StepError(f"another repository of hostmesh's is configured there ({file})", cure)
+        self.undo.add("the repository", lambda: _none(self._root(manager.forget_repository())))
+        for each, text in wanted.items():
+            self._root(f"umask 022; cat >{each}", text_in=text)
 
     def _upload(self, files: list[Path], targets: list[str]) -> str:
         folder = self._on.run("umask 022; mktemp -d /var/tmp/hostmesh-packages.XXXXXXXX").out.strip()
@@ -233,26 +242,39 @@ class Joining:
 
     # Joining
 
-    def _register(self) -> str:
-        """Make the objects and the token, and return the join string."""
-        name = self.wanted.name
-        answer = self.connection.post("/v1/register", {**self.wanted.body, "host": name, "ttl_s": _TTL_S})
-        made = [each for each in answer["objects"] if each["action"] == "created"]
-        for each in made:
-            self.undo.add(f"{each['kind']} {each['name']}", lambda each=each: self._delete(each))  # type: ignore[misc]
-        self.undo.add("the join token", lambda: self._revoke(name))
-        return str(answer["join_string"])
+    def _register(self, *, has_joined: bool) -> tuple[str, bool]:
+        """Make the objects, and a token for a host that has not joined; return its string, and whether any changed."""
+        name, place = self.wanted.name, self.wanted.access.place
+        addresses = self.wanted.body.get("addresses") or ([] if self._state() else [place.ip] if place.ip else [])
+        body = {**self.wanted.body, "addresses": addresses, "host": name, "token": not has_joined, "ttl_s": _TTL_S}
+        answer = self.connection.post("/v1/register", body)
+        for each in answer["objects"]:
+            if each["action"] == "created":
+                self.undo.add(f"{each['kind']} {each['name']}", lambda each=each: self._delete(each))  # type: ignore[misc]
+        for document in answer["before"]:
+            what = f"{document['kind']} {document['metadata']['name']}"
+            self.undo.add(what, lambda document=document: self._put_back(document, answer["revision"]))  # type: ignore[misc]
+        if not has_joined:
+            self.undo.add("the join token", lambda: self._revoke(answer["id"]))
+        changed = any(each["action"] != "unchanged" for each in answer["objects"])
+        return str(answer.get("join_string", "")), changed
+
+    def _put_back(self, document: Mapping[str, Any], revision: int) -> None:
+        """Write an object as it was, unless somebody else has written it since."""
+        meta = document["metadata"]
+        path = f"/v1/objects/{part(document['kind'])}/{part(meta.get('namespace') or '-')}/{part(meta['name'])}"
+        if self.connection.get(path)["revision"] != revision:
+            raise StepError("somebody else has changed it since")
+        self.connection.request("PUT", path, body=document)
 
     def _delete(self, key: Mapping[str, Any]) -> None:
         namespace = key.get("namespace") or "-"
         with suppress_missing():
             self.connection.delete(f"/v1/objects/{part(key['kind'])}/{part(namespace)}/{part(key['name'])}")
 
-    def _revoke(self, host: str) -> None:
-        for each in self.connection.get("/v1/tokens")["items"]:
-            if each["host"] == host and each["state"] == "open":
-                with suppress_missing():
-                    self.connection.delete(f"/v1/tokens/{part(each['id'])}")
+    def _revoke(self, token: str) -> None:
+        with suppress_missing():
+            self.connection.delete(f"/v1/tokens/{part(token)}")
 
     def _leave(self) -> None:
         self._root("systemctl --quiet stop hostmesh-agent.service; hostmesh-agent leave --purge", within_s=120)
@@ -279,7 +301,9 @@ class Joining:
             if self.halted.wait(0.5):
                 raise StepError("interrupted")
         if self.wanted.verify:
-            self._call(self.wanted.verify)
+            self._request = call(self._on, self.wanted.name, self.wanted.verify)
+        else:
+            self._request = try_services(self._on, self.wanted.name, self.connection)
 
     def _lacks(self) -> str:
         host = self.connection.get(f"/v1/hosts/{part(self.wanted.name)}")
@@ -291,35 +315,6 @@ class Joining:
             return "its Envoy has not acknowledged its configuration"
         waiting = sorted(set(host["workloads"]) - set(host["ready"]))
         return f"not vouched for yet: {', '.join(waiting)}" if waiting else ""
-
-    def _call(self, url: str) -> None:
-        """Call a service of the mesh from the host. What Envoy itself answers (502 to 504) is no proof."""
-        split = urlsplit(url)
-        host, port, path = split.hostname or "", split.port or 80, split.path or "/"
-        script = (
-            f"exec 3<>/dev/tcp/{host}/{port} || exit 7; "
-            f"printf 'GET %s HTTP/1.1\\r\\nHost: %s\\r\\nConnection: close\\r\\n\\r\\n' {shlex.quote(path)} "
-            f"{shlex.quote(split.netloc)} >&3; head -n 1 <&3"
-        )
-        answer = self._on.run(f"timeout 20 bash -c {shlex.quote(script)}", within_s=30)
-        status = answer.out.split()[1:2]
-        if answer.code != 0 or not status or status[0] in {"502", "503", "504"}:
-            said = answer.out.strip() or answer.said or "nothing"
-            raise StepError(f"{url} called from the host: {said}", f"hostmesh explain {self.wanted.name} {url}")
-
-
-def read_verify(url: str) -> str:
-    """Check a URL that a host is to call.
-
-    Raises:
-        ValueError: it is none that can be called so.
-    """
-    import re
-
-    split = urlsplit(url)
-    if split.scheme != "http" or not re.fullmatch(r"[A-Za-z0-9.-]+", split.hostname or "") or not url.isprintable():
-        raise ValueError(f"'{url}' is not http://NAME[:PORT][/PATH] of a service in the mesh")
-    return url
 
 
 class suppress_missing:  # noqa: N801 - it stands where contextlib.suppress does

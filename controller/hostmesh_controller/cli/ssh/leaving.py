@@ -8,7 +8,7 @@ from hostmesh_controller.cli.connection import Connection, part
 from hostmesh_controller.cli.failure import CliError
 from hostmesh_controller.cli.ssh import facts, steps
 from hostmesh_controller.cli.ssh.joining import INSTALL_S, suppress_missing
-from hostmesh_controller.cli.ssh.packages import KEY_FILE, PACKAGES, manager_of
+from hostmesh_controller.cli.ssh.packages import PACKAGES, manager_of
 from hostmesh_controller.cli.ssh.session import Access, Doorway
 from hostmesh_controller.cli.ssh.steps import HostResult, StepError
 
@@ -83,4 +83,4 @@ class Leaving:
             if purged.code != 0:
                 raise StepError(purged.said, "see the host's package manager")
         # What `register --repository` wrote.
-        session.run(f"[ ! -e {KEY_FILE} ] || rm -f {KEY_FILE} {manager.repository_file()}", root=True)
+        session.run(manager.forget_repository(), root=True)

@@ -3,6 +3,7 @@
 The seam: `manager_of` names the manager by the host's facts; a manager turns a source into scripts for the host.
 """
 
+import re
 import shlex
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ AGENT: Final = "hostmesh-agent"
 ENVOY: Final = "hostmesh-envoy"
 PACKAGES: Final = (AGENT, ENVOY)
 _MAX_PACKAGE_BYTES: Final = 2 * 2**30
+_OF_HOSTS: Final = re.compile(rf"({'|'.join(PACKAGES)})[_-][0-9].*\.(deb|rpm)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,11 @@ class Manager(Protocol):
     def repository_file(self) -> str:
         """Return the file that makes a repository known."""
 
-    def repository_text(self, url: str) -> str: ...
+    def repository_text(self, url: str) -> str:
+        """Return that file's text; `url` is the address above apt/ and rpm/, as `make repo` writes them."""
+
+    def forget_repository(self) -> str:
+        """Remove what made a repository known, and what was read of it; nothing happens where none was."""
 
     def install(self, files: Sequence[str]) -> str:
         """Install these files, or the agent from a repository."""
@@ -66,7 +72,18 @@ class Apt:
         return "/etc/apt/sources.list.d/hostmesh.list"
 
     def repository_text(self, url: str) -> str:
-        return f"deb [signed-by={KEY_FILE}] {url} stable main\n"
+        return f"deb [signed-by={KEY_FILE}] {url.rstrip('/')}/apt stable main\n"
+
+    def forget_repository(self) -> str:
+        file = self.repository_file()
+        return (
+            f"[ -e {KEY_FILE} ] || [ -e {file} ] || exit 0\n"
+            # Lists are named after the address: without the scheme, `_` for each `/`.
+            f"url=$(sed -n 's|^deb \\[signed-by={KEY_FILE}\\] [a-z]*:/*\\([^ ]*\\) .*|\\1|p' {file} 2>/dev/null)\n"
+            "name=$(printf %s \"$url\" | sed 's|_|%5f|g; s|/|_|g')\n"
+            '[ -z "$name" ] || rm -f "/var/lib/apt/lists/$name"_* "/var/lib/apt/lists/_$name"_*\n'
+            f"rm -f {KEY_FILE} {file}"
+        )
 
     def install(self, files: Sequence[str]) -> str:
         # Of the repositories only ours is asked anew: another that is broken is not our matter.
@@ -94,6 +111,7 @@ class Apt:
 
 _APT: Final = (
     "DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=60 -o Acquire::Retries=2 "
+    "-o APT::Keep-Downloaded-Packages=false "
     "-o Dpkg::Options::=--force-confold"
 )
 
@@ -112,12 +130,22 @@ class Dnf:
         lines = (
             "[hostmesh]",
             "name=hostmesh",
-            f"baseurl={url}",
+            f"baseurl={url.rstrip('/')}/rpm",
             "enabled=1",
             "gpgcheck=1",
+            "repo_gpgcheck=1",
             f"gpgkey=file://{KEY_FILE}",
         )
         return "\n".join(lines) + "\n"
+
+    def forget_repository(self) -> str:
+        file = self.repository_file()
+        return (
+            f"[ -e {KEY_FILE} ] || [ -e {file} ] || exit 0\n"
+            f"dnf -q clean all --disablerepo='*' --enablerepo=hostmesh >/dev/null 2>&1\n"
+            "rm -rf /var/cache/dnf/hostmesh-*\n"
+            f"rm -f {KEY_FILE} {file}"
+        )
 
     def install(self, files: Sequence[str]) -> str:
         return f"dnf -q install -y {shlex.join(files) if files else AGENT}"
@@ -126,6 +154,12 @@ class Dnf:
         return f"there=$(rpm -q --qf '%{{NAME}}\\n' {shlex.join(names)} | grep -v ' '); " + (
             '[ -z "$there" ] || dnf -q remove -y $there'
         )
+
+
+def _kind(name: str) -> tuple[str, ...]:
+    found = _OF_HOSTS.fullmatch(name)
+    assert found is not None
+    return found.groups()
 
 
 def manager_of(name: str) -> Manager | None:
@@ -150,7 +184,9 @@ def read_files(paths: Sequence[Path]) -> tuple[Path, ...]:
 
 @contextmanager
 def unpacked(bundle: Path) -> Iterator[tuple[Path, ...]]:
-    """Yield the packages of an offline bundle as files, which go when this ends. Nothing else of it is unpacked.
+    """Yield the packages of an offline bundle as files, which go when this ends. Nothing else of it is unpacked:
+
+    what `make bundle` writes, or a tar of dist/, holds packages for the controller's machine too.
 
     Raises:
         CliError: it cannot be read, or holds no package.
@@ -161,13 +197,15 @@ def unpacked(bundle: Path) -> Iterator[tuple[Path, ...]]:
             with tarfile.open(bundle) as tar:
                 for member in tar:
                     name = PurePosixPath(member.name).name
-                    if not member.isfile() or PurePosixPath(name).suffix not in {".deb", ".rpm"}:
+                    if not member.isfile() or not _OF_HOSTS.fullmatch(name):
                         continue
                     if member.size > _MAX_PACKAGE_BYTES:
                         raise CliError(f"error: {bundle}: {name} is larger than any of our packages")
                     content = tar.extractfile(member)
                     assert content is not None
                     target = Path(folder) / name
+                    if twice := [each for each in found if _kind(each.name) == _kind(name)]:
+                        raise CliError(f"error: {bundle} holds both {twice[0].name} and {name}: leave one of them out")
                     with target.open("xb") as out:
                         while piece := content.read(1 << 20):
                             out.write(piece)
@@ -175,5 +213,5 @@ def unpacked(bundle: Path) -> Iterator[tuple[Path, ...]]:
         except (OSError, tarfile.TarError, EOFError) as error:
             raise CliError(f"error: the bundle {bundle} cannot be read: {error}") from None
         if not found:
-            raise CliError(f"error: the bundle {bundle} holds no .deb or .rpm")
+            raise CliError(f"error: the bundle {bundle} holds no package of {' or '.join(PACKAGES)}")
         yield tuple(found)

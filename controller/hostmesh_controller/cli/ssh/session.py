@@ -164,6 +164,7 @@ def _attempt(access: Access, families: tuple[str, ...], offer: Callable[[str], N
     import paramiko
 
     place, keys = access.place, access.keys
+    shown: list[tuple[str, bytes]] = []
 
     class Policy(paramiko.MissingHostKeyPolicy):  # type: ignore[misc]  # paramiko has no types
         """Called before anything of ours is sent: paramiko has no key of any host, so every one is missing."""
@@ -172,8 +173,7 @@ def _attempt(access: Access, families: tuple[str, ...], offer: Callable[[str], N
             offer(fingerprint_of(key.asbytes()))
             if not keys.judge(place, key.get_name(), key.asbytes()):
                 raise _NotPinnedError
-            if keys.remember and (keys.pins or not keys.known(place)):
-                keys.keep(place, key.get_name(), key.asbytes())
+            shown.append((key.get_name(), key.asbytes()))
 
     connection = _connection(access, families)
     connection.client.set_missing_host_key_policy(Policy())
@@ -199,6 +199,10 @@ def _attempt(access: Access, families: tuple[str, ...], offer: Callable[[str], N
         connection.close()
         raise
     connection.client.get_transport().set_keepalive(10)
+    # Not before it has let us in: a typing error in the address teaches nobody another host's key.
+    if keys.remember and (keys.pins or not keys.known(place)):
+        for kind, blob in shown:
+            keys.keep(place, kind, blob)
     return connection
 
 

@@ -27,7 +27,10 @@ class StepError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class HostResult:
-    """How it went with one host; `step` is the one that failed, "" when none did."""
+    """How it went with one host; `step` is the one that failed, "" when none did.
+
+    `request` is what the host called to show that it can, and what was answered; or that nothing was called.
+    """
 
     host: str
     outcome: str
@@ -35,6 +38,7 @@ class HostResult:
     message: str = ""
     cure: str = ""
     left_behind: tuple[str, ...] = ()
+    request: str = ""
 
     @property
     def failed(self) -> bool:

@@ -57,7 +57,7 @@ class Owner:
         binary.write_bytes(data)
         place = self.directory / "mirror"
         signing.put(
-            binary,
+            [binary],
             self.directory / "key.pem",
             place,
             component="envoy",

@@ -220,7 +220,7 @@ async def a_fleet(directory: Path, monkeypatch: pytest.MonkeyPatch, many: int = 
 
 def put(directory: Path, binary: Path, version: str) -> None:
     signing.put(
-        binary, directory / "key.pem", directory / "mirror", component="envoy", version=version, machine="x86_64"
+        [binary], directory / "key.pem", directory / "mirror", component="envoy", version=version, machine="x86_64"
     )
 
 

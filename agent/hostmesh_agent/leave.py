@@ -36,7 +36,7 @@ from hostmesh_agent import (
     lock,
     notify,
     process,
-    update_order,
+    update_ledger,
     widening,
 )
 from hostmesh_agent.admin import Admin, AdminError
@@ -231,7 +231,7 @@ def _remove_tree(config: AgentConfig) -> str:
         config.state_dir / guard.SPARE,
         config.state_dir / life_file.FILE,
         config.state_dir / chosen_binary.FILE,
-        config.state_dir / update_order.FILE,
+        *(config.state_dir / each for each in update_ledger.FILES),
         config.state_dir / drained.FILE,
         config.run_dir / drained.FILE,
     ):

@@ -83,9 +83,7 @@ class Mirror:
 def _whole(where: Path, said: manifest.Manifest) -> bool:
     files = said.packages or {"": said.file()}
     try:
-        return all(
-            (where / manifest.file_name(kind)).stat().st_size == each.size_bytes for kind, each in files.items()
-        )
+        return all((where / manifest.file_name(kind)).stat().st_size == each.size_bytes for kind, each in files.items())
     except OSError:
         return False
 

@@ -153,12 +153,7 @@ class RolloutKeeper:
             kept = _Kept(uid, Progress(spec.version, component=spec.component))
             self._kept[name] = kept
         seen = await self._see(spec, kept)
-        others = {
-            host
-            for other, each in self._kept.items()
-            if other != name
-            for host in each.progress.in_hand
-        }
+        others = {host for other, each in self._kept.items() if other != name for host in each.progress.in_hand}
         progress = plan.step(spec, seen, kept.progress, self._now().timestamp(), others)
         await self._take(name, kept, progress)
         await self._sign(spec, kept)
@@ -221,9 +216,7 @@ class RolloutKeeper:
         order = order_for(kept.progress, host)
         # While this controller was away nobody was absent.
         absent_s = self._now().timestamp() - max(heard, self._began)
-        return seen_of(
-            report, spec, kept.uid, order, alive=alive, fits=fits, refuses=refuses, absent_s=absent_s
-        )
+        return seen_of(report, spec, kept.uid, order, alive=alive, fits=fits, refuses=refuses, absent_s=absent_s)
 
     def _report(self, host: str, state: HostState) -> HostReport:
         """Return the last report of a host, which is read once."""
@@ -279,9 +272,7 @@ class RolloutKeeper:
                 before = last.setdefault(host, {}).get(update.component)
                 if before is None or found[:2] > before[:2]:
                     last[host][update.component] = found
-        told = {
-            host: tuple(update for _, (_, _, update) in sorted(each.items())) for host, each in last.items()
-        }
+        told = {host: tuple(update for _, (_, _, update) in sorted(each.items())) for host, each in last.items()}
         self._registrar.take_updates(told)
 
     # What operators ask for

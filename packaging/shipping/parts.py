@@ -29,6 +29,7 @@ class Part:
         home: where that tree is.
         code: our own packages in it.
         programs: of /usr/bin, each with the module and function that it calls, and the tree whose Python runs it.
+        helpers: programs that no person calls, with their modules; in the tree's own bin.
         files: of the project's packaging/, with where they go.
         configuration: among those, what belongs to the owner of the host from then on.
         manuals: pages by name and section.
@@ -45,6 +46,7 @@ class Part:
     home: str = ""
     code: tuple[str, ...] = ()
     programs: tuple[tuple[str, str, str], ...] = ()
+    helpers: tuple[tuple[str, str], ...] = ()
     files: tuple[tuple[str, str], ...] = ()
     configuration: tuple[str, ...] = ()
     manuals: tuple[str, ...] = ()
@@ -56,6 +58,8 @@ _AGENT_UNITS: Final = (
     "hostmesh-guard.service",
     "hostmesh-ready.service",
     "hostmesh-ready.target",
+    "hostmesh-upgrade-recover.service",
+    "hostmesh-upgrade@.service",
 )
 
 AGENT: Final = Part(
@@ -77,6 +81,7 @@ AGENT: Final = Part(
     home="usr/lib/hostmesh-agent",
     code=("hostmesh_agent", "hostmesh_api"),
     programs=(("hostmesh-agent", "hostmesh_agent.cli", "usr/lib/hostmesh-agent"),),
+    helpers=(("hostmesh-upgrade", "hostmesh_agent.upgrader.program"),),
     files=(
         *((f"systemd/{each}", f"{UNITS}/{each}") for each in _AGENT_UNITS),
         ("sysusers.d/hostmesh.conf", f"{SYSUSERS}/hostmesh.conf"),
@@ -151,5 +156,6 @@ def rpm_name(part: Part, version: str) -> str:
 def launcher(program: str, module: str, home: str, python: str) -> str:
     """Return a program of /usr/bin: a script, so that the process is called as it is and no shell is in between."""
     return (
-        f'#!/{Path(home)}/bin/{python} -I\nimport sys\nsys.argv[0] = "{program}"\nfrom {module} import main\nmain()\n'
+        f'#!/{Path(home)}/bin/{python} -I\nimport sys\nsys.argv[0] = "{program}"\n'
+        f"from {module} import main\nsys.exit(main())\n"
     )

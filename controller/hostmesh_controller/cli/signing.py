@@ -32,7 +32,14 @@ def new_key(path: Path) -> str:
 
 
 def put(
-    artifacts: Sequence[Path], key_file: Path, mirror: Path, *, component: str, version: str, machine: str, least: str = ""
+    artifacts: Sequence[Path],
+    key_file: Path,
+    mirror: Path,
+    *,
+    component: str,
+    version: str,
+    machine: str,
+    least: str = "",
 ) -> Path:
     """Copy a program, or packages, into a mirror with manifest and signature; return the directory there."""
     key = _private(key_file)

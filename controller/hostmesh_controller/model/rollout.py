@@ -75,7 +75,9 @@ class RolloutHealth(Spec):
 
 
 class RolloutSpec(Spec):
-    """`source`: where hosts have it from: the controller's mirror, or the repository that their package manager knows.
+    """Which version, for which hosts, and how.
+
+    `source`: where hosts have it from: the controller's mirror, or the repository that their package manager knows.
     From there, and for the agent always, `version` is that of the package hostmesh-envoy or hostmesh-agent.
 
     `canary` hosts get the version first; after each wave all of its hosts must be well for `watch`.

@@ -187,7 +187,7 @@ def _pending(
     others: Collection[str],
     among: Collection[str] | None = None,
 ) -> Sequence[str]:
-    """Return who does not have it yet (of `among`, or all), but those of `others`, in an order that is always the same."""
+    """Return who does not have it yet (of `among`, or all) but `others`, in an order that is always the same."""
     found = [
         host
         for host, each in seen.items()

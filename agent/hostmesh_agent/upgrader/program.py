@@ -146,7 +146,7 @@ class _Work:
             self._may_go_back(config, known)
         if before == asked.version:
             return "it is installed"
-        incoming = packages.fresh(self._memory.directory / f"incoming.{os.getpid()}")
+        incoming = self._memory.incoming()
         former = self._copy_of_former(manager, before, incoming)
         path = self._bring(manager, config, known, packages.fresh(incoming / "new"))
         found = manager.is_of(path)
@@ -154,7 +154,7 @@ class _Work:
             raise RefusedUpdateError(f"what came is {' '.join(found)}, and not {asked.package} {asked.version}")
         kept = self._memory.keep(path, asked.package, asked.version)
         self._install(manager, config, kept, former, before)
-        packages.fresh(incoming).rmdir()
+        self._memory.incoming().rmdir()
         return ""
 
     # May it?

@@ -77,8 +77,13 @@ class Memory:
         """Make what is missing. Raises OSError."""
         for each in (self.directory, self.results, self.kept, self.back):
             each.mkdir(mode=0o755, parents=True, exist_ok=True)
-        for draft in self.directory.glob("incoming.*"):
-            shutil.rmtree(draft)
+
+    def incoming(self) -> Path:
+        """Return a new directory for what comes; what an earlier one left goes. For whoever works alone."""
+        place = self.directory / "incoming"
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(mode=0o755)
+        return place
 
     @property
     def results(self) -> Path:

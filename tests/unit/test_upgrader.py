@@ -319,6 +319,11 @@ def test_a_signed_manifest_of_an_envoy_is_none_of_an_agent(world: World) -> None
     assert not world.changed
 
 
+def a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 @pytest.mark.parametrize(
     ("spoil", "why"),
     [
@@ -327,7 +332,7 @@ def test_a_signed_manifest_of_an_envoy_is_none_of_an_agent(world: World) -> None
         (lambda path: path.write_bytes(path.read_bytes() + b"x"), "does not have the"),
         (lambda path: path.unlink(), "No such file"),
         (lambda path: (path.unlink(), path.mkdir()), "no plain file"),
-        (lambda path: (path.unlink(), os.mkfifo(path)), "no plain file"),
+        (a_pipe, "no plain file"),
         (lambda path: (path.rename(path.with_name("x")), path.symlink_to(path.with_name("x"))), "symbolic links"),
     ],
     ids=["another", "truncated", "longer", "gone", "directory", "pipe", "link"],
@@ -354,13 +359,12 @@ def test_a_manifest_that_is_none_is_refused(world: World, name: str) -> None:
 
 def test_what_is_exchanged_after_the_look_is_not_what_is_installed(world: World) -> None:
     world.sign()
-    world.packages.looked = lambda: (
-        [
+
+    def exchange() -> None:
+        for name in (program.PACKAGE, program.MANIFEST, program.SIGNATURE):
             (world.spool / name).write_bytes(b"evil 6.6.6\n")
-            for name in (program.PACKAGE, program.MANIFEST, program.SIGNATURE)
-        ]
-        and None
-    )
+
+    world.packages.looked = exchange
     assert world.do().state == "done"
     assert [data for _, data in world.packages.installed_files] == [package(NEW)]
 

@@ -68,6 +68,7 @@ class Updates:
         self._wanted: dict[str, WantedUpdate] = {}
         self._wake = asyncio.Event()
         self._ledger = Ledger(config.state_dir, changed)
+        self._begun()
         self._fetch = Fetch(config.state_dir, fetch, self._still)
         self._envoy = EnvoyUpdate(config, machine, envoys, admin, self._fetch, self._ledger)
         self._package = packages or PackageUpdate(config, machine)
@@ -108,7 +109,6 @@ class Updates:
 
     async def run(self) -> None:
         """Carry out what is wanted until cancelled."""
-        await asyncio.to_thread(self._begun)
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -174,7 +174,8 @@ class Updates:
         crashed = not standing.ended and standing.boot == boot
         again = replace(standing, boot=boot, ended=False, restarts=standing.restarts + crashed)
         if again != standing:
-            self._ledger.write(AGENT, again)
+            with suppress(OSError):
+                self._ledger.write(AGENT, again)
 
     def told_to_end(self) -> None:
         """Take note that this agent ends because it was told to. Blocks."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from shipping.parts import AGENT, ENVOY
 
 from e2e.driver import PROGRAMS, Lab, eventually, new_lab
 from e2e.test_under_load import load
@@ -25,7 +26,6 @@ from hosts import mesh as meshes
 from hosts import versions
 from hosts.machine import Machine
 from hosts.mesh import STOCK, STOCK_UNIT
-from shipping.parts import AGENT, ENVOY
 
 OLD, NEW, BAD = "0.1.0", "0.2.0", "0.3.0"
 ENDS: Final = "raise SystemExit('this version does not come up')"

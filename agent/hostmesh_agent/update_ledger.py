@@ -4,6 +4,7 @@
 """
 
 import json
+import threading
 from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from pathlib import Path
@@ -28,18 +29,29 @@ class Ledger:
         self._state_dir = state_dir
         self._changed = changed
         self._standings = self._load()
+        # The end of the agent is written down by another thread than what is under way.
+        self._turn = threading.Lock()
 
     def of(self, component: str) -> Standing:
         return self._standings.get(component, Standing())
 
     def write(self, component: str, standing: Standing) -> None:
         """Write down where a component stands. Blocks. Raises OSError: nothing is to be done by it."""
-        standings = {**self._standings, component: standing}
-        said = {name: update_order.written(each) for name, each in sorted(standings.items())}
-        data = json.dumps({"components": said, "checksum": _checksum(said)}).encode() + b"\n"
-        for name in FILES:
-            write_private(self._state_dir / name, data)
-        self._standings = standings
+        self.change(component, lambda _: standing)
+
+    def change(self, component: str, how: Callable[[Standing], Standing]) -> None:
+        """Write down what follows from where it stands now. Blocks. Raises as `write` does."""
+        with self._turn:
+            before = self.of(component)
+            after = how(before)
+            if after == before:
+                return
+            standings = {**self._standings, component: after}
+            said = {name: update_order.written(each) for name, each in sorted(standings.items())}
+            data = json.dumps({"components": said, "checksum": _checksum(said)}).encode() + b"\n"
+            for name in FILES:
+                write_private(self._state_dir / name, data)
+            self._standings = standings
         self._changed()
 
     def _load(self) -> dict[str, Standing]:

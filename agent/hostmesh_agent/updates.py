@@ -179,10 +179,8 @@ class Updates:
 
     def told_to_end(self) -> None:
         """Take note that this agent ends because it was told to. Blocks."""
-        standing = self._ledger.of(AGENT)
-        if not standing.ended:
-            with suppress(OSError):  # then this end is held against it
-                self._ledger.write(AGENT, replace(standing, ended=True))
+        with suppress(OSError):  # then this end is held against it
+            self._ledger.change(AGENT, lambda standing: replace(standing, ended=True))
 
 
 def _since(now: Mapping[str, float], before: Mapping[str, float]) -> Mapping[str, float]:

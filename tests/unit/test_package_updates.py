@@ -438,6 +438,10 @@ async def test_a_host_whose_envoy_is_no_packages_says_so(world: World) -> None:
 # What is written down
 
 
+def floor_of(world: World) -> str:
+    return update_ledger.Ledger(world.config.state_dir, lambda: None).of(AGENT).floor
+
+
 async def test_a_damaged_ledger_is_read_from_its_copy(world: World) -> None:
     world.answer = upgrades(world)
     wanted = world.sign(least=NEW)
@@ -452,11 +456,11 @@ async def test_a_damaged_ledger_is_read_from_its_copy(world: World) -> None:
         data = path.read_bytes()
         for damage in (b"", b"{}", data.replace(b"0.2.0", b"0.0.2"), data[:-20]):
             path.write_bytes(damage)
-            assert update_ledger.Ledger(world.config.state_dir, int).of(AGENT).floor == NEW
+            assert floor_of(world) == NEW
         path.unlink()
-        assert update_ledger.Ledger(world.config.state_dir, int).of(AGENT).floor == NEW
+        assert floor_of(world) == NEW
         path.write_bytes(data)
         path.chmod(0o600)
     for name in update_ledger.FILES:
         (world.config.state_dir / name).write_bytes(b"")
-    assert update_ledger.Ledger(world.config.state_dir, int).of(AGENT).floor == ""
+    assert floor_of(world) == ""

@@ -6,21 +6,23 @@ A bad version is a good one that was opened, spoilt and closed again.
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Final
 
 from shipping import deb, sources, staging
-from shipping.parts import AGENT, ENVOY, Part, deb_name
-from shipping.places import CACHE
+from shipping.parts import AGENT, ENVOY, PARTS, Part, deb_name
+from shipping.places import CACHE, PROJECT
 from shipping.release import Release, release
 from shipping.stamp import fingerprint
 
 HOME: Final = Path("usr/lib/hostmesh-agent")
-_OPEN_WITHIN_S: Final = 300
+_WITHIN_S: Final = 900
 
 
 @cache
@@ -37,11 +39,20 @@ def good(part: Part, version: str) -> Path:
     """Return the .deb of a version, built if it is not there yet (half a minute)."""
 
     def build(work: Path, into: Path) -> None:
-        wanted = Release(version, release().epoch, level=1)
-        sources.sources(refresh=False)
-        deb.build(part, wanted, staging.Staging(wanted, work).stage(part), into)
+        # A process of its own, as `make packages` is: what it leaves open is none of the tests'.
+        command = [sys.executable, "-m", "hosts.versions", part.name, version, str(work), str(into)]
+        environment = {**os.environ, "PYTHONPATH": f"{PROJECT / 'tests'}:{PROJECT / 'packaging'}"}
+        _run(*command, environment=environment)
 
     return _made(part, version, build)
+
+
+def main(name: str, version: str, work: str, into: str) -> None:
+    """Build one .deb, as fast as may be."""
+    part = next(each for each in PARTS if each.name == name)
+    wanted = Release(version, release().epoch, level=1)
+    sources.sources(refresh=False)
+    deb.build(part, wanted, staging.Staging(wanted, Path(work)).stage(part), Path(into))
 
 
 def bad_agent(version: str, of: str, code: str) -> Path:
@@ -104,5 +115,18 @@ def _repacked(source: Path, of: str, version: str, change: Callable[[Path], None
     _run("dpkg-deb", "--root-owner-group", "-Znone", "--build", str(tree), str(into / name))
 
 
-def _run(*command: str) -> None:
-    subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_OPEN_WITHIN_S, check=True)
+def _run(*command: str, environment: dict[str, str] | None = None) -> None:
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=_WITHIN_S,
+        check=False,
+        env=environment,
+    )
+    assert done.returncode == 0, f"{command}: code {done.returncode}\n{done.stdout}{done.stderr}"
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -105,6 +105,8 @@ class Agent:
             response = DeltaDiscoveryResponse.FromString(push.data)
             for resource in response.resources:
                 self._take(HostConfig.FromString(resource.resource.value), behaviour)
+            if self.connection is None:
+                return
             ack = DeltaDiscoveryRequest(type_url=response.type_url, response_nonce=response.nonce)
             hub.receive(self.connection, ack, datetime.now(UTC))
 

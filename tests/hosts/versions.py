@@ -18,21 +18,32 @@ from typing import Final
 from shipping import deb, sources, staging
 from shipping.parts import AGENT, ENVOY, PARTS, Part, deb_name
 from shipping.places import CACHE, PROJECT
-from shipping.release import Release, release
-from shipping.stamp import fingerprint
+from shipping.release import Release
 
 HOME: Final = Path("usr/lib/hostmesh-agent")
 _WITHIN_S: Final = 900
+_EPOCH: Final = 1_790_000_000
+"""The time of all files: not that of the last commit, with which the packages would be others each time."""
 
 
 @cache
 def directory() -> Path:
     """Return where the packages of this tree are; what another tree made goes."""
-    of = CACHE / "versions" / fingerprint(release())[:16]
+    of = CACHE / "versions" / _fingerprint()
     if not of.is_dir():
         shutil.rmtree(of.parent, ignore_errors=True)
         of.mkdir(parents=True)
     return of
+
+
+def _fingerprint() -> str:
+    """Return a digest of all that becomes a part of these packages, or makes them."""
+    digest = hashlib.sha256()
+    for name in ("agent", "controller/hostmesh_api", "packaging"):
+        for each in sorted((PROJECT / name).rglob("*")):
+            if each.is_file() and "__pycache__" not in each.parts:
+                digest.update(f"\0{each.relative_to(PROJECT)}\0".encode() + hashlib.sha256(each.read_bytes()).digest())
+    return digest.hexdigest()[:16]
 
 
 def good(part: Part, version: str) -> Path:
@@ -50,7 +61,7 @@ def good(part: Part, version: str) -> Path:
 def main(name: str, version: str, work: str, into: str) -> None:
     """Build one .deb, as fast as may be."""
     part = next(each for each in PARTS if each.name == name)
-    wanted = Release(version, release().epoch, level=1)
+    wanted = Release(version, _EPOCH, level=1)
     sources.sources(refresh=False)
     deb.build(part, wanted, staging.Staging(wanted, Path(work)).stage(part), Path(into))
 

@@ -84,6 +84,7 @@ class Agent:
     reason: str = ""
     after: CallFigures = field(default_factory=CallFigures)
     silent: bool = False
+    leaves: bool = False
     ever: list[str] = field(default_factory=list)
     """New versions that it was told to take."""
     connection: Connection | None = None
@@ -105,10 +106,10 @@ class Agent:
             response = DeltaDiscoveryResponse.FromString(push.data)
             for resource in response.resources:
                 self._take(HostConfig.FromString(resource.resource.value), behaviour)
-            if self.connection is None:
-                return
             ack = DeltaDiscoveryRequest(type_url=response.type_url, response_nonce=response.nonce)
             hub.receive(self.connection, ack, datetime.now(UTC))
+        if self.leaves:
+            leave_the_line(self)
 
     def _take(self, config: HostConfig, behaviour: Behaviour) -> None:
         wanted = next((each for each in config.updates if each.component == self.component), None)
@@ -171,10 +172,7 @@ def is_put_back(agent: Agent, _: WantedUpdate) -> None:
 
 def never_comes_up(agent: Agent, _: WantedUpdate) -> None:
     """An agent that hangs, on a host whose program of root's hangs, too: its stream ends and it says no word more."""
-    agent.silent = True
-    if agent.connection is not None:
-        agent.app.controller.hub.disconnect(agent.connection)
-        agent.connection = None
+    agent.leaves = True
 
 
 def answers_503(agent: Agent, wanted: WantedUpdate) -> None:
@@ -420,6 +418,8 @@ async def test_a_rollout_that_is_deleted_all_the_same_tells_nobody_anything(
         await fleet.live(good, lambda: len(fleet.keeper.view("next").progress.hosts) == 5)
         key = {"kind": "Rollout", "namespace": "", "name": "next"}
         gone = await fleet.app.root.post("/v1/delete", json={"keys": [key], "confirmed": True})
+        assert gone.status_code == 409, gone.text
+        gone = await fleet.app.root.post("/v1/delete", json={"keys": [key], "abandon": True})
         assert gone.status_code == 200, gone.text
         await fleet.keeper.look()
         await fleet.heard()

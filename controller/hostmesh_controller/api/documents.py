@@ -86,15 +86,21 @@ async def delete(request: DeleteRequest, parts: Using, who: Editor) -> dict[str,
         documents = await _read(parts, request)
         refuse(documents.problems)
         keys += [each.key for each in documents.objects]
-    return await delete_keys(parts, who, keys, ignore_missing=request.ignore_missing, is_confirmed=request.confirmed)
+    sure = {"is_confirmed": request.confirmed, "abandons": request.abandon}
+    return await delete_keys(parts, who, keys, ignore_missing=request.ignore_missing, **sure)
 
 
 async def delete_keys(
-    parts: Using, who: Principal, keys: list[ObjectKey], *, ignore_missing: bool, is_confirmed: bool
+    parts: Using,
+    who: Principal,
+    keys: list[ObjectKey],
+    *,
+    ignore_missing: bool,
+    is_confirmed: bool,
+    abandons: bool = False,
 ) -> dict[str, Any]:
-    guard = writing(who)
-    if not is_confirmed:
-        guard = _one_after_another(guard, _sparing, _no_rollout_at_work(parts))
+    guards = [writing(who)] if is_confirmed else [writing(who), _sparing]
+    guard = _one_after_another(*guards, *([] if abandons else [_no_rollout_at_work(parts)]))
     try:
         outcome = await parts.registrar.delete(keys, actor=who.actor, ignore_missing=ignore_missing, guard=guard)
         return outcome_body(outcome)
@@ -160,7 +166,7 @@ def _no_rollout_at_work(parts: Parts) -> Guard:
         for key, after in changes:
             why = parts.rollouts.why_not_gone(key.name) if key.kind == "Rollout" and after is None else ""
             if why:
-                message = f"nothing was deleted: rollout {key.name!r}: {why}; if that is meant, confirm it (--yes)"
+                message = f"nothing was deleted: rollout {key.name!r}: {why}; --abandon deletes it all the same"
                 raise ApiError(HTTPStatus.CONFLICT, "rollout_at_work", message)
 
     return guard

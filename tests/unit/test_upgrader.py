@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from shipping.parts import AGENT as AGENT_PART
 
-from hostmesh_agent.upgrader import program, record, request
+from hostmesh_agent.upgrader import packages, program, record, request, witness
 from hostmesh_agent.upgrader.packages import Debian, PackageError, Packages, Rpm, run
 from hostmesh_agent.upgrader.program import Host, carry_out, recover
 from hostmesh_agent.upgrader.record import Memory, Result
@@ -20,6 +21,7 @@ from hostmesh_agent.upgrader.request import BadRequestError, Request, Verb
 from hostmesh_agent.upgrader.witness import Look, Witness
 from hostmesh_api.manifest import AGENT
 from hostmesh_controller.cli import signing
+from unit.test_units import service
 
 UNITS = Path(__file__).parents[2] / "packaging" / "systemd"
 NAME, ENVOY = "hostmesh-agent", "hostmesh-envoy"
@@ -186,7 +188,8 @@ def test_a_request_becomes_a_unit_and_is_read_again() -> None:
         "",
         f"{NAME}:{NEW}:mirror",
         f"{NAME}:{NEW}:mirror:{TOKEN}:more",
-        f"bash:{NEW}:mirror:{TOKEN}",
+        f"bash:{NEW}:packages:{TOKEN}",
+        f"{NAME}2:{NEW}:packages:{TOKEN}",
         f"../{NAME}:{NEW}:mirror:{TOKEN}",
         f"{NAME}:../../etc:mirror:{TOKEN}",
         f"{NAME}:0.2.0/../x:mirror:{TOKEN}",
@@ -264,6 +267,9 @@ def test_without_the_owners_word_nothing_is_done(world: World) -> None:
         world.owner_says(text)
         result = world.do()
         assert (result.state, "lets no controller bring versions of agent" in result.reason) == ("refused", True)
+    world.memory.write(record.Record(former={NAME: NEW}))
+    result = world.do(Verb.BACK)
+    assert (result.state, "lets no controller" in result.reason) == ("refused", True)
     world.config.unlink()
     assert world.do().state == "refused"
     world.config.write_text("[updates]\ncontroller = 7")
@@ -561,6 +567,20 @@ def test_the_units_last_line_puts_back_without_the_program(
     assert [each.split()[0] for each in calls] == [command, "systemctl"]
     assert f"back/{NAME}_{OLD}.{kind}" in calls[0]
     assert world.memory.pending() is None
+
+
+@pytest.mark.parametrize("name", ["hostmesh-upgrade@.service", "hostmesh-upgrade-recover.service"])
+def test_the_units_are_of_the_programs_own_numbers_and_places(name: str) -> None:
+    unit = service(UNITS / name)
+    assert unit["Type"] == "oneshot"
+    assert int(unit["TimeoutStartSec"].removesuffix("min")) * 60 == program.DEADLINE_S
+    assert unit["StateDirectory"] == record.STATE.name
+    assert program.DEADLINE_S > witness.CONNECTED_WITHIN_S + packages.INSTALL_WITHIN_S + witness.STEADY_S
+    # It lives on when the agent's own cgroup ends, and an agent that hangs after READY=1 is ended while it is watched.
+    assert "Slice" not in unit
+    assert float(service(UNITS / "hostmesh-agent.service")["WatchdogSec"].removesuffix("s")) < witness.STEADY_S
+    assert unit["ExecStart"].startswith("/usr/lib/hostmesh-agent/bin/hostmesh-upgrade ")
+    assert AGENT_PART.helpers == (("hostmesh-upgrade", "hostmesh_agent.upgrader.program"),)
 
 
 # Whether the agent comes up

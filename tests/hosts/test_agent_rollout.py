@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -89,13 +89,22 @@ class Fleet:
         def there() -> dict[str, Any] | None:
             found = self.status(name)
             over = {"done", "halted"} - {stage}
-            assert found["stage"] not in over, found
+            assert found["stage"] not in over, self.story(found)
             counts = found["counts"]
             return found if found["stage"] == stage and not counts["returning"] else None
 
         found = eventually(there, f"{name} is {stage}", UPGRADED_WITHIN_S)
         assert found is not None
         return found
+
+    def story(self, found: dict[str, Any]) -> str:
+        """What is to be known where something else became of it."""
+        journals = (
+            f"{each.name} {unit}:\n{each.journal(unit, '-n', '30')}"
+            for each in self.hosts
+            for unit in ("hostmesh-upgrade@*", "hostmesh-agent.service")
+        )
+        return "\n".join([json.dumps(found), *journals])
 
     def installed(self, package: str = "hostmesh-agent") -> dict[str, str]:
         shown = "--showformat=${db:Status-Status} ${Version}"
@@ -153,6 +162,12 @@ def repository_in(directory: Path) -> Path:
 def fleet() -> Iterator[Fleet]:
     if not shutil.which("apt-ftparchive"):
         pytest.skip("needs apt-ftparchive: make test-packages installs it")
+    with a_fleet() as made:
+        yield made
+
+
+@contextmanager
+def a_fleet() -> Iterator[Fleet]:
     began = time.monotonic()
     directory = Path(tempfile.mkdtemp(prefix="hm-rollout-"))
     with ExitStack() as stack:

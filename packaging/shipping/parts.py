@@ -31,6 +31,7 @@ class Part:
         programs: of /usr/bin, each with the module and function that it calls, and the tree whose Python runs it.
         helpers: programs that no person calls, with their modules; in the tree's own bin.
         files: of the project's packaging/, with where they go.
+        links: of systemd's units, with where they lead.
         configuration: among those, what belongs to the owner of the host from then on.
         manuals: pages by name and section.
     """
@@ -48,17 +49,19 @@ class Part:
     programs: tuple[tuple[str, str, str], ...] = ()
     helpers: tuple[tuple[str, str], ...] = ()
     files: tuple[tuple[str, str], ...] = ()
+    links: tuple[tuple[str, str], ...] = ()
     configuration: tuple[str, ...] = ()
     manuals: tuple[str, ...] = ()
 
 
+RECOVERS: Final = "hostmesh-upgrade-recover.service"
 _AGENT_UNITS: Final = (
     "hostmesh-agent.service",
     "hostmesh-drain.service",
     "hostmesh-guard.service",
     "hostmesh-ready.service",
     "hostmesh-ready.target",
-    "hostmesh-upgrade-recover.service",
+    RECOVERS,
     "hostmesh-upgrade@.service",
 )
 
@@ -88,6 +91,7 @@ AGENT: Final = Part(
         ("etc/agent.toml", "etc/hostmesh/agent.toml"),
         ("etc/needrestart.conf", "etc/needrestart/conf.d/hostmesh.conf"),
     ),
+    links=((f"{UNITS}/multi-user.target.wants/{RECOVERS}", f"../{RECOVERS}"),),
     configuration=("etc/hostmesh/agent.toml", "etc/needrestart/conf.d/hostmesh.conf"),
     manuals=("hostmesh-agent.8", "agent.toml.5"),
 )

@@ -45,6 +45,9 @@ class Staging:
             site = self._tree(part, top, documents)
         for source, place in part.files:
             _copy(PACKAGING / source, top / place)
+        for place, target in part.links:
+            (top / place).parent.mkdir(parents=True, exist_ok=True)
+            (top / place).symlink_to(target)
         self._programs(part, top)
         for name in part.manuals:
             manual = top / f"usr/share/man/man{name.rpartition('.')[2]}" / f"{name}.gz"

@@ -29,6 +29,13 @@ from hosts.mesh import STOCK, STOCK_UNIT
 
 OLD, NEW, BAD = "0.1.0", "0.2.0", "0.3.0"
 ENDS: Final = "raise SystemExit('this version does not come up')"
+HOST: Final = """
+---
+apiVersion: hostmesh.io/v1
+kind: Host
+metadata: {{name: {host}, labels: {{tier: real}}}}
+spec: {{addresses: [{address}]}}
+"""
 SERVICE: Final = """
 apiVersion: v1
 kind: Service
@@ -59,9 +66,10 @@ spec:
   component: {component}
   source: {source}
   version: {version}
+  hosts: {{matchLabels: {{tier: real}}}}
   canary: 1
   watch: 5s
-  deadline: 6m
+  deadline: 8m
 """
 URL: Final = f"http://stock:{STOCK}/"
 UPGRADED_WITHIN_S: Final = 400
@@ -189,6 +197,8 @@ def a_fleet() -> Iterator[Fleet]:
         for each in hosts:
             meshes.join(lab, each)
             meshes.captured(each, STOCK)
+        # The lab's own hosts have no packages, and are not asked.
+        lab.apply("".join(HOST.format(host=each.name, address=each.ip) for each in hosts))
         fleet = Fleet(lab, hosts, key)
         fleet.sign(versions.good(AGENT, NEW), NEW)
         fleet.sign(versions.bad_agent(BAD, NEW, ENDS), BAD)

@@ -27,9 +27,8 @@ from hostmesh_agent.update_fetch import Fetch
 from hostmesh_agent.update_ledger import Ledger
 from hostmesh_agent.update_order import CHANGING, FETCHING, Order, RefusedUpdateError, Standing
 from hostmesh_agent.upgrader import record
-from hostmesh_agent.upgrader.program import MANIFEST, PACKAGE, SIGNATURE
 from hostmesh_agent.upgrader.record import RUNNING, Result
-from hostmesh_agent.upgrader.request import Request, Verb
+from hostmesh_agent.upgrader.request import MANIFEST, PACKAGE, SIGNATURE, Request, Verb
 from hostmesh_api.manifest import AGENT, ENVOY, PACKAGES, Manifest
 from hostmesh_api.v1.hostmesh_pb2 import WantedUpdate
 
@@ -168,10 +167,8 @@ class _Way:
             log.info("this rollout changed nothing here", rollout=order.rollout)
             return ""
         await self._keep(replace(standing, order=order, state=CHANGING, reason=""))
-        why = ""
-        goes_on = standing.order == order and standing.state == CHANGING
-        if goes_on or self._installed() != standing.package:
-            why = await self._asked(self._request(order, Verb.BACK, standing.package))
+        # Whatever is installed now: what was asked for before may still be under way, and this is done after it.
+        why = await self._asked(self._request(order, Verb.BACK, standing.package))
         if not why and self._envoy is not None:
             why = await self._envoy.change_to(await self._envoy.choose_again(standing.choice))
         if not why:

@@ -15,9 +15,8 @@ from hostmesh_agent.admin import Admin
 from hostmesh_agent.config import AgentConfig, EnvoySettings, UpdateSettings
 from hostmesh_agent.package_update import PackageUpdate, Place
 from hostmesh_agent.updates import Updates
-from hostmesh_agent.upgrader.program import MANIFEST, PACKAGE, SIGNATURE
 from hostmesh_agent.upgrader.record import DONE, FAILED, REFUSED, RUNNING, Memory, Result
-from hostmesh_agent.upgrader.request import Request, Verb, parse
+from hostmesh_agent.upgrader.request import MANIFEST, PACKAGE, SIGNATURE, Request, Verb, parse
 from hostmesh_agent.uplink import NotConnectedError
 from hostmesh_api.manifest import AGENT
 from hostmesh_api.v1.hostmesh_pb2 import FetchRequest, UpdateState, WantedUpdate

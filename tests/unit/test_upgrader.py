@@ -1,12 +1,15 @@
 """The program of root's that exchanges packages: whoever asks, it does what the host's owner wants, and no more."""
 
+import fcntl
 import json
 import os
 import re
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,11 +128,11 @@ class World:
         place = signing.put(
             [file], self.top / key, self.top / "mirror", component=AGENT, version=version, machine=machine, least=least
         )
-        (self.spool / program.PACKAGE).unlink(missing_ok=True)
+        (self.spool / request.PACKAGE).unlink(missing_ok=True)
         for source, name in (
-            ("artifact.deb", program.PACKAGE),
-            ("manifest.json", program.MANIFEST),
-            ("manifest.sig", program.SIGNATURE),
+            ("artifact.deb", request.PACKAGE),
+            ("manifest.json", request.MANIFEST),
+            ("manifest.sig", request.SIGNATURE),
         ):
             shutil.copy(place / source, self.spool / name)
 
@@ -300,10 +303,10 @@ def test_what_the_key_did_not_sign_is_not_installed(world: World) -> None:
     world.sign(key="thief.pem")
     assert "signed by no key" in world.do().reason
     world.sign()
-    good = (world.spool / program.MANIFEST).read_bytes()
-    (world.spool / program.MANIFEST).write_bytes(good.replace(b"x86_64", b"x86_32"))
+    good = (world.spool / request.MANIFEST).read_bytes()
+    (world.spool / request.MANIFEST).write_bytes(good.replace(b"x86_64", b"x86_32"))
     assert "signed by no key" in world.do().reason
-    (world.spool / program.SIGNATURE).write_bytes(b"")
+    (world.spool / request.SIGNATURE).write_bytes(b"")
     assert "signed by no key" in world.do().reason
     world.sign(NEWER)
     assert f"is of agent {NEWER}, and not of agent {NEW}" in world.do().reason
@@ -318,9 +321,9 @@ def test_a_signed_manifest_of_an_envoy_is_none_of_an_agent(world: World) -> None
     place = signing.put(
         [world.top / "envoy"], world.top / "key.pem", world.top / "m", component="envoy", version=NEW, machine="x86_64"
     )
-    shutil.copy(place / "manifest.json", world.spool / program.MANIFEST)
-    shutil.copy(place / "manifest.sig", world.spool / program.SIGNATURE)
-    shutil.copy(place / "artifact", world.spool / program.PACKAGE)
+    shutil.copy(place / "manifest.json", world.spool / request.MANIFEST)
+    shutil.copy(place / "manifest.sig", world.spool / request.SIGNATURE)
+    shutil.copy(place / "artifact", world.spool / request.PACKAGE)
     assert "is of envoy" in world.do().reason
     assert not world.changed
 
@@ -345,13 +348,13 @@ def a_pipe(path: Path) -> None:
 )
 def test_bytes_that_were_not_signed_are_not_installed(world: World, spoil: Callable[[Path], Any], why: str) -> None:
     world.sign()
-    spoil(world.spool / program.PACKAGE)
+    spoil(world.spool / request.PACKAGE)
     result = world.do()
     assert (result.state, why in result.reason) == ("refused", True), result
     assert not world.changed
 
 
-@pytest.mark.parametrize("name", [program.MANIFEST, program.SIGNATURE])
+@pytest.mark.parametrize("name", [request.MANIFEST, request.SIGNATURE])
 def test_a_manifest_that_is_none_is_refused(world: World, name: str) -> None:
     world.sign()
     (world.spool / name).unlink()
@@ -367,7 +370,7 @@ def test_what_is_exchanged_after_the_look_is_not_what_is_installed(world: World)
     world.sign()
 
     def exchange() -> None:
-        for name in (program.PACKAGE, program.MANIFEST, program.SIGNATURE):
+        for name in (request.PACKAGE, request.MANIFEST, request.SIGNATURE):
             (world.spool / name).write_bytes(b"evil 6.6.6\n")
 
     world.packages.looked = exchange
@@ -415,7 +418,7 @@ def test_a_floor_that_was_rolled_out_holds_for_every_way(world: World) -> None:
 def test_a_floor_is_raised_by_what_was_signed_alone(world: World) -> None:
     world.sign(NEWER, least=NEWER)
     assert world.do(Verb.SETTLE, NEW).state == "refused"
-    (world.spool / program.SIGNATURE).write_bytes(b"x" * 64)
+    (world.spool / request.SIGNATURE).write_bytes(b"x" * 64)
     assert world.do(Verb.SETTLE, NEWER).state == "refused"
     assert world.memory.read().floors == {}
 
@@ -453,13 +456,46 @@ def test_a_host_without_packages_says_so(world: World) -> None:
     assert "is not installed from a package on this host" in world.do().reason
 
 
-def test_one_works_at_a_time(world: World) -> None:
+def test_one_works_at_a_time_and_the_others_wait(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.sign()
+    monkeypatch.setattr(program, "TURN_WITHIN_S", 0.05)
+    monkeypatch.setattr(program, "_TURN_PAUSE_S", 0.01)
     inner: list[Result] = []
     other = Request(NAME, NEW, Verb.MIRROR, "f" * 16)
     world.packages.looked = lambda: inner.append(carry_out(other, world.host)) if not inner else None
     assert world.do().state == "done"
-    assert "another upgrade is under way" in inner[0].reason
+    assert "another upgrade was under way" in inner[0].reason
+
+
+def test_who_is_called_back_meanwhile_goes_back_after_it(world: World) -> None:
+    """The call back comes while the new agent is watched: it waits, and undoes what it waited for."""
+    world.sign()
+    began, go_on = threading.Event(), threading.Event()
+    host = world.host
+
+    def watch(*_: object, **__: object) -> str:
+        began.set()
+        assert go_on.wait(20)
+        return ""
+
+    first = replace(host, watch=watch)
+    with ThreadPoolExecutor() as pool:
+        forth = pool.submit(carry_out, Request(NAME, NEW, Verb.MIRROR, TOKEN), first)
+        assert began.wait(20)
+        asked = Request(NAME, OLD, Verb.BACK, "f" * 16)
+        back = pool.submit(carry_out, asked, host)
+        while record.told(asked, world.memory.directory) is None:
+            assert not back.done()
+        go_on.set()
+        assert (forth.result().state, back.result().state) == ("done", "done")
+    assert world.packages.there[NAME] == OLD
+
+
+def test_what_another_one_left_behind_is_ended_first(world: World) -> None:
+    cut(world)
+    world.bad = {NEW}
+    assert world.do(Verb.BACK, OLD) == Result("done", "it is installed")
+    assert (world.packages.there[NAME], world.memory.pending()) == (OLD, None)
 
 
 # What goes wrong
@@ -475,7 +511,8 @@ def test_an_agent_that_does_not_come_up_is_put_back(world: World) -> None:
     assert [data for _, data in world.packages.installed_files] == [package(NEW), package(OLD)]
     assert world.memory.pending() is None
     # Nothing has changed, so there is nothing to go back to.
-    assert world.do(Verb.BACK, OLD).state == "refused"
+    assert world.do(Verb.BACK, OLD) == Result("done", "it is installed")
+    assert "not known" in world.do(Verb.BACK, "0.0.9").reason
 
 
 def test_a_package_that_cannot_be_installed_is_put_back(world: World) -> None:
@@ -562,6 +599,11 @@ def test_the_units_last_line_puts_back_without_the_program(
     assert not (tmp_path / "calls").exists()
     (tmp_path / f"{NAME}_{OLD}.{kind}").write_bytes(b"")
     world.memory.begin(record.Pending(NAME, NEW, OLD, TOKEN, connected=True), tmp_path / f"{NAME}_{OLD}.{kind}")
+    with (world.memory.directory / "lock").open("w") as lock:
+        # Another one is at work, and looks after it.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        subprocess.run(["sh", "-ec", line], env=environment, check=True)
+        assert not (tmp_path / "calls").exists()
     subprocess.run(["sh", "-ec", line], env=environment, check=True)
     calls = (tmp_path / "calls").read_text().splitlines()
     assert [each.split()[0] for each in calls] == [command, "systemctl"]

@@ -23,16 +23,15 @@ from hostmesh_agent.update_order import RefusedUpdateError
 from hostmesh_agent.upgrader import packages, request, trusted, witness
 from hostmesh_agent.upgrader.packages import PackageError, Packages
 from hostmesh_agent.upgrader.record import DONE, FAILED, REFUSED, RUNNING, DamagedError, Memory, Pending, Record, Result
-from hostmesh_agent.upgrader.request import BadRequestError, Request, Verb
+from hostmesh_agent.upgrader.request import MANIFEST, PACKAGE, SIGNATURE, SPOOL, BadRequestError, Request, Verb
 from hostmesh_agent.upgrader.trusted import UntrustedError
 from hostmesh_api.manifest import AGENT, MAX_MANIFEST_BYTES, PACKAGES, SIGNATURE_BYTES, Manifest
 
 RECOVER: Final = "recover"
-SPOOL: Final = "updates"
-PACKAGE, MANIFEST, SIGNATURE = "package", "manifest.json", "manifest.sig"
-"""In the spool, a directory of the agent's."""
 DEADLINE_S: Final = 30 * 60.0
 """The unit's TimeoutStartSec: nothing is under way for longer."""
+TURN_WITHIN_S: Final = 10 * 60.0
+_TURN_PAUSE_S: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,19 +78,18 @@ def carry_out(asked: Request, host: Host) -> Result:
     """Do it, and tell the agent what became of it."""
     memory = host.memory
     memory.prepare()
+    memory.tell(asked.token, Result(RUNNING, until=host.now() + DEADLINE_S))
     try:
         with _alone(memory):
-            memory.tell(asked.token, Result(RUNNING, until=host.now() + DEADLINE_S))
-            try:
-                result = Result(DONE, _Work(asked, host).run())
-            except (RefusedUpdateError, ConfigError, UntrustedError, DamagedError) as error:
-                result = Result(REFUSED, str(error))
-            except (PackageError, OSError) as error:
-                result = Result(FAILED, str(error))
-            memory.tell(asked.token, result)
+            _finish(host)
+            result = Result(DONE, _Work(asked, host).run())
     except BlockingIOError:
-        result = Result(REFUSED, "another upgrade is under way")
-        memory.tell(asked.token, result)
+        result = Result(REFUSED, f"another upgrade was under way for {TURN_WITHIN_S:.0f} s")
+    except (RefusedUpdateError, ConfigError, UntrustedError, DamagedError) as error:
+        result = Result(REFUSED, str(error))
+    except (PackageError, OSError) as error:
+        result = Result(FAILED, str(error))
+    memory.tell(asked.token, result)
     sys.stderr.write(
         f"hostmesh-upgrade: {asked.package} {asked.version} {asked.verb}: {result.state} {result.reason}\n"
     )
@@ -99,29 +97,42 @@ def carry_out(asked: Request, host: Host) -> Result:
 
 
 def recover(host: Host) -> None:
-    """Go on with what a power cut ended: the agent that was installed must come up, or the former one is put back."""
+    """Go on with what a power cut ended."""
+    host.memory.prepare()
+    with _alone(host.memory):
+        _finish(host)
+
+
+def _finish(host: Host) -> None:
+    """End what a program before this one began: the new agent must come up, or the former one is put back."""
     memory = host.memory
-    memory.prepare()
     pending = memory.pending()
     if pending is None:
         return
-    with _alone(memory):
-        asked = Request(pending.package, pending.version, Verb.BACK, pending.token)
-        work = _Work(asked, host)
-        manager = work.manager()
-        try:
-            work.prove(manager, pending)
-            result = Result(DONE)
-        except (PackageError, OSError) as error:
-            result = Result(FAILED, str(error))
-        memory.tell(pending.token, result)
+    asked = Request(pending.package, pending.version, Verb.BACK, pending.token)
+    work = _Work(asked, host)
+    manager = work.manager()
+    try:
+        work.prove(manager, pending)
+        result = Result(DONE)
+    except (PackageError, OSError) as error:
+        result = Result(FAILED, str(error))
+    memory.tell(pending.token, result)
 
 
 @contextmanager
 def _alone(memory: Memory) -> Iterator[None]:
-    """Raises BlockingIOError: another one is at work."""
+    """Wait until no other one is at work: what is asked for last is done last. Raises BlockingIOError."""
+    until = time.monotonic() + TURN_WITHIN_S
     with (memory.directory / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(_TURN_PAUSE_S)
         yield
 
 
@@ -142,10 +153,10 @@ class _Work:
         update_order.allowed(config.updates, asked.component)
         manager = self.manager()
         before = manager.installed(asked.package)
-        if asked.verb is Verb.BACK:
-            self._may_go_back(config, known)
         if before == asked.version:
             return "it is installed"
+        if asked.verb is Verb.BACK:
+            self._may_go_back(config, known)
         incoming = self._memory.incoming()
         former = self._copy_of_former(manager, before, incoming)
         path = self._bring(manager, config, known, packages.fresh(incoming / "new"))

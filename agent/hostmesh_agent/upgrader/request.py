@@ -7,6 +7,12 @@ from typing import Final
 
 from hostmesh_api.manifest import AGENT, ENVOY, PACKAGES, is_package_version
 
+SPOOL: Final = "updates"
+"""A directory of the agent's."""
+PACKAGE: Final = "package"
+MANIFEST: Final = "manifest.json"
+SIGNATURE: Final = "manifest.sig"
+"""In the spool, beside the package: what the mirror has of it."""
 _COMPONENTS: Final = {PACKAGES[AGENT]: AGENT, PACKAGES[ENVOY]: ENVOY}
 _MAX_CHARS: Final = 160
 _TOKEN: Final = re.compile(r"[0-9a-f]{16}")

@@ -5,10 +5,12 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -669,6 +671,24 @@ def test_an_agent_is_not_blamed_for_a_controller_that_is_away() -> None:
     assert verdict_of(lambda _: cut_off, reachable=False)[0] == ""
     verdict, at = verdict_of(lambda _: cut_off, connected=False)
     assert (verdict, at < 60) == ("", True)
+
+
+@pytest.mark.parametrize("said", [b"", b"[" * 100_000, b"7\n", b'{"agent": []}\n', b"\xff\xfe\n"])
+def test_an_agent_that_says_nonsense_says_nothing(said: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "agent.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener, ThreadPoolExecutor() as pool:
+        listener.bind(str(path))
+        listener.listen()
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection, suppress(OSError):
+                connection.recv(100)
+                connection.sendall(said)
+
+        answering = pool.submit(answer)
+        assert witness.look(path).version == ""
+        answering.result(10)
 
 
 # Package managers

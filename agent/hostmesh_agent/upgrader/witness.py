@@ -110,7 +110,7 @@ def look(control: Path) -> Look:
         asked = run(["systemctl", "show", "--property=ActiveState,InvocationID", UNIT])
         said = dict(line.split("=", 1) for line in asked.splitlines() if "=" in line)
     seen = Look(said.get("ActiveState") == "active", said.get("InvocationID", ""))
-    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         status = _ask(control)
         return replace(
             seen,

@@ -292,6 +292,15 @@ def test_an_abort_returns_all_and_is_for_good() -> None:
         plan.resumed(aborted, 2000.0)
 
 
+def test_a_pause_holds_for_another_version_and_ends_with_an_abort() -> None:
+    hosts = Hosts(HUNDRED)
+    paused = plan.paused(run_on(spec(), hosts, Progress(NEW), 0, 20))
+    other = spec(version="1.42.0")
+    assert told(plan.step(other, hosts.seen(paused), paused, 30.0)) == []
+    aborted = plan.aborted(paused, 30.0)
+    assert len(told(plan.step(other, hosts.seen(aborted), aborted, 40.0))) == 2
+
+
 def test_another_version_begins_anew() -> None:
     progress = run(spec(), Hosts(HUNDRED))
     other = plan.step(spec(version="1.42.0"), Hosts(HUNDRED).seen(Progress(NEW)), progress, 9000.0)

@@ -351,5 +351,7 @@ def aborted(progress: Progress, now: float) -> Progress:
     """Return all that have the new version to what they had, for good."""
     if progress.stage is Stage.ABORTED:
         return progress
-    ended = replace(progress, stage=Stage.ABORTED, absent={}, reason=progress.reason or "an operator ended it")
+    # The pause ends with it: another version is another rollout.
+    reason = progress.reason or "an operator ended it"
+    ended = replace(progress, stage=Stage.ABORTED, paused=False, absent={}, reason=reason)
     return _all_back(ended, now)

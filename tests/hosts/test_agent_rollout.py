@@ -207,7 +207,7 @@ def a_fleet() -> Iterator[Fleet]:
         yield fleet
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(900, func_only=True)
 def test_a_good_agent_reaches_all_hosts_and_goes_back_when_it_is_called_back(fleet: Fleet) -> None:
     envoys = fleet.envoys()
     with load(fleet.lab, "client", URL) as tally:
@@ -242,7 +242,7 @@ def is_watched(machine: Machine) -> bool:
     return pending.returncode == 0 and found == f"installed {BAD}"
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(900, func_only=True)
 def test_a_host_puts_a_bad_agent_back_with_no_controller_and_the_rollout_halts_at_the_canary(fleet: Fleet) -> None:
     envoys, before = fleet.envoys(), {each.name: len(tried(each)) for each in fleet.hosts}
     with load(fleet.lab, "client", URL) as tally:
@@ -263,7 +263,7 @@ def test_a_host_puts_a_bad_agent_back_with_no_controller_and_the_rollout_halts_a
     fleet.lab.hostmesh("delete", "Rollout", "bad")
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(900, func_only=True)
 def test_after_a_power_cut_the_next_boot_puts_a_bad_agent_back(fleet: Fleet) -> None:
     fleet.roll_out("cut", BAD)
     canary = eventually(lambda: next(filter(is_watched, fleet.hosts), None), "it is tried", UPGRADED_WITHIN_S)
@@ -282,7 +282,7 @@ def test_after_a_power_cut_the_next_boot_puts_a_bad_agent_back(fleet: Fleet) -> 
     fleet.lab.hostmesh("delete", "Rollout", "cut")
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(900, func_only=True)
 def test_the_hosts_own_package_manager_brings_an_agent(fleet: Fleet) -> None:
     fleet.roll_out("apt", NEW, source="packages")
     fleet.reaches("apt", "done")
@@ -291,7 +291,7 @@ def test_the_hosts_own_package_manager_brings_an_agent(fleet: Fleet) -> None:
     fleet.lab.hostmesh("delete", "Rollout", "apt")
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(900, func_only=True)
 def test_the_hosts_own_package_manager_brings_an_envoy_and_takes_a_bad_one_back(fleet: Fleet) -> None:
     before = fleet.envoys()
     with load(fleet.lab, "client", URL) as tally:
@@ -310,7 +310,7 @@ def test_the_hosts_own_package_manager_brings_an_envoy_and_takes_a_bad_one_back(
     fleet.lab.hostmesh("delete", "Rollout", "proxy")
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(900, func_only=True)
 def test_without_the_owners_word_a_host_refuses_and_the_rollout_halts_with_the_cure(fleet: Fleet) -> None:
     for each in fleet.hosts:
         each.run("sed", "-i", 's/^controller = .*/controller = ["envoy"]/', "/etc/hostmesh/agent.toml")

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import grpc
 import pytest
 
-from hostmesh_agent import artifact_fetch, call_figures, chosen_binary, keys, launch, process, update_order
+from hostmesh_agent import artifact, artifact_fetch, call_figures, chosen_binary, keys, launch, process, update_order
 from hostmesh_agent.admin import Admin
 from hostmesh_agent.artifact import Installed
 from hostmesh_agent.artifact_fetch import SPARE_BYTES, FetchError
@@ -512,3 +513,18 @@ async def test_what_earlier_rollouts_brought_does_not_fill_the_disk(tmp_path: Pa
         back = WantedUpdate(component="envoy", version="1.50.4", rollout="r4", attempt=2, back=True)
         assert (await host.told(back)).state == "done"
         assert host.runs == sha256(NEW + bytes([3]))
+
+
+def test_two_threads_install_the_same_envoy_at_once(tmp_path: Path) -> None:
+    (tmp_path / "envoy").write_bytes(NEW * 20)
+    digest = sha256(NEW * 20)
+    with ThreadPoolExecutor(8) as pool:
+        for number in range(10):
+            state = tmp_path / f"state{number}"
+            state.mkdir()
+            made = [pool.submit(artifact.install, tmp_path / "envoy", digest, state) for _ in range(8)]
+            assert {each.result().sha256 for each in made} == {digest}
+            assert sorted(each.name for each in next((state / "envoy-bin").iterdir()).iterdir()) == [
+                "envoy",
+                "verified.json",
+            ]

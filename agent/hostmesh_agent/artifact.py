@@ -12,6 +12,7 @@ import platform
 import re
 import shutil
 import stat
+import threading
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,7 +157,8 @@ def _place(source: Path, directory: Path, wanted: str) -> None:
     for each in (directory.parent, directory):
         each.mkdir(mode=_MODE, parents=True, exist_ok=True)
         each.chmod(_MODE)
-    draft = directory / f".envoy.{os.getpid()}"
+    # Who follows the package and who carries out a rollout may both come, in one process.
+    draft = directory / f".envoy.{os.getpid()}.{threading.get_ident()}"
     try:
         _link_or_copy(source, draft)
         # The draft is hashed, not the source: nobody can exchange it between the check and the use.
@@ -243,6 +245,6 @@ def _whole(directory: Path, wanted: str) -> bool:
 
 
 def _record(directory: Path, sha256: str) -> None:
-    draft = directory / f".{_RECORD}.{os.getpid()}"
+    draft = directory / f".{_RECORD}.{os.getpid()}.{threading.get_ident()}"
     draft.write_text(json.dumps(_document(_fingerprint(directory / "envoy"), sha256)), encoding="utf-8")
     draft.replace(directory / _RECORD)

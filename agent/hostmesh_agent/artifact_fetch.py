@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
-from hostmesh_api.manifest import Manifest
+from hostmesh_api.manifest import File
 
 DIRECTORY: Final = "updates"
 SPARE_BYTES: Final = 64 << 20
@@ -32,27 +32,27 @@ def free_bytes(directory: Path) -> int:
     return found.f_bavail * found.f_frsize
 
 
-def part_of(state_dir: Path, manifest: Manifest) -> Path:
+def part_of(state_dir: Path, wanted: File) -> Path:
     """Return where an artifact lies while it is not whole. Its name is the digest: a rest of it is never another's."""
-    return state_dir / DIRECTORY / f"{manifest.sha256}.part"
+    return state_dir / DIRECTORY / f"{wanted.sha256}.part"
 
 
-async def fetch(manifest: Manifest, state_dir: Path, piece: Piece, free: Callable[[Path], int] = free_bytes) -> Path:
+async def fetch(wanted: File, state_dir: Path, piece: Piece, free: Callable[[Path], int] = free_bytes) -> Path:
     """Return a file with the whole artifact.
 
     Raises:
         FetchError: it is not what was signed, or there is no room.
     """
-    path = part_of(state_dir, manifest)
+    path = part_of(state_dir, wanted)
     try:
-        await asyncio.to_thread(_prepare, path, manifest, free)
+        await asyncio.to_thread(_prepare, path, wanted, free)
         have = path.stat().st_size if path.exists() else 0
-        while have < manifest.size_bytes:
+        while have < wanted.size_bytes:
             data = await piece(have)
             if not data:
-                raise FetchError(f"it ends after {have} of {manifest.size_bytes} bytes")
-            if len(data) > MAX_PIECE_BYTES or have + len(data) > manifest.size_bytes:
-                raise FetchError(f"more comes than the {manifest.size_bytes} bytes that were signed")
+                raise FetchError(f"it ends after {have} of {wanted.size_bytes} bytes")
+            if len(data) > MAX_PIECE_BYTES or have + len(data) > wanted.size_bytes:
+                raise FetchError(f"more comes than the {wanted.size_bytes} bytes that were signed")
             await asyncio.to_thread(_append, path, data, have)
             have += len(data)
         found = await asyncio.to_thread(_sha256, path)
@@ -61,23 +61,23 @@ async def fetch(manifest: Manifest, state_dir: Path, piece: Piece, free: Callabl
         raise
     except OSError as error:
         raise FetchError(f"{path}: {error.strerror or error}") from error
-    if found != manifest.sha256:
+    if found != wanted.sha256:
         path.unlink(missing_ok=True)
-        raise FetchError(f"its sha256 is {found}, signed was {manifest.sha256}")
+        raise FetchError(f"its sha256 is {found}, signed was {wanted.sha256}")
     return path
 
 
-def _prepare(path: Path, manifest: Manifest, free: Callable[[Path], int]) -> None:
+def _prepare(path: Path, wanted: File, free: Callable[[Path], int]) -> None:
     path.parent.mkdir(mode=0o700, exist_ok=True)
     path.parent.chmod(0o700)
     for other in path.parent.iterdir():
         if other != path:
             other.unlink()
     have = path.stat().st_size if path.exists() else 0
-    if have > manifest.size_bytes:
+    if have > wanted.size_bytes:
         path.unlink()
         have = 0
-    need = manifest.size_bytes - have + SPARE_BYTES
+    need = wanted.size_bytes - have + SPARE_BYTES
     if free(path.parent) < need:
         raise FetchError(f"no room: it needs {need >> 20} MiB free in {path.parent}")
 

@@ -29,6 +29,7 @@ SUPERVISORS: Final = ("auto", "systemd", "builtin")
 MAX_UID: Final = 2**32 - 2
 SCOPES: Final = ("mesh", "all")
 BACKENDS: Final = ("auto", "nftables", "iptables")
+UPDATE_SOURCES: Final = ("mirror", "packages")
 MIN_MTLS: Final = ("strict", "permissive", "none")
 MAX_LABELS: Final = 64
 _LABEL_KEY: Final = re.compile(r"([a-zA-Z0-9.-]{1,253}/)?[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
@@ -203,14 +204,19 @@ class UpdateSettings:
     """What a controller may bring in another version; nothing, unless the owner says so here.
 
     Attributes:
-        controller: "envoy", or nothing.
+        controller: "envoy", "agent", or nothing.
         keys: public Ed25519 keys in base64 (`hostmesh rollout key`); what none of them has signed is not taken.
-        min_envoy: no version below this; "": any.
+        sources: "mirror" (the controller's, signed by one of the keys), and "packages": what this host's own package
+            manager has and trusts.
+        min_envoy: no version of Envoy below this; "": any.
+        min_package: no version of the packages hostmesh-agent and hostmesh-envoy below this; "": any.
     """
 
     controller: tuple[str, ...] = ()
     keys: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ("mirror",)
     min_envoy: str = ""
+    min_package: str = ""
 
     @property
     def key_bytes(self) -> tuple[bytes, ...]:
@@ -504,8 +510,6 @@ def _updates(table: Table) -> UpdateSettings:
     table.only(dataclasses.fields(UpdateSettings))
     controller, keys = table.texts("controller"), table.texts("keys")
     for each in controller:
-        if each == "agent":
-            raise table.error("controller", "no controller brings another agent yet; leave 'agent' out")
         if each not in manifest.COMPONENTS:
             raise table.error("controller", f"knows {', '.join(manifest.COMPONENTS)}, has {each!r}")
     for key in keys:
@@ -515,12 +519,17 @@ def _updates(table: Table) -> UpdateSettings:
             raise table.error(
                 "keys", f"{key!r} is no public key as `hostmesh rollout key` prints it: {error}"
             ) from None
-    if controller and not keys:
+    sources = table.texts("sources", UpdateSettings().sources)
+    for each in sources:
+        if each not in UPDATE_SOURCES:
+            raise table.error("sources", f"knows {', '.join(UPDATE_SOURCES)}, has {each!r}")
+    if controller and not keys and "mirror" in sources:
         raise table.error("keys", "is empty: name the key that signs what a controller may bring")
-    min_envoy = table.text("min_envoy", "")
-    if min_envoy and not manifest.VERSION.fullmatch(min_envoy):
-        raise table.error("min_envoy", f"must be a version such as 1.40.0, is {min_envoy!r}")
-    return UpdateSettings(controller, keys, min_envoy)
+    lowest = [table.text(name, "") for name in ("min_envoy", "min_package")]
+    for name, each in zip(("min_envoy", "min_package"), lowest, strict=True):
+        if each and not manifest.VERSION.fullmatch(each):
+            raise table.error(name, f"must be a version such as 1.40.0, is {each!r}")
+    return UpdateSettings(controller, keys, sources, *lowest)
 
 
 def _labels(table: Table) -> Mapping[str, str]:

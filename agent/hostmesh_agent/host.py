@@ -14,7 +14,7 @@ from typing import Final
 
 import psutil
 
-from hostmesh_agent import machine
+from hostmesh_agent import machine, packaged_envoy
 from hostmesh_agent.launch import boot_id
 from hostmesh_agent.machine_facts import cloud_of, cpu_model, virtualisation
 from hostmesh_api.v1.hostmesh_pb2 import Cloud, Disk, HostFacts, HostLoad, Interface
@@ -97,6 +97,7 @@ def facts(
         interfaces=changing.interfaces,
         cloud=changing.cloud,
         labels=labels or {},
+        envoy_package=packaged_envoy.package_version(),
     )
 
 
@@ -163,6 +164,11 @@ def machine_id(places: Iterable[Path] = MACHINE_IDS) -> str:
         with suppress(OSError):
             found.append(place.read_bytes().strip())
     return hashlib.sha256(b"hostmesh\0" + b"\0".join(found)).hexdigest()[:16] if any(found) else ""
+
+
+def now_s() -> float:
+    """Return the seconds since the epoch."""
+    return time.time()
 
 
 def agent_version() -> str:

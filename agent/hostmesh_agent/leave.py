@@ -36,7 +36,7 @@ from hostmesh_agent import (
     lock,
     notify,
     process,
-    update_order,
+    update_ledger,
     widening,
 )
 from hostmesh_agent.admin import Admin, AdminError
@@ -48,6 +48,7 @@ from hostmesh_agent.places import Instance
 from hostmesh_agent.resolution import Resolution
 from hostmesh_agent.state import State, StateError
 from hostmesh_agent.status import CAPTURE_OFF
+from hostmesh_agent.upgrader import record
 from hostmesh_agent.workload_api import svids
 
 AGENT_ANSWERS_WITHIN_S: Final = 5.0
@@ -231,7 +232,7 @@ def _remove_tree(config: AgentConfig) -> str:
         config.state_dir / guard.SPARE,
         config.state_dir / life_file.FILE,
         config.state_dir / chosen_binary.FILE,
-        config.state_dir / update_order.FILE,
+        *(config.state_dir / each for each in update_ledger.FILES),
         config.state_dir / drained.FILE,
         config.run_dir / drained.FILE,
     ):
@@ -246,12 +247,14 @@ def _forget(state: State) -> str:
 
 
 def _remove_directories(config: AgentConfig) -> str:
-    """Remove both directories and all that is in them, also what an agent of another version left there.
+    """Remove the directories and all that is in them, also what an agent of another version left there.
 
-    A directory that is a mount stays, empty: whoever mounted it takes it away.
+    What upgrades of the package left goes, too, where the host's own agent leaves. A directory that is a mount stays,
+    empty: whoever mounted it takes it away.
     """
     removed = []
-    for directory in (config.run_dir, config.state_dir):
+    of_upgrades = (record.STATE,) if notify.of_the_units(config.state_dir) else ()
+    for directory in (config.run_dir, config.state_dir, *of_upgrades):
         if not directory.exists():
             continue
         for each in directory.iterdir():

@@ -56,6 +56,15 @@ def read(home: Path = HOME) -> Packaged | None:
     return Packaged(binary, version, sha256)
 
 
+def package_version(home: Path = HOME) -> str:
+    """Return the version of the package, which is not that of its Envoy; "" where none is, or it does not say."""
+    try:
+        said = json.loads((home / "manifest.json").read_bytes()).get("package", "")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return ""
+    return said if isinstance(said, str) and _VERSION.fullmatch(said) else ""
+
+
 def mark(home: Path = HOME) -> tuple[int, ...]:
     """Return numbers that change when the package is installed, upgraded or removed."""
     try:

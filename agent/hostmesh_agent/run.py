@@ -362,6 +362,7 @@ class Agent:
                 }.items()
             ]
             await self._stopping.wait()
+            await asyncio.to_thread(self._updates.told_to_end)
             for each in parts:
                 each.cancel()
         self._modules.close()

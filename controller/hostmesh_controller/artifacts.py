@@ -56,7 +56,6 @@ class Mirror:
         try:
             data = _read(where / manifest.MANIFEST, manifest.MAX_MANIFEST_BYTES)
             signature = _read(where / manifest.SIGNATURE, manifest.SIGNATURE_BYTES)
-            size = (where / manifest.ARTIFACT).stat().st_size
         except OSError as error:
             raise MirrorError(f"{error.filename or where}: {error.strerror}; {cure}") from None
         try:
@@ -65,20 +64,28 @@ class Mirror:
             raise MirrorError(f"{where / manifest.MANIFEST}: {error}; {cure}") from None
         if (said.component, said.version, said.machine) != (component, version, machine):
             raise MirrorError(f"{where / manifest.MANIFEST}: it is of {said.version} for {said.machine}; {cure}")
-        if size != said.size_bytes or len(signature) != manifest.SIGNATURE_BYTES:
+        if not _whole(where, said) or len(signature) != manifest.SIGNATURE_BYTES:
             raise MirrorError(f"{where}: artifact or signature is not as long as it should be; {cure}")
         return Signed(data, signature)
 
-    def piece(self, component: str, version: str, machine: str, offset: int) -> bytes:
-        """Return bytes of an artifact from an offset on, none at its end.
+    def piece(self, component: str, version: str, machine: str, offset: int, kind: str = "") -> bytes:
+        """Return bytes of an artifact (or of its package of a kind) from an offset on, none at its end.
 
         Raises:
             ValueError: these are no such names.
             OSError: it is not there.
         """
-        path = self.directory / manifest.place(component, version, machine) / manifest.ARTIFACT
+        path = self.directory / manifest.place(component, version, machine) / manifest.file_name(kind)
         with path.open("rb") as file:
             return os.pread(file.fileno(), CHUNK_BYTES, min(offset, manifest.MAX_BYTES))
+
+
+def _whole(where: Path, said: manifest.Manifest) -> bool:
+    files = said.packages or {"": said.file()}
+    try:
+        return all((where / manifest.file_name(kind)).stat().st_size == each.size_bytes for kind, each in files.items())
+    except OSError:
+        return False
 
 
 def _read(path: Path, most: int) -> bytes:
@@ -99,7 +106,8 @@ class ArtifactsServicer(ArtifactsBase):
         names = request.component, request.version, request.machine
         try:
             async with self._turns:
-                return FetchChunk(data=await asyncio.to_thread(self._mirror.piece, *names, request.offset))
+                piece = await asyncio.to_thread(self._mirror.piece, *names, request.offset, request.package)
+                return FetchChunk(data=piece)
         except (ValueError, OSError) as error:
             _log.warning("artifact_not_given", names=names, reason=str(error))
         await context.abort(grpc.StatusCode.NOT_FOUND, "there is no such artifact in the controller's mirror")

@@ -40,7 +40,7 @@ class UnknownRolloutError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A rollout as operators see it. `problems`: what keeps hosts from getting the version."""
+    """A rollout as operators see it. `problems`: what keeps hosts from getting the version; `versions`: by host."""
 
     name: str
     spec: RolloutSpec
@@ -48,6 +48,7 @@ class View:
     total: int
     problems: tuple[str, ...]
     reasons: Mapping[str, str]
+    versions: Mapping[str, str]
 
 
 @dataclass(slots=True)
@@ -57,6 +58,7 @@ class _Kept:
     total: int = 0
     problems: tuple[str, ...] = ()
     reasons: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
     updates: dict[str, Update] = field(default_factory=dict)
 
 
@@ -77,6 +79,7 @@ class RolloutKeeper:
         self._hosts: list[ApiObject] = []
         self._read: dict[str, tuple[HostState, HostReport]] = {}
         self._turn = asyncio.Lock()
+        self._began = now().timestamp()
 
     async def open(self) -> None:
         """Take what is kept, and tell the hosts what they were told before. Raises StoreError."""
@@ -102,14 +105,17 @@ class RolloutKeeper:
 
     def _in_hand(self) -> bool:
         return any(
-            kept.progress.stage is Stage.RUNNING or kept.progress.marked(Mark.RETURNING) for kept in self._kept.values()
+            kept.progress.stage is Stage.RUNNING
+            or kept.progress.marked(Mark.RETURNING)
+            or (kept.progress.stage is Stage.DONE and (kept.progress.absent or kept.progress.in_hand))
+            for kept in self._kept.values()
         )
 
     def report_s(self, host: str) -> int | None:
         """Return how often a host is to report for the sake of a rollout; None: as all others."""
         for kept in self._kept.values():
             touched = kept.progress.hosts.get(host)
-            if touched is not None and kept.progress.stage is not Stage.DONE and touched.mark is not Mark.RETURNED:
+            if touched is not None and not touched.settled and touched.mark is not Mark.RETURNED:
                 return REPORT_S
         return None
 
@@ -144,21 +150,17 @@ class RolloutKeeper:
         assert isinstance(spec, RolloutSpec)
         kept = self._kept.get(name)
         if kept is None or kept.uid != uid:
-            kept = _Kept(uid, Progress(spec.version))
+            kept = _Kept(uid, Progress(spec.version, component=spec.component))
             self._kept[name] = kept
         seen = await self._see(spec, kept)
-        others = {
-            host
-            for other, each in self._kept.items()
-            if other != name and each.progress.stage in {Stage.RUNNING, Stage.HALTED}
-            for host in each.progress.hosts
-        }
+        others = {host for other, each in self._kept.items() if other != name for host in each.progress.in_hand}
         progress = plan.step(spec, seen, kept.progress, self._now().timestamp(), others)
         await self._take(name, kept, progress)
         await self._sign(spec, kept)
         kept.total = len(kept.progress.hosts) + sum(
             host not in kept.progress.hosts and each.version != spec.version for host, each in seen.items()
         )
+        kept.versions = {host: each.version for host, each in seen.items()}
         kept.reasons = {host: each.reason for host, each in seen.items() if each.reason}
 
     async def _take(self, name: str, kept: _Kept, progress: Progress) -> None:
@@ -167,7 +169,7 @@ class RolloutKeeper:
             return
         await asyncio.to_thread(self._store.put_rollout, RolloutRecord(name, kept.uid, document.write(progress)))
         kept.progress = progress
-        if (progress.stage, progress.wave) != (before.stage, before.wave):
+        if (progress.stage, progress.wave, progress.reason) != (before.stage, before.wave, before.reason):
             await self._note(name, f"rollout.{progress.stage}", progress, "controller")
 
     async def _note(self, name: str, action: str, progress: Progress, actor: str) -> None:
@@ -193,13 +195,16 @@ class RolloutKeeper:
             state = await self._registrar.states.state(host)
             report = self._report(host, state)
             machine = report.facts.machine
-            if machine and machine not in signed:
+            if machine and machine not in signed and spec.source == "mirror":
                 signed[machine] = await self._signed(spec, machine, problems)
-            seen[host] = self._seen(host, state, report, kept, fits=signed.get(machine) is not None)
+            fits = spec.source != "mirror" or signed.get(machine) is not None
+            seen[host] = self._seen(host, state, report, spec, kept, fits=fits)
         kept.problems = tuple(sorted(problems))
         return seen
 
-    def _seen(self, host: str, state: HostState, report: HostReport, kept: _Kept, *, fits: bool) -> Seen:
+    def _seen(
+        self, host: str, state: HostState, report: HostReport, spec: RolloutSpec, kept: _Kept, *, fits: bool
+    ) -> Seen:
         touched = kept.progress.hosts.get(host)
         heard = 0.0 if state.last_report_at is None else state.last_report_at.timestamp()
         within_s = max(HEARD_WITHIN_S, 3.0 * self._registrar.states.interval_s() if touched is None else 0.0)
@@ -209,7 +214,9 @@ class RolloutKeeper:
             alive = alive and heard >= touched.since
             refuses = _refused_since(self._hub.nacks(host), touched.since)
         order = order_for(kept.progress, host)
-        return seen_of(report, kept.uid, order, alive=alive, fits=fits, refuses=refuses)
+        # While this controller was away nobody was absent.
+        absent_s = self._now().timestamp() - max(heard, self._began)
+        return seen_of(report, spec, kept.uid, order, alive=alive, fits=fits, refuses=refuses, absent_s=absent_s)
 
     def _report(self, host: str, state: HostState) -> HostReport:
         """Return the last report of a host, which is read once."""
@@ -239,9 +246,9 @@ class RolloutKeeper:
                 updates[host] = before
                 continue
             machine = self._report(host, await self._registrar.states.state(host)).facts.machine
-            if machine not in of_machine:
+            if machine not in of_machine and spec.source == "mirror":
                 of_machine[machine] = await self._signed(spec, machine, set())
-            signed = of_machine[machine] or Signed(b"", b"")
+            signed = of_machine.get(machine) or Signed(b"", b"")
             updates[host] = Update(
                 component=spec.component,
                 version=order.version,
@@ -251,20 +258,22 @@ class RolloutKeeper:
                 attempt=order.attempt,
                 back=order.back,
                 settled=order.settled,
+                source="" if spec.source == "mirror" else spec.source,
             )
         kept.updates = updates
 
     def _tell(self) -> None:
-        told: dict[str, tuple[Update, ...]] = {}
-        for name in sorted(self._kept):
-            for host, update in self._kept[name].updates.items():
-                # Of two that wanted something of a host, one had it in hand last: the other is over.
-                if host not in told or not self._is_over(name):
-                    told[host] = (update,)
+        # Of several that told a host a version of one component, the last one counts: all others are over.
+        last: dict[str, dict[str, tuple[bool, float, Update]]] = {}
+        for _, kept in sorted(self._kept.items()):
+            in_hand = kept.progress.in_hand
+            for host, update in kept.updates.items():
+                found = host in in_hand, kept.progress.hosts[host].since, update
+                before = last.setdefault(host, {}).get(update.component)
+                if before is None or found[:2] > before[:2]:
+                    last[host][update.component] = found
+        told = {host: tuple(update for _, (_, _, update) in sorted(each.items())) for host, each in last.items()}
         self._registrar.take_updates(told)
-
-    def _is_over(self, name: str) -> bool:
-        return self._kept[name].progress.stage in {Stage.DONE, Stage.ABORTED}
 
     # What operators ask for
 
@@ -279,7 +288,22 @@ class RolloutKeeper:
         if item is None or kept is None:
             raise UnknownRolloutError(name)
         assert isinstance(item.spec, RolloutSpec)
-        return View(name, item.spec, kept.progress, kept.total, kept.problems, kept.reasons)
+        return View(name, item.spec, kept.progress, kept.total, kept.problems, kept.reasons, kept.versions)
+
+    def why_not_gone(self, name: str) -> str:
+        """Return why a Rollout must stay; "" if it may be deleted."""
+        kept = self._kept.get(name)
+        if kept is None:
+            return ""
+        many = sum(kept.progress.hosts[host].mark is not Mark.RETURNED for host in kept.progress.in_hand)
+        if not many:
+            return ""
+        if kept.progress.stage is Stage.ABORTED:
+            return f"{many} of its hosts have not gone back yet: see hostmesh rollout status {name}"
+        return (
+            f"{many} of its hosts have the version and nobody would call them back: end it first "
+            f"(hostmesh rollout abort {name}), or let it come to its end"
+        )
 
     async def ask(self, name: str, verb: str, actor: str) -> View:
         """Pause, resume or abort a rollout.

@@ -27,7 +27,9 @@ class Part:
         home: where that tree is.
         code: our own packages in it.
         programs: of /usr/bin, each with the module and function that it calls, and the tree whose Python runs it.
+        helpers: programs that no person calls, with their modules; in the tree's own bin.
         files: of the project's packaging/, with where they go.
+        links: of systemd's units, with where they lead.
         configuration: among those, what belongs to the owner of the host from then on.
         manuals: pages by name and section.
     """
@@ -43,17 +45,22 @@ class Part:
     home: str = ""
     code: tuple[str, ...] = ()
     programs: tuple[tuple[str, str, str], ...] = ()
+    helpers: tuple[tuple[str, str], ...] = ()
     files: tuple[tuple[str, str], ...] = ()
+    links: tuple[tuple[str, str], ...] = ()
     configuration: tuple[str, ...] = ()
     manuals: tuple[str, ...] = ()
 
 
+RECOVERS: Final = "hostmesh-upgrade-recover.service"
 _AGENT_UNITS: Final = (
     "hostmesh-agent.service",
     "hostmesh-drain.service",
     "hostmesh-guard.service",
     "hostmesh-ready.service",
     "hostmesh-ready.target",
+    RECOVERS,
+    "hostmesh-upgrade@.service",
 )
 
 AGENT: Final = Part(
@@ -75,6 +82,7 @@ AGENT: Final = Part(
     home="usr/lib/hostmesh-agent",
     code=("hostmesh_agent", "hostmesh_api"),
     programs=(("hostmesh-agent", "hostmesh_agent.cli", "usr/lib/hostmesh-agent"),),
+    helpers=(("hostmesh-upgrade", "hostmesh_agent.upgrader.program"),),
     files=(
         *((f"systemd/{each}", f"{UNITS}/{each}") for each in _AGENT_UNITS),
         ("sysusers.d/hostmesh.conf", f"{SYSUSERS}/hostmesh.conf"),
@@ -83,6 +91,7 @@ AGENT: Final = Part(
         # Not in force by itself: where Envoy has no cgroup of its own it would bind Envoy, too.
         ("systemd/hostmesh-agent.service.d/budget.conf", "usr/share/doc/hostmesh-agent/examples/budget.conf"),
     ),
+    links=((f"{UNITS}/multi-user.target.wants/{RECOVERS}", f"../{RECOVERS}"),),
     configuration=("etc/hostmesh/agent.toml", "etc/needrestart/conf.d/hostmesh.conf"),
     manuals=("hostmesh-agent.8", "agent.toml.5"),
 )
@@ -151,5 +160,6 @@ def rpm_name(part: Part, version: str) -> str:
 def launcher(program: str, module: str, home: str, python: str) -> str:
     """Return a program of /usr/bin: a script, so that the process is called as it is and no shell is in between."""
     return (
-        f'#!/{Path(home)}/bin/{python} -I\nimport sys\nsys.argv[0] = "{program}"\nfrom {module} import main\nmain()\n'
+        f'#!/{Path(home)}/bin/{python} -I\nimport sys\nsys.argv[0] = "{program}"\n'
+        f"from {module} import main\nsys.exit(main())\n"
     )

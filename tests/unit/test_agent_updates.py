@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import grpc
 import pytest
 
-from hostmesh_agent import artifact_fetch, call_figures, chosen_binary, keys, launch, process, update_order
+from hostmesh_agent import artifact, artifact_fetch, call_figures, chosen_binary, keys, launch, process, update_order
 from hostmesh_agent.admin import Admin
 from hostmesh_agent.artifact import Installed
 from hostmesh_agent.artifact_fetch import SPARE_BYTES, FetchError
@@ -23,7 +24,7 @@ from hostmesh_agent.places import BLUE, Instance
 from hostmesh_agent.update_order import RefusedUpdateError
 from hostmesh_agent.updates import Updates
 from hostmesh_agent.uplink import NotConnectedError
-from hostmesh_api.manifest import Manifest, order_of
+from hostmesh_api.manifest import File, Manifest, order_of
 from hostmesh_api.manifest import parse as parse_manifest
 from hostmesh_api.v1.hostmesh_pb2 import FetchRequest, UpdateState, WantedUpdate
 from hostmesh_controller.artifacts import CHUNK_BYTES, Mirror
@@ -57,7 +58,7 @@ class Owner:
         binary.write_bytes(data)
         place = self.directory / "mirror"
         signing.put(
-            binary,
+            [binary],
             self.directory / "key.pem",
             place,
             component="envoy",
@@ -161,10 +162,14 @@ def test_a_manifest_that_is_none_is_said_to_be_so() -> None:
 
 def test_agent_toml_says_what_is_wrong(owner: Owner) -> None:
     assert parse(f'[updates]\ncontroller = ["envoy"]\nkeys = ["{owner.public}"]', "a").updates == owner.settings()
+    # What the host's own package manager trusts needs no key of ours.
+    assert parse('[updates]\ncontroller = ["agent"]\nsources = ["packages"]', "a").updates.keys == ()
     for text, why in (
         ('controller = ["envoy"]', "updates.keys: is empty"),
-        ('controller = ["agent"]', "no controller brings another agent yet"),
-        ('controller = ["kernel"]', "knows envoy"),
+        ('controller = ["agent"]', "updates.keys: is empty"),
+        ('sources = ["disk"]', "knows mirror, packages"),
+        ('min_package = "new"', "must be a version"),
+        ('controller = ["kernel"]', "knows envoy, agent"),
         ('keys = ["abc"]', "no public key"),
         ('min_envoy = "new"', "must be a version"),
     ):
@@ -175,7 +180,7 @@ def test_agent_toml_says_what_is_wrong(owner: Owner) -> None:
 # Fetching
 
 
-MANIFEST = Manifest("envoy", VERSION, "x86_64", sha256(NEW), len(NEW))
+FILE = File(sha256(NEW), len(NEW))
 
 
 def pieces(data: bytes, asked: list[int], fail_at: int | None = None) -> Callable[[int], Any]:
@@ -189,7 +194,7 @@ def pieces(data: bytes, asked: list[int], fail_at: int | None = None) -> Callabl
 
 
 async def test_a_whole_artifact_is_what_was_signed(tmp_path: Path) -> None:
-    path = await artifact_fetch.fetch(MANIFEST, tmp_path, pieces(NEW, []))
+    path = await artifact_fetch.fetch(FILE, tmp_path, pieces(NEW, []))
     assert path.read_bytes() == NEW
     assert path.parent.stat().st_mode & 0o777 == 0o700
 
@@ -206,40 +211,40 @@ async def test_a_whole_artifact_is_what_was_signed(tmp_path: Path) -> None:
 )
 async def test_what_is_not_what_was_signed_is_thrown_away(data: bytes, why: str, tmp_path: Path) -> None:
     with pytest.raises(FetchError, match=why):
-        await artifact_fetch.fetch(MANIFEST, tmp_path, pieces(data, []))
+        await artifact_fetch.fetch(FILE, tmp_path, pieces(data, []))
     assert list((tmp_path / artifact_fetch.DIRECTORY).iterdir()) == []
 
 
 async def test_a_fetch_goes_on_where_it_was_broken_off(tmp_path: Path) -> None:
     asked: list[int] = []
     with pytest.raises(NotConnectedError):
-        await artifact_fetch.fetch(MANIFEST, tmp_path, pieces(NEW, asked, fail_at=CHUNK_BYTES))
-    path = await artifact_fetch.fetch(MANIFEST, tmp_path, pieces(NEW, asked))
+        await artifact_fetch.fetch(FILE, tmp_path, pieces(NEW, asked, fail_at=CHUNK_BYTES))
+    path = await artifact_fetch.fetch(FILE, tmp_path, pieces(NEW, asked))
     assert asked.count(0) == 1
     assert path.read_bytes() == NEW
 
 
 async def test_a_rest_that_was_damaged_is_fetched_anew(tmp_path: Path) -> None:
-    part = artifact_fetch.part_of(tmp_path, MANIFEST)
+    part = artifact_fetch.part_of(tmp_path, FILE)
     part.parent.mkdir()
     part.write_bytes(b"damage" + NEW[6:CHUNK_BYTES])
     with pytest.raises(FetchError, match="sha256"):
-        await artifact_fetch.fetch(MANIFEST, tmp_path, pieces(NEW, []))
-    assert (await artifact_fetch.fetch(MANIFEST, tmp_path, pieces(NEW, []))).read_bytes() == NEW
+        await artifact_fetch.fetch(FILE, tmp_path, pieces(NEW, []))
+    assert (await artifact_fetch.fetch(FILE, tmp_path, pieces(NEW, []))).read_bytes() == NEW
 
 
 async def test_a_full_disk_is_not_made_fuller(tmp_path: Path) -> None:
     asked: list[int] = []
     with pytest.raises(FetchError, match="no room"):
-        await artifact_fetch.fetch(MANIFEST, tmp_path, pieces(NEW, asked), lambda _: SPARE_BYTES)
+        await artifact_fetch.fetch(FILE, tmp_path, pieces(NEW, asked), lambda _: SPARE_BYTES)
     assert asked == []
 
 
 async def test_rests_of_other_artifacts_go(tmp_path: Path) -> None:
-    part = artifact_fetch.part_of(tmp_path, replace(MANIFEST, sha256="b" * 64))
+    part = artifact_fetch.part_of(tmp_path, replace(FILE, sha256="b" * 64))
     part.parent.mkdir()
     part.write_bytes(b"rest")
-    await artifact_fetch.fetch(MANIFEST, tmp_path, pieces(NEW, []))
+    await artifact_fetch.fetch(FILE, tmp_path, pieces(NEW, []))
     assert not part.exists()
 
 
@@ -438,7 +443,7 @@ async def test_what_the_controller_does_not_have_fails(tmp_path: Path, owner: Ow
 async def test_a_controller_that_is_away_is_waited_for(
     tmp_path: Path, owner: Owner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hostmesh_agent.updates.FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr("hostmesh_agent.update_fetch.FIRST_PAUSE_S", 0.01)
     async with a_host(tmp_path, owner) as host:
         host.away = True
         host.updates.take([owner.sign()])
@@ -453,7 +458,7 @@ async def test_a_controller_that_is_away_is_waited_for(
 async def test_an_order_that_is_taken_back_is_given_up(
     tmp_path: Path, owner: Owner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hostmesh_agent.updates.FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr("hostmesh_agent.update_fetch.FIRST_PAUSE_S", 0.01)
     async with a_host(tmp_path, owner) as host:
         host.away = True
         host.updates.take([owner.sign()])
@@ -508,3 +513,18 @@ async def test_what_earlier_rollouts_brought_does_not_fill_the_disk(tmp_path: Pa
         back = WantedUpdate(component="envoy", version="1.50.4", rollout="r4", attempt=2, back=True)
         assert (await host.told(back)).state == "done"
         assert host.runs == sha256(NEW + bytes([3]))
+
+
+def test_two_threads_install_the_same_envoy_at_once(tmp_path: Path) -> None:
+    (tmp_path / "envoy").write_bytes(NEW * 20)
+    digest = sha256(NEW * 20)
+    with ThreadPoolExecutor(8) as pool:
+        for number in range(10):
+            state = tmp_path / f"state{number}"
+            state.mkdir()
+            made = [pool.submit(artifact.install, tmp_path / "envoy", digest, state) for _ in range(8)]
+            assert {each.result().sha256 for each in made} == {digest}
+            assert sorted(each.name for each in next((state / "envoy-bin").iterdir()).iterdir()) == [
+                "envoy",
+                "verified.json",
+            ]

@@ -16,7 +16,7 @@ def mirror(tmp_path: Path) -> Mirror:
     (tmp_path / "envoy").write_bytes(NEW)
     signing.new_key(tmp_path / "key.pem")
     signing.put(
-        tmp_path / "envoy",
+        [tmp_path / "envoy"],
         tmp_path / "key.pem",
         tmp_path / "mirror",
         component="envoy",
@@ -39,7 +39,7 @@ def test_it_gives_pieces_from_any_offset_and_none_at_the_end(mirror: Mirror) -> 
         ("envoy", "1.41.0", "../x86_64"),
         ("envoy", "..", "x86_64"),
         ("../mirror/envoy", "1.41.0", "x86_64"),
-        ("agent", "1.41.0", "x86_64"),
+        ("kernel", "1.41.0", "x86_64"),
         ("envoy", "/etc", "x86_64"),
         ("envoy", "1.41.0\0", "x86_64"),
     ],
@@ -77,7 +77,7 @@ def test_a_key_is_its_owners_and_is_not_written_over(tmp_path: Path) -> None:
 def test_what_cannot_be_signed_is_said(mirror: Mirror, tmp_path: Path) -> None:
     def put(version: str = "1.42.0", key: str = "key.pem", least: str = "") -> None:
         signing.put(
-            tmp_path / "envoy",
+            [tmp_path / "envoy"],
             tmp_path / key,
             tmp_path / "mirror",
             component="envoy",

@@ -57,3 +57,27 @@ def test_artifacts_are_signed_away_from_the_controller(tmp_path: Path) -> None:
         assert controller.cli(*words, "1.41.0").returncode == 0
         assert (mirror / "envoy" / "1.41.0" / "x86_64" / "manifest.sig").stat().st_size == 64
         assert controller.cli(*words, "new").returncode != 0
+
+
+def test_packages_of_an_agent_are_signed_by_their_names(tmp_path: Path) -> None:
+    with running_process(tmp_path) as controller:
+        key, mirror = tmp_path / "key.pem", tmp_path / "mirror"
+        deb, rpm = tmp_path / "hostmesh-agent_0.2.0_amd64.deb", tmp_path / "hostmesh-agent-0.2.0-1.x86_64.rpm"
+        for each in (deb, rpm):
+            each.write_bytes(each.name.encode())
+        assert controller.cli("rollout", "key", str(key)).returncode == 0
+        words = ("--component", "agent", "--key", str(key), "--to", str(mirror), "--version")
+        made = controller.cli("rollout", "sign", str(deb), str(rpm), *words, "0.2.0")
+        assert made.returncode == 0, made.stderr
+        place = mirror / "agent" / "0.2.0" / "x86_64"
+        said = json.loads((place / "manifest.json").read_text())
+        assert (sorted(said["packages"]), "sha256" in said) == (["deb", "rpm"], False)
+        assert (place / "artifact.rpm").read_bytes() == rpm.read_bytes()
+        other = controller.cli("rollout", "sign", str(deb), *words, "0.3.0")
+        assert (other.returncode != 0, "by its name it is not hostmesh-agent 0.3.0" in other.stderr) == (True, True)
+        twice = controller.cli("rollout", "sign", str(deb), str(deb), *words, "0.2.0")
+        assert (twice.returncode != 0, "one .deb and one .rpm" in twice.stderr) == (True, True)
+        applied = controller.cli("apply", "-f", "-", stdin=ROLLOUT.replace("spec: {", "spec: {component: agent, "))
+        assert applied.returncode == 0, applied.stderr
+        row = next(line for line in controller.cli("rollout", "status").stdout.splitlines() if "next" in line)
+        assert row.split()[1:4] == ["agent", "1.41.0", "running"]

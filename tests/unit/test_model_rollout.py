@@ -10,13 +10,15 @@ from hostmesh_controller.model.durations import Duration
 from hostmesh_controller.model.rollout import RolloutSpec
 
 FULL = {
-    "component": "envoy",
+    "component": "agent",
+    "source": "packages",
     "version": "1.41.0",
     "hosts": {"matchLabels": {"tier": "web"}},
     "canary": 2,
     "waves": [5, "25%", 10, "50%"],
     "watch": "5m",
     "deadline": "15m",
+    "absentAfter": "30m",
     "health": {"minCalls": 100, "maxErrorIncrease": 0.5, "maxLatencyIncrease": 20.0, "maxRestarts": 1},
     "rollback": "none",
     "paused": True,
@@ -37,7 +39,8 @@ def test_what_is_left_out_has_a_default() -> None:
     spec = from_document(document({"version": "1.41.0"})).spec
     assert isinstance(spec, RolloutSpec)
     assert (spec.component, spec.canary, spec.waves, spec.rollback, spec.paused) == ("envoy", 1, (), "all", False)
-    assert (spec.watch, spec.deadline) == (Duration("2m"), Duration("10m"))
+    assert (spec.watch, spec.deadline, spec.absent_after) == (Duration("2m"), Duration("10m"), Duration("1h"))
+    assert spec.source == "mirror"
     assert spec.health.max_restarts == 0
 
 
@@ -48,7 +51,10 @@ def test_it_goes_by_its_short_names() -> None:
 @pytest.mark.parametrize(
     ("more", "why"),
     [
-        ({"component": "agent"}, "a rollout of the agent is not there yet"),
+        ({"component": "agent", "version": "1.0-rc1"}, "no version of a package"),
+        ({"source": "packages", "version": "1.0-rc1"}, "no version of a package"),
+        ({"source": "disk"}, "source"),
+        ({"absentAfter": "0s"}, "too short"),
         ({"component": "kernel"}, "'kernel' is nothing that is rolled out"),
         ({"version": "latest"}, "is not a version"),
         ({"version": "../../etc"}, "is not a version"),

@@ -33,6 +33,8 @@ class Hosts:
     stuck: set[str] = field(default_factory=set)
     """Those that never say that they are done."""
     version: dict[str, str] = field(default_factory=dict)
+    absent_s: float = 0.0
+    """For how long those that are away were not heard of."""
     said: dict[str, Order] = field(default_factory=dict)
     """The order that a host last said to be done with."""
 
@@ -46,9 +48,11 @@ class Hosts:
             # Of one that is away its last report is known.
             known = order is not None and self.said.get(host) == replace(order, settled=False)
             state = "done" if known else ""
-            now = Seen(alive=host not in self.away, version=self.version.get(host, OLD), state=state)
+            away = host in self.away
+            absent_s = self.absent_s if away else 0.0
+            now = Seen(not away, self.version.get(host, OLD), state=state, absent_s=absent_s)
             if host in self.bad and order is not None and not order.back:
-                now = replace(self.bad[host], alive=now.alive)
+                now = replace(self.bad[host], alive=now.alive, absent_s=absent_s)
             found[host] = now
         return found
 
@@ -150,6 +154,83 @@ def test_hosts_that_are_away_are_waited_for_and_others_go_first() -> None:
     assert run_on(spec(), hosts, progress, 5000, 6000).stage is Stage.DONE
 
 
+def test_who_is_away_for_long_keeps_no_wave_open_and_gets_it_later() -> None:
+    away = set(HUNDRED[40:])
+    hosts = Hosts(HUNDRED, away=set(away), absent_s=3599)
+    progress = run(spec(), hosts)
+    # The second wave is 50 hosts, and 40 are there.
+    assert (progress.stage, len(told(progress))) == (Stage.RUNNING, 40)
+    hosts.absent_s = 3600
+    progress = run_on(spec(), hosts, progress, 5000, 5200)
+    assert (progress.stage, set(progress.absent), len(told(progress))) == (Stage.DONE, away, 40)
+    assert all(each.settled for each in progress.hosts.values())
+    hosts.away = away - {"h50", "h51"}
+    progress = run_on(spec(), hosts, progress, 5200, 5400)
+    assert set(told(progress)) == set(HUNDRED[:40]) | {"h50", "h51"}
+    assert set(progress.absent) == away - {"h50", "h51"}
+    hosts.away, hosts.bad = set(), {"h60": BAD["it crashes"]}
+    progress = run_on(spec(), hosts, progress, 5400, 9000)
+    assert (progress.stage, "h60, which was absent" in progress.reason) == (Stage.DONE, True)
+    assert progress.marked(Mark.RETURNED) == ["h60"]
+    assert document.read(document.write(progress)) == progress
+
+
+def test_nobody_has_proven_it_as_long_as_all_are_absent() -> None:
+    hosts = Hosts(HUNDRED, away=set(HUNDRED), absent_s=1e6)
+    assert run(spec(), hosts).stage is Stage.RUNNING
+    hosts.away = set(HUNDRED[1:])
+    progress = run_on(spec(), hosts, Progress(NEW), 0, 2000)
+    assert (progress.stage, told(progress)) == (Stage.DONE, ["h0"])
+
+
+def test_an_absent_host_that_somebody_else_has_changed_is_left_alone() -> None:
+    hosts = Hosts(HUNDRED, away={"h1", "h2"}, absent_s=1e6)
+    progress = run(spec(), hosts)
+    assert progress.stage is Stage.DONE
+    hosts.version["h1"], hosts.away = "1.42.0", {"h2"}
+    progress = run_on(spec(), hosts, progress, 5000, 6000)
+    assert ("h1" in progress.hosts, dict(progress.absent)) == (False, {"h2": OLD})
+
+
+def test_a_paused_one_that_is_done_lets_no_absent_host_have_it() -> None:
+    hosts = Hosts(HUNDRED, away={"h1"}, absent_s=1e6)
+    progress = plan.paused(run(spec(), hosts))
+    hosts.away = set()
+    progress = run_on(spec(), hosts, progress, 5000, 6000)
+    assert len(told(progress)) == 99
+    assert len(told(run_on(spec(), hosts, plan.resumed(progress, 6000), 6000, 7000))) == 100
+
+
+def test_who_has_proven_it_is_not_judged_any_more() -> None:
+    hosts = Hosts(HUNDRED)
+    progress = run(spec(), hosts)
+    hosts.away, hosts.bad = {"h1"}, {"h2": BAD["it answers 503"]}
+    assert run_on(spec(), hosts, progress, 5000, 9000) == progress
+    orders = [order_for(progress, host) for host in HUNDRED]
+    assert all(each is not None and each.settled for each in orders)
+
+
+def test_a_host_in_another_rollouts_hands_gets_it_once_that_is_over() -> None:
+    hosts, progress = Hosts(HUNDRED), Progress(NEW)
+    for now in range(0, 5000, 10):
+        progress = plan.step(spec(), hosts.seen(progress), progress, float(now), HUNDRED[:30])
+    assert (progress.stage, set(progress.absent)) == (Stage.DONE, set(HUNDRED[:30]))
+    progress = run_on(spec(), hosts, progress, 5000, 6000)
+    assert (len(told(progress)), dict(progress.absent)) == (100, {})
+
+
+def test_another_component_begins_anew() -> None:
+    progress = run(spec(), Hosts(HUNDRED))
+    other = plan.step(spec(component="agent"), Hosts(HUNDRED).seen(Progress(NEW)), progress, 9000.0)
+    assert (other.component, other.stage, len(other.hosts)) == ("agent", Stage.RUNNING, 2)
+
+
+def test_an_agent_that_ends_is_said_to_be_one() -> None:
+    hosts = Hosts(HUNDRED, bad=dict.fromkeys(HUNDRED, BAD["it restarts"]))
+    what = spec(component="agent")
+    assert "the agent has ended 1 times" in run(what, hosts, Progress(NEW, component="agent")).reason
+
+
 def test_a_host_that_is_no_more_is_nobodys() -> None:
     hosts, what = Hosts(HUNDRED), spec()
     progress = run_on(what, hosts, Progress(NEW), 0, 20)
@@ -211,6 +292,15 @@ def test_an_abort_returns_all_and_is_for_good() -> None:
         plan.resumed(aborted, 2000.0)
 
 
+def test_a_pause_holds_for_another_version_and_ends_with_an_abort() -> None:
+    hosts = Hosts(HUNDRED)
+    paused = plan.paused(run_on(spec(), hosts, Progress(NEW), 0, 20))
+    other = spec(version="1.42.0")
+    assert told(plan.step(other, hosts.seen(paused), paused, 30.0)) == []
+    aborted = plan.aborted(paused, 30.0)
+    assert len(told(plan.step(other, hosts.seen(aborted), aborted, 40.0))) == 2
+
+
 def test_another_version_begins_anew() -> None:
     progress = run(spec(), Hosts(HUNDRED))
     other = plan.step(spec(version="1.42.0"), Hosts(HUNDRED).seen(Progress(NEW)), progress, 9000.0)
@@ -232,12 +322,13 @@ EVENTS = st.sampled_from(["step", "step", "step", "pause", "resume", "abort", "r
 @given(
     events=st.lists(st.tuples(EVENTS, st.integers(0, 19), st.sampled_from(sorted(BAD))), max_size=120),
     canary=st.integers(1, 4),
+    absent_s=st.sampled_from([0.0, 1e6]),
     rollback=st.sampled_from(["all", "none"]),
 )
-def test_whatever_happens(events: list[tuple[str, int, str]], canary: int, rollback: str) -> None:
+def test_whatever_happens(events: list[tuple[str, int, str]], canary: int, rollback: str, absent_s: float) -> None:
     """Before the canary was proven nobody else is told; halted touches nobody; a restart changes nothing."""
     names = [f"h{number}" for number in range(20)]
-    hosts, what = Hosts(names), spec(canary=canary, waves=["50%"], rollback=rollback)
+    hosts, what = Hosts(names, absent_s=absent_s), spec(canary=canary, waves=["50%"], rollback=rollback)
     progress, now = Progress(NEW), 0.0
     hosts.bad = bad = {}
     for event, which, kind in events:
@@ -268,8 +359,14 @@ def checked_step(what: RolloutSpec, hosts: Hosts, before: Progress, now: float) 
     after = plan.step(what, seen, before, now)
     assert after == plan.step(what, seen, before, now)
     more = set(told(after)) - set(told(before))
-    if before.stage is not Stage.RUNNING or after.stage is not Stage.RUNNING or before.paused:
+    if before.stage not in {Stage.RUNNING, Stage.DONE} or after.stage is Stage.HALTED or before.paused:
         assert not more
+    if after.stage is Stage.DONE:
+        # The absent: never more at a time than have proven it.
+        assert more <= set(before.absent)
+        proven = sum(each.settled for each in after.hosts.values())
+        under_way = [host for host in told(after) if not after.hosts[host].settled]
+        assert len(under_way) <= max(what.canary, proven) or not more
     if after.wave > before.wave:
         for host in told(before):
             was = before.hosts[host]

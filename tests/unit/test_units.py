@@ -50,6 +50,7 @@ def units(tmp_path: Path) -> Path:
         if each.is_file():
             text = re.sub("/usr/bin/hostmesh-(agent|controller)", "/bin/true", each.read_text())
             text = text.replace("/usr/lib/hostmesh-agent/envoy-exec", "/bin/true")
+            text = text.replace("/usr/lib/hostmesh-agent/bin/hostmesh-upgrade", "/bin/true")
             (tmp_path / each.name).write_text(text)
     return tmp_path
 

@@ -27,11 +27,14 @@ class FetchRequest(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     MACHINE_FIELD_NUMBER: _builtins.int
     OFFSET_FIELD_NUMBER: _builtins.int
+    PACKAGE_FIELD_NUMBER: _builtins.int
     component: _builtins.str
     version: _builtins.str
     machine: _builtins.str
     """As uname -m says it."""
     offset: _builtins.int
+    package: _builtins.str
+    """deb or rpm for a component that comes as packages; "" for a program."""
     def __init__(
         self,
         *,
@@ -39,10 +42,11 @@ class FetchRequest(_message.Message):
         version: _builtins.str = ...,
         machine: _builtins.str = ...,
         offset: _builtins.int = ...,
+        package: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["component", b"component", "machine", b"machine", "offset", b"offset", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["component", b"component", "machine", b"machine", "offset", b"offset", "package", b"package", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -570,8 +574,9 @@ class WantedUpdate(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     BACK_FIELD_NUMBER: _builtins.int
     SETTLED_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
     component: _builtins.str
-    """envoy"""
+    """envoy or agent"""
     version: _builtins.str
     manifest: _builtins.bytes
     """What hostmesh_api.manifest reads, and its Ed25519 signature."""
@@ -583,6 +588,8 @@ class WantedUpdate(_message.Message):
     """Not this version, but what the host had before the rollout came to it."""
     settled: _builtins.bool
     """It has gone to all hosts: nobody looks at how calls go any more."""
+    source: _builtins.str
+    """packages: the host's package manager has it, and `version` is the package's. Else it is in the controller's mirror."""
     def __init__(
         self,
         *,
@@ -594,10 +601,11 @@ class WantedUpdate(_message.Message):
         attempt: _builtins.int = ...,
         back: _builtins.bool = ...,
         settled: _builtins.bool = ...,
+        source: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "back", b"back", "component", b"component", "manifest", b"manifest", "rollout", b"rollout", "settled", b"settled", "signature", b"signature", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "back", b"back", "component", b"component", "manifest", b"manifest", "rollout", b"rollout", "settled", b"settled", "signature", b"signature", "source", b"source", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -618,6 +626,7 @@ class UpdateState(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     BEFORE_FIELD_NUMBER: _builtins.int
     AFTER_FIELD_NUMBER: _builtins.int
+    RESTARTS_FIELD_NUMBER: _builtins.int
     component: _builtins.str
     version: _builtins.str
     rollout: _builtins.str
@@ -627,6 +636,8 @@ class UpdateState(_message.Message):
     """fetching, changing, done, failed, refused"""
     reason: _builtins.str
     """Why it failed, or was refused."""
+    restarts: _builtins.int
+    """How often the new agent has begun anew since, without having been told to end."""
     @_builtins.property
     def before(self) -> Global___CallFigures:
         """Calls that Envoy answered: the one before the update, since it began; and the new one."""
@@ -645,10 +656,11 @@ class UpdateState(_message.Message):
         reason: _builtins.str = ...,
         before: Global___CallFigures | None = ...,
         after: Global___CallFigures | None = ...,
+        restarts: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "attempt", b"attempt", "back", b"back", "before", b"before", "component", b"component", "reason", b"reason", "rollout", b"rollout", "state", b"state", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "attempt", b"attempt", "back", b"back", "before", b"before", "component", b"component", "reason", b"reason", "restarts", b"restarts", "rollout", b"rollout", "state", b"state", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1219,6 +1231,7 @@ class HostFacts(_message.Message):
     INTERFACES_FIELD_NUMBER: _builtins.int
     CLOUD_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    ENVOY_PACKAGE_FIELD_NUMBER: _builtins.int
     hostname: _builtins.str
     os: _builtins.str
     kernel: _builtins.str
@@ -1234,6 +1247,8 @@ class HostFacts(_message.Message):
     virtualisation: _builtins.str
     """kvm, xen, vmware, microsoft, docker, lxc, …, as systemd-detect-virt names them; "none" for bare metal."""
     cpu_model: _builtins.str
+    envoy_package: _builtins.str
+    """The version of the package hostmesh-envoy, which is not that of its Envoy; "" where there is none."""
     @_builtins.property
     def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -1269,10 +1284,11 @@ class HostFacts(_message.Message):
         interfaces: _abc.Iterable[Global___Interface] | None = ...,
         cloud: Global___Cloud | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        envoy_package: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cloud", b"cloud"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "agent_version", b"agent_version", "boot_id", b"boot_id", "cloud", b"cloud", "cpu_model", b"cpu_model", "cpus", b"cpus", "disks", b"disks", "envoy_version", b"envoy_version", "hostname", b"hostname", "interfaces", b"interfaces", "kernel", b"kernel", "labels", b"labels", "machine", b"machine", "memory_bytes", b"memory_bytes", "os", b"os", "os_id", b"os_id", "os_version", b"os_version", "virtualisation", b"virtualisation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "agent_version", b"agent_version", "boot_id", b"boot_id", "cloud", b"cloud", "cpu_model", b"cpu_model", "cpus", b"cpus", "disks", b"disks", "envoy_package", b"envoy_package", "envoy_version", b"envoy_version", "hostname", b"hostname", "interfaces", b"interfaces", "kernel", b"kernel", "labels", b"labels", "machine", b"machine", "memory_bytes", b"memory_bytes", "os", b"os", "os_id", b"os_id", "os_version", b"os_version", "virtualisation", b"virtualisation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

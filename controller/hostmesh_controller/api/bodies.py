@@ -49,11 +49,16 @@ class Key(Request):
 
 
 class DeleteRequest(Documents):
-    """`confirmed`: it is meant, even if most of the mesh's services, hosts or workloads go."""
+    """What goes, and how sure the caller is.
+
+    `confirmed`: it is meant, even if most of the mesh's services, hosts or workloads go. `abandon`: so may a Rollout
+    whose hosts have the version and have not proven it: nobody calls them back.
+    """
 
     keys: list[Key] = Field(default_factory=list)
     ignore_missing: bool = False
     confirmed: bool = False
+    abandon: bool = False
 
 
 class TokenRequest(Request):

@@ -86,13 +86,21 @@ async def delete(request: DeleteRequest, parts: Using, who: Editor) -> dict[str,
         documents = await _read(parts, request)
         refuse(documents.problems)
         keys += [each.key for each in documents.objects]
-    return await delete_keys(parts, who, keys, ignore_missing=request.ignore_missing, is_confirmed=request.confirmed)
+    sure = {"is_confirmed": request.confirmed, "abandons": request.abandon}
+    return await delete_keys(parts, who, keys, ignore_missing=request.ignore_missing, **sure)
 
 
 async def delete_keys(
-    parts: Using, who: Principal, keys: list[ObjectKey], *, ignore_missing: bool, is_confirmed: bool
+    parts: Using,
+    who: Principal,
+    keys: list[ObjectKey],
+    *,
+    ignore_missing: bool,
+    is_confirmed: bool,
+    abandons: bool = False,
 ) -> dict[str, Any]:
-    guard = writing(who) if is_confirmed else _one_after_another(writing(who), _sparing)
+    guards = [writing(who)] if is_confirmed else [writing(who), _sparing]
+    guard = _one_after_another(*guards, *([] if abandons else [_no_rollout_at_work(parts)]))
     try:
         outcome = await parts.registrar.delete(keys, actor=who.actor, ignore_missing=ignore_missing, guard=guard)
         return outcome_body(outcome)
@@ -149,6 +157,19 @@ def _sparing(changes: Iterable[tuple[ObjectKey, ApiObject | None]], world: World
     if told:
         message = f"nothing was deleted: {told}, which is most of the mesh; if that is meant, confirm it (--yes)"
         raise ApiError(HTTPStatus.CONFLICT, "most_would_go", message)
+
+
+def _no_rollout_at_work(parts: Parts) -> Guard:
+    """Return what ends a deletion of a Rollout that hosts are in the middle of."""
+
+    def guard(changes: Iterable[tuple[ObjectKey, ApiObject | None]], _world: World) -> None:
+        for key, after in changes:
+            why = parts.rollouts.why_not_gone(key.name) if key.kind == "Rollout" and after is None else ""
+            if why:
+                message = f"nothing was deleted: rollout {key.name!r}: {why}; --abandon deletes it all the same"
+                raise ApiError(HTTPStatus.CONFLICT, "rollout_at_work", message)
+
+    return guard
 
 
 def readable(who: Principal, key: ObjectKey) -> None:

@@ -72,12 +72,14 @@ def _body(view: View) -> dict[str, Any]:
     return {
         "name": view.name,
         "component": view.spec.component,
+        "source": view.spec.source,
         "version": progress.version,
         "stage": progress.stage.value,
         "paused": progress.paused or view.spec.paused,
         "wave": "canary" if progress.wave == 0 else f"{progress.wave} of {last}",
         "hosts_total": view.total,
         "counts": counts,
+        "absent": sorted(progress.absent),
         "reason": progress.reason,
         "problems": list(view.problems),
     }
@@ -92,6 +94,7 @@ def _host(view: View, name: str, touched: Touched) -> dict[str, Any]:
     return {
         "host": name,
         "state": touched.mark.value,
+        "version": view.versions.get(name, ""),
         "before": touched.before,
         "since": moment(datetime.fromtimestamp(touched.since, UTC)),
         "reason": touched.reason or view.reasons.get(name, ""),

@@ -118,6 +118,9 @@ def delete(
         bool, typer.Option("--ignore-missing", help="It is fine if an object is not there.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask on a terminal.")] = False,
+    abandon: Annotated[
+        bool, typer.Option("--abandon", help="Also a Rollout at work: its hosts keep the version, and nobody looks.")
+    ] = False,
     output: Output = Format.TABLE,
 ) -> None:
     """Delete objects by name, or all that files describe.
@@ -130,6 +133,7 @@ def delete(
     connection: Connection = ctx.obj
     is_meant = yes or not sys.stdin.isatty()
     body: dict[str, Any] = {"namespace": namespace, "ignore_missing": ignore_missing, "confirmed": is_meant}
+    body["abandon"] = abandon
     if kind:
         info = kind_of(kind)
         place = namespace if info.namespaced else ""

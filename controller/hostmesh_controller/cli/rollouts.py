@@ -61,11 +61,13 @@ def key(
 
 @app.command("sign")
 def sign(
-    artifact: Annotated[Path, typer.Argument(metavar="FILE", help="The program.")],
+    artifacts: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="The program; of an agent its .deb and its .rpm.")
+    ],
     version: Annotated[str, typer.Option("--version", metavar="VERSION", help="Which it is.")],
     key: Annotated[Path, typer.Option("--key", metavar="FILE", help="Private key, of `hostmesh rollout key`.")],
     mirror: Annotated[Path, typer.Option("--to", metavar="DIRECTORY", help="The mirror, or a copy of it.")],
-    component: Annotated[str, typer.Option("--component", metavar="envoy", help="What it is.")] = "envoy",
+    component: Annotated[str, typer.Option("--component", metavar="NAME", help="envoy or agent.")] = "envoy",
     machine: Annotated[
         str, typer.Option("--machine", metavar="NAME", help="For hosts of which `uname -m`.")
     ] = "x86_64",
@@ -77,7 +79,7 @@ def sign(
     """Sign an artifact and put it into a mirror, from which hosts fetch it."""
     from hostmesh_controller.cli import signing
 
-    where = signing.put(artifact, key, mirror, component=component, version=version, machine=machine, least=least)
+    where = signing.put(artifacts, key, mirror, component=component, version=version, machine=machine, least=least)
     note(f"{component} {version} for {machine} is signed: {where}")
 
 
@@ -92,6 +94,8 @@ _TITLES = ("NAME", "COMPONENT", "VERSION", "STAGE", "WAVE", "WELL", "TOLD", "FAI
 def _row(item: dict[str, Any]) -> tuple[str, ...]:
     counts = item["counts"]
     stage = "paused" if item["paused"] and item["stage"] == "running" else item["stage"]
+    if item["stage"] == "done" and item["absent"]:
+        stage = f"done, {len(item['absent'])} absent"
     return (
         item["name"],
         item["component"],
@@ -114,7 +118,12 @@ def _show(item: dict[str, Any], output: Format) -> None:
     table(_TITLES, [_row(item)], empty="")
     for problem in item["problems"]:
         typer.echo(f"waits: {problem}")
-    rows = [(each["host"], each["state"], each["before"], age(each["since"]), each["reason"]) for each in item["hosts"]]
+    if item["absent"]:
+        typer.echo(f"absent, and get it when they come back: {', '.join(item['absent'])}")
+    rows = [
+        (each["host"], each["state"], each["before"], each["version"], age(each["since"]), each["reason"])
+        for each in item["hosts"]
+    ]
     if rows:
         typer.echo("")
-        table(("HOST", "STATE", "BEFORE", "SINCE", "REASON"), rows, empty="")
+        table(("HOST", "STATE", "BEFORE", "NOW", "SINCE", "REASON"), rows, empty="")

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -31,20 +32,33 @@ def new_key(path: Path) -> str:
 
 
 def put(
-    artifact: Path, key_file: Path, mirror: Path, *, component: str, version: str, machine: str, least: str = ""
+    artifacts: Sequence[Path],
+    key_file: Path,
+    mirror: Path,
+    *,
+    component: str,
+    version: str,
+    machine: str,
+    least: str = "",
 ) -> Path:
-    """Copy an artifact into a mirror with its manifest and signature; return its directory there."""
+    """Copy a program, or packages, into a mirror with manifest and signature; return the directory there."""
     key = _private(key_file)
     try:
+        kinds = _kinds(artifacts, component, version)
         where = mirror / manifest.place(component, version, machine)
         where.mkdir(parents=True, exist_ok=True)
-        draft = where / f".{manifest.ARTIFACT}.{os.getpid()}"
-        shutil.copyfile(artifact, draft)
-        said = manifest.Manifest(component, version, machine, _sha256(draft), draft.stat().st_size, least)
+        drafts = {kind: where / f".{manifest.file_name(kind)}.{os.getpid()}" for kind in kinds}
+        for kind, draft in drafts.items():
+            shutil.copyfile(kinds[kind], draft)
+        files = {kind: manifest.File(_sha256(draft), draft.stat().st_size) for kind, draft in drafts.items()}
+        program = files.pop("", manifest.File("", 0))
+        names = component, version, machine
+        said = manifest.Manifest(*names, program.sha256, program.size_bytes, least, files)
         # What the agent would refuse is refused here.
         manifest.parse(said.encode())
         # The manifest last: until it is there the controller offers nothing new.
-        draft.replace(where / manifest.ARTIFACT)
+        for kind, draft in drafts.items():
+            draft.replace(where / manifest.file_name(kind))
         (where / manifest.SIGNATURE).write_bytes(key.sign(said.encode()))
         (where / manifest.MANIFEST).write_bytes(said.encode())
     except OSError as error:
@@ -52,6 +66,24 @@ def put(
     except ValueError as error:
         raise CliError(f"error: {component} {version} for {machine}: {error}") from None
     return where
+
+
+def _kinds(artifacts: Sequence[Path], component: str, version: str) -> dict[str, Path]:
+    """Return the files by the kind of package, "" for a program. Raises ValueError."""
+    if component != manifest.AGENT:
+        if len(artifacts) != 1:
+            raise ValueError("it is one program")
+        return {"": artifacts[0]}
+    found: dict[str, Path] = {}
+    for each in artifacts:
+        kind = each.suffix.lstrip(".")
+        if kind not in manifest.KINDS or kind in found:
+            raise ValueError(f"{each}: name one .deb and one .rpm at most, as `make packages` makes them")
+        name = manifest.PACKAGES[component]
+        if not each.name.startswith((f"{name}_{version}_", f"{name}-{version}-")):
+            raise ValueError(f"{each}: by its name it is not {name} {version}")
+        found[kind] = each
+    return found
 
 
 def _private(path: Path) -> Ed25519PrivateKey:

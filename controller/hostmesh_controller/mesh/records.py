@@ -59,6 +59,7 @@ class Update:
     attempt: int
     back: bool = False
     settled: bool = False
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)

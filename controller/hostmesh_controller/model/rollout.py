@@ -1,4 +1,4 @@
-"""Rollout: another version of Envoy for hosts, a few first."""
+"""Rollout: another version of Envoy or of the agent for hosts, a few first."""
 
 import re
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, Field, PlainSerializer, PlainValidator, model_validator
 
-from hostmesh_api.manifest import VERSION
+from hostmesh_api.manifest import COMPONENTS, VERSION, is_package_version
 from hostmesh_controller.model.durations import Duration
 from hostmesh_controller.model.schema import (
     AnyDuration,
@@ -25,11 +25,10 @@ MAX_WAVES: Final = 64
 
 
 def _component(value: object) -> str:
-    if value == "agent":
-        raise fault("not-yet", "a rollout of the agent is not there yet: packages or ansible/ bring its next version")
-    if value != "envoy":
-        raise fault("component", f"{value!r} is nothing that is rolled out; there is 'envoy'")
-    return "envoy"
+    if value not in COMPONENTS:
+        known = " and ".join(f"{each!r}" for each in COMPONENTS)
+        raise fault("component", f"{value!r} is nothing that is rolled out; there are {known}")
+    return str(value)
 
 
 def _version(value: str) -> str:
@@ -76,23 +75,37 @@ class RolloutHealth(Spec):
 
 
 class RolloutSpec(Spec):
-    """`canary` hosts get the version first; after each wave all of its hosts must be well for `watch`.
+    """Which version, for which hosts, and how.
+
+    `source`: where hosts have it from: the controller's mirror, or the repository that their package manager knows.
+    From there, and for the agent always, `version` is that of the package hostmesh-envoy or hostmesh-agent.
+
+    `canary` hosts get the version first; after each wave all of its hosts must be well for `watch`.
 
     `waves` say how many hosts have it then, of those that there are; all of them come last. A host that is not done
-    within `deadline` counts as failed. `rollback`: what becomes of those that have it when the rollout halts.
-    `paused`: nobody else gets it.
+    within `deadline` counts as failed. A host that was not heard of for `absent_after` is not waited for: it gets the
+    version when it comes back. `rollback`: what becomes of those that have it when the rollout halts. `paused`: nobody
+    else gets it.
     """
 
     component: Component = "envoy"
+    source: Literal["mirror", "packages"] = "mirror"
     version: Annotated[str, AfterValidator(_version)]
     hosts: HostSelector = HostSelector()
     canary: Annotated[Unsigned, Field(ge=1)] = 1
     waves: Annotated[tuple[Wave, ...], Field(max_length=MAX_WAVES)] = ()
     watch: AnyDuration = Duration("2m")
     deadline: PositiveDuration = Duration("10m")
+    absent_after: PositiveDuration = Duration("1h")
     health: RolloutHealth = RolloutHealth()
     rollback: Literal["all", "none"] = "all"
     paused: Flag = False
+
+    @model_validator(mode="after")
+    def _packages_have_it(self) -> "RolloutSpec":
+        if (self.component == "agent" or self.source == "packages") and not is_package_version(self.version):
+            raise fault("version", f"{self.version} is no version of a package, which has no '-'", "version")
+        return self
 
     @model_validator(mode="after")
     def _waves_grow(self) -> "RolloutSpec":

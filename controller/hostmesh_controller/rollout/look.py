@@ -1,35 +1,57 @@
 """What a host's report says of a rollout. Pure."""
 
+from hostmesh_api.manifest import AGENT
 from hostmesh_api.v1.hostmesh_pb2 import CallFigures, HostReport, UpdateState
+from hostmesh_controller.model.rollout import RolloutSpec
 from hostmesh_controller.rollout.plan import Figures, Seen
 from hostmesh_controller.rollout.progress import Order
 
 
-def seen_of(report: HostReport, rollout: str, order: Order | None, *, alive: bool, fits: bool, refuses: str) -> Seen:
+def seen_of(
+    report: HostReport,
+    what: RolloutSpec,
+    rollout: str,
+    order: Order | None,
+    *,
+    alive: bool,
+    fits: bool,
+    refuses: str,
+    absent_s: float,
+) -> Seen:
     """Return how a host is that reports; `order` is what it was told.
 
     Args:
         report: its last.
+        what: is rolled out.
         rollout: the name that its orders have.
         order: None if it was told nothing.
         alive: it is heard of.
         fits: there is an artifact for it.
         refuses: what it has refused of its configuration since it was told.
+        absent_s: for how long it has not been heard of.
     """
     told = next((each for each in report.updates if order is not None and _is_of(each, rollout, order)), None)
     envoy = report.envoy
+    of_agent = what.component == AGENT
     return Seen(
         alive=alive,
-        version=envoy.version,
+        version=_version(report, what),
         fits=fits,
         serves=envoy.state == "live" and envoy.stage in {"", "steady", "draining"} and not envoy.hung,
         state="" if told is None else told.state,
         reason="" if told is None else told.reason,
-        restarts=envoy.restarts,
+        restarts=envoy.restarts if not of_agent else 0 if told is None else told.restarts,
         refuses=refuses,
         before=Figures() if told is None else _figures(told.before),
         after=Figures() if told is None else _figures(told.after),
+        absent_s=absent_s,
     )
+
+
+def _version(report: HostReport, what: RolloutSpec) -> str:
+    if what.component == AGENT:
+        return report.facts.agent_version
+    return report.facts.envoy_package if what.source == "packages" else report.envoy.version
 
 
 def _is_of(state: UpdateState, rollout: str, order: Order) -> bool:

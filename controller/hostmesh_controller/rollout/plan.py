@@ -1,10 +1,13 @@
 """Who gets the new version now. Pure: the rollout, its hosts as they are seen and the time in, the progress out.
 
-    canary ──▶ wave ──▶ … ──▶ all ──▶ done        each once all that have it were well for `watch`
+    canary ──▶ wave ──▶ … ──▶ all ──▶ done ──▶ the absent       each once all that have it were well for `watch`
        └──────────┴─ one fails ──▶ halted ─▶ all that have it go back     resume: from the canary on
 
 A host is well that is heard of, runs the new version, serves, and is not worse than it was before. One that is silent
 is not well, and after `deadline` it has failed. A host that was removed from the mesh is nobody's.
+
+A host that was not heard of for `absentAfter` keeps no wave open. It gets the version when it comes back, with as many
+others at a time as have proven it before; if it fails then it alone goes back, and no more of the absent get it.
 """
 
 import hashlib
@@ -47,13 +50,14 @@ class Seen:
 
     Attributes:
         alive: it is connected, and has reported since it was told.
-        version: that serves on it.
+        version: of what is rolled out.
         fits: there is an artifact for it.
         serves: its Envoy is live and does not change.
         state, reason: how far it says it is with what it is told: see UpdateState.
-        restarts: of its Envoy.
+        restarts: of what is rolled out.
         refuses: what it refused since that it did not refuse before; "" for nothing.
         before, after: calls.
+        absent_s: for how long it has not been heard of.
     """
 
     alive: bool
@@ -66,6 +70,7 @@ class Seen:
     refuses: str = ""
     before: Figures = field(default_factory=Figures)
     after: Figures = field(default_factory=Figures)
+    absent_s: float = 0.0
 
 
 def step(
@@ -80,11 +85,15 @@ def step(
         now: seconds since the epoch.
         others: hosts that another rollout has in hand.
     """
-    if progress.version != spec.version:
+    if (progress.component, progress.version) != (spec.component, spec.version):
         # What was touched for another version is as any other host.
-        progress = Progress(spec.version, attempt=progress.attempt + 1, paused=progress.paused)
+        progress = Progress(
+            spec.version, attempt=progress.attempt + 1, paused=progress.paused, component=spec.component
+        )
     hosts = {host: _judged(spec, seen[host], each, now) for host, each in progress.hosts.items() if host in seen}
     progress = replace(progress, hosts=hosts)
+    if progress.stage is Stage.DONE:
+        return _late(spec, seen, progress, now, others)
     if progress.stage is not Stage.RUNNING:
         return progress
     failed = progress.marked(Mark.FAILED)
@@ -101,19 +110,63 @@ def _onwards(
 ) -> Progress:
     pending = _pending(spec, seen, progress, others)
     total = len(progress.hosts) + len(pending)
-    if _proven(spec, progress, now, total):
-        if not pending and progress.wave >= len(spec.waves):
-            return replace(progress, stage=Stage.DONE)
+    absent_s = spec.absent_after.total_seconds()
+    awaited = [host for host in pending if seen[host].alive or seen[host].absent_s < absent_s]
+    if _proven(spec, progress, now, total, awaited, pending):
+        if not awaited and progress.wave >= len(spec.waves):
+            return _done(seen, progress, [*pending, *_pending(spec, seen, progress, (), others)])
         progress = replace(progress, wave=min(progress.wave + 1, len(spec.waves) + 1))
     if any(seen[host].alive for host in progress.marked(Mark.RETURNING)):
         return progress
     room = quota(spec, progress.wave, total) - len(progress.marked(*_HAVE_IT))
     ready = [host for host in pending if seen[host].alive and seen[host].fits]
-    told = {
-        host: Touched(Mark.ORDERED, progress.attempt, seen[host].version, now, None, now)
-        for host in ready[: max(room, 0)]
+    return _told(seen, progress, ready[: max(room, 0)], now)
+
+
+def _told(seen: Mapping[str, Seen], progress: Progress, hosts: Sequence[str], now: float) -> Progress:
+    if not hosts:
+        return progress
+    told = {host: Touched(Mark.ORDERED, progress.attempt, seen[host].version, now, None, now) for host in hosts}
+    return replace(progress, hosts={**progress.hosts, **told})
+
+
+def _done(seen: Mapping[str, Seen], progress: Progress, absent: Sequence[str]) -> Progress:
+    hosts = {host: replace(each, settled=each.mark is Mark.WELL) for host, each in progress.hosts.items()}
+    return replace(progress, stage=Stage.DONE, hosts=hosts, absent={host: seen[host].version for host in absent})
+
+
+def _late(
+    spec: RolloutSpec, seen: Mapping[str, Seen], progress: Progress, now: float, others: Collection[str]
+) -> Progress:
+    """Let those that were absent have it, too, and judge them alone."""
+    failed = progress.marked(Mark.FAILED)
+    if failed and not progress.reason:
+        why = f"{failed[0]}, which was absent: {progress.hosts[failed[0]].reason}"
+        progress = replace(progress, reason=why)
+    if failed and spec.rollback == "all":
+        progress = _back(progress, failed, now)
+    watch_s = spec.watch.total_seconds()
+    hosts = {
+        host: replace(each, settled=each.mark is Mark.WELL and now - (each.well_since or now) >= watch_s)
+        if not each.settled
+        else each
+        for host, each in progress.hosts.items()
     }
-    return replace(progress, hosts={**progress.hosts, **told}) if told else progress
+    # One that has another version by now got it from somebody who knows better.
+    absent = {
+        host: version
+        for host, version in progress.absent.items()
+        if host in seen and host not in hosts and seen[host].version != spec.version
+        if not version or seen[host].version == version
+    }
+    progress = replace(progress, hosts=hosts, absent=absent)
+    if progress.reason or progress.paused or spec.paused:
+        return progress
+    proven = sum(each.settled for each in hosts.values())
+    room = max(spec.canary, proven) - len([host for host in progress.marked(*_HAVE_IT) if not hosts[host].settled])
+    ready = [host for host in _shuffled(spec, absent) if host not in others and seen[host].alive and seen[host].fits]
+    told = _told(seen, progress, ready[: max(room, 0)], now)
+    return replace(told, absent={host: each for host, each in absent.items() if host not in told.hosts})
 
 
 def quota(spec: RolloutSpec, wave: int, total: int) -> int:
@@ -127,29 +180,44 @@ def quota(spec: RolloutSpec, wave: int, total: int) -> int:
     return allowed
 
 
-def _pending(spec: RolloutSpec, seen: Mapping[str, Seen], progress: Progress, others: Collection[str]) -> Sequence[str]:
-    """Return who does not have it yet, in an order that is the same each time.
-
-    It is not that of names: hosts that are named alike serve the same, and would all be in one wave.
-    """
+def _pending(
+    spec: RolloutSpec,
+    seen: Mapping[str, Seen],
+    progress: Progress,
+    others: Collection[str],
+    among: Collection[str] | None = None,
+) -> Sequence[str]:
+    """Return who does not have it yet (of `among`, or all) but `others`, in an order that is always the same."""
     found = [
         host
         for host, each in seen.items()
         if host not in progress.hosts and host not in others and each.version != spec.version
+        if among is None or host in among
     ]
-    return sorted(found, key=lambda host: hashlib.sha256(f"{spec.version} {host}".encode()).digest())
+    return _shuffled(spec, found)
 
 
-def _proven(spec: RolloutSpec, progress: Progress, now: float, total: int) -> bool:
-    """Tell whether the wave is whole, and all that have it were well for long enough."""
+def _shuffled(spec: RolloutSpec, hosts: Collection[str]) -> Sequence[str]:
+    """Put hosts in an order that is not that of names: those named alike serve the same, and would be in one wave."""
+    return sorted(hosts, key=lambda host: hashlib.sha256(f"{spec.version} {host}".encode()).digest())
+
+
+def _proven(
+    spec: RolloutSpec, progress: Progress, now: float, total: int, awaited: Sequence[str], pending: Sequence[str]
+) -> bool:
+    """Tell whether the wave is whole, or nobody else is there, and all that have it were well for long enough."""
     have_it = [progress.hosts[host] for host in progress.marked(*_HAVE_IT)]
-    if len(have_it) < quota(spec, progress.wave, total) or len(have_it) < len(progress.hosts):
+    if len(have_it) < len(progress.hosts) or (pending and not have_it):
+        return False
+    if awaited and len(have_it) < quota(spec, progress.wave, total):
         return False
     watch_s = spec.watch.total_seconds()
     return all(each.well_since is not None and now - each.well_since >= watch_s for each in have_it)
 
 
 def _judged(spec: RolloutSpec, seen: Seen, touched: Touched, now: float) -> Touched:
+    if touched.settled:
+        return touched
     if touched.mark is Mark.RETURNING:
         if seen.alive and seen.state == "done":
             return replace(touched, mark=Mark.RETURNED)
@@ -177,7 +245,8 @@ def _failed(spec: RolloutSpec, seen: Seen) -> str:
     if seen.state != "done" or seen.version != spec.version:
         return ""
     if seen.restarts > spec.health.max_restarts:
-        return f"Envoy has ended {seen.restarts} times with the new version"
+        what = "the agent" if spec.component == "agent" else "Envoy"
+        return f"{what} has ended {seen.restarts} times with the new version"
     return worse(spec.health, seen.before, seen.after)
 
 
@@ -214,14 +283,18 @@ def _halted(spec: RolloutSpec, progress: Progress, now: float, reason: str) -> P
 
 
 def _all_back(progress: Progress, now: float) -> Progress:
+    return _back(progress, progress.marked(*_HAVE_IT), now)
+
+
+def _back(progress: Progress, which: Collection[str], now: float) -> Progress:
     attempt = progress.attempt + 1
-    hosts = {
-        host: replace(each, mark=Mark.RETURNING, attempt=attempt, since=now, well_since=None)
-        if each.mark in _HAVE_IT
-        else each
-        for host, each in progress.hosts.items()
+    back = {
+        host: replace(
+            progress.hosts[host], mark=Mark.RETURNING, attempt=attempt, since=now, well_since=None, settled=False
+        )
+        for host in which
     }
-    return replace(progress, attempt=attempt, hosts=hosts)
+    return replace(progress, attempt=attempt, hosts={**progress.hosts, **back})
 
 
 def taken_up(progress: Progress, now: float) -> Progress:
@@ -239,13 +312,15 @@ class NotNowError(Exception):
 
 def paused(progress: Progress) -> Progress:
     """Let nobody else have the new version. Those that have it are watched on."""
-    if progress.stage is not Stage.RUNNING:
+    if progress.stage is not Stage.RUNNING and not (progress.stage is Stage.DONE and progress.absent):
         raise NotNowError(f"it is {progress.stage}: nobody gets the version now")
     return replace(progress, paused=True)
 
 
 def resumed(progress: Progress, now: float) -> Progress:
     """Go on. What was called back is told the version anew, the canary first; what was not is tried again."""
+    if progress.stage is Stage.DONE and (progress.reason or progress.paused):
+        return _late_again(progress, now)
     if progress.stage in {Stage.ABORTED, Stage.DONE}:
         raise NotNowError(f"it is {progress.stage}; delete the Rollout and apply it again to begin anew")
     if progress.stage is Stage.RUNNING:
@@ -259,8 +334,24 @@ def resumed(progress: Progress, now: float) -> Progress:
     return replace(progress, stage=Stage.RUNNING, paused=False, wave=wave, attempt=attempt, reason="", hosts=hosts)
 
 
+def _late_again(progress: Progress, now: float) -> Progress:
+    """Try again those of the absent that failed: those that went back as any other that is absent."""
+    attempt = progress.attempt + 1
+    hosts = {
+        host: Touched(Mark.ORDERED, attempt, each.before, now, None, now) if each.mark is Mark.FAILED else each
+        for host, each in progress.hosts.items()
+        if each.mark is not Mark.RETURNED
+    }
+    again = {host: each.before for host, each in progress.hosts.items() if each.mark is Mark.RETURNED}
+    absent = {**progress.absent, **again}
+    return replace(progress, paused=False, attempt=attempt, reason="", hosts=hosts, absent=absent)
+
+
 def aborted(progress: Progress, now: float) -> Progress:
     """Return all that have the new version to what they had, for good."""
     if progress.stage is Stage.ABORTED:
         return progress
-    return _all_back(replace(progress, stage=Stage.ABORTED, reason=progress.reason or "an operator ended it"), now)
+    # The pause ends with it: another version is another rollout.
+    reason = progress.reason or "an operator ended it"
+    ended = replace(progress, stage=Stage.ABORTED, paused=False, absent={}, reason=reason)
+    return _all_back(ended, now)

@@ -33,6 +33,7 @@ class Touched:
         well_since: since when it has been well without a break; None: it is not.
         unwell_since: since when it has not been.
         reason: why it failed.
+        settled: the version has proven good, and nobody looks at this host any more.
     """
 
     mark: Mark
@@ -42,6 +43,7 @@ class Touched:
     well_since: float | None = None
     unwell_since: float = 0.0
     reason: str = ""
+    settled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,10 @@ class Progress:
         wave: 0 is the canary.
         attempt: counts what hosts are told anew: a failure is of one attempt.
         paused: an operator wants nobody else to get it.
-        reason: why it halted.
+        reason: why it halted; of one that is done: why no more of the absent get it.
+        component: of which this is a version.
+        absent: hosts that were away (or in the hands of another rollout) when all others had it, with the version that
+            they had. They get it when they come back.
     """
 
     version: str
@@ -62,6 +67,17 @@ class Progress:
     paused: bool = False
     reason: str = ""
     hosts: Mapping[str, Touched] = field(default_factory=dict)
+    component: str = "envoy"
+    absent: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def in_hand(self) -> frozenset[str]:
+        """The hosts that no other rollout may touch."""
+        if self.stage in {Stage.RUNNING, Stage.HALTED}:
+            return frozenset(self.hosts)
+        return frozenset(
+            host for host, each in self.hosts.items() if not each.settled and each.mark is not Mark.RETURNED
+        )
 
     def marked(self, *marks: Mark) -> list[str]:
         """Return the hosts with one of the marks, by name."""
@@ -84,4 +100,4 @@ def order_for(progress: Progress, host: str) -> Order | None:
     if touched is None:
         return None
     back = touched.mark in {Mark.RETURNING, Mark.RETURNED}
-    return Order(progress.version, touched.attempt, back=back, settled=progress.stage is Stage.DONE and not back)
+    return Order(progress.version, touched.attempt, back=back, settled=touched.settled and not back)

@@ -54,6 +54,7 @@ def _updates(mesh: Mesh, host: Host) -> list[pb.WantedUpdate]:
             attempt=each.attempt,
             back=each.back,
             settled=each.settled,
+            source=each.source,
         )
         for each in mesh.runtime.get(host.name, NO_HOST).updates
     ]

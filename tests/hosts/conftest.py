@@ -21,7 +21,6 @@ from hosts.told import (  # noqa: F401 - pytest finds its hooks here
     pytest_runtest_call,
     pytest_runtest_makereport,
     pytest_runtest_protocol,
-    pytest_sessionfinish,
     why_no_hosts,
 )
 

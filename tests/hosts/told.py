@@ -15,7 +15,6 @@ from hosts.roots import number
 from hosts.table import FAILED, HELD, SKIPPED, TESTS, Result
 
 _MAX_WHY_CHARS: Final = 300
-_results: Final[list[Result]] = []
 _cases: Final[dict[str, set[str]]] = {}
 
 
@@ -65,8 +64,17 @@ def pytest_runtest_makereport(
         word = {"passed": HELD, "failed": FAILED, "skipped": SKIPPED}[report.outcome]
         debian = tuple(sorted({number(each) for each in Machine.used}))
         seen = "; ".join(str(value) for name, value in item.user_properties if name == "seen")
-        _results.append(Result(test, case, debian, word, _why(report), round(report.duration, 1), seen, ""))
+        _record(Result(test, case, debian, word, _why(report), round(report.duration, 1), seen, _run()))
     return report
+
+
+def _record(result: Result) -> None:
+    """Write it at once: a run that is cut short has shown what it has shown.
+
+    A machine that can have no hosts has nothing to say of what was shown elsewhere.
+    """
+    if not why_no_hosts():
+        table.record([result], _cases)
 
 
 def _why(report: pytest.TestReport) -> str:
@@ -76,17 +84,6 @@ def _why(report: pytest.TestReport) -> str:
         lines = [line[1:].strip() for line in report.longreprtext.splitlines() if line.startswith("E ")]
         return (lines or ["see the run"])[0][:_MAX_WHY_CHARS]
     return ""
-
-
-def pytest_sessionfinish() -> None:
-    # A machine that can have no hosts has nothing to say of what was shown elsewhere.
-    if _results and not why_no_hosts():
-        of = _run()
-        table.record([Result(*_fields(each), of) for each in _results], _cases)
-
-
-def _fields(result: Result) -> tuple[str, str, tuple[str, ...], str, str, float, str]:
-    return result.test, result.case, result.debian, result.word, result.why, result.seconds, result.seen
 
 
 def _run() -> str:

@@ -7,6 +7,7 @@ before this one had started.
 import json
 import os
 import subprocess
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -19,15 +20,21 @@ from hostmesh_agent.launch import NET_BIND_SERVICE, NET_RAW
 from hostmesh_agent.notify import STATE_DIR, SYSTEMD_RUNS, of_the_units
 from hostmesh_agent.notify import UNIT as AGENTS_UNIT
 from hostmesh_agent.places import Instance
+from hostmesh_api.wire import ENVOY_SLICES
 
 _GRANTED: Final = frozenset({NET_BIND_SERVICE, NET_RAW})
 """The unit's AmbientCapabilities."""
 _RUN_DIR: Final = Path("/run/hostmesh")
 """That of the units."""
-_LAUNCH: Final = "launch"
-_WITHIN_S: Final = 20.0
+IN_ORDER: Final = "ended in order (systemd says no more)"
+LAUNCH: Final = "launch"
+"""Where the units read what they are to become, below the agent's run directory."""
+_WITHIN_S: Final = 10.0
+"""Less than the agent has to end in: while its own unit stops, systemd starts none that is to stop after it."""
+_REAPED_WITHIN_S: Final = 1.0
+_POLL_S: Final = 0.01
 _EXITED: Final = "1"  # CLD_EXITED
-_ASKED: Final = ("LoadState", "User", "MainPID", "ExecMainPID", "ExecMainCode", "ExecMainStatus")
+_ASKED: Final = ("LoadState", "User", "ActiveState", "MainPID", "ExecMainPID", "ExecMainCode", "ExecMainStatus")
 
 
 class Launching(Protocol):
@@ -71,7 +78,7 @@ class AsUnit:
     ) -> None:
         self._unit = unit_of(instance)
         self._directory = directory
-        self._spec = run_dir / _LAUNCH / f"{instance}.json"
+        self._spec = run_dir / LAUNCH / f"{instance}.json"
         self._systemctl = systemctl
         self._child = AsChild(directory)
 
@@ -79,25 +86,27 @@ class AsUnit:
         spec = command.spec("")
         if not _GRANTED.issuperset(spec["capabilities"]):
             return self._child.spawn(command, cgroup)
-        # It is Envoy's user already; the record is written here, for that user's word counts for nothing.
-        spec["uid"], spec["record"], spec["log"] = None, "", str(command.directory / workdir.LOG)
+        # It is Envoy's user already, within the unit's limits; the record is written here, for that user's word counts
+        # for nothing.
+        spec["uid"], spec["max_files"], spec["record"] = None, 0, ""
+        spec["log"] = str(command.directory / workdir.LOG)
         os.close(workdir.open_log(command.directory))
         _write(self._spec, json.dumps(spec))
         # Not `start`: systemd may not have seen yet that the one before has ended.
         _call(self._systemctl, "restart", "--", self._unit)
-        said = _show(self._systemctl, self._unit)
-        pid = int(said.get("MainPID") or 0)
+        pid = _main_pid(_show(self._systemctl, self._unit))
         try:
             launch.write_record(str(self._directory / process.RECORD), spec["facts"], pid)
             return UnitProcess(pid, self._unit, self._systemctl)
-        except (ProcessLookupError, ValueError):
-            raise OSError(f"{self._unit}: it ended at once: {_ending(said, pid)}") from None
+        except ProcessLookupError:
+            how, words = _ending(self._systemctl, self._unit, None), workdir.last_words(self._directory)
+            raise OSError(f"{self._unit}: it ended at once: {how}: {words}") from None
 
     def recover(self) -> None:
         if process.recorded_runs(self._directory):
             return
         with suppress(OSError, ValueError, KeyError, TypeError):
-            pid = int(_show(self._systemctl, self._unit).get("MainPID") or 0)
+            pid = _main_pid(_show(self._systemctl, self._unit))
             if pid:
                 facts = json.loads(self._spec.read_bytes())["facts"]
                 launch.write_record(str(self._directory / process.RECORD), facts, pid)
@@ -107,8 +116,8 @@ class AsUnit:
         if found is None:
             return None
         record, running = found
-        with suppress(OSError, ValueError):
-            if int(_show(self._systemctl, self._unit).get("MainPID") or 0) == record.pid:
+        with suppress(OSError):
+            if _main_pid(_show(self._systemctl, self._unit)) == record.pid:
                 running.close()
                 return record, UnitProcess(record.pid, self._unit, self._systemctl)
         return record, running
@@ -125,7 +134,7 @@ class UnitProcess(process.Process):
 
     def exit_status(self) -> str:
         try:
-            return _ending(_show(self._systemctl, self._unit), self.pid)
+            return _ending(self._systemctl, self._unit, self.pid)
         except OSError:
             return super().exit_status()
 
@@ -164,17 +173,39 @@ def launching(instance: Instance, config: AgentConfig, why_no_unit: str) -> Laun
 
 
 def stop_all(state_dir: Path, systemctl: str = "systemctl") -> None:
-    """End both units, where they are of this state directory: an agent that was killed may have left no record."""
+    """End both units and their slices, where they are of this state directory: an agent that was killed may have left no record."""
     if of_the_units(state_dir):
         with suppress(OSError):
-            _call(systemctl, "stop", "--", *map(unit_of, Instance))
+            _call(systemctl, "stop", "--", *map(unit_of, Instance), *reversed(ENVOY_SLICES))
 
 
-def _ending(said: Mapping[str, str], pid: int) -> str:
+def _ending(systemctl: str, unit: str, pid: int | None) -> str:
+    """Say how the main process (None: whichever was the last) ended, of a unit whose main process has ended.
+
+    Where the unit failed, systemd is told that somebody knows: the host would stay degraded.
+    """
+    said = _when_it_knows(systemctl, unit)
+    if said.get("ActiveState") == "failed":
+        _call(systemctl, "reset-failed", "--", unit)
     code, status = said.get("ExecMainCode", ""), said.get("ExecMainStatus", "")
-    if said.get("ExecMainPID") != str(pid) or code in {"", "0"}:
-        return "ended (systemd does not say how)"
+    if code in {"", "0"} or said.get("ExecMainPID") != str(pid or said.get("ExecMainPID")):
+        # It keeps nothing of a unit that ended as it should.
+        return IN_ORDER if said.get("ActiveState") == "inactive" else "ended (systemd does not say how)"
     return f"exit code {status}" if code == _EXITED else process.killed_by(int(status))
+
+
+def _when_it_knows(systemctl: str, unit: str) -> dict[str, str]:
+    """Ask until it has seen that the main process ended, which it hears of when we do."""
+    until = time.monotonic() + _REAPED_WITHIN_S
+    while _main_pid(said := _show(systemctl, unit)) and time.monotonic() < until:
+        time.sleep(_POLL_S)
+    return said
+
+
+def _main_pid(said: Mapping[str, str]) -> int:
+    """Return the main process's number, 0 if there is none."""
+    found = said.get("MainPID", "")
+    return int(found) if found.isdecimal() else 0
 
 
 def _show(systemctl: str, unit: str) -> dict[str, str]:

@@ -37,7 +37,7 @@ _CAPABILITIES: Final = 64
 class Spec(TypedDict):
     """What to become. `uid` None: stay who we are (an agent that is not root). `cgroup`: a directory; "": stay.
 
-    `capabilities` are kept, by number, as far as we have them. `record` "": somebody else writes it. `log`: the file to
+    `capabilities` are kept, by number, as far as we have them. `max_files` 0: limits are as they are. `record` "": somebody else writes it. `log`: the file to
     write to; "": where we write.
     """
 
@@ -151,7 +151,12 @@ def give_up_privileges(uid: int | None, gid: int, capabilities: list[int]) -> No
         _prctl(_PR_SET_KEEPCAPS, 1)
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
-    _set_capabilities(sum(1 << each for each in kept))
+    try:
+        _set_capabilities(sum(1 << each for each in kept))
+    except OSError:
+        # The unit's filter has no such call. What is ambient is all that the exec of another user than root keeps.
+        if uid is not None or os.geteuid() == 0:
+            raise
     for each in kept:
         # Only what is ambient survives the exec of a program without capabilities of its own.
         _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, each)
@@ -189,9 +194,10 @@ def main(spec: Spec) -> None:
     os.closerange(3, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     os.chdir(spec["cwd"])
     os.umask(0o077)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (spec["max_files"], spec["max_files"]))
-    # A core of Envoy holds private keys.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if spec["max_files"]:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (spec["max_files"], spec["max_files"]))
+        # A core of Envoy holds private keys.
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # Python ignores SIGPIPE and SIGXFSZ, and an exec keeps what is ignored.
     for each in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(each, signal.SIG_DFL)

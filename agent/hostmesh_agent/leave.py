@@ -216,6 +216,7 @@ def _remove_tree(config: AgentConfig) -> str:
         config.state_dir / "cache",
         config.state_dir / artifact_fetch.DIRECTORY,
         config.state_dir / svids.DIRECTORY,
+        config.run_dir / envoy_unit.LAUNCH,
         config.workload_api_dir,
     ):
         with suppress(FileNotFoundError):

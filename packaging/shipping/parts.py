@@ -29,6 +29,7 @@ class Part:
         home: where that tree is.
         code: our own packages in it.
         programs: of /usr/bin, each with the module and function that it calls, and the tree whose Python runs it.
+        scripts: what units run: its name in `home`, and the file of `code` that its Python runs alone.
         files: of the project's packaging/, with where they go.
         configuration: among those, what belongs to the owner of the host from then on.
         manuals: pages by name and section.
@@ -45,6 +46,7 @@ class Part:
     home: str = ""
     code: tuple[str, ...] = ()
     programs: tuple[tuple[str, str, str], ...] = ()
+    scripts: tuple[tuple[str, str], ...] = ()
     files: tuple[tuple[str, str], ...] = ()
     configuration: tuple[str, ...] = ()
     manuals: tuple[str, ...] = ()
@@ -53,6 +55,7 @@ class Part:
 _AGENT_UNITS: Final = (
     "hostmesh-agent.service",
     "hostmesh-drain.service",
+    "hostmesh-envoy@.service",
     "hostmesh-guard.service",
     "hostmesh-ready.service",
     "hostmesh-ready.target",
@@ -77,6 +80,7 @@ AGENT: Final = Part(
     home="usr/lib/hostmesh-agent",
     code=("hostmesh_agent", "hostmesh_api"),
     programs=(("hostmesh-agent", "hostmesh_agent.cli", "usr/lib/hostmesh-agent"),),
+    scripts=(("envoy-exec", "hostmesh_agent/launch.py"),),
     files=(
         *((f"systemd/{each}", f"{UNITS}/{each}") for each in _AGENT_UNITS),
         ("sysusers.d/hostmesh.conf", f"{SYSUSERS}/hostmesh.conf"),
@@ -153,3 +157,8 @@ def launcher(program: str, module: str, home: str, python: str) -> str:
     return (
         f'#!/{Path(home)}/bin/{python} -I\nimport sys\nsys.argv[0] = "{program}"\nfrom {module} import main\nmain()\n'
     )
+
+
+def script(python: str, file: str) -> str:
+    """Return what runs one file with nothing but Python's own library. Its process becomes that Python."""
+    return f'#!/bin/sh\nexec {python} -I -S {file} "$@"\n'

@@ -10,7 +10,7 @@ from typing import Final
 
 from shipping import completions, licences, manuals, tree, wheels
 from shipping.interpreter import Interpreter, interpreter
-from shipping.parts import Part, launcher
+from shipping.parts import Part, launcher, script
 from shipping.places import PACKAGING, PROJECT
 from shipping.release import Release
 from shipping.running import BuildError
@@ -46,6 +46,7 @@ class Staging:
         for source, place in part.files:
             _copy(PACKAGING / source, top / place)
         self._programs(part, top)
+        self._scripts(part, top)
         for name in part.manuals:
             manual = top / f"usr/share/man/man{name.rpartition('.')[2]}" / f"{name}.gz"
             manual.parent.mkdir(parents=True, exist_ok=True)
@@ -98,6 +99,16 @@ class Staging:
                 script = top / pattern.format(program)
                 script.parent.mkdir(parents=True, exist_ok=True)
                 script.write_text(completions.completion(program, shell))
+
+    def _scripts(self, part: Part, top: Path) -> None:
+        home = top / part.home
+        for name, file in part.scripts:
+            python, code = home / "bin" / tree.PYTHON, tree.site_packages(home) / file
+            for each in (python, code):
+                if not each.is_file():
+                    raise BuildError(f"{each}: is what {name} runs, and is not there")
+            (home / name).write_text(script(*(f"/{each.relative_to(top)}" for each in (python, code))))
+            (home / name).chmod(0o755)
 
     def _sbom(self, part: Part, top: Path, site: Path | None) -> str:
         versions = {} if site is None else self.interpreter.made_from.versions

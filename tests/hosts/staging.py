@@ -13,6 +13,8 @@ import sysconfig
 from pathlib import Path
 from typing import Final
 
+from shipping.parts import script
+
 TREE: Final = Path(__file__).parents[2]
 HOME: Final = Path("/usr/lib/hostmesh")
 _UNITS: Final = TREE / "packaging" / "systemd"
@@ -41,6 +43,8 @@ def stage(disk: Path) -> dict[Path, Path]:
             _put(disk, Path("usr/lib/systemd/system") / source.relative_to(_UNITS), source.read_text())
     _put(disk, Path("usr/lib/sysusers.d/hostmesh.conf"), (TREE / "packaging/sysusers.d/hostmesh.conf").read_text())
     _put(disk, Path("usr/bin/hostmesh-agent"), _LAUNCHER, mode=0o755)
+    exec_ = script(f"{HOME}/bin/{_PYTHON}", f"{HOME}/agent/hostmesh_agent/launch.py")
+    _put(disk, Path("usr/lib/hostmesh-agent/envoy-exec"), exec_, mode=0o755)
     home = _below(disk, HOME)
     for inside in _BOUND.values():
         _below(disk, inside).mkdir(parents=True)

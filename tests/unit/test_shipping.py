@@ -36,7 +36,7 @@ def test_the_example_of_the_agent_is_its_defaults_and_shows_every_setting() -> N
     assert set(shown) == set(agent_config.AgentConfig.__slots__)
     for name in ("envoy", "capture", "dns", "probes", "cold", "shrink", "observe", "wasm", "updates", "log"):
         assert getattr(found, name) == getattr(as_it_comes, name), name
-        assert set(shown[name]) | {"supervisor"} >= set(getattr(found, name).__slots__), name
+        assert set(shown[name]) >= set(getattr(found, name).__slots__), name
     assert set(shown["floor"]) == set(agent_config.FloorSettings.__slots__)
 
 

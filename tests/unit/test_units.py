@@ -16,6 +16,7 @@ EXPOSURE = {
     "hostmesh-agent.service": 3.9,
     "hostmesh-controller.service": 1.2,
     "hostmesh-drain.service": 1.3,
+    "hostmesh-envoy@.service": 1.5,
     "hostmesh-guard.service": 2.9,
     "hostmesh-ready.service": 1.5,
 }

@@ -173,7 +173,7 @@ def launching(instance: Instance, config: AgentConfig, why_no_unit: str) -> Laun
 
 
 def stop_all(state_dir: Path, systemctl: str = "systemctl") -> None:
-    """End both units and their slices, where they are of this state directory: an agent that was killed may have left no record."""
+    """End both units and their slices, where they are of this state directory: of one there may be no record."""
     if of_the_units(state_dir):
         with suppress(OSError):
             _call(systemctl, "stop", "--", *map(unit_of, Instance), *reversed(ENVOY_SLICES))

@@ -37,8 +37,8 @@ _CAPABILITIES: Final = 64
 class Spec(TypedDict):
     """What to become. `uid` None: stay who we are (an agent that is not root). `cgroup`: a directory; "": stay.
 
-    `capabilities` are kept, by number, as far as we have them. `max_files` 0: limits are as they are. `record` "": somebody else writes it. `log`: the file to
-    write to; "": where we write.
+    `capabilities` are kept, by number, as far as we have them. `max_files` 0: limits are as they are. `record` "":
+    somebody else writes it. `log`: the file to write to; "": where we write.
     """
 
     argv: list[str]

@@ -157,9 +157,7 @@ def test_an_upgrade_from_blue_to_green_and_back_loses_no_call(mesh: Mesh, each_h
             new = serving(each_host)
             assert {old, new} == {BLUE, GREEN}
             assert unit(each_host, new)["MainPID"] == str(envoy(each_host))
-            eventually(
-                lambda: unit(each_host, old)["ActiveState"] == "inactive", "the old one has ended", timeout_s=90
-            )
+            eventually(lambda: unit(each_host, old)["ActiveState"] == "inactive", "the old one has ended", timeout_s=90)
         upgrade(each_host)
     assert (inbound["failed"], calls["failed"]) == (0, 0), (inbound, calls)
     assert min(inbound["sent"], calls["sent"]) > 50
@@ -170,7 +168,9 @@ def test_the_agents_own_child_is_taken_over_and_becomes_a_unit_with_its_next_sta
     till = mesh.till
     name = serving(till)
     with load(mesh.lab, "client", f"http://stock:{STOCK}/") as inbound:
-        with configured(till, '[envoy]\nsupervisor = "builtin"\nlog_level = "info"\nrehearsal_s = 1\nprobation_s = 2\n'):
+        with configured(
+            till, '[envoy]\nsupervisor = "builtin"\nlog_level = "info"\nrehearsal_s = 1\nprobation_s = 2\n'
+        ):
             upgrade(till)
             child = envoy(till)
             assert f"0::{SLICE}/" in till.run("cat", f"/proc/{child}/cgroup").stdout

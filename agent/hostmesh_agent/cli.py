@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from hostmesh_agent import argv, cli_bugreport, cli_capture, cli_config, cli_doctor, cli_envoy, cli_wait
+from hostmesh_agent import argv, cli_bugreport, cli_capture, cli_config, cli_doctor, cli_envoy, cli_wait, standing_in
 from hostmesh_agent import config as configuration
 from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.config_table import ConfigError
@@ -47,6 +47,8 @@ def call(arguments: Sequence[str] | None = None) -> int:
         return say(str(error), WRONG_CALL)
     try:
         verb: Verb = options.verb
+        if verb is not _leave:
+            standing_in.become(config.state_dir)
         code = verb(options, config)
         sys.stdout.flush()
         return code

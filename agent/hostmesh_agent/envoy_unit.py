@@ -6,14 +6,13 @@ before this one had started.
 
 import json
 import os
-import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol
 
-from hostmesh_agent import launch, process, workdir
+from hostmesh_agent import launch, process, rights, workdir
 from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.envoy_command import EnvoyCommand
 from hostmesh_agent.launch import NET_BIND_SERVICE, NET_RAW
@@ -29,8 +28,6 @@ _RUN_DIR: Final = Path("/run/hostmesh")
 IN_ORDER: Final = "ended in order (systemd says no more)"
 LAUNCH: Final = "launch"
 """Where the units read what they are to become, below the agent's run directory."""
-_WITHIN_S: Final = 10.0
-"""Less than the agent has to end in: while its own unit stops, systemd starts none that is to stop after it."""
 _REAPED_WITHIN_S: Final = 1.0
 _POLL_S: Final = 0.01
 _EXITED: Final = "1"  # CLD_EXITED
@@ -93,7 +90,7 @@ class AsUnit:
         os.close(workdir.open_log(command.directory))
         _write(self._spec, json.dumps(spec))
         # Not `start`: systemd may not have seen yet that the one before has ended.
-        _call(self._systemctl, "restart", "--", self._unit)
+        _call(self._systemctl, "restart", self._unit)
         pid = _main_pid(_show(self._systemctl, self._unit))
         try:
             launch.write_record(str(self._directory / process.RECORD), spec["facts"], pid)
@@ -175,8 +172,9 @@ def launching(instance: Instance, config: AgentConfig, why_no_unit: str) -> Laun
 def stop_all(state_dir: Path, systemctl: str = "systemctl") -> None:
     """End both units and their slices, where they are of this state directory: of one there may be no record."""
     if of_the_units(state_dir):
-        with suppress(OSError):
-            _call(systemctl, "stop", "--", *map(unit_of, Instance), *reversed(ENVOY_SLICES))
+        for each in (*map(unit_of, Instance), *reversed(ENVOY_SLICES)):
+            with suppress(OSError):
+                _call(systemctl, "stop", each)
 
 
 def _ending(systemctl: str, unit: str, pid: int | None) -> str:
@@ -186,7 +184,7 @@ def _ending(systemctl: str, unit: str, pid: int | None) -> str:
     """
     said = _when_it_knows(systemctl, unit)
     if said.get("ActiveState") == "failed":
-        _call(systemctl, "reset-failed", "--", unit)
+        _call(systemctl, "reset-failed", unit)
     code, status = said.get("ExecMainCode", ""), said.get("ExecMainStatus", "")
     if code in {"", "0"} or said.get("ExecMainPID") != str(pid or said.get("ExecMainPID")):
         # It keeps nothing of a unit that ended as it should.
@@ -209,21 +207,12 @@ def _main_pid(said: Mapping[str, str]) -> int:
 
 
 def _show(systemctl: str, unit: str) -> dict[str, str]:
-    wanted = [f"--property={each}" for each in _ASKED]
-    lines = _call(systemctl, "show", *wanted, "--", unit).splitlines()
+    lines = _call(systemctl, "show", unit, _ASKED).splitlines()
     return dict(line.split("=", 1) for line in lines if "=" in line)
 
 
-def _call(*command: str) -> str:
-    try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_WITHIN_S, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise OSError(f"{' '.join(command[:2])}: no answer within {_WITHIN_S:.0f} s") from None
-    if done.returncode != 0:
-        raise OSError(f"{' '.join(command[:2])} {command[-1]}: {done.stderr.strip()[-500:]}")
-    return done.stdout
+def _call(systemctl: str, verb: str, unit: str, properties: Sequence[str] = ()) -> str:
+    return rights.here().systemctl(systemctl, verb, unit, properties)
 
 
 def _write(path: Path, text: str) -> None:

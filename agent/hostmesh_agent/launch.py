@@ -164,6 +164,19 @@ def give_up_privileges(uid: int | None, gid: int, capabilities: list[int]) -> No
         raise OSError("prctl(PR_SET_NO_NEW_PRIVS) failed")
 
 
+def become(uid: int, gid: int, groups: list[int], capabilities: list[int]) -> None:
+    """Become another user than root, with these capabilities, and hand them on to what is started."""
+    have = permitted()
+    kept = [each for each in capabilities if have & 1 << each]
+    os.setgroups(groups)
+    _prctl(_PR_SET_KEEPCAPS, 1)
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+    _set_capabilities(sum(1 << each for each in kept))
+    for each in kept:
+        _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, each)
+
+
 def join(cgroup: str) -> None:
     """Enter a cgroup: before there is any socket, since a socket keeps the cgroup that it is made in."""
     if cgroup:

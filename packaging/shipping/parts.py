@@ -29,7 +29,7 @@ class Part:
         home: where that tree is.
         code: our own packages in it.
         programs: of /usr/bin, each with the module and function that it calls, and the tree whose Python runs it.
-        scripts: what units run: its name in `home`, and the file of `code` that its Python runs alone.
+        scripts: what units run: its name in `home`, and the file of `code` that its Python runs alone, or the module.
         files: of the project's packaging/, with where they go.
         configuration: among those, what belongs to the owner of the host from then on.
         manuals: pages by name and section.
@@ -57,6 +57,8 @@ _AGENT_UNITS: Final = (
     "hostmesh-drain.service",
     "hostmesh-envoy@.service",
     "hostmesh-guard.service",
+    "hostmesh-privileged.socket",
+    "hostmesh-privileged@.service",
     "hostmesh-ready.service",
     "hostmesh-ready.target",
 )
@@ -80,11 +82,19 @@ AGENT: Final = Part(
     home="usr/lib/hostmesh-agent",
     code=("hostmesh_agent", "hostmesh_api"),
     programs=(("hostmesh-agent", "hostmesh_agent.cli", "usr/lib/hostmesh-agent"),),
-    scripts=(("envoy-exec", "hostmesh_agent/launch.py"),),
+    scripts=(
+        ("envoy-exec", "hostmesh_agent/launch.py"),
+        ("own", "hostmesh_agent/ownership.py"),
+        ("privileged", "hostmesh_agent.privileged"),
+    ),
     files=(
         *((f"systemd/{each}", f"{UNITS}/{each}") for each in _AGENT_UNITS),
         ("sysusers.d/hostmesh.conf", f"{SYSUSERS}/hostmesh.conf"),
         ("etc/agent.toml", "etc/hostmesh/agent.toml"),
+        *(
+            (f"systemd/unprivileged/{each}.service.conf", f"usr/lib/hostmesh-agent/unprivileged/{each}.service.conf")
+            for each in ("hostmesh-agent", "hostmesh-drain", "hostmesh-guard", "hostmesh-ready")
+        ),
         ("etc/needrestart.conf", "etc/needrestart/conf.d/hostmesh.conf"),
     ),
     configuration=("etc/hostmesh/agent.toml", "etc/needrestart/conf.d/hostmesh.conf"),
@@ -159,6 +169,7 @@ def launcher(program: str, module: str, home: str, python: str) -> str:
     )
 
 
-def script(python: str, file: str) -> str:
-    """Return what runs one file with nothing but Python's own library. Its process becomes that Python."""
-    return f'#!/bin/sh\nexec {python} -I -S {file} "$@"\n'
+def script(python: str, site: str, what: str) -> str:
+    """Return what runs one file with nothing but Python's own library, or a module. Its process becomes that Python."""
+    run = f"-S {site}/{what}" if what.endswith(".py") else f"-m {what}"
+    return f'#!/bin/sh\nexec {python} -I {run} "$@"\n'

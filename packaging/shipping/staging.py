@@ -102,12 +102,12 @@ class Staging:
 
     def _scripts(self, part: Part, top: Path) -> None:
         home = top / part.home
-        for name, file in part.scripts:
-            python, code = home / "bin" / tree.PYTHON, tree.site_packages(home) / file
-            for each in (python, code):
+        for name, what in part.scripts:
+            python, site = home / "bin" / tree.PYTHON, tree.site_packages(home)
+            for each in (python, site / (what if what.endswith(".py") else f"{what.replace('.', '/')}.py")):
                 if not each.is_file():
                     raise BuildError(f"{each}: is what {name} runs, and is not there")
-            (home / name).write_text(script(*(f"/{each.relative_to(top)}" for each in (python, code))))
+            (home / name).write_text(script(f"/{python.relative_to(top)}", f"/{site.relative_to(top)}", what))
             (home / name).chmod(0o755)
 
     def _sbom(self, part: Part, top: Path, site: Path | None) -> str:

@@ -13,7 +13,7 @@ import sysconfig
 from pathlib import Path
 from typing import Final
 
-from shipping.parts import script
+from shipping.parts import AGENT, script
 
 TREE: Final = Path(__file__).parents[2]
 HOME: Final = Path("/usr/lib/hostmesh")
@@ -39,12 +39,15 @@ def stage(disk: Path) -> dict[Path, Path]:
     The budget's part that is for hosts with cgroups goes along: in these hosts Envoy has one of its own.
     """
     for source in sorted(_UNITS.rglob("*")):
-        if source.is_file():
+        if source.is_file() and source.parent.name == "unprivileged":
+            _put(disk, Path("usr/lib/hostmesh-agent/unprivileged") / source.name, source.read_text())
+        elif source.is_file():
             _put(disk, Path("usr/lib/systemd/system") / source.relative_to(_UNITS), source.read_text())
     _put(disk, Path("usr/lib/sysusers.d/hostmesh.conf"), (TREE / "packaging/sysusers.d/hostmesh.conf").read_text())
     _put(disk, Path("usr/bin/hostmesh-agent"), _LAUNCHER, mode=0o755)
-    exec_ = script(f"{HOME}/bin/{_PYTHON}", f"{HOME}/agent/hostmesh_agent/launch.py")
-    _put(disk, Path("usr/lib/hostmesh-agent/envoy-exec"), exec_, mode=0o755)
+    for name, what in AGENT.scripts:
+        text = script(f"{HOME}/bin/{_PYTHON}", f"{HOME}/agent", what)
+        _put(disk, Path("usr/lib/hostmesh-agent") / name, text, mode=0o755)
     home = _below(disk, HOME)
     for inside in _BOUND.values():
         _below(disk, inside).mkdir(parents=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from shipping.parts import script
 
-from hostmesh_agent import envoy_unit, launch, process, workdir
+from hostmesh_agent import envoy_unit, launch, process, rights, workdir
 from hostmesh_agent.artifact import Installed
 from hostmesh_agent.config import AgentConfig, EnvoySettings
 from hostmesh_agent.envoy import Supervisor
@@ -137,7 +137,9 @@ class Systemd:
         self.run_dir.mkdir(mode=0o711)
         self.run_dir.chmod(0o711)
         self.launcher = top / "envoy-exec"
-        self._program(self.launcher, script(sys.executable, launch.__file__))
+        self._program(
+            self.launcher, script(sys.executable, str(Path(launch.__file__).parents[1]), "hostmesh_agent/launch.py")
+        )
         self.systemctl = str(top / "systemctl")
         names = {"python": sys.executable, "top": self.top, "launcher": self.launcher, "run_dir": self.run_dir}
         text = SYSTEMD
@@ -358,7 +360,7 @@ def test_it_is_a_unit_where_the_agent_is_one_and_the_unit_is_made_for_this_host(
 def test_a_systemd_that_does_not_start_it_is_not_waited_for_for_ever(
     command: EnvoyCommand, systemd: Systemd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(envoy_unit, "_WITHIN_S", 0.2)
+    monkeypatch.setattr(rights.Own, "within_s", 0.2)
     Path(systemd.systemctl).write_text("#!/bin/sh\nexec sleep 60\n")
     with pytest.raises(OSError, match="no answer within"):
         unit(command, systemd).spawn(command, "")

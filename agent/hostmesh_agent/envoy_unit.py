@@ -30,6 +30,7 @@ LAUNCH: Final = "launch"
 """Where the units read what they are to become, below the agent's run directory."""
 _REAPED_WITHIN_S: Final = 1.0
 _POLL_S: Final = 0.01
+_NOT_STARTED: Final = str(launch.EXIT_NOT_STARTED)
 _EXITED: Final = "1"  # CLD_EXITED
 _ASKED: Final = ("LoadState", "User", "ActiveState", "MainPID", "ExecMainPID", "ExecMainCode", "ExecMainStatus")
 
@@ -189,7 +190,9 @@ def _ending(systemctl: str, unit: str, pid: int | None) -> str:
     if code in {"", "0"} or said.get("ExecMainPID") != str(pid or said.get("ExecMainPID")):
         # It keeps nothing of a unit that ended as it should.
         return IN_ORDER if said.get("ActiveState") == "inactive" else "ended (systemd does not say how)"
-    return f"exit code {status}" if code == _EXITED else process.killed_by(int(status))
+    if code != _EXITED:
+        return process.killed_by(int(status))
+    return f"exit code {status}" + (f" (journalctl -u {unit} says why)" if status == _NOT_STARTED else "")
 
 
 def _when_it_knows(systemctl: str, unit: str) -> dict[str, str]:
@@ -217,7 +220,9 @@ def _call(systemctl: str, verb: str, unit: str, properties: Sequence[str] = ()) 
 
 def _write(path: Path, text: str) -> None:
     """Put it there for everybody to read, and for us to write."""
-    path.parent.mkdir(mode=0o755, exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
+    # Whatever the umask is just now: while a socket is made it is another one.
+    path.parent.chmod(0o755)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.unlink(missing_ok=True)
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)

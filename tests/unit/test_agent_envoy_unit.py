@@ -195,8 +195,16 @@ def unit(command: EnvoyCommand, systemd: Systemd) -> AsUnit:
     return AsUnit(Instance.BLUE, command.directory, systemd.run_dir, systemd.systemctl)
 
 
-def test_systemd_starts_it_and_the_agent_alone_says_what_it_is(command: EnvoyCommand, systemd: Systemd) -> None:
-    started = unit(command, systemd).spawn(command, "")
+@pytest.mark.parametrize("umask", [0o022, 0o177])
+def test_systemd_starts_it_and_the_agent_alone_says_what_it_is(
+    command: EnvoyCommand, systemd: Systemd, umask: int
+) -> None:
+    starter = unit(command, systemd)
+    before = os.umask(umask)
+    try:
+        started = starter.spawn(command, "")
+    finally:
+        os.umask(before)
     try:
         assert isinstance(started, UnitProcess)
         assert started.pid == systemd.main_pid()
@@ -207,6 +215,7 @@ def test_systemd_starts_it_and_the_agent_alone_says_what_it_is(command: EnvoyCom
         # What root becomes is written where nobody else writes.
         spec = systemd.run_dir / "launch/blue.json"
         assert (spec.stat().st_uid, spec.stat().st_mode & 0o777) == (os.geteuid(), 0o644)
+        assert spec.parent.stat().st_mode & 0o777 == 0o755
         assert json.loads(spec.read_text())["uid"] is None
     finally:
         started.close()
@@ -246,7 +255,7 @@ def test_one_that_ends_at_once_is_told_with_its_last_words(command: EnvoyCommand
         assert started.wait(10)
         told = f"{started.exit_status()}: {workdir.last_words(command.directory)}"
         started.close()
-    assert re.search(r"exit code 126: .*cannot be started.*nonexistent", told)
+    assert re.search(rf"exit code 126 \(journalctl -u {UNIT} says why\): .*cannot be started.*nonexistent", told)
     assert process.open_recorded(command.directory) is None
 
 

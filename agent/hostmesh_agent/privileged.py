@@ -147,6 +147,13 @@ def tell_resolved(what: object, values: object) -> Reply:
     return _run("resolvectl", what, _LINK, *values)
 
 
+def ssh_servers() -> Reply:
+    """Tell on which ports SSH servers listen: what is never captured, and what only root finds out for sure."""
+    from hostmesh_agent.capture import floor
+
+    return {"ports": sorted(floor.ssh_servers())}
+
+
 def probe(command: object) -> Reply:
     """Run a command as the user that agent.toml names for probes, until it ends or the caller hangs up."""
     if not (isinstance(command, list) and 0 < len(command) <= _MAX_WORDS and all(map(_is_word, command))):
@@ -227,6 +234,7 @@ VERBS: Final[Mapping[str, tuple[Callable[..., Reply], Sequence[str]]]] = {
     "put-names": (put_names, ()),
     "take-names": (take_names, ()),
     "tell-resolved": (tell_resolved, ("what", "values")),
+    "ssh-servers": (ssh_servers, ()),
     "probe": (probe, ("command",)),
 }
 

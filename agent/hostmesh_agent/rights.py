@@ -49,6 +49,9 @@ class Rights(Protocol):
     def take_names(self, path: Path, own: Callable[[], None]) -> None:
         """Take it out of there, as `own` does it."""
 
+    def ssh_servers(self, own: Callable[[], frozenset[int]]) -> frozenset[int]:
+        """Return the ports of this host's SSH servers, as `own` finds them: who is not root does not see them all."""
+
     async def probe(self, command: Sequence[str], own: Callable[[], Awaitable[int]]) -> int:
         """Run a command as the user of probes, as `own` does it; return its code. It ends when we are cancelled."""
 
@@ -75,6 +78,9 @@ class Own:
 
     def take_names(self, path: Path, own: Callable[[], None]) -> None:
         own()
+
+    def ssh_servers(self, own: Callable[[], frozenset[int]]) -> frozenset[int]:
+        return own()
 
     async def probe(self, command: Sequence[str], own: Callable[[], Awaitable[int]]) -> int:
         return await own()
@@ -127,6 +133,9 @@ class Helped:
     def take_names(self, path: Path, own: Callable[[], None]) -> None:
         self._only_the_hosts(path)
         self.ask("take-names")
+
+    def ssh_servers(self, own: Callable[[], frozenset[int]]) -> frozenset[int]:
+        return own() | frozenset(map(int, self.ask("ssh-servers")["ports"]))
 
     @staticmethod
     def _only_the_hosts(path: Path) -> None:

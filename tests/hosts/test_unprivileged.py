@@ -147,6 +147,57 @@ def test_names_and_rules_are_put_and_taken_by_the_verbs_of_root(without_root: Ma
     assert foreign == ""
 
 
+_ASK: Final = """
+import sys
+from hostmesh_agent.rights import Helped, RightsError
+try:
+    print(sorted(Helped().ask(sys.argv[1], **dict(each.split("=", 1) for each in sys.argv[2:])).items()))
+except RightsError as error:
+    print(error)
+"""
+
+
+def asked(machine: Machine, user: str, *words: str) -> str:
+    """What a user is told who asks the privileged part."""
+    program = machine.run("head", "-1", "/usr/bin/hostmesh-agent").stdout.removeprefix("#!").split()
+    become = ("setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", "--inh-caps=-all")
+    return machine.run(*become, *program, "-c", _ASK, *words, check=False).stdout
+
+
+def test_who_has_become_the_agent_gets_no_further(without_root: Machine) -> None:
+    assert "ActiveState=active" in asked(without_root, "hostmesh-agent", "show-envoy", "instance=blue")
+    for words in (
+        ("stop-envoy", "instance=../ssh"),
+        ("signal-envoy", "pid=1", "number=KILL"),
+        ("put-names", "text=nameserver 203.0.113.1"),
+        ("tell-resolved", "what=dns", "values=203.0.113.1"),
+        ("run", "command=id"),
+    ):
+        assert "refused: " in asked(without_root, "hostmesh-agent", *words), words
+    # Others do not even reach it.
+    for user in ("nobody", "www-data", "hostmesh-envoy"):
+        assert "Permission denied" in asked(without_root, user, "show-envoy", "instance=blue")
+    as_agent = ("setpriv", "--reuid=hostmesh-agent", "--regid=hostmesh-agent", "--init-groups", "--inh-caps=-all")
+    for words in (
+        ("sh", "-c", "echo >> /etc/resolv.conf"),
+        ("sh", "-c", "echo > /usr/lib/hostmesh-agent/envoy-exec"),
+        ("sh", "-c", "echo > /etc/systemd/system/x.service"),
+        ("systemctl", "restart", "hostmesh-envoy@blue.service"),
+    ):
+        assert without_root.run(*as_agent, *words, check=False).returncode != 0, words
+
+
+def test_ports_of_ssh_servers_are_known_that_it_cannot_see_itself(without_root: Machine) -> None:
+    without_root.run("ssh-keygen", "-A")
+    without_root.run(
+        "systemd-run", "--unit=other-ssh", "-p", "RuntimeDirectory=sshd", "/usr/sbin/sshd", "-D", "-p", "2222"
+    )
+    try:
+        eventually(lambda: "2222" in asked(without_root, "hostmesh-agent", "ssh-servers"), "it is told", timeout_s=20)
+    finally:
+        without_root.run("systemctl", "stop", "other-ssh.service")
+
+
 def test_verbs_of_root_work_as_before(without_root: Machine) -> None:
     for words in (("doctor",), ("status",), ("capture", "explain", "10.9.9.9:80"), ("config", "show")):
         done = without_root.run("hostmesh-agent", *words, check=False)

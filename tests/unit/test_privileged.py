@@ -43,7 +43,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
 def test_the_acts_are_these_and_no_others() -> None:
     assert set(privileged.VERBS) == {
         *("start-envoy", "stop-envoy", "forget-envoy", "show-envoy", "signal-envoy"),
-        *("put-names", "take-names", "tell-resolved", "probe"),
+        *("put-names", "take-names", "tell-resolved", "ssh-servers", "probe"),
     }
 
 

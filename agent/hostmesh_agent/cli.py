@@ -47,7 +47,8 @@ def call(arguments: Sequence[str] | None = None) -> int:
         return say(str(error), WRONG_CALL)
     try:
         verb: Verb = options.verb
-        if verb is not _leave:
+        # Those that cannot do without it touch the agent's files as its user.
+        if not getattr(options, "as_root", False):
             standing_in.become(config.state_dir)
         code = verb(options, config)
         sys.stdout.flush()
@@ -75,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
 
     leave = verbs.add_parser("leave", help="undo everything; the host is as it was")
     leave.add_argument("--purge", action="store_true", help="remove the state directory too, with Envoy's binary")
-    leave.set_defaults(verb=_leave)
+    leave.set_defaults(verb=_leave, as_root=True)
 
     status = verbs.add_parser("status", help="show the state; exit code 0 if all is well, else 1")
     status.add_argument("-o", "--output", choices=("table", "json"), default="table")

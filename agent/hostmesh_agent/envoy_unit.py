@@ -88,6 +88,8 @@ class AsUnit:
         # for nothing.
         spec["uid"], spec["max_files"], spec["record"] = None, 0, ""
         spec["log"] = str(command.directory / workdir.LOG)
+        # An agent that is not root gets at Envoy's sockets by Envoy's group.
+        spec["umask"] = 0o007
         os.close(workdir.open_log(command.directory))
         _write(self._spec, json.dumps(spec))
         # Not `start`: systemd may not have seen yet that the one before has ended.

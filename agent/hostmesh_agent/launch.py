@@ -49,6 +49,7 @@ class Spec(TypedDict):
     max_files: int
     record: str
     log: str
+    umask: int
     facts: dict[str, str]
     cgroup: str
     capabilities: list[int]
@@ -206,7 +207,7 @@ def main(spec: Spec) -> None:
     join(spec["cgroup"])
     os.closerange(3, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     os.chdir(spec["cwd"])
-    os.umask(0o077)
+    os.umask(spec["umask"])
     if spec["max_files"]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (spec["max_files"], spec["max_files"]))
         # A core of Envoy holds private keys.

@@ -63,6 +63,8 @@ class Giving:
                 return 0
             os.chown(name, self.uid, -1, dir_fd=directory, follow_symlinks=False)
             return 1
+        if stat.S_ISSOCK(status.st_mode):
+            return self._open_to_group(directory, name)
         is_directory = stat.S_ISDIR(status.st_mode)
         if not (is_directory or stat.S_ISREG(status.st_mode)):
             return 0
@@ -74,6 +76,25 @@ class Giving:
             if not is_directory:
                 return self._hand(opened, certificates=certificates)
             return self._walk(opened, status.st_dev, certificates=certificates or name == CERTIFICATES)
+        finally:
+            os.close(opened)
+
+    def _open_to_group(self, directory: int, name: str) -> int:
+        """Let the agent connect to what Envoy serves, by Envoy's group."""
+        if not self.uid:
+            return 0
+        opened = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+        try:
+            status = os.fstat(opened)
+            wanted = stat.S_ISSOCK(status.st_mode) and (status.st_uid, status.st_gid) == (
+                self.envoy_uid,
+                self.envoy_gid,
+            )
+            if not wanted or status.st_mode & 0o060 == 0o060:
+                return 0
+            # By the descriptor: of another name nothing is changed.
+            os.chmod(f"/proc/self/fd/{opened}", stat.S_IMODE(status.st_mode) | 0o060)  # noqa: PTH101 - as above
+            return 1
         finally:
             os.close(opened)
 

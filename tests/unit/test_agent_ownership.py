@@ -1,6 +1,7 @@
 """Giving the agent's files to the user it runs as: all of them, and nothing that an attacker puts in the way."""
 
 import os
+import socket
 import stat
 from pathlib import Path
 
@@ -38,6 +39,10 @@ def state(tmp_path: Path) -> Path:
     (envoy / "access.log").write_text("envoy's own")
     os.chown(envoy / "access.log", ENVOY, ENVOYS)
     Tree(envoy, "certs", (ENVOY, ENVOYS)).write("a", "svid.pem", b"svid")
+    with socket.socket(socket.AF_UNIX) as admin:
+        admin.bind(str(envoy / "admin.sock"))
+    os.chown(envoy / "admin.sock", ENVOY, ENVOYS)
+    (envoy / "admin.sock").chmod(0o700)
     (top / "link").symlink_to("identity")
     return top
 
@@ -51,6 +56,7 @@ def test_all_is_the_agents_and_envoy_reads_what_it_read(state: Path) -> None:
     assert of(state / "envoy/certs/a") == (AGENT, ENVOYS, 0o750)
     assert of(state / "envoy/certs/a/svid.pem") == (AGENT, ENVOYS, 0o640)
     assert of(state / "envoy/access.log")[:2] == (ENVOY, ENVOYS)
+    assert of(state / "envoy/admin.sock") == (ENVOY, ENVOYS, 0o760)
     assert of(state / "link")[0] == AGENT
     assert TO_AGENT.below(str(state)) == 0
 

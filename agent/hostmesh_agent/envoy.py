@@ -182,6 +182,7 @@ class Supervisor:
             command = self._command()
             cgroup = self._place()
             workdir.prepare(command.directory, command.owner)
+            workdir.remove_sockets(command.directory)
             workdir.check_reachable(command.installed.path, command.owner)
             workdir.write_bootstrap(command.directory, command.bootstrap, command.owner)
             started = self._launching.spawn(command, cgroup)

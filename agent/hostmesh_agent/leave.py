@@ -44,7 +44,7 @@ from hostmesh_agent.admin import Admin, AdminError
 from hostmesh_agent.bootstrap import ADMIN_SOCKET
 from hostmesh_agent.cgroup import EnvoyGroup
 from hostmesh_agent.config import AgentConfig
-from hostmesh_agent.dns import ResolverError
+from hostmesh_agent.dns import ROOTS_COPY, ResolverError
 from hostmesh_agent.places import Instance
 from hostmesh_agent.resolution import Resolution
 from hostmesh_agent.state import State, StateError
@@ -185,6 +185,7 @@ def _tell_controller(state: State) -> str:
 
 def _restore_names(config: AgentConfig) -> str:
     Resolution(config.dns.resolv_conf, config.state_dir).restore()
+    shutil.rmtree(ROOTS_COPY, ignore_errors=True)
     return ""
 
 

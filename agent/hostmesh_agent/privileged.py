@@ -26,15 +26,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from hostmesh_agent.dns import Resolver, ResolverError
+from hostmesh_agent.dns import ROOTS_COPY, Resolver, ResolverError
 from hostmesh_api import wire
 
 AGENT: Final = "hostmesh-agent"
 ENVOY: Final = "hostmesh-envoy"
 CONFIG: Final = Path("/etc/hostmesh/agent.toml")
 RESOLV_CONF: Final = Path("/etc/resolv.conf")
-KEPT: Final = Path("/run/hostmesh-privileged")
-"""Where the copy of resolv.conf is that people look at: nobody else writes there."""
+KEPT: Final = ROOTS_COPY
 MAX_REQUEST_BYTES: Final = 1 << 16
 REQUEST_WITHIN_S: Final = 5.0
 ACT_WITHIN_S: Final = 10.0

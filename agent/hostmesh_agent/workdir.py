@@ -89,6 +89,15 @@ def prepare(directory: Path, owner: Account) -> None:
     link_system_roots(directory)
 
 
+def remove_sockets(directory: Path) -> None:
+    """Take away what an Envoy that has ended listened on: in a sticky directory the next one may not, if it was given
+    to somebody else meanwhile (systemd gives a state directory to the user of its unit, with all that is in it)."""
+    for path in directory.glob("*.sock"):
+        with contextlib.suppress(OSError):
+            if stat.S_ISSOCK(path.lstat().st_mode):
+                path.unlink()
+
+
 def share(directory: Path, first: Path) -> None:
     """Give a second Envoy what is the same for both, in the first one's directory: certificates, modules, the hold."""
     for name in SHARED:

@@ -90,8 +90,11 @@ def prepare(directory: Path, owner: Account) -> None:
 
 
 def remove_sockets(directory: Path) -> None:
-    """Take away what an Envoy that has ended listened on: in a sticky directory the next one may not, if it was given
-    to somebody else meanwhile (systemd gives a state directory to the user of its unit, with all that is in it)."""
+    """Take away what an Envoy that has ended listened on.
+
+    The next one does so by itself, but not in a sticky directory with what was given to another user meanwhile: systemd
+    gives a state directory to the user of its unit, with all that is in it.
+    """
     for path in directory.glob("*.sock"):
         with contextlib.suppress(OSError):
             if stat.S_ISSOCK(path.lstat().st_mode):

@@ -160,7 +160,8 @@ except RightsError as error:
 def asked(machine: Machine, user: str, *words: str) -> str:
     """What a user is told who asks the privileged part."""
     program = machine.run("head", "-1", "/usr/bin/hostmesh-agent").stdout.removeprefix("#!").split()
-    become = ("setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", "--inh-caps=-all")
+    group = machine.run("id", "-g", user).stdout.strip()
+    become = ("setpriv", f"--reuid={user}", f"--regid={group}", "--init-groups", "--inh-caps=-all")
     return machine.run(*become, *program, "-c", _ASK, *words, check=False).stdout
 
 

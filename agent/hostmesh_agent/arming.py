@@ -107,7 +107,8 @@ def arm(spec: Spec, *, systemd: bool | None = None) -> Armed:
         ArmingError: there is none.
     """
     fields = dataclasses.asdict(spec)
-    with_scope = Path("/run/systemd/system").exists() if systemd is None else systemd
+    # systemd makes no scope for whoever is not root; a unit's end leaves the timer (KillMode=process).
+    with_scope = (os.geteuid() == 0 and Path("/run/systemd/system").exists()) if systemd is None else systemd
     scopes = [f"hostmesh-deadman-{os.getpid()}-{next(_numbers)}"] if with_scope and shutil.which("systemd-run") else []
     why = ""
     for scope in [*scopes, ""]:

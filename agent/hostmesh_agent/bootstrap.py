@@ -49,7 +49,8 @@ _ENVOYS_FLUSH_S: Final = 5
 _FILES_PER_CONNECTION: Final = 2
 _FILES_RESERVED: Final = 512
 _MIN_CONNECTIONS: Final = 256
-_ADMIN_SOCKET_MODE: Final = 0o600
+_ADMIN_SOCKET_MODE: Final = 0o660
+"""In Envoy's group is nobody but an agent that is not root."""
 _CAPITAL: Final = re.compile(r"(?<!^)([A-Z])")
 
 

@@ -85,10 +85,12 @@ class EnvoyGroup:
     Args:
         root: where cgroup v2 is mounted; None: nowhere.
         why_not: why Envoy has no cgroup of its own; "" if it may have one.
+        makes: whether cgroups are made here; else systemd has them, and Envoy is a unit.
     """
 
-    def __init__(self, root: Path | None, why_not: str = "") -> None:
+    def __init__(self, root: Path | None, why_not: str = "", *, makes: bool = True) -> None:
         self._root = root
+        self._makes = makes
         self.why_not = why_not or ("" if root is not None else _NOT_MOUNTED)
         self.in_force: ByCgroup | None = None
         if not self.why_not:
@@ -118,7 +120,7 @@ class EnvoyGroup:
         current = self.current()
         if self.in_force is not None and self.in_force != current:
             raise CgroupError("the rules know it by another cgroup than it would have; they are put right first")
-        if current is None:
+        if current is None or not self._makes:
             return ""
         path = self._slice() / instance
         path.mkdir(exist_ok=True)
@@ -160,7 +162,8 @@ class EnvoyGroup:
 
     def _make(self) -> ByCgroup:
         path = self._slice()
-        path.mkdir(parents=True, exist_ok=True)
+        if self._makes:
+            path.mkdir(parents=True, exist_ok=True)
         return ByCgroup(LEVEL, path.stat().st_ino)
 
     def _slice(self) -> Path:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from hostmesh_agent import argv, cli_bugreport, cli_capture, cli_config, cli_doctor, cli_envoy, cli_wait
+from hostmesh_agent import argv, cli_bugreport, cli_capture, cli_config, cli_doctor, cli_envoy, cli_wait, standing_in
 from hostmesh_agent import config as configuration
 from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.config_table import ConfigError
@@ -47,6 +47,9 @@ def call(arguments: Sequence[str] | None = None) -> int:
         return say(str(error), WRONG_CALL)
     try:
         verb: Verb = options.verb
+        # Those that cannot do without it touch the agent's files as its user.
+        if not getattr(options, "as_root", False):
+            standing_in.become(config.state_dir)
         code = verb(options, config)
         sys.stdout.flush()
         return code
@@ -73,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
 
     leave = verbs.add_parser("leave", help="undo everything; the host is as it was")
     leave.add_argument("--purge", action="store_true", help="remove the state directory too, with Envoy's binary")
-    leave.set_defaults(verb=_leave)
+    leave.set_defaults(verb=_leave, as_root=True)
 
     status = verbs.add_parser("status", help="show the state; exit code 0 if all is well, else 1")
     status.add_argument("-o", "--output", choices=("table", "json"), default="table")

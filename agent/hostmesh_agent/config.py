@@ -51,7 +51,7 @@ class EnvoySettings:
     user: str = "hostmesh-envoy"
     binary: Path | None = None
     sha256: str | None = None
-    supervisor: str = "builtin"
+    supervisor: str = "auto"
     """What starts it: "builtin" (the agent), "systemd" (its units), or "auto": systemd where the agent is its unit."""
     concurrency: int = 0
     log_level: str = "warning"

@@ -22,6 +22,8 @@ from typing import Final
 from hostmesh_api import wire
 
 BACKUP_NAME: Final = "resolv.conf.before"
+ROOTS_COPY: Final = Path("/run/hostmesh-privileged")
+"""Where the copy is of an agent that is not root: nobody but root writes there (`privileged`)."""
 
 _ASKED_BY_GLIBC: Final = 3  # MAXNS in glibc's resolv.h
 _SAYS: Final = "# hostmesh: "

@@ -18,7 +18,7 @@ from hostmesh_agent import process, workdir
 from hostmesh_agent.admin import Admin, AdminError
 from hostmesh_agent.cgroup import CgroupError
 from hostmesh_agent.envoy_command import EnvoyCommand
-from hostmesh_agent.envoy_unit import Launching
+from hostmesh_agent.envoy_unit import IN_ORDER, Launching
 from hostmesh_agent.lifecycle import (
     Action,
     Adopted,
@@ -40,7 +40,7 @@ from hostmesh_agent.lifecycle import (
 
 MAX_FILES: Final = 1 << 20
 """Wanted limit of open files: Envoy needs two per proxied connection. Also the kernel's default for fs.nr_open."""
-_SAYS_ALL: Final = ("exit code 0", "killed by SIGTERM", "killed by SIGKILL")
+_SAYS_ALL: Final = ("exit code 0", "killed by SIGTERM", "killed by SIGKILL", IN_ORDER)
 """Ends that somebody wanted: what Envoy said before has nothing to do with them."""
 _HOUSEKEEPING_S: Final = 60.0
 _FIRST_PROBE_S: Final = 0.02
@@ -182,6 +182,7 @@ class Supervisor:
             command = self._command()
             cgroup = self._place()
             workdir.prepare(command.directory, command.owner)
+            workdir.remove_sockets(command.directory)
             workdir.check_reachable(command.installed.path, command.owner)
             workdir.write_bootstrap(command.directory, command.bootstrap, command.owner)
             started = self._launching.spawn(command, cgroup)

@@ -61,6 +61,7 @@ class EnvoyCommand:
             max_files=self.max_files,
             record=str(self.directory / process.RECORD),
             log="",
+            umask=0o077,
             facts={
                 "binary": str(self.installed.path),
                 "version": self.installed.version,

@@ -6,28 +6,33 @@ before this one had started.
 
 import json
 import os
-import subprocess
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol
 
-from hostmesh_agent import launch, process, workdir
+from hostmesh_agent import launch, process, rights, workdir
 from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.envoy_command import EnvoyCommand
 from hostmesh_agent.launch import NET_BIND_SERVICE, NET_RAW
 from hostmesh_agent.notify import STATE_DIR, SYSTEMD_RUNS, of_the_units
 from hostmesh_agent.notify import UNIT as AGENTS_UNIT
 from hostmesh_agent.places import Instance
+from hostmesh_api.wire import ENVOY_SLICES
 
 _GRANTED: Final = frozenset({NET_BIND_SERVICE, NET_RAW})
 """The unit's AmbientCapabilities."""
 _RUN_DIR: Final = Path("/run/hostmesh")
 """That of the units."""
-_LAUNCH: Final = "launch"
-_WITHIN_S: Final = 20.0
+IN_ORDER: Final = "ended in order (systemd says no more)"
+LAUNCH: Final = "launch"
+"""Where the units read what they are to become, below the agent's run directory."""
+_REAPED_WITHIN_S: Final = 1.0
+_POLL_S: Final = 0.01
+_NOT_STARTED: Final = str(launch.EXIT_NOT_STARTED)
 _EXITED: Final = "1"  # CLD_EXITED
-_ASKED: Final = ("LoadState", "User", "MainPID", "ExecMainPID", "ExecMainCode", "ExecMainStatus")
+_ASKED: Final = ("LoadState", "User", "ActiveState", "MainPID", "ExecMainPID", "ExecMainCode", "ExecMainStatus")
 
 
 class Launching(Protocol):
@@ -71,7 +76,7 @@ class AsUnit:
     ) -> None:
         self._unit = unit_of(instance)
         self._directory = directory
-        self._spec = run_dir / _LAUNCH / f"{instance}.json"
+        self._spec = run_dir / LAUNCH / f"{instance}.json"
         self._systemctl = systemctl
         self._child = AsChild(directory)
 
@@ -79,25 +84,29 @@ class AsUnit:
         spec = command.spec("")
         if not _GRANTED.issuperset(spec["capabilities"]):
             return self._child.spawn(command, cgroup)
-        # It is Envoy's user already; the record is written here, for that user's word counts for nothing.
-        spec["uid"], spec["record"], spec["log"] = None, "", str(command.directory / workdir.LOG)
+        # It is Envoy's user already, within the unit's limits; the record is written here, for that user's word counts
+        # for nothing.
+        spec["uid"], spec["max_files"], spec["record"] = None, 0, ""
+        spec["log"] = str(command.directory / workdir.LOG)
+        # An agent that is not root gets at Envoy's sockets by Envoy's group.
+        spec["umask"] = 0o007
         os.close(workdir.open_log(command.directory))
         _write(self._spec, json.dumps(spec))
         # Not `start`: systemd may not have seen yet that the one before has ended.
-        _call(self._systemctl, "restart", "--", self._unit)
-        said = _show(self._systemctl, self._unit)
-        pid = int(said.get("MainPID") or 0)
+        _call(self._systemctl, "restart", self._unit)
+        pid = _main_pid(_show(self._systemctl, self._unit))
         try:
             launch.write_record(str(self._directory / process.RECORD), spec["facts"], pid)
             return UnitProcess(pid, self._unit, self._systemctl)
-        except (ProcessLookupError, ValueError):
-            raise OSError(f"{self._unit}: it ended at once: {_ending(said, pid)}") from None
+        except ProcessLookupError:
+            how, words = _ending(self._systemctl, self._unit, None), workdir.last_words(self._directory)
+            raise OSError(f"{self._unit}: it ended at once: {how}: {words}") from None
 
     def recover(self) -> None:
         if process.recorded_runs(self._directory):
             return
         with suppress(OSError, ValueError, KeyError, TypeError):
-            pid = int(_show(self._systemctl, self._unit).get("MainPID") or 0)
+            pid = _main_pid(_show(self._systemctl, self._unit))
             if pid:
                 facts = json.loads(self._spec.read_bytes())["facts"]
                 launch.write_record(str(self._directory / process.RECORD), facts, pid)
@@ -107,8 +116,8 @@ class AsUnit:
         if found is None:
             return None
         record, running = found
-        with suppress(OSError, ValueError):
-            if int(_show(self._systemctl, self._unit).get("MainPID") or 0) == record.pid:
+        with suppress(OSError):
+            if _main_pid(_show(self._systemctl, self._unit)) == record.pid:
                 running.close()
                 return record, UnitProcess(record.pid, self._unit, self._systemctl)
         return record, running
@@ -125,7 +134,7 @@ class UnitProcess(process.Process):
 
     def exit_status(self) -> str:
         try:
-            return _ending(_show(self._systemctl, self._unit), self.pid)
+            return _ending(self._systemctl, self._unit, self.pid)
         except OSError:
             return super().exit_status()
 
@@ -164,40 +173,58 @@ def launching(instance: Instance, config: AgentConfig, why_no_unit: str) -> Laun
 
 
 def stop_all(state_dir: Path, systemctl: str = "systemctl") -> None:
-    """End both units, where they are of this state directory: an agent that was killed may have left no record."""
+    """End both units and their slices, where they are of this state directory: of one there may be no record."""
     if of_the_units(state_dir):
-        with suppress(OSError):
-            _call(systemctl, "stop", "--", *map(unit_of, Instance))
+        for each in (*map(unit_of, Instance), *reversed(ENVOY_SLICES)):
+            with suppress(OSError):
+                _call(systemctl, "stop", each)
 
 
-def _ending(said: Mapping[str, str], pid: int) -> str:
+def _ending(systemctl: str, unit: str, pid: int | None) -> str:
+    """Say how the main process (None: whichever was the last) ended, of a unit whose main process has ended.
+
+    Where the unit failed, systemd is told that somebody knows: the host would stay degraded.
+    """
+    said = _when_it_knows(systemctl, unit)
+    if said.get("ActiveState") == "failed":
+        _call(systemctl, "reset-failed", unit)
     code, status = said.get("ExecMainCode", ""), said.get("ExecMainStatus", "")
-    if said.get("ExecMainPID") != str(pid) or code in {"", "0"}:
-        return "ended (systemd does not say how)"
-    return f"exit code {status}" if code == _EXITED else process.killed_by(int(status))
+    if code in {"", "0"} or said.get("ExecMainPID") != str(pid or said.get("ExecMainPID")):
+        # It keeps nothing of a unit that ended as it should.
+        return IN_ORDER if said.get("ActiveState") == "inactive" else "ended (systemd does not say how)"
+    if code != _EXITED:
+        return process.killed_by(int(status))
+    return f"exit code {status}" + (f" (journalctl -u {unit} says why)" if status == _NOT_STARTED else "")
+
+
+def _when_it_knows(systemctl: str, unit: str) -> dict[str, str]:
+    """Ask until it has seen that the main process ended, which it hears of when we do."""
+    until = time.monotonic() + _REAPED_WITHIN_S
+    while _main_pid(said := _show(systemctl, unit)) and time.monotonic() < until:
+        time.sleep(_POLL_S)
+    return said
+
+
+def _main_pid(said: Mapping[str, str]) -> int:
+    """Return the main process's number, 0 if there is none."""
+    found = said.get("MainPID", "")
+    return int(found) if found.isdecimal() else 0
 
 
 def _show(systemctl: str, unit: str) -> dict[str, str]:
-    wanted = [f"--property={each}" for each in _ASKED]
-    lines = _call(systemctl, "show", *wanted, "--", unit).splitlines()
+    lines = _call(systemctl, "show", unit, _ASKED).splitlines()
     return dict(line.split("=", 1) for line in lines if "=" in line)
 
 
-def _call(*command: str) -> str:
-    try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_WITHIN_S, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise OSError(f"{' '.join(command[:2])}: no answer within {_WITHIN_S:.0f} s") from None
-    if done.returncode != 0:
-        raise OSError(f"{' '.join(command[:2])} {command[-1]}: {done.stderr.strip()[-500:]}")
-    return done.stdout
+def _call(systemctl: str, verb: str, unit: str, properties: Sequence[str] = ()) -> str:
+    return rights.here().systemctl(systemctl, verb, unit, properties)
 
 
 def _write(path: Path, text: str) -> None:
     """Put it there for everybody to read, and for us to write."""
-    path.parent.mkdir(mode=0o755, exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
+    # Whatever the umask is just now: while a socket is made it is another one.
+    path.parent.chmod(0o755)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.unlink(missing_ok=True)
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)

@@ -12,7 +12,7 @@ from typing import Final
 
 import structlog
 
-from hostmesh_agent import workdir
+from hostmesh_agent import standing_in, workdir
 from hostmesh_agent.alarms import Alarms
 from hostmesh_agent.capture import Capture, CaptureError, CaptureRequest, Owner, kernel
 from hostmesh_agent.capture import floor as kernel_floor
@@ -75,7 +75,9 @@ def close_strict_ports(config: AgentConfig, owner: Owner, alarms: Alarms | None 
     Rules that are there are left as they are: they outlived the agent, and hold more than this. Needs no configuration
     of the controller's. Blocks for as long as the host takes to say where its SSH is.
     """
-    ports = Guard(config.state_dir, alarms).ports | frozenset(config.floor.mtls_ports)
+    with standing_in.for_a_while(config.state_dir):
+        remembered = Guard(config.state_dir, alarms).ports
+    ports = remembered | frozenset(config.floor.mtls_ports)
     if not ports or capture_wanted(config):
         return frozenset()
     try:

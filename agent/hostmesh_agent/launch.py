@@ -37,8 +37,8 @@ _CAPABILITIES: Final = 64
 class Spec(TypedDict):
     """What to become. `uid` None: stay who we are (an agent that is not root). `cgroup`: a directory; "": stay.
 
-    `capabilities` are kept, by number, as far as we have them. `record` "": somebody else writes it. `log`: the file to
-    write to; "": where we write.
+    `capabilities` are kept, by number, as far as we have them. `max_files` 0: limits are as they are. `record` "":
+    somebody else writes it. `log`: the file to write to; "": where we write.
     """
 
     argv: list[str]
@@ -49,6 +49,7 @@ class Spec(TypedDict):
     max_files: int
     record: str
     log: str
+    umask: int
     facts: dict[str, str]
     cgroup: str
     capabilities: list[int]
@@ -151,12 +152,30 @@ def give_up_privileges(uid: int | None, gid: int, capabilities: list[int]) -> No
         _prctl(_PR_SET_KEEPCAPS, 1)
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
-    _set_capabilities(sum(1 << each for each in kept))
+    try:
+        _set_capabilities(sum(1 << each for each in kept))
+    except OSError:
+        # The unit's filter has no such call. What is ambient is all that the exec of another user than root keeps.
+        if uid is not None or os.geteuid() == 0:
+            raise
     for each in kept:
         # Only what is ambient survives the exec of a program without capabilities of its own.
         _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, each)
     if not _prctl(_PR_SET_NO_NEW_PRIVS, 1):
         raise OSError("prctl(PR_SET_NO_NEW_PRIVS) failed")
+
+
+def become(uid: int, gid: int, groups: list[int], capabilities: list[int]) -> None:
+    """Become another user than root, with these capabilities, and hand them on to what is started."""
+    have = permitted()
+    kept = [each for each in capabilities if have & 1 << each]
+    os.setgroups(groups)
+    _prctl(_PR_SET_KEEPCAPS, 1)
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+    _set_capabilities(sum(1 << each for each in kept))
+    for each in kept:
+        _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, each)
 
 
 def join(cgroup: str) -> None:
@@ -188,10 +207,11 @@ def main(spec: Spec) -> None:
     join(spec["cgroup"])
     os.closerange(3, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     os.chdir(spec["cwd"])
-    os.umask(0o077)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (spec["max_files"], spec["max_files"]))
-    # A core of Envoy holds private keys.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.umask(spec["umask"])
+    if spec["max_files"]:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (spec["max_files"], spec["max_files"]))
+        # A core of Envoy holds private keys.
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # Python ignores SIGPIPE and SIGXFSZ, and an exec keeps what is ignored.
     for each in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(each, signal.SIG_DFL)

@@ -36,6 +36,7 @@ from hostmesh_agent import (
     lock,
     notify,
     process,
+    standing_in,
     update_ledger,
     widening,
 )
@@ -43,7 +44,7 @@ from hostmesh_agent.admin import Admin, AdminError
 from hostmesh_agent.bootstrap import ADMIN_SOCKET
 from hostmesh_agent.cgroup import EnvoyGroup
 from hostmesh_agent.config import AgentConfig
-from hostmesh_agent.dns import ResolverError
+from hostmesh_agent.dns import ROOTS_COPY, ResolverError
 from hostmesh_agent.places import Instance
 from hostmesh_agent.resolution import Resolution
 from hostmesh_agent.state import State, StateError
@@ -114,13 +115,27 @@ def _alone(config: AgentConfig, tell: Callable[[str], None]) -> Iterator[None]:
     _end_timers(config)
     with ExitStack() as stack:
         try:
-            stack.enter_context(lock.held(config.state_dir, patience_s))
+            stack.enter_context(_lock(config, patience_s))
         except lock.LockedError:
             if not _end_agent(config.state_dir):
                 raise
             tell("agent: it did not answer and was killed")
-            stack.enter_context(lock.held(config.state_dir, _LOCK_IS_FREE_WITHIN_S))
+            stack.enter_context(_lock(config, _LOCK_IS_FREE_WITHIN_S))
         yield
+
+
+@contextmanager
+def _lock(config: AgentConfig, wait_s: float) -> Iterator[None]:
+    """Hold the agent's lock, made by whom the agent is."""
+    with ExitStack() as stack:
+        with standing_in.for_a_while(config.state_dir):
+            stack.enter_context(lock.held(config.state_dir, wait_s))
+        yield
+
+
+def _as_agent(config: AgentConfig, act: Callable[[], str]) -> str:
+    with standing_in.for_a_while(config.state_dir):
+        return act()
 
 
 def _end_timers(config: AgentConfig) -> None:
@@ -149,12 +164,12 @@ def _end_agent(state_dir: Path) -> bool:
 
 def _steps(config: AgentConfig) -> Iterator[Step]:
     state = State(config.state_dir)
-    yield "controller", lambda: _tell_controller(state)
+    yield "controller", lambda: _as_agent(config, lambda: _tell_controller(state))
     yield "name resolution", lambda: _restore_names(config)
     yield "capture", _clear_capture
     yield "Envoy", lambda: _stop_envoy(config)
-    yield "Envoy's files", lambda: _remove_tree(config)
-    yield "identity", lambda: _forget(state)
+    yield "Envoy's files", lambda: _as_agent(config, lambda: _remove_tree(config))
+    yield "identity", lambda: _as_agent(config, lambda: _forget(state))
 
 
 def _tell_controller(state: State) -> str:
@@ -171,6 +186,7 @@ def _tell_controller(state: State) -> str:
 
 def _restore_names(config: AgentConfig) -> str:
     Resolution(config.dns.resolv_conf, config.state_dir).restore()
+    shutil.rmtree(ROOTS_COPY, ignore_errors=True)
     return ""
 
 
@@ -188,9 +204,11 @@ def _clear_capture() -> str:
 
 def _stop_envoy(config: AgentConfig) -> str:
     """Nothing new comes to it any more, once capture is gone; what is under way may finish."""
-    active = life_file.active_directory(config)
     grace_s = HUNG_ENVOY_ENDS_WITHIN_S
-    if process.recorded_runs(active):
+    with standing_in.for_a_while(config.state_dir):
+        active = life_file.active_directory(config)
+        runs = process.recorded_runs(active)
+    if runs:
         admin = Admin(active / ADMIN_SOCKET)
         if asyncio.run(_answers(admin)):
             grace_s = ENVOY_ENDS_WITHIN_S
@@ -217,6 +235,7 @@ def _remove_tree(config: AgentConfig) -> str:
         config.state_dir / "cache",
         config.state_dir / artifact_fetch.DIRECTORY,
         config.state_dir / svids.DIRECTORY,
+        config.run_dir / envoy_unit.LAUNCH,
         config.workload_api_dir,
     ):
         with suppress(FileNotFoundError):
@@ -246,6 +265,14 @@ def _forget(state: State) -> str:
     return "removed" if joined else ""
 
 
+def _empty(directory: Path) -> None:
+    for each in directory.iterdir():
+        if each.is_dir() and not each.is_symlink():
+            shutil.rmtree(each)
+        else:
+            each.unlink(missing_ok=True)
+
+
 def _remove_directories(config: AgentConfig) -> str:
     """Remove the directories and all that is in them, also what an agent of another version left there.
 
@@ -257,11 +284,8 @@ def _remove_directories(config: AgentConfig) -> str:
     for directory in (config.run_dir, config.state_dir, *of_upgrades):
         if not directory.exists():
             continue
-        for each in directory.iterdir():
-            if each.is_dir() and not each.is_symlink():
-                shutil.rmtree(each)
-            else:
-                each.unlink(missing_ok=True)
+        with standing_in.for_a_while(config.state_dir):
+            _empty(directory)
         try:
             directory.rmdir()
         except OSError as error:

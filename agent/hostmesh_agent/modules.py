@@ -18,6 +18,7 @@ import structlog
 
 from hostmesh_agent.child import PYTHON, running
 from hostmesh_agent.wasm import Want, want_of, with_file, without_module
+from hostmesh_agent.workdir import may_hand_to
 from hostmesh_api.delta import Resource
 from hostmesh_api.dialling import DialPolicy
 
@@ -248,8 +249,8 @@ class Modules:
         if self._ready:
             return
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if os.geteuid() == 0:
-            os.chown(self._directory, 0, self._group)
+        if may_hand_to(self._group):
+            os.chown(self._directory, -1, self._group)
         self._directory.chmod(_MODE)
         self._index.load()
         self._ready = True

@@ -17,7 +17,7 @@ from typing import Final
 import structlog
 
 import hostmesh_agent
-from hostmesh_agent import artifact_fetch, chosen_binary, host, keyroom, packaged_envoy, update_order
+from hostmesh_agent import artifact_fetch, chosen_binary, host, keyroom, packaged_envoy, rights, update_order
 from hostmesh_agent.artifact_fetch import FetchError
 from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.envoy_update import EnvoyUpdate
@@ -44,6 +44,16 @@ log = structlog.get_logger(__name__)
 
 def ask(request: Request) -> None:
     """Have systemd start the unit. Blocks. Raises OSError."""
+    asked = {
+        "package": request.package,
+        "version": request.version,
+        "way": request.verb.value,
+        "token": request.token,
+    }
+    rights.here().ask_upgrade(asked, lambda: _start(request))
+
+
+def _start(request: Request) -> None:
     try:
         done = subprocess.run(
             ["systemctl", "--no-block", "--no-ask-password", "start", "--", request.unit],

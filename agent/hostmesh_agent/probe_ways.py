@@ -20,6 +20,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.protobuf.wrappers_pb2 import StringValue, UInt32Value
 
+from hostmesh_agent import rights
 from hostmesh_agent.child import PYTHON, running
 from hostmesh_agent.probes import Look
 from hostmesh_api.v1.hostmesh_pb2 import Probe
@@ -102,9 +103,13 @@ class Ways:
         if not self.exec_user:
             raise NotHereError("probes.exec_user in agent.toml is empty: this host runs no commands")
         user, group = _unprivileged(self.exec_user)
-        become = (*PYTHON, _EXEC, str(user), str(group))
-        async with running(*become, *command, env={"PATH": _PATH}, umask=_UMASK) as process:
-            code = await process.wait()
+
+        async def own() -> int:
+            become = (*PYTHON, _EXEC, str(user), str(group))
+            async with running(*become, *command, env={"PATH": _PATH}, umask=_UMASK) as process:
+                return await process.wait()
+
+        code = await rights.here().probe(command, own)
         return Look(code == 0, _EXIT_CODES.get(code, f"{command[0]} ended with code {code}").format(command[0]))
 
 

@@ -11,7 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from hostmesh_agent import launch
+import structlog
+
+from hostmesh_agent import launch, rights
+
+log = structlog.get_logger(__name__)
 
 RECORD: Final = "envoy.pid.json"
 
@@ -78,8 +82,13 @@ class Process:
         return self._descriptor
 
     def signal(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._descriptor, number)
+        """Send it, where the process is there still. One that is not ours to end is told of, and goes on."""
+        try:
+            rights.here().signal(self._descriptor, self.pid, number)
+        except ProcessLookupError:
+            pass
+        except rights.RightsError as error:
+            log.error("a process cannot be signalled", pid=self.pid, reason=str(error))
 
     def wait(self, timeout_s: float) -> bool:
         """Whether the process ended within the time. Blocks."""

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import structlog
 
-from hostmesh_agent import cgroup, process
+from hostmesh_agent import cgroup, process, rights
 from hostmesh_agent.capture import Caller, CaptureError, HostFloor, kernel, nft
 from hostmesh_agent.capture.callers import envoy_in
 from hostmesh_agent.capture.who import Match, Present
@@ -34,7 +34,7 @@ class Recognition:
     def __init__(self, config: AgentConfig, *, switches_user: bool) -> None:
         root, why_not = cgroup.usable()
         why_not = why_not or ("" if nft.knows_cgroups() else "the kernel has no such match (module nft_socket)")
-        self.group = EnvoyGroup(root, why_not or ("" if switches_user else _NOT_ROOT))
+        self.group = EnvoyGroup(root, why_not or ("" if switches_user else _NOT_ROOT), makes=not rights.here().helped)
         self._root = root
         self._own = OwnCallers(config.workloads, why_not)
         self._user = config.envoy.user

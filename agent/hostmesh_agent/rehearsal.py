@@ -11,7 +11,7 @@ SOCKET: Final = "rehearsal.sock"
 """Relative to Envoy's working directory."""
 _ECHO: Final = "hostmesh-rehearsal-echo"
 _ECHO_SOCKET: Final = "rehearsal-echo.sock"
-_MODE: Final = 0o600
+_MODE: Final = 0o660  # as the admin socket
 WORDS: Final = b"rehearsed"
 
 

@@ -6,6 +6,7 @@ reconnects.
 
 import asyncio
 import os
+import pwd
 import random
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
@@ -239,7 +240,7 @@ class Relay:
             await server.start()
         finally:
             os.umask(previous)
-        os.chown(self._socket, self._envoy_uid, -1)
+        _admit(self._socket, self._envoy_uid)
         return server
 
     async def _envoy(self, requests: AsyncIterator[DeltaDiscoveryRequest], context: Context) -> None:
@@ -542,3 +543,12 @@ def host_config(body: bytes) -> HostConfig:
     config = HostConfig()
     ResourceMessage.FromString(body).resource.Unpack(config)
     return config
+
+
+def _admit(path: Path, uid: int) -> None:
+    """Let Envoy's user connect to a socket, which nobody else but root may."""
+    if os.geteuid() in (0, uid):
+        os.chown(path, uid, -1)
+    else:
+        os.chown(path, -1, pwd.getpwuid(uid).pw_gid)
+        path.chmod(0o660)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from hostmesh_agent import name_link, resolved
+from hostmesh_agent import name_link, resolved, rights
 from hostmesh_agent.dns import Resolver, ResolverError, ResolverState
 from hostmesh_agent.mesh_names import MeshNames
 from hostmesh_agent.repairs import Repairs
@@ -72,7 +72,7 @@ class Resolution:
             waits = self._rewritten() if self._written else ""
             if waits:
                 return ResolverState(in_place=False, detail=waits)
-            state = self._resolver.apply()
+            state = self._apply()
             self._written = state.in_place
         return ResolverState(state.in_place, state.detail or (split.detail if split else ""))
 
@@ -123,9 +123,25 @@ class Resolution:
         try:
             self._resolved.remove()
         except resolved.ResolvedError as error:
-            self._resolver.restore()
+            self._take()
             raise ResolverError(str(error)) from error
-        self._resolver.restore()
+        self._take()
+
+    def _apply(self) -> ResolverState:
+        def own() -> rights.Names:
+            state = self._resolver.apply()
+            return state.in_place, state.detail
+
+        try:
+            return ResolverState(*rights.here().put_names(self._path, own))
+        except rights.RightsError as error:
+            raise ResolverError(str(error)) from error
+
+    def _take(self) -> None:
+        try:
+            rights.here().take_names(self._path, self._resolver.restore)
+        except rights.RightsError as error:
+            raise ResolverError(str(error)) from error
 
 
 def _absent() -> str:

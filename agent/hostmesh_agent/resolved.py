@@ -9,14 +9,13 @@ import os
 import shutil
 import socket
 import struct
-import subprocess
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from hostmesh_agent import name_link
+from hostmesh_agent import name_link, rights
 from hostmesh_agent.mesh_names import MeshNames
 from hostmesh_api import wire
 
@@ -51,6 +50,8 @@ def runs() -> bool:
     pid = struct.unpack("3i", credentials)[0]
     try:
         return Path(f"/proc/{pid}/ns/net").stat().st_ino == Path("/proc/thread-self/ns/net").stat().st_ino
+    except PermissionError:  # we are not root
+        return _stub_listens()
     except OSError:  # of another process namespace, or gone
         return False
 
@@ -104,14 +105,15 @@ class Resolved:
         except name_link.LinkError as error:
             raise ResolvedError(str(error)) from error
         # Where it does not run it has not noticed, and another link may get the same number.
-        (RUN / _STATE / str(found.index)).unlink(missing_ok=True)
+        with suppress(PermissionError):
+            (RUN / _STATE / str(found.index)).unlink(missing_ok=True)
 
     def _tell(self, wanted: tuple[str, ...]) -> None:
         try:
             name_link.make()
         except name_link.LinkError as error:
             raise ResolvedError(str(error)) from error
-        _when_it_knows_the_link("default-route", name_link.NAME, "no")
+        _when_it_knows_the_link("default-route", "no")
         for what in _OFF:
             _resolvectl(what, name_link.NAME, "no")
         # The domains before the server: without a server they lead nowhere, the other way round all names would.
@@ -133,33 +135,23 @@ class Resolved:
         return (found,)
 
 
-def _when_it_knows_the_link(*words: str) -> None:
+def _when_it_knows_the_link(what: str, *values: str) -> None:
     """Tell it the first thing about a new link, of which it hears from the kernel in its own time."""
     deadline = time.monotonic() + _KNOWS_LINK_WITHIN_S
     while True:
         try:
-            return _resolvectl(*words)
+            return _resolvectl(what, name_link.NAME, *values)
         except ResolvedError:
             if time.monotonic() >= deadline:
                 raise
         time.sleep(_PAUSE_S)
 
 
-def _resolvectl(*words: str) -> None:
+def _resolvectl(what: str, link: str, *values: str) -> None:
     program = shutil.which("resolvectl")
     if program is None:
         raise ResolvedError("there is no resolvectl to tell systemd-resolved: install it, or stop systemd-resolved")
     try:
-        done = subprocess.run(
-            [program, *words],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_TOLD_WITHIN_S,
-            check=False,
-            env={**os.environ, "LC_ALL": "C", "SYSTEMD_COLORS": "0"},
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise ResolvedError(f"resolvectl {words[0]}: {error}") from error
-    if done.returncode:
-        raise ResolvedError(f"resolvectl {' '.join(words)}: {done.stderr.strip() or done.returncode}")
+        rights.here().resolvectl(program, what, link, values)
+    except OSError as error:
+        raise ResolvedError(str(error)) from error

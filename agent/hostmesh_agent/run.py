@@ -35,6 +35,7 @@ from hostmesh_agent import (
     modules,
     notify,
     report,
+    rights,
     sever,
     slim,
     workdir,
@@ -135,6 +136,8 @@ async def prepare(
     workdir.check_reachable(config.xds_socket, owner)
     installed = await asyncio.to_thread(chosen_binary.install, config)
     why_no_unit = await asyncio.to_thread(envoy_unit.why_not, config)
+    if why_no_unit and rights.here().helped:
+        raise workdir.WorkdirError(f"the agent is not root, so that Envoy must be a unit of systemd's: {why_no_unit}")
     if config.envoy.supervisor == "systemd" and why_no_unit:
         raise workdir.WorkdirError(f'envoy.supervisor = "systemd" in agent.toml: {why_no_unit}')
     recognition = await asyncio.to_thread(Recognition, config, switches_user=owner.switch)

@@ -381,8 +381,8 @@ def write_private(path: Path, data: bytes) -> None:
         os.close(descriptor)
 
 
-def write_at(directory: int, name: str, data: bytes, owner: tuple[int, int] | None = None) -> None:
-    """Write the file `name` in an open directory, 0600, by an atomic rename; `owner` is (uid, gid) if not ourselves.
+def write_at(directory: int, name: str, data: bytes, owner: tuple[int, int] | None = None, mode: int = 0o600) -> None:
+    """Write the file `name` in an open directory by an atomic rename; `owner` is (uid, gid) if not ourselves.
 
     Raises:
         OSError: the disk refuses; the old content is still there.
@@ -394,6 +394,8 @@ def write_at(directory: int, name: str, data: bytes, owner: tuple[int, int] | No
         with os.fdopen(descriptor, "wb") as file:
             if owner is not None:
                 os.fchown(descriptor, *owner)
+            if mode != 0o600:
+                os.fchmod(descriptor, mode)
             file.write(data)
             file.flush()
             os.fsync(descriptor)

@@ -14,17 +14,24 @@ from typing import Final
 
 from hostmesh_agent.state import MAX_FILE_BYTES, StateError, write_at
 
+_ALONE: Final = 0o600
+_SHARED: Final = 0o640
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Tree:
-    """`<base>/<name>/<directory>/<file>`: directories 0700, files 0600, all of one owner."""
+    """`<base>/<name>/<directory>/<file>`: directories 0700, files 0600, all of one owner.
+
+    An agent that is neither root nor the owner keeps them itself, 0750 and 0640, for the owner's group to read.
+    """
 
     def __init__(self, base: Path, name: str, owner: tuple[int, int]) -> None:
         """`base` exists; `owner` is (uid, gid)."""
         self._base = base
         self._name = name
-        self._owner = owner
+        ours = os.geteuid() in (0, owner[0])
+        self._owner = owner if ours else (os.geteuid(), owner[1])
+        self._mode = _ALONE if ours else _SHARED
 
     def write(self, directory: str, file: str, data: bytes) -> bool:
         """Make the file hold the data, by an atomic rename; return False if it did already.
@@ -33,10 +40,11 @@ class Tree:
             StateError: the disk refuses, or something else is in the way.
         """
         with self._explained(directory, file), self._open(directory) as descriptor:
-            if _read(descriptor, file, self._owner[0]) == data:
+            if _read(descriptor, file, self._owner[0], self._mode) == data:
                 return False
             _remove_drafts(descriptor)
-            write_at(descriptor, file, data, None if os.geteuid() == self._owner[0] else self._owner)
+            alone = os.geteuid() == self._owner[0] and self._mode == _ALONE
+            write_at(descriptor, file, data, None if alone else self._owner, self._mode)
             return True
 
     def read(self, directory: str, file: str) -> bytes | None:
@@ -46,7 +54,7 @@ class Tree:
             StateError: something else is in the way.
         """
         with self._explained(directory, file), self._open(directory) as descriptor:
-            return _read(descriptor, file, self._owner[0])
+            return _read(descriptor, file, self._owner[0], self._mode)
 
     def keep_only(self, keep: Collection[str]) -> tuple[str, ...]:
         """Remove all directories but these; return the names of the removed ones.
@@ -82,10 +90,13 @@ class Tree:
         descriptor = os.open(name, _DIRECTORY, dir_fd=parent)
         status = os.fstat(descriptor)
         try:
-            if status.st_uid != self._owner[0]:
+            mode, found = 0o700, (status.st_uid, self._owner[1])
+            if self._mode == _SHARED:
+                mode, found = 0o750, (status.st_uid, status.st_gid)
+            if found != self._owner:
                 os.fchown(descriptor, *self._owner)
-            if stat.S_IMODE(status.st_mode) != 0o700:
-                os.fchmod(descriptor, 0o700)
+            if stat.S_IMODE(status.st_mode) != mode:
+                os.fchmod(descriptor, mode)
         except OSError:
             os.close(descriptor)
             raise
@@ -101,15 +112,15 @@ class Tree:
             raise StateError(msg) from error
 
 
-def _read(directory: int, file: str, uid: int) -> bytes | None:
-    """Return the content of a plain file of the user's, 0600; None if it is anything else."""
+def _read(directory: int, file: str, uid: int, mode: int) -> bytes | None:
+    """Return the content of a plain file of the user's with this mode; None if it is anything else."""
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
     except OSError:
         return None
     with os.fdopen(descriptor, "rb") as opened:
         status = os.fstat(descriptor)
-        as_it_should_be = stat.S_ISREG(status.st_mode) and stat.S_IMODE(status.st_mode) == 0o600
+        as_it_should_be = stat.S_ISREG(status.st_mode) and stat.S_IMODE(status.st_mode) == mode
         if not as_it_should_be or status.st_uid != uid or status.st_size > MAX_FILE_BYTES:
             return None
         return opened.read(MAX_FILE_BYTES)

@@ -212,8 +212,8 @@ def store(directory: Path, name: str, module: bytes, group: int) -> None:
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(module)
-            if os.geteuid() == 0:
-                os.fchown(descriptor, 0, group)
+            if os.geteuid() == 0 or group in os.getgroups():
+                os.fchown(descriptor, -1, group)
             os.fchmod(descriptor, 0o640)
             file.flush()
             os.fsync(descriptor)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from hostmesh_agent import rights
 from hostmesh_api import wire
 
 SYSTEM_ROOTS: Final = (
@@ -41,7 +42,7 @@ class WorkdirError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Whom Envoy runs as. `switch` False: as the agent, which is not root."""
+    """Whom Envoy runs as. `switch` False: as the agent, which is not root; else it gets at files by its group."""
 
     uid: int
     gid: int
@@ -63,24 +64,41 @@ def account(user: str) -> Account:
         ) from None
     if found.pw_uid == 0:
         raise WorkdirError(f"user {user!r} is root: Envoy runs as a user of its own")
-    if os.geteuid() == 0:
+    if os.geteuid() == 0 or (rights.here().helped and may_hand_to(found.pw_gid)):
         return Account(found.pw_uid, found.pw_gid, switch=True)
     if os.geteuid() != found.pw_uid:
         raise WorkdirError(f"only root can start Envoy as user {user!r}")
     return Account(found.pw_uid, found.pw_gid, switch=False)
 
 
+def may_hand_to(gid: int) -> bool:
+    """Tell whether this process may give files of its own to a group."""
+    return os.geteuid() == 0 or gid in os.getgroups()
+
+
 def prepare(directory: Path, owner: Account) -> None:
     """Make the directory what it should be; what is in it stays."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     info = directory.stat()
-    if owner.switch and (info.st_uid, info.st_gid) != (0, owner.gid):
-        os.chown(directory, 0, owner.gid)
+    if owner.switch and (info.st_uid, info.st_gid) != (os.geteuid(), owner.gid):
+        os.chown(directory, os.geteuid(), owner.gid)
     if stat.S_IMODE(info.st_mode) != _DIRECTORY_MODE:
         directory.chmod(_DIRECTORY_MODE)
     if owner.switch:
         _share_log(directory, owner)
     link_system_roots(directory)
+
+
+def remove_sockets(directory: Path) -> None:
+    """Take away what an Envoy that has ended listened on.
+
+    The next one does so by itself, but not in a sticky directory with what was given to another user meanwhile: systemd
+    gives a state directory to the user of its unit, with all that is in it.
+    """
+    for path in directory.glob("*.sock"):
+        with contextlib.suppress(OSError):
+            if stat.S_ISSOCK(path.lstat().st_mode):
+                path.unlink()
 
 
 def share(directory: Path, first: Path) -> None:
@@ -115,7 +133,7 @@ def _share_log(directory: Path, owner: Account) -> None:
     try:
         info = os.fstat(descriptor)
         if stat.S_ISREG(info.st_mode) and (info.st_gid, stat.S_IMODE(info.st_mode)) != (owner.gid, 0o660):
-            os.fchown(descriptor, 0, owner.gid)
+            os.fchown(descriptor, -1, owner.gid)
             os.fchmod(descriptor, 0o660)
     finally:
         os.close(descriptor)
@@ -143,7 +161,7 @@ def write_bootstrap(directory: Path, content: bytes, owner: Account, name: str =
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)
         if owner.switch:
-            os.fchown(descriptor, 0, owner.gid)
+            os.fchown(descriptor, -1, owner.gid)
         os.fchmod(descriptor, 0o640)
         # Renamed and not synchronised it may be empty after a power cut.
         file.flush()

@@ -27,7 +27,7 @@ class Part:
         home: where that tree is.
         code: our own packages in it.
         programs: of /usr/bin, each with the module and function that it calls, and the tree whose Python runs it.
-        helpers: programs that no person calls, with their modules; in the tree's own bin.
+        scripts: what units run: its name in `home`, and the file of `code` that its Python runs alone, or the module.
         files: of the project's packaging/, with where they go.
         links: of systemd's units, with where they lead.
         configuration: among those, what belongs to the owner of the host from then on.
@@ -45,7 +45,7 @@ class Part:
     home: str = ""
     code: tuple[str, ...] = ()
     programs: tuple[tuple[str, str, str], ...] = ()
-    helpers: tuple[tuple[str, str], ...] = ()
+    scripts: tuple[tuple[str, str], ...] = ()
     files: tuple[tuple[str, str], ...] = ()
     links: tuple[tuple[str, str], ...] = ()
     configuration: tuple[str, ...] = ()
@@ -56,7 +56,10 @@ RECOVERS: Final = "hostmesh-upgrade-recover.service"
 _AGENT_UNITS: Final = (
     "hostmesh-agent.service",
     "hostmesh-drain.service",
+    "hostmesh-envoy@.service",
     "hostmesh-guard.service",
+    "hostmesh-privileged.socket",
+    "hostmesh-privileged@.service",
     "hostmesh-ready.service",
     "hostmesh-ready.target",
     RECOVERS,
@@ -82,11 +85,20 @@ AGENT: Final = Part(
     home="usr/lib/hostmesh-agent",
     code=("hostmesh_agent", "hostmesh_api"),
     programs=(("hostmesh-agent", "hostmesh_agent.cli", "usr/lib/hostmesh-agent"),),
-    helpers=(("hostmesh-upgrade", "hostmesh_agent.upgrader.program"),),
+    scripts=(
+        ("envoy-exec", "hostmesh_agent/launch.py"),
+        ("own", "hostmesh_agent/ownership.py"),
+        ("privileged", "hostmesh_agent.privileged"),
+        ("hostmesh-upgrade", "hostmesh_agent.upgrader.program"),
+    ),
     files=(
         *((f"systemd/{each}", f"{UNITS}/{each}") for each in _AGENT_UNITS),
         ("sysusers.d/hostmesh.conf", f"{SYSUSERS}/hostmesh.conf"),
         ("etc/agent.toml", "etc/hostmesh/agent.toml"),
+        *(
+            (f"systemd/unprivileged/{each}.service.conf", f"usr/lib/hostmesh-agent/unprivileged/{each}.service.conf")
+            for each in ("hostmesh-agent", "hostmesh-drain", "hostmesh-guard", "hostmesh-ready")
+        ),
         ("etc/needrestart.conf", "etc/needrestart/conf.d/hostmesh.conf"),
         # Not in force by itself: where Envoy has no cgroup of its own it would bind Envoy, too.
         ("systemd/hostmesh-agent.service.d/budget.conf", "usr/share/doc/hostmesh-agent/examples/budget.conf"),
@@ -163,3 +175,9 @@ def launcher(program: str, module: str, home: str, python: str) -> str:
         f'#!/{Path(home)}/bin/{python} -I\nimport sys\nsys.argv[0] = "{program}"\n'
         f"from {module} import main\nsys.exit(main())\n"
     )
+
+
+def script(python: str, site: str, what: str) -> str:
+    """Return what runs one file with nothing but Python's own library, or a module. Its process becomes that Python."""
+    run = f"-S {site}/{what}" if what.endswith(".py") else f"-m {what}"
+    return f'#!/bin/sh\nexec {python} -I {run} "$@"\n'

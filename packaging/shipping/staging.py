@@ -10,7 +10,7 @@ from typing import Final
 
 from shipping import completions, licences, manuals, tree, wheels
 from shipping.interpreter import Interpreter, interpreter
-from shipping.parts import Part, launcher
+from shipping.parts import Part, launcher, script
 from shipping.places import PACKAGING, PROJECT
 from shipping.release import Release
 from shipping.running import BuildError
@@ -49,6 +49,7 @@ class Staging:
             (top / place).parent.mkdir(parents=True, exist_ok=True)
             (top / place).symlink_to(target)
         self._programs(part, top)
+        self._scripts(part, top)
         for name in part.manuals:
             manual = top / f"usr/share/man/man{name.rpartition('.')[2]}" / f"{name}.gz"
             manual.parent.mkdir(parents=True, exist_ok=True)
@@ -93,10 +94,6 @@ class Staging:
         shutil.rmtree(unpacked)
 
     def _programs(self, part: Part, top: Path) -> None:
-        for program, module in part.helpers:
-            place = top / part.home / "bin" / program
-            place.write_text(launcher(program, module, part.home, tree.PYTHON))
-            place.chmod(0o755)
         for program, module, home in part.programs:
             place = top / "usr/bin" / program
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -106,6 +103,16 @@ class Staging:
                 script = top / pattern.format(program)
                 script.parent.mkdir(parents=True, exist_ok=True)
                 script.write_text(completions.completion(program, shell))
+
+    def _scripts(self, part: Part, top: Path) -> None:
+        home = top / part.home
+        for name, what in part.scripts:
+            python, site = home / "bin" / tree.PYTHON, tree.site_packages(home)
+            for each in (python, site / (what if what.endswith(".py") else f"{what.replace('.', '/')}.py")):
+                if not each.is_file():
+                    raise BuildError(f"{each}: is what {name} runs, and is not there")
+            (home / name).write_text(script(f"/{python.relative_to(top)}", f"/{site.relative_to(top)}", what))
+            (home / name).chmod(0o755)
 
     def _sbom(self, part: Part, top: Path, site: Path | None) -> str:
         versions = {} if site is None else self.interpreter.made_from.versions

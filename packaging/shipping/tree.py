@@ -36,7 +36,7 @@ _UNUSED_EXTENSIONS: Final = (
 )
 _UNUSED_IN_LIBRARIES: Final = ("tests", "testing", "test", "templates")
 _NO_CODE: Final = (".pyi", ".pyx", ".pxd", ".c", ".h", ".cpp", ".hpp", ".proto")
-_PROGRAMS: Final = ("bin", "hostmesh-envoy")
+_PROGRAMS: Final = ("bin", "hostmesh-agent", "hostmesh-envoy")
 """Directories of what is run; the wheels mark other files, too."""
 _PACKAGES: Final = {
     "hostmesh_agent": PROJECT / "agent" / "hostmesh_agent",

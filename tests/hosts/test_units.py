@@ -5,7 +5,10 @@ import re
 from hosts.machine import Machine
 from unit.test_units import EXPOSURE
 
-UNITS = ("hostmesh-agent.service", "hostmesh-drain.service", "hostmesh-guard.service", "hostmesh-ready.service")
+UNITS = (
+    *("hostmesh-agent.service", "hostmesh-drain.service", "hostmesh-guard.service", "hostmesh-ready.service"),
+    *("hostmesh-envoy@blue.service", "hostmesh-envoy@green.service"),
+)
 
 
 def test_systemd_has_nothing_to_say_of_the_units(each_host: Machine) -> None:
@@ -17,7 +20,7 @@ def test_the_installed_units_are_as_closed_as_was_said(each_host: Machine) -> No
     for name, bound in EXPOSURE.items():
         if name == "hostmesh-controller.service":
             continue  # another package's, on hosts of its own (test_controller_package)
-        told = each_host.run("systemd-analyze", "security", "--no-pager", name).stdout
+        told = each_host.run("systemd-analyze", "security", "--no-pager", name.replace("@.", "@blue.")).stdout
         found = re.search(r"Overall exposure level for \S+: ([0-9.]+)", told)
         assert found is not None, told
         print(f"{each_host.suite} {name}: {found[1]}")

@@ -92,6 +92,7 @@ def start(config: AgentConfig, instance: Instance) -> None:
             "max_files": 1024,
             "record": str(directory / process.RECORD),
             "log": "",
+            "umask": 0o077,
             "facts": dict.fromkeys(("binary", "version", "sha256", "bootstrap_sha256", "command_sha256"), "x"),
             "cgroup": "",
             "capabilities": [],

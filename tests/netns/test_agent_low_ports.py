@@ -52,6 +52,7 @@ def envoy(port: int) -> Iterator[int]:
             max_files=1024,
             record=str(directory / process.RECORD),
             log="",
+            umask=0o077,
             facts={},
             cgroup="",
             capabilities=[launch.NET_BIND_SERVICE],

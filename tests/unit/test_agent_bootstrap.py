@@ -22,7 +22,7 @@ def test_connections_are_bounded_by_the_open_files() -> None:
 
 def test_the_admin_interface_is_private_and_does_not_give_its_configuration_away() -> None:
     admin = json.loads(build(WANTED))["admin"]
-    assert admin["address"] == {"pipe": {"path": "admin.sock", "mode": 0o600}}
+    assert admin["address"] == {"pipe": {"path": "admin.sock", "mode": 0o660}}
     (matcher,) = admin["allow_paths"]
     allowed = re.compile(matcher["safe_regex"]["regex"])
     for path in ("/ready", "/listeners?format=json", "/stats/prometheus", "/drain_listeners?graceful&skip_exit"):

@@ -1,13 +1,14 @@
 """What packs the packages: what decides is held here; what is packed, in tests/packages."""
 
 import re
+import shutil
 import tomllib
 from pathlib import Path
 from typing import Annotated
 
 import pytest
 import typer
-from shipping import elf, manuals, repository, rpm, signing
+from shipping import elf, manuals, repository, rpm, signing, tree
 from shipping.deb import control
 from shipping.licences import copyright_file
 from shipping.mirror import Mirror, chosen
@@ -15,6 +16,7 @@ from shipping.parts import AGENT, CLI, CONTROLLER, ENVOY, PARTS, deb_name, launc
 from shipping.release import Release, release
 from shipping.running import BuildError, run
 from shipping.sources import Sources, newest_first
+from shipping.staging import Staging
 from shipping.wheels import check_constrained, requirements
 
 from hostmesh_agent import config as agent_config
@@ -38,7 +40,7 @@ def test_the_example_of_the_agent_is_its_defaults_and_shows_every_setting() -> N
     assert set(shown) == set(agent_config.AgentConfig.__slots__)
     for name in ("envoy", "capture", "dns", "probes", "cold", "shrink", "observe", "wasm", "updates", "log"):
         assert getattr(found, name) == getattr(as_it_comes, name), name
-        assert set(shown[name]) | {"supervisor"} >= set(getattr(found, name).__slots__), name
+        assert set(shown[name]) >= set(getattr(found, name).__slots__), name
     assert set(shown["floor"]) == set(agent_config.FloorSettings.__slots__)
 
 
@@ -242,3 +244,28 @@ def test_the_copyright_file_gives_a_text_for_every_licence_it_names() -> None:
     named = {line.partition(": ")[2] for each in stanzas for line in each.splitlines() if line.startswith("License: ")}
     defined = {each.partition("\n")[0].partition(": ")[2] for each in stanzas if each.startswith("License: ")}
     assert named == defined == {"Apache-2.0"}
+
+
+def test_what_units_run_beside_the_programs_is_in_the_tree_and_can_be_run(tmp_path: Path) -> None:
+    top = tmp_path / "top"
+    home = top / AGENT.home
+    (home / "bin").mkdir(parents=True)
+    (home / "bin" / tree.PYTHON).touch()
+    agent = Path(agent_config.__file__).parent
+    shutil.copytree(agent, tree.site_packages(home) / "hostmesh_agent")
+    Staging(RELEASE, tmp_path)._scripts(AGENT, top)
+    tree.settle(top, RELEASE.epoch)
+    named = set()
+    for unit in (PACKAGING / "systemd").rglob("*.*"):
+        if unit.is_file():
+            named |= set(
+                re.findall(r"/usr/lib/hostmesh-agent/([a-z-]+) ?", re.sub("unprivileged/", "", unit.read_text()))
+            )
+    assert named == {name for name, _ in AGENT.scripts}
+    for name in named:
+        text = (home / name).read_text()
+        assert text.startswith(f"#!/bin/sh\nexec /{AGENT.home}/bin/{tree.PYTHON} -I ")
+        assert (home / name).stat().st_mode & 0o777 == 0o755
+    (tree.site_packages(home) / "hostmesh_agent/launch.py").unlink()
+    with pytest.raises(BuildError, match=r"launch\.py: is what envoy-exec runs, and is not there"):
+        Staging(RELEASE, tmp_path)._scripts(AGENT, top)

@@ -18,6 +18,7 @@ from typing import Final
 
 import psutil
 
+from hostmesh_agent import rights
 from hostmesh_agent.capture import kernel
 from hostmesh_agent.capture.plan import SSH_PORT, HostFloor, Scope
 from hostmesh_agent.capture.who import Match
@@ -76,8 +77,12 @@ def ssh_ports() -> frozenset[int]:
 
 
 def ssh_servers() -> frozenset[int]:
-    """Return every TCP port where an SSH server of this host is known to listen, or will when it runs."""
-    return _of_processes() | _of_sshd() | _of_systemd()
+    """Return every TCP port where an SSH server of this host is known to listen, or will when it runs.
+
+    Raises:
+        RightsError: we are not root, and the privileged part does not tell: nothing must be captured then.
+    """
+    return rights.here().ssh_servers(lambda: _of_processes() | _of_sshd() | _of_systemd())
 
 
 def ipv6_enabled(proc: Path = Path("/proc")) -> bool:

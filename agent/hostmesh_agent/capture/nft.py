@@ -222,9 +222,11 @@ async def _write(nft: Any, table: Table, owner: Owner | None) -> Reading:
         if now.table is not None and now.table.flags != table.flags:
             break  # flags cannot be changed
         wanted = replace(table, flags=OWNED | PERSISTS) if mine is not None and now.table is None else table
-        first = [encode.taking_over(OWNED | PERSISTS)] if takes_over else []
         try:
-            await _batch(nft, [*first, *encode.change(now.table, wanted)], mine)
+            if takes_over:
+                # By itself: a table that is taken over gets no new base chain in the same batch (EINVAL).
+                await _batch(nft, [encode.taking_over(OWNED | PERSISTS)], mine)
+            await _batch(nft, encode.change(now.table, wanted), mine)
         except NetlinkError as error:
             if mine is not None and now.table is None and error.code in NOT_SUPPORTED:
                 mine.supported = False

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import pwd
 import stat
 from collections.abc import Iterator
 from datetime import datetime
@@ -19,6 +20,7 @@ from hostmesh_agent.svid import SvidError
 _TIMEX_BYTES: Final = 512
 """struct timex is smaller on every machine; its first field, `modes`, is 0: nothing is changed."""
 _NOT_SYNCHRONISED: Final = 5  # TIME_ERROR, adjtimex(2)
+_ENVOYS: Final = "svid.pem"
 _TIMESYNC: Final = Path("/run/systemd/timesync/synchronized")
 
 
@@ -51,7 +53,8 @@ def look(config: AgentConfig, now: datetime) -> IdentityFacts:
 def _open_files(config: AgentConfig) -> Iterator[tuple[str, str]]:
     """Yield secret files that are not their owner's alone. Envoy's are Envoy's, the others the agent's."""
     secrets = [*(config.state_dir / "identity").glob("*.pem"), config.state_dir / "host.json"]
-    secrets += [path for each in Instance for path in config.directory_of(each).glob(f"{CERTS}/*/svid.pem")]
+    secrets += [path for each in Instance for path in config.directory_of(each).glob(f"{CERTS}/*/{_ENVOYS}")]
+    envoys = _envoys_group(config)
     for path in secrets:
         try:
             info = path.lstat()
@@ -59,10 +62,20 @@ def _open_files(config: AgentConfig) -> Iterator[tuple[str, str]]:
             continue
         if not stat.S_ISREG(info.st_mode):
             yield str(path), "it is no plain file"
-        elif info.st_mode & 0o077:
+        elif info.st_mode & (0o037 if path.name == _ENVOYS and info.st_gid == envoys else 0o077):
             yield str(path), f"its mode is {stat.S_IMODE(info.st_mode):04o}"
-        elif path.name != "svid.pem" and info.st_uid != os.geteuid() == 0:
+        elif path.name != _ENVOYS and info.st_uid != os.geteuid() == 0:
             yield str(path), f"it is uid {info.st_uid}'s"
+
+
+def _envoys_group(config: AgentConfig) -> int | None:
+    """Return the group for which an agent that is not root keeps Envoy's certificates; None where it is root."""
+    if os.geteuid() == 0:
+        return None
+    try:
+        return pwd.getpwnam(config.envoy.user).pw_gid
+    except KeyError:
+        return None
 
 
 def _synchronised() -> bool | None:

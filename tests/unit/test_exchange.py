@@ -322,12 +322,15 @@ def test_what_names_certificates_is_held_back_until_the_agent_has_put_them_in_pl
     exchange = connected()
     for type_url in (CLUSTER_TYPE, LISTENER_TYPE):
         exchange.receive(ask(type_url), NOW)
+    exchange.receive(ask(VIRTUAL_HOST_TYPE, "80/web"), NOW)
     exchange.update(Update(HOST_CONFIG_TYPE, "h1", (resource("self", "1"),), ()))
     for type_url in (CLUSTER_TYPE, LISTENER_TYPE):
         exchange.update(Update(type_url, "u1", (resource("in", "1"),), ()))
+    # Its routes lead to clusters that wait.
+    exchange.update(Update(VIRTUAL_HOST_TYPE, "u1", (virtual_host("80/web", "1"),), ()))
     assert exchange.pushes() == []
     exchange.own_settled("", NOW)
-    assert [push.type_url for push in exchange.pushes()] == [CLUSTER_TYPE, LISTENER_TYPE]
+    assert [push.type_url for push in exchange.pushes()] == [CLUSTER_TYPE, LISTENER_TYPE, VIRTUAL_HOST_TYPE]
 
 
 def test_a_failed_write_is_kept_for_the_next_one() -> None:

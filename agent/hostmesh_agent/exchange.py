@@ -587,6 +587,8 @@ class Exchange:
             known = name in shelf.absent or not self._up.wants(type_url, name) or self._cut_off
             if not known:
                 return None
+            if type_url == ENDPOINT_TYPE and down is not None and self._is_led_to(name, down):
+                return None
             if type_url != VIRTUAL_HOST_TYPE:
                 return Answer(None)
             resource = no_virtual_host(name)
@@ -622,6 +624,10 @@ class Exchange:
             return True
         self._returning.discard(name)
         return False
+
+    def _is_led_to(self, name: str, down: ServerStream) -> bool:
+        """Tell whether Envoy may call endpoints that are gone: what would lead it elsewhere is held back."""
+        return bool(self._shelf(HOST_CONFIG_TYPE).owed) and name in down.held(ENDPOINT_TYPE)
 
     @staticmethod
     def _takes_away(resource: Resource, down: ServerStream) -> bool:

@@ -95,7 +95,8 @@ class Lingering(Generic[Who]):
         if self.now_s is None or not told:
             return
         now_s = self.now_s()
-        for host in hosts:
+        # Most changes take nothing from anybody; those of thousands of hosts need not be looked through for that.
+        for host in self._held.keys() & set(hosts) if _serve_the_same(before, after) else hosts:
             if _takes_away(self.shown(host, before), after, host):
                 held = self._held.setdefault(host, _Held(before, now_s, set()))
                 held.callers |= told
@@ -179,6 +180,14 @@ def _is_destination(type_url: str, name: str) -> bool:
 
 def _is_nothing(resource: Resource | None) -> bool:
     return resource is None or xds.is_missing(resource)
+
+
+def _serve_the_same(before: Mesh, after: Mesh) -> bool:
+    """Tell whether nothing is another from which follows what hosts serve."""
+    return all(
+        getattr(before, each) is getattr(after, each)
+        for each in ("workloads", "services", "policies", "inbound_sidecars", "gateways", "settings")
+    )
 
 
 def _takes_away(before: Mesh, after: Mesh, host: str) -> bool:

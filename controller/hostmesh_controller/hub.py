@@ -406,6 +406,8 @@ class Hub:
         for host, type_url, name in ended.destinations:
             if host in self._connections:
                 self._connections[host].stream.mark(type_url, (name,))
+                # That it goes was written, and is told late.
+                self._connections[host].written.add(type_url)
                 concerned.add(self._connections[host])
         if ended.services:
             self._mesh, self._answers = replace(self._mesh, former_identities={}), {}

@@ -23,7 +23,7 @@ from hostmesh_controller.mesh.index import NO_ENDPOINTS, Mesh
 from hostmesh_controller.mesh.records import Mode, ServiceId
 from hostmesh_controller.mesh.selection import identity_of
 from hostmesh_controller.model.protocols import Protocol
-from hostmesh_controller.names import VIRTUAL_INBOUND, parse_inbound, parse_outbound
+from hostmesh_controller.names import VIRTUAL_INBOUND, parse_outbound
 
 LONGEST_S: Final = 3.0
 """Who has not acknowledged by then is not waited for: a host must not be kept from its configuration by others."""
@@ -170,7 +170,8 @@ def _is_served(type_url: str, name: str) -> bool:
     """Tell whether a resource says how a host serves others, and not how it calls them."""
     if type_url == LISTENER_TYPE:
         return name == VIRTUAL_INBOUND
-    return type_url == HOST_CONFIG_TYPE or (type_url == CLUSTER_TYPE and parse_inbound(name) is not None)
+    # Agents keep the clusters of ports that went away as long as connections use them.
+    return type_url == HOST_CONFIG_TYPE
 
 
 def _is_destination(type_url: str, name: str) -> bool:

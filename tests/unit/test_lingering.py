@@ -8,6 +8,7 @@ from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, Delt
 
 from golden.objects import mesh_of, obj
 from hostmesh_api.delta import ClientStream, Push
+from hostmesh_api.origin import Origin
 from hostmesh_api.wire import (
     CLUSTER_TYPE,
     ENDPOINT_TYPE,
@@ -198,3 +199,17 @@ def test_a_subset_that_was_never_there_is_missing_at_once(world: World) -> None:
     world.ask(world.caller, CLUSTER_TYPE, name)
     assert world.take(world.caller) == {name}
     assert not world.goes_on(0.0)
+
+
+def test_what_goes_late_is_explained_by_the_write_that_took_it(world: World) -> None:
+    """Or agents would hold back a host that loses its ports, and a caller that loses many subsets."""
+    world.hub.tell_origin(lambda revision: Origin("aa", revision, "00"))
+    world.publish({WEB: None, RULE: None})
+    world.take(world.server)
+    world.take(world.caller)
+    world.goes_on(0.0)
+    world.goes_on(PAST_S)
+    for connection, type_url in ((world.server, HOST_CONFIG_TYPE), (world.caller, CLUSTER_TYPE)):
+        late = [push for push in world.send(connection) if push.type_url == type_url]
+        assert late
+        assert all(push.data.endswith(b"/w") for push in late)

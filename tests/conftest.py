@@ -34,6 +34,7 @@ LONG: Final = frozenset(
         "test_boot",
         "test_bugreport",
         "test_capture_policy",
+        "test_changes",
         "test_cold_copy",
         "test_dead_hosts",
         "test_discovery",

@@ -43,6 +43,7 @@ from hostmesh_api.wire import (
     HOST_CONFIG_NAME,
     HOST_CONFIG_TYPE,
     LISTENER_TYPE,
+    ROUTE_TYPE,
     VIRTUAL_HOST_TYPE,
 )
 
@@ -72,6 +73,11 @@ class Cold(Protocol):
 
     def answer(self, type_url: str, name: str) -> Resource | None:
         """Return a resource as the controller would send it; None: there is no such thing, or it is not known."""
+
+
+_AFTER_OWN: Final = frozenset({CLUSTER_TYPE, LISTENER_TYPE, ROUTE_TYPE, VIRTUAL_HOST_TYPE})
+"""What names certificates that the agent puts in place while it applies its own configuration; and routes, or they
+would lead to clusters that Envoy does not have yet."""
 
 
 class Exchange:
@@ -423,8 +429,7 @@ class Exchange:
         down = self._downs.get(instance)
         if down is None:
             return []
-        # They name certificates that the agent puts in place while it applies its own configuration.
-        held_back = {CLUSTER_TYPE, LISTENER_TYPE} if self._shelf(HOST_CONFIG_TYPE).owed else frozenset[str]()
+        held_back = _AFTER_OWN if self._shelf(HOST_CONFIG_TYPE).owed else frozenset[str]()
         pushes: list[Push] = []
         for push in down.pushes(_Served(self, instance, down), held_back):
             if push.type_url == CLUSTER_TYPE:
@@ -582,6 +587,8 @@ class Exchange:
             known = name in shelf.absent or not self._up.wants(type_url, name) or self._cut_off
             if not known:
                 return None
+            if type_url == ENDPOINT_TYPE and down is not None and self._is_led_to(name, down):
+                return None
             if type_url != VIRTUAL_HOST_TYPE:
                 return Answer(None)
             resource = no_virtual_host(name)
@@ -617,6 +624,10 @@ class Exchange:
             return True
         self._returning.discard(name)
         return False
+
+    def _is_led_to(self, name: str, down: ServerStream) -> bool:
+        """Tell whether Envoy may call endpoints that are gone: what would lead it elsewhere is held back."""
+        return bool(self._shelf(HOST_CONFIG_TYPE).owed) and name in down.held(ENDPOINT_TYPE)
 
     @staticmethod
     def _takes_away(resource: Resource, down: ServerStream) -> bool:

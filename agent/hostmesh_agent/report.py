@@ -6,9 +6,9 @@ A report is the whole state. Its leases say for which workloads the agent vouche
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import structlog
 
@@ -46,6 +46,13 @@ _STATES: Final = {
 }
 
 
+class Presented(NamedTuple):
+    """A certificate that Envoy shows on a workload's ports, and its end."""
+
+    spiffe_id: str
+    not_after: datetime
+
+
 @dataclass(frozen=True, slots=True)
 class Vouched:
     """What is true of the whole host and decides which workloads are ready.
@@ -57,18 +64,32 @@ class Vouched:
     certificates: Mapping[str, datetime]
     """SPIFFE ID to the end of its certificate, for those that are in place."""
     captured_ports: frozenset[int]
+    presented: Mapping[tuple[str, str], Presented] = field(default_factory=dict)
+    """What Envoy shows callers, by the namespace and name of a workload."""
+
+
+def presented(workloads: Iterable[Workload], certificates: Mapping[str, datetime]) -> dict[tuple[str, str], Presented]:
+    """Return what Envoy shows once it has the listener for these workloads."""
+    return {
+        (each.namespace, each.name): Presented(each.spiffe_id, certificates[each.spiffe_id])
+        for each in workloads
+        if each.spiffe_id in certificates
+    }
 
 
 def lease(workload: Workload, vouched: Vouched, now: datetime) -> WorkloadLease:
     """Say whether callers may use mutual TLS to the workload."""
     ports = frozenset(workload.ports)
-    not_after = vouched.certificates.get(workload.spiffe_id)
+    shown = vouched.presented.get((workload.namespace, workload.name))
+    # After a change of its service account it is served under the old identity until the new certificate is in use.
+    not_after = vouched.certificates.get(workload.spiffe_id) if shown is None else shown.not_after
     return WorkloadLease(
         namespace=workload.namespace,
         name=workload.name,
         ready=not_after is not None and now < not_after and ports <= vouched.captured_ports,
         captured_ports=sorted(ports & vouched.captured_ports),
         certificate_not_after=0 if not_after is None else int(not_after.timestamp()),
+        presented="" if shown is None else shown.spiffe_id,
     )
 
 

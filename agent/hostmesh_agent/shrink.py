@@ -74,7 +74,7 @@ class ShrinkGuard:
         type_url = update.type_url
         if type_url not in WORDS:
             return [update]
-        is_explained = self.belief.hear(type_url, update.origin)
+        is_explained = self.belief.hear(update.origin)
         is_first = self._is_opening and type_url not in self._begun
         self._begun.add(type_url)
         new: Aside = {each.name: each for each in update.resources} | dict.fromkeys(update.removed)

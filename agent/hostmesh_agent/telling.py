@@ -27,6 +27,7 @@ from hostmesh_agent.updates import Updates
 from hostmesh_agent.workload_api.serving import Serving
 from hostmesh_api.v1.hostmesh_pb2 import Alarm as AlarmMessage
 from hostmesh_api.v1.hostmesh_pb2 import HostConfig, HostReport, TrustState, WorkloadLease
+from hostmesh_api.wire import LISTENER_TYPE
 
 _LOOK_AT_ENVOY_S: Final = 1.0
 """How soon it is seen again whether Envoy has let go of an old certificate: it takes milliseconds."""
@@ -75,6 +76,7 @@ class Telling:
         self._config = config
         self._active = active
         self._now = now
+        self._presented: Mapping[tuple[str, str], report.Presented] = {}
 
     async def host_report(self) -> HostReport:
         """Return the report for the controller."""
@@ -192,4 +194,13 @@ class Telling:
     def _vouched(self) -> report.Vouched:
         validities = self._parts.identities.validities()
         captured = self._parts.capturing.enforced.in_force.inbound_ports
-        return report.Vouched({name: each.not_after for name, each in validities.items()}, captured)
+        certificates = {name: each.not_after for name, each in validities.items()}
+        config = self._config()
+        if config is not None and self._has_inbound(config):
+            self._presented = report.presented(config.workloads, certificates)
+        return report.Vouched(certificates, captured, self._presented)
+
+    def _has_inbound(self, config: HostConfig) -> bool:
+        """Tell whether Envoy has the listener that shows the certificates of the configuration's workloads."""
+        accepted = self._parts.relay.accepted_version
+        return all(not wanted or accepted(LISTENER_TYPE, name) == wanted for name, wanted in config.listeners.items())

@@ -10,6 +10,7 @@ import asyncio
 import gc
 import signal
 import ssl
+import time
 from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -123,7 +124,7 @@ class Controller:
             mesh_config=load_mesh_file(self.config),
             reported_locality=self.config.locality == "reported",
         )
-        self.hub = Hub(mesh.build(settings, (), {}, {}), 0)
+        self.hub = Hub(mesh.build(settings, (), {}, {}), 0, now_s=time.monotonic)
         self.keys = key_fetcher(self.config, self.store)
         self.registrar = Registrar(self.store, self.hub, settings, utc_now, self.keys, self.config.leases)
         registrar = self.registrar

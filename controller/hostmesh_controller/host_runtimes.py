@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import structlog
@@ -9,10 +10,13 @@ import structlog
 from hostmesh_controller.enrolments import Enrolments
 from hostmesh_controller.lease_keeper import LeaseKeeper
 from hostmesh_controller.mesh import HostRuntime, Update
-from hostmesh_controller.reports import HostStates, runtime_of
+from hostmesh_controller.reports import HostStates, Workload, runtime_of
 from hostmesh_controller.store import HostState, StoreError
 from hostmesh_controller.table import Table
 
+FORMERLY: Final = timedelta(seconds=60)
+"""How long callers take the identity that a workload had, whatever its agent says: longer than agents take to report
+that the new one is in use. From then on it counts what they report."""
 _NOTHING_KNOWN: Final = HostRuntime()
 
 _log: Final = structlog.get_logger(__name__)
@@ -28,9 +32,13 @@ class HostRuntimes:
         registered: Callable[[str], bool],
         leases: LeaseKeeper,
         updates: Callable[[str], tuple[Update, ...]] = lambda _: (),
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """`registered` tells whether there is a Host object of a name; `updates` what rollouts tell a host."""
         self._updates = updates
+        self._now = now
+        self._formerly: dict[str, dict[tuple[Workload, str], datetime]] = {}
+        """By host: under which other identity a workload was served, and until when that counts."""
         self._states = states
         self._enrolments = enrolments
         self._registered = registered
@@ -52,6 +60,20 @@ class HostRuntimes:
         out = {host for host in joined if states[host].silent_at is not None}
         self._leases.start(joined, out)
         self._table = self._table.changed({host: replace(self._table[host], silent=True) for host in out})
+
+    def note_former(self, host: str, workload: Workload, spiffe_id: str) -> None:
+        """Take note that a workload is to be served under another identity than this one; look at the host then."""
+        self._formerly.setdefault(host, {})[workload, spiffe_id] = self._now() + FORMERLY
+
+    def _former(self, host: str) -> frozenset[tuple[Workload, str]]:
+        known = self._formerly.get(host)
+        if known is None:
+            return frozenset()
+        for each in [each for each, until in known.items() if self._now() >= until]:
+            del known[each]
+        if not known:
+            del self._formerly[host]
+        return frozenset(known)
 
     async def look(self, hosts: Iterable[str]) -> None:
         """Look at some hosts again."""
@@ -87,5 +109,11 @@ class HostRuntimes:
         silent, stalled = leases.is_out(host), leases.is_stalled(host)
         expelled = self._enrolments.is_out(host)
         return replace(
-            runtime, expelled=expelled, denied=denied, silent=silent, stalled=stalled, updates=self._updates(host)
+            runtime,
+            expelled=expelled,
+            denied=denied,
+            silent=silent,
+            stalled=stalled,
+            updates=self._updates(host),
+            presented=runtime.presented | self._former(host),
         )

@@ -7,7 +7,7 @@ have the same content is sent nothing.
 
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final
 
@@ -26,6 +26,7 @@ from hostmesh_api.wire import (
 )
 from hostmesh_controller import xds
 from hostmesh_controller.cold import Cold, ColdStream
+from hostmesh_controller.lingering import Lingering
 from hostmesh_controller.mesh import Mesh, Touched, host_dependency
 
 MAX_NAMES: Final = 50_000
@@ -165,7 +166,9 @@ class Hub:
         max_names: int = MAX_NAMES,
         max_name_chars: int = MAX_NAME_CHARS,
         max_answers: int = MAX_ANSWERS,
+        now_s: Callable[[], float] | None = None,
     ) -> None:
+        """`now_s` tells the time, for what lingers (see `lingering`); None: nothing does."""
         self._mesh = mesh
         self._revision = revision
         self._max_names = max_names
@@ -184,6 +187,7 @@ class Hub:
         """What each response says of the state of the store that it was made from: if nobody wrote it, and else."""
         self.counts = Counts()
         self.cold = Cold(mesh)
+        self._lingering: Lingering[Connection] = Lingering(now_s)
 
     @property
     def mesh(self) -> Mesh:
@@ -233,7 +237,7 @@ class Hub:
     def names(self, host: str, type_url: str) -> tuple[str, ...] | None:
         """Return what a host gets by wildcard now; None if that cannot be told: then it keeps what it has."""
         try:
-            return xds.wildcard(self._mesh, host, type_url)
+            return self._lingering.names(self._mesh, host, type_url)
         except Exception as error:
             self._fault(host, type_url, WILDCARD, error)
             return None
@@ -250,12 +254,14 @@ class Hub:
         try:
             audience = xds.audience(self._mesh, host, type_url)
             if audience is None:
-                return Answer(xds.resource(self._mesh, host, type_url, name))
+                return Answer(self._lingering.resource(self._mesh, host, type_url, name))
             # A change of a shared service asks this once for each proxy: 1 µs, where finding the resource takes 15.
             key = (audience, type_url, name)
             known = self._answers.get(key)
             if known is None:
-                known = Answer(xds.resource(self._mesh, host, type_url, name))
+                known = Answer(self._lingering.resource(self._mesh, host, type_url, name))
+                if self._lingering.lingers(host, type_url, name):
+                    return known
                 if len(self._answers) >= self._max_answers:
                     self._answers.clear()
                 if len(name) <= _MAX_KEPT_NAME_CHARS:
@@ -358,6 +364,7 @@ class Hub:
             self._depends = {}
             self._faulty = set()
         before, is_another = self._mesh, revision != self._revision
+        mesh = self._lingering.published(before, mesh)
         self._mesh, self._revision = mesh, revision
         if is_another and self._origin_of is not None:
             self.tell_origin(self._origin_of)
@@ -375,10 +382,40 @@ class Hub:
         # Once for each, however many of the names are touched that it depends on.
         for connection, key in again:
             self._watch(connection, key)
+        self._lingering.hold(
+            [each.host for each in self._wholly_concerned(touched)], before, mesh, self._who_calls(touched)
+        )
         for connection in concerned:
             if is_another:
                 connection.written = set(PUSH_ORDER)
             connection.wake()
+
+    def _who_calls(self, touched: Touched) -> set[Connection]:
+        """Return those who asked for something that has changed."""
+        names = self._watchers if touched.everything else touched.services | touched.endpoints
+        return {each for name in names for each in self._watchers.get(name, ())}
+
+    def let_go(self) -> bool:
+        """Show what lingered as it is now, where that is due; tell whether something lingers still."""
+        ended = self._lingering.end(self._mesh, lambda each: each.closed or each.stream.idle())
+        concerned: set[Connection] = set()
+        for connection in (self._connections[host] for host in ended.hosts if host in self._connections):
+            self._mark_whole(connection)
+            connection.written = set(PUSH_ORDER)
+            concerned.add(connection)
+        for host, type_url, name in ended.destinations:
+            if host in self._connections:
+                self._connections[host].stream.mark(type_url, (name,))
+                # That it goes was written, and is told late.
+                self._connections[host].written.add(type_url)
+                concerned.add(self._connections[host])
+        if ended.services:
+            self._mesh, self._answers = replace(self._mesh, former_identities={}), {}
+            for service in ended.services:
+                self._mark(service, concerned, endpoints_only=False)
+        for connection in concerned:
+            connection.wake()
+        return self._lingering.goes_on(self._mesh)
 
     def _mark_whole(self, connection: Connection) -> None:
         connection.stream.mark_all()
@@ -513,7 +550,11 @@ class Hub:
     def converged(self, revision: int) -> Mapping[str, bool]:
         """Tell for each connected host whether it has acknowledged all that `revision` means for it."""
         shown = self._revision >= revision
-        return {host: shown and each.stream.idle() for host, each in self._connections.items()}
+        return {host: shown and self._is_settled(each) for host, each in self._connections.items()}
+
+    def _is_settled(self, connection: Connection) -> bool:
+        """Tell whether a host has acknowledged all that is meant for it, and nothing of its own is kept back."""
+        return connection.stream.idle() and not self._lingering.holds(connection.host)
 
     def proxies(self) -> list[ProxyState]:
         """Return the state of every connected host, by name."""
@@ -532,8 +573,7 @@ class Hub:
         """Return how many hosts are connected."""
         return len(self._connections)
 
-    @staticmethod
-    def _state(connection: Connection) -> ProxyState:
+    def _state(self, connection: Connection) -> ProxyState:
         types = {
             type_url: TypeState(len(names), len(connection.stream.held(type_url)), connection.last_ack_at.get(type_url))
             for type_url, names in connection.stream.subscriptions()
@@ -542,7 +582,7 @@ class Hub:
             host=connection.host,
             peer=connection.peer,
             since=connection.since,
-            settled=connection.stream.idle(),
+            settled=self._is_settled(connection),
             acked_at=max(connection.last_ack_at.values(), default=None),
             types=types,
             nacks=tuple(connection.nacks),

@@ -18,14 +18,14 @@ from typing import Final
 import structlog
 
 from hostmesh_api.v1.hostmesh_pb2 import HostReport
-from hostmesh_controller import groups, knock
+from hostmesh_controller import groups, knock, lingering
 from hostmesh_controller import mesh as meshes
 from hostmesh_controller.changes import Change, Planned, as_if_stored, deletion, with_facts
 from hostmesh_controller.checks.world import World
 from hostmesh_controller.departures import Departures
 from hostmesh_controller.enrolments import Enrolments
 from hostmesh_controller.groups import Candidate, Membership, NotAdmittedError
-from hostmesh_controller.host_runtimes import HostRuntimes
+from hostmesh_controller.host_runtimes import FORMERLY, HostRuntimes
 from hostmesh_controller.hub import Hub
 from hostmesh_controller.impact import Effect, concerned, impact
 from hostmesh_controller.key_fetcher import KeyFetcher
@@ -34,6 +34,9 @@ from hostmesh_controller.lease_keeper import LeaseKeeper
 from hostmesh_controller.leases import PanicLimits
 from hostmesh_controller.load import Problem
 from hostmesh_controller.mesh import Mesh, Settings, Touched, Trust, Update
+from hostmesh_controller.mesh.compiled import compile_workload
+from hostmesh_controller.mesh.records import WorkloadKey
+from hostmesh_controller.mesh.selection import identity_of
 from hostmesh_controller.model.mesh_config import MeshConfigSpec
 from hostmesh_controller.model.objects import ApiObject, ObjectKey
 from hostmesh_controller.outbound_http import OutboundHttp
@@ -119,7 +122,12 @@ class Registrar:
         self._updates: Mapping[str, tuple[Update, ...]] = {}
         self._written: Counter[str] = Counter()
         self._runtimes = HostRuntimes(
-            self._states, self._enrolments, self.registered, self._leases, lambda host: self._updates.get(host, ())
+            self._states,
+            self._enrolments,
+            self.registered,
+            self._leases,
+            lambda host: self._updates.get(host, ()),
+            now,
         )
         self._jwks: Mapping[str, str] = {}
         self._revision = 0
@@ -128,6 +136,7 @@ class Registrar:
         self._writing = asyncio.Lock()
         self._stale = False
         self._listened_at: dict[str, datetime] = {}
+        self._letting_go: asyncio.TimerHandle | None = None
 
     @property
     def _objects(self) -> Mapping[ObjectKey, ApiObject]:
@@ -436,6 +445,15 @@ class Registrar:
             self._wake.clear()
             pending, self._pending = self._pending, _Pending()
             await self._publish(pending)
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Let hosts stop serving what their callers have heard of; look again while some may not yet."""
+        if self._letting_go is not None:
+            self._letting_go.cancel()
+            self._letting_go = None
+        if self._hub.let_go():
+            self._letting_go = asyncio.get_running_loop().call_later(lingering.LOOK_S, self._let_go)
 
     async def _woken(self) -> None:
         """Wait for something to publish. Now and then it is looked whether proxies still need to deny somebody."""
@@ -479,6 +497,7 @@ class Registrar:
             self._wake.set()
 
     async def _publish(self, pending: _Pending) -> None:
+        self._note_former(pending)
         if pending.hosts:
             await self._runtimes.look(pending.hosts)
         vips, runtime, jwks, settings = self._vips.indexes, self._runtimes.table, self._jwks, self._settings
@@ -499,6 +518,22 @@ class Registrar:
         self._stale = settings is not self._settings
         self._hub.publish(mesh, touched, revision or self._hub.revision)
         await self._runtimes.keep(pending.hosts)
+
+    def _note_former(self, pending: _Pending) -> None:
+        """Let callers take the identities that workloads have now until their hosts show others."""
+        for key, item in pending.objects.items():
+            if key.kind != "WorkloadEntry":
+                continue
+            workload = self.mesh.workloads.get(WorkloadKey(key.namespace, key.name))
+            if workload is None or workload.host is None:
+                continue
+            after = None if item is None else compile_workload(item)
+            if after is None or after.service_account != workload.service_account:
+                uri = identity_of(workload, self._settings.trust_domain).uri
+                self._runtimes.note_former(workload.host, workload.key, uri)
+                pending.hosts.add(workload.host)
+                later_s = FORMERLY.total_seconds() + 1
+                asyncio.get_running_loop().call_later(later_s, self.host_changed, workload.host)
 
     def _builder(self) -> Callable[[], Mesh]:
         """Return what builds, in a thread, the mesh of all that is known now."""

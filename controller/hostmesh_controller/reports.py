@@ -289,7 +289,8 @@ def _what_matters(ready: frozenset[Workload], report: HostReport, at: datetime |
         facts.cpus,
         report.load.free_eighths,
     )
-    return ready, _certified(report, at), _captured_ports(report), _healthy(report), *whole
+    served = _certified(report, at), _presented(report), _captured_ports(report)
+    return ready, *served, _healthy(report), *whole
 
 
 def _healthy(report: HostReport) -> frozenset[Workload]:
@@ -328,6 +329,11 @@ def _certified(report: HostReport, at: datetime | None) -> frozenset[Workload]:
     """
     at_s = at.timestamp() if at is not None else 0.0
     return frozenset((each.namespace, each.name) for each in report.leases if each.certificate_not_after > at_s)
+
+
+def _presented(report: HostReport) -> frozenset[tuple[Workload, str]]:
+    """Return under which SPIFFE ID each workload is served, as far as its agent says."""
+    return frozenset(((each.namespace, each.name), each.presented) for each in report.leases if each.presented)
 
 
 def ready_workloads(report: HostReport, placed: frozenset[Workload], now: datetime) -> frozenset[Workload]:
@@ -382,6 +388,7 @@ def runtime_of(state: HostState) -> HostRuntime:
         joined=joined,
         ready=state.ready if joined else frozenset(),
         certified=_certified(HostReport.FromString(state.report), state.last_report_at) if joined else frozenset(),
+        presented=_presented(HostReport.FromString(state.report)) if joined else frozenset(),
         ipv6=has_ipv6(state),
         captured=captured_ports(state) if joined else frozenset(),
         healthy=healthy_workloads(state) if joined else frozenset(),

@@ -5,7 +5,7 @@ All times are of the machine's monotonic clock, which every namespace of the lab
 
 import difflib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -93,6 +93,7 @@ class Bounds:
         certificates: certificates stay inside their life.
         plaintext: the owner of the host took the rules away: there is nothing that would keep it from the wire.
         endpoints: the least that the caller's Envoy may hold of the service; None: it may restart, ask nothing.
+        unjudged: kinds of calls that may fail.
     """
 
     gap_s: float = 0.0
@@ -104,6 +105,7 @@ class Bounds:
     certificates: bool = True
     plaintext: bool = False
     endpoints: int | None = 2
+    unjudged: Collection[str] = ()
 
 
 def outages(points: Iterable[tuple[float, bool]]) -> list[float]:
@@ -145,6 +147,8 @@ def _calls(calls: Sequence[Call], bounds: Bounds) -> Iterable[str]:
     for call in calls:
         by_kind[call.kind].append(call)
     for kind, some in sorted(by_kind.items()):
+        if kind in bounds.unjudged:
+            continue
         bad = [call for call in some if call.fate != OK]
         lost = outages((call.at_s, call.fate == OK) for call in some)
         if not bad:

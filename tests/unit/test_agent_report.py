@@ -6,7 +6,7 @@ import pytest
 
 from hostmesh_agent.envoy import EnvoyStatus
 from hostmesh_agent.lifecycle import Phase, View
-from hostmesh_agent.report import Reporter, Vouched, envoy_state, lease
+from hostmesh_agent.report import Reporter, Vouched, envoy_state, lease, presented
 from hostmesh_api.v1.hostmesh_pb2 import HostReport, ReportResponse, Workload
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -33,6 +33,21 @@ def test_a_workload_is_ready_with_a_valid_certificate_and_all_its_ports_captured
     assert found.ready is ready
     assert set(found.captured_ports) == captured & {8080, 8081}
     assert found.certificate_not_after == (0 if not_after is None else int(not_after.timestamp()))
+
+
+def test_a_workload_that_gets_another_identity_is_served_under_the_old_one_until_envoy_shows_the_new_one() -> None:
+    old = "spiffe://t/ns/default/sa/old"
+    shown = presented([Workload(namespace="default", name="web", spiffe_id=old)], {old: LATER})
+    # The new certificate is not there yet.
+    found = lease(WEB, Vouched({}, frozenset({8080, 8081}), shown), NOW)
+    assert (found.ready, found.presented, found.certificate_not_after) == (True, old, int(LATER.timestamp()))
+    shown = presented([WEB], {WEB.spiffe_id: LATER})
+    assert lease(WEB, Vouched({WEB.spiffe_id: LATER}, frozenset(), shown), NOW).presented == WEB.spiffe_id
+
+
+def test_what_has_no_certificate_is_not_shown() -> None:
+    assert presented([WEB], {}) == {}
+    assert lease(WEB, Vouched({}, frozenset({8080, 8081}), {}), NOW).presented == ""
 
 
 def test_a_crash_loop_is_told_with_the_last_exit() -> None:

@@ -322,12 +322,27 @@ def test_what_names_certificates_is_held_back_until_the_agent_has_put_them_in_pl
     exchange = connected()
     for type_url in (CLUSTER_TYPE, LISTENER_TYPE):
         exchange.receive(ask(type_url), NOW)
+    exchange.receive(ask(VIRTUAL_HOST_TYPE, "80/web"), NOW)
     exchange.update(Update(HOST_CONFIG_TYPE, "h1", (resource("self", "1"),), ()))
     for type_url in (CLUSTER_TYPE, LISTENER_TYPE):
         exchange.update(Update(type_url, "u1", (resource("in", "1"),), ()))
+    # Its routes lead to clusters that wait.
+    exchange.update(Update(VIRTUAL_HOST_TYPE, "u1", (virtual_host("80/web", "1"),), ()))
     assert exchange.pushes() == []
     exchange.own_settled("", NOW)
-    assert [push.type_url for push in exchange.pushes()] == [CLUSTER_TYPE, LISTENER_TYPE]
+    assert [push.type_url for push in exchange.pushes()] == [CLUSTER_TYPE, LISTENER_TYPE, VIRTUAL_HOST_TYPE]
+
+
+def test_endpoints_that_go_away_stay_as_long_as_the_routes_to_them_are_held_back() -> None:
+    exchange = connected()
+    exchange.receive(ask(ENDPOINT_TYPE, "v1"), NOW)
+    exchange.update(Update(ENDPOINT_TYPE, "u1", (resource("v1", "1"),), ()))
+    exchange.receive(ClientStream.ack(ENDPOINT_TYPE, only(exchange.pushes()).nonce), NOW)
+    exchange.update(Update(HOST_CONFIG_TYPE, "h1", (resource("self", "1"),), ()))
+    exchange.update(Update(ENDPOINT_TYPE, "u2", (), ("v1",)))
+    assert exchange.pushes() == []
+    exchange.own_settled("", NOW)
+    assert only(exchange.pushes()).removed == ("v1",)
 
 
 def test_a_failed_write_is_kept_for_the_next_one() -> None:

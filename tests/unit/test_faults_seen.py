@@ -36,6 +36,11 @@ def test_one_failed_call_breaks_the_promise_that_none_fails() -> None:
     ]
 
 
+def test_a_kind_of_calls_that_may_fail_is_not_judged() -> None:
+    assert judge(with_calls(50), Bounds(unjudged=(KINDS[0],))) == []
+    assert judge(with_calls(50), Bounds(unjudged=(KINDS[1],))) != []
+
+
 def test_an_outage_is_measured_from_the_last_success_to_the_next() -> None:
     seen = with_calls(*range(50, 60))
     assert judge(seen, Bounds(gap_s=1.2)) == []

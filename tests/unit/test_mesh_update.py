@@ -306,6 +306,7 @@ facts = st.sampled_from(
         HostRuntime(True, ALL_READY, updates=(Update("envoy", "1.41.0", b"said", b"signed", "r1", 1),)),
         HostRuntime(True, ALL_READY, expelled=True, denied=frozenset({"e1"})),
         HostRuntime(True, ALL_READY, denied=frozenset({"e1", "e2"})),
+        HostRuntime(True, ALL_READY, presented=frozenset({(("a", "w1"), "spiffe://cluster.local/ns/a/sa/old")})),
     ]
 )
 new_facts = st.dictionaries(st.sampled_from(HOSTS), facts, max_size=1)

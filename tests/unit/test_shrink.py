@@ -290,7 +290,7 @@ def test_an_agent_that_is_killed_before_envoy_took_what_was_written_is_told_it_a
 def test_what_nobody_wrote_is_not_believed_by_the_next_agent_either() -> None:
     made = whole(at(7))
     made.update(removal(CLUSTER_TYPE, NAMES[:1], at(8)))
-    made.update(removal(CLUSTER_TYPE, NAMES[1:3], at(8)))
+    made.update(removal(CLUSTER_TYPE, NAMES[1:3], at(8))._replace(origin=at(8)))
     assert made.undecided
     assert made.origin_to_keep() == at(8)
 

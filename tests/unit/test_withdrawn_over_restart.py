@@ -7,7 +7,7 @@ import pytest
 
 import pki
 from hostmesh_controller.enrolments import Enrolments
-from hostmesh_controller.host_runtimes import HostRuntimes
+from hostmesh_controller.host_runtimes import FORMERLY, HostRuntimes
 from hostmesh_controller.lease_keeper import LeaseKeeper
 from hostmesh_controller.leases import LEASE_S, MISSES
 from hostmesh_controller.reports import HostStates
@@ -24,7 +24,8 @@ class Life:
         self.states = HostStates(store, lambda _: None, pki.now)
         self.keeper = LeaseKeeper(lambda _: None, lambda host: (host,), _nobody_is_asked)
         enrolments = Enrolments(store, lambda _: None, pki.now)
-        self.runtimes = HostRuntimes(self.states, enrolments, lambda _: True, self.keeper)
+        self.at = pki.now()
+        self.runtimes = HostRuntimes(self.states, enrolments, lambda _: True, self.keeper, now=lambda: self.at)
         self.runtimes.open(store.host_states())
 
     def silent(self) -> dict[str, bool]:
@@ -44,6 +45,18 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
     made = open_store(tmp_path / "store.sqlite")
     yield made
     made.close()
+
+
+async def test_the_identity_that_a_workload_had_counts_for_a_minute(store: Store) -> None:
+    life = Life(store)
+    await life.states.joined("h1")
+    former = (("shop", "cart"), "spiffe://t/ns/shop/sa/old")
+    life.runtimes.note_former("h1", *former)
+    await life.look()
+    assert life.runtimes.table["h1"].presented == {former}
+    life.at += FORMERLY
+    await life.look()
+    assert life.runtimes.table["h1"].presented == frozenset()
 
 
 async def test_a_withdrawn_host_is_out_from_the_start_of_the_next_process_until_it_is_back(store: Store) -> None:

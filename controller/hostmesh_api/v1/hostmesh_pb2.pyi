@@ -1836,6 +1836,7 @@ class WorkloadLease(_message.Message):
     HEALTH_FIELD_NUMBER: _builtins.int
     HEALTH_REASON_FIELD_NUMBER: _builtins.int
     PROBES_FIELD_NUMBER: _builtins.int
+    PRESENTED_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     name: _builtins.str
     ready: _builtins.bool
@@ -1846,6 +1847,10 @@ class WorkloadLease(_message.Message):
     health: Global___WorkloadLease.Health.ValueType
     health_reason: _builtins.str
     """Why it is not healthy."""
+    presented: _builtins.str
+    """The SPIFFE ID that Envoy shows on its ports now; after a change of the service account the old one for a while.
+    Empty: the agent does not say.
+    """
     @_builtins.property
     def captured_ports(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Ports that are captured now."""
@@ -1865,10 +1870,11 @@ class WorkloadLease(_message.Message):
         health: Global___WorkloadLease.Health.ValueType = ...,
         health_reason: _builtins.str = ...,
         probes: _abc.Iterable[Global___ProbeState] | None = ...,
+        presented: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["captured_ports", b"captured_ports", "certificate_not_after", b"certificate_not_after", "health", b"health", "health_reason", b"health_reason", "name", b"name", "namespace", b"namespace", "probes", b"probes", "ready", b"ready"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["captured_ports", b"captured_ports", "certificate_not_after", b"certificate_not_after", "health", b"health", "health_reason", b"health_reason", "name", b"name", "namespace", b"namespace", "presented", b"presented", "probes", b"probes", "ready", b"ready"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -85,6 +85,7 @@ class Mesh:
     inbound_sidecars: Table[WorkloadKey, ObjectKey] = field(default_factory=Table)
     denied: Table[str, frozenset[str]] = field(default_factory=Table)
     expulsions: Expulsions = field(default_factory=Expulsions)
+    former_identities: Mapping[ServiceId, tuple[str, ...]] = field(default_factory=dict)
     memo: Memo = field(default_factory=Memo, compare=False, repr=False)
 
     def mode_of(self, workload: Workload, port: int) -> Mode:

@@ -55,12 +55,20 @@ def _merged(parts: Sequence[Service]) -> Service:
 
 
 def endpoints_of(mesh: Mesh, service: Service) -> Endpoints:
-    """Return the workloads of a service, of all its parts."""
+    """Return the workloads of a service, of all its parts; who answered for it a moment ago still may."""
     if not service.parts:
-        return mesh.endpoints.get(service.id, NO_ENDPOINTS)
-    found = tuple(mesh.endpoints.get(part.id, NO_ENDPOINTS) for part in service.parts)
+        return _with_former(mesh, service.id)
+    found = tuple(_with_former(mesh, part.id) for part in service.parts)
     key = ("whole endpoints", service.id, len(found))
     return mesh.memo.get(key, (service, *found), lambda: _together(service, found))
+
+
+def _with_former(mesh: Mesh, item: ServiceId) -> Endpoints:
+    found, former = mesh.endpoints.get(item, NO_ENDPOINTS), mesh.former_identities.get(item)
+    if not former:
+        return found
+    identities = tuple(sorted({*found.identities, *former}))
+    return mesh.memo.get(("with former", item), (found, former), lambda: replace(found, identities=identities))
 
 
 def _together(service: Service, found: Iterable[Endpoints]) -> Endpoints:
@@ -73,7 +81,7 @@ def _together(service: Service, found: Iterable[Endpoints]) -> Endpoints:
             own = {number: endpoint for number, endpoint in member.endpoints.items() if number in numbers}
             before = members.get(key)
             members[key] = (
-                Member({**own, **before.endpoints}, before.identity) if before else Member(own, member.identity)
+                Member({**own, **before.endpoints}, before.identities) if before else Member(own, member.identities)
             )
     return Endpoints(members, tuple(sorted(identities)))
 

@@ -93,6 +93,8 @@ class HostRuntime:
     updates: tuple[Update, ...] = ()
     """Other versions that rollouts want there."""
     certified: frozenset[tuple[str, str]] = frozenset()
+    presented: frozenset[tuple[tuple[str, str], str]] = frozenset()
+    """Workloads with the SPIFFE ID that their callers are shown: the old one for a while after it was changed."""
 
     def serves(self, workload: tuple[str, str], port: int) -> bool:
         """Tell whether mutual TLS is served on a workload's own port."""
@@ -296,10 +298,10 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """What one workload is to one service: an endpoint per service port, and who answers there (None: outside)."""
+    """What one workload is to one service: an endpoint per service port, and who may answer there (none: outside)."""
 
     endpoints: Mapping[int, Endpoint]
-    identity: str | None
+    identities: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

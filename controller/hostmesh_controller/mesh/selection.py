@@ -80,11 +80,11 @@ def member(mesh: Mesh, service: Service, workload: Workload) -> Member:
     other.
     """
     if workload.host is not None and mesh.runtime_of(workload.host).expelled:
-        return Member({}, None if service.external else identity_of(workload, mesh.settings.trust_domain).uri)
+        return Member({}, () if service.external else (identity_of(workload, mesh.settings.trust_domain).uri,))
     if workload.host is None or service.external:
-        return Member(dict(_plain(mesh, service, workload)), None)
+        return Member(dict(_plain(mesh, service, workload)), ())
     if not mesh.is_healthy(workload):
-        return Member({}, identity_of(workload, mesh.settings.trust_domain).uri)
+        return Member({}, _identities(mesh, workload, workload.host))
     endpoints: dict[int, Endpoint] = {}
     runtime = mesh.runtime_of(workload.host)
     for number, endpoint in _plain(mesh, service, workload):
@@ -103,7 +103,23 @@ def member(mesh: Mesh, service: Service, workload: Workload) -> Member:
                 tls,
                 away=runtime.is_away(endpoint.port),
             )
-    return Member(endpoints, identity_of(workload, mesh.settings.trust_domain).uri)
+    return Member(endpoints, _identities(mesh, workload, workload.host))
+
+
+def _identities(mesh: Mesh, workload: Workload, host: str) -> tuple[str, ...]:
+    """Return who may answer for a workload: also who does still, after its service account was changed.
+
+    A host's word widens nothing beyond the namespace in which the workload is.
+    """
+    trust_domain = mesh.settings.trust_domain
+    own = identity_of(workload, trust_domain)
+    shown = {uri for key, uri in mesh.runtime_of(host).presented if key == workload.key} - {own.uri}
+    before = (each for each in shown if each.startswith(_of_namespace(own)))
+    return (own.uri, *sorted(before))
+
+
+def _of_namespace(identity: WorkloadIdentity) -> str:
+    return identity.uri.removesuffix(identity.service_account)
 
 
 def _plain(mesh: Mesh, service: Service, workload: Workload) -> Iterator[tuple[int, Endpoint]]:

@@ -74,5 +74,5 @@ def _kept(old: Endpoints, members: Mapping[WorkloadKey, Member]) -> Endpoints:
         return old
     if members.keys() != old.members.keys():
         members = {key: members[key] for key in sorted(members)}
-    identities = tuple(sorted({item.identity for item in members.values() if item.identity is not None}))
+    identities = tuple(sorted({each for item in members.values() for each in item.identities}))
     return Endpoints(members, old.identities if identities == old.identities else identities)

@@ -49,6 +49,7 @@ def _take_runtime(step: Step, runtime: Mapping[str, HostRuntime]) -> None:
             step.recheck.update(here)
         else:
             differ = (old.ready ^ new.ready) | (old.certified ^ new.certified) | (old.healthy ^ new.healthy)
+            differ |= {key for key, _ in old.presented ^ new.presented}
             step.recheck.update(key for key in here if key in differ)
 
 

@@ -62,6 +62,7 @@ hosts are made once (see `mesh.memo`).
 
 from hostmesh_api.delta import Resource
 from hostmesh_controller.xds.calling import called_by, standing_clusters
+from hostmesh_controller.xds.clusters import is_missing
 from hostmesh_controller.xds.encoding import is_absent
 from hostmesh_controller.xds.resources import (
     WILDCARD_TYPES,
@@ -81,6 +82,7 @@ __all__ = [
     "confirmation",
     "dependencies",
     "is_absent",
+    "is_missing",
     "knows_host",
     "resource",
     "standing_clusters",

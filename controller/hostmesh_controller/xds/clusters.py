@@ -4,6 +4,7 @@ from typing import Final
 
 from envoy.config.cluster.v3.cluster_pb2 import Cluster
 
+from hostmesh_api.delta import Resource
 from hostmesh_controller.model.mesh_config import MeshConfigSpec
 from hostmesh_controller.names import BLACK_HOLE, PASSTHROUGH
 from hostmesh_controller.xds import cluster_http, cluster_tls, workload_identities
@@ -11,6 +12,7 @@ from hostmesh_controller.xds.breakers import circuit_breakers, keepalive, outlie
 from hostmesh_controller.xds.cluster_discovery import discover
 from hostmesh_controller.xds.cluster_target import Outbound
 from hostmesh_controller.xds.encoding import duration
+from hostmesh_controller.xds.encoding import resource as encoded
 from hostmesh_controller.xds.load_balancing import spread
 
 BLACK_HOLE_CONNECT_TIMEOUT_S: Final = 10.0
@@ -43,6 +45,11 @@ def missing(name: str) -> Cluster:
     for one in vain. Such names come from the configuration, so that there are not many.
     """
     return Cluster(name=name, type=Cluster.STATIC, connect_timeout=duration(BLACK_HOLE_CONNECT_TIMEOUT_S))
+
+
+def is_missing(resource: Resource) -> bool:
+    """Tell whether a cluster stands for a destination that does not exist."""
+    return resource.version == encoded(resource.name, missing(resource.name)).version
 
 
 def outbound(target: Outbound) -> Cluster:

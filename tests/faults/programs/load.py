@@ -22,7 +22,8 @@ TIMEOUT_S = 5.0
 FIRST_S = 60.0
 _CHANNEL = [
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    # It is also how long a connection may take to be made.
+    ("grpc.min_reconnect_backoff_ms", 2000),
     ("grpc.max_reconnect_backoff_ms", 500),
 ]
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -48,12 +49,23 @@ class Http:
         connection[1].close()
 
     async def kept(self) -> None:
+        """Call on a kept connection; on a new one if that was closed before a byte of an answer, as all clients do."""
         while self._idle:
             connection = self._idle.pop()
-            if not connection[0].at_eof():
-                break
-        else:
-            connection = await asyncio.open_connection(self._host, self._port)
+            if connection[0].at_eof():
+                continue
+            try:
+                await self._call_kept(connection)
+            except asyncio.IncompleteReadError as error:
+                if error.partial:
+                    raise
+            except ConnectionResetError:
+                continue
+            else:
+                return
+        await self._call_kept(await asyncio.open_connection(self._host, self._port))
+
+    async def _call_kept(self, connection: Connection) -> None:
         await self._call(connection)
         self._idle.append(connection)
 
@@ -64,9 +76,9 @@ class Http:
             head = await reader.readuntil(b"\r\n\r\n")
             lines = head.decode().lower().split("\r\n")
             length = next(int(line.partition(":")[2]) for line in lines if line.startswith("content-length:"))
-            await reader.readexactly(length)
+            body = await reader.readexactly(length)
             if lines[0].split()[1] != "200":
-                raise CallError(f"status {lines[0].split()[1]}")
+                raise CallError(f"status {lines[0].split()[1]}: {body.decode(errors='replace')[:120]}")
         except BaseException:
             writer.close()
             raise
@@ -87,7 +99,7 @@ class Grpc:
         try:
             await self._unary(self._secret, timeout=TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
-            raise CallError(f"{error.code().name}: {(error.details() or '')[:60]}") from None
+            raise CallError(f"{error.code().name}: {(error.details() or '')[:120]}") from None
 
     async def say(self) -> None:
         async with self._turn:

@@ -4,6 +4,7 @@ from typing import Final
 
 from faults.fault import Fault
 from faults.suite.agents import AGENTS
+from faults.suite.changes import CHANGES
 from faults.suite.clocks import CLOCKS
 from faults.suite.configs import CONFIGS
 from faults.suite.controllers import CONTROLLERS
@@ -17,5 +18,5 @@ from faults.suite.upgrades import UPGRADES
 
 FAULTS: Final[tuple[Fault, ...]] = (
     *AGENTS, *ENVOYS, *UPGRADES, *CONTROLLERS, *CONFIGS, *NETWORKS, *RULESETS, *STATES, *CLOCKS, *ORDERS,
-    *EXHAUSTIVE,
+    *CHANGES, *EXHAUSTIVE,
 )  # fmt: skip

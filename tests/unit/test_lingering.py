@@ -1,0 +1,228 @@
+"""What goes away goes after those who use it have heard of that: ports, identities, destinations."""
+
+from dataclasses import replace
+
+import pytest
+from envoy.config.cluster.v3.cluster_pb2 import Cluster
+from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
+
+from golden.objects import mesh_of, obj
+from hostmesh_api.delta import ClientStream, Push
+from hostmesh_api.origin import Origin
+from hostmesh_api.wire import (
+    CLUSTER_TYPE,
+    ENDPOINT_TYPE,
+    HOST_CONFIG_NAME,
+    HOST_CONFIG_TYPE,
+    LISTENER_TYPE,
+)
+from hostmesh_controller.hub import Connection, Hub
+from hostmesh_controller.lingering import GRACE_S, LONGEST_S, PAST_S
+from hostmesh_controller.mesh import HostRuntime, update
+from hostmesh_controller.model.objects import ApiObject, ObjectKey
+from unit.test_hub import NOW
+
+CALLED = "outbound|80||web.default.svc.cluster.local"
+SUBSET = "outbound|80|v1|web.default.svc.cluster.local"
+WEB = ObjectKey("WorkloadEntry", "default", "web")
+RULE = ObjectKey("DestinationRule", "default", "web")
+INBOUND = "inbound|80||"
+
+
+def entry(account: str = "one") -> ApiObject:
+    labels = {"app": "web", "version": "v1"}
+    return obj("WorkloadEntry", "web", {"address": "10.0.0.2", "labels": labels, "serviceAccount": account})
+
+
+def rule() -> ApiObject:
+    spec = {"host": "web", "subsets": [{"name": "v1", "labels": {"version": "v1"}}]}
+    return obj("DestinationRule", "web", spec)
+
+
+class World:
+    """`caller` calls `web` on `server`; time goes when it is told to."""
+
+    def __init__(self) -> None:
+        hosts = [obj("Host", name, {"addresses": [f"10.0.0.{at}"]}) for at, name in enumerate(("caller", "server"), 1)]
+        service = obj("Service", "web", {"selector": {"app": "web"}, "ports": [{"name": "http", "port": 80}]})
+        self.now_s = 0.0
+        self.hub = Hub(mesh_of([*hosts, service, entry(), rule()]), 1, now_s=lambda: self.now_s)
+        self.caller, self.server = (self.hub.connect(host, "peer", NOW, lambda: None) for host in ("caller", "server"))
+        self.ask(self.caller, CLUSTER_TYPE, "*", CALLED, SUBSET)
+        self.ask(self.caller, ENDPOINT_TYPE, CALLED, SUBSET)
+        self.ask(self.server, HOST_CONFIG_TYPE, HOST_CONFIG_NAME)
+        self.ask(self.server, CLUSTER_TYPE, "*")
+        self.ask(self.server, LISTENER_TYPE, "*")
+        self.take(self.caller)
+        self.take(self.server)
+
+    def ask(self, connection: Connection, type_url: str, *names: str) -> None:
+        self.hub.receive(connection, DeltaDiscoveryRequest(type_url=type_url, resource_names_subscribe=names), NOW)
+
+    def send(self, connection: Connection) -> list[Push]:
+        return list(self.hub.pushes(connection))
+
+    def take(self, connection: Connection) -> set[str]:
+        """Return the names of what is due, acknowledged."""
+        pushes = self.send(connection)
+        for push in pushes:
+            self.hub.receive(connection, ClientStream.ack(push.type_url, push.nonce), NOW)
+        return {name for push in pushes for name in (*push.names, *push.removed)}
+
+    def publish(self, changed: dict[ObjectKey, ApiObject | None], runtime: HostRuntime | None = None) -> None:
+        known = {"server": runtime} if runtime is not None else self.hub.mesh.runtime
+        mesh, touched = update(self.hub.mesh, changed, self.hub.mesh.vips, known)
+        self.hub.publish(mesh, touched, self.hub.revision + 1)
+
+    def goes_on(self, for_s: float) -> bool:
+        self.now_s += for_s
+        return self.hub.let_go()
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def test_a_host_serves_a_port_until_its_callers_have_heard_that_it_is_gone(world: World) -> None:
+    world.publish({WEB: None})
+    # Its agent keeps the cluster of the port.
+    assert world.take(world.server) <= {INBOUND}
+    assert world.goes_on(GRACE_S * 2)
+    assert world.take(world.server) == set()
+    assert CALLED in world.take(world.caller)
+    assert world.goes_on(0.0)
+    assert world.take(world.server) == set()
+    world.goes_on(GRACE_S)
+    assert {HOST_CONFIG_NAME, "virtualInbound"} <= world.take(world.server)
+
+
+def test_a_host_that_goes_on_as_it_was_has_not_what_was_written(world: World) -> None:
+    """So `apply` does not return: what was written with it, such as a policy, is not in force there yet."""
+    world.publish({WEB: None})
+    for each in (world.caller, world.server):
+        world.take(each)
+    assert world.hub.converged(world.hub.revision) == {"caller": True, "server": False}
+    assert [each.settled for each in world.hub.proxies()] == [True, False]
+    world.goes_on(0.0)
+    world.goes_on(GRACE_S)
+    world.take(world.server)
+    assert world.hub.converged(world.hub.revision) == {"caller": True, "server": True}
+
+
+def test_a_caller_that_does_not_answer_is_not_waited_for(world: World) -> None:
+    world.publish({WEB: None})
+    world.send(world.caller)
+    world.goes_on(LONGEST_S)
+    assert HOST_CONFIG_NAME in world.take(world.server)
+
+
+def test_a_caller_that_is_gone_is_not_waited_for(world: World) -> None:
+    world.publish({WEB: None})
+    world.hub.disconnect(world.caller)
+    world.goes_on(0.0)
+    world.goes_on(GRACE_S)
+    assert HOST_CONFIG_NAME in world.take(world.server)
+
+
+def test_a_port_more_is_served_at_once(world: World) -> None:
+    more = obj("Service", "more", {"selector": {"app": "web"}, "ports": [{"name": "http", "port": 81}]})
+    world.publish({more.key: more})
+    assert {HOST_CONFIG_NAME, "inbound|81||"} <= world.take(world.server)
+
+
+def test_callers_take_another_identity_before_it_is_shown(world: World) -> None:
+    world.publish({WEB: entry("two")})
+    assert world.take(world.server) == set()
+    assert CALLED in world.take(world.caller)
+    world.goes_on(0.0)
+    world.goes_on(GRACE_S)
+    assert {HOST_CONFIG_NAME, "virtualInbound"} <= world.take(world.server)
+
+
+def accepted(world: World) -> bytes:
+    """Of all that the caller is sent of the cluster."""
+    made = world.hub.answer("caller", CLUSTER_TYPE, CALLED)
+    assert made is not None
+    assert made.resource is not None
+    return made.resource.body
+
+
+def test_callers_take_the_identity_that_the_host_shows_still(world: World) -> None:
+    shows = HostRuntime(
+        joined=True, presented=frozenset({(("default", "web"), "spiffe://cluster.local/ns/default/sa/one")})
+    )
+    world.publish({WEB: entry("two")}, shows)
+    # Longer than who answered is taken in any case.
+    world.goes_on(LONGEST_S)
+    assert b"/sa/one" in accepted(world)
+    assert b"/sa/two" in accepted(world)
+    now = frozenset({(("default", "web"), "spiffe://cluster.local/ns/default/sa/two")})
+    world.publish({}, replace(shows, presented=now))
+    assert b"/sa/one" in accepted(world)
+    world.goes_on(PAST_S)
+    assert CALLED in world.take(world.caller)
+    assert b"/sa/one" not in accepted(world)
+
+
+def test_who_answered_is_taken_until_callers_have_heard_that_it_does_not_any_more(world: World) -> None:
+    world.publish({WEB: None})
+    assert b"/sa/one" in accepted(world)
+    world.goes_on(PAST_S)
+    assert b"/sa/one" not in accepted(world)
+
+
+@pytest.mark.parametrize("uri", ["spiffe://cluster.local/ns/other/sa/one", "spiffe://else/ns/default/sa/one", "nobody"])
+def test_a_host_cannot_have_callers_take_an_identity_of_another_namespace(world: World, uri: str) -> None:
+    world.publish({}, HostRuntime(joined=True, presented=frozenset({(("default", "web"), uri)})))
+    assert uri.encode() not in accepted(world)
+
+
+def has_endpoints(world: World) -> bool:
+    """Whether what the caller would be sent of the subset's cluster is one that gets endpoints."""
+    made = world.hub.answer("caller", CLUSTER_TYPE, SUBSET)
+    assert made is not None
+    assert made.resource is not None
+    sent = DeltaDiscoveryResponse(resources=[])
+    resource = sent.resources.add()
+    resource.MergeFromString(made.resource.body)
+    cluster = Cluster()
+    resource.resource.Unpack(cluster)
+    return cluster.type == Cluster.EDS
+
+
+def test_a_subset_that_goes_away_is_there_until_no_route_leads_to_it(world: World) -> None:
+    world.publish({RULE: None})
+    assert has_endpoints(world)
+    assert world.goes_on(PAST_S / 2)
+    world.take(world.caller)
+    assert has_endpoints(world)
+    assert not world.goes_on(PAST_S)
+    assert SUBSET in world.take(world.caller)
+    assert not has_endpoints(world)
+
+
+def test_a_subset_that_was_never_there_is_missing_at_once(world: World) -> None:
+    name = SUBSET.replace("v1", "v2")
+    world.publish({RULE: None})
+    world.take(world.caller)
+    world.goes_on(PAST_S)
+    world.take(world.caller)
+    world.publish({})
+    world.ask(world.caller, CLUSTER_TYPE, name)
+    assert world.take(world.caller) == {name}
+    assert not world.goes_on(0.0)
+
+
+def test_what_goes_late_is_explained_by_the_write_that_took_it(world: World) -> None:
+    """Or agents would hold back a host that loses its ports, and a caller that loses many subsets."""
+    world.hub.tell_origin(lambda revision: Origin("aa", revision, "00"))
+    world.publish({WEB: None, RULE: None})
+    world.take(world.server)
+    world.take(world.caller)
+    world.goes_on(0.0)
+    world.goes_on(PAST_S)
+    for connection, type_url in ((world.server, HOST_CONFIG_TYPE), (world.caller, CLUSTER_TYPE)):
+        late = [push for push in world.send(connection) if push.type_url == type_url]
+        assert late
+        assert all(push.data.endswith(b"/w") for push in late)

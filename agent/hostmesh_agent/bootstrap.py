@@ -49,8 +49,9 @@ _ENVOYS_FLUSH_S: Final = 5
 _FILES_PER_CONNECTION: Final = 2
 _FILES_RESERVED: Final = 512
 _MIN_CONNECTIONS: Final = 256
-_ADMIN_SOCKET_MODE: Final = 0o660
-"""In Envoy's group is nobody but an agent that is not root."""
+_SOCKET_MODE: Final = 0o600
+_SOCKET_MODE_OF_GROUP: Final = 0o660
+"""For an agent that is not root, which is in the group of Envoy's own user."""
 _CAPITAL: Final = re.compile(r"(?<!^)([A-Z])")
 
 
@@ -59,7 +60,8 @@ class BootstrapInput:
     """`max_files` is Envoy's limit of open files: it bounds the connections that are accepted.
 
     `patch` is what EnvoyFilters change, as JSON of Envoy's Bootstrap in its own field names; "" for nothing.
-    `instance` is which of the two Envoys it is for; `ipv6`: the host has IPv6.
+    `instance` is which of the two Envoys it is for; `ipv6`: the host has IPv6. `helped`: the agent is not root, and
+    looks at Envoy by Envoy's group.
     """
 
     host: str
@@ -68,6 +70,7 @@ class BootstrapInput:
     patch: str = ""
     instance: Instance = BLUE
     ipv6: bool = False
+    helped: bool = False
 
 
 def max_connections(max_files: int) -> int:
@@ -77,13 +80,14 @@ def max_connections(max_files: int) -> int:
 
 def build(wanted: BootstrapInput) -> bytes:
     """Return the bootstrap as JSON, with sorted keys."""
+    mode = _SOCKET_MODE_OF_GROUP if wanted.helped else _SOCKET_MODE
     document = {
         "node": {"id": wanted.host, "cluster": NODE_CLUSTER},
-        "admin": _admin(),
+        "admin": _admin(mode),
         "dynamic_resources": _dynamic_resources(wanted.instance),
         "static_resources": {
             "clusters": [_relay_cluster(wanted.xds_socket), *clusters()],
-            "listeners": [*listeners(), *_door(PORTS[wanted.instance].door, ipv6=wanted.ipv6)],
+            "listeners": [*listeners(mode), *_door(PORTS[wanted.instance].door, ipv6=wanted.ipv6)],
         },
         "layered_runtime": runtime(),
         "overload_manager": _overload_manager(max_connections(wanted.max_files)),
@@ -125,9 +129,9 @@ def _merged(ours: Any, theirs: Any) -> Any:
     return theirs
 
 
-def _admin() -> dict[str, Any]:
+def _admin(mode: int) -> dict[str, Any]:
     return {
-        "address": {"pipe": {"path": ADMIN_SOCKET, "mode": _ADMIN_SOCKET_MODE}},
+        "address": {"pipe": {"path": ADMIN_SOCKET, "mode": mode}},
         # The query string is part of what Envoy compares.
         "allow_paths": [{"safe_regex": {"regex": f"/({'|'.join(ADMIN_PATHS)})([?].*)?"}}],
         # An Envoy at its connection limit must still tell that it is.

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import structlog
 
-from hostmesh_agent import bootstrap, drain, host, trial, workdir
+from hostmesh_agent import bootstrap, drain, host, rights, trial, workdir
 from hostmesh_agent.artifact import Installed
 from hostmesh_agent.capture.floor import ipv6_enabled
 from hostmesh_agent.config import AgentConfig
@@ -30,9 +30,12 @@ log = structlog.get_logger(__name__)
 def first_command(config: AgentConfig, name: str, owner: Account, installed: Installed) -> EnvoyCommand:
     """Return what Envoy is started with before the controller has said anything, on the host of this name."""
     max_files = files_limit()
+    wanted = bootstrap.BootstrapInput(
+        name, config.xds_socket, max_files, ipv6=ipv6_enabled(), helped=rights.here().helped
+    )
     return EnvoyCommand(
         installed=installed,
-        bootstrap=bootstrap.build(bootstrap.BootstrapInput(name, config.xds_socket, max_files, ipv6=ipv6_enabled())),
+        bootstrap=bootstrap.build(wanted),
         directory=config.envoy_dir,
         owner=owner,
         concurrency=config.envoy.workers(host.cpus()),
@@ -76,7 +79,8 @@ class NextEnvoy:
 
     def _input(self, patch: str) -> bootstrap.BootstrapInput:
         name, socket = self._name, self._config.xds_socket
-        return bootstrap.BootstrapInput(name, socket, self.command.max_files, patch, ipv6=self._ipv6)
+        helped = rights.here().helped
+        return bootstrap.BootstrapInput(name, socket, self.command.max_files, patch, ipv6=self._ipv6, helped=helped)
 
     def take_settings(self, settings: EnvoySettings) -> bool:
         """Use the mesh's settings from now on; return whether the command is another one."""

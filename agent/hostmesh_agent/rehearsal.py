@@ -11,15 +11,14 @@ SOCKET: Final = "rehearsal.sock"
 """Relative to Envoy's working directory."""
 _ECHO: Final = "hostmesh-rehearsal-echo"
 _ECHO_SOCKET: Final = "rehearsal-echo.sock"
-_MODE: Final = 0o660  # as the admin socket
 WORDS: Final = b"rehearsed"
 
 
-def listeners() -> list[dict[str, Any]]:
-    """Return the two listeners, as JSON of Envoy's Listener."""
+def listeners(mode: int) -> list[dict[str, Any]]:
+    """Return the two listeners, as JSON of Envoy's Listener; `mode` is their sockets'."""
     forward = {"match": {"prefix": "/"}, "route": {"cluster": NAME}}
     answer = {"match": {"prefix": "/"}, "direct_response": {"status": 200, "body": {"inline_string": WORDS.decode()}}}
-    return [_listener(NAME, SOCKET, forward), _listener(_ECHO, _ECHO_SOCKET, answer)]
+    return [_listener(NAME, SOCKET, mode, forward), _listener(_ECHO, _ECHO_SOCKET, mode, answer)]
 
 
 def clusters() -> list[dict[str, Any]]:
@@ -35,7 +34,7 @@ def clusters() -> list[dict[str, Any]]:
     ]
 
 
-def _listener(name: str, path: str, route: dict[str, Any]) -> dict[str, Any]:
+def _listener(name: str, path: str, mode: int, route: dict[str, Any]) -> dict[str, Any]:
     http = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
     manager = {
         "@type": http,
@@ -52,6 +51,6 @@ def _listener(name: str, path: str, route: dict[str, Any]) -> dict[str, Any]:
     return {
         "name": name,
         "stat_prefix": name,
-        "address": {"pipe": {"path": path, "mode": _MODE}},
+        "address": {"pipe": {"path": path, "mode": mode}},
         "filter_chains": [chain],
     }

@@ -20,9 +20,16 @@ def test_connections_are_bounded_by_the_open_files() -> None:
     assert max_connections(1024) == 256
 
 
+def test_an_agent_that_is_not_root_gets_at_envoys_sockets_by_its_group_and_one_that_is_leaves_them_closed() -> None:
+    for helped, mode in ((False, 0o600), (True, 0o660)):
+        made = json.loads(build(replace(WANTED, helped=helped)))
+        pipes = [each["address"]["pipe"] for each in made["static_resources"]["listeners"] if "pipe" in each["address"]]
+        assert [each["mode"] for each in (made["admin"]["address"]["pipe"], *pipes)] == [mode] * 3
+
+
 def test_the_admin_interface_is_private_and_does_not_give_its_configuration_away() -> None:
     admin = json.loads(build(WANTED))["admin"]
-    assert admin["address"] == {"pipe": {"path": "admin.sock", "mode": 0o660}}
+    assert admin["address"] == {"pipe": {"path": "admin.sock", "mode": 0o600}}
     (matcher,) = admin["allow_paths"]
     allowed = re.compile(matcher["safe_regex"]["regex"])
     for path in ("/ready", "/listeners?format=json", "/stats/prometheus", "/drain_listeners?graceful&skip_exit"):

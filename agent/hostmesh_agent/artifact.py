@@ -33,7 +33,6 @@ _BROUGHT: Final = re.compile(r"[0-9].*-[0-9a-f]{12}")
 """A version, and the beginning of the sha256: see `install`."""
 _RECORD: Final = "verified.json"
 _MODE: Final = 0o755
-_CHUNK_BYTES: Final = 1 << 20
 
 
 class ArtifactError(Exception):
@@ -200,11 +199,8 @@ def _sync(path: Path) -> None:
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _fingerprint(path: Path) -> _Fingerprint:

@@ -16,7 +16,6 @@ DIRECTORY: Final = "updates"
 SPARE_BYTES: Final = 64 << 20
 """So much of the disk stays free: certificates and configuration must have room."""
 MAX_PIECE_BYTES: Final = 4 << 20
-_CHUNK_BYTES: Final = 1 << 20
 
 Piece = Callable[[int], Awaitable[bytes]]
 """Returns bytes from an offset on, none at the end; raises what it likes, with a bound on its time."""
@@ -90,8 +89,5 @@ def _append(path: Path, data: bytes, at: int) -> None:
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

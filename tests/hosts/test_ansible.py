@@ -9,13 +9,14 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pytest
 
 from e2e.driver import Lab, eventually
+from hosts.calls import outbound
 from hosts.fleet import OPERATOR, Fleet, Run, versions, why_no_ansible
 from hosts.machine import Machine
 from hosts.mesh import STOCK
@@ -130,22 +131,6 @@ def served_to(machine: Machine) -> set[str]:
     return found
 
 
-@contextmanager
-def calls(machine: Machine) -> Iterator[dict[str, Any]]:
-    """The host's own program calls stock all the time; the tally is there when the context is left."""
-    at_work = machine.popen("/usr/bin/python3", "/opt/load.py", URL, "--workers", "2", "--pause", "0.02")
-    tally: dict[str, Any] = {}
-    try:
-        established = ("ss", "-Htn", "state", "established", f"dport = :{STOCK}")
-        eventually(lambda: machine.run(*established).stdout, "its calls have begun", timeout_s=30)
-        yield tally
-        output, _ = at_work.communicate("", timeout=30)
-        tally.update(json.loads(output))
-    finally:
-        at_work.kill()
-        at_work.communicate()
-
-
 def test_a_look_at_bare_hosts_tells_what_would_be_done_and_does_nothing(
     bare: Fleet, looked: Run, record_property: Tell
 ) -> None:
@@ -194,7 +179,7 @@ def test_an_upgrade_goes_in_waves_and_no_call_fails(fleet: Fleet, packages: Repo
     built = packages.built
     publish(built, fleet.repository.built.dist, built.following)
     before = [envoy(each) for each in fleet.agents]
-    with calls(fleet.agents[2]) as tally:
+    with outbound(fleet.agents[2], URL, STOCK) as tally:
         done = fleet.play("upgrade", agent_version=built.following, agent_health_urls=[URL])
     assert done.code == 0, done.said
     record_property("seen", f"{done.took_s:.0f} s")
@@ -214,7 +199,7 @@ def test_a_version_that_does_not_come_up_stops_at_the_first_host(
     publish_broken(built, fleet.repository.built.dist)
     first, *others = fleet.agents
     kept = [(state(each)["MainPID"], envoy(each)) for each in others]
-    with calls(others[1]) as tally:
+    with outbound(others[1], URL, STOCK) as tally:
         done = fleet.play("upgrade", agent_version=BROKEN, agent_health_urls=[URL], agent_health_timeout=10)
     assert done.code != 0
     record_property("seen", f"{done.took_s:.0f} s")
@@ -240,7 +225,7 @@ def test_a_health_gate_that_is_not_passed_stops_at_the_first_host(fleet: Fleet, 
 
 def test_an_older_version_comes_back_on_all_hosts(fleet: Fleet, record_property: Tell) -> None:
     version = fleet.repository.built.version
-    with calls(fleet.agents[2]) as tally:
+    with outbound(fleet.agents[2], URL, STOCK) as tally:
         done = fleet.play("rollback", agent_version=version, agent_health_urls=[URL])
     assert done.code == 0, done.said
     record_property("seen", f"{done.took_s:.0f} s")
@@ -251,7 +236,7 @@ def test_an_older_version_comes_back_on_all_hosts(fleet: Fleet, record_property:
 
 def test_the_authority_is_rotated_under_load(fleet: Fleet, record_property: Tell) -> None:
     before = roots(fleet)
-    with calls(fleet.agents[0]) as tally:
+    with outbound(fleet.agents[0], URL, STOCK) as tally:
         done = fleet.play("rotate_ca")
     assert done.code == 0, done.said
     record_property("seen", f"{done.took_s:.0f} s")

@@ -87,7 +87,7 @@ def test_no_call_fails_and_envoy_and_programs_go_on_while_the_agent_ends_and_com
         if how == "restart":
             shop.run("systemctl", "restart", AGENT)
         elif how == "kill -9":
-            shop.run("systemctl", "kill", "--kill-whom=main", "--signal=KILL", AGENT)
+            shop.run("systemctl", "kill", "--kill-who=main", "--signal=KILL", AGENT)
         else:
             shop.run("systemctl", "stop", AGENT)
             assert mesh.vault() is not None

@@ -112,7 +112,7 @@ def test_its_end_is_seen_by_nobody(mesh: Mesh, without_root: Machine, how: str) 
         if how == "restart":
             without_root.run("systemctl", "restart", AGENT)
         else:
-            without_root.run("systemctl", "kill", "--kill-whom=main", "--signal=KILL", AGENT)
+            without_root.run("systemctl", "kill", "--kill-who=main", "--signal=KILL", AGENT)
         restarted(without_root, before)
     assert (inbound["failed"], calls["failed"]) == (0, 0), (inbound, calls)
     assert envoy(without_root) == ours
@@ -151,7 +151,7 @@ def test_names_and_rules_are_put_and_taken_by_the_verbs_of_root(without_root: Ma
     name = ("curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "-m", "10", f"http://stock:{STOCK}/")
     assert without_root.run(*name).stdout == "200"
     without_root.run("hostmesh-agent", "capture", "clear")
-    assert "hostmesh" not in without_root.run("nft", "list", "ruleset").stdout
+    assert "hostmesh" not in without_root.rules()
     assert "127.240.240.53" not in without_root.run("cat", "/etc/resolv.conf").stdout
     assert without_root.run(*name, check=False).stdout != "200"
     without_root.run("hostmesh-agent", "capture", "resume")

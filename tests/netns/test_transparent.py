@@ -120,7 +120,9 @@ def test_a_program_of_the_host_itself_is_seen_too(program: None, family: int) ->
     [
         V4,
         pytest.param(
-            V6, marks=pytest.mark.xfail(reason="the answer of a container's program is lost over IPv6", strict=True)
+            # Not strict: once in some dozens of runs it gets through, and why is not known.
+            V6,
+            marks=pytest.mark.xfail(reason="the answer of a container's program is lost over IPv6", strict=False),
         ),
     ],
     ids=["v4", "v6"],

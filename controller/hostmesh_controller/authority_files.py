@@ -147,7 +147,7 @@ def write(directory: Path, name: str, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.rename(path)
-        _fsync_directory(directory)
+        synchronize(directory)
     except OSError as error:
         msg = f"{path} cannot be written: {error.strerror}"
         raise AuthorityError(msg) from error
@@ -166,7 +166,7 @@ def keep_only(directory: Path, names: Collection[str]) -> tuple[str, ...]:
             path.unlink(missing_ok=True)
             removed.append(path.name)
     if removed:
-        _fsync_directory(directory)
+        synchronize(directory)
     return tuple(removed)
 
 
@@ -206,8 +206,9 @@ def _read(path: Path) -> bytes | None:
         raise AuthorityError(msg) from error
 
 
-def _fsync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def synchronize(path: Path) -> None:
+    """Have a file's content, or a directory's names, outlive a power cut. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:

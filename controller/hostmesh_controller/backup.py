@@ -268,8 +268,8 @@ def _exchange(state_dir: Path, draft: Path, there: list[Path], now: datetime) ->
     if there or name:
         kept.mkdir(mode=0o700, exist_ok=True)
     mark.write_text(kept.name)
-    _synchronize(mark)
-    _synchronize(state_dir)
+    authority_files.synchronize(mark)
+    authority_files.synchronize(state_dir)
     for each in there:
         if (kept / each.name).exists():
             # The first try had begun to put the backup here.
@@ -277,13 +277,13 @@ def _exchange(state_dir: Path, draft: Path, there: list[Path], now: datetime) ->
         else:
             each.rename(kept / each.name)
     if kept.exists():
-        _synchronize(kept)
+        authority_files.synchronize(kept)
     for part in _BESIDE:
         if (draft / part).exists():
             (draft / part).rename(state_dir / part)
-    _synchronize(state_dir)
+    authority_files.synchronize(state_dir)
     mark.unlink()
-    _synchronize(state_dir)
+    authority_files.synchronize(state_dir)
     return kept if kept.exists() else None
 
 
@@ -295,14 +295,6 @@ def _free_name(state_dir: Path, now: datetime) -> str:
 def _forget_drafts(state_dir: Path, pattern: str) -> None:
     for each in state_dir.glob(pattern):
         shutil.rmtree(each, ignore_errors=True)
-
-
-def _synchronize(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -383,7 +383,7 @@ class Hub:
         for connection, key in again:
             self._watch(connection, key)
         self._lingering.hold(
-            [each.host for each in self._wholly_concerned(touched)], before, mesh, self._who_calls(touched)
+            [each.host for each in self._wholly_concerned(touched)], before, mesh, lambda: self._who_calls(touched)
         )
         for connection in concerned:
             if is_another:

@@ -89,15 +89,20 @@ class Lingering(Generic[Who]):
             self._identities_until_s = now_s + PAST_S
         return mesh if former == mesh.former_identities else replace(mesh, former_identities=former)
 
-    def hold(self, hosts: Iterable[str], before: Mesh, after: Mesh, callers: Iterable[Who]) -> None:
-        """Let those hosts go on as they were that lose what is called there, until the callers have acknowledged."""
-        told = set(callers)
-        if self.now_s is None or not told:
+    def hold(self, hosts: Iterable[str], before: Mesh, after: Mesh, callers: Callable[[], set[Who]]) -> None:
+        """Let those hosts go on as they were that lose what is called there, until the callers have acknowledged.
+
+        `callers` is asked only where somebody loses something: nearly all changes take nothing from anybody.
+        """
+        if self.now_s is None:
             return
-        now_s = self.now_s()
-        # Most changes take nothing from anybody; those of thousands of hosts need not be looked through for that.
+        now_s, told = self.now_s(), None
+        # Those of thousands of hosts need not be looked through for that.
         for host in self._held.keys() & set(hosts) if _serve_the_same(before, after) else hosts:
             if _takes_away(self.shown(host, before), after, host):
+                told = callers() if told is None else told
+                if not told:
+                    return
                 held = self._held.setdefault(host, _Held(before, now_s, set()))
                 held.callers |= told
                 held.told_s = None

@@ -308,18 +308,8 @@ def healthy_workloads(state: HostState) -> frozenset[Workload]:
     return _healthy(HostReport.FromString(state.report))
 
 
-def is_withdrawn(state: HostState) -> bool:
-    """Tell whether the agent last said that nobody is to call the host's workloads."""
-    return bool(HostReport.FromString(state.report).withdrawn)
-
-
 def _captured_ports(report: HostReport) -> frozenset[int]:
     return frozenset(port for lease in report.leases for port in lease.captured_ports)
-
-
-def captured_ports(state: HostState) -> frozenset[int]:
-    """Return the ports that the agent last said it captures."""
-    return _captured_ports(HostReport.FromString(state.report))
 
 
 def _certified(report: HostReport, at: datetime | None) -> frozenset[Workload]:
@@ -384,18 +374,19 @@ def has_ipv6(state: HostState) -> bool:
 def runtime_of(state: HostState) -> HostRuntime:
     """Return what the mesh needs to know of a host's state."""
     joined = state.joined_at is not None and (state.left_at is None or state.left_at < state.joined_at)
+    report = report_of(state)
     return HostRuntime(
         joined=joined,
         ready=state.ready if joined else frozenset(),
-        certified=_certified(HostReport.FromString(state.report), state.last_report_at) if joined else frozenset(),
-        presented=_presented(HostReport.FromString(state.report)) if joined else frozenset(),
+        certified=_certified(report, state.last_report_at) if joined else frozenset(),
+        presented=_presented(report) if joined else frozenset(),
         ipv6=has_ipv6(state),
-        captured=captured_ports(state) if joined else frozenset(),
-        healthy=healthy_workloads(state) if joined else frozenset(),
-        withdrawn=joined and is_withdrawn(state),
-        locality=reported_locality(state) if joined else "",
-        cpus=min(HostReport.FromString(state.report).facts.cpus, MAX_CPUS),
-        free_eighths=HostReport.FromString(state.report).load.free_eighths,
+        captured=_captured_ports(report) if joined else frozenset(),
+        healthy=_healthy(report) if joined else frozenset(),
+        withdrawn=joined and bool(report.withdrawn),
+        locality=_locality(report) if joined else "",
+        cpus=min(report.facts.cpus, MAX_CPUS),
+        free_eighths=report.load.free_eighths,
     )
 
 
@@ -471,12 +462,8 @@ def _is_prefixed(text: str) -> bool:
     return canonical_address(address) is not None and (not length or (length.isascii() and length.isdigit()))
 
 
-def reported_locality(state: HostState) -> str:
-    """Return where the host's cloud says that it is, `region/zone`; "" where there is none, or it is no such name."""
-    return _locality(HostReport.FromString(state.report))
-
-
 def _locality(report: HostReport) -> str:
+    """Return where the host's cloud says that it is, `region/zone`; "" where there is none, or it is no such name."""
     cloud = report.facts.cloud
     if not _PLACE.fullmatch(cloud.region):
         return ""

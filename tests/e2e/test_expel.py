@@ -122,7 +122,8 @@ def answering(lab: Lab) -> set[str]:
 def test_an_expelled_host_is_cut_off_within_seconds_while_others_notice_nothing_and_comes_back_when_readmitted(
     lab: Lab,
 ) -> None:
-    assert answering(lab) == {"bad", "server"}
+    # Eight answers of one among two are chance now and then (1 in 128): what is tried below is who answers afterwards.
+    eventually(lambda: answering(lab) == {"bad", "server"}, "both answer")
     with (
         load(lab, "good", "http://stock:8095/") as others,
         load(lab, "bad", "http://shop:8095/") as its_own,

@@ -1,5 +1,7 @@
 """What a bug report tells of a host, and how it is gathered: without the agent's help, in bounded time, no secrets.
 
+The agent's files are read as whom the agent is: root that reads them would follow links of others.
+
 Private keys, the cache (it holds the keys of Gateways) and Envoy's whole configuration are not read into it. All that
 is goes through `redaction`, which knows the secrets of this host.
 """
@@ -13,14 +15,14 @@ import stat
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Final
 
-from hostmesh_agent import capture, control, holders, host, status, workdir
+from hostmesh_agent import capture, control, holders, host, standing_in, status, workdir
 from hostmesh_agent.admin import Admin, AdminError
 from hostmesh_agent.bootstrap import ADMIN_SOCKET
 from hostmesh_agent.bundle import MAX_TEXT_BYTES, Bundle
@@ -67,17 +69,19 @@ FILES: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """One file of the report: its name, what makes it, and whether its end counts more than its beginning."""
+    """One file of the report: its name, what makes it, whether its end counts more, and whether it takes root."""
 
     name: str
     make: Callable[[], str]
     end: bool = False
+    as_root: bool = False
 
 
 def write(config: AgentConfig, config_file: Path, bundle: Bundle) -> int:
     """Put everything into the bundle; return in how many places something was hidden. What fails says so inside."""
     until = time.monotonic() + WITHIN_S
-    redactor = Redactor(secrets(config))
+    with standing_in.for_a_while(config.state_dir, able=True):
+        redactor = Redactor(secrets(config))
     told = []
     for text in texts(config, config_file):
         began = time.monotonic()
@@ -85,7 +89,8 @@ def write(config: AgentConfig, config_file: Path, bundle: Bundle) -> int:
             told.append(f"{text.name}: left out, {WITHIN_S:g} s are over")
             continue
         try:
-            made = text.make()
+            with nullcontext() if text.as_root else standing_in.for_a_while(config.state_dir, able=True):
+                made = text.make()
         except Exception as error:
             made = f"{type(error).__name__}: {error}\n"
         # Cut before it is searched: what is hidden may not be what the end of a part depends on.
@@ -123,7 +128,7 @@ def texts(config: AgentConfig, config_file: Path) -> Iterator[Text]:
     for directory in _envoy_directories(config):
         yield from _envoy(directory)
     for name, command in COMMANDS.items():
-        yield Text(name, partial(_output, command.split()), name.startswith("logs/"))
+        yield Text(name, partial(_output, command.split()), name.startswith("logs/"), as_root=True)
     for path in (config.dns.resolv_conf, *FILES):
         yield Text(f"files{path}", partial(_read, path))
     yield Text("state-directory.txt", lambda: "\n".join(_listed(config)) + "\n")

@@ -12,7 +12,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from hostmesh_agent import argv, cli_bugreport, cli_capture, cli_config, cli_doctor, cli_envoy, cli_wait, standing_in
+from hostmesh_agent import (
+    argv,
+    cli_as_root,
+    cli_bugreport,
+    cli_capture,
+    cli_config,
+    cli_doctor,
+    cli_envoy,
+    cli_wait,
+    standing_in,
+)
 from hostmesh_agent import config as configuration
 from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.config_table import ConfigError
@@ -88,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_wait.add(verbs)
     cli_doctor.add(verbs)
     cli_bugreport.add(verbs)
+    cli_as_root.add(verbs)
     return parser
 
 
@@ -129,7 +140,7 @@ def _add_join(join: argparse.ArgumentParser) -> None:
     join.add_argument(
         "--no-start", action="store_true", help="do not enable and start hostmesh-agent.service, where there is one"
     )
-    join.set_defaults(verb=_join)
+    join.set_defaults(verb=_join, as_root=True)
 
 
 class _Version(argparse.Action):
@@ -183,7 +194,7 @@ def _run(_: argparse.Namespace, config: AgentConfig) -> int:
 def _join(options: argparse.Namespace, config: AgentConfig) -> int:
     import asyncio
 
-    from hostmesh_agent import enrol, host, lock, log, own_unit
+    from hostmesh_agent import as_root, enrol, host, lock, log, own_unit
     from hostmesh_agent.evidence import EvidenceError
     from hostmesh_agent.state import State, StateError
 
@@ -199,7 +210,7 @@ def _join(options: argparse.Namespace, config: AgentConfig) -> int:
     state = State(config.state_dir)
     try:
         # A running agent would go on as the host it was.
-        with lock.held(config.state_dir):
+        with standing_in.for_a_while(config.state_dir, able=True), lock.held(config.state_dir):
             joining = enrol.join(
                 join_string,
                 state,
@@ -218,8 +229,10 @@ def _join(options: argparse.Namespace, config: AgentConfig) -> int:
         return say(str(error), FAILED)
     print(f"joined as {record.identity.uri}", flush=True)
     try:
+        if as_root.possible(config.state_dir) and (why := as_root.why(config)) and as_root.switch(on=True):
+            print(f"the agent is root on this host: {why}")
         not_started = "--no-start" if options.no_start else own_unit.start(config.state_dir)
-    except own_unit.UnitError as error:
+    except (OSError, as_root.SystemdError, own_unit.UnitError) as error:
         cure = "mend it (journalctl -u hostmesh-agent), then: systemctl start hostmesh-agent"
         return say(f"this host has joined, but its agent does not run: {error}; {cure}", FAILED)
     if not_started is None:

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from hostmesh_agent import launch, process
+from hostmesh_agent import launch, process, rights
 from hostmesh_agent.capture import nft, routes, transparent
 from hostmesh_agent.config import CaptureSettings
 
@@ -31,7 +31,8 @@ def why_not(settings: CaptureSettings) -> str:
     """Return why programs of this host cannot see the address of who calls; "" if they can. Blocks for milliseconds."""
     if not settings.tproxy:
         return "the host's own configuration refuses it (capture.tproxy)"
-    if not launch.permitted() & 1 << right():
+    # Without root it is Envoy's unit that has it.
+    if right() != launch.NET_RAW if rights.here().helped else not launch.permitted() & 1 << right():
         return f"the agent has no {_NAMES[right()]} to give to Envoy"
     if not nft.knows(*transparent.chains()):
         return "the kernel's nf_tables lacks a part of it (zones of connection tracking, chains of type route)"

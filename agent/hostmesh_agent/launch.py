@@ -16,7 +16,8 @@ import os
 import resource
 import signal
 import sys
-from typing import Final, TypedDict
+from collections.abc import Iterable
+from typing import Any, Final, TypedDict
 
 EXIT_NOT_STARTED: Final = 126
 
@@ -118,12 +119,24 @@ def _prctl(option: int, argument: int = 0, second: int = 0) -> bool:
 
 def permitted() -> int:
     """Return what this process may do, a bit for each capability from 0 to 31."""
+    return int(_capabilities()[1][1])
+
+
+def use(capabilities: Iterable[int]) -> None:
+    """Use these again, after a change of the effective user has taken all from use; we have them still."""
+    header, data = _capabilities()
+    data[0] = sum(1 << each for each in capabilities) & data[1]
+    if ctypes.CDLL(None, use_errno=True).capset(header, data) != 0:
+        raise OSError(ctypes.get_errno(), "capset")
+
+
+def _capabilities() -> tuple[Any, Any]:
+    """Effective, permitted, inheritable, of the capabilities 0 to 31; then the same of the others."""
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    # Effective, permitted, inheritable, of the capabilities 0 to 31; then the same of the others.
     data = (ctypes.c_uint32 * 6)()
     if ctypes.CDLL(None, use_errno=True).capget(header, data) != 0:
         raise OSError(ctypes.get_errno(), "capget")
-    return int(data[1])
+    return header, data
 
 
 def _set_capabilities(only: int) -> None:

@@ -21,6 +21,7 @@ from typing import Final
 from hostmesh_agent import (
     arming,
     artifact_fetch,
+    as_root,
     capture,
     cgroup,
     chosen_binary,
@@ -82,14 +83,15 @@ def leave(config: AgentConfig, *, purge: bool, tell: Callable[[str], None]) -> b
         undone = [what for what, act in _steps(config) if not _tried(what, act, tell)]
         done = not undone
         if done and (purge or not had_state):
-            done = _tried("directories", lambda: _remove_directories(config), tell)
+            done = _tried("unit", lambda: _no_more_as_root(config), tell)
+            done = _tried("directories", lambda: _remove_directories(config), tell) and done
     return done
 
 
 def _tried(what: str, act: Callable[[], str], tell: Callable[[str], None]) -> bool:
     try:
         told = act()
-    except (OSError, StateError, ResolverError, capture.CaptureError) as error:
+    except (OSError, StateError, ResolverError, capture.CaptureError, as_root.SystemdError) as error:
         tell(f"{what}: {error}")
         return False
     if told:
@@ -271,6 +273,11 @@ def _empty(directory: Path) -> None:
             shutil.rmtree(each)
         else:
             each.unlink(missing_ok=True)
+
+
+def _no_more_as_root(config: AgentConfig) -> str:
+    done = as_root.possible(config.state_dir) and as_root.switch(on=False)
+    return "it is as the package has it" if done else ""
 
 
 def _remove_directories(config: AgentConfig) -> str:

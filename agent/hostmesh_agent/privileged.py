@@ -7,8 +7,8 @@ the connection. Who calls is the kernel's word: root, or the agent's user. A req
 
 Whoever has become the agent may do these acts and no others. So no path, no text of a file and no name of a unit is
 ever taken from a request; each argument is one of a few words, a number that is looked at, or goes to a program that
-runs as somebody without rights. Standard library, `dns`, which reads and writes /etc/resolv.conf, and what reads the
-words of an upgrade.
+runs as somebody without rights. Standard library, `dns`, which reads and writes /etc/resolv.conf, what reads the words
+of an upgrade, and what looks whose sockets are whose.
 """
 
 import json
@@ -27,6 +27,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
+from hostmesh_agent import socket_holders
 from hostmesh_agent.dns import ROOTS_COPY, Resolver, ResolverError
 from hostmesh_agent.upgrader import request as upgrades
 from hostmesh_api import wire
@@ -48,6 +49,7 @@ _OFF: Final = ("default-route", "llmnr", "mdns", "dnsovertls", "dnssec")
 _DOMAIN: Final = re.compile(r"~?(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]{0,62})(\.[a-z0-9_]([a-z0-9_-]{0,62}))*")
 _MAX_DOMAINS: Final = 256
 _MAX_WORDS: Final = 256
+_MAX_SOCKETS: Final = 4096
 _ENVIRONMENT: Final = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "LC_ALL": "C",
@@ -155,6 +157,13 @@ def ssh_servers() -> Reply:
     return {"ports": sorted(floor.ssh_servers())}
 
 
+def holders(inodes: object) -> Reply:
+    """Tell which processes have sockets open, for those that are somebody's."""
+    if not (isinstance(inodes, list) and len(inodes) <= _MAX_SOCKETS and all(type(each) is int for each in inodes)):
+        raise RefusedError("inodes: are no list of sockets")
+    return {"held": list(socket_holders.pids(inodes).items())}
+
+
 def ask_upgrade(package: object, version: object, way: object, token: object) -> Reply:
     """Start hostmesh-upgrade@, which believes nothing of this and judges by the owner's word. It is not waited for."""
     words = (package, version, way, token)
@@ -248,6 +257,7 @@ VERBS: Final[Mapping[str, tuple[Callable[..., Reply], Sequence[str]]]] = {
     "take-names": (take_names, ()),
     "tell-resolved": (tell_resolved, ("what", "values")),
     "ssh-servers": (ssh_servers, ()),
+    "holders": (holders, ("inodes",)),
     "ask-upgrade": (ask_upgrade, ("package", "version", "way", "token")),
     "probe": (probe, ("command",)),
 }

@@ -9,16 +9,21 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
+
+import structlog
 
 SOCKET: Final = Path("/run/hostmesh-privileged.sock")
 RESOLV_CONF: Final = Path("/etc/resolv.conf")
 ANSWER_WITHIN_S: Final = 15.0
+MAX_SOCKETS: Final = 4096
+"""As many as the privileged part looks for at once."""
 _ANSWER_BYTES: Final = 1 << 16
 _VERBS: Final = {"restart": "start-envoy", "stop": "stop-envoy", "reset-failed": "forget-envoy", "show": "show-envoy"}
 
+log = structlog.get_logger(__name__)
 
 Names = tuple[bool, str]
 """Whether it is in place, and what is to be told of that."""
@@ -52,6 +57,9 @@ class Rights(Protocol):
     def ssh_servers(self, own: Callable[[], frozenset[int]]) -> frozenset[int]:
         """Return the ports of this host's SSH servers, as `own` finds them: who is not root does not see them all."""
 
+    def holders(self, inodes: Collection[int], own: Callable[[], dict[int, int]]) -> dict[int, int]:
+        """Return the processes that have sockets open, as `own` finds them. Never raises: who is not found is not."""
+
     def ask_upgrade(self, asked: Mapping[str, str], own: Callable[[], None]) -> None:
         """Have systemd start hostmesh-upgrade@, as `own` does it. `asked`: package, version, way and token."""
 
@@ -83,6 +91,9 @@ class Own:
         own()
 
     def ssh_servers(self, own: Callable[[], frozenset[int]]) -> frozenset[int]:
+        return own()
+
+    def holders(self, inodes: Collection[int], own: Callable[[], dict[int, int]]) -> dict[int, int]:
         return own()
 
     def ask_upgrade(self, asked: Mapping[str, str], own: Callable[[], None]) -> None:
@@ -142,6 +153,16 @@ class Helped:
 
     def ssh_servers(self, own: Callable[[], frozenset[int]]) -> frozenset[int]:
         return own() | frozenset(map(int, self.ask("ssh-servers")["ports"]))
+
+    def holders(self, inodes: Collection[int], own: Callable[[], dict[int, int]]) -> dict[int, int]:
+        found = own()
+        hidden = sorted({each for each in inodes if each} - found.keys())[:MAX_SOCKETS]
+        if hidden:
+            try:
+                found |= {int(inode): int(pid) for inode, pid in self.ask("holders", inodes=hidden)["held"]}
+            except OSError as error:
+                log.warning("programs of other users are not known", error=str(error))
+        return found
 
     def ask_upgrade(self, asked: Mapping[str, str], own: Callable[[], None]) -> None:
         self.ask("ask-upgrade", **asked)

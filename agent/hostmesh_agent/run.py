@@ -20,6 +20,7 @@ from typing import Any, Final
 import structlog
 
 from hostmesh_agent import (
+    as_root,
     capture_verbs,
     chosen_binary,
     client_addresses,
@@ -136,8 +137,8 @@ async def prepare(
     workdir.check_reachable(config.xds_socket, owner)
     installed = await asyncio.to_thread(chosen_binary.install, config)
     why_no_unit = await asyncio.to_thread(envoy_unit.why_not, config)
-    if why_no_unit and rights.here().helped:
-        raise workdir.WorkdirError(f"the agent is not root, so that Envoy must be a unit of systemd's: {why_no_unit}")
+    if rights.here().helped and (why_root := why_no_unit or await asyncio.to_thread(as_root.why, config)):
+        raise workdir.WorkdirError(f"{why_root}: the agent has to be root for that (hostmesh-agent as-root on)")
     if config.envoy.supervisor == "systemd" and why_no_unit:
         raise workdir.WorkdirError(f'envoy.supervisor = "systemd" in agent.toml: {why_no_unit}')
     recognition = await asyncio.to_thread(Recognition, config, switches_user=owner.switch)

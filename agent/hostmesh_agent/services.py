@@ -6,14 +6,14 @@ Which program holds a socket needs a walk through /proc, and that is done for ne
 
 import asyncio
 import contextlib
-import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 import structlog
 
+from hostmesh_agent import rights, socket_holders
 from hostmesh_agent.cgroup_names import Place, place_of
 from hostmesh_agent.sock_diag import listeners
 from hostmesh_api.v1.hostmesh_pb2 import ListeningSocket
@@ -90,19 +90,13 @@ class Listening:
 
 
 def holders(inodes: Collection[int], proc: Path = Path("/proc")) -> dict[int, Holder]:
-    """Find the programs that hold the sockets: one walk, ended early when all are found."""
-    wanted = {f"socket:[{inode}]": inode for inode in inodes if inode}
+    """Find the programs that hold the sockets."""
     found: dict[int, Holder] = {}
-    # Lowest pid first: of a program and its workers that share a socket, the program.
-    for process in sorted((each for each in proc.iterdir() if each.name.isdigit()), key=lambda each: int(each.name)):
-        if len(found) == len(wanted):
-            break
-        # A process may end, or be closed to us, at any moment.
+    known: dict[int, Holder] = {}
+    for inode, pid in rights.here().holders(inodes, lambda: socket_holders.pids(inodes, proc)).items():
+        # A process may have ended meanwhile.
         with contextlib.suppress(OSError):
-            inodes_of = {wanted[target] for target in _links(process / "fd") if target in wanted} - found.keys()
-            if inodes_of:
-                holder = _holder(process)
-                found |= dict.fromkeys(inodes_of, holder)
+            found[inode] = known[pid] = known.get(pid) or _holder(proc / str(pid))
     return found
 
 
@@ -112,10 +106,3 @@ def _holder(process: Path) -> Holder:
     with contextlib.suppress(OSError):
         place = place_of((process / "cgroup").read_text(errors="replace"))
     return Holder(int(process.name), program, place)
-
-
-def _links(directory: Path) -> Iterator[str]:
-    with os.scandir(directory) as entries:
-        for entry in entries:
-            with contextlib.suppress(OSError):
-                yield os.readlink(entry.path)  # noqa: PTH115 - a Path per open file of the host is too slow

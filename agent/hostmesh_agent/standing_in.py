@@ -42,8 +42,11 @@ def become(state_dir: Path) -> bool:
 
 
 @contextmanager
-def for_a_while(state_dir: Path) -> Iterator[None]:
-    """Touch the agent's files as its user, and be root again afterwards. Not for two threads at once."""
+def for_a_while(state_dir: Path, *, able: bool = False) -> Iterator[None]:
+    """Touch the agent's files as its user, and be root again afterwards. Not for two threads at once.
+
+    `able`: with what it keeps by `become`, in this thread and in those that it starts.
+    """
     account = agents_account(state_dir)
     if account is None:
         yield
@@ -52,6 +55,8 @@ def for_a_while(state_dir: Path) -> Iterator[None]:
     os.setgroups(os.getgrouplist(account.pw_name, account.pw_gid))
     os.setegid(account.pw_gid)
     os.seteuid(account.pw_uid)
+    if able:
+        launch.use(_KEPT)
     try:
         yield
     finally:

@@ -96,12 +96,10 @@ AGENT: Final = Part(
         ("sysusers.d/hostmesh.conf", f"{SYSUSERS}/hostmesh.conf"),
         ("etc/agent.toml", "etc/hostmesh/agent.toml"),
         *(
-            (f"systemd/unprivileged/{each}.service.conf", f"usr/lib/hostmesh-agent/unprivileged/{each}.service.conf")
-            for each in ("hostmesh-agent", "hostmesh-drain", "hostmesh-guard", "hostmesh-ready")
+            (f"systemd/as-root/{each}.service.conf", f"usr/lib/hostmesh-agent/as-root/{each}.service.conf")
+            for each in ("hostmesh-agent", "hostmesh-drain", "hostmesh-ready")
         ),
         ("etc/needrestart.conf", "etc/needrestart/conf.d/hostmesh.conf"),
-        # Not in force by itself: where Envoy has no cgroup of its own it would bind Envoy, too.
-        ("systemd/hostmesh-agent.service.d/budget.conf", "usr/share/doc/hostmesh-agent/examples/budget.conf"),
     ),
     links=((f"{UNITS}/multi-user.target.wants/{RECOVERS}", f"../{RECOVERS}"),),
     configuration=("etc/hostmesh/agent.toml", "etc/needrestart/conf.d/hostmesh.conf"),

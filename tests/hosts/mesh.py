@@ -15,9 +15,7 @@ from e2e.driver import PROGRAMS, Lab, eventually
 from hosts import repository
 from hosts.machine import Machine
 from hosts.repository import Repository
-from packages.building import TREE
 
-BUDGET: Final = TREE / "packaging/systemd/hostmesh-agent.service.d/budget.conf"
 VAULT: Final = 8097
 STOCK: Final = 8095
 JOINED_WITHIN_S: Final = 60
@@ -129,14 +127,10 @@ def bare(machine: Machine, packages: Repository) -> None:
 
 
 def install(packages: Repository, *machines: Machine) -> None:
-    """Boot new hosts, and install the agent of this tree by apt, on all at once.
-
-    The budget's part that is for hosts where Envoy has a cgroup of its own, as here, is put in by their owner.
-    """
+    """Boot new hosts, and install the agent of this tree by apt, on all at once."""
     # One after the other, and here: a host ends with the thread that started it.
     for each in machines:
         bare(each, packages)
-        each.put("/etc/systemd/system/hostmesh-agent.service.d/budget.conf", BUDGET.read_text())
     with ThreadPoolExecutor(len(machines)) as pool:
         list(pool.map(lambda each: repository.install_agent(each, packages.built.version), machines))
 

@@ -36,6 +36,7 @@ PACKAGES: Final = (
     "unattended-upgrades",
     "firewalld",
     "iptables",
+    "ipset",
 )
 OF_SUITE: Final = {
     "bullseye": (),  # systemd-resolved is a part of systemd

@@ -172,6 +172,7 @@ def test_the_agents_own_child_is_taken_over_and_becomes_a_unit_with_its_next_sta
     till = mesh.till
     name = serving(till)
     with load(mesh.lab, "client", f"http://stock:{STOCK}/") as inbound:
+        till.run("hostmesh-agent", "as-root", "on")
         with configured(
             till, '[envoy]\nsupervisor = "builtin"\nlog_level = "info"\nrehearsal_s = 1\nprobation_s = 2\n'
         ):
@@ -179,6 +180,9 @@ def test_the_agents_own_child_is_taken_over_and_becomes_a_unit_with_its_next_sta
             child = envoy(till)
             assert f"0::{SLICE}/" in till.run("cat", f"/proc/{child}/cgroup").stdout
             assert unit(till, serving(till))["ActiveState"] == "inactive"
+        before = state(till)
+        till.run("hostmesh-agent", "as-root", "off")
+        restarted(till, before)
         assert envoy(till) == child
         upgrade(till)
     assert inbound["failed"] == 0, inbound

@@ -43,7 +43,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
 def test_the_acts_are_these_and_no_others() -> None:
     assert set(privileged.VERBS) == {
         *("start-envoy", "stop-envoy", "forget-envoy", "show-envoy", "signal-envoy"),
-        *("put-names", "take-names", "tell-resolved", "ssh-servers", "probe", "ask-upgrade"),
+        *("put-names", "take-names", "tell-resolved", "ssh-servers", "holders", "probe", "ask-upgrade"),
     }
 
 
@@ -298,6 +298,24 @@ def test_over_a_connection_it_is_the_kernel_that_says_who_asks(served: Path) -> 
             os._exit(0 if "uid 65534 may not ask" in str(error) else 2)
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_whose_a_socket_is_is_told_for_sockets_alone(served: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    helped = rights.Helped(served)
+    with socket.socket() as mine:
+        inode = os.fstat(mine.fileno()).st_ino
+        # One that it sees itself is not asked for; one that is nobody's is nobody's.
+        assert helped.holders({inode, 0, 1}, dict) == {inode: os.getpid()}
+        assert helped.holders({inode}, lambda: {inode: 7}) == {inode: 7}
+    for inodes in (["1"], "1", None, [True], [1.5], list(range(4097))):
+        with pytest.raises(rights.RightsError, match="refused: "):
+            helped.ask("holders", inodes=inodes)
+
+
+def test_programs_are_unknown_while_the_privileged_part_is_away(tmp_path: Path) -> None:
+    assert rights.Helped(tmp_path / "none").holders({1, 2}, lambda: {1: 7}) == {1: 7}
 
 
 def test_a_probes_command_runs_without_rights_and_ends_with_the_one_who_asked(served: Path) -> None:

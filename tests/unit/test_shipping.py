@@ -258,9 +258,7 @@ def test_what_units_run_beside_the_programs_is_in_the_tree_and_can_be_run(tmp_pa
     named = set()
     for unit in (PACKAGING / "systemd").rglob("*.*"):
         if unit.is_file():
-            named |= set(
-                re.findall(r"/usr/lib/hostmesh-agent/([a-z-]+) ?", re.sub("unprivileged/", "", unit.read_text()))
-            )
+            named |= set(re.findall(r"/usr/lib/hostmesh-agent/([a-z-]+) ?", unit.read_text()))
     assert named == {name for name, _ in AGENT.scripts}
     for name in named:
         text = (home / name).read_text()

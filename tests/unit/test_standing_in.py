@@ -90,6 +90,26 @@ def test_for_a_while_it_is_the_agent_and_then_root_again(state: Path, tmp_path: 
     assert (state / "file").stat().st_uid == NOBODY.pw_uid
 
 
+def test_for_a_while_it_is_able_to_what_it_is_otherwise_and_has_all_again(state: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("root's")
+    secret.chmod(0o600)
+
+    def capabilities() -> list[str]:
+        lines = Path("/proc/thread-self/status").read_text().splitlines()
+        return [line for line in lines if line.startswith(("CapEff", "CapPrm", "CapInh"))]
+
+    def act() -> bool:
+        before = capabilities()
+        with standing_in.for_a_while(state, able=True):
+            (effective,) = (int(line.split()[1], 16) for line in capabilities() if line.startswith("CapEff"))
+            able = {each for each in range(64) if effective & 1 << each} == {2, launch.NET_ADMIN, 19}
+            reads = secret.read_text() == "root's" and denied(lambda: secret.write_text("x"))
+        return able and reads and capabilities() == before
+
+    assert in_another(act)
+
+
 def test_nothing_changes_where_the_agent_is_root_or_somebody_else_s(state: Path, tmp_path: Path) -> None:
     assert not standing_in.become(tmp_path / "none")
     os.chown(state, 0, 0)

@@ -8,31 +8,28 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from shipping import parts
 
 from hostmesh_agent import budget
 
 UNITS = Path(__file__).parents[2] / "packaging/systemd"
 EXPOSURE = {
-    "hostmesh-agent.service": 3.9,
+    "hostmesh-agent.service": 1.9,
     "hostmesh-controller.service": 1.2,
-    "hostmesh-drain.service": 1.3,
+    "hostmesh-drain.service": 1.2,
     "hostmesh-envoy@.service": 1.5,
-    "hostmesh-guard.service": 2.9,
-    "hostmesh-privileged@.service": 3.1,
-    "hostmesh-ready.service": 1.5,
+    "hostmesh-guard.service": 3.2,
+    "hostmesh-privileged@.service": 3.3,
+    "hostmesh-ready.service": 1.4,
 }
 """At most, of 10. For comparison: systemd-networkd has 2.8, nginx and haproxy 9.6.
 
-What the agent's unit does without, and why. It runs as root, so that it starts Envoy as another user, signals it, and
-owns its files: User=, PrivateUsers= and seven groups of capabilities (1.9 of its points). It has the host's network and
-its processes, which are its work: PrivateNetwork=, RestrictAddressFamilies=, ProtectProc=, ProcSubset=, IPAddressDeny=
-(1.5). It makes Envoy's cgroup: ProtectControlGroups= (0.2). And Envoy is started within the unit's limits, and inherits
-them: Wasm and Lua make code as they run (MemoryDenyWriteExecute=, 0.1), its limits of files are raised (@resources,
-0.2), and a /tmp of the unit's own would go when the agent stops (PrivateTmp=, 0.2; commands of probes look at the
-host's, too).
+What the agent's unit does without, and why. It has the host's network, its rules and its processes, which are its work:
+PrivateNetwork=, RestrictAddressFamilies=, CAP_NET_ADMIN, ProtectProc=, ProcSubset=, IPAddressDeny=.
 """
-WITHOUT_ROOT = {"hostmesh-agent.service": 1.9, "hostmesh-guard.service": 3.2}
-"""With what is in unprivileged/. The agent has the host's network, sockets, rules and list of processes."""
+AS_ROOT = {"hostmesh-agent.service": 3.9}
+"""With what is in as-root/. It runs as root, so that it starts Envoy as another user, signals it, and owns its files;
+and Envoy may be started within the unit's limits (the drop-in says which)."""
 needs_systemd = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
 
 
@@ -87,22 +84,31 @@ def test_the_units_are_as_closed_as_was_said(units: Path, name: str) -> None:
 
 
 @needs_systemd
-@pytest.mark.parametrize("name", WITHOUT_ROOT)
-def test_units_without_root_are_as_closed_as_was_said(units: Path, name: str) -> None:
+@pytest.mark.parametrize("name", AS_ROOT)
+def test_units_of_root_are_as_closed_as_was_said(units: Path, name: str) -> None:
     merged = units / f"merged-{name}"
-    drop_in = (UNITS / "unprivileged" / f"{name}.conf").read_text()
+    drop_in = (UNITS / "as-root" / f"{name}.conf").read_text()
     merged.write_text((units / name).read_text() + drop_in.replace("/usr/lib/hostmesh-agent/own", "/bin/true"))
     done = analyze("security", "--offline=true", "--no-pager", str(merged))
     found = re.search(r"Overall exposure level for \S+: ([0-9.]+)", done.stdout)
     assert found is not None, done.stderr
-    assert float(found[1]) <= WITHOUT_ROOT[name]
+    assert float(found[1]) <= AS_ROOT[name]
     assert analyze("verify", "--man=no", str(merged)).stderr == ""
 
 
-def test_an_agent_without_root_has_one_capability() -> None:
-    drop_in = service(UNITS / "unprivileged/hostmesh-agent.service.conf")
-    assert (drop_in["User"], drop_in["AmbientCapabilities"]) == ("hostmesh-agent", "CAP_NET_ADMIN")
-    assert drop_in["CapabilityBoundingSet"] == "CAP_NET_ADMIN"
+def test_the_agent_is_not_root_and_has_one_capability() -> None:
+    unit = service(UNITS / "hostmesh-agent.service")
+    assert (unit["User"], unit["AmbientCapabilities"]) == ("hostmesh-agent", "CAP_NET_ADMIN")
+    assert unit["CapabilityBoundingSet"] == "CAP_NET_ADMIN"
+
+
+def test_every_unit_that_runs_as_the_agent_has_a_drop_in_for_an_agent_of_root() -> None:
+    drop_ins = {each.name.removesuffix(".conf") for each in (UNITS / "as-root").iterdir()}
+    of_agent = {each.name for each in UNITS.glob("*.service") if service(each).get("User") == "hostmesh-agent"}
+    assert drop_ins == of_agent
+    assert {service(UNITS / "as-root" / f"{each}.conf")["User"] for each in drop_ins} == {"root"}
+    installed = {Path(place).name for _, place in parts.AGENT.files if "/as-root/" in place}
+    assert installed == {f"{each}.conf" for each in of_agent}
 
 
 def test_the_privileged_part_is_reached_by_the_agents_group_alone() -> None:
@@ -114,10 +120,10 @@ def test_the_privileged_part_is_reached_by_the_agents_group_alone() -> None:
 
 
 def test_the_unit_holds_the_budget_that_is_published() -> None:
-    unit, bound = service(UNITS / "hostmesh-agent.service"), service(UNITS / "hostmesh-agent.service.d/budget.conf")
+    unit = service(UNITS / "hostmesh-agent.service")
     assert unit["LimitNOFILE"].split(":")[0] == str(budget.MAX_FILES)
-    assert bound["CPUQuota"] == f"{budget.MAX_CPU_PERCENT}%"
-    assert bound["MemoryMax"] == f"{budget.MAX_MEMORY_BYTES >> 20}M"
+    assert unit["CPUQuota"] == f"{budget.MAX_CPU_PERCENT}%"
+    assert unit["MemoryMax"] == f"{budget.MAX_MEMORY_BYTES >> 20}M"
     assert budget.IDLE_RSS_BYTES < budget.MAX_MEMORY_BYTES
     assert budget.IDLE_CPU_PERCENT < budget.MAX_CPU_PERCENT
 

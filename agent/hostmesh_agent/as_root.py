@@ -1,0 +1,82 @@
+"""An agent that is root, on hosts where one that is not could not work: drop-ins for its units."""
+
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from hostmesh_agent import rights
+from hostmesh_agent.capture import kernel
+from hostmesh_agent.capture.rules import Backend
+from hostmesh_agent.config import AgentConfig
+from hostmesh_agent.notify import UNIT, of_the_units
+
+DROP_INS: Final = Path("/usr/lib/hostmesh-agent/as-root")
+UNITS_OF_OWNER: Final = Path("/etc/systemd/system")
+NAME: Final = "hostmesh-as-root.conf"
+_ENVOYS_USER: Final = "hostmesh-envoy"
+_WITHIN_S: Final = 30.0
+
+
+class SystemdError(Exception):
+    """systemd did not do as it was told; with what it said."""
+
+
+def why(config: AgentConfig) -> str:
+    """Return why the agent of this host has to be root; "" if it has not. Blocks for a moment."""
+    if config.envoy.supervisor == "builtin":
+        return 'envoy.supervisor = "builtin" in agent.toml: Envoy is started as another user'
+    if config.envoy.user != _ENVOYS_USER:
+        return f"envoy.user in agent.toml is not {_ENVOYS_USER}: Envoy is started as another user"
+    if config.dns.enabled and config.dns.resolv_conf != rights.RESOLV_CONF:
+        return f"dns.resolv_conf in agent.toml is not {rights.RESOLV_CONF}"
+    if kernel.backend(config.capture.backend) is Backend.IPTABLES:
+        return "the rules are held by iptables, which is root's"
+    return ""
+
+
+def possible(state_dir: Path) -> bool:
+    """Tell whether it is for these units to say as whom the agent runs."""
+    return DROP_INS.is_dir() and of_the_units(state_dir)
+
+
+def switch(on: bool, place: Path = UNITS_OF_OWNER, drop_ins: Path = DROP_INS, program: str = "systemctl") -> bool:
+    """Have the agent be root from its next start on, or not; return whether that is another thing than before.
+
+    Raises:
+        OSError: the links cannot be made or removed.
+        SystemdError: it does not take them.
+    """
+    changed = False
+    for drop_in in sorted(drop_ins.glob("*.service.conf")):
+        link = place / f"{drop_in.stem}.d" / NAME
+        if on and not link.is_symlink():
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(drop_in)
+            changed = True
+        elif not on and link.is_symlink():
+            link.unlink()
+            changed = True
+        if not on:
+            # Others may have put something there.
+            with suppress(OSError):
+                link.parent.rmdir()
+    if changed:
+        _call(program, "daemon-reload")
+    return changed
+
+
+def restart(program: str = "systemctl") -> None:
+    """Restart the agent where it runs. Raises SystemdError."""
+    _call(program, "try-restart", "--", UNIT)
+
+
+def _call(program: str, *words: str) -> None:
+    try:
+        done = subprocess.run(
+            [program, *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_WITHIN_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise SystemdError(f"{program} {' '.join(words)}: {error}") from error
+    if done.returncode:
+        raise SystemdError(f"{program} {' '.join(words)}: {' '.join(done.stderr.split()) or done.returncode}")

@@ -72,6 +72,7 @@ export SOURCE_DATE_EPOCH
         LIBSQLITE3_CFLAGS=-I/build/deps/include LIBSQLITE3_LIBS="-L/build/deps/lib -lsqlite3 -lm" >/dev/null
     make -j"$jobs" >/dev/null
     make install DESTDIR=/build/out >/dev/null
+    sed -i 's#/build/src-python3\.13#.#g' /build/out/usr/lib/hostmesh-python/lib/python3.13/_sysconfigdata__*.py
     strip --strip-unneeded /build/out/usr/lib/hostmesh-python/bin/python3.13
     find /build/out -name '*.so' -exec strip --strip-unneeded {} +
 )

@@ -6,7 +6,7 @@ Root runs this on directories in which a user without rights may write, and migh
 
 So everything goes by open directories and follows no link; and a file is given only if it was root's or the agent's,
 has no other name, and lies on the directory's own file system. Certificates that a root agent gave to Envoy's user
-become the agent's, for Envoy's group to read. What Envoy made itself stays.
+become the agent's, for Envoy's group to read, and Envoy's again where the agent is root. What Envoy made itself stays.
 """
 
 import os
@@ -110,6 +110,10 @@ class Giving:
             return 1
         if status.st_uid not in self.before:
             return 0
+        if certificates and not self.uid:
+            os.fchown(opened, self.envoy_uid, self.envoy_gid)
+            os.fchmod(opened, stat.S_IMODE(status.st_mode) & 0o700)
+            return 1
         os.fchown(opened, self.uid, -1 if status.st_gid == self.envoy_gid else self.gid)
         return 1
 

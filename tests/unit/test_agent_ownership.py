@@ -61,15 +61,16 @@ def test_all_is_the_agents_and_envoy_reads_what_it_read(state: Path) -> None:
     assert TO_AGENT.below(str(state)) == 0
 
 
-def test_the_way_back_makes_all_of_it_roots_and_certificates_are_written_anew(state: Path) -> None:
+def test_the_way_back_makes_all_of_it_roots_and_certificates_envoys(state: Path) -> None:
     TO_AGENT.below(str(state))
     assert TO_ROOT.below(str(state)) > 0
     assert of(state / "identity/key.pem") == (0, 0, 0o600)
-    assert of(state / "envoy/certs/a/svid.pem")[:2] == (0, ENVOYS)
-    tree = Tree(state / "envoy", "certs", (ENVOY, ENVOYS))
-    assert tree.write("a", "svid.pem", b"svid")
+    assert of(state / "envoy") == (0, ENVOYS, 0o1770)
     assert of(state / "envoy/certs/a/svid.pem") == (ENVOY, ENVOYS, 0o600)
     assert of(state / "envoy/certs/a") == (ENVOY, ENVOYS, 0o700)
+    # So that an agent of root has them, and asks for none.
+    assert not Tree(state / "envoy", "certs", (ENVOY, ENVOYS)).write("a", "svid.pem", b"svid")
+    assert TO_ROOT.below(str(state)) == 0
 
 
 def test_what_an_attacker_puts_in_the_way_leads_nowhere(state: Path, tmp_path: Path) -> None:

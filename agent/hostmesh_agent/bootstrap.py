@@ -51,7 +51,7 @@ _FILES_RESERVED: Final = 512
 _MIN_CONNECTIONS: Final = 256
 _SOCKET_MODE: Final = 0o600
 _SOCKET_MODE_OF_GROUP: Final = 0o660
-"""For an agent that is not root, which is in the group of Envoy's own user."""
+"""For an Envoy that is a unit: an agent that is not root is in the group of its user."""
 _CAPITAL: Final = re.compile(r"(?<!^)([A-Z])")
 
 
@@ -60,8 +60,8 @@ class BootstrapInput:
     """`max_files` is Envoy's limit of open files: it bounds the connections that are accepted.
 
     `patch` is what EnvoyFilters change, as JSON of Envoy's Bootstrap in its own field names; "" for nothing.
-    `instance` is which of the two Envoys it is for; `ipv6`: the host has IPv6. `helped`: the agent is not root, and
-    looks at Envoy by Envoy's group.
+    `instance` is which of the two Envoys it is for; `ipv6`: the host has IPv6. `by_group`: the agent gets at
+    Envoy's sockets by Envoy's group, whoever it is.
     """
 
     host: str
@@ -70,7 +70,7 @@ class BootstrapInput:
     patch: str = ""
     instance: Instance = BLUE
     ipv6: bool = False
-    helped: bool = False
+    by_group: bool = False
 
 
 def max_connections(max_files: int) -> int:
@@ -80,7 +80,7 @@ def max_connections(max_files: int) -> int:
 
 def build(wanted: BootstrapInput) -> bytes:
     """Return the bootstrap as JSON, with sorted keys."""
-    mode = _SOCKET_MODE_OF_GROUP if wanted.helped else _SOCKET_MODE
+    mode = _SOCKET_MODE_OF_GROUP if wanted.by_group else _SOCKET_MODE
     document = {
         "node": {"id": wanted.host, "cluster": NODE_CLUSTER},
         "admin": _admin(mode),

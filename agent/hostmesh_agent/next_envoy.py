@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import structlog
 
-from hostmesh_agent import bootstrap, drain, host, rights, trial, workdir
+from hostmesh_agent import bootstrap, drain, host, trial, workdir
 from hostmesh_agent.artifact import Installed
 from hostmesh_agent.capture.floor import ipv6_enabled
 from hostmesh_agent.config import AgentConfig
@@ -27,12 +27,12 @@ _TRIES: Final = 2
 log = structlog.get_logger(__name__)
 
 
-def first_command(config: AgentConfig, name: str, owner: Account, installed: Installed) -> EnvoyCommand:
+def first_command(
+    config: AgentConfig, name: str, owner: Account, installed: Installed, *, as_unit: bool
+) -> EnvoyCommand:
     """Return what Envoy is started with before the controller has said anything, on the host of this name."""
     max_files = files_limit()
-    wanted = bootstrap.BootstrapInput(
-        name, config.xds_socket, max_files, ipv6=ipv6_enabled(), helped=rights.here().helped
-    )
+    wanted = bootstrap.BootstrapInput(name, config.xds_socket, max_files, ipv6=ipv6_enabled(), by_group=as_unit)
     return EnvoyCommand(
         installed=installed,
         bootstrap=bootstrap.build(wanted),
@@ -53,11 +53,14 @@ class NextEnvoy:
         name: str,
         command: EnvoyCommand,
         host_refuses: Callable[[Mapping[str, Any]], str] = lambda _: "",
+        *,
+        as_unit: bool = False,
     ) -> None:
         """`host_refuses` returns why the host's owner does not want a patch; or ""."""
         self._config = config
         self._host_refuses = host_refuses
         self._name = name
+        self._as_unit = as_unit
         self._patch = self._used_patch = ""
         self._ipv6 = ipv6_enabled()
         self._plain = command.bootstrap
@@ -78,9 +81,14 @@ class NextEnvoy:
         return self.command != before
 
     def _input(self, patch: str) -> bootstrap.BootstrapInput:
-        name, socket = self._name, self._config.xds_socket
-        helped = rights.here().helped
-        return bootstrap.BootstrapInput(name, socket, self.command.max_files, patch, ipv6=self._ipv6, helped=helped)
+        return bootstrap.BootstrapInput(
+            self._name,
+            self._config.xds_socket,
+            self.command.max_files,
+            patch,
+            ipv6=self._ipv6,
+            by_group=self._as_unit,
+        )
 
     def take_settings(self, settings: EnvoySettings) -> bool:
         """Use the mesh's settings from now on; return whether the command is another one."""

@@ -142,7 +142,7 @@ async def prepare(
     if config.envoy.supervisor == "systemd" and why_no_unit:
         raise workdir.WorkdirError(f'envoy.supervisor = "systemd" in agent.toml: {why_no_unit}')
     recognition = await asyncio.to_thread(Recognition, config, switches_user=owner.switch)
-    command = first_command(config, record.host, owner, installed)
+    command = first_command(config, record.host, owner, installed, as_unit=not why_no_unit)
     agent = Agent(config, state, command, owner_of_rules, recognition, why_no_unit, alarms, manager)
     await asyncio.to_thread(agent.recover)
     return agent
@@ -187,7 +187,8 @@ class Agent:
         # Known before Envoy has its first listener: at boot it may be faster than the SSH server.
         self._ssh_servers = kernel_floor.ssh_servers()
         self._policy_floor = Floor(config.floor, table.load(), lambda: self._ssh_servers)
-        self._next_envoy = NextEnvoy(config, self._record.host, command, self._policy_floor.bootstrap_problem)
+        refuses = self._policy_floor.bootstrap_problem
+        self._next_envoy = NextEnvoy(config, self._record.host, command, refuses, as_unit=not why_no_unit)
         self._recognition = recognition
         self._envoy_uid = command.owner.uid
         policy = DialPolicy(parse_blocks(config.wasm.allow_cidrs))

@@ -21,8 +21,8 @@ def test_connections_are_bounded_by_the_open_files() -> None:
 
 
 def test_an_agent_that_is_not_root_gets_at_envoys_sockets_by_its_group_and_one_that_is_leaves_them_closed() -> None:
-    for helped, mode in ((False, 0o600), (True, 0o660)):
-        made = json.loads(build(replace(WANTED, helped=helped)))
+    for by_group, mode in ((False, 0o600), (True, 0o660)):
+        made = json.loads(build(replace(WANTED, by_group=by_group)))
         pipes = [each["address"]["pipe"] for each in made["static_resources"]["listeners"] if "pipe" in each["address"]]
         assert [each["mode"] for each in (made["admin"]["address"]["pipe"], *pipes)] == [mode] * 3
 

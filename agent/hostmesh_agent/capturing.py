@@ -192,6 +192,10 @@ class Capturing:
         """
         if hold.trial(self._config.run_dir) is not None:
             raise CaptureError("a trial runs already: confirm it, or wait until it ends")
+        if not self._config.capture.enabled:
+            raise CaptureError(
+                f"{hold.DISABLED}: first call hostmesh-agent capture clear, then {hold.ENABLE}; then try again"
+            )
         if not self.held():
             raise CaptureError(
                 "capture is not held: what is wanted is in force, and each change is tried by the agent itself; "

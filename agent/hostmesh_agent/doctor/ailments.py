@@ -58,7 +58,12 @@ AILMENTS: Final = tuple(
         ("HM-A103", _E, "the agent does not answer", "restart it: traffic is not touched by that"),
         ("HM-A104", _W, "the agent names a problem", _LOG),
         ("HM-A105", _W, "the agent or Envoy is near its limit of open files", "raise LimitNOFILE in its unit"),
-        ("HM-A106", _N, "nothing is captured, by the will of the host's owner", "hostmesh-agent capture resume"),
+        (
+            "HM-A106",
+            _N,
+            "nothing is captured, by the will of the host's owner",
+            "hostmesh-agent capture resume; or take enabled = false out of agent.toml and restart the agent",
+        ),
         ("HM-C101", _E, "the host's certificate has ended", f"see the controller's findings; else {_REJOIN}"),
         ("HM-C102", _W, "the host's certificate ends soon and was not renewed", _LOG),
         ("HM-C103", _E, "the host's key, certificate or roots are damaged", _REJOIN),

@@ -254,3 +254,11 @@ def test_a_look_that_fails_costs_no_other_finding(tmp_path: Path) -> None:
     state.write_text("this is no directory")
     codes = [each.code for each in visit.examine(AgentConfig(state_dir=state, run_dir=tmp_path / "run"))]
     assert "HM-A101" in codes
+
+
+def test_a_controller_of_another_root_is_told_from_one_that_speaks_no_tls() -> None:
+    said = "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: unable to get local issuer certificate"
+    (unknown,), (other,) = of_controller(tls=said), of_controller(tls="handshake failure")
+    assert (unknown.code, other.code) == ("HM-N102", "HM-N102")
+    assert "older than the last `hostmesh ca revoke`" in unknown.cure
+    assert other.cure == BY_CODE["HM-N102"].cure

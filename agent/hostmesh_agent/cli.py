@@ -44,7 +44,12 @@ def call(arguments: Sequence[str] | None = None) -> int:
     try:
         config = configuration.load(options.config)
     except ConfigError as error:
-        return say(str(error), WRONG_CALL)
+        say(str(error), WRONG_CALL)
+        if not getattr(options, "in_need", False):
+            return WRONG_CALL
+        # What closes ports at a boot, opens a host or finds out what is wrong does not wait for a comma.
+        config = configuration.in_need(options.config)
+        options.config_problem = str(error)
     try:
         verb: Verb = options.verb
         # Those that cannot do without it touch the agent's files as its user.

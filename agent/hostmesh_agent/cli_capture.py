@@ -41,7 +41,7 @@ def add(verbs: Any) -> None:
     explain.set_defaults(verb=_explain)
     nouns.add_parser(
         "clear", help="capture nothing any more, until `capture resume`; works without agent and controller"
-    ).set_defaults(verb=_clear)
+    ).set_defaults(verb=_clear, in_need=True)
     nouns.add_parser("resume", help="let the agent capture again").set_defaults(verb=_resume)
 
 

@@ -12,6 +12,7 @@ import pytest
 
 import pki
 from hostmesh_agent import cli, hold, lock
+from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.lock import LockedError
 from hostmesh_api.joinstring import JoinString
 
@@ -205,3 +206,22 @@ def test_resume_says_that_the_agent_was_started_with_another_agent_toml(
             assert cli.call(["--config", str(config), "capture", "resume"]) == 1
             done.result(timeout=10)
     assert "restart it" in capsys.readouterr().err
+
+
+def test_what_cannot_wait_is_done_though_agent_toml_is_refused(
+    config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.write_text(config.read_text() + "[capture]\nexclude_inbound_port = [80]\n[floor]\nmtls_ports = [8443]\n")
+    seen: list[AgentConfig] = []
+
+    def verb(_: object, config: AgentConfig) -> int:
+        seen.append(config)
+        return 0
+
+    for name in ("cli_wait._guard", "cli_capture._clear", "cli_bugreport._bugreport"):
+        monkeypatch.setattr(f"hostmesh_agent.{name}", verb)
+    for words in (["guard"], ["capture", "clear"], ["bugreport"]):
+        assert cli.call(["--config", str(config), *words]) == 0
+        assert "did you mean 'exclude_inbound_ports'?" in capsys.readouterr().err
+    assert [each.floor.mtls_ports for each in seen] == [(8443,)] * 3
+    assert cli.call(["--config", str(config), "leave"]) == 2

@@ -110,6 +110,7 @@ def cases() -> list[tuple[str, Iterable[Finding]]]:
         ("HM-A104", of_status(problems=["something else"])),
         ("HM-A105", of_agent(open_files={"agent": (950, 1000)})),
         ("HM-A106", of_status("capture", not_wanted="by hand")),
+        ("HM-A107", visit.of_config("agent.toml: envoi: unknown key")),
         ("HM-C101", of_identity(not_after=NOW)),
         ("HM-C102", of_identity(not_after=NOW + timedelta(minutes=10))),
         ("HM-C103", of_identity(problem="key.pem is not the key of chain.pem")),
@@ -247,6 +248,15 @@ def test_the_doctor_answers_on_a_host_that_has_nothing(tmp_path: Path, capsys: p
     assert not found["healthy"]
     assert "HM-A101" in [each["code"] for each in found["findings"]]
     assert not (tmp_path / "state").exists()
+
+
+def test_the_doctor_looks_though_agent_toml_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "agent.toml"
+    path.write_text(f'state_dir = "{tmp_path}/state"\nrun_dir = "{tmp_path}/run"\n[envoi]\n')
+    assert cli.call(["--config", str(path), "doctor", "-o", "json"]) == 1
+    found = {each["code"]: each["what"] for each in json.loads(capsys.readouterr().out)["findings"]}
+    assert found["HM-A107"] == f"{path}: envoi: unknown key; did you mean 'envoy'?"
+    assert "HM-A101" in found
 
 
 def test_a_look_that_fails_costs_no_other_finding(tmp_path: Path) -> None:

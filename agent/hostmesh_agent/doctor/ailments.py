@@ -64,6 +64,12 @@ AILMENTS: Final = tuple(
             "nothing is captured, by the will of the host's owner",
             "hostmesh-agent capture resume; or take enabled = false out of agent.toml and restart the agent",
         ),
+        (
+            "HM-A107",
+            _E,
+            "agent.toml is refused: the agent does not start with it",
+            "mend it (agent.toml(5)), then: systemctl restart hostmesh-agent",
+        ),
         ("HM-C101", _E, "the host's certificate has ended", f"see the controller's findings; else {_REJOIN}"),
         ("HM-C102", _W, "the host's certificate ends soon and was not renewed", _LOG),
         ("HM-C103", _E, "the host's key, certificate or roots are damaged", _REJOIN),

@@ -142,7 +142,7 @@ class Timer:
             return {"error": "the trial's rules are not in force yet"}
         table = kernel.read()
         after = soundness.look(self._where, table)
-        faults = doubts(after, self._ssh_servers)
+        faults = doubts(self._before.sound, after, self._ssh_servers)
         if not faults:
             # In this order a kill at any moment leaves a trial that is undone, or one that is confirmed.
             hold.release(Path(self._spec.state_dir))
@@ -244,7 +244,7 @@ def leave_cgroup() -> bool:
 def _not_proven(after: Sound) -> list[str]:
     found = ["other programs' firewalls and the network between you and this host"]
     if not after.ssh:
-        found.append("SSH: no server is known on this host")
+        found.append("SSH: no server answers on this host")
     return found
 
 

@@ -151,6 +151,7 @@ class Capturing:
     async def step(self, config: HostConfig, floor: HostFloor) -> None:
         """Put into force what may be, now."""
         gone, before = self._gone(), self._enforced.in_force
+        drift, tried = self.drift, hold.trial(self._config.run_dir) is not None
         floor = await self._with_present(config, floor)
         try:
             decision = await self._decide(config)
@@ -161,6 +162,9 @@ class Capturing:
             request = decision.request or (_DOORS_ALONE if floor.doorways else None)
             enforced = await asyncio.to_thread(self._put, request, config, floor)
             self._note_gaps(config, before, decision.passing, gone=gone)
+        if tried and hold.trial(self._config.run_dir) is None:
+            # The trial was undone meanwhile: who took its rules away was its timer, which has us look again.
+            self._enforcement.drift = drift
         if enforced.repair_waits:
             decision = replace(decision, lacking=(*decision.lacking, enforced.repair_waits))
         if self._trial is not None and self._trial.ended():

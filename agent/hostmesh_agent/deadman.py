@@ -162,6 +162,8 @@ class Timer:
         """Put back what was. The mark first: the agent must not apply the change again."""
         with suppress(OSError):
             hold.write(Path(self._spec.state_dir), hold.Hold(fault.alarm, fault.why, int(time.time()), self._held()))
+        # From here on the mark counts, or an agent that looks meanwhile would put the trial's rules back.
+        hold.end_trial(Path(self._spec.run_dir))
         if not self._before.names:
             with suppress(ResolverError, OSError):
                 self._resolution.restore()
@@ -189,7 +191,6 @@ class Timer:
 
     def _by_the_agent(self) -> None:
         """The rules are those of an agent that runs: it sees the mark, and undoes by itself."""
-        hold.end_trial(Path(self._spec.run_dir))
         self._nudge()
         until = time.monotonic() + _AGENT_WITHIN_S
         while kernel.read() != self._before.table and time.monotonic() < until:

@@ -154,6 +154,13 @@ def test_hosts_that_are_away_are_waited_for_and_others_go_first() -> None:
     assert run_on(spec(), hosts, progress, 5000, 6000).stage is Stage.DONE
 
 
+def test_a_rollout_without_hosts_is_not_done_and_takes_those_that_come() -> None:
+    progress = run(spec(), Hosts(()))
+    assert (progress.stage, progress.wave) == (Stage.RUNNING, 0)
+    progress = run_on(spec(), Hosts(("a", "b")), progress, 5000, 6000)
+    assert (progress.stage, sorted(told(progress))) == (Stage.DONE, ["a", "b"])
+
+
 def test_who_is_away_for_long_keeps_no_wave_open_and_gets_it_later() -> None:
     away = set(HUNDRED[40:])
     hosts = Hosts(HUNDRED, away=set(away), absent_s=3599)

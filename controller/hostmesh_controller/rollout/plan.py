@@ -100,7 +100,8 @@ def step(
     if failed:
         return _halted(spec, progress, now, f"{failed[0]}: {hosts[failed[0]].reason}")
     progress = replace(progress, hosts={host: each for host, each in hosts.items() if each.mark is not Mark.RETURNED})
-    if progress.paused or spec.paused:
+    if progress.paused or spec.paused or not seen:
+        # Of no hosts nothing is shown: a label may be missing, and a rollout that is done takes up none.
         return progress
     return _onwards(spec, seen, progress, now, others)
 

@@ -550,7 +550,8 @@ def _updates(table: Table) -> UpdateSettings:
         if each not in UPDATE_SOURCES:
             raise table.error("sources", f"knows {', '.join(UPDATE_SOURCES)}, has {each!r}")
     if controller and not keys and "mirror" in sources:
-        raise table.error("keys", "is empty: name the key that signs what a controller may bring")
+        cure = 'name the key that signs what the mirror brings, or have it from sources = ["packages"]'
+        raise table.error("keys", f"is empty: {cure}")
     lowest = [table.text(name, "") for name in ("min_envoy", "min_package")]
     for name, each in zip(("min_envoy", "min_package"), lowest, strict=True):
         if each and not manifest.VERSION.fullmatch(each):

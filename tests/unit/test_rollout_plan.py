@@ -278,6 +278,16 @@ def test_after_a_halt_a_resume_begins_with_the_canary_in_another_attempt() -> No
     assert run_on(what, hosts, progress, 5020, 6000).stage is Stage.DONE
 
 
+def test_one_that_refuses_the_version_and_the_way_back_holds_up_no_resume() -> None:
+    willing, unwilling = {"a": Seen(True, OLD)}, {"a": Seen(True, OLD, state="refused", reason="its owner forbids it")}
+    progress = plan.step(spec(), willing, Progress(NEW), 0.0)
+    for now in (10.0, 20.0):
+        progress = plan.step(spec(), unwilling, progress, now)
+    assert (progress.stage, progress.hosts["a"].mark) == (Stage.HALTED, Mark.RETURNED)
+    progress = plan.step(spec(), willing, plan.resumed(progress, 30.0), 40.0)
+    assert progress.hosts["a"].mark is Mark.ORDERED
+
+
 def test_without_rollback_a_halt_leaves_hosts_as_they_are_and_a_resume_tries_them_again() -> None:
     hosts, what = Hosts(HUNDRED, bad=dict.fromkeys(HUNDRED, BAD["it answers 503"])), spec(rollback="none")
     halted = run(what, hosts)

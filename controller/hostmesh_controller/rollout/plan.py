@@ -220,7 +220,9 @@ def _judged(spec: RolloutSpec, seen: Seen, touched: Touched, now: float) -> Touc
     if touched.settled:
         return touched
     if touched.mark is Mark.RETURNING:
-        if seen.alive and seen.state == "done":
+        # One that refused the version refuses the way back, too. It runs what it ran before: no more is asked.
+        stayed = seen.state == "refused" and seen.version == touched.before
+        if seen.alive and (seen.state == "done" or stayed):
             return replace(touched, mark=Mark.RETURNED)
         return replace(touched, reason=seen.reason or touched.reason)
     if touched.mark not in {Mark.ORDERED, Mark.WELL}:

@@ -134,6 +134,8 @@ def cases() -> list[tuple[str, Iterable[Finding]]]:
         ("HM-P101", of_rules(taken={15001: "nginx (pid 5)"})),
         ("HM-N101", of_controller(tcp="Connection refused", tls=None)),
         ("HM-N102", of_controller(tls="handshake failure")),
+        ("HM-N104", mesh.judge_controllers([CONTROLLER, dataclasses.replace(CONTROLLER, tcp="refused", tls=None)])),
+        ("HM-H101", of_status(problems=["disk.full: /var/lib/hostmesh has 0 KiB left"])),
         ("HM-N103", of_controller(tls="no answer", timed_out=True)),
         ("HM-E101", of_envoy(pid=None, answers=None, last_words="out of memory")),
         ("HM-E102", of_envoy(answers=False)),

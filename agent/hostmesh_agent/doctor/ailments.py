@@ -140,6 +140,12 @@ AILMENTS: Final = tuple(
             "TCP connects, and TLS gets no answer",
             "large packets may be lost: look at the MTU (ip link; ping -M do -s 1472)",
         ),
+        (
+            "HM-N104",
+            _N,
+            "nobody answers at one of the controller's addresses; at another the controller does",
+            "is it meant to be there? The addresses are those of the day when this host joined",
+        ),
         ("HM-E101", _E, "Envoy does not run", "see its last words; hostmesh-agent status"),
         ("HM-E102", _E, "Envoy runs and does not answer", "restart it: end its process, the agent starts another"),
         ("HM-E103", _E, "Envoy's binary is not the pinned one", "stop the agent, remove envoy-bin, start the agent"),

@@ -35,9 +35,12 @@ def judge_names(found: Iterable[NameFinding], silent: Iterable[str]) -> Iterator
 
 
 def judge_controllers(controllers: Iterable[ControllerFacts]) -> Iterator[Finding]:
-    for each in controllers:
+    """Yield what is wrong on the way to them. Where one is well, an address at which nobody answers does no harm."""
+    found = list(controllers)
+    reached = any(not each.tcp and each.tls == "" and not each.not_valid_now for each in found)
+    for each in found:
         if each.tcp:
-            yield Finding("HM-N101", f"{each.endpoint}: {each.tcp}")
+            yield Finding("HM-N104" if reached else "HM-N101", f"{each.endpoint}: {each.tcp}")
         elif each.not_valid_now:
             yield Finding("HM-T103", f"{each.endpoint}: {each.not_valid_now}")
         elif each.tls and each.timed_out:

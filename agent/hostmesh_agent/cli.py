@@ -215,6 +215,7 @@ def _join(options: argparse.Namespace, config: AgentConfig) -> int:
                 force=options.force,
                 evidence=evidence,
                 waiting=_tell if options.wait else None,
+                doubt=lambda why: _tell(f"warning: {why}"),
             )
             record = asyncio.run(joining)
     except lock.LockedError as error:

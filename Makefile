@@ -125,7 +125,9 @@ sbom: $(INSTALLED) ## write dist/hostmesh-VERSION.cdx.json: what a release consi
 packages: $(INSTALLED) system-packages ## build hostmesh-agent, -envoy, -controller and hostmesh as .deb and .rpm into dist; VERSION=1.2.3, MAINTAINER="Name <address>", HOMEPAGE=URL, REFRESH=1
 	PYTHONPATH=packaging $(BIN)/python -m shipping packages
 
-repo: $(INSTALLED) packages ## make dist/repo: signed repositories for apt and dnf with every version in dist; KEY=FILE or FINGERPRINT
+# What is in dist is not built again: a newer tree would make another package of a version that hosts have.
+repo: $(INSTALLED) ## make dist/repo: signed repositories for apt and dnf with every version in dist; KEY=FILE or FINGERPRINT
+	@ls dist/*.deb >/dev/null 2>&1 || $(MAKE) packages
 	@sh packaging/system_packages.sh repo
 	PYTHONPATH=packaging $(BIN)/python -m shipping repository
 

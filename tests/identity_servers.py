@@ -61,6 +61,8 @@ class Controller:
         self.enrolments = Enrolments(self.store, self.changes.append, self.now)
         self.quarantine = Quarantine(self.enrolments, self.deny, clones, self.now)
         self.certificate = ServerCertificate(self.authority, ["127.0.0.1", "::1", "localhost"], self.now)
+        self.named_at: tuple[str, ...] = ()
+        """What every Host names as its addresses."""
         self.join_port = 0
         self.agents_port = 0
 
@@ -82,6 +84,9 @@ class Controller:
 
     def registered(self, host: str) -> bool:
         return host in self.registry
+
+    def addresses(self, _: str) -> tuple[str, ...]:
+        return self.named_at
 
     def membership_problem(self, candidate: Candidate) -> str | None:
         taken = candidate.name in self.registry and not self.is_member(candidate)

@@ -151,6 +151,7 @@ class Capturing:
     async def step(self, config: HostConfig, floor: HostFloor) -> None:
         """Put into force what may be, now."""
         gone, before = self._gone(), self._enforced.in_force
+        drift, tried = self.drift, hold.trial(self._config.run_dir) is not None
         floor = await self._with_present(config, floor)
         try:
             decision = await self._decide(config)
@@ -161,6 +162,9 @@ class Capturing:
             request = decision.request or (_DOORS_ALONE if floor.doorways else None)
             enforced = await asyncio.to_thread(self._put, request, config, floor)
             self._note_gaps(config, before, decision.passing, gone=gone)
+        if tried and hold.trial(self._config.run_dir) is None:
+            # The trial was undone meanwhile: who took its rules away was its timer, which has us look again.
+            self._enforcement.drift = drift
         if enforced.repair_waits:
             decision = replace(decision, lacking=(*decision.lacking, enforced.repair_waits))
         if self._trial is not None and self._trial.ended():
@@ -192,6 +196,10 @@ class Capturing:
         """
         if hold.trial(self._config.run_dir) is not None:
             raise CaptureError("a trial runs already: confirm it, or wait until it ends")
+        if not self._config.capture.enabled:
+            raise CaptureError(
+                f"{hold.DISABLED}: first call hostmesh-agent capture clear, then {hold.ENABLE}; then try again"
+            )
         if not self.held():
             raise CaptureError(
                 "capture is not held: what is wanted is in force, and each change is tried by the agent itself; "

@@ -54,7 +54,12 @@ def call(arguments: Sequence[str] | None = None) -> int:
     try:
         config = configuration.load(options.config)
     except ConfigError as error:
-        return say(str(error), WRONG_CALL)
+        say(str(error), WRONG_CALL)
+        if not getattr(options, "in_need", False):
+            return WRONG_CALL
+        # What closes ports at a boot, opens a host or finds out what is wrong does not wait for a comma.
+        config = configuration.in_need(options.config)
+        options.config_problem = str(error)
     try:
         verb: Verb = options.verb
         # Those that cannot do without it touch the agent's files as its user.
@@ -221,6 +226,7 @@ def _join(options: argparse.Namespace, config: AgentConfig) -> int:
                 force=options.force,
                 evidence=evidence,
                 waiting=_tell if options.wait else None,
+                doubt=lambda why: _tell(f"warning: {why}"),
             )
             record = asyncio.run(joining)
     except lock.LockedError as error:

@@ -16,7 +16,7 @@ def add(verbs: Any) -> None:
     report.add_argument(
         "--output", type=Path, metavar="FILE", help="default: hostmesh-bugreport-TIME.tar.gz, here; must not exist yet"
     )
-    report.set_defaults(verb=_bugreport, as_root=True)
+    report.set_defaults(verb=_bugreport, as_root=True, in_need=True)
 
 
 def _bugreport(options: argparse.Namespace, config: AgentConfig) -> int:

@@ -41,7 +41,7 @@ def add(verbs: Any) -> None:
     explain.set_defaults(verb=_explain)
     nouns.add_parser(
         "clear", help="capture nothing any more, until `capture resume`; works without agent and controller"
-    ).set_defaults(verb=_clear)
+    ).set_defaults(verb=_clear, in_need=True)
     nouns.add_parser("resume", help="let the agent capture again").set_defaults(verb=_resume)
 
 
@@ -204,8 +204,24 @@ def _resume(_: argparse.Namespace, config: AgentConfig) -> int:
     if hold.trial(config.run_dir) is not None:
         return say("a trial runs: confirm it (hostmesh-agent capture confirm), or wait until it is undone", FAILED)
     hold.release(config.state_dir)
-    print("the agent captures again" if _refresh(config) else "the agent will capture again when it runs")
+    runs = _refresh(config)
+    if why := _disabled(config):
+        return say(f"nothing is captured: {why}", FAILED)
+    print("the agent captures again" if runs else "the agent will capture again when it runs")
     return DONE
+
+
+def _disabled(config: AgentConfig) -> str:
+    """Return what to do where agent.toml, or the one with which the agent was started, wants nothing captured."""
+    from hostmesh_agent import control, hold
+
+    if not config.capture.enabled:
+        return f"{hold.DISABLED}: {hold.ENABLE}"
+    try:
+        wanted = control.call(config.control_socket, control.STATUS)["capture"]["not_wanted"]
+    except control.ControlError:
+        return ""
+    return "agent.toml has changed since the agent started: restart it" if wanted == hold.DISABLED else ""
 
 
 def _refresh(config: AgentConfig) -> bool:

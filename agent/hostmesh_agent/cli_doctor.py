@@ -17,7 +17,7 @@ def add(verbs: Any) -> None:
     )
     doctor.add_argument("-o", "--output", choices=("table", "json"), default="table")
     doctor.add_argument("--list", action="store_true", help="print every finding that there can be, with its cure")
-    doctor.set_defaults(verb=_doctor)
+    doctor.set_defaults(verb=_doctor, in_need=True)
 
 
 def _doctor(options: argparse.Namespace, config: AgentConfig) -> int:
@@ -28,7 +28,7 @@ def _doctor(options: argparse.Namespace, config: AgentConfig) -> int:
         print(listed(as_json=options.output == "json"))
         return 0
     log.configure("critical")
-    findings = visit.examine(config)
+    findings = visit.examine(config, getattr(options, "config_problem", ""))
     healthy = visit.healthy(findings)
     if options.output == "json":
         print(json.dumps({"healthy": healthy, "findings": [told(each) for each in findings]}, indent=2))

@@ -32,7 +32,7 @@ def add(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     guard = verbs.add_parser(
         "guard", help="close the ports that take mutual TLS alone, before anything else runs: once, at boot"
     )
-    guard.set_defaults(verb=_guard, as_root=True)
+    guard.set_defaults(verb=_guard, as_root=True, in_need=True)
 
 
 def _seconds(text: str) -> float:

@@ -5,9 +5,10 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from hostmesh_agent.config_table import ConfigError, Table
 from hostmesh_agent.entitlements import WorkloadAccess
@@ -289,7 +290,7 @@ def load(explicit: Path | None = None, environment: Mapping[str, str] = os.envir
     Raises:
         ConfigError: the file cannot be read or does not say what it may say.
     """
-    named = explicit or (Path(environment[ENVIRONMENT]) if environment.get(ENVIRONMENT) else None)
+    named = _named(explicit, environment)
     path = named or DEFAULT_PATH
     try:
         text = path.read_text(encoding="utf-8")
@@ -302,12 +303,37 @@ def load(explicit: Path | None = None, environment: Mapping[str, str] = os.envir
     return parse(text, str(path))
 
 
+def in_need(explicit: Path | None = None, environment: Mapping[str, str] = os.environ) -> AgentConfig:
+    """Read what can be read of a file that `load` refuses: each part that is right by itself, and else its default.
+
+    For what cannot wait until somebody has mended the file. Never fails.
+    """
+    config = AgentConfig()
+    path = _named(explicit, environment) or DEFAULT_PATH
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return config
+    for name, value in document.items():
+        with suppress(ConfigError):
+            config = replace(config, **{name: getattr(_read({name: value}, ""), name)})
+    return config
+
+
+def _named(explicit: Path | None, environment: Mapping[str, str]) -> Path | None:
+    return explicit or (Path(environment[ENVIRONMENT]) if environment.get(ENVIRONMENT) else None)
+
+
 def parse(text: str, source: str) -> AgentConfig:
     """Read agent.toml's text; `source` is named in errors."""
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{source}: not valid TOML: {error}") from None
+    return _read(document, source)
+
+
+def _read(document: dict[str, Any], source: str) -> AgentConfig:
     top = Table(source, "", document)
     top.only(dataclasses.fields(AgentConfig))
     workload_api = _workload_api(top.table("workload_api"))
@@ -524,7 +550,8 @@ def _updates(table: Table) -> UpdateSettings:
         if each not in UPDATE_SOURCES:
             raise table.error("sources", f"knows {', '.join(UPDATE_SOURCES)}, has {each!r}")
     if controller and not keys and "mirror" in sources:
-        raise table.error("keys", "is empty: name the key that signs what a controller may bring")
+        cure = 'name the key that signs what the mirror brings, or have it from sources = ["packages"]'
+        raise table.error("keys", f"is empty: {cure}")
     lowest = [table.text(name, "") for name in ("min_envoy", "min_package")]
     for name, each in zip(("min_envoy", "min_package"), lowest, strict=True):
         if each and not manifest.VERSION.fullmatch(each):

@@ -142,7 +142,7 @@ class Timer:
             return {"error": "the trial's rules are not in force yet"}
         table = kernel.read()
         after = soundness.look(self._where, table)
-        faults = doubts(after, self._ssh_servers)
+        faults = doubts(self._before.sound, after, self._ssh_servers)
         if not faults:
             # In this order a kill at any moment leaves a trial that is undone, or one that is confirmed.
             hold.release(Path(self._spec.state_dir))
@@ -162,6 +162,8 @@ class Timer:
         """Put back what was. The mark first: the agent must not apply the change again."""
         with suppress(OSError):
             hold.write(Path(self._spec.state_dir), hold.Hold(fault.alarm, fault.why, int(time.time()), self._held()))
+        # From here on the mark counts, or an agent that looks meanwhile would put the trial's rules back.
+        hold.end_trial(Path(self._spec.run_dir))
         if not self._before.names:
             with suppress(ResolverError, OSError):
                 self._resolution.restore()
@@ -189,7 +191,6 @@ class Timer:
 
     def _by_the_agent(self) -> None:
         """The rules are those of an agent that runs: it sees the mark, and undoes by itself."""
-        hold.end_trial(Path(self._spec.run_dir))
         self._nudge()
         until = time.monotonic() + _AGENT_WITHIN_S
         while kernel.read() != self._before.table and time.monotonic() < until:
@@ -244,7 +245,7 @@ def leave_cgroup() -> bool:
 def _not_proven(after: Sound) -> list[str]:
     found = ["other programs' firewalls and the network between you and this host"]
     if not after.ssh:
-        found.append("SSH: no server is known on this host")
+        found.append("SSH: no server answers on this host")
     return found
 
 

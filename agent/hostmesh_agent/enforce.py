@@ -93,7 +93,8 @@ class Enforcement:
         self._ours = InForce()
         self._repairs = Repairs()
         self._author: Author | None = None
-        self._drift: tuple[str, ...] = ()
+        self.drift: tuple[str, ...] = ()
+        """How another program last changed the rules, one part a line, and last which program; empty before."""
         self._checked: _Checked | None = None
 
     def look(self) -> InForce:
@@ -109,11 +110,6 @@ class Enforcement:
             return self._checked.enforced.in_force
         found = in_force(kernel.read())
         return InForce(found.inbound_ports | self._ours.inbound_ports, found.outbound or self._ours.outbound)
-
-    @property
-    def drift(self) -> tuple[str, ...]:
-        """How another program last changed the rules, one part a line, and last which program; empty before."""
-        return self._drift
 
     def changed_by(self, author: Author) -> None:
         """Note who has changed nftables: it may have been our table."""
@@ -173,7 +169,7 @@ class Enforcement:
             found = difference(plan(request, floor).table, kernel.read())
             if found:
                 by = f"by {self._author}" if self._author else "by a program that the kernel does not name"
-                self._drift = (*found[:_DRIFT_LINES], by)
+                self.drift = (*found[:_DRIFT_LINES], by)
         wait_s = self._repairs.wait_s(now)
         if wait_s:
             rival = f" ({self._author} changes them)" if self._author else ""
@@ -182,7 +178,7 @@ class Enforcement:
                 f"the next time in {wait_s:.0f} s; end one of the two"
             )
         self._repairs.made(now)
-        log.warning("rules were changed by another program and are put back", drift=self._drift)
+        log.warning("rules were changed by another program and are put back", drift=self.drift)
         return ""
 
     def _clear(self) -> CaptureState:

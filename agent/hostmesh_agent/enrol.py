@@ -7,6 +7,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import grpc
@@ -83,6 +84,7 @@ async def join(
     force: bool = False,
     evidence: "Evidence | None" = None,
     waiting: Callable[[str], None] | None = None,
+    doubt: Callable[[str], None] = lambda _: None,
     pause_s: float = ROUND_PAUSE_S,
 ) -> HostRecord:
     """Join the mesh: afterwards the state directory holds the host's identity. If it fails, it is as it was.
@@ -97,6 +99,7 @@ async def join(
         force: replace an identity that this host already has.
         evidence: what proves who this host is; None: the token.
         waiting: told what an operator must approve, while this waits for it; None: not to wait.
+        doubt: told why this may be another host than the one for which the join string was made.
         pause_s: between rounds through the endpoints; doubled each time.
 
     Raises:
@@ -134,7 +137,21 @@ async def join(
     await asyncio.to_thread(state.save_joined, record, files)
     await asyncio.to_thread(state.drop_waiting_key)
     _log.info("joined", host=record.host, trust_domain=record.trust_domain)
+    if why := _elsewhere(answer, facts):
+        doubt(why)
     return record
+
+
+def _elsewhere(answer: JoinResponse, facts: HostFacts) -> str:
+    """Say that none of the addresses at which the mesh calls a host is this one's; "" if one is."""
+    named = {ip_address(each) for each in answer.addresses}
+    if not named or not facts.addresses or named.intersection(map(ip_address, facts.addresses)):
+        return ""
+    return (
+        f"the mesh calls {answer.host} at {', '.join(answer.addresses)}, and this host has "
+        f"{', '.join(facts.addresses)}: unless the one leads to the other, the join string was made for another host: "
+        "hostmesh-agent leave"
+    )
 
 
 def _own_key(state: State, evidence: "Evidence | None") -> bytes:

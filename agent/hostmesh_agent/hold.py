@@ -21,6 +21,8 @@ OFF: Final = "capture.off"
 FILE: Final = "capture.hold.json"
 TRIAL: Final = "capture-trial.json"
 RESUME: Final = "hostmesh-agent capture resume"
+DISABLED: Final = "capture.enabled is false in agent.toml"
+ENABLE: Final = "take enabled = false out of agent.toml, then: systemctl restart hostmesh-agent"
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,15 +59,16 @@ def harm(before: Sound, after: Sound) -> tuple[Fault, ...]:
     return tuple(faults)
 
 
-def doubts(after: Sound, ssh_servers: frozenset[int]) -> tuple[Fault, ...]:
+def doubts(before: Sound, after: Sound, ssh_servers: frozenset[int]) -> tuple[Fault, ...]:
     """Return why the host is not provably fine: what a person's confirmation of a trial needs.
 
-    `ssh_servers` are the ports where SSH servers are known to listen.
+    `ssh_servers` are the ports where SSH servers are known to listen. One that was silent before the trial, too (it is
+    installed and does not run), proves nothing against it.
     """
     faults = [Fault(SSH_DIVERTED, each) for each in after.diverted]
     faults += [
         Fault(SSH_LOST, f"no SSH server answers on port {port} of any address of this host")
-        for port in sorted(after.ssh_silent & ssh_servers)
+        for port in sorted((after.ssh_silent - before.ssh_silent) & ssh_servers)
     ]
     if not after.controller:
         faults.append(Fault(CONTROLLER_LOST, f"no new connection to the controller: {after.why}"))

@@ -80,7 +80,7 @@ class Facts:
 def capture_wanted(config: AgentConfig) -> str:
     """Return why nothing is captured by the will of the host's owner; empty if it may be."""
     if not config.capture.enabled:
-        return "capture.enabled is false in agent.toml"
+        return hold.DISABLED
     if hold.trial(config.run_dir) is not None:
         return ""
     if hold.is_off(config.state_dir):

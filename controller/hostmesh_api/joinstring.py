@@ -19,7 +19,9 @@ MAX_CHARS: Final = 16_384
 """A P-256 root is about 450 bytes: a real string has about 800 characters."""
 _MAX_ENDPOINTS: Final = 32
 _CHECKSUM_BYTES: Final = 4
-_CURE: Final = "copy the whole line that `hostmesh token create` printed"
+_COMMAND: Final = "hostmesh-agent join "
+"""What `hostmesh register` prints is a command; who pastes all of it means the string."""
+_CURE: Final = "copy the whole line that `hostmesh register` or `hostmesh token create` printed"
 _ENDPOINT: Final = re.compile(r"(?:\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})", re.ASCII)
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{1,255}", re.ASCII)
 
@@ -60,12 +62,12 @@ class JoinString:
 
     @classmethod
     def decode(cls, text: str) -> Self:
-        """Read a join string.
+        """Read a join string, also one with the command that uses it before it.
 
         Raises:
             ValueError: it is not one, or not a whole one; the message says what to do, and never shows the token.
         """
-        text = text.strip()
+        text = text.rpartition(_COMMAND)[2].strip()
         if not text.startswith(PREFIX):
             if re.match(r"hm[0-9]+\.", text):
                 msg = f"the join string is of a newer form than {PREFIX!r}: upgrade hostmesh-agent on this host"

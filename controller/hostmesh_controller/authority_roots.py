@@ -230,7 +230,8 @@ def _chosen(roots: Roots, root_id: str | None, states: tuple[RootState, ...], ve
             msg = f"{root_id!r} is the beginning of several: {', '.join(each.fingerprint for each in found)}"
             raise StepError(msg)
     if not found:
-        msg = f"there is no {what} to {verb}; see `hostmesh ca show`"
+        first = ": first `hostmesh ca prepare` and `activate` another" if verb == "taint" and not root_id else ""
+        msg = f"there is no {what} to {verb}{first}; see `hostmesh ca show`"
         raise StepError(msg)
     return found[0]
 

@@ -27,12 +27,11 @@ from typing import IO, Any, Final
 
 from hostmesh_controller import authority_files
 from hostmesh_controller.authority import Authority, AuthorityError
-from hostmesh_controller.state_dir import RESTORING, StateDirError, claimed
+from hostmesh_controller.state_dir import RESTORING, STORE, StateDirError, claimed
 from hostmesh_controller.store.records import StoreError
 from hostmesh_controller.store.sqlite import open_store
 
 FORM: Final = 1
-STORE: Final = "store.sqlite"
 CA: Final = "ca"
 MANIFEST: Final = "manifest.json"
 MAX_BYTES: Final = 64 << 30

@@ -21,7 +21,7 @@ import structlog
 
 from hostmesh_api.dialling import DialPolicy, parse_blocks
 from hostmesh_api.wire import VIP4, VIP6
-from hostmesh_controller import cold_pace, listen, mesh, notify, rotation
+from hostmesh_controller import authority_files, cold_pace, listen, mesh, notify, rotation
 from hostmesh_controller.ancestry import Ancestry
 from hostmesh_controller.api.app import create_app
 from hostmesh_controller.api.parts import Parts
@@ -51,7 +51,7 @@ from hostmesh_controller.outbound_http import OutboundHttp
 from hostmesh_controller.registrar import Registrar
 from hostmesh_controller.rollout_keeper import RolloutKeeper
 from hostmesh_controller.rotation import RootRotation, trust_of
-from hostmesh_controller.state_dir import claimed
+from hostmesh_controller.state_dir import STORE, claimed, require_whole
 from hostmesh_controller.store import Store
 from hostmesh_controller.store.sqlite import open_store
 
@@ -77,7 +77,8 @@ async def serve(config: Config) -> None:
     manager = notify.take()
     with ExitStack() as held:
         held.enter_context(claimed(config.state_dir))
-        store = await asyncio.to_thread(open_store, config.state_dir / "store.sqlite")
+        require_whole(config.state_dir, authority=authority_files.present(config.state_dir / "ca"))
+        store = await asyncio.to_thread(open_store, config.state_dir / STORE)
         held.callback(store.close)
         authority = await asyncio.to_thread(open_authority, config, store, utc_now())
         controller = Controller(config, store, authority, manager=manager)

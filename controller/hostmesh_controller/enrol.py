@@ -175,7 +175,10 @@ class EnrolmentServicer(EnrolmentBase):
             host = await self._join_group(token, request, peer)
         else:
             host = await self._join_as_named(token, request, peer)
-        return await self._let_in(host, request, peer, token_id=token.id)
+        answer = await self._let_in(host, request, peer, token_id=token.id)
+        if not token.pool:
+            answer.addresses.extend(self._issuing.registry.addresses(host))
+        return answer
 
     async def _join_attested(self, request: JoinRequest, key_sha256: str, peer: str) -> JoinResponse:
         attestor = str(request.WhichOneof("evidence"))

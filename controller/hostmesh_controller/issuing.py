@@ -1,6 +1,6 @@
 """Signing for hosts: for whose enrolment, on which record, and what a call is told that cannot have it."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final, Protocol, TypeVar
@@ -29,6 +29,7 @@ _JOIN_AGAIN: Final = "it must join again with a new token (hostmesh token create
 class Registry(Admitting, Protocol):
     """What enrolment needs of the registrar."""
 
+    def addresses(self, host: str) -> Sequence[str]: ...
     async def left(self, host: str) -> None: ...
 
 

@@ -37,6 +37,7 @@ from hostmesh_controller.mesh import Mesh, Settings, Touched, Trust, Update
 from hostmesh_controller.mesh.compiled import compile_workload
 from hostmesh_controller.mesh.records import WorkloadKey
 from hostmesh_controller.mesh.selection import identity_of
+from hostmesh_controller.model.hosts import HostSpec
 from hostmesh_controller.model.mesh_config import MeshConfigSpec
 from hostmesh_controller.model.objects import ApiObject, ObjectKey
 from hostmesh_controller.outbound_http import OutboundHttp
@@ -192,6 +193,11 @@ class Registrar:
     def registered(self, host: str) -> bool:
         """Tell whether there is a Host object of that name."""
         return ObjectKey("Host", "", host) in self._objects
+
+    def addresses(self, host: str) -> tuple[str, ...]:
+        """Return the addresses that a Host names; none where there is no such Host."""
+        item = self._objects.get(ObjectKey("Host", "", host))
+        return item.spec.addresses if item is not None and isinstance(item.spec, HostSpec) else ()
 
     async def joined_hosts(self) -> Mapping[str, HostState]:
         """Return the state of every registered host that has joined and not left."""

@@ -199,6 +199,8 @@ class RolloutKeeper:
                 signed[machine] = await self._signed(spec, machine, problems)
             fits = spec.source != "mirror" or signed.get(machine) is not None
             seen[host] = self._seen(host, state, report, spec, kept, fits=fits)
+        if not seen:
+            problems.add(_nobody(spec))
         kept.problems = tuple(sorted(problems))
         return seen
 
@@ -347,3 +349,12 @@ def _refused_since(nacks: tuple[RefusedPush, ...], since: float) -> str:
         if each.at.timestamp() >= since and (each.type_url, each.names) not in before:
             return each.message[:200]
     return ""
+
+
+def _nobody(spec: RolloutSpec) -> str:
+    labels = ", ".join(f"{name}: {value}" for name, value in spec.hosts.match_labels.items())
+    return (
+        f"no Host has the labels {{{labels}}} (metadata.labels of the Host, not of its workloads)"
+        if labels
+        else "there is no Host"
+    )

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+STORE: Final = "store.sqlite"
 RESTORING: Final = "restoring"
 """The file that says that a backup is being put back."""
 
@@ -50,3 +51,24 @@ def claimed(path: Path, *, restoring: bool = False) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def require_whole(path: Path, *, authority: bool) -> None:
+    """Refuse to begin a mesh anew beside the authority of one that was there.
+
+    The store is made before the authority: one without a store has lost it, and every host would be refused.
+
+    Args:
+        path: the state directory.
+        authority: there is one in it.
+
+    Raises:
+        StateDirError: it has, and the store is missing or empty.
+    """
+    store = path / STORE
+    if authority and (not store.exists() or not store.stat().st_size):
+        what = "is empty" if store.exists() else "is not there"
+        raise StateDirError(
+            f"{store} {what}, and this directory has the authority of a mesh: put a backup back (hostmesh-controller "
+            f"restore --replace FILE); for a new mesh, which its hosts would have to join anew, move {path / 'ca'} away"
+        )

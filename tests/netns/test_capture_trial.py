@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,4 +65,36 @@ async def test_what_is_held_is_planned_tried_and_taken_back(site: CapturingHost)
     assert capturing.enforced.in_force.inbound_ports == {8080}
     with pytest.raises(CaptureError, match="is not held"):
         await capturing.try_out(CONFIG, FLOOR, 60)
+    owner.close()
+
+
+async def test_where_agent_toml_wants_nothing_captured_a_trial_says_what_comes_first(site: CapturingHost) -> None:
+    config = replace(site.config, capture=replace(site.config.capture, enabled=False))
+    owner = Owner()
+    known = await asyncio.to_thread(Recognition, config, switches_user=False)
+    capturing = Capturing(config, owner, Certified(), active, lambda: None, known)  # type: ignore[arg-type]
+    for off in (False, True):
+        if off:
+            (config.state_dir / hold.OFF).touch()
+        with pytest.raises(
+            CaptureError, match=r"enabled is false in agent.toml: first call hostmesh-agent capture clear"
+        ):
+            await capturing.try_out(CONFIG, FLOOR, 60)
+    owner.close()
+
+
+async def test_what_a_trial_undoes_is_no_other_programs_change(site: CapturingHost) -> None:
+    owner = Owner()
+    known = await asyncio.to_thread(Recognition, site.config, switches_user=False)
+    capturing = Capturing(site.config, owner, Certified(), active, lambda: None, known)  # type: ignore[arg-type]
+    (site.config.state_dir / hold.OFF).touch()
+    await capturing.step(CONFIG, FLOOR)
+    await capturing.try_out(CONFIG, FLOOR, 60)
+    arming.tell(site.config.run_dir, arming.UNDO)
+    # The kernel tells an agent of each change at once, so it looks while the timer is at work.
+    while capturing._trial is not None:
+        await capturing.step(CONFIG, FLOOR)
+    await capturing.step(CONFIG, FLOOR)
+    assert capturing.enforced.capture.state == "off"
+    assert capturing.drift == ()
     owner.close()

@@ -5,12 +5,14 @@ import os
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 import pki
-from hostmesh_agent import cli, lock
+from hostmesh_agent import cli, hold, lock
+from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.lock import LockedError
 from hostmesh_api.joinstring import JoinString
 
@@ -168,3 +170,58 @@ def test_evidence_is_made_only_when_a_controller_has_asked_for_it(
     words = ["join", string, "--attest", "ssh", "--key", str(tmp_path / "none")]
     assert cli.call(["--config", str(config), *words]) == 1
     assert "no controller answered" in capsys.readouterr().err
+
+
+def test_resume_says_that_agent_toml_wants_nothing_captured(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    off = config.parent / "state" / hold.OFF
+    off.parent.mkdir()
+    off.touch()
+    text = config.read_text()
+    config.write_text(f"{text}[capture]\nenabled = false\n")
+    assert cli.call(["--config", str(config), "capture", "resume"]) == 1
+    assert "take enabled = false out of agent.toml, then: systemctl restart hostmesh-agent" in capsys.readouterr().err
+    assert not off.exists()
+    config.write_text(text)
+    assert cli.call(["--config", str(config), "capture", "resume"]) == 0
+    assert capsys.readouterr().out == "the agent will capture again when it runs\n"
+
+
+def test_resume_says_that_the_agent_was_started_with_another_agent_toml(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    socket_file = config.parent / "run" / "agent.sock"
+    socket_file.parent.mkdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(socket_file))
+        listener.listen(2)
+
+        def answer() -> None:
+            for reply in ({}, {"capture": {"not_wanted": hold.DISABLED}}):
+                with listener.accept()[0] as asked, asked.makefile("rwb") as file:
+                    file.readline()
+                    file.write(json.dumps(reply).encode() + b"\n")
+
+        with ThreadPoolExecutor(1) as pool:
+            done = pool.submit(answer)
+            assert cli.call(["--config", str(config), "capture", "resume"]) == 1
+            done.result(timeout=10)
+    assert "restart it" in capsys.readouterr().err
+
+
+def test_what_cannot_wait_is_done_though_agent_toml_is_refused(
+    config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.write_text(config.read_text() + "[capture]\nexclude_inbound_port = [80]\n[floor]\nmtls_ports = [8443]\n")
+    seen: list[AgentConfig] = []
+
+    def verb(_: object, config: AgentConfig) -> int:
+        seen.append(config)
+        return 0
+
+    for name in ("cli_wait._guard", "cli_capture._clear", "cli_bugreport._bugreport"):
+        monkeypatch.setattr(f"hostmesh_agent.{name}", verb)
+    for words in (["guard"], ["capture", "clear"], ["bugreport"]):
+        assert cli.call(["--config", str(config), *words]) == 0
+        assert "did you mean 'exclude_inbound_ports'?" in capsys.readouterr().err
+    assert [each.floor.mtls_ports for each in seen] == [(8443,)] * 3
+    assert cli.call(["--config", str(config), "leave"]) == 2

@@ -5,7 +5,7 @@ import pytest
 
 from hostmesh_agent.capture.floor import never_outbound
 from hostmesh_agent.capture.who import Match
-from hostmesh_agent.config import AgentConfig, ColdSettings, FloorSettings, WorkloadApiSettings, load, parse
+from hostmesh_agent.config import AgentConfig, ColdSettings, FloorSettings, WorkloadApiSettings, in_need, load, parse
 from hostmesh_agent.config_table import ConfigError
 from hostmesh_agent.entitlements import WorkloadAccess
 
@@ -197,3 +197,14 @@ def test_ports_that_are_kept_by_capture_need_it() -> None:
         parse("[floor]\nmtls_ports = [9080]\n[capture]\nenabled = false", "f")
     with pytest.raises(ConfigError, match=r"capture.exclude_inbound_ports has \[9080\] too"):
         parse("[floor]\nmtls_ports = [9080]\n[capture]\nexclude_inbound_ports = [9080]", "f")
+
+
+def test_in_need_each_part_that_is_right_counts_and_what_is_wrong_is_as_by_default(tmp_path: Path) -> None:
+    path = tmp_path / "agent.toml"
+    path.write_text('state_dir = "/srv/mesh"\n[floor]\nmtls_ports = [8443]\n[envoy]\nuser = "root"\n[envoi]\n')
+    found = in_need(path)
+    assert (found.state_dir, found.floor.mtls_ports) == (Path("/srv/mesh"), (8443,))
+    assert found.envoy == AgentConfig().envoy
+    path.write_text("this is no TOML")
+    assert in_need(path) == AgentConfig()
+    assert in_need(tmp_path / "nowhere") == AgentConfig()

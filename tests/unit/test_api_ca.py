@@ -236,7 +236,11 @@ def test_a_person_sees_the_steps_and_rotate_does_them_all(tmp_path: Path) -> Non
         first = _first(controller)
         done = controller.cli("ca", "rotate", "--within", "0s")
         assert done.returncode == 0, done.stderr
-        said = [each for each in ("is prepared", "signs now", "is tainted", "is revoked") if each in done.stderr]
+        said = [
+            each
+            for each in ("is prepared", "signs now", "is tainted", "is revoked; make a backup now")
+            if each in done.stderr
+        ]
         assert len(said) == 4, done.stderr
         table = controller.cli("ca", "show").stdout
         assert f"{first}  revoked" in table

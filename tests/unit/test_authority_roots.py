@@ -56,7 +56,11 @@ def test_which_root_signed_when_is_known() -> None:
         (REVOKED, lambda roots: steps.prepare(roots, root(1)), "is revoked already"),
         (ONE, lambda roots: steps.activate(roots, START), "no root is prepared"),
         (ACTIVATED, lambda roots: steps.activate(roots, START), "no root is prepared"),
-        (ONE, lambda roots: steps.taint(roots, None, START, HOUR), "there is no old root to taint"),
+        (
+            ONE,
+            lambda roots: steps.taint(roots, None, START, HOUR),
+            "there is no old root to taint: first .hostmesh ca prepare. and .activate. another",
+        ),
         (ONE, lambda roots: steps.taint(roots, root(1).id, START, HOUR), "signs: prepare another"),
         (TWO, lambda roots: steps.taint(roots, root(2).id, START, HOUR), "is prepared: only an old one"),
         (TAINTED, lambda roots: steps.taint(roots, root(1).id, START, HOUR), "is tainted: only an old one"),

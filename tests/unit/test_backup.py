@@ -332,6 +332,18 @@ def test_a_backup_that_fails_leaves_no_file(config: Path, state: Path, tmp_path:
     assert not (tmp_path / "mesh.tar").exists()
 
 
+def test_a_controller_that_has_lost_its_store_asks_for_a_backup_and_begins_no_other_mesh(
+    config: Path, state: Path
+) -> None:
+    store = state / "store.sqlite"
+    for lose in (lambda: store.write_bytes(b""), store.unlink):
+        lose()
+        ended = controller(config, "run")
+        assert ended.returncode == 1
+        assert b"restore --replace FILE" in ended.stderr
+    assert not store.exists()
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives files to another user")
 def test_root_makes_and_restores_as_the_controllers_user(state: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="hm-backup-") as made:

@@ -84,7 +84,7 @@ FINE = Sound(ssh=frozenset({("10.0.0.1", 22)}), controller=True, past_rules=True
 
 def test_a_change_after_which_all_answers_did_no_harm() -> None:
     assert harm(FINE, FINE) == ()
-    assert doubts(FINE, frozenset({22})) == ()
+    assert doubts(FINE, FINE, frozenset({22})) == ()
 
 
 def test_what_answered_before_and_does_not_after_is_harm() -> None:
@@ -105,7 +105,12 @@ def test_a_controller_that_is_away_for_everybody_is_no_harm_and_one_that_cannot_
 
 def test_a_person_confirms_nothing_that_is_not_proven() -> None:
     bad = Sound(ssh_silent=frozenset({22, 23}), controller=False, why="refused")
-    assert [each.alarm for each in doubts(bad, frozenset({22}))] == [SSH_LOST, CONTROLLER_LOST]
+    assert [each.alarm for each in doubts(FINE, bad, frozenset({22}))] == [SSH_LOST, CONTROLLER_LOST]
+
+
+def test_a_trial_can_be_confirmed_where_no_ssh_server_ran_before_it() -> None:
+    without = Sound(ssh_silent=frozenset({22}), controller=True)
+    assert doubts(without, without, frozenset({22})) == ()
 
 
 def test_while_held_nothing_is_captured_that_was_not_before() -> None:

@@ -110,6 +110,7 @@ def cases() -> list[tuple[str, Iterable[Finding]]]:
         ("HM-A104", of_status(problems=["something else"])),
         ("HM-A105", of_agent(open_files={"agent": (950, 1000)})),
         ("HM-A106", of_status("capture", not_wanted="by hand")),
+        ("HM-A107", visit.of_config("agent.toml: envoi: unknown key")),
         ("HM-C101", of_identity(not_after=NOW)),
         ("HM-C102", of_identity(not_after=NOW + timedelta(minutes=10))),
         ("HM-C103", of_identity(problem="key.pem is not the key of chain.pem")),
@@ -133,6 +134,8 @@ def cases() -> list[tuple[str, Iterable[Finding]]]:
         ("HM-P101", of_rules(taken={15001: "nginx (pid 5)"})),
         ("HM-N101", of_controller(tcp="Connection refused", tls=None)),
         ("HM-N102", of_controller(tls="handshake failure")),
+        ("HM-N104", mesh.judge_controllers([CONTROLLER, dataclasses.replace(CONTROLLER, tcp="refused", tls=None)])),
+        ("HM-H101", of_status(problems=["disk.full: /var/lib/hostmesh has 0 KiB left"])),
         ("HM-N103", of_controller(tls="no answer", timed_out=True)),
         ("HM-E101", of_envoy(pid=None, answers=None, last_words="out of memory")),
         ("HM-E102", of_envoy(answers=False)),
@@ -249,8 +252,25 @@ def test_the_doctor_answers_on_a_host_that_has_nothing(tmp_path: Path, capsys: p
     assert not (tmp_path / "state").exists()
 
 
+def test_the_doctor_looks_though_agent_toml_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "agent.toml"
+    path.write_text(f'state_dir = "{tmp_path}/state"\nrun_dir = "{tmp_path}/run"\n[envoi]\n')
+    assert cli.call(["--config", str(path), "doctor", "-o", "json"]) == 1
+    found = {each["code"]: each["what"] for each in json.loads(capsys.readouterr().out)["findings"]}
+    assert found["HM-A107"] == f"{path}: envoi: unknown key; did you mean 'envoy'?"
+    assert "HM-A101" in found
+
+
 def test_a_look_that_fails_costs_no_other_finding(tmp_path: Path) -> None:
     state = tmp_path / "state"
     state.write_text("this is no directory")
     codes = [each.code for each in visit.examine(AgentConfig(state_dir=state, run_dir=tmp_path / "run"))]
     assert "HM-A101" in codes
+
+
+def test_a_controller_of_another_root_is_told_from_one_that_speaks_no_tls() -> None:
+    said = "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: unable to get local issuer certificate"
+    (unknown,), (other,) = of_controller(tls=said), of_controller(tls="handshake failure")
+    assert (unknown.code, other.code) == ("HM-N102", "HM-N102")
+    assert "older than the last `hostmesh ca revoke`" in unknown.cure
+    assert other.cure == BY_CODE["HM-N102"].cure

@@ -54,6 +54,17 @@ async def test_a_host_joins_and_is_who_the_token_says(controller: Controller, st
     assert controller.changes == ["web-1"]
 
 
+async def test_a_host_that_has_none_of_the_addresses_of_the_one_in_its_join_string_is_told(
+    controller: Controller, state: State
+) -> None:
+    facts, doubts = HostFacts(hostname="web-2", addresses=["10.0.0.8", "2001:db8::8"]), list[str]()
+    for named, expected in (((), 0), (("2001:DB8:0::8",), 0), (("10.0.0.7",), 1)):
+        controller.named_at = named
+        await enrol.join(controller.join_string(), state, facts, pki.now, force=True, doubt=doubts.append)
+        assert len(doubts) == expected
+    assert doubts[0].startswith("the mesh calls web-1 at 10.0.0.7, and this host has 10.0.0.8, 2001:db8::8")
+
+
 async def test_a_request_that_asks_for_everything_gets_the_hosts_own_identity_alone(controller: Controller) -> None:
     key = new_key()
     answer = await call_join(controller, controller.join_string().token, pki.greedy_csr(key))

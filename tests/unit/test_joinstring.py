@@ -15,6 +15,10 @@ def test_what_is_encoded_is_decoded_equal_also_with_blanks_around_it() -> None:
     assert JoinString.decode(f"  {WHOLE.encode()}\n") == WHOLE
 
 
+def test_who_pastes_the_whole_command_means_its_string() -> None:
+    assert JoinString.decode(f"sudo hostmesh-agent join {WHOLE.encode()}\n") == WHOLE
+
+
 def test_a_join_string_is_one_word_that_no_shell_changes() -> None:
     assert set(WHOLE.encode()) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.")
 

@@ -393,6 +393,19 @@ async def test_without_an_artifact_nobody_is_told_and_it_is_said_why(
         assert "hostmesh rollout sign" in answer["problems"][0]
 
 
+async def test_a_rollout_for_labels_that_no_host_has_waits_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with a_fleet(tmp_path, monkeypatch, 10) as fleet:
+        await fleet.app.apply(rollout(name="mistaken").replace("tier: web", "tier: wev"))
+        await fleet.live(good, lambda: True)
+        answer = (await fleet.app.root.get("/v1/rollouts/mistaken")).json()
+        assert (answer["stage"], answer["hosts"]) == ("running", [])
+        assert answer["problems"] == [
+            "no Host has the labels {tier: wev} (metadata.labels of the Host, not of its workloads)"
+        ]
+
+
 async def test_a_rollout_at_work_is_not_deleted_unless_that_is_meant(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -154,6 +154,13 @@ def test_hosts_that_are_away_are_waited_for_and_others_go_first() -> None:
     assert run_on(spec(), hosts, progress, 5000, 6000).stage is Stage.DONE
 
 
+def test_a_rollout_without_hosts_is_not_done_and_takes_those_that_come() -> None:
+    progress = run(spec(), Hosts(()))
+    assert (progress.stage, progress.wave) == (Stage.RUNNING, 0)
+    progress = run_on(spec(), Hosts(("a", "b")), progress, 5000, 6000)
+    assert (progress.stage, sorted(told(progress))) == (Stage.DONE, ["a", "b"])
+
+
 def test_who_is_away_for_long_keeps_no_wave_open_and_gets_it_later() -> None:
     away = set(HUNDRED[40:])
     hosts = Hosts(HUNDRED, away=set(away), absent_s=3599)
@@ -269,6 +276,16 @@ def test_after_a_halt_a_resume_begins_with_the_canary_in_another_attempt() -> No
     assert (progress.wave, len(told(progress))) == (0, 2)
     assert {each.attempt for each in progress.hosts.values()} == {progress.attempt}
     assert run_on(what, hosts, progress, 5020, 6000).stage is Stage.DONE
+
+
+def test_one_that_refuses_the_version_and_the_way_back_holds_up_no_resume() -> None:
+    willing, unwilling = {"a": Seen(True, OLD)}, {"a": Seen(True, OLD, state="refused", reason="its owner forbids it")}
+    progress = plan.step(spec(), willing, Progress(NEW), 0.0)
+    for now in (10.0, 20.0):
+        progress = plan.step(spec(), unwilling, progress, now)
+    assert (progress.stage, progress.hosts["a"].mark) == (Stage.HALTED, Mark.RETURNED)
+    progress = plan.step(spec(), willing, plan.resumed(progress, 30.0), 40.0)
+    assert progress.hosts["a"].mark is Mark.ORDERED
 
 
 def test_without_rollback_a_halt_leaves_hosts_as_they_are_and_a_resume_tries_them_again() -> None:

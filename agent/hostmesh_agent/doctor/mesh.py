@@ -19,6 +19,14 @@ OF_NAMES: Final[Mapping[str, str]] = {
 }
 """Codes of `name_findings`, as the doctor tells them."""
 
+_OF_ANOTHER_ROOT: Final = ("local issuer certificate", "self-signed certificate", "self signed certificate")
+"""What OpenSSL says where nobody that the host trusts has signed."""
+_ANOTHER_ROOT: Final = (
+    "no root that this host knows has signed it: is it another mesh's controller, or restored from a backup that is "
+    "older than the last `hostmesh ca revoke`? Restore a newer one; else join again with a new join string "
+    "(hostmesh-agent join --force)"
+)
+
 
 def judge_names(found: Iterable[NameFinding], silent: Iterable[str]) -> Iterator[Finding]:
     """Yield the findings about names. `silent` are resolvers that were asked and gave no answer."""
@@ -27,15 +35,19 @@ def judge_names(found: Iterable[NameFinding], silent: Iterable[str]) -> Iterator
 
 
 def judge_controllers(controllers: Iterable[ControllerFacts]) -> Iterator[Finding]:
-    for each in controllers:
+    """Yield what is wrong on the way to them. Where one is well, an address at which nobody answers does no harm."""
+    found = list(controllers)
+    reached = any(not each.tcp and each.tls == "" and not each.not_valid_now for each in found)
+    for each in found:
         if each.tcp:
-            yield Finding("HM-N101", f"{each.endpoint}: {each.tcp}")
+            yield Finding("HM-N104" if reached else "HM-N101", f"{each.endpoint}: {each.tcp}")
         elif each.not_valid_now:
             yield Finding("HM-T103", f"{each.endpoint}: {each.not_valid_now}")
         elif each.tls and each.timed_out:
             yield Finding("HM-N103", f"{each.endpoint}: {each.tls}")
         elif each.tls:
-            yield Finding("HM-N102", f"{each.endpoint}: {each.tls}")
+            unknown = any(said in each.tls for said in _OF_ANOTHER_ROOT)
+            yield Finding("HM-N102", f"{each.endpoint}: {each.tls}", _ANOTHER_ROOT if unknown else "")
 
 
 def judge_envoy(facts: EnvoyFacts, *, joined: bool) -> Iterator[Finding]:

@@ -13,14 +13,21 @@ from hostmesh_agent.state import State, StateError
 _ORDER = {each: at for at, each in enumerate(Severity)}
 
 
-def examine(config: AgentConfig) -> list[Finding]:
-    """Return what is wrong, errors first; each thing once. Takes seconds where something does not answer."""
-    found = dict.fromkeys(_examine(config))
+def examine(config: AgentConfig, config_problem: str = "") -> list[Finding]:
+    """Return what is wrong, errors first; each thing once. Takes seconds where something does not answer.
+
+    `config_problem` is why agent.toml is refused; "" if it is not.
+    """
+    found = dict.fromkeys([*of_config(config_problem), *_examine(config)])
     if any(each.code in {"HM-E101", "HM-E102"} for each in found):
         # One that does not answer does not tell its listeners either.
         found = {each: None for each in found if each.code not in {"HM-E106"}}
     at = {each.code: number for number, each in enumerate(AILMENTS)}
     return sorted(found, key=lambda each: (_ORDER[each.severity], at[each.code]))
+
+
+def of_config(problem: str) -> list[Finding]:
+    return [Finding("HM-A107", problem)] if problem else []
 
 
 def healthy(findings: Iterable[Finding]) -> bool:

@@ -279,6 +279,7 @@ class JoinResponse(_message.Message):
     AGENTS_ENDPOINTS_FIELD_NUMBER: _builtins.int
     JOIN_ENDPOINTS_FIELD_NUMBER: _builtins.int
     PENDING_FIELD_NUMBER: _builtins.int
+    ADDRESSES_FIELD_NUMBER: _builtins.int
     host: _builtins.str
     """The identity the controller chose for the host."""
     trust_domain: _builtins.str
@@ -298,6 +299,10 @@ class JoinResponse(_message.Message):
     def pending(self) -> Global___JoinPending:
         """Set: an operator has to approve first, and nothing else is set. Ask again with the same key."""
 
+    @_builtins.property
+    def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """At which addresses its Host says that it is called, where the token was for that host alone."""
+
     def __init__(
         self,
         *,
@@ -308,10 +313,11 @@ class JoinResponse(_message.Message):
         agents_endpoints: _abc.Iterable[_builtins.str] | None = ...,
         join_endpoints: _abc.Iterable[_builtins.str] | None = ...,
         pending: Global___JoinPending | None = ...,
+        addresses: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["pending", b"pending"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agents_endpoints", b"agents_endpoints", "bundle_pem", b"bundle_pem", "chain_pem", b"chain_pem", "host", b"host", "join_endpoints", b"join_endpoints", "pending", b"pending", "trust_domain", b"trust_domain"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "agents_endpoints", b"agents_endpoints", "bundle_pem", b"bundle_pem", "chain_pem", b"chain_pem", "host", b"host", "join_endpoints", b"join_endpoints", "pending", b"pending", "trust_domain", b"trust_domain"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -92,7 +92,7 @@ def revoke(
 ) -> None:
     """Take a root from all hosts; refused while one has certificates of it."""
     taken = _post(ctx, "revoke", {"root": root, "force": force, "compromised": compromised})
-    _tell(taken, output, f"root {taken['id']} is revoked")
+    _tell(taken, output, f"root {taken['id']} is revoked; make a backup now: hosts trust no root of an older one")
     _name_offline(taken, output, "had certificates of it; they get new ones when they come back")
 
 

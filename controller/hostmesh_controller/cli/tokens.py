@@ -65,7 +65,7 @@ def create_join(
 
 
 def print_join(result: dict[str, Any]) -> None:
-    """Say how to join; the join string alone goes to standard output's last line."""
+    """Say how to join; standard output has the command alone, for a pipe to `join -` or a shell."""
     until = datetime.fromisoformat(result["expires_at"])
     where = f"each member of {result['group']}" if result["group"] else result["host"]
     note(f"On {where}, before {until:%Y-%m-%d %H:%M} UTC, as root:")

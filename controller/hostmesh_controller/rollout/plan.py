@@ -100,7 +100,8 @@ def step(
     if failed:
         return _halted(spec, progress, now, f"{failed[0]}: {hosts[failed[0]].reason}")
     progress = replace(progress, hosts={host: each for host, each in hosts.items() if each.mark is not Mark.RETURNED})
-    if progress.paused or spec.paused:
+    if progress.paused or spec.paused or not seen:
+        # Of no hosts nothing is shown: a label may be missing, and a rollout that is done takes up none.
         return progress
     return _onwards(spec, seen, progress, now, others)
 
@@ -219,7 +220,9 @@ def _judged(spec: RolloutSpec, seen: Seen, touched: Touched, now: float) -> Touc
     if touched.settled:
         return touched
     if touched.mark is Mark.RETURNING:
-        if seen.alive and seen.state == "done":
+        # One that refused the version refuses the way back, too. It runs what it ran before: no more is asked.
+        stayed = seen.state == "refused" and seen.version == touched.before
+        if seen.alive and (seen.state == "done" or stayed):
             return replace(touched, mark=Mark.RETURNED)
         return replace(touched, reason=seen.reason or touched.reason)
     if touched.mark not in {Mark.ORDERED, Mark.WELL}:

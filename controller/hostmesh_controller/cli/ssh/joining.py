@@ -33,6 +33,11 @@ _VERIFY_S: Final = 60
 _TTL_S: Final = 600
 """A join string is used within seconds; should taking it back fail, it is worth nothing in ten minutes."""
 UNIT: Final = "hostmesh-agent.service"
+_NOT_INSTALLED: Final = "see the host's package manager, its disk and sources"
+_NO_SOURCE: Final = (
+    "does the host know a repository that has it? If not: --repository and --repository-key, --package or --bundle; "
+    f"else {_NOT_INSTALLED}"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +207,7 @@ class Joining:
             self._root(
                 manager.install(targets),
                 within_s=INSTALL_S,
-                cure="see the host's package manager, its disk and sources",
+                cure=_NOT_INSTALLED if source.repository or files else _NO_SOURCE,
             )
         finally:
             if folder:

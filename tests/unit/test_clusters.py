@@ -59,7 +59,17 @@ def test_keep_alive_is_the_meshs_and_each_part_that_a_rule_sets_is_the_rules() -
     policy = {"connectionPool": {"tcp": {"tcpKeepalive": {"time": "30s"}}}}
     found = cluster(mesh_with(policy, config)).upstream_connection_options.tcp_keepalive
     assert (found.keepalive_probes.value, found.keepalive_time.value) == (9, 30)
-    assert not cluster(mesh_with()).HasField("upstream_connection_options")
+
+
+def test_kept_connections_are_probed_where_nobody_has_said_anything_and_those_of_raw_tcp_are_not() -> None:
+    found = cluster(mesh_with()).upstream_connection_options.tcp_keepalive
+    assert (found.keepalive_time.value, found.keepalive_interval.value, found.keepalive_probes.value) == (30, 10, 9)
+    policy = {"connectionPool": {"tcp": {"tcpKeepalive": {"time": "300s"}}}}
+    found = cluster(mesh_with(policy)).upstream_connection_options.tcp_keepalive
+    assert (found.keepalive_time.value, found.keepalive_interval.value) == (300, 10)
+    service = obj("Service", "b", {"selector": {"app": "a"}, "ports": [{"name": "tcp", "port": 90}]})
+    raw = cluster(mesh_with(None, None, service), "outbound|90||b.default.svc.cluster.local")
+    assert not raw.HasField("upstream_connection_options")
 
 
 @pytest.mark.parametrize(

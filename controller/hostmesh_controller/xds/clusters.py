@@ -5,6 +5,7 @@ from typing import Final
 from envoy.config.cluster.v3.cluster_pb2 import Cluster
 
 from hostmesh_api.delta import Resource
+from hostmesh_controller.model.connection_pool import TcpKeepalive
 from hostmesh_controller.model.mesh_config import MeshConfigSpec
 from hostmesh_controller.names import BLACK_HOLE, PASSTHROUGH
 from hostmesh_controller.xds import cluster_http, cluster_tls, workload_identities
@@ -17,6 +18,14 @@ from hostmesh_controller.xds.load_balancing import spread
 
 BLACK_HOLE_CONNECT_TIMEOUT_S: Final = 10.0
 """Nothing is ever connected to; Envoy demands a time."""
+
+HTTP_KEEPALIVE: Final = TcpKeepalive.model_validate({"probes": 9, "time": "30s", "interval": "10s"})
+"""Where nobody has said anything, for connections that are kept for later requests; ports of raw TCP have none.
+
+A host that lost its power says no farewell. Once it is back it resets what it does not know, but only when something is
+sent; without this that is the first request of each connection, up to an hour later. What is idle in a request (a
+stream, a WebSocket) lives through two minutes without network.
+"""
 
 
 def passthrough(config: MeshConfigSpec) -> Cluster:
@@ -63,7 +72,7 @@ def outbound(target: Outbound) -> Cluster:
         circuit_breakers=circuit_breakers(pool, policy.retry_budget),
         alt_stat_name=target.stat_name,
     )
-    keepalive(cluster, pool, config.tcp_keepalive)
+    keepalive(cluster, pool, config.tcp_keepalive or (HTTP_KEEPALIVE if target.http else None))
     discover(cluster, target)
     if policy.outlier_detection is not None:
         outlier_detection(cluster, policy.outlier_detection)

@@ -151,7 +151,7 @@ class Capturing:
     async def step(self, config: HostConfig, floor: HostFloor) -> None:
         """Put into force what may be, now."""
         gone, before = self._gone(), self._enforced.in_force
-        drift, tried = self.drift, hold.trial(self._config.run_dir) is not None
+        drift, tried = self.drift, hold.tries(self._config.run_dir)
         floor = await self._with_present(config, floor)
         try:
             decision = await self._decide(config)
@@ -162,7 +162,7 @@ class Capturing:
             request = decision.request or (_DOORS_ALONE if floor.doorways else None)
             enforced = await asyncio.to_thread(self._put, request, config, floor)
             self._note_gaps(config, before, decision.passing, gone=gone)
-        if tried and hold.trial(self._config.run_dir) is None:
+        if tried and not hold.tries(self._config.run_dir):
             # The trial was undone meanwhile: who took its rules away was its timer, which has us look again.
             self._enforcement.drift = drift
         if enforced.repair_waits:
@@ -263,7 +263,7 @@ class Capturing:
     async def _decide(self, config: HostConfig) -> converge.Decision:
         if status.capture_wanted(self._config):
             return converge.Decision(None, ())
-        if hold.trial(self._config.run_dir) is None:
+        if not hold.tries(self._config.run_dir):
             config = self._within_hold(config)
         return await self._wanted(config)
 

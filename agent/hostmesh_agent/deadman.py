@@ -163,7 +163,9 @@ class Timer:
         with suppress(OSError):
             hold.write(Path(self._spec.state_dir), hold.Hold(fault.alarm, fault.why, int(time.time()), self._held()))
         # From here on the mark counts, or an agent that looks meanwhile would put the trial's rules back.
-        hold.end_trial(Path(self._spec.run_dir))
+        if (tried := hold.trial(Path(self._spec.run_dir))) is not None:
+            with suppress(OSError):
+                hold.note_trial(Path(self._spec.run_dir), os.getpid(), tried.until, over=True)
         if not self._before.names:
             with suppress(ResolverError, OSError):
                 self._resolution.restore()

@@ -44,12 +44,16 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A trial that runs: its dead-man timer's process, and until when (seconds since the epoch)."""
+    """A trial that runs: its dead-man timer's process, and until when (seconds since the epoch).
+
+    `over`: its timer is undoing it, and its rules count no more.
+    """
 
     pid: int
     start_ticks: int
     boot_id: str
     until: int
+    over: bool = False
 
     def runs(self) -> bool:
         """Whether exactly that process is alive."""
@@ -102,15 +106,23 @@ def trial(run_dir: Path) -> Trial | None:
     """Return the trial that runs now; None if none does, also if its timer was killed."""
     try:
         found = json.loads(read_private(run_dir / TRIAL))
-        recorded = Trial(int(found["pid"]), int(found["start_ticks"]), str(found["boot_id"]), int(found["until"]))
+        numbers = int(found["pid"]), int(found["start_ticks"]), str(found["boot_id"]), int(found["until"])
+        recorded = Trial(*numbers, over=bool(found.get("over")))
     except (FileNotFoundError, StateError, ValueError, TypeError, KeyError):
         return None
     return recorded if recorded.runs() else None
 
 
-def note_trial(run_dir: Path, pid: int, until: int) -> None:
+def tries(run_dir: Path) -> bool:
+    """Whether a trial's rules are to be in force: one runs, and is not being undone."""
+    found = trial(run_dir)
+    return found is not None and not found.over
+
+
+def note_trial(run_dir: Path, pid: int, until: int, *, over: bool = False) -> None:
     """Record the trial of a process. Raises OSError: the disk refuses."""
-    document = {"pid": pid, "start_ticks": launch.start_ticks(pid), "boot_id": launch.boot_id(), "until": until}
+    started = {"pid": pid, "start_ticks": launch.start_ticks(pid), "boot_id": launch.boot_id()}
+    document = {**started, "until": until, "over": over}
     write_private(run_dir / TRIAL, json.dumps(document).encode() + b"\n")
 
 

@@ -81,7 +81,7 @@ def capture_wanted(config: AgentConfig) -> str:
     """Return why nothing is captured by the will of the host's owner; empty if it may be."""
     if not config.capture.enabled:
         return hold.DISABLED
-    if hold.trial(config.run_dir) is not None:
+    if hold.tries(config.run_dir):
         return ""
     if hold.is_off(config.state_dir):
         return f"hostmesh-agent capture clear was called ({hold.RESUME})"

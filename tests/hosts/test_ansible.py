@@ -27,6 +27,8 @@ from packages.building import Built, ship
 pytestmark = pytest.mark.timeout(900)
 URL: Final = f"http://stock.shop:{STOCK}/"
 BROKEN: Final = "99.9"
+_END: Final = "\nsys.exit(main())\n"
+"""Of the programs that the packages bring (packaging/shipping: launcher)."""
 SERVICE: Final = f"""
 apiVersion: v1
 kind: Service
@@ -62,9 +64,9 @@ def publish_broken(built: Built, dist: Path) -> None:
         if name == "hostmesh-agent":
             program = tree / "usr/bin/hostmesh-agent"
             text = program.read_text()
-            assert text.endswith("\nmain()\n"), text
-            broken = '\nif sys.argv[1:] == ["run"]:\n    sys.exit("broken")\nmain()\n'
-            program.write_text(text.replace("\nmain()\n", broken))
+            assert text.endswith(_END), text
+            broken = f'\nif sys.argv[1:] == ["run"]:\n    sys.exit("broken"){_END}'
+            program.write_text(text.replace(_END, broken))
         control = tree / "DEBIAN/control"
         control.write_text(control.read_text().replace(f"\nVersion: {built.version}\n", f"\nVersion: {BROKEN}\n"))
         (tree / "DEBIAN/md5sums").unlink(missing_ok=True)

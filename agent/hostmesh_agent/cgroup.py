@@ -96,9 +96,10 @@ class EnvoyGroup:
         if not self.why_not:
             try:
                 self._make()
-                # Somebody else may have made it: root, where this is an ordinary user's lab.
-                with (self._slice() / PROCESSES).open("ab"):
-                    pass
+                if makes:
+                    # Somebody else may have made it: root, where this is an ordinary user's lab.
+                    with (self._slice() / PROCESSES).open("ab"):
+                        pass
             except OSError as error:
                 self.why_not = f"the cgroup cannot be made: {error}"
 

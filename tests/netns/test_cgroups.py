@@ -196,6 +196,21 @@ def test_units_and_users_reach_envoy_at_their_own_address(
     assert f"dnat ip6 to [{caller_addresses(A)[1]}]:15001" in text
 
 
+WITHOUT_ROOT = """
+import os, sys
+from pathlib import Path
+from hostmesh_agent.cgroup import EnvoyGroup
+os.setresuid(65534, 65534, 65534)
+print(EnvoyGroup(Path(sys.argv[1]), makes=sys.argv[2] == "makes").why_not)
+"""
+
+
+def test_an_agent_that_is_not_root_knows_envoy_by_the_cgroup_that_systemd_has_made(hierarchy: Path) -> None:
+    made(hierarchy, *ENVOY_SLICES)
+    assert run(sys.executable, "-c", WITHOUT_ROOT, str(hierarchy), "systemd").strip() == ""
+    assert "Permission denied" in run(sys.executable, "-c", WITHOUT_ROOT, str(hierarchy), "makes")
+
+
 NAMESPACED = """
 from pathlib import Path
 from hostmesh_agent import cgroup

@@ -28,8 +28,9 @@ BY_ITSELF = (
     "/var/lib/systemd/",
     "/var/tmp/systemd-",
     "/run/user",
+    "/run/utmp",
 )
-"""What systemd writes whoever comes or goes: states of units, journals, seeds."""
+"""What systemd writes whoever comes or goes: states of units, journals, seeds; and who was logged in."""
 
 
 @pytest.fixture(scope="module")

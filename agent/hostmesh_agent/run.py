@@ -126,6 +126,8 @@ async def prepare(
     config: AgentConfig, owner_of_rules: Owner, alarms: Alarms | None = None, manager: Manager = NOBODY
 ) -> "Agent":
     """Make the directories and find the binary: everything that a person must put right fails here."""
+    if rights.here().helped and (why_root := await asyncio.to_thread(as_root.why, config)):
+        raise workdir.WorkdirError(f"{why_root}: the agent has to be root for that (hostmesh-agent as-root on)")
     _close_directories(config)
     alarms = Alarms() if alarms is None else alarms
     state = State(config.state_dir, alarms)
@@ -137,8 +139,8 @@ async def prepare(
     workdir.check_reachable(config.xds_socket, owner)
     installed = await asyncio.to_thread(chosen_binary.install, config)
     why_no_unit = await asyncio.to_thread(envoy_unit.why_not, config)
-    if rights.here().helped and (why_root := why_no_unit or await asyncio.to_thread(as_root.why, config)):
-        raise workdir.WorkdirError(f"{why_root}: the agent has to be root for that (hostmesh-agent as-root on)")
+    if why_no_unit and rights.here().helped:
+        raise workdir.WorkdirError(f"the agent is not root, so that Envoy must be a unit of systemd's: {why_no_unit}")
     if config.envoy.supervisor == "systemd" and why_no_unit:
         raise workdir.WorkdirError(f'envoy.supervisor = "systemd" in agent.toml: {why_no_unit}')
     recognition = await asyncio.to_thread(Recognition, config, switches_user=owner.switch)

@@ -198,7 +198,8 @@ def test_what_is_wanted_and_cannot_be_is_an_error_with_the_reason(mesh: Mesh) ->
     try:
         till.run("systemctl", "restart", AGENT, check=False)
         told = till.journal(AGENT, "-n", "20")
-        assert "the unit is for user 'hostmesh-envoy', agent.toml says 'www-data'" in told
+        assert "envoy.user in agent.toml is not hostmesh-envoy" in told
+        assert "hostmesh-agent as-root on" in told
     finally:
         till.put(CONFIG, packaged)
         till.run("systemctl", "restart", AGENT)

@@ -14,7 +14,7 @@ from hosts.calls import outbound
 from hosts.machine import Machine
 from hosts.mesh import STOCK, STOCK_UNIT, Mesh
 from hosts.repository import Repository
-from hosts.test_envoy_unit import serving, unit, upgrade
+from hosts.test_envoy_unit import configured, serving, unit, upgrade
 from hosts.test_leave import WORKLOAD
 from hosts.test_life import AGENT, envoy, restarted, state
 
@@ -186,6 +186,8 @@ def test_an_agent_of_root_does_all_that_it_does(mesh: Mesh, with_root: Machine) 
     eventually(again, "another one serves", timeout_s=30)
     well(with_root)
     with load(mesh.lab, "client", f"http://stock:{STOCK}/") as inbound:
+        with configured(with_root, '[envoy]\nlog_level = "info"\nrehearsal_s = 1\nprobation_s = 2\n'):
+            upgrade(with_root)
         upgrade(with_root)
     assert inbound["failed"] == 0, inbound
     assert unit(with_root, serving(with_root))["MainPID"] == str(envoy(with_root))

@@ -28,6 +28,7 @@ def test_the_installed_units_are_as_closed_as_was_said(each_host: Machine) -> No
 
 
 def test_nothing_warns_at_boot(each_host: Machine) -> None:
+    each_host.reboot()
     assert each_host.run("systemctl", "is-system-running").stdout == "running\n"
     told = each_host.run("journalctl", "--no-pager", "-b", "-p", "warning", "-o", "short", "-t", "systemd").stdout
     assert "hostmesh" not in told

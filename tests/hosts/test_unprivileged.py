@@ -194,7 +194,7 @@ def test_an_agent_of_root_does_all_that_it_does(mesh: Mesh, with_root: Machine) 
 
 
 def test_a_host_of_iptables_joins_with_an_agent_of_root(mesh: Mesh, packages: Repository, tmp_path: Path) -> None:
-    guest = Machine(mesh.lab, "guest2", "bookworm", 53, tmp_path / "guest2")
+    guest = Machine(mesh.lab, "guest2", "bookworm", 55, tmp_path / "guest2")
     try:
         meshes.install(packages, guest)
         meshes.program(guest, "stock", STOCK_UNIT.replace("hostmesh-ready", "network").format(name="guest2"))

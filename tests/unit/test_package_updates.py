@@ -95,12 +95,13 @@ class World:
     def ask(self, request: Request) -> None:
         instance = request.unit.removeprefix("hostmesh-upgrade@").removesuffix(".service")
         assert parse(instance) == request
-        self.asked.append(request)
         spool = self.top / "state" / "updates"
         self.spooled = {each.name: each.read_bytes() for each in spool.iterdir()} if spool.is_dir() else {}
         result = self.answer(request)
         if result is not None:
             self.memory.tell(request.token, result)
+        # Last: who waits for it may tell another result from then on.
+        self.asked.append(request)
 
 
 @dataclass

@@ -74,8 +74,8 @@ class Leaving:
             "command -v hostmesh-agent >/dev/null || exit 0; hostmesh-agent leave --purge", root=True, within_s=120
         )
         if left.code != 0:
-            told = " | ".join(left.out.strip().splitlines())[-600:]
-            raise StepError(f"{left.said} ({told})", "on the host: hostmesh-agent doctor")
+            undone = " | ".join(left.out.strip().splitlines())[-600:]
+            raise StepError(f"{left.said} ({undone})", "on the host: hostmesh-agent doctor")
         self._begin(steps.PURGE)
         lines = session.run(manager.installed()).out.splitlines()
         there = [line.split(" ")[0] for line in lines if line.split(" ")[0] in PACKAGES]

@@ -25,6 +25,10 @@ _DEFINES: Final = {
     "_source_filedigest_algorithm": "8",
 }
 COMPLETION: Final = {"usr/share/zsh/vendor-completions": "usr/share/zsh/site-functions"}
+_SHELLS: Final = frozenset(
+    {"usr/share/fish", "usr/share/fish/vendor_completions.d", "usr/share/zsh", "usr/share/zsh/site-functions"}
+)
+"""Owned by the shells' packages, too, and by nobody where there is no such shell: rpm would leave them behind."""
 """Where Debian has what is elsewhere in rpm's distributions."""
 
 
@@ -80,13 +84,13 @@ def _entry(part: Part, path: str, is_directory: bool) -> str:
 
 
 def owned(part: Part, stage: Path) -> list[tuple[str, bool]]:
-    """Return every file, and the directories that are this package's alone."""
+    """Return every file, and the directories that go with this package, if nobody else has them."""
     own = (part.home, f"usr/share/doc/{part.name}", "etc/hostmesh")
     found = []
     for each in sorted(stage.rglob("*")):
         path = str(each.relative_to(stage))
         is_directory = each.is_dir() and not each.is_symlink()
-        if not is_directory or any(path == top or path.startswith(f"{top}/") for top in own if top):
+        if not is_directory or path in _SHELLS or any(path == top or path.startswith(f"{top}/") for top in own if top):
             found.append((path, is_directory))
     return found
 

@@ -1,11 +1,10 @@
 """An agent that is root, on hosts where one that is not could not work: drop-ins for its units."""
 
-import subprocess
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from hostmesh_agent import rights
+from hostmesh_agent import own_unit, rights
 from hostmesh_agent.capture import kernel
 from hostmesh_agent.capture.rules import Backend
 from hostmesh_agent.config import AgentConfig
@@ -15,11 +14,6 @@ DROP_INS: Final = Path("/usr/lib/hostmesh-agent/as-root")
 UNITS_OF_OWNER: Final = Path("/etc/systemd/system")
 NAME: Final = "hostmesh-as-root.conf"
 _ENVOYS_USER: Final = "hostmesh-envoy"
-_WITHIN_S: Final = 30.0
-
-
-class SystemdError(Exception):
-    """systemd did not do as it was told; with what it said."""
 
 
 def why(config: AgentConfig) -> str:
@@ -45,7 +39,7 @@ def switch(on: bool, place: Path = UNITS_OF_OWNER, drop_ins: Path = DROP_INS, pr
 
     Raises:
         OSError: the links cannot be made or removed.
-        SystemdError: it does not take them.
+        UnitError: it does not take them.
     """
     changed = False
     for drop_in in sorted(drop_ins.glob("*.service.conf")):
@@ -62,21 +56,10 @@ def switch(on: bool, place: Path = UNITS_OF_OWNER, drop_ins: Path = DROP_INS, pr
             with suppress(OSError):
                 link.parent.rmdir()
     if changed:
-        _call(program, "daemon-reload")
+        own_unit.call(program, "daemon-reload")
     return changed
 
 
 def restart(program: str = "systemctl") -> None:
-    """Restart the agent where it runs. Raises SystemdError."""
-    _call(program, "try-restart", "--", UNIT)
-
-
-def _call(program: str, *words: str) -> None:
-    try:
-        done = subprocess.run(
-            [program, *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_WITHIN_S, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise SystemdError(f"{program} {' '.join(words)}: {error}") from error
-    if done.returncode:
-        raise SystemdError(f"{program} {' '.join(words)}: {' '.join(done.stderr.split()) or done.returncode}")
+    """Restart the agent where it runs. Raises UnitError."""
+    own_unit.call(program, "try-restart", "--", UNIT)

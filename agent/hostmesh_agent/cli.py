@@ -238,7 +238,7 @@ def _join(options: argparse.Namespace, config: AgentConfig) -> int:
         if as_root.possible(config.state_dir) and (why := as_root.why(config)) and as_root.switch(on=True):
             print(f"the agent is root on this host: {why}")
         not_started = "--no-start" if options.no_start else own_unit.start(config.state_dir)
-    except (OSError, as_root.SystemdError, own_unit.UnitError) as error:
+    except (OSError, own_unit.UnitError) as error:
         cure = "mend it (journalctl -u hostmesh-agent), then: systemctl start hostmesh-agent"
         return say(f"this host has joined, but its agent does not run: {error}; {cure}", FAILED)
     if not_started is None:

@@ -21,6 +21,7 @@ def add(verbs: "argparse._SubParsersAction[Any]") -> None:
 
 def _switch(options: argparse.Namespace, config: "AgentConfig") -> int:
     from hostmesh_agent import as_root
+    from hostmesh_agent.own_unit import UnitError
 
     on = options.switch == "on"
     if not as_root.possible(config.state_dir):
@@ -30,7 +31,7 @@ def _switch(options: argparse.Namespace, config: "AgentConfig") -> int:
     try:
         changed = as_root.switch(on)
         as_root.restart()
-    except (OSError, as_root.SystemdError) as error:
+    except (OSError, UnitError) as error:
         return _say(str(error))
     who = "root" if on else "not root"
     print(f"the agent is {who}{'' if changed else ', as before'}; where it ran it was restarted")

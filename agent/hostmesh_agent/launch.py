@@ -126,8 +126,7 @@ def use(capabilities: Iterable[int]) -> None:
     """Use these again, after a change of the effective user has taken all from use; we have them still."""
     header, data = _capabilities()
     data[0] = sum(1 << each for each in capabilities) & data[1]
-    if ctypes.CDLL(None, use_errno=True).capset(header, data) != 0:
-        raise OSError(ctypes.get_errno(), "capset")
+    _capset(header, data)
 
 
 def _capabilities() -> tuple[Any, Any]:
@@ -139,11 +138,15 @@ def _capabilities() -> tuple[Any, Any]:
     return header, data
 
 
+def _capset(header: Any, data: Any) -> None:
+    if ctypes.CDLL(None, use_errno=True).capset(header, data) != 0:
+        raise OSError(ctypes.get_errno(), "capset")
+
+
 def _set_capabilities(only: int) -> None:
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     data = (ctypes.c_uint32 * 6)(only, only, only, 0, 0, 0)
-    if ctypes.CDLL(None, use_errno=True).capset(header, data) != 0:
-        raise OSError(ctypes.get_errno(), "capset")
+    _capset(header, data)
 
 
 def give_up_privileges(uid: int | None, gid: int, capabilities: list[int]) -> None:

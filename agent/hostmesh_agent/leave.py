@@ -46,6 +46,7 @@ from hostmesh_agent.bootstrap import ADMIN_SOCKET
 from hostmesh_agent.cgroup import EnvoyGroup
 from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.dns import ROOTS_COPY, ResolverError
+from hostmesh_agent.own_unit import UnitError
 from hostmesh_agent.places import Instance
 from hostmesh_agent.resolution import Resolution
 from hostmesh_agent.state import State, StateError
@@ -91,7 +92,7 @@ def leave(config: AgentConfig, *, purge: bool, tell: Callable[[str], None]) -> b
 def _tried(what: str, act: Callable[[], str], tell: Callable[[str], None]) -> bool:
     try:
         told = act()
-    except (OSError, StateError, ResolverError, capture.CaptureError, as_root.SystemdError) as error:
+    except (OSError, StateError, ResolverError, capture.CaptureError, UnitError) as error:
         tell(f"{what}: {error}")
         return False
     if told:

@@ -28,17 +28,18 @@ def start(
     """
     if not of_the_units(state_dir, runs, of_unit):
         return "systemd does not run here, or its unit is another agent's"
-    found = _call(program, "show", "--property=LoadState", "--value", "--", UNIT)
+    found = call(program, "show", "--property=LoadState", "--value", "--", UNIT)
     if found != "loaded":
         return f"{UNIT} is {found or 'not known'}"
-    _call(program, "--quiet", "enable", GUARD, UNIT)
-    _call(program, "start", "--", UNIT, within_s=_STARTS_WITHIN_S)
+    call(program, "--quiet", "enable", GUARD, UNIT)
+    call(program, "start", "--", UNIT, within_s=_STARTS_WITHIN_S)
     # In a chroot (an image that is made, an installer) systemctl does nothing, and says that it went well.
-    state = _call(program, "show", "--property=ActiveState", "--value", "--", UNIT)
+    state = call(program, "show", "--property=ActiveState", "--value", "--", UNIT)
     return None if state == "active" else f"{UNIT} is {state or 'not started in a chroot'}"
 
 
-def _call(program: str, *words: str, within_s: float = _ANSWERS_WITHIN_S) -> str:
+def call(program: str, *words: str, within_s: float = _ANSWERS_WITHIN_S) -> str:
+    """Run systemctl; return what it said. Raises UnitError."""
     try:
         done = subprocess.run(
             [program, *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=within_s, check=False

@@ -49,7 +49,6 @@ _OFF: Final = ("default-route", "llmnr", "mdns", "dnsovertls", "dnssec")
 _DOMAIN: Final = re.compile(r"~?(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]{0,62})(\.[a-z0-9_]([a-z0-9_-]{0,62}))*")
 _MAX_DOMAINS: Final = 256
 _MAX_WORDS: Final = 256
-_MAX_SOCKETS: Final = 4096
 _ENVIRONMENT: Final = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "LC_ALL": "C",
@@ -159,7 +158,9 @@ def ssh_servers() -> Reply:
 
 def holders(inodes: object) -> Reply:
     """Tell which processes have sockets open, for those that are somebody's."""
-    if not (isinstance(inodes, list) and len(inodes) <= _MAX_SOCKETS and all(type(each) is int for each in inodes)):
+    if not (
+        isinstance(inodes, list) and len(inodes) <= socket_holders.MOST and all(type(each) is int for each in inodes)
+    ):
         raise RefusedError("inodes: are no list of sockets")
     return {"held": list(socket_holders.pids(inodes).items())}
 

@@ -15,11 +15,11 @@ from typing import Any, Final, Protocol
 
 import structlog
 
+from hostmesh_agent import socket_holders
+
 SOCKET: Final = Path("/run/hostmesh-privileged.sock")
 RESOLV_CONF: Final = Path("/etc/resolv.conf")
 ANSWER_WITHIN_S: Final = 15.0
-MAX_SOCKETS: Final = 4096
-"""As many as the privileged part looks for at once."""
 _ANSWER_BYTES: Final = 1 << 16
 _VERBS: Final = {"restart": "start-envoy", "stop": "stop-envoy", "reset-failed": "forget-envoy", "show": "show-envoy"}
 
@@ -156,7 +156,7 @@ class Helped:
 
     def holders(self, inodes: Collection[int], own: Callable[[], dict[int, int]]) -> dict[int, int]:
         found = own()
-        hidden = sorted({each for each in inodes if each} - found.keys())[:MAX_SOCKETS]
+        hidden = sorted({each for each in inodes if each} - found.keys())[: socket_holders.MOST]
         if hidden:
             try:
                 found |= {int(inode): int(pid) for inode, pid in self.ask("holders", inodes=hidden)["held"]}

@@ -6,6 +6,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Final
 
+MOST: Final = 4096
+"""For how many sockets the privileged part looks at once."""
 _PROC: Final = Path("/proc")
 
 

@@ -33,41 +33,35 @@ def well(machine: Machine) -> None:
     eventually(healthy, f"{machine.name} is well: {machine.agent().get('problems')}", timeout_s=60)
 
 
-@pytest.fixture(params=("shop", "till", "stall"))
-def host(mesh: Mesh, request: pytest.FixtureRequest) -> Machine:
-    machine: Machine = getattr(mesh, request.param)
-    return machine
-
-
-def test_it_has_a_user_of_its_own_and_one_capability(host: Machine) -> None:
-    pid = state(host)["MainPID"]
-    facts = dict(line.split(":\t", 1) for line in host.run("cat", f"/proc/{pid}/status").stdout.splitlines())
-    uid = host.run("id", "-u", "hostmesh-agent").stdout.strip()
+def test_it_has_a_user_of_its_own_and_one_capability(each_host: Machine) -> None:
+    pid = state(each_host)["MainPID"]
+    facts = dict(line.split(":\t", 1) for line in each_host.run("cat", f"/proc/{pid}/status").stdout.splitlines())
+    uid = each_host.run("id", "-u", "hostmesh-agent").stdout.strip()
     assert facts["Uid"].split() == [uid] * 4
     assert uid != "0"
     assert (facts["CapEff"], facts["CapBnd"], facts["CapPrm"]) == (_NET_ADMIN,) * 3
-    assert owner(host, "/var/lib/hostmesh/host.json") == "hostmesh-agent:hostmesh-agent"
+    assert owner(each_host, "/var/lib/hostmesh/host.json") == "hostmesh-agent:hostmesh-agent"
 
 
-def test_programs_of_all_users_are_known_by_their_units(mesh: Mesh, host: Machine) -> None:
+def test_programs_of_all_users_are_known_by_their_units(mesh: Mesh, each_host: Machine) -> None:
     def told() -> set[tuple[str, str]]:
-        found = json.loads(mesh.lab.hostmesh("host", "services", host.name, "-o", "json").stdout)
+        found = json.loads(mesh.lab.hostmesh("host", "services", each_host.name, "-o", "json").stdout)
         return {(each["program"], each["unit"]) for each in found if each["port"] == STOCK}
 
     eventually(lambda: told() == {("python3", "stock.service")}, f"known: {told()}", timeout_s=60)
 
 
-def test_names_and_rules_are_put_and_taken_by_the_verbs_of_root(host: Machine) -> None:
+def test_names_and_rules_are_put_and_taken_by_the_verbs_of_root(each_host: Machine) -> None:
     name = ("curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "-m", "10", f"http://stock:{STOCK}/")
-    assert host.run(*name).stdout == "200"
-    host.run("hostmesh-agent", "capture", "clear")
-    assert "hostmesh" not in host.rules()
-    assert "127.240.240.53" not in host.run("cat", "/etc/resolv.conf").stdout
-    assert host.run(*name, check=False).stdout != "200"
-    host.run("hostmesh-agent", "capture", "resume")
-    eventually(lambda: host.run(*name, check=False).stdout == "200", "names are back", timeout_s=30)
-    assert "root root" not in host.run("ls", "-lan", "/var/lib/hostmesh").stdout
-    foreign = host.run("find", "/var/lib/hostmesh", "/run/hostmesh", "-user", "root").stdout
+    assert each_host.run(*name).stdout == "200"
+    each_host.run("hostmesh-agent", "capture", "clear")
+    assert "hostmesh" not in each_host.rules()
+    assert "127.240.240.53" not in each_host.run("cat", "/etc/resolv.conf").stdout
+    assert each_host.run(*name, check=False).stdout != "200"
+    each_host.run("hostmesh-agent", "capture", "resume")
+    eventually(lambda: each_host.run(*name, check=False).stdout == "200", "names are back", timeout_s=30)
+    assert "root root" not in each_host.run("ls", "-lan", "/var/lib/hostmesh").stdout
+    foreign = each_host.run("find", "/var/lib/hostmesh", "/run/hostmesh", "-user", "root").stdout
     assert foreign == ""
 
 
@@ -89,8 +83,8 @@ def asked(machine: Machine, user: str, *words: str) -> str:
     return machine.run(*become, *program, "-c", _ASK, *words, check=False).stdout
 
 
-def test_who_has_become_the_agent_gets_no_further(host: Machine) -> None:
-    assert "ActiveState=active" in asked(host, "hostmesh-agent", "show-envoy", "instance=blue")
+def test_who_has_become_the_agent_gets_no_further(each_host: Machine) -> None:
+    assert "ActiveState=active" in asked(each_host, "hostmesh-agent", "show-envoy", "instance=blue")
     for words in (
         ("stop-envoy", "instance=../ssh"),
         ("signal-envoy", "pid=1", "number=KILL"),
@@ -98,10 +92,10 @@ def test_who_has_become_the_agent_gets_no_further(host: Machine) -> None:
         ("tell-resolved", "what=dns", "values=203.0.113.1"),
         ("run", "command=id"),
     ):
-        assert "refused: " in asked(host, "hostmesh-agent", *words), words
+        assert "refused: " in asked(each_host, "hostmesh-agent", *words), words
     # Others do not even reach it.
     for user in ("nobody", "www-data", "hostmesh-envoy"):
-        assert "Permission denied" in asked(host, user, "show-envoy", "instance=blue")
+        assert "Permission denied" in asked(each_host, user, "show-envoy", "instance=blue")
     as_agent = ("setpriv", "--reuid=hostmesh-agent", "--regid=hostmesh-agent", "--init-groups", "--inh-caps=-all")
     for words in (
         ("sh", "-c", "echo >> /etc/resolv.conf"),
@@ -109,34 +103,36 @@ def test_who_has_become_the_agent_gets_no_further(host: Machine) -> None:
         ("sh", "-c", "echo > /etc/systemd/system/x.service"),
         ("systemctl", "restart", "hostmesh-envoy@blue.service"),
     ):
-        assert host.run(*as_agent, *words, check=False).returncode != 0, words
+        assert each_host.run(*as_agent, *words, check=False).returncode != 0, words
 
 
-def test_ports_of_ssh_servers_are_known_that_it_cannot_see_itself(host: Machine) -> None:
-    host.run("ssh-keygen", "-A")
-    host.run("systemd-run", "--unit=other-ssh", "-p", "RuntimeDirectory=sshd", "/usr/sbin/sshd", "-D", "-p", "2222")
+def test_ports_of_ssh_servers_are_known_that_it_cannot_see_itself(each_host: Machine) -> None:
+    each_host.run("ssh-keygen", "-A")
+    each_host.run(
+        "systemd-run", "--unit=other-ssh", "-p", "RuntimeDirectory=sshd", "/usr/sbin/sshd", "-D", "-p", "2222"
+    )
     try:
-        eventually(lambda: "2222" in asked(host, "hostmesh-agent", "ssh-servers"), "it is told", timeout_s=20)
+        eventually(lambda: "2222" in asked(each_host, "hostmesh-agent", "ssh-servers"), "it is told", timeout_s=20)
     finally:
-        host.run("systemctl", "stop", "other-ssh.service")
+        each_host.run("systemctl", "stop", "other-ssh.service")
 
 
-def test_verbs_of_root_work_as_before(host: Machine) -> None:
+def test_verbs_of_root_work_as_before(each_host: Machine) -> None:
     for words in (("doctor",), ("status",), ("capture", "explain", "10.9.9.9:80"), ("config", "show")):
-        done = host.run("hostmesh-agent", *words, check=False)
+        done = each_host.run("hostmesh-agent", *words, check=False)
         assert "Traceback" not in done.stderr, (words, done.stderr)
         assert "Permission denied" not in done.stdout + done.stderr, (words, done.stdout, done.stderr)
 
 
-def test_a_report_of_root_has_what_only_root_sees(host: Machine) -> None:
-    host.run("sh", "-c", "cd /root && hostmesh-agent bugreport --output /root/report.tar.gz")
+def test_a_report_of_root_has_what_only_root_sees(each_host: Machine) -> None:
+    each_host.run("sh", "-c", "cd /root && hostmesh-agent bugreport --output /root/report.tar.gz")
     try:
-        listed = host.run("tar", "-xzOf", "/root/report.tar.gz", "--wildcards", "*/logs/agent.journal.txt").stdout
+        listed = each_host.run("tar", "-xzOf", "/root/report.tar.gz", "--wildcards", "*/logs/agent.journal.txt").stdout
         assert "hostmesh-agent" in listed
-        assert "python3" in host.run("tar", "-xzOf", "/root/report.tar.gz", "--wildcards", "*/sockets.txt").stdout
-        assert owner(host, "/root/report.tar.gz") == "root:root"
+        assert "python3" in each_host.run("tar", "-xzOf", "/root/report.tar.gz", "--wildcards", "*/sockets.txt").stdout
+        assert owner(each_host, "/root/report.tar.gz") == "root:root"
     finally:
-        host.run("rm", "/root/report.tar.gz")
+        each_host.run("rm", "/root/report.tar.gz")
 
 
 def test_a_host_joins_anew_and_its_agent_is_started(mesh: Mesh) -> None:
@@ -155,23 +151,23 @@ def test_a_host_joins_anew_and_its_agent_is_started(mesh: Mesh) -> None:
 
 
 @pytest.fixture
-def with_root(mesh: Mesh, host: Machine) -> Iterator[Machine]:
+def with_root(mesh: Mesh, each_host: Machine) -> Iterator[Machine]:
     """A host whose agent becomes root, and not root again, while it serves and calls. No call is lost by either."""
     for switch in ("on", "off"):
-        before, ours = state(host), envoy(host)
+        before, ours = state(each_host), envoy(each_host)
         with (
             load(mesh.lab, "client", f"http://stock:{STOCK}/") as inbound,
-            outbound(host, f"http://stock:{STOCK}/", STOCK) as calls,
+            outbound(each_host, f"http://stock:{STOCK}/", STOCK) as calls,
         ):
-            host.run("hostmesh-agent", "as-root", switch)
-            restarted(host, before)
-            well(host)
+            each_host.run("hostmesh-agent", "as-root", switch)
+            restarted(each_host, before)
+            well(each_host)
         assert (inbound["failed"], calls["failed"]) == (0, 0), (inbound, calls)
-        assert envoy(host) == ours
+        assert envoy(each_host) == ours
         if switch == "on":
-            yield host
-    assert owner(host, "/var/lib/hostmesh/host.json") == "hostmesh-agent:hostmesh-agent"
-    assert host.run("sh", "-c", f"ls -d {_DROP_INS}", check=False).stdout == ""
+            yield each_host
+    assert owner(each_host, "/var/lib/hostmesh/host.json") == "hostmesh-agent:hostmesh-agent"
+    assert each_host.run("sh", "-c", f"ls -d {_DROP_INS}", check=False).stdout == ""
 
 
 def test_an_agent_of_root_does_all_that_it_does(mesh: Mesh, with_root: Machine) -> None:

@@ -8,6 +8,7 @@ import pytest
 from hostmesh_agent import as_root
 from hostmesh_agent.capture import kernel
 from hostmesh_agent.config import AgentConfig, CaptureSettings, DnsSettings, EnvoySettings
+from hostmesh_agent.own_unit import UnitError
 from unit.test_agent_own_unit import Systemd
 
 PLAIN = AgentConfig()
@@ -70,5 +71,5 @@ def test_it_is_switched_on_and_off_and_systemd_is_told_of_changes_alone(tmp_path
 
 def test_what_systemd_says_is_told(tmp_path: Path, drop_ins: Path) -> None:
     systemd = Systemd(tmp_path, fails="daemon-reload")
-    with pytest.raises(as_root.SystemdError, match=r"daemon-reload: Job failed\."):
+    with pytest.raises(UnitError, match=r"daemon-reload: Job failed\."):
         as_root.switch(True, tmp_path / "etc", drop_ins, str(systemd.program))

@@ -36,6 +36,7 @@ LONG: Final = frozenset(
         "test_capture_policy",
         "test_changes",
         "test_cold_copy",
+        "test_controller_moves",
         "test_dead_hosts",
         "test_discovery",
         "test_envoy_life",

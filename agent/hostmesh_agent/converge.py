@@ -14,6 +14,7 @@ from hostmesh_agent.capture.who import Direction
 from hostmesh_agent.certs import Wanted, wanted
 from hostmesh_agent.state import HostRecord
 from hostmesh_agent.terms import narrowing
+from hostmesh_api.joinstring import require_endpoint
 from hostmesh_api.v1.hostmesh_pb2 import Capture, HostConfig
 
 
@@ -90,6 +91,8 @@ def check(config: HostConfig, record: HostRecord, floor: HostFloor) -> Wanted:
             f"this is {record.host!r} of {record.trust_domain!r}"
         )
     try:
+        for endpoint in (*config.agents_endpoints, *config.join_endpoints):
+            require_endpoint(endpoint)
         try:
             plan(full_request(config.capture), floor)
         except ValueError as error:

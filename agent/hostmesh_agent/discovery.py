@@ -27,11 +27,11 @@ class Discovery:
         config: AgentConfig,
         fixed: host.FixedFacts,
         envoy_uid: int,
-        controllers: Iterable[str],
+        controllers: Callable[[], Iterable[str]],
         changed: Callable[[], None],
         now: Callable[[], datetime],
     ) -> None:
-        """`controllers` are host:port of the controllers that the agent calls."""
+        """`controllers` tells host:port of the controllers that the agent calls."""
         observe = config.observe
         self._fixed = fixed
         self._labels: Mapping[str, str] = config.labels
@@ -42,7 +42,13 @@ class Discovery:
         self._changing = host.Changing()
         self._next_look_s = 0.0
         self.observing = (
-            Observing(envoy_uid, _literal(controllers), observe.public_addresses, float(observe.interval_s), now)
+            Observing(
+                envoy_uid,
+                lambda: _literal(controllers()),
+                observe.public_addresses,
+                float(observe.interval_s),
+                now,
+            )
             if observe.enabled
             else None
         )

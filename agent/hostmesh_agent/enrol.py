@@ -263,23 +263,21 @@ async def leave(state: State, now: Callable[[], datetime]) -> None:
     await _call(state, lambda stub: stub.Leave(LeaveRequest(), timeout=CALL_TIMEOUT_S), now())
 
 
-def channel(state: State, attempt: int = 0, options: Sequence[tuple[str, int]] = ()) -> grpc.aio.Channel:
+def channel(state: State, endpoint: str = "", options: Sequence[tuple[str, int]] = ()) -> grpc.aio.Channel:
     """Return a channel to the agents' port, with the identity that is on disk now.
 
     The server is verified by its address: it must be in its certificate, and only the controller's has any.
 
     Args:
         state: of this host.
-        attempt: counts up over attempts; chooses the endpoint, in turn.
+        endpoint: `host:port`; "" for the best that the host knows.
         options: for gRPC, beside ours.
 
     Raises:
         StateError: the host has not joined, or its files cannot be used.
     """
-    endpoints = state.host().agents_endpoints
-    return grpc.aio.secure_channel(
-        endpoints[attempt % len(endpoints)], _credentials(state), options=[*CHANNEL_OPTIONS, *options]
-    )
+    at = endpoint or state.host().agents_endpoints[0]
+    return grpc.aio.secure_channel(at, _credentials(state), options=[*CHANNEL_OPTIONS, *options])
 
 
 def _credentials(state: State) -> grpc.ChannelCredentials:

@@ -44,7 +44,7 @@ class Observing:
 
     Args:
         envoy_uid: the user that Envoy runs as.
-        controllers: addresses with ports of the controller.
+        controllers: tells the addresses with ports of the controller.
         public: whether peers of the Internet are told by their address.
         interval_s: the time between two looks.
         now: the time of day.
@@ -54,7 +54,7 @@ class Observing:
     def __init__(
         self,
         envoy_uid: int,
-        controllers: Collection[tuple[str, int]],
+        controllers: Callable[[], Collection[tuple[str, int]]],
         public: bool,
         interval_s: float,
         now: Callable[[], datetime],
@@ -177,7 +177,7 @@ class Observing:
             },
             callers={where: programs.pop() for where, programs in callers.items() if len(programs) == 1},
             envoy_uid=self._envoy_uid,
-            skipped={*self._controllers, *self._envoys_peers},
+            skipped={*self._controllers(), *self._envoys_peers},
             addresses=frozenset(addresses()),
             public=self._public,
             through_envoy=self.through_envoy,

@@ -175,7 +175,6 @@ class Agent:
         self._config = config
         self._manager = manager
         self._state = state
-        self._record = state.host()
         self._facts = host.fixed_facts()
         # In memory alone: whoever copies the disk has another.
         self._id = os.urandom(16).hex()
@@ -186,11 +185,12 @@ class Agent:
         self._online = False
         self._settled = asyncio.Event()
         self._uplink = Uplink(state)
+        name = self._uplink.record.host
         # Known before Envoy has its first listener: at boot it may be faster than the SSH server.
         self._ssh_servers = kernel_floor.ssh_servers()
         self._policy_floor = Floor(config.floor, table.load(), lambda: self._ssh_servers)
         refuses = self._policy_floor.bootstrap_problem
-        self._next_envoy = NextEnvoy(config, self._record.host, command, refuses, as_unit=not why_no_unit)
+        self._next_envoy = NextEnvoy(config, name, command, refuses, as_unit=not why_no_unit)
         self._recognition = recognition
         self._envoy_uid = command.owner.uid
         policy = DialPolicy(parse_blocks(config.wasm.allow_cidrs))
@@ -201,7 +201,7 @@ class Agent:
             cache=Cache(config.state_dir / "cache", alarms),
             socket=config.xds_socket,
             envoy_uid=command.owner.uid,
-            host=self._record.host,
+            host=name,
             node_metadata={
                 "agent_version": self._facts.agent_version,
                 "ipv6": kernel_floor.ipv6_enabled(),
@@ -238,7 +238,7 @@ class Agent:
             refused_replaced=self._severing.renew_own,
         )
         self._workload_api = (
-            Serving(config, state, self._record, self._issue, now) if config.workload_api.enabled else None
+            Serving(config, state, self._uplink.record, self._issue, now) if config.workload_api.enabled else None
         )
         self._returning = Returning(state, self._holds_connection, now, self._identities.returned)
         self._reporter = report.Reporter(self._report, self._uplink.report, taken=self._taken)
@@ -250,7 +250,7 @@ class Agent:
             config,
             self._facts,
             self._envoy_uid,
-            (*self._record.agents_endpoints, *self._record.join_endpoints),
+            lambda: (*self._uplink.record.agents_endpoints, *self._uplink.record.join_endpoints),
             self._reporter.changed,
             now,
         )
@@ -294,7 +294,7 @@ class Agent:
         self._telling = Telling(
             TellingParts(
                 config=config,
-                record=self._record,
+                uplink=self._uplink,
                 facts=self._facts,
                 agent=self._id,
                 admin=self._admin,
@@ -341,7 +341,7 @@ class Agent:
         await self._restore()
         self._online = True
         slim.settle()
-        log.info("agent started", host=self._record.host, version=self._facts.agent_version)
+        log.info("agent started", host=self._uplink.record.host, version=self._facts.agent_version)
         more = {} if self._workload_api is None else {"workload api": self._workload_api.run()}
         async with asyncio.TaskGroup() as group:
             parts = [
@@ -385,6 +385,7 @@ class Agent:
     def _controller_reached(self) -> None:
         self._addresses.reached()
         self._uplink.reached()
+        self._wake.set()
 
     # What the vigil asks and tells
 
@@ -435,7 +436,7 @@ class Agent:
         floor = await asyncio.to_thread(
             kernel_floor.look,
             self._envoy_uid,
-            self._record.agents_endpoints,
+            dict.fromkeys((*config.agents_endpoints, *self._uplink.record.agents_endpoints)),
             self._config.capture,
             mtls_only=self._config.floor.mtls_only,
         )
@@ -444,7 +445,7 @@ class Agent:
             if floor.backend != "nftables":
                 why_not = f"the {floor.backend} back end has no such rules: it needs nf_tables"
             floor = replace(floor, not_transparent=why_not)
-        want = converge.check(config, self._record, floor)
+        want = converge.check(config, self._uplink.record, floor)
         await self._identities.apply(want)
         if self._workload_api is not None:
             await self._workload_api.apply([each.spiffe_id for each in config.workloads])
@@ -521,6 +522,8 @@ class Agent:
         pause_s = _FIRST_PAUSE_S
         while True:
             self._wake.clear()
+            if self._host_config is not None and self._relay.state().connected:
+                await self._uplink.follow(self._host_config)
             await self._step()
             self._settled.set()
             try:

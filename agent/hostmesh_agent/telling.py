@@ -22,8 +22,8 @@ from hostmesh_agent.probes import Probes
 from hostmesh_agent.recognition import Recognition
 from hostmesh_agent.relay import Relay
 from hostmesh_agent.returning import Returning
-from hostmesh_agent.state import HostRecord
 from hostmesh_agent.updates import Updates
+from hostmesh_agent.uplink import Uplink
 from hostmesh_agent.workload_api.serving import Serving
 from hostmesh_api.v1.hostmesh_pb2 import Alarm as AlarmMessage
 from hostmesh_api.v1.hostmesh_pb2 import HostConfig, HostReport, TrustState, WorkloadLease
@@ -38,7 +38,7 @@ class Parts:
     """Whatever knows something. `agent` is the id of this process; `workload_api` None: it is not served."""
 
     config: AgentConfig
-    record: HostRecord
+    uplink: Uplink
     facts: host.FixedFacts
     agent: str
     admin: Admin
@@ -115,7 +115,7 @@ class Telling:
         listeners = await self._active(wanted)
         return status.document(
             status.Facts(
-                record=parts.record,
+                record=parts.uplink.record,
                 agent_version=parts.facts.agent_version,
                 relay=parts.relay.state(),
                 report_failing=parts.reporter.failing,
@@ -155,7 +155,8 @@ class Telling:
         waiting = f", {len(parts.capturing.lacking)} waiting for capture" if parts.capturing.lacking else ""
         codes = ", ".join(dict.fromkeys(each.code for each in parts.alarms))
         envoy = parts.envoys.status().view.phase.value
-        return f"{parts.record.host}: {controller}, Envoy {envoy}{waiting}" + (f"; alarms: {codes}" if codes else "")
+        name = parts.uplink.record.host
+        return f"{name}: {controller}, Envoy {envoy}{waiting}" + (f"; alarms: {codes}" if codes else "")
 
     async def _trust(self) -> TrustState:
         parts = self._parts
@@ -165,7 +166,7 @@ class Telling:
             if identities.replaced(None if shown is None else lambda serial: int(serial, 16) in shown):
                 asyncio.get_running_loop().call_later(_LOOK_AT_ENVOY_S, parts.reporter.changed)
         return report.trust_state(
-            parts.record.identity.uri, identities.roots(), identities.validities(), identities.replaced()
+            parts.uplink.record.identity.uri, identities.roots(), identities.validities(), identities.replaced()
         )
 
     async def _shown(self) -> frozenset[int] | None:

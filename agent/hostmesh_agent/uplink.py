@@ -2,14 +2,16 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import grpc
+import structlog
 
 from hostmesh_agent import enrol
-from hostmesh_agent.state import State
+from hostmesh_agent.state import State, StateError
 from hostmesh_api.tcp_keepalive import Heartbeat, watch
-from hostmesh_api.v1.hostmesh_pb2 import FetchRequest, HostReport, ReportResponse
+from hostmesh_api.v1.hostmesh_pb2 import FetchRequest, HostConfig, HostReport, ReportResponse
 from hostmesh_api.v1.hostmesh_pb2_grpc import ArtifactsStub, ReportingStub
 
 if TYPE_CHECKING:
@@ -22,15 +24,22 @@ FETCH_TIMEOUT_S: Final = 60.0
 """Half a MiB over a line that others use too."""
 Answer = TypeVar("Answer")
 
+log = structlog.get_logger(__name__)
+
 
 class NotConnectedError(Exception):
     """The controller is not reached at the moment."""
 
 
 class Uplink:
-    """Remembers the channel that the relay uses; each attempt takes the next endpoint in turn."""
+    """Remembers the channel that the relay uses; each attempt takes the next endpoint in turn.
+
+    `record` is what the host knows of itself and its controllers.
+    """
 
     def __init__(self, state: State) -> None:
+        """Raises NotJoinedError, StateError."""
+        self.record = state.host()
         self._state = state
         self._attempts = 0
         self._stub: ReportingAsyncStub | None = None
@@ -42,7 +51,9 @@ class Uplink:
         Raises:
             StateError: the host has not joined, or its files cannot be used.
         """
-        channel = enrol.channel(self._state, self._attempts)
+        self.record = self._state.host()
+        endpoints = self.record.agents_endpoints
+        channel = enrol.channel(self._state, endpoints[self._attempts % len(endpoints)])
         self._attempts += 1
         # Made now and not when it is needed: making a stub of a channel that was closed meanwhile is a segmentation
         # fault in grpcio 1.85 (it registers the method without a look at the channel's state).
@@ -56,8 +67,26 @@ class Uplink:
         A controller that gave it up while packets to this host were lost cannot say so, and an agent that waits for
         news would notice with its next report only, which in a large mesh is up to ten minutes later.
         """
-        ports = {int(each.rpartition(":")[2]) for each in self._state.host().agents_endpoints}
+        ports = {int(each.rpartition(":")[2]) for each in self.record.agents_endpoints}
         return watch(lambda found: found.getpeername()[1] in ports, HEARTBEAT)
+
+    async def follow(self, told: HostConfig) -> None:
+        """Keep where the controller that is reached says that it is: it may move one day. An older one does not say.
+
+        What led to it is always among what it says: its certificate is for no more.
+        """
+        agents, joining = tuple(told.agents_endpoints), tuple(told.join_endpoints)
+        record = replace(self.record, agents_endpoints=agents, join_endpoints=joining)
+        if not agents or record == self.record:
+            return
+        try:
+            await asyncio.to_thread(self._state.save_host, record)
+        except StateError as error:
+            # Asked again with each look.
+            log.warning("where the controller is cannot be written", error=str(error))
+            return
+        self.record = record
+        log.info("controller is called elsewhere", endpoints=record.agents_endpoints)
 
     async def report(self, report: HostReport) -> ReportResponse:
         """Send the report.

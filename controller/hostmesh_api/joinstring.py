@@ -45,7 +45,7 @@ class JoinString:
             msg = f"a join string has 1 to {_MAX_ENDPOINTS} endpoints, not {len(self.endpoints)}"
             raise ValueError(msg)
         for endpoint in self.endpoints:
-            _require_endpoint(endpoint)
+            require_endpoint(endpoint)
         if self.token and _TOKEN.fullmatch(self.token) is None:
             msg = "a join token has at most 255 characters out of A-Z a-z 0-9 _ -"
             raise ValueError(msg)
@@ -88,7 +88,8 @@ class JoinString:
         return cls(endpoints=endpoints, root_der=root_der, token=token)
 
 
-def _require_endpoint(endpoint: str) -> None:
+def require_endpoint(endpoint: str) -> None:
+    """Raise ValueError unless it is `host:port`; IPv6 in brackets."""
     match = _ENDPOINT.fullmatch(endpoint)
     if match is None or not 1 <= int(match[1]) <= 0xFFFF or len(endpoint) > 0xFF:
         msg = f"endpoint {endpoint!r} is not host:port (IPv6: [address]:port)"

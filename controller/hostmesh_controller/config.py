@@ -120,6 +120,16 @@ class Config:
     limits: Limits = field(default_factory=Limits)
     leases: PanicLimits = field(default_factory=PanicLimits)
 
+    @property
+    def agents_endpoints(self) -> tuple[str, ...]:
+        """Where agents call, `host:port`, best first."""
+        return called_at(self.listen.agents, self.addresses)
+
+    @property
+    def join_endpoints(self) -> tuple[str, ...]:
+        """Where hosts join, and come back after a long absence: `host:port`, best first."""
+        return called_at(self.listen.join, self.addresses)
+
 
 def called_at(listen: Endpoint, addresses: Sequence[str]) -> tuple[str, ...]:
     """Return where agents call a port: each address with its number, less those of a family that is not listened on."""

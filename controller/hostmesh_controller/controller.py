@@ -124,6 +124,8 @@ class Controller:
             root_namespace=self.config.root_namespace,
             mesh_config=load_mesh_file(self.config),
             reported_locality=self.config.locality == "reported",
+            agents_endpoints=self.config.agents_endpoints,
+            join_endpoints=self.config.join_endpoints,
         )
         self.hub = Hub(mesh.build(settings, (), {}, {}), 0, now_s=time.monotonic)
         self.keys = key_fetcher(self.config, self.store)

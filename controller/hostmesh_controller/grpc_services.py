@@ -24,7 +24,7 @@ from hostmesh_controller.attest.evidence import Attestor
 from hostmesh_controller.authority import Authority
 from hostmesh_controller.authority_server import ServerCertificate
 from hostmesh_controller.calls import CountCalls
-from hostmesh_controller.config import Config, called_at
+from hostmesh_controller.config import Config
 from hostmesh_controller.enrol import EnrolmentServicer
 from hostmesh_controller.expulsion import Expulsion
 from hostmesh_controller.hub import Hub
@@ -113,13 +113,13 @@ class GrpcServices:
         return server
 
     def _enrolment(self, issuing: Issuing) -> EnrolmentServicer:
-        attest, addresses = self.config.attest, self.config.addresses
+        attest = self.config.attest
         admission = Admission(self.store, self.registrar, self.attestors, attest.trust, self.now)
         return EnrolmentServicer(
             issuing,
             admission,
-            called_at(self.config.listen.agents, addresses),
-            called_at(self.config.listen.join, addresses),
+            self.config.agents_endpoints,
+            self.config.join_endpoints,
             attest.reattest_within,
         )
 

@@ -23,7 +23,7 @@ OTHER = "import socket, sys; s = socket.create_connection((sys.argv[1], int(sys.
 
 @pytest.fixture
 def observer(host: Space) -> Iterator[Observing]:
-    made = Observing(ENVOY, (), True, 20.0, lambda: datetime.now(UTC), own_pid=1)
+    made = Observing(ENVOY, tuple, True, 20.0, lambda: datetime.now(UTC), own_pid=1)
     try:
         with host():
             made.look()

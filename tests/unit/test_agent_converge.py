@@ -118,6 +118,8 @@ def test_certificates_of_workloads_host_and_outbound_are_wanted() -> None:
         ({"workloads": [Workload(spiffe_id="../../etc")]}, "../../etc"),
         ({"capture": Capture(inbound_ports=[70000])}, "70000"),
         ({"capture": Capture(outbound_prefixes=["10.0.0.0/99"])}, "10.0.0.0/99"),
+        ({"agents_endpoints": ["10.0.0.1"]}, "'10.0.0.1' is not host:port"),
+        ({"agents_endpoints": ["mesh:1"], "join_endpoints": ["::1:2"]}, "'::1:2' is not host:port"),
     ],
 )
 def test_a_configuration_that_cannot_be_for_this_host_is_refused_with_the_reason(

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 import pki
+from hostmesh_agent.state import HostRecord, State, StateError
 from hostmesh_agent.uplink import HEARTBEAT, NotConnectedError, Uplink
-from hostmesh_api.v1.hostmesh_pb2 import HostReport
+from hostmesh_api.v1.hostmesh_pb2 import HostConfig, HostReport
 
 BOUND_S = 10
 
@@ -63,9 +64,45 @@ async def test_the_kernel_watches_the_connection_to_the_controller_and_no_other(
             closing(socket.create_connection(controller.getsockname())) as ours,
             closing(socket.create_connection(other.getsockname())) as foreign,
         ):
-            assert uplink.reached() == 1
+            async with uplink.connect():
+                assert uplink.reached() == 1
             assert watched(ours) == (1, *astuple(HEARTBEAT))
             assert watched(foreign)[0] == 0
+
+
+def told(*endpoints: str) -> HostConfig:
+    joining = [f"{each.rpartition(':')[0]}:15013" for each in endpoints]
+    return HostConfig(agents_endpoints=endpoints, join_endpoints=joining)
+
+
+async def test_where_the_controller_says_it_is_outlives_the_agent(uplink: Uplink, tmp_path: Path) -> None:
+    await uplink.follow(told("mesh.example.com:15012", "127.0.0.1:1"))
+    kept = State(tmp_path / "state").host()
+    assert kept == uplink.record
+    assert kept.agents_endpoints == ("mesh.example.com:15012", "127.0.0.1:1")
+    assert kept.join_endpoints == ("mesh.example.com:15013", "127.0.0.1:15013")
+
+
+async def test_a_controller_that_does_not_say_where_it_is_changes_nothing(uplink: Uplink) -> None:
+    before = uplink.record
+    await uplink.follow(HostConfig())
+    assert uplink.record == before
+
+
+async def test_a_disk_that_refuses_costs_nothing_and_is_asked_again(
+    uplink: Uplink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = uplink.record
+    with monkeypatch.context() as patched:
+        patched.setattr(State, "save_host", refuses)
+        await uplink.follow(told("10.9.9.9:15012"))
+    assert uplink.record == before
+    await uplink.follow(told("10.9.9.9:15012"))
+    assert uplink.record.agents_endpoints[0] == "10.9.9.9:15012"
+
+
+def refuses(_state: State, _record: HostRecord) -> None:
+    raise StateError("no space left on device")
 
 
 def watched(found: socket.socket) -> tuple[int, ...]:

@@ -487,6 +487,8 @@ class HostConfig(_message.Message):
     STRICT_PORTS_FIELD_NUMBER: _builtins.int
     OUTBOUND_IDENTITIES_FIELD_NUMBER: _builtins.int
     UPDATES_FIELD_NUMBER: _builtins.int
+    AGENTS_ENDPOINTS_FIELD_NUMBER: _builtins.int
+    JOIN_ENDPOINTS_FIELD_NUMBER: _builtins.int
     host: _builtins.str
     trust_domain: _builtins.str
     outbound_spiffe_id: _builtins.str
@@ -538,6 +540,12 @@ class HostConfig(_message.Message):
     def updates(self) -> _containers.RepeatedCompositeFieldContainer[Global___WantedUpdate]:
         """Other versions that rollouts want here: at most one of each component."""
 
+    @_builtins.property
+    def agents_endpoints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As in JoinResponse: where the controller is today. None: it does not say, and the host goes on with what it knows."""
+
+    @_builtins.property
+    def join_endpoints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
@@ -557,10 +565,12 @@ class HostConfig(_message.Message):
         strict_ports: _abc.Iterable[_builtins.int] | None = ...,
         outbound_identities: _abc.Iterable[_builtins.str] | None = ...,
         updates: _abc.Iterable[Global___WantedUpdate] | None = ...,
+        agents_endpoints: _abc.Iterable[_builtins.str] | None = ...,
+        join_endpoints: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capture", b"capture", "envoy", b"envoy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bootstrap_patch", b"bootstrap_patch", "bundle_pem", b"bundle_pem", "capture", b"capture", "envoy", b"envoy", "expelled_addresses", b"expelled_addresses", "host", b"host", "listeners", b"listeners", "outbound_identities", b"outbound_identities", "outbound_spiffe_id", b"outbound_spiffe_id", "refused_enrolments", b"refused_enrolments", "renew_within_ms", b"renew_within_ms", "strict_ports", b"strict_ports", "tainted_roots", b"tainted_roots", "trust_domain", b"trust_domain", "updates", b"updates", "workloads", b"workloads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agents_endpoints", b"agents_endpoints", "bootstrap_patch", b"bootstrap_patch", "bundle_pem", b"bundle_pem", "capture", b"capture", "envoy", b"envoy", "expelled_addresses", b"expelled_addresses", "host", b"host", "join_endpoints", b"join_endpoints", "listeners", b"listeners", "outbound_identities", b"outbound_identities", "outbound_spiffe_id", b"outbound_spiffe_id", "refused_enrolments", b"refused_enrolments", "renew_within_ms", b"renew_within_ms", "strict_ports", b"strict_ports", "tainted_roots", b"tainted_roots", "trust_domain", b"trust_domain", "updates", b"updates", "workloads", b"workloads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -14,7 +14,6 @@ from hostmesh_controller.api.errors import ApiError
 from hostmesh_controller.api.parts import Parts, Using
 from hostmesh_controller.api.principals import Admin
 from hostmesh_controller.attest.pending import expired
-from hostmesh_controller.config import called_at
 from hostmesh_controller.csr import fingerprint
 from hostmesh_controller.review import read_one
 from hostmesh_controller.store import PendingRecord
@@ -57,7 +56,7 @@ async def deny(name: str, parts: Using, who: Admin) -> dict[str, Any]:
 @router.get("/join-string")
 async def join_string(parts: Using, _who: Admin) -> dict[str, Any]:
     """Return what a host must know to join by evidence: where, and whom to trust. There is no secret in it."""
-    endpoints = called_at(parts.config.listen.join, parts.config.addresses)
+    endpoints = parts.config.join_endpoints
     return {"join_string": JoinString(endpoints, parts.root_der, "").encode()}
 
 

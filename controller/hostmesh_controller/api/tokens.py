@@ -16,7 +16,6 @@ from hostmesh_controller.api.bodies import ApiTokenRequest, TokenRequest, api_to
 from hostmesh_controller.api.errors import ApiError
 from hostmesh_controller.api.parts import Parts, Using
 from hostmesh_controller.api.principals import Admin, Principal
-from hostmesh_controller.config import called_at
 from hostmesh_controller.grants import grants_text
 from hostmesh_controller.groups import group_key
 from hostmesh_controller.store import ApiTokenRecord, TokenRecord
@@ -130,6 +129,6 @@ async def _group_join_string(parts: Parts, who: Principal, request: TokenRequest
 
 async def _keep(parts: Parts, token: str, record: TokenRecord) -> dict[str, Any]:
     await asyncio.to_thread(parts.store.add_token, record)
-    endpoints = called_at(parts.config.listen.join, parts.config.addresses)
+    endpoints = parts.config.join_endpoints
     text = JoinString(endpoints=endpoints, root_der=parts.root_der, token=token).encode()
     return {**token_body(record, parts.now()), "join_string": text}

@@ -23,7 +23,7 @@ def config_text(layout: Layout, lab: LabFacts) -> str:
     address = lab.net.address(GATEWAY)
     addresses = [address, *([lab.net.address6(GATEWAY)] if lab.ipv6 else [])]
     return (
-        "# written by hostmesh lab\n"
+        "# written by hostmesh lab, once: what you change here holds from the controller's next start\n"
         f"state_dir = {json.dumps(str(layout.controller_state))}\n"
         f"addresses = {json.dumps(addresses)}\n\n"
         "[listen]\n"
@@ -41,7 +41,9 @@ def start(layout: Layout, lab: LabFacts) -> None:
     record = disk.read_process(layout.controller_process)
     if not alive(record):
         layout.controller.mkdir(exist_ok=True)
-        layout.controller_config.write_text(config_text(layout, lab))
+        # Whoever tries another setting in the lab keeps it.
+        if not layout.controller_config.exists():
+            layout.controller_config.write_text(config_text(layout, lab))
         program = machine.own_program("hostmesh-controller")
         space = world.space_of(layout, lab)
         record = space.start([str(program), "run", "--config", str(layout.controller_config)], layout.controller_log)

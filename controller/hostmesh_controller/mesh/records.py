@@ -34,7 +34,8 @@ class Settings:
     """What is decided once for the whole mesh.
 
     `mesh_config` is what the controller's file says, beneath the MeshConfig object. `reported_locality`: where
-    nothing is declared, a host is where its agent says that it is.
+    nothing is declared, a host is where its agent says that it is. `agents_endpoints` and `join_endpoints` are
+    `host:port` of the controller's ports, best first; none where hosts are not to be told.
     """
 
     trust_domain: str
@@ -45,6 +46,8 @@ class Settings:
     root_namespace: str = "istio-system"
     mesh_config: MeshConfigSpec = field(default_factory=MeshConfigSpec)
     reported_locality: bool = True
+    agents_endpoints: tuple[str, ...] = ()
+    join_endpoints: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

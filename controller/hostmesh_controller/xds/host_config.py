@@ -40,6 +40,8 @@ def host_config(mesh: Mesh, host: Host, plan: Plan, inbound_version: str) -> pb.
         refused_enrolments=sorted(mesh.denied.get(host.name, ())),
         strict_ports=strict_ports(mesh, host.name),
         updates=_updates(mesh, host),
+        agents_endpoints=settings.agents_endpoints,
+        join_endpoints=settings.join_endpoints,
     )
 
 

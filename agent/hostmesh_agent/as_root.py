@@ -62,4 +62,4 @@ def switch(on: bool, place: Path = UNITS_OF_OWNER, drop_ins: Path = DROP_INS, pr
 
 def restart(program: str = "systemctl") -> None:
     """Restart the agent where it runs. Raises UnitError."""
-    own_unit.call(program, "try-restart", "--", UNIT)
+    own_unit.call(program, "try-restart", "--", UNIT, within_s=own_unit.STARTS_WITHIN_S)

@@ -68,7 +68,7 @@ def main() -> int:
     parser.add_argument("what", choices=("packages", "repository"))
     what = parser.parse_args().what
     try:
-        packages() if what == "packages" else repository.build(DIST, release())
+        packages() if what == "packages" else repository.build(DIST)
     except BuildError as error:
         sys.stderr.write(f"shipping: {error}\n")
         return 1

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Final
 
 from shipping.parts import ARCHITECTURES, PARTS
-from shipping.release import Release
 from shipping.running import BuildError, run
 from shipping.signing import Key, key
 
@@ -34,7 +33,7 @@ _ABOUT: Final = {
 }
 
 
-def build(dist: Path, wanted: Release) -> None:
+def build(dist: Path) -> None:
     """Make both anew. Raises BuildError where there is no package to put into them."""
     debs, rpms = found(dist, ".deb"), found(dist, ".rpm")
     if not debs or not rpms:
@@ -53,9 +52,7 @@ def build(dist: Path, wanted: Release) -> None:
         target.rename(old)
     draft.rename(target)
     shutil.rmtree(old, ignore_errors=True)
-    sys.stdout.write(
-        f"dist/repo: {len(debs)} .deb and {len(rpms)} .rpm (newest release {wanted.version}), signed by {fingerprint}\n"
-    )
+    sys.stdout.write(f"dist/repo: {len(debs)} .deb and {len(rpms)} .rpm, signed by {fingerprint}\n")
 
 
 def found(dist: Path, suffix: str) -> list[Path]:

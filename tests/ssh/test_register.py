@@ -346,9 +346,21 @@ def test_of_a_bundle_the_packages_of_hosts_alone_are_installed(
 def test_a_dry_run_changes_nothing(setting: Setting) -> None:
     before = setting.host.state()
     result = setting.join(dry_run=True, keys=HostKeys((setting.host.fingerprint,), remember=False))
-    assert "would install hostmesh-agent by apt" in result.outcome
+    assert "would install hostmesh-agent by apt, " in result.outcome
     assert (setting.host.state(), setting.mesh(), setting.told.strings) == (before, [], [])
     assert not HostKeys().store.exists()
+
+
+def test_a_dry_run_says_that_the_host_knows_no_repository_of_ours(setting: Setting) -> None:
+    assert "by apt (which has read of no repository" in setting.join(dry_run=True, source=Source()).outcome
+    setting.host.run(
+        f"mkdir /var/repository; cp {setting.deb} /var/repository/agent.deb; cd /var/repository; "
+        "{ dpkg-deb -f agent.deb; echo Filename: ./agent.deb; echo Size: $(stat -c %s agent.deb); "
+        "echo SHA256: $(sha256sum agent.deb | cut -d' ' -f1); } >Packages; "
+        "echo 'deb [trusted=yes] file:/var/repository ./' >/etc/apt/sources.list.d/ours.list; "
+        "apt-get -qq update -o Dir::Etc::sourcelist=/etc/apt/sources.list.d/ours.list -o Dir::Etc::sourceparts=-"
+    )
+    assert "by apt, would join" in setting.join(dry_run=True, source=Source()).outcome
 
 
 @pytest.mark.parametrize("step", ALL_STEPS)

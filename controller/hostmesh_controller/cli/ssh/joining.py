@@ -34,6 +34,9 @@ _TTL_S: Final = 600
 """A join string is used within seconds; should taking it back fail, it is worth nothing in ten minutes."""
 UNIT: Final = "hostmesh-agent.service"
 _NOT_INSTALLED: Final = "see the host's package manager, its disk and sources"
+_NOT_OFFERED: Final = (
+    "which has read of no repository that has it: unless that is old, name --repository, --package or --bundle"
+)
 _NO_SOURCE: Final = (
     "does the host know a repository that has it? If not: --repository and --repository-key, --package or --bundle; "
     f"else {_NOT_INSTALLED}"
@@ -136,7 +139,7 @@ class Joining:
         joined = facts.joined_as(self._root(facts.ASK_AS_ROOT))
         self._not_another(joined)
         if self.dry_run:
-            return self._plan(found, before, joined)
+            return self._plan(found, manager, before, joined)
         if AGENT not in before:
             self._begin(steps.INSTALL)
             self._install(manager, before)
@@ -184,9 +187,14 @@ class Joining:
                 return ""
             raise
 
-    def _plan(self, found: facts.Facts, before: Mapping[str, str], joined: str | None) -> str:
+    def _plan(self, found: facts.Facts, manager: Manager, before: Mapping[str, str], joined: str | None) -> str:
         parts = [found.os, f"{found.free_mib} MiB free"]
-        parts.append(f"has {AGENT} {before[AGENT]}" if AGENT in before else f"would install {AGENT} by {found.manager}")
+        if AGENT in before:
+            parts.append(f"has {AGENT} {before[AGENT]}")
+        else:
+            named = self.wanted.source != Source()
+            lacking = "" if named or self._on.run(manager.offered()).out.strip() else f" ({_NOT_OFFERED})"
+            parts.append(f"would install {AGENT} by {found.manager}{lacking}")
         parts.append("has joined; would be told to the mesh anew" if joined else "would join, start and verify")
         return "dry run: " + ", ".join(parts)
 

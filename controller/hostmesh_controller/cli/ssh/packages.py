@@ -41,6 +41,9 @@ class Manager(Protocol):
     def installed(self) -> str:
         """Print a line `NAME VERSION` for each of our packages that is installed."""
 
+    def offered(self) -> str:
+        """Print something if what was read of the host's repositories has the agent."""
+
     def repository_file(self) -> str:
         """Return the file that makes a repository known."""
 
@@ -67,6 +70,9 @@ class Apt:
     def installed(self) -> str:
         shown = "-f '${db:Status-Status} ${Package} ${Version}\\n'"
         return f"dpkg-query -W {shown} {' '.join(PACKAGES)} 2>/dev/null | sed -n 's/^installed //p'"
+
+    def offered(self) -> str:
+        return f"apt-cache madison {AGENT} 2>/dev/null"
 
     def repository_file(self) -> str:
         return "/etc/apt/sources.list.d/hostmesh.list"
@@ -122,6 +128,9 @@ class Dnf:
 
     def installed(self) -> str:
         return f"rpm -q --qf '%{{NAME}} %{{VERSION}}-%{{RELEASE}}\\n' {' '.join(PACKAGES)} | grep -v 'is not installed'"
+
+    def offered(self) -> str:
+        return f"dnf -q list --available {AGENT} 2>/dev/null"
 
     def repository_file(self) -> str:
         return "/etc/yum.repos.d/hostmesh.repo"

@@ -39,6 +39,7 @@ from hostmesh_api.wire import (
     ORIGIN_METADATA,
 )
 
+_REFUSALS: Final = frozenset({grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED})
 BACKOFF_FIRST_S: Final = 0.2
 BACKOFF_LAST_S: Final = 15.0
 STABLE_S: Final = 10.0
@@ -137,7 +138,7 @@ class Relay:
         self._own_changed = asyncio.Event()
         self._disk = asyncio.Event()
         self._connected_at: datetime | None = None
-        self._last_error = ""
+        self._last_error = self._refused = ""
         self._call: Upstream | None = None
         self._retry: asyncio.TimerHandle | None = None
         self._retry_first_s = self._retry_s = retry_first_s
@@ -306,7 +307,7 @@ class Relay:
             try:
                 await self._stream(impatience)
             except grpc.aio.AioRpcError as error:
-                self._last_error = f"{error.code().name}: {error.details() or 'no details'}"
+                self._failed(error)
             finally:
                 self._lost_controller()
             lived_s = (datetime.now(UTC) - started).total_seconds()
@@ -315,6 +316,15 @@ class Relay:
             _log.warning("controller not connected", reason=self._last_error, retry_in_s=round(wait_s, 1))
             impatience.start()
             await self._pause(wait_s)
+
+    def _failed(self, error: grpc.aio.AioRpcError) -> None:
+        said = f"{error.code().name}: {error.details() or 'no details'}"
+        if error.code() in _REFUSALS:
+            self._refused = said
+        elif self._refused:
+            # Another address that is dead says less than the controller that answered.
+            said = f"{self._refused} (another address: {said})"
+        self._last_error = said
 
     async def _pause(self, wait_s: float) -> None:
         with suppress(TimeoutError):
@@ -353,7 +363,7 @@ class Relay:
                 self._last_error = "reconnecting"
                 return
             self._connected_at = datetime.now(UTC)
-            self._last_error = ""
+            self._last_error = self._refused = ""
             impatience.stop()
             _log.info("controller connected")
             self._reached()

@@ -334,6 +334,14 @@ async def test_a_refusal_is_told_in_its_own_words_and_is_no_connection(tmp_path:
     assert not heard
 
 
+async def test_a_refusal_is_not_hidden_by_another_address_that_is_dead(tmp_path: Path, controller: Controller) -> None:
+    controller.refusal = "it was expelled"
+    places = ["controller.sock", *["nobody.sock"] * 20]
+    async with controller.running(), relaying(tmp_path, sockets=places) as relay:
+        await until(lambda: "another address: UNAVAILABLE" in relay.state().last_error)
+        assert relay.state().last_error.startswith("PERMISSION_DENIED: it was expelled (")
+
+
 async def test_a_connection_that_never_stands_is_given_up_for_another_at_once(
     tmp_path: Path, controller: Controller
 ) -> None:

@@ -226,7 +226,8 @@ class Resolver:
             elif original.text != current.text:
                 self._write(original.text)
         self._fresh()
-        self._backup.unlink(missing_ok=True)
+        if os.path.lexists(self._backup):
+            self._acting(self._backup.unlink)
 
     def _why_left_alone(self) -> str:
         """Return why the file is not ours to change, "" if it is."""
@@ -293,7 +294,9 @@ class Resolver:
 
     def _fresh(self) -> Path:
         fresh = self._path.with_name(f".{self._path.name}.hostmesh")
-        self._acting(lambda: fresh.unlink(missing_ok=True))  # of a run that was killed
+        # Of a run that was killed. Where the directory cannot be written even removing nothing is refused.
+        if os.path.lexists(fresh):
+            self._acting(fresh.unlink)
         return fresh
 
     def _acting(self, act: Callable[[], object]) -> None:

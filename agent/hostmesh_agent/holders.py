@@ -8,7 +8,7 @@ import os
 import re
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -102,19 +102,34 @@ def end(test: Test, grace_s: float = 0.0) -> list[int]:
     return [pid for pid in found(test) if _ended(pid, test, grace_s)]
 
 
+@contextmanager
+def held(test: Test) -> Iterator[list[Process]]:
+    """Give the processes for which the test is true, with their pidfds in hand: they can be waited for."""
+    with ExitStack() as stack:
+        yield [process for pid in found(test) if (process := stack.enter_context(_opened(pid, test))) is not None]
+
+
 def _ended(pid: int, test: Test, grace_s: float) -> bool:
-    try:
-        process = Process(pid)
-    except ProcessLookupError:
-        return False
-    try:
-        if not test(pid):
+    with _opened(pid, test) as process:
+        if process is None:
             return False
         if grace_s:
             process.signal(signal.SIGTERM)
         if not grace_s or not process.wait(grace_s):
             process.signal(signal.SIGKILL)
         return process.wait(_ENDS_WITHIN_S)
+
+
+@contextmanager
+def _opened(pid: int, test: Test) -> Iterator[Process | None]:
+    """Give a process by its pidfd; None if it is gone, or another one by now."""
+    try:
+        process = Process(pid)
+    except ProcessLookupError:
+        yield None
+        return
+    try:
+        yield process if test(pid) else None
     finally:
         process.close()
 

@@ -11,6 +11,7 @@ import asyncio
 import errno
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -62,14 +63,19 @@ HUNG_ENVOY_ENDS_WITHIN_S: Final = 1.0
 TELL_WITHIN_S: Final = 10.0
 TIMER_ENDS_WITHIN_S: Final = 5.0
 _LOCK_IS_FREE_WITHIN_S: Final = 5.0
+_RULES_ARE_FREE_WITHIN_S: Final = 5.0
 _POLL_S: Final = 0.05
 
+_CAPTURE: Final = "capture"
 Step = tuple[str, Callable[[], str]]
 """What is done, and the doing; that returns what is worth telling, or "" if nothing was to be done."""
 
 
 def leave(config: AgentConfig, *, purge: bool, tell: Callable[[str], None]) -> bool:
-    """Leave; return whether everything was undone. Each step is tried whatever became of the ones before.
+    """Leave; return whether everything was undone.
+
+    Each step is tried whatever became of the ones before; but while rules lead to Envoy it stays, and the identity with
+    which a `leave` that is called again, or an agent, can mend that.
 
     Args:
         config: where the agent's files are.
@@ -81,8 +87,16 @@ def leave(config: AgentConfig, *, purge: bool, tell: Callable[[str], None]) -> b
     """
     had_state = config.state_dir.exists()
     with _alone(config, tell):
-        undone = [what for what, act in _steps(config) if not _tried(what, act, tell)]
+        undone = []
+        for what, act in _steps(config):
+            if not _tried(what, act, tell):
+                undone.append(what)
+                if what == _CAPTURE and _rules_are_there():
+                    tell("Envoy and the identity stay: the rules lead there; mend that, and call leave again")
+                    break
         done = not undone
+        if done:
+            notify.left_well(config.state_dir)
         if done and (purge or not had_state):
             done = _tried("unit", lambda: _no_more_as_root(config), tell)
             done = _tried("directories", lambda: _remove_directories(config), tell) and done
@@ -108,22 +122,32 @@ def _alone(config: AgentConfig, tell: Callable[[str], None]) -> Iterator[None]:
         LockedError: who holds the lock is no agent.
     """
     patience_s = AGENT_ENDS_WITHIN_S
-    notify.stay_down(config.state_dir)
-    try:
-        control.call(config.control_socket, control.RELEASE, AGENT_ANSWERS_WITHIN_S)
-    except control.AgentAbsentError:
-        pass  # none runs, or one that is only starting, or ending
-    except control.ControlError:
-        patience_s = 0.0
-    _end_timers(config)
     with ExitStack() as stack:
+        agents = stack.enter_context(holders.held(_is_agent_at(config.state_dir)))
+        notify.stay_down(config.state_dir)
+        try:
+            control.call(config.control_socket, control.RELEASE, AGENT_ANSWERS_WITHIN_S)
+        except control.AgentAbsentError:
+            pass  # none runs, or one that is only starting, or ending
+        except control.ControlError as error:
+            # Who ends hangs up; who hangs does not.
+            if isinstance(error.__cause__, TimeoutError):
+                patience_s = 0.0
+        _end_timers(config)
         try:
             stack.enter_context(_lock(config, patience_s))
         except lock.LockedError:
-            if not _end_agent(config.state_dir):
+            if holders.end(_is_agent_at(config.state_dir)):
+                tell("agent: it did not answer and was killed")
+            elif holders.found(holders.holds_lock(config.state_dir / lock.FILE)):
                 raise
-            tell("agent: it did not answer and was killed")
             stack.enter_context(_lock(config, _LOCK_IS_FREE_WITHIN_S))
+        # An agent lets go of its lock before it ends. Until then its table is its own, and a thread may be at work.
+        for each in agents:
+            if not each.wait(AGENT_ENDS_WITHIN_S):
+                each.signal(signal.SIGKILL)
+                each.wait(_LOCK_IS_FREE_WITHIN_S)
+                tell("agent: it did not end and was killed")
         yield
 
 
@@ -154,22 +178,22 @@ def _end_timers(config: AgentConfig) -> None:
     holders.end(holders.is_timer)
 
 
-def _end_agent(state_dir: Path) -> bool:
-    """End the agent that holds the lock; another `leave` is left at its work."""
+def _is_agent_at(state_dir: Path) -> holders.Test:
+    """Return a test: is it the agent that holds the lock? Another `leave` is left at its work."""
     holds = holders.holds_lock(state_dir / lock.FILE)
 
     def test(pid: int) -> bool:
         words = holders.words(pid)
         return holds(pid) and holders.is_agent(words) and "leave" not in words
 
-    return bool(holders.end(test))
+    return test
 
 
 def _steps(config: AgentConfig) -> Iterator[Step]:
     state = State(config.state_dir)
     yield "controller", lambda: _as_agent(config, lambda: _tell_controller(state))
     yield "name resolution", lambda: _restore_names(config)
-    yield "capture", _clear_capture
+    yield _CAPTURE, _clear_capture
     yield "Envoy", lambda: _stop_envoy(config)
     yield "Envoy's files", lambda: _as_agent(config, lambda: _remove_tree(config))
     yield "identity", lambda: _as_agent(config, lambda: _forget(state))
@@ -195,14 +219,22 @@ def _restore_names(config: AgentConfig) -> str:
 
 def _clear_capture() -> str:
     had_rules = capture.Capture().state().state != "off"
-    try:
-        capture.clear()
-    except capture.CaptureError:
-        # They may belong to a process of ours that no longer answers, such as an agent of another state directory.
-        if not holders.end(holders.holds_netfilter):
-            raise
-        capture.clear()
-    return "removed" if had_rules else ""
+    until = time.monotonic() + _RULES_ARE_FREE_WITHIN_S
+    while True:
+        try:
+            capture.clear()
+        except capture.CaptureError:
+            # They may belong to a process of ours that no longer answers, such as an agent of another state directory;
+            # or to one that is ending just now, and is not found any more.
+            if not holders.end(holders.holds_netfilter) and time.monotonic() > until:
+                raise
+            time.sleep(_POLL_S)
+        else:
+            return "removed" if had_rules else ""
+
+
+def _rules_are_there() -> bool:
+    return capture.Capture().state().rules_hash != ""
 
 
 def _stop_envoy(config: AgentConfig) -> str:

@@ -103,11 +103,22 @@ def stay_down(
     What it restarts looks at no condition of its unit any more (an agent that waits for its restart counts as
     activating), and would make its directories anew while, and after, the host leaves.
     """
-    if not of_the_units(state_dir, runs, of_unit):
-        return
+    if of_the_units(state_dir, runs, of_unit):
+        _systemctl(program, "--no-block", "stop")
+
+
+def left_well(
+    state_dir: Path, runs: Path = SYSTEMD_RUNS, program: str = "systemctl", of_unit: Path = STATE_DIR
+) -> None:
+    """Have systemd count the agent's unit as ended and not as failed, also where the agent had to be killed."""
+    if of_the_units(state_dir, runs, of_unit):
+        _systemctl(program, "reset-failed")
+
+
+def _systemctl(program: str, *words: str) -> None:
     with suppress(OSError, subprocess.TimeoutExpired):
         subprocess.run(
-            [program, "--no-block", "--quiet", "stop", UNIT],
+            [program, "--quiet", *words, UNIT],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             # That there is no such unit is nothing to tell.

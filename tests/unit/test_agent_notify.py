@@ -98,5 +98,7 @@ def test_systemd_is_told_not_to_start_the_agent_again_where_it_runs_and_need_not
     notify.stay_down(tmp_path / "another", tmp_path, str(program), tmp_path)  # a second agent of this host's
     assert not told.exists()
     notify.stay_down(tmp_path, tmp_path, str(program), tmp_path)
-    assert told.read_text() == "--no-block --quiet stop hostmesh-agent.service\n"
+    assert told.read_text() == "--quiet --no-block stop hostmesh-agent.service\n"
+    notify.left_well(tmp_path, tmp_path, str(program), tmp_path)
+    assert told.read_text() == "--quiet reset-failed hostmesh-agent.service\n"
     notify.stay_down(tmp_path, tmp_path, str(tmp_path / "absent"), tmp_path)

@@ -113,6 +113,7 @@ def test_clear_works_with_no_agent_and_no_state(host: Space) -> None:
 
 def test_routes_and_addresses_of_others_stay(peer: Space) -> None:
     run("ip", "route", "add", "240.240.0.0/24", "dev", "eth0")
+    run("ip", "-6", "address", "add", "2001:db8:77::10/128", "dev", "lo", "preferred_lft", "0")
     run("ip", "-6", "address", "add", "::7/128", "dev", "lo")
     until(lambda: "local ::7 " in snapshot(), "the kernel has made the route to the address, which it does later")
     before = snapshot()

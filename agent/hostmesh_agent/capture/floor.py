@@ -10,11 +10,11 @@ import re
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import psutil
 
@@ -121,9 +121,7 @@ def _ports(numbers: Iterable[str]) -> frozenset[int]:
 
 
 def _of_processes() -> frozenset[int]:
-    servers = {
-        process.pid for process in psutil.process_iter(["name"]) if (process.info["name"] or "").startswith(_SERVERS)
-    }
+    servers = {each.pid for each in psutil.process_iter(["name", "uids"]) if _is_server(each.info)}
     if not servers:
         return frozenset()
     try:
@@ -136,6 +134,12 @@ def _of_processes() -> frozenset[int]:
         local.port for each, local in bound if each.status == psutil.CONN_LISTEN and not _is_loopback(local.ip)
     }
     return frozenset(local.port for each, local in bound if each.pid in servers and local.port in listening)
+
+
+def _is_server(process: Mapping[str, Any]) -> bool:
+    """Tell whether a process is an SSH server of root's: any program may call itself so, to get out of capture."""
+    name, users = process["name"] or "", process["uids"]
+    return name.startswith(_SERVERS) and users is not None and users.effective == 0
 
 
 def _is_loopback(text: str) -> bool:

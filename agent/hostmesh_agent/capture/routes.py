@@ -7,8 +7,8 @@ route and need nothing. Where there is none, the range is routed to the loopback
 always valid there. In IPv6 that must be a route of type local: others over loopback are turned into rejects by the
 kernel.
 
-Ours are the routes with our protocol number, and the addresses on lo that are never preferred as a source; nothing
-else is touched and no state is kept.
+Ours are the routes with our protocol number, and the addresses on lo that are of our own ranges and never preferred as
+a source; nothing else is touched and no state is kept.
 """
 
 # mypy: disable-error-code="import-untyped"
@@ -20,7 +20,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -41,10 +41,13 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from hostmesh_agent.capture import marked
 from hostmesh_agent.capture.errors import CaptureError
+from hostmesh_api import wire
+from hostmesh_api.callers import CALLERS_V6
 
 ROUTE_PROTOCOL: Final = 157
 """Marks our routes ("proto" in `ip route`); free in iproute2's rt_protos."""
 
+_OUR_ADDRESSES: Final = {IPv6Address(wire.INBOUND_SOURCE_V6), IPv6Address(wire.OUTBOUND_V6)}
 _LOOPBACK: Final = 1  # LOOPBACK_IFINDEX
 _ANSWER_WITHIN_S: Final = 10.0
 _ANY_PORT: Final = 9  # nothing is ever sent to it
@@ -232,7 +235,9 @@ async def _loopback_addresses(ipr: Any) -> list[Any]:
 
 
 def _is_ours(address: Any) -> bool:
-    return bool(
+    """Others have such addresses, too: the virtual ones of a load balancer are never preferred either."""
+    found = IPv6Address(address.get_attr("IFA_ADDRESS"))
+    return (found in _OUR_ADDRESSES or found in CALLERS_V6) and bool(
         (address.get_attr("IFA_FLAGS") or address["flags"]) & _DEPRECATED
         and address["prefixlen"] == 128
         and address.get_attr("IFA_CACHEINFO")["ifa_valid"] == _FOREVER

@@ -143,15 +143,25 @@ def _clear(_: argparse.Namespace, config: AgentConfig) -> int:
     from hostmesh_agent.dns import ResolverError
     from hostmesh_agent.resolution import Resolution
 
-    # First the mark: a running agent must not put back what is taken away here.
-    config.state_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
-    (config.state_dir / hold.OFF).touch()
-    _end_trial(config)
-    try:
-        Resolution(config.dns.resolv_conf, config.state_dir).restore()
-        _clear_rules(config)
-    except (capture.CaptureError, ResolverError) as error:
-        return say(str(error), FAILED)
+    def mark() -> None:
+        config.state_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
+        (config.state_dir / hold.OFF).touch()
+
+    # First the mark: a running agent must not put back what is taken away here. Whatever fails, the rest is done: this
+    # is the way out.
+    failed = []
+    for what, act in (
+        ("an agent that runs captures again, stop it", mark),
+        ("a trial", lambda: _end_trial(config)),
+        ("name resolution", lambda: Resolution(config.dns.resolv_conf, config.state_dir).restore()),
+        ("rules", lambda: _clear_rules(config)),
+    ):
+        try:
+            act()
+        except (capture.CaptureError, ResolverError, OSError) as error:
+            failed.append(f"{what}: {error}")
+    if failed:
+        return say("\n".join(failed), FAILED)
     _refresh(config)
     print("nothing is captured until: hostmesh-agent capture resume")
     return DONE
@@ -176,26 +186,37 @@ def _clear_rules(config: AgentConfig) -> None:
     Raises:
         CaptureError: neither can.
     """
-    from hostmesh_agent import capture, process
-    from hostmesh_agent.capture import kernel
-    from hostmesh_agent.converge import InForce, in_force
+    from hostmesh_agent import capture, holders, process
     from hostmesh_agent.places import GREEN
 
-    try:
+    def clear() -> None:
         # A gateway whose second Envoy runs serves on, with or without an agent.
         if process.recorded_runs(config.directory_of(GREEN)):
             capture.clear_but_doors()
         else:
             capture.clear()
+
+    try:
+        clear()
     except capture.CaptureError:
-        if not _refresh(config):
-            raise
-        until = time.monotonic() + CLEARED_WITHIN_S
-        # What leads to a second Envoy's own ports captures nothing, and stays.
-        while in_force(kernel.read()) != InForce():
-            if time.monotonic() > until:
-                raise
-            time.sleep(0.05)
+        if _refresh(config) and _cleared_by_agent():
+            return
+        # It does not answer: its end changes no rule, and the next one finds the mark.
+        holders.end(holders.is_agent_of(config.state_dir))
+        clear()
+
+
+def _cleared_by_agent() -> bool:
+    from hostmesh_agent.capture import kernel
+    from hostmesh_agent.converge import InForce, in_force
+
+    until = time.monotonic() + CLEARED_WITHIN_S
+    # What leads to a second Envoy's own ports captures nothing, and stays.
+    while in_force(kernel.read()) != InForce():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def _resume(_: argparse.Namespace, config: AgentConfig) -> int:

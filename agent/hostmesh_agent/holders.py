@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from hostmesh_agent import lock
 from hostmesh_agent.process import Process
 
 PROC: Final = Path("/proc")
@@ -42,6 +43,17 @@ def holds_lock(path: Path) -> Test:
             os.path.samestat(found, file) and "FLOCK" in _text(PROC / f"{pid}/fdinfo/{number}")
             for number, found in _open_files(pid)
         )
+
+    return test
+
+
+def is_agent_of(state_dir: Path) -> Test:
+    """Return a test: is a process the agent that holds this lock? A `leave` that does is left at its work."""
+    holds = holds_lock(state_dir / lock.FILE)
+
+    def test(pid: int) -> bool:
+        command = words(pid)
+        return holds(pid) and is_agent(command) and "leave" not in command
 
     return test
 

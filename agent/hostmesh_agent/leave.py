@@ -123,7 +123,7 @@ def _alone(config: AgentConfig, tell: Callable[[str], None]) -> Iterator[None]:
     """
     patience_s = AGENT_ENDS_WITHIN_S
     with ExitStack() as stack:
-        agents = stack.enter_context(holders.held(_is_agent_at(config.state_dir)))
+        agents = stack.enter_context(holders.held(holders.is_agent_of(config.state_dir)))
         notify.stay_down(config.state_dir)
         try:
             control.call(config.control_socket, control.RELEASE, AGENT_ANSWERS_WITHIN_S)
@@ -137,7 +137,7 @@ def _alone(config: AgentConfig, tell: Callable[[str], None]) -> Iterator[None]:
         try:
             stack.enter_context(_lock(config, patience_s))
         except lock.LockedError:
-            if holders.end(_is_agent_at(config.state_dir)):
+            if holders.end(holders.is_agent_of(config.state_dir)):
                 tell("agent: it did not answer and was killed")
             elif holders.found(holders.holds_lock(config.state_dir / lock.FILE)):
                 raise
@@ -176,17 +176,6 @@ def _end_timers(config: AgentConfig) -> None:
     while holders.found(holders.is_timer) and time.monotonic() < until:
         time.sleep(_POLL_S)
     holders.end(holders.is_timer)
-
-
-def _is_agent_at(state_dir: Path) -> holders.Test:
-    """Return a test: is it the agent that holds the lock? Another `leave` is left at its work."""
-    holds = holders.holds_lock(state_dir / lock.FILE)
-
-    def test(pid: int) -> bool:
-        words = holders.words(pid)
-        return holds(pid) and holders.is_agent(words) and "leave" not in words
-
-    return test
 
 
 def _steps(config: AgentConfig) -> Iterator[Step]:

@@ -211,6 +211,8 @@ class Probes:
             async with turns:
                 began = loop.time()
                 look = await self._look(probe, asked.address)
+            if self._asked.get(name) != asked:
+                return  # it was taken out, or is another one, and its look had only just ended
             self._take(name, judge(self._judgements[name], look, probe))
             await asyncio.sleep(max(0.0, began + max(1, probe.period_s) - loop.time()))
 

@@ -186,10 +186,13 @@ def chosen(found: Iterable[Found], wish: Wish) -> list[Found]:
     usable = [each for each in named if not each.system]
     if not usable:
         raise NotAdoptedError(f"port {named[0].port} of host {wish.host} cannot be adopted: {named[0].system}")
-    taken = next((each for each in usable if each.adopted), None)
-    if taken is not None and len(usable) == 1:
-        raise NotAdoptedError(f"port {taken.port} of host {wish.host} is that of {', '.join(taken.adopted)} already")
-    return [each for each in usable if not each.adopted]
+    free = [each for each in usable if not each.adopted]
+    if not free:
+        taken = "; ".join(
+            f"port {each.port} of host {wish.host} is that of {', '.join(each.adopted)}" for each in usable
+        )
+        raise NotAdoptedError(f"{taken} already")
+    return free
 
 
 def documents(

@@ -47,7 +47,12 @@ def test_while_rules_lead_to_envoy_it_stays_and_leave_can_be_called_again(
     monkeypatch.setattr(leave, "_RULES_ARE_FREE_WITHIN_S", 0.1)
     stopped: list[AgentConfig] = []
     stop_envoy = leave._stop_envoy
-    monkeypatch.setattr(leave, "_stop_envoy", lambda found: stopped.append(found) or stop_envoy(found))
+
+    def stops(found: AgentConfig) -> str:
+        stopped.append(found)
+        return stop_envoy(found)
+
+    monkeypatch.setattr(leave, "_stop_envoy", stops)
     owner = Owner()
     nft.write(plan(REQUEST, FLOOR).table, owner)
     told: list[str] = []

@@ -54,22 +54,36 @@ class Program:
     cgroups: tuple[int, ...] = ()
 
 
-def unit(name: str) -> Program:
-    """Return as whom and in which cgroups a systemd unit's main process runs. Raises QuestionError."""
+def unit(name: str, systemctl: str = "systemctl") -> Program:
+    """Return as whom and in which cgroups a systemd unit's main process runs; of a slice or scope, any process of it.
+
+    Raises:
+        QuestionError: it has no process, or systemd does not tell.
+    """
     try:
         done = subprocess.run(
-            ["systemctl", "show", "-p", "MainPID", "--value", "--", name],
+            [systemctl, "show", "-p", "MainPID", "-p", "ControlGroup", "--", name],
             capture_output=True,
             text=True,
             timeout=_WITHIN_S,
             check=False,
         )
-        pid = int(done.stdout.strip() or 0)
+        told = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+        pid = int(told.get("MainPID") or 0) or _any_process(told.get("ControlGroup", ""))
         if pid:
             return program(pid)
     except (OSError, subprocess.TimeoutExpired, ValueError) as error:
         raise QuestionError(f"systemd does not tell of unit {name}: {error}") from None
     raise QuestionError(f"unit {name} does not run: say --uid of the user that it runs as")
+
+
+def _any_process(control_group: str) -> int:
+    """Return the lowest number of a process in a cgroup or below it; 0 if there is none, or no cgroup v2."""
+    root, below = cgroup.root(), control_group.strip("/")
+    if root is None or not below:
+        return 0
+    found = [int(pid) for file in (root / below).rglob(cgroup.PROCESSES) for pid in file.read_text().split()]
+    return min(found, default=0)
 
 
 def program(pid: int) -> Program:

@@ -153,6 +153,12 @@ def _inbound(
     config: HostConfig, evidence: Evidence, no_listener: str, passing: frozenset[Direction]
 ) -> tuple[set[int], list[str]]:
     owners = {port: each.spiffe_id for each in config.workloads for port in each.ports}
+    closed = evidence.in_force.inbound_ports | evidence.guarded
+    if Direction.INBOUND in evidence.passing - passing:
+        # They passed by, and must not any more. What has no certificate was never captured, and waits for it.
+        closed |= {
+            port for port in config.capture.inbound_ports if owners.get(port, "") in {"", *evidence.certificates}
+        }
     allowed = set(evidence.always)
     lacking: list[str] = []
     for port in sorted(config.capture.inbound_ports):
@@ -163,7 +169,7 @@ def _inbound(
                 allowed.add(port)
             elif port not in allowed:
                 lacking.append(f"inbound port {port}: connections pass by until Envoy is back")
-        elif port in evidence.in_force.inbound_ports | evidence.guarded:
+        elif port in closed:
             allowed.add(port)
         elif no_listener:
             lacking.append(f"inbound port {port}: {no_listener}")

@@ -4,10 +4,11 @@ import random
 from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
 
-from hostmesh_agent import capture, capture_explain
+from hostmesh_agent import capture, capture_explain, cgroup
 from hostmesh_agent.capture import Caller, CaptureRequest, HostFloor, Scope, plan
 from hostmesh_agent.capture.interpret import Packet, verdict
 from hostmesh_agent.capture.rules import Table
@@ -155,6 +156,19 @@ def test_the_answer_is_what_the_kernel_does(host: Space, peer: Space, servers: S
             assert answer == expected(packet, table), packet
             answers.add(answer)
     assert {"in", "door", "program", "elsewhere", "nobody", "out 127.0.0.1", f"out {caller_addresses(A)[0]}"} <= answers
+
+
+def test_a_slice_is_asked_about_by_a_process_of_it(units: dict[str, Unit], tmp_path: Path) -> None:
+    root = cgroup.root()
+    assert root is not None
+    found = units["a.service"]
+    systemctl = tmp_path / "systemctl"
+    systemctl.write_text(f"#!/bin/sh\necho ControlGroup=/{found.directory.relative_to(root)}\n")
+    systemctl.chmod(0o755)
+    assert capture_explain.unit("a.slice", str(systemctl)) == capture_explain.program(found.pid)
+    systemctl.write_text("#!/bin/sh\necho ControlGroup=\n")
+    with pytest.raises(capture_explain.QuestionError, match="does not run"):
+        capture_explain.unit("b.slice", str(systemctl))
 
 
 def test_a_program_is_asked_about_by_its_cgroups(peer: Space, units: dict[str, Unit]) -> None:

@@ -204,6 +204,14 @@ def test_what_passes_is_captured_again_when_envoy_has_its_listeners_and_not_when
     assert back.request == decide(open_config(9090), replace(EVERYTHING, in_force=CAPTURED)).request
 
 
+def test_ports_that_passed_by_are_closed_at_once_when_the_mode_turns_closed_while_there_is_no_envoy() -> None:
+    passing = replace(EVERYTHING, in_force=InForce(outbound=True), passing=frozenset({IN}), gone=True)
+    closed = decide(open_config(inbound=CaptureDirection()), replace(passing, listeners=frozenset()))
+    assert closed.request is not None
+    assert IN not in closed.passing
+    assert closed.request.inbound_ports == {8080, 9090}
+
+
 def test_an_open_port_for_which_policy_turns_strict_while_there_is_no_envoy_is_closed_at_once() -> None:
     now = replace(NOTHING, in_force=InForce(outbound=True), passing=frozenset({IN, OUT}), gone=True)
     before, after = decide(open_config(), now), decide(open_config(8080), now)

@@ -336,6 +336,25 @@ async def test_a_new_workload_is_not_healthy_before_its_first_success(tmp_path: 
         assert program.addresses[0] == "10.0.0.1"
 
 
+async def test_a_probe_that_is_taken_out_as_its_look_ends_is_nothing(tmp_path: Path) -> None:
+    async with running(tmp_path / "health", web()) as (program, probes):
+        async with asyncio.timeout(BOUND_S):
+            await program.looked.wait()
+        # The look has ended, and whoever waits for it has not been woken yet.
+        program.looks.put_nowait(Look(well=True))
+        probes.configure([])
+        program.looked.clear()
+        probes.configure([web(initial_delay_s=0, period_s=1)])
+        async with asyncio.timeout(BOUND_S):
+            await program.looked.wait()
+        program.looks.put_nowait(Look(well=True))
+        probes.configure([])
+        # The next round of the loop is that of who was woken.
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert told(probes) == (WorkloadLease.NOT_PROBED, "")
+
+
 async def test_a_workload_without_a_probe_is_not_judged(tmp_path: Path) -> None:
     async with running(tmp_path / "health", web(probed=False)) as (_, probes):
         assert told(probes) == (WorkloadLease.NOT_PROBED, "")

@@ -41,6 +41,8 @@ LISTENING = [
     socket_at("::", 8080, "java", "tomcat@9.service"),
     socket_at("127.0.0.1", 5432, "postgres"),
     socket_at("10.0.0.2", 6379, "redis-server", "redis.service"),
+    socket_at("0.0.0.0", 7001, "pair", "pair.service"),
+    socket_at("0.0.0.0", 7002, "pair", "pair.service"),
     socket_at("0.0.0.0", 15006, "envoy"),
     socket_at("192.0.2.1", 9000, "elsewhere"),
     socket_at("\x1b[2J", 9001, "evil\x1b[2J"),
@@ -123,6 +125,19 @@ async def test_what_cannot_be_adopted_is_refused_with_the_cure(tmp_path: Path, b
         await reported(app)
         code, answer = await adopt(app, **body)
         assert (code, part in answer["error"]["message"]) == (409, True), answer
+
+
+async def test_a_program_of_several_ports_is_adopted_once(tmp_path: Path) -> None:
+    async with running_app(tmp_path) as app:
+        await reported(app)
+        assert (await adopt(app, unit="pair", namespace="shop"))[0] == 200
+        await app.published()
+        services: list[dict[str, Any]] = [{}, {"service": "other"}]
+        for service in services:
+            code, answer = await adopt(app, unit="pair", namespace="shop", **service)
+            assert code == 409
+            assert "port 7001 of host db is that of shop/" in str(answer)
+            assert "port 7002 of host db is that of shop/" in str(answer)
 
 
 async def test_adopting_needs_the_rights_that_applying_needs(tmp_path: Path) -> None:

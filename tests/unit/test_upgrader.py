@@ -591,8 +591,9 @@ def test_the_units_last_line_puts_back_without_the_program(
     line = found[1].replace("$$", "$").replace("/var/lib/hostmesh-upgrade", str(world.memory.directory))
     tools = tmp_path / "bin"
     tools.mkdir()
-    for each in ("dpkg", "rpm", "systemctl"):
-        (tools / each).write_text(f'#!/bin/sh\necho {each} "$@" >> {tmp_path}/calls\n')
+    for each in ("dpkg", "rpm", "systemctl", "sleep"):
+        busy = f"[ {each} = systemctl ] || [ {each} = sleep ] || [ ! -e {tmp_path}/busy ]"
+        (tools / each).write_text(f'#!/bin/sh\necho {each} "$@" >> {tmp_path}/calls\n{busy}\n')
         (tools / each).chmod(0o755)
     environment = {"PATH": f"{tools}:/usr/bin:/bin"}
     subprocess.run(["sh", "-ec", line], env=environment, check=True)
@@ -606,6 +607,14 @@ def test_the_units_last_line_puts_back_without_the_program(
         fcntl.flock(lock, fcntl.LOCK_EX)
         subprocess.run(["sh", "-ec", line], env=environment, check=True)
         assert not (tmp_path / "calls").exists()
+    # Somebody else installs something all the while: the next boot tries again.
+    (tmp_path / "busy").touch()
+    subprocess.run(["sh", "-c", line], env=environment, check=True)
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert [each.split()[0] for each in calls] == [*([command, "sleep"] * 12), "systemctl"]
+    assert world.memory.pending() is not None
+    (tmp_path / "busy").unlink()
+    (tmp_path / "calls").unlink()
     subprocess.run(["sh", "-ec", line], env=environment, check=True)
     calls = (tmp_path / "calls").read_text().splitlines()
     assert [each.split()[0] for each in calls] == [command, "systemctl"]

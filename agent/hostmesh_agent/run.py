@@ -53,6 +53,7 @@ from hostmesh_agent.certs import Certificates, Wanted
 from hostmesh_agent.cold import Cold
 from hostmesh_agent.cold_copy import ColdCopy
 from hostmesh_agent.config import AgentConfig
+from hostmesh_agent.controller_addresses import ControllerAddresses
 from hostmesh_agent.discovery import Discovery
 from hostmesh_agent.drained import Drained
 from hostmesh_agent.envoy_command import EnvoyCommand
@@ -256,6 +257,7 @@ class Agent:
         )
         self._host_config: HostConfig | None = None
         self._floor: HostFloor | None = None
+        self._controllers = ControllerAddresses(config.state_dir)
         self._sweep: Wanted | None = None
         self._drained = Drained(config.state_dir, config.run_dir)
         self._envoy_verbs = EnvoyVerbs(config, self._envoys, self._drained, self._reporter, self._admin)
@@ -433,10 +435,11 @@ class Agent:
 
     async def _take(self, config: HostConfig) -> None:
         """Put a HostConfig's certificates in place; only then it counts. Raises to refuse it."""
+        where = (*config.agents_endpoints, *self._uplink.record.agents_endpoints)
         floor = await asyncio.to_thread(
             kernel_floor.look,
             self._envoy_uid,
-            dict.fromkeys((*config.agents_endpoints, *self._uplink.record.agents_endpoints)),
+            await asyncio.to_thread(self._controllers.look, where),
             self._config.capture,
             mtls_only=self._config.floor.mtls_only,
         )

@@ -46,6 +46,11 @@ table ip nat {
     chain PREROUTING { type nat hook prerouting priority dstnat; tcp dport 8088 counter dnat to 172.17.0.2:80; }
 }
 """
+SILENT = """
+table ip silent {
+    chain arrivals { type filter hook prerouting priority 0; tcp dport 8443 drop; }
+}
+"""
 
 
 @pytest.fixture
@@ -248,6 +253,18 @@ def test_a_controller_that_goes_away_by_itself_undoes_nothing(site: CapturingHos
     assert armed.applied() == ()
     assert nft.read() == plan(GOOD, FLOOR).table
     assert hold.read(site.config.state_dir) is None
+
+
+def test_what_widens_is_captured_though_every_controller_is_silent(
+    site: CapturingHost, peer: Space, owner: Owner
+) -> None:
+    with peer():
+        load(SILENT)
+    silent = tuple(f"10.77.0.{number}:8443" for number in range(1, 8))
+    armed = arming.arm(site.spec(owner=owner.lend(), controllers=silent))
+    capture.apply(plan(GOOD, FLOOR), owner)
+    assert armed.applied() == ()
+    assert nft.read() == plan(GOOD, FLOOR).table
 
 
 def test_a_plan_that_takes_ssh_undoes_itself(site: CapturingHost, owner: Owner, servers: Servers) -> None:

@@ -1,9 +1,10 @@
 """The look at what answers on this host, by connections made for it. In the dead-man timer's process alone: needs ssl.
 
-SSH: each port is called at this host's own addresses that are not loopback's, and a server's first line must come. Such
-a call stays on the loopback interface: it shows that the server answers and that the rules for calls from this host
-leave it alone. What the rules do to a call that arrives by a network card is told by going through the kernel's own
-table (`capture.interpret`). Not shown: other programs' firewalls, and the network itself.
+SSH: each port is called where its server listens, else at this host's own addresses that are not loopback's, and a
+server's first line must come. Such a call stays on the loopback interface: it shows that the server answers and that
+the rules for calls from this host leave it alone. What the rules do to a call that arrives by a network card is told by
+going through the kernel's own table (`capture.interpret`), for each address of this host. Not shown: other programs'
+firewalls, and the network itself.
 
 The controller: a new TCP connection and TLS handshake with this host's certificate, as the agent makes them. All its
 addresses are tried at once. A name that nobody resolves in time is a controller that is not reached.
@@ -21,11 +22,14 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
+from hostmesh_agent import sock_diag
 from hostmesh_agent.capture.interpret import Packet, verdict
 from hostmesh_agent.capture.rules import Hook, Table
 from hostmesh_agent.controller_addresses import Address, look_up
 from hostmesh_agent.in_time import InTime
 from hostmesh_agent.sound import Endpoint, Sound
+from hostmesh_api.callers import CALLERS_V6
+from hostmesh_api.wire import INBOUND_SOURCE_V6, OUTBOUND_V6
 
 WITHIN_S: Final = 2.0
 """For the whole look."""
@@ -36,6 +40,10 @@ _GREETINGS: Final = (b"SSH-", b"Not allowed at this time", b"Exceeded MaxStartup
 _FIRST_ALONE_S: Final = 0.5
 """One answer is enough: the other addresses are called if the first one is silent for so long."""
 _ADDRESSES: Final = 4
+"""Of each family, so many are called where a server listens at all of them."""
+_ALL: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - how the kernel writes a listener at every address
+_ENVOYS: Final = frozenset({INBOUND_SOURCE_V6, OUTBOUND_V6})
+"""On loopback's card as well, and nobody's to call."""
 _TARGETS: Final = 32
 """So many addresses of controllers are tried, each by two threads."""
 _ANYBODY: Final = {4: "192.0.2.1", 6: "2001:db8::1"}  # RFC 5737, RFC 3849: a caller on the network
@@ -77,8 +85,9 @@ def look(where: Where, table: Table | None, ssh: Iterable[Endpoint] | None = Non
     addresses = own_addresses()
     greeting: InTime[None, Endpoint | None] = InTime(until)
     if ssh is None:
+        bound = _listening()
         for port in where.ssh_ports:
-            candidates = [(each, port) for each in addresses]
+            candidates = _candidates(port, bound.get(port, frozenset()), addresses)
             greeting.start(None, partial(_first_of, candidates, until))
     else:
         for each in ssh:
@@ -96,17 +105,45 @@ def look(where: Where, table: Table | None, ssh: Iterable[Endpoint] | None = Non
 
 
 def own_addresses() -> tuple[str, ...]:
-    """Return addresses of this host by which others can reach it, at most a few."""
+    """Return the addresses of this host by which others can reach it, those that are routed to loopback's card last."""
     import psutil
 
-    found = []
+    found: dict[str, bool] = {}
     for name, entries in psutil.net_if_addrs().items():
-        for each in entries if name != "lo" else ():  # where Envoy's own addresses are, too
-            if each.family in {socket.AF_INET, socket.AF_INET6}:
-                address = ip_address(each.address.partition("%")[0])
-                if not (address.is_loopback or address.is_link_local or address.is_unspecified):
-                    found.append(str(address))
-    return tuple(found[:_ADDRESSES])
+        for each in entries:
+            if each.family in {socket.AF_INET, socket.AF_INET6} and _is_reachable(each.address):
+                found.setdefault(each.address, name == "lo")
+    return tuple(sorted(found, key=found.__getitem__))
+
+
+def _is_reachable(text: str) -> bool:
+    address = ip_address(text.partition("%")[0])
+    if address.is_loopback or address.is_link_local or address.is_unspecified:
+        return False
+    return address not in CALLERS_V6 and str(address) not in _ENVOYS
+
+
+def _listening() -> dict[int, frozenset[str]]:
+    """Return at which addresses of this host something listens, for each port; nothing if the kernel does not tell."""
+    found: dict[int, set[str]] = {}
+    try:
+        for each in sock_diag.listeners():
+            found.setdefault(each.port, set()).add(each.address)
+    except OSError:
+        return {}
+    return {port: frozenset(addresses) for port, addresses in found.items()}
+
+
+def _candidates(port: int, bound: frozenset[str], addresses: Sequence[str]) -> list[Endpoint]:
+    """Return where to call a port: where its server is bound, and a few addresses if that is all of them."""
+    alone = [each for each in addresses if each in bound]
+    few: list[str] = []
+    if bound & _ALL or not alone:
+        # What nobody listens on may be led elsewhere.
+        few += [each for each in addresses if ":" not in each][:_ADDRESSES]
+    if "::" in bound or not bound:
+        few += [each for each in addresses if ":" in each][:_ADDRESSES]
+    return [(each, port) for each in dict.fromkeys((*alone, *few))]
 
 
 def _diverted(table: Table | None, ports: Iterable[int], addresses: Iterable[str]) -> Iterator[str]:

@@ -267,6 +267,28 @@ def test_what_widens_is_captured_though_every_controller_is_silent(
     assert nft.read() == plan(GOOD, FLOOR).table
 
 
+def test_ssh_is_found_at_whichever_of_many_addresses_its_server_listens(site: CapturingHost, owner: Owner) -> None:
+    for number in range(1, 31):
+        run("ip", "address", "add", f"10.66.0.{number}/32", "dev", "lo" if number > 29 else "eth0")
+    site.servers.tcp_at(SSH, "10.66.0.30", 2222)
+    armed = arming.arm(site.spec(seconds=60, owner=owner.lend(), ssh_ports=(2222,), ssh_servers=(2222,)))
+    capture.apply(plan(GOOD, FLOOR), owner)
+    arming.tell(site.config.run_dir, arming.APPLIED)
+    assert "SSH answers at 10.66.0.30 port 2222" in arming.tell(site.config.run_dir, arming.CONFIRM)["proven"]
+    until(armed.ended, "the timer ended")
+    armed.close()
+
+
+def test_a_rule_that_takes_ssh_at_one_of_many_addresses_is_found(site: CapturingHost, owner: Owner) -> None:
+    for number in range(1, 31):
+        run("ip", "address", "add", f"10.66.0.{number}/32", "dev", "lo" if number > 29 else "eth0")
+    floor = replace(FLOOR, door_port=PORTS[GREEN].door, doorways=frozenset({("10.66.0.30", 2222)}))
+    armed = arming.arm(site.spec(owner=owner.lend(), ssh_ports=(22, 2222)))
+    capture.apply(plan(GOOD, floor), owner)
+    assert [each.why.rpartition(" at ")[2] for each in armed.applied()] == ["10.66.0.30 port 2222"]
+    assert nft.read() is None
+
+
 def test_a_plan_that_takes_ssh_undoes_itself(site: CapturingHost, owner: Owner, servers: Servers) -> None:
     servers.tcp(SSH, 2222)
     armed = arming.arm(site.spec(owner=owner.lend(), ssh_ports=(22, 2222)))

@@ -36,3 +36,12 @@ def test_a_look_is_bounded_though_name_servers_and_many_controllers_are_silent(
         assert names.asked == ["dark.example.com"]
     assert (found.controller, found.past_rules) == (False, False)
     assert found.why
+
+
+def test_a_server_that_is_bound_to_some_addresses_is_called_there_first() -> None:
+    many = [f"10.0.0.{number}" for number in range(1, 31)] + ["2001:db8::1"]
+    assert soundness._candidates(22, frozenset({"10.0.0.30"}), many) == [("10.0.0.30", 22)]
+    everywhere = soundness._candidates(22, frozenset({"::", "10.0.0.29"}), many)
+    assert everywhere == [(each, 22) for each in ("10.0.0.29", *many[:4], "2001:db8::1")]
+    assert [each for each, _ in soundness._candidates(22, frozenset({"0.0.0.0"}), many)] == many[:4]
+    assert len(soundness._candidates(22, frozenset(), many)) == 5

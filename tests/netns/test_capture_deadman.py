@@ -4,23 +4,32 @@ import json
 import os
 import re
 import signal
+import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
-from hostmesh_agent import arming, capture, hold, widening
-from hostmesh_agent.capture import CaptureRequest, HostFloor, Owner, Scope, nft, plan
+from hostmesh_agent import arming, capture, deadman, hold, widening
+from hostmesh_agent.capture import CaptureError, CaptureRequest, HostFloor, Owner, Scope, kernel, nft, plan
 from hostmesh_agent.capture import owner as ownership
 from hostmesh_agent.control import ControlError
 from hostmesh_agent.dns import Resolver
 from hostmesh_agent.enforce import Enforcement
 from hostmesh_agent.places import GREEN, PORTS
 from hostmesh_agent.process import Process
-from hostmesh_agent.sound import CONTROLLER_LOST, SSH_DIVERTED, SSH_LOST, TRIAL_EXPIRED
+from hostmesh_agent.sound import (
+    CONTROLLER_LOST,
+    DEADMAN_DIED,
+    SSH_DIVERTED,
+    SSH_LOST,
+    TRIAL_EXPIRED,
+)
 from netns.capturing_host import (
     CONTROLLER,
     ENVOY_UID,
@@ -223,6 +232,74 @@ def test_what_is_not_in_force_yet_is_not_confirmed(site: CapturingHost, owner: O
     armed.close()
 
 
+@pytest.fixture
+def timer(site: CapturingHost, owner: Owner, monkeypatch: pytest.MonkeyPatch) -> Iterator[deadman.Timer]:
+    """A timer in this process, for what only happens inside one."""
+    reading, writing = os.pipe()
+    with os.fdopen(reading) as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        timer = deadman.Timer(site.spec(seconds=60, owner=os.dup(owner.lend())))
+        yield timer
+        assert timer._lent is not None
+        timer._lent.close()
+    os.close(writing)
+
+
+def test_a_confirmation_while_nftables_is_busy_is_told_so_and_the_trial_goes_on(
+    site: CapturingHost, owner: Owner, timer: deadman.Timer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = site.config.run_dir
+    watching = threading.Thread(target=timer.watch_person)
+    watching.start()
+    until(lambda: hold.trial(run_dir) is not None, "the trial runs")
+    capture.apply(plan(GOOD, FLOOR), owner)
+    arming.tell(run_dir, arming.APPLIED)
+    with monkeypatch.context() as patched:
+        patched.setattr(kernel, "read", busy)
+        with pytest.raises(ControlError, match="another program keeps changing nftables: ask again"):
+            arming.tell(run_dir, arming.CONFIRM)
+    assert hold.trial(run_dir) is not None
+    assert arming.tell(run_dir, arming.CONFIRM)["confirmed"]
+    watching.join(20)
+    assert nft.read() == plan(GOOD, FLOOR).table
+    assert hold.read(site.config.state_dir) is None
+
+
+def busy(*_: object) -> NoReturn:
+    raise CaptureError("another program keeps changing nftables")
+
+
+def test_a_timer_that_fails_undoes_first_though_nftables_is_busy(
+    site: CapturingHost, owner: Owner, timer: deadman.Timer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capture.apply(plan(GOOD, FLOOR), owner)
+    tried, remove = [False], kernel.remove
+
+    def busy_once(lent: Owner | None) -> None:
+        if not tried[0]:
+            tried[0] = True
+            busy()
+        remove(lent)
+
+    monkeypatch.setattr(deadman, "select", None)
+    monkeypatch.setattr(kernel, "remove", busy_once)
+    timer.watch_person()
+    assert nft.read() is None
+    assert site.hold().alarm == DEADMAN_DIED
+    assert list(site.config.run_dir.iterdir()) == []
+
+
+def test_an_asker_that_hung_up_has_confirmed_all_the_same(site: CapturingHost, owner: Owner) -> None:
+    armed = trial(site, owner)
+    with socket.socket(socket.AF_UNIX) as asker:
+        asker.connect(str(site.config.run_dir / arming.SOCKET))
+        asker.sendall(json.dumps({"verb": arming.CONFIRM}).encode())
+    until(armed.ended, "the timer ended")
+    armed.close()
+    assert nft.read() == plan(GOOD, FLOOR).table
+    assert hold.read(site.config.state_dir) is None
+
+
 # Changes that the agent makes by itself
 
 
@@ -293,7 +370,8 @@ def test_a_plan_that_takes_ssh_undoes_itself(site: CapturingHost, owner: Owner, 
     servers.tcp(SSH, 2222)
     armed = arming.arm(site.spec(owner=owner.lend(), ssh_ports=(22, 2222)))
     capture.apply(plan(CaptureRequest(inbound_ports=frozenset({2222}), dns=False), FLOOR), owner)
-    assert [each.alarm for each in armed.applied()] == [SSH_DIVERTED] * 2
+    found = armed.applied()
+    assert [each.alarm for each in found] == [SSH_DIVERTED] * 2, found
     assert nft.read() is None
     assert site.hold().capture is None
 

@@ -31,7 +31,7 @@ from hostmesh_agent.capture import floor as kernel_floor
 from hostmesh_agent.capture.owner import Lent
 from hostmesh_agent.dns import ResolverError
 from hostmesh_agent.resolution import Resolution
-from hostmesh_agent.sound import DEADMAN_DIED, TRIAL_EXPIRED, Fault, Sound, doubts, harm
+from hostmesh_agent.sound import DEADMAN_DIED, TRIAL_EXPIRED, TRIAL_UNDONE, Fault, Sound, doubts, harm
 
 APPLIED_WITHIN_S: Final = 15.0
 """After which a change by the agent is looked at, told or not."""
@@ -140,7 +140,7 @@ class Timer:
                 if reply.get("confirmed"):
                     return None
                 if request.get("verb") == UNDO:
-                    break
+                    return Fault(TRIAL_UNDONE, str(request.get("why") or "somebody ended the trial"))
         return Fault(TRIAL_EXPIRED, f"nobody confirmed the trial within {self._spec.seconds} s")
 
     def _replied(self, verb: str, applied: bool, left_s: int) -> dict[str, Any]:
@@ -200,6 +200,8 @@ class Timer:
 
     def _mark(self, fault: Fault) -> None:
         state_dir = Path(self._spec.state_dir)
+        if fault.alarm == TRIAL_UNDONE and (hold.is_off(state_dir) or hold.read(state_dir) is not None):
+            return  # nothing went wrong, and what held capture before the trial holds it again
         hold.write(state_dir, hold.Hold(fault.alarm, fault.why, int(time.time()), self._held()))
 
     def _held(self) -> bytes | None:

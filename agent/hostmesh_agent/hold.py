@@ -30,7 +30,7 @@ class Hold:
     """Why nothing more is captured.
 
     Attributes:
-        alarm: its name: TRIAL_EXPIRED, CONTROLLER_LOST, SSH_LOST, SSH_DIVERTED, DEADMAN_DIED.
+        alarm: its name: TRIAL_EXPIRED, TRIAL_UNDONE, CONTROLLER_LOST, SSH_LOST, SSH_DIVERTED, DEADMAN_DIED.
         why: for people.
         at: seconds since the epoch.
         capture: the configuration before, a serialized `Capture`, beyond which nothing is captured; None: nothing is.

@@ -148,7 +148,7 @@ def _end_timers(config: AgentConfig) -> None:
     It undoes the change itself where it answers; it must be gone before anything is cleared.
     """
     with suppress(control.ControlError):
-        arming.tell(config.run_dir, arming.UNDO)
+        arming.tell(config.run_dir, arming.UNDO, why="the host leaves the mesh")
     until = time.monotonic() + TIMER_ENDS_WITHIN_S
     while holders.found(holders.is_timer) and time.monotonic() < until:
         time.sleep(_POLL_S)

@@ -29,6 +29,7 @@ from hostmesh_agent.sound import (
     SSH_DIVERTED,
     SSH_LOST,
     TRIAL_EXPIRED,
+    TRIAL_UNDONE,
 )
 from netns.capturing_host import (
     CONTROLLER,
@@ -298,6 +299,17 @@ def test_an_asker_that_hung_up_has_confirmed_all_the_same(site: CapturingHost, o
     armed.close()
     assert nft.read() == plan(GOOD, FLOOR).table
     assert hold.read(site.config.state_dir) is None
+
+
+def test_a_trial_that_somebody_ends_is_undone_and_says_why(site: CapturingHost, owner: Owner) -> None:
+    armed = trial(site, owner)
+    arming.tell(site.config.run_dir, arming.UNDO, why="because")
+    site.trial_over()
+    until(armed.ended, "the timer ended")
+    armed.close()
+    assert nft.read() is None
+    # Nothing else held capture: without a mark the agent would make the change again.
+    assert (site.hold().alarm, site.hold().why) == (TRIAL_UNDONE, "because")
 
 
 # Changes that the agent makes by itself

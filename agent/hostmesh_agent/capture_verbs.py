@@ -51,4 +51,8 @@ def verbs(
             stepping.release()
         return {"seconds": seconds}
 
-    return {control.PLAN: plan, control.TRIAL: trial}
+    async def resume(_: Mapping[str, Any]) -> Mapping[str, Any]:
+        await capturing.resume()
+        return {"resumed": True}
+
+    return {control.PLAN: plan, control.TRIAL: trial, control.RESUME: resume}

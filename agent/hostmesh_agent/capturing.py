@@ -77,7 +77,7 @@ class Capturing:
             state_dir=config.state_dir,
             owner=owner,
         )
-        self._widening = Widening(config, owner, self._enforcement)
+        self._widening = Widening(config, owner, self._enforcement, alarms)
         self._trial: arming.Armed | None = None
         self._told_applied: hold.Trial | None = None
         """The trial whose timer knows that its rules are in force."""
@@ -152,6 +152,7 @@ class Capturing:
 
     async def step(self, config: HostConfig, floor: HostFloor) -> None:
         """Put into force what may be, now."""
+        await asyncio.to_thread(self._widening.write_kept)
         gone, before = self._gone(), self._enforced.in_force
         drift, tried = self.drift, hold.tries(self._config.run_dir)
         floor = await self._with_present(config, floor)
@@ -238,6 +239,11 @@ class Capturing:
     def held(self) -> bool:
         """Whether something is kept from being captured, by the owner's word or because it did harm."""
         return hold.is_off(self._config.state_dir) or hold.read(self._config.state_dir) is not None
+
+    async def resume(self) -> None:
+        """Hold nothing any more that the disk did not take: the marks on it are taken away by who asks."""
+        await asyncio.to_thread(hold.forget, self._config.state_dir)
+        self._widening.write_kept()
 
     async def plan(self, config: HostConfig, floor: HostFloor) -> Plan:
         """Return what would be applied now if capture were not held, beside what is in force.

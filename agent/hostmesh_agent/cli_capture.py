@@ -201,10 +201,15 @@ def _clear_rules(config: AgentConfig) -> None:
 
 
 def _resume(_: argparse.Namespace, config: AgentConfig) -> int:
-    from hostmesh_agent import hold
+    from contextlib import suppress
+
+    from hostmesh_agent import control, hold
 
     if hold.trial(config.run_dir) is not None:
         return say("a trial runs: confirm it (hostmesh-agent capture confirm), or wait until it is undone", FAILED)
+    with suppress(control.ControlError):
+        # First: what is in the agent's memory may be on its way to the disk.
+        control.call(config.control_socket, control.RESUME)
     hold.release(config.state_dir)
     runs = _refresh(config)
     if why := _disabled(config):

@@ -42,6 +42,9 @@ TRIAL: Final = "capture trial"
 _BOUND_THEMSELVES: Final = frozenset({TRIAL})
 """Verbs that are not cut off: what they began in a thread goes on, and nobody would know of it."""
 
+RESUME: Final = "capture resume"
+"""Hold nothing that is held in memory alone."""
+
 Verb = Callable[[], Awaitable[Mapping[str, Any]]]
 Asked = Callable[[Mapping[str, Any]], Awaitable[Mapping[str, Any]]]
 """A verb that is told more than its name: the whole request."""

@@ -160,6 +160,8 @@ class Timer:
         faults = doubts(self._before.sound, after, self._ssh_servers)
         if not faults:
             # In this order a kill at any moment leaves a trial that is undone, or one that is confirmed.
+            with suppress(control.ControlError):
+                control.call(Path(self._spec.control_socket), control.RESUME, 1.0)
             hold.release(Path(self._spec.state_dir))
             hold.end_trial(Path(self._spec.run_dir))
         return {

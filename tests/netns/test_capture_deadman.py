@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -16,6 +16,7 @@ from typing import NoReturn
 import pytest
 
 from hostmesh_agent import arming, capture, deadman, hold, widening
+from hostmesh_agent.alarms import Alarms
 from hostmesh_agent.capture import CaptureError, CaptureRequest, HostFloor, Owner, Scope, kernel, nft, plan
 from hostmesh_agent.capture import owner as ownership
 from hostmesh_agent.control import ControlError
@@ -30,6 +31,7 @@ from hostmesh_agent.sound import (
     SSH_LOST,
     TRIAL_EXPIRED,
     TRIAL_UNDONE,
+    Fault,
 )
 from netns.capturing_host import (
     CONTROLLER,
@@ -100,6 +102,16 @@ def test_a_trial_that_nobody_confirms_leaves_everything_as_it_was(site: Capturin
     assert site.hold().alarm == TRIAL_EXPIRED
     assert hold.is_off(site.config.state_dir)
     assert list(site.config.run_dir.iterdir()) == []
+
+
+@contextmanager
+def read_only(directory: Path) -> Iterator[None]:
+    run("mount", "--bind", str(directory), str(directory))
+    try:
+        run("mount", "-o", "remount,bind,ro", str(directory))
+        yield
+    finally:
+        run("umount", "--lazy", str(directory))
 
 
 def without_handles() -> str:
@@ -376,6 +388,28 @@ def test_a_rule_that_takes_ssh_at_one_of_many_addresses_is_found(site: Capturing
     capture.apply(plan(GOOD, floor), owner)
     assert [each.why.rpartition(" at ")[2] for each in armed.applied()] == ["10.66.0.30 port 2222"]
     assert nft.read() is None
+
+
+def test_harm_that_a_disk_refuses_to_note_is_not_done_again(site: CapturingHost, owner: Owner) -> None:
+    state_dir, alarms = site.config.state_dir, Alarms()
+    enforcement = Enforcement(dns=False, resolv_conf=site.config.dns.resolv_conf, state_dir=state_dir, owner=owner)
+    widened = widening.Widening(site.config, owner, enforcement, alarms)
+    assert widened.put(GOOD, FLOOR, b"good").capture.state == "on"
+    before = without_handles()
+    with read_only(state_dir):
+        assert widened.put(TAKES_THE_CONTROLLER, FLOOR, b"bad").capture.state == "error"
+        widened.write_kept()
+        assert not (state_dir / hold.FILE).exists()
+        assert (site.hold().alarm, site.hold().capture) == (CONTROLLER_LOST, b"good")
+        assert [each.code for each in alarms] == ["hold.not-written"]
+        # A timer that died noted nothing: this is ours to do, and no disk's refusal may end the agent.
+        assert widened._undone(Fault(DEADMAN_DIED, "it is gone"), b"good").capture.state == "error"
+        assert (site.hold().alarm, site.hold().capture) == (DEADMAN_DIED, b"good")
+    assert without_handles() == before
+    widened.write_kept()
+    assert (state_dir / hold.FILE).exists()
+    assert site.hold().capture == b"good"
+    assert list(alarms) == []
 
 
 def test_a_plan_that_takes_ssh_undoes_itself(site: CapturingHost, owner: Owner, servers: Servers) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hostmesh_agent import arming, hold
+from hostmesh_agent import arming, capture_verbs, control, hold
+from hostmesh_agent.alarms import Alarms
 from hostmesh_agent.capture import CaptureError, HostFloor, Owner
 from hostmesh_agent.capturing import Capturing
 from hostmesh_agent.identities import AGENT
@@ -127,4 +128,25 @@ async def test_a_trial_with_nothing_to_try_leaves_what_held_capture_and_no_more(
     assert capturing._trial is not None
     until(capturing._trial.ended, "the timer ended")
     capturing._trial.close()
+    owner.close()
+
+
+async def test_what_is_held_in_memory_alone_ends_with_resume(
+    site: CapturingHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    owner, alarms, state_dir = Owner(), Alarms(), site.config.state_dir
+    known = await asyncio.to_thread(Recognition, site.config, switches_user=False)
+    capturing = Capturing(site.config, owner, Certified(), active, lambda: None, known, alarms=alarms)  # type: ignore[arg-type]
+    verbs = capture_verbs.verbs(capturing, lambda: (CONFIG, FLOOR), asyncio.Lock())
+    monkeypatch.setattr(hold, "write", refuses)
+    assert hold.keep(state_dir, hold.Hold("SSH_LOST", "because", 1))
+    await capturing.step(CONFIG, FLOOR)
+    assert (capturing.enforced.capture.state, capturing.state().alarm) == ("off", "SSH_LOST")
+    assert [each.code for each in alarms] == ["hold.not-written"]
+    await verbs[control.RESUME]({})
+    await capturing.step(CONFIG, FLOOR)
+    assert (capturing.enforced.capture.state, capturing.state().alarm, list(alarms)) == ("on", "", [])
     owner.close()

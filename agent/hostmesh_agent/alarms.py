@@ -22,6 +22,7 @@ CODES: Final = {
     "guard.lost": "The ports that take mutual TLS alone could not be read.",
     "guard.not-written": "The ports that take mutual TLS alone cannot be written to disk.",
     "guard.not-closed": "The ports that take mutual TLS alone cannot be closed before Envoy serves them.",
+    "hold.not-written": "A change of capture did harm, and that cannot be written: the next agent would try it again.",
     "memory.not-written": "What the next agent should know of calls or health cannot be written.",
     "envoy.record-lost": "The record of the running Envoy was damaged or gone; it was found among the processes.",
     "disk.full": "There is next to no room where the agent writes.",

@@ -131,13 +131,13 @@ def arm(spec: Spec, *, systemd: bool | None = None) -> Armed:
     raise ArmingError(f"the dead-man timer could not be armed ({why}): nothing is changed")
 
 
-def tell(run_dir: Path, verb: str, timeout_s: float = 10.0) -> dict[str, Any]:
-    """Ask the timer of the trial that runs.
+def tell(run_dir: Path, verb: str, timeout_s: float = 10.0, why: str = "") -> dict[str, Any]:
+    """Ask the timer of the trial that runs; `why` is for people, and goes with UNDO.
 
     Raises:
         ControlError: there is none, or it says no.
     """
-    return control.call(run_dir / SOCKET, verb, timeout_s)
+    return control.call(run_dir / SOCKET, verb, timeout_s, why=why)
 
 
 def _fileno(file: Any) -> int:

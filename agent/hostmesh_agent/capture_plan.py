@@ -13,6 +13,7 @@ from hostmesh_agent.capture.difference import difference
 from hostmesh_agent.capture.rules import Ruleset
 from hostmesh_agent.capture.text import table_text
 from hostmesh_agent.config import AgentConfig
+from hostmesh_agent.controller_addresses import ControllerAddresses
 from hostmesh_agent.converge import Decision, full_request
 from hostmesh_agent.enforce import Enforcement
 from hostmesh_agent.relay import host_config
@@ -82,7 +83,7 @@ def on_disk(config: AgentConfig, held: bool) -> Plan:
     try:
         floor = kernel_floor.look(
             workdir.account(config.envoy.user).uid,
-            State(config.state_dir).host().agents_endpoints,
+            ControllerAddresses(config.state_dir, writes=False).look(State(config.state_dir).host().agents_endpoints),
             config.capture,
             mtls_only=config.floor.mtls_only,
         )

@@ -10,6 +10,8 @@ from hostmesh_agent.capturing import Capturing
 from hostmesh_api.v1.hostmesh_pb2 import HostConfig
 
 MAX_TRIAL_S: Final = 3600
+_TURN_WITHIN_S: Final = 30.0
+"""A change under a dead-man timer may take so long."""
 _NO_CONFIGURATION: Final = "there is no configuration yet: the controller has not been reached"
 
 Configured = tuple[HostConfig | None, HostFloor | None]
@@ -33,14 +35,24 @@ def verbs(
         seconds = request.get("seconds")
         if not isinstance(seconds, int) or not 0 < seconds <= MAX_TRIAL_S:
             return {"error": f"seconds must be between 1 and {MAX_TRIAL_S}"}
-        async with stepping:
+        try:
+            async with asyncio.timeout(_TURN_WITHIN_S):
+                await stepping.acquire()
+        except TimeoutError:
+            return {"error": "the agent is busy changing capture: try again"}
+        try:
             config, floor = configured()
             if config is None or floor is None:
                 return {"error": _NO_CONFIGURATION}
-            try:
-                await capturing.try_out(config, floor, seconds)
-            except (CaptureError, control.ControlError) as error:
-                return {"error": str(error)}
+            await capturing.try_out(config, floor, seconds)
+        except (CaptureError, control.ControlError) as error:
+            return {"error": str(error)}
+        finally:
+            stepping.release()
         return {"seconds": seconds}
 
-    return {control.PLAN: plan, control.TRIAL: trial}
+    async def resume(_: Mapping[str, Any]) -> Mapping[str, Any]:
+        await capturing.resume()
+        return {"resumed": True}
+
+    return {control.PLAN: plan, control.TRIAL: trial, control.RESUME: resume}

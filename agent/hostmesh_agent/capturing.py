@@ -9,7 +9,7 @@ from typing import Final
 
 import structlog
 
-from hostmesh_agent import arming, converge, gaps, guard, hold, holding, status, terms
+from hostmesh_agent import arming, control, converge, gaps, guard, hold, holding, status, terms
 from hostmesh_agent.alarms import Alarms
 from hostmesh_agent.capture import CaptureError, CaptureRequest, HostFloor, Owner
 from hostmesh_agent.capture import CaptureState as CaptureResult
@@ -77,8 +77,10 @@ class Capturing:
             state_dir=config.state_dir,
             owner=owner,
         )
-        self._widening = Widening(config, owner, self._enforcement)
+        self._widening = Widening(config, owner, self._enforcement, alarms)
         self._trial: arming.Armed | None = None
+        self._told_applied: hold.Trial | None = None
+        """The trial whose timer knows that its rules are in force."""
         self._enforced = Enforced()
         self._lacking: tuple[str, ...] = ()
         self.leads_to: int | None = None
@@ -150,6 +152,7 @@ class Capturing:
 
     async def step(self, config: HostConfig, floor: HostFloor) -> None:
         """Put into force what may be, now."""
+        await asyncio.to_thread(self._widening.write_kept)
         gone, before = self._gone(), self._enforced.in_force
         drift, tried = self.drift, hold.tries(self._config.run_dir)
         floor = await self._with_present(config, floor)
@@ -165,6 +168,8 @@ class Capturing:
         if tried and not hold.tries(self._config.run_dir):
             # The trial was undone meanwhile: who took its rules away was its timer, which has us look again.
             self._enforcement.drift = drift
+        if tried and enforced.capture.state == "on":
+            await self._tell_applied()
         if enforced.repair_waits:
             decision = replace(decision, lacking=(*decision.lacking, enforced.repair_waits))
         if self._trial is not None and self._trial.ended():
@@ -212,13 +217,33 @@ class Capturing:
         await self.step(config, floor)
         if self._enforced.capture.state != "on":
             why = self._enforced.capture.error or "; ".join(self._lacking) or "the controller wants nothing captured"
-            await asyncio.to_thread(arming.tell, self._config.run_dir, arming.UNDO)
-            raise CaptureError(f"there is nothing to try: {why}")
-        await asyncio.to_thread(arming.tell, self._config.run_dir, arming.APPLIED)
+            why = f"there is nothing to try: {why}"
+            await asyncio.to_thread(arming.tell, self._config.run_dir, arming.UNDO, why=why)
+            raise CaptureError(why)
+        if self._told_applied is None or self._told_applied != hold.trial(self._config.run_dir):
+            raise CaptureError("the dead-man timer does not answer: the trial is undone when its time is over")
+
+    async def _tell_applied(self) -> None:
+        """Tell the timer of a trial, once, that its rules are in force: whoever began it may be gone."""
+        trial = hold.trial(self._config.run_dir)
+        if trial is None or trial.over or trial == self._told_applied:
+            return
+        try:
+            await asyncio.to_thread(arming.tell, self._config.run_dir, arming.APPLIED)
+        except control.ControlError as error:
+            # The next step tells it again.
+            log.warning("the trial's timer does not answer", reason=str(error))
+        else:
+            self._told_applied = trial
 
     def held(self) -> bool:
         """Whether something is kept from being captured, by the owner's word or because it did harm."""
         return hold.is_off(self._config.state_dir) or hold.read(self._config.state_dir) is not None
+
+    async def resume(self) -> None:
+        """Hold nothing any more that the disk did not take: the marks on it are taken away by who asks."""
+        await asyncio.to_thread(hold.forget, self._config.state_dir)
+        self._widening.write_kept()
 
     async def plan(self, config: HostConfig, floor: HostFloor) -> Plan:
         """Return what would be applied now if capture were not held, beside what is in force.

@@ -12,7 +12,9 @@ CLEARED_WITHIN_S: Final = 10.0
 """It takes the agent milliseconds, unless it is busy with the controller's newest."""
 DEFAULT_TRIAL_S: Final = 60
 _ANSWER_WITHIN_S: Final = 30.0
-"""A trial begins with a look at what answers, which takes seconds where a controller does not."""
+"""A confirmation looks at what answers, which takes seconds where a controller does not."""
+_BEGUN_WITHIN_S: Final = 90.0
+"""A trial begins once the agent has done what it is at, with a timer and a change of the rules on a busy host."""
 
 
 def add(verbs: Any) -> None:
@@ -81,7 +83,7 @@ def _trial(options: argparse.Namespace, config: AgentConfig) -> int:
     if options.seconds < 1:
         return say("--seconds must be at least 1", WRONG_CALL)
     try:
-        control.call(config.control_socket, control.TRIAL, _ANSWER_WITHIN_S, seconds=options.seconds)
+        control.call(config.control_socket, control.TRIAL, _BEGUN_WITHIN_S, seconds=options.seconds)
     except control.ControlError as error:
         return say(str(error), FAILED)
     print(f"captured for {options.seconds} s, then undone unless you call: hostmesh-agent capture confirm")
@@ -172,7 +174,7 @@ def _end_trial(config: AgentConfig) -> None:
     from hostmesh_agent import arming, control, hold
 
     try:
-        arming.tell(config.run_dir, arming.UNDO)
+        arming.tell(config.run_dir, arming.UNDO, why="hostmesh-agent capture clear was called")
     except control.ControlError:
         return
     until = time.monotonic() + CLEARED_WITHIN_S
@@ -220,10 +222,15 @@ def _cleared_by_agent() -> bool:
 
 
 def _resume(_: argparse.Namespace, config: AgentConfig) -> int:
-    from hostmesh_agent import hold
+    from contextlib import suppress
+
+    from hostmesh_agent import control, hold
 
     if hold.trial(config.run_dir) is not None:
         return say("a trial runs: confirm it (hostmesh-agent capture confirm), or wait until it is undone", FAILED)
+    with suppress(control.ControlError):
+        # First: what is in the agent's memory may be on its way to the disk.
+        control.call(config.control_socket, control.RESUME)
     hold.release(config.state_dir)
     runs = _refresh(config)
     if why := _disabled(config):

@@ -39,6 +39,11 @@ PLAN: Final = "capture plan"
 """What capture would be, beside what it is."""
 TRIAL: Final = "capture trial"
 """Capture what is wanted for some `seconds`, under a dead-man timer."""
+_BOUND_THEMSELVES: Final = frozenset({TRIAL})
+"""Verbs that are not cut off: what they began in a thread goes on, and nobody would know of it."""
+
+RESUME: Final = "capture resume"
+"""Hold nothing that is held in memory alone."""
 
 Verb = Callable[[], Awaitable[Mapping[str, Any]]]
 Asked = Callable[[Mapping[str, Any]], Awaitable[Mapping[str, Any]]]
@@ -73,8 +78,8 @@ class Control:
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
+            reply = await self._reply(reader, writer)
             async with asyncio.timeout(TIMEOUT_S):
-                reply = await self._reply(reader, writer)
                 writer.write(json.dumps(reply).encode() + b"\n")
                 await writer.drain()
         except (OSError, TimeoutError, ValueError) as error:
@@ -89,14 +94,14 @@ class Control:
         peer = uid_of(writer.get_extra_info("socket"))
         if peer not in (0, os.geteuid()):
             return {"error": f"uid {peer} may not control the agent"}
-        request = json.loads(await reader.readline())
-        name = request.get("verb", "") if isinstance(request, dict) else ""
-        if name in self._asked:
-            return await self._asked[name](request)
-        verb = self._verbs.get(name)
-        if verb is None:
-            return {"error": f"unknown verb {name!r}"}
-        return await verb()
+        async with asyncio.timeout(TIMEOUT_S):
+            request = json.loads(await reader.readline())
+        name = str(request.get("verb", "")) if isinstance(request, dict) else ""
+        async with asyncio.timeout(None if name in _BOUND_THEMSELVES else TIMEOUT_S):
+            if name in self._asked:
+                return await self._asked[name](request)
+            verb = self._verbs.get(name)
+            return {"error": f"unknown verb {name!r}"} if verb is None else await verb()
 
 
 def call(path: Path, verb: str, timeout_s: float = TIMEOUT_S, **more: Any) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from hostmesh_agent.capture import floor as kernel_floor
 from hostmesh_agent.capture.owner import Lent
 from hostmesh_agent.dns import ResolverError
 from hostmesh_agent.resolution import Resolution
-from hostmesh_agent.sound import TRIAL_EXPIRED, Fault, Sound, doubts, harm
+from hostmesh_agent.sound import DEADMAN_DIED, TRIAL_EXPIRED, TRIAL_UNDONE, Fault, Sound, doubts, harm
 
 APPLIED_WITHIN_S: Final = 15.0
 """After which a change by the agent is looked at, told or not."""
@@ -80,7 +80,11 @@ class Timer:
         for look in range(_LOOKS):
             if look:
                 time.sleep(_BETWEEN_LOOKS_S)
-            faults = harm(self._before.sound, soundness.look(self._where, kernel.read(), self._before.sound.ssh))
+            try:
+                faults = harm(self._before.sound, soundness.look(self._where, kernel.read(), self._before.sound.ssh))
+            except Exception as error:
+                # Nobody knows what it did: the agent may be dead, and nobody else looks.
+                faults = (Fault(DEADMAN_DIED, f"the dead-man timer cannot look: {error}"),)
             if not faults:
                 break
         if faults:
@@ -94,13 +98,15 @@ class Timer:
         run_dir = Path(self._spec.run_dir)
         until = time.monotonic() + self._spec.seconds
         listener = control.listen(run_dir / SOCKET)
-        listener.listen(8)
-        hold.note_trial(run_dir, os.getpid(), int(time.time()) + self._spec.seconds)
-        fault = Fault(TRIAL_EXPIRED, f"nobody confirmed the trial within {self._spec.seconds} s")
         try:
+            listener.listen(8)
+            hold.note_trial(run_dir, os.getpid(), int(time.time()) + self._spec.seconds)
             _say({"state": ARMED})
-            confirmed = self._answer(listener, until)
-            if not confirmed:
+            try:
+                fault = self._answer(listener, until)
+            except Exception as error:
+                fault = Fault(DEADMAN_DIED, f"the dead-man timer failed before anybody confirmed the trial: {error!r}")
+            if fault is not None:
                 self._undo(fault)
         finally:
             hold.end_trial(run_dir)
@@ -108,11 +114,13 @@ class Timer:
             listener.close()
         self._nudge()
 
-    def _answer(self, listener: socket.socket, until: float) -> bool:
-        """Answer requests until one ends the trial or the time is over; return whether it was confirmed."""
+    def _answer(self, listener: socket.socket, until: float) -> Fault | None:
+        """Answer until the trial is confirmed or not to go on; return why it is undone, None if it was confirmed."""
         applied = False
         watched: list[Any] = [listener, sys.stdin]
-        while (left := until - time.monotonic()) > 0 and not _told_to_end:
+        while (left := until - time.monotonic()) > 0:
+            if _told_to_end:
+                return Fault(DEADMAN_DIED, "the dead-man timer was ended before anybody confirmed the trial")
             ready, _, _ = select.select(watched, [], [], min(left, 1.0))
             if sys.stdin in ready:
                 # The agent is gone: the next one must be able to take the rules over.
@@ -122,18 +130,25 @@ class Timer:
                     self._lent = None
             if listener not in ready:
                 continue
-            connection, _ = listener.accept()
-            with connection, suppress(OSError, ValueError):
-                connection.settimeout(1.0)
-                verb = json.loads(connection.recv(_REQUEST_BYTES)).get("verb")
-                applied = applied or verb == APPLIED
-                reply = self._reply(verb, applied, max(0, round(until - time.monotonic())))
-                connection.sendall(json.dumps(reply).encode() + b"\n")
+            with suppress(OSError), listener.accept()[0] as connection:
+                request = _request(connection)
+                applied = applied or request.get("verb") == APPLIED
+                reply = self._replied(str(request.get("verb")), applied, max(0, round(until - time.monotonic())))
+                # Who asked may be gone: what was decided holds all the same.
+                with suppress(OSError):
+                    connection.sendall(json.dumps(reply).encode() + b"\n")
                 if reply.get("confirmed"):
-                    return True
-                if verb == UNDO:
-                    return False
-        return False
+                    return None
+                if request.get("verb") == UNDO:
+                    return Fault(TRIAL_UNDONE, str(request.get("why") or "somebody ended the trial"))
+        return Fault(TRIAL_EXPIRED, f"nobody confirmed the trial within {self._spec.seconds} s")
+
+    def _replied(self, verb: str, applied: bool, left_s: int) -> dict[str, Any]:
+        """Answer one request; one that fails ends no trial."""
+        try:
+            return self._reply(verb, applied, left_s)
+        except Exception as error:
+            return {"error": f"{error or repr(error)}: ask again (the trial is undone in {left_s} s)"}
 
     def _reply(self, verb: str, applied: bool, left_s: int) -> dict[str, Any]:
         if verb != CONFIRM:
@@ -145,6 +160,8 @@ class Timer:
         faults = doubts(self._before.sound, after, self._ssh_servers)
         if not faults:
             # In this order a kill at any moment leaves a trial that is undone, or one that is confirmed.
+            with suppress(control.ControlError):
+                control.call(Path(self._spec.control_socket), control.RESUME, 1.0)
             hold.release(Path(self._spec.state_dir))
             hold.end_trial(Path(self._spec.run_dir))
         return {
@@ -161,7 +178,7 @@ class Timer:
     def _undo(self, fault: Fault) -> None:
         """Put back what was. The mark first: the agent must not apply the change again."""
         with suppress(OSError):
-            hold.write(Path(self._spec.state_dir), hold.Hold(fault.alarm, fault.why, int(time.time()), self._held()))
+            self._mark(fault)
         # From here on the mark counts, or an agent that looks meanwhile would put the trial's rules back.
         if (tried := hold.trial(Path(self._spec.run_dir))) is not None:
             with suppress(OSError):
@@ -169,14 +186,25 @@ class Timer:
         if not self._before.names:
             with suppress(ResolverError, OSError):
                 self._resolution.restore()
-        for act in (self._restore, self._by_the_agent, self._without_the_agent):
-            try:
+        # Others may keep nftables busy: what could not be done is tried again.
+        for act in (self._restore, self._by_the_agent, self._restore, self._without_the_agent, self._restore):
+            with suppress(CaptureError, OSError):
                 act()
-            except (CaptureError, OSError):
-                continue
-            if kernel.read() == self._before.table:
+            if self._is_undone():
                 break
         self._nudge()
+
+    def _is_undone(self) -> bool:
+        try:
+            return kernel.read() == self._before.table
+        except CaptureError:
+            return False
+
+    def _mark(self, fault: Fault) -> None:
+        state_dir = Path(self._spec.state_dir)
+        if fault.alarm == TRIAL_UNDONE and (hold.is_off(state_dir) or hold.read(state_dir) is not None):
+            return  # nothing went wrong, and what held capture before the trial holds it again
+        hold.write(state_dir, hold.Hold(fault.alarm, fault.why, int(time.time()), self._held()))
 
     def _held(self) -> bytes | None:
         return None if self._spec.held is None else base64.b64decode(self._spec.held)
@@ -195,7 +223,7 @@ class Timer:
         """The rules are those of an agent that runs: it sees the mark, and undoes by itself."""
         self._nudge()
         until = time.monotonic() + _AGENT_WITHIN_S
-        while kernel.read() != self._before.table and time.monotonic() < until:
+        while not self._is_undone() and time.monotonic() < until:
             time.sleep(_POLL_S)
 
     def _without_the_agent(self) -> None:
@@ -242,6 +270,16 @@ def leave_cgroup() -> bool:
             (top / cgroup.PROCESSES).write_text("0")
             return True
     return False
+
+
+def _request(connection: socket.socket) -> dict[str, Any]:
+    """Return what is asked; nothing if it is no request. Raises OSError: who asked is gone."""
+    connection.settimeout(1.0)
+    try:
+        found = json.loads(connection.recv(_REQUEST_BYTES))
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _not_proven(after: Sound) -> list[str]:

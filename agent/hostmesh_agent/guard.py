@@ -85,7 +85,7 @@ def close_strict_ports(config: AgentConfig, owner: Owner, alarms: Alarms | None 
             return frozenset()
         host = kernel_floor.look(
             workdir.account(config.envoy.user).uid,
-            (),
+            frozenset(),
             config.capture,
             mtls_only=config.floor.mtls_only,
         )

@@ -5,11 +5,13 @@
     <run_dir>/capture-trial.json    a trial runs: while its dead-man timer lives, the two above do not count
 
 Both marks end with `capture resume` or with a trial that is confirmed. They are only ever taken away after a
-confirmation, so that whatever is killed meanwhile, the host ends without the change.
+confirmation, so that whatever is killed meanwhile, the host ends without the change. Where the disk refuses the second
+one it is kept in memory, and written when the disk takes it.
 """
 
 import base64
 import json
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -24,13 +26,17 @@ RESUME: Final = "hostmesh-agent capture resume"
 DISABLED: Final = "capture.enabled is false in agent.toml"
 ENABLE: Final = "take enabled = false out of agent.toml, then: systemctl restart hostmesh-agent"
 
+_unwritten: Final[dict[Path, "Hold"]] = {}
+"""What a disk refused, by its state directory; for as long as this process lives."""
+_writing: Final = threading.Lock()
+
 
 @dataclass(frozen=True, slots=True)
 class Hold:
     """Why nothing more is captured.
 
     Attributes:
-        alarm: its name: TRIAL_EXPIRED, CONTROLLER_LOST, SSH_LOST, SSH_DIVERTED, DEADMAN_DIED.
+        alarm: its name: TRIAL_EXPIRED, TRIAL_UNDONE, CONTROLLER_LOST, SSH_LOST, SSH_DIVERTED, DEADMAN_DIED.
         why: for people.
         at: seconds since the epoch.
         capture: the configuration before, a serialized `Capture`, beyond which nothing is captured; None: nothing is.
@@ -65,6 +71,8 @@ class Trial:
 
 def read(state_dir: Path) -> Hold | None:
     """Return the mark; one that cannot be read counts as one that holds everything."""
+    if (kept := _unwritten.get(state_dir)) is not None:
+        return kept
     try:
         found = json.loads(read_private(state_dir / FILE))
         capture = found["capture"]
@@ -91,8 +99,39 @@ def write(state_dir: Path, hold: Hold) -> None:
     write_private(state_dir / FILE, json.dumps(document).encode() + b"\n")
 
 
+def keep(state_dir: Path, hold: Hold) -> str:
+    """Set the mark, for this process alone if the disk refuses; return why it does, "" if it does not."""
+    with _writing:
+        _unwritten[state_dir] = hold
+        return _write_kept(state_dir)
+
+
+def write_kept(state_dir: Path) -> str:
+    """Write what the disk refused, if anything; return why it still does."""
+    with _writing:
+        return _write_kept(state_dir)
+
+
+def _write_kept(state_dir: Path) -> str:
+    kept = _unwritten.get(state_dir)
+    if kept is not None:
+        try:
+            write(state_dir, kept)
+        except OSError as error:
+            return f"{state_dir / FILE}: {error}"
+        del _unwritten[state_dir]
+    return ""
+
+
+def forget(state_dir: Path) -> None:
+    """Drop what is kept in memory alone."""
+    with _writing:
+        _unwritten.pop(state_dir, None)
+
+
 def release(state_dir: Path) -> None:
-    """Take both marks away: capture is as it is wanted."""
+    """Take both marks away: capture is as it is wanted. An agent may keep one in memory (`control.RESUME`)."""
+    forget(state_dir)
     (state_dir / OFF).unlink(missing_ok=True)
     (state_dir / FILE).unlink(missing_ok=True)
 

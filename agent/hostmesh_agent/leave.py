@@ -27,6 +27,7 @@ from hostmesh_agent import (
     cgroup,
     chosen_binary,
     control,
+    controller_addresses,
     drain,
     drained,
     enrol,
@@ -171,7 +172,7 @@ def _end_timers(config: AgentConfig) -> None:
     It undoes the change itself where it answers; it must be gone before anything is cleared.
     """
     with suppress(control.ControlError):
-        arming.tell(config.run_dir, arming.UNDO)
+        arming.tell(config.run_dir, arming.UNDO, why="the host leaves the mesh")
     until = time.monotonic() + TIMER_ENDS_WITHIN_S
     while holders.found(holders.is_timer) and time.monotonic() < until:
         time.sleep(_POLL_S)
@@ -271,6 +272,7 @@ def _remove_tree(config: AgentConfig) -> str:
         config.state_dir / CAPTURE_OFF,
         config.state_dir / hold.FILE,
         config.state_dir / widening.LAST_GOOD,
+        config.state_dir / controller_addresses.FILE,
         config.state_dir / guard.FILE,
         config.state_dir / guard.SPARE,
         config.state_dir / life_file.FILE,

@@ -46,7 +46,7 @@ from hostmesh_agent.alarms import Alarms
 from hostmesh_agent.binary_watch import BinaryWatch
 from hostmesh_agent.cache import Cache
 from hostmesh_agent.calls import CallMemory, Calls
-from hostmesh_agent.capture import HostFloor, Owner
+from hostmesh_agent.capture import Owner
 from hostmesh_agent.capture import floor as kernel_floor
 from hostmesh_agent.capturing import Capturing
 from hostmesh_agent.certs import Certificates, Wanted
@@ -58,6 +58,7 @@ from hostmesh_agent.drained import Drained
 from hostmesh_agent.envoy_command import EnvoyCommand
 from hostmesh_agent.envoy_verbs import EnvoyVerbs
 from hostmesh_agent.envoys import Envoys
+from hostmesh_agent.host_floor import HostFloors
 from hostmesh_agent.identities import AGENT, Identities
 from hostmesh_agent.lifecycle import Phase
 from hostmesh_agent.looking import OWN_LISTENERS
@@ -255,7 +256,9 @@ class Agent:
             now,
         )
         self._host_config: HostConfig | None = None
-        self._floor: HostFloor | None = None
+        self._floors = HostFloors(
+            config, self._envoy_uid, self._uplink, lambda: self._relay.state().connected, self._something_changed
+        )
         self._sweep: Wanted | None = None
         self._drained = Drained(config.state_dir, config.run_dir)
         self._envoy_verbs = EnvoyVerbs(config, self._envoys, self._drained, self._reporter, self._admin)
@@ -337,7 +340,7 @@ class Agent:
             control.ACCEPT: self._accept,
             **self._envoy_verbs.verbs(),
         }
-        asked = capture_verbs.verbs(self._capturing, lambda: (self._host_config, self._floor), self._stepping)
+        asked = capture_verbs.verbs(self._capturing, lambda: (self._host_config, self._floors.now), self._stepping)
         await self._restore()
         self._online = True
         slim.settle()
@@ -363,6 +366,7 @@ class Agent:
                     "rules": generation.watch(self._wake.set, self._capturing.changed_by),
                     "vigil": self._vigil.run(),
                     "addresses": self._addresses.run(),
+                    "controllers": self._floors.run(),
                     "updates": self._updates.run(),
                     "manager": notify.run(self._manager, self._settled, self._telling.in_a_line),
                     "report": self._report_when_settled(),
@@ -433,23 +437,13 @@ class Agent:
 
     async def _take(self, config: HostConfig) -> None:
         """Put a HostConfig's certificates in place; only then it counts. Raises to refuse it."""
-        floor = await asyncio.to_thread(
-            kernel_floor.look,
-            self._envoy_uid,
-            dict.fromkeys((*config.agents_endpoints, *self._uplink.record.agents_endpoints)),
-            self._config.capture,
-            mtls_only=self._config.floor.mtls_only,
-        )
-        if config.capture.transparent:
-            why_not = await asyncio.to_thread(client_addresses.why_not, self._config.capture)
-            if floor.backend != "nftables":
-                why_not = f"the {floor.backend} back end has no such rules: it needs nf_tables"
-            floor = replace(floor, not_transparent=why_not)
+        floor = await self._floors.look(config)
         want = converge.check(config, self._uplink.record, floor)
         await self._identities.apply(want)
         if self._workload_api is not None:
             await self._workload_api.apply([each.spiffe_id for each in config.workloads])
-        self._floor, self._ssh_servers = floor, floor.ssh_servers
+        self._floors.take(floor)
+        self._ssh_servers = floor.ssh_servers
         self._host_config = config
         self._severing.take(config.expelled_addresses)
         self._probes.configure(config.workloads)
@@ -535,7 +529,7 @@ class Agent:
 
     async def _step(self) -> None:
         async with self._stepping:
-            config, floor = self._host_config, self._floor
+            config, floor = self._host_config, self._floors.now
             if config is not None and floor is not None:
                 answered = not (self._without_proxy() or self._envoys.hung)
                 floor = replace(self._envoys.floor(floor), names_answered=answered)

@@ -12,6 +12,8 @@ from typing import Final
 Endpoint = tuple[str, int]
 
 TRIAL_EXPIRED: Final = "TRIAL_EXPIRED"
+TRIAL_UNDONE: Final = "TRIAL_UNDONE"
+"""Somebody wanted it."""
 CONTROLLER_LOST: Final = "CONTROLLER_LOST"
 SSH_LOST: Final = "SSH_LOST"
 SSH_DIVERTED: Final = "SSH_DIVERTED"

@@ -42,6 +42,8 @@ class Uplink:
         self.record = state.host()
         self._state = state
         self._attempts = 0
+        self.tried = asyncio.Event()
+        """A connection was tried since somebody cleared this."""
         self._stub: ReportingAsyncStub | None = None
         self._artifacts: ArtifactsAsyncStub | None = None
 
@@ -52,6 +54,7 @@ class Uplink:
             StateError: the host has not joined, or its files cannot be used.
         """
         self.record = self._state.host()
+        self.tried.set()
         endpoints = self.record.agents_endpoints
         channel = enrol.channel(self._state, endpoints[self._attempts % len(endpoints)])
         self._attempts += 1

@@ -16,6 +16,7 @@ from typing import Final
 import structlog
 
 from hostmesh_agent import arming, hold
+from hostmesh_agent.alarms import Alarms
 from hostmesh_agent.capture import CaptureError, CaptureRequest, CaptureState, HostFloor, Owner, PlanError, kernel
 from hostmesh_agent.capture.difference import widens
 from hostmesh_agent.capture.plan import SSH_PORT
@@ -36,10 +37,13 @@ log = structlog.get_logger(__name__)
 class Widening:
     """Puts requests into force, those that widen under watch."""
 
-    def __init__(self, config: AgentConfig, owner: Owner, enforcement: Enforcement) -> None:
+    def __init__(
+        self, config: AgentConfig, owner: Owner, enforcement: Enforcement, alarms: Alarms | None = None
+    ) -> None:
         self._config = config
         self._owner = owner
         self._enforcement = enforcement
+        self._alarms = Alarms() if alarms is None else alarms
         self._good: tuple[CaptureRequest, HostFloor] | None = None
 
     def put(self, request: CaptureRequest | None, floor: HostFloor, capture: bytes) -> Enforced:
@@ -50,7 +54,8 @@ class Widening:
             watched = not self._did_no_harm(request, floor) and widens(
                 kernel.read(), self._enforcement.ruleset(request, floor).table
             )
-            armed = arming.arm(self._spec(floor, self._kept(capture))) if watched else None
+            kept = self._kept(capture) if watched else None
+            armed = arming.arm(self._spec(floor, kept)) if watched else None
         except PlanError:
             return self._enforcement.put(request, floor)  # says so
         except (arming.ArmingError, CaptureError, StateError, OSError) as error:
@@ -58,7 +63,7 @@ class Widening:
         enforced = self._enforcement.put(request, floor)
         if armed is not None:
             for fault in armed.applied()[:1]:
-                return self._undone(fault, capture)
+                return self._undone(fault, kept)
         if enforced.capture.state == "on":
             self._good = request, floor
             self._note_good(capture)
@@ -98,14 +103,26 @@ class Widening:
             held=None if last is None else base64.b64encode(last).decode(),
         )
 
-    def _undone(self, fault: Fault, capture: bytes) -> Enforced:
+    def write_kept(self) -> None:
+        """Write what the disk refused to note of harm, if anything."""
+        self._tell(hold.write_kept(self._config.state_dir))
+
+    def _undone(self, fault: Fault, kept: bytes | None) -> Enforced:
         self._good = None
         log.error("a change of capture did harm and was undone", alarm=fault.alarm, why=fault.why)
-        if fault.alarm == DEADMAN_DIED:
-            kept = self._kept(capture)
-            # Nobody has looked, and nobody has undone it: the mark makes the next step do that.
-            hold.write(self._config.state_dir, hold.Hold(fault.alarm, fault.why, int(time.time()), kept))
+        noted = hold.read(self._config.state_dir)
+        by_the_timer = noted is not None and (noted.alarm, noted.why, noted.capture) == (fault.alarm, fault.why, kept)
+        if fault.alarm == DEADMAN_DIED or not by_the_timer:
+            # Nobody has looked, and nobody has undone it: the mark makes the next step do that. Or the disk refused the
+            # timer's own mark: without one the next step would make the same change.
+            self._tell(hold.keep(self._config.state_dir, hold.Hold(fault.alarm, fault.why, int(time.time()), kept)))
         return _error(f"{fault.alarm}: {fault.why}: the change was undone")
+
+    def _tell(self, why_not: str) -> None:
+        if why_not:
+            self._alarms.up("hold.not-written", f"{why_not}: capture is held for as long as this agent runs")
+        else:
+            self._alarms.down("hold.not-written")
 
     def _last_good(self) -> bytes | None:
         try:

@@ -123,6 +123,11 @@ class Servers:
         """
         self.listen(port, lambda listener: _answer_all(listener, name, self.arrived, tells_where))
 
+    def tcp_at(self, name: str, address: str, port: int) -> None:
+        """Listen at one address alone; answers as `tcp` does."""
+        listener = socket.create_server((address, port))
+        self._serve(listener, lambda: _answer_all(listener, name, self.arrived, tells_where=False))
+
     def listen(self, port: int, serve: Callable[[socket.socket], None]) -> None:
         """The same with a service of one's own, which takes connections until that fails."""
         for family, address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):

@@ -4,23 +4,35 @@ import json
 import os
 import re
 import signal
+import socket
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
-from hostmesh_agent import arming, capture, hold, widening
-from hostmesh_agent.capture import CaptureRequest, HostFloor, Owner, Scope, nft, plan
+from hostmesh_agent import arming, capture, deadman, hold, widening
+from hostmesh_agent.alarms import Alarms
+from hostmesh_agent.capture import CaptureError, CaptureRequest, HostFloor, Owner, Scope, kernel, nft, plan
 from hostmesh_agent.capture import owner as ownership
 from hostmesh_agent.control import ControlError
 from hostmesh_agent.dns import Resolver
 from hostmesh_agent.enforce import Enforcement
 from hostmesh_agent.places import GREEN, PORTS
 from hostmesh_agent.process import Process
-from hostmesh_agent.sound import CONTROLLER_LOST, SSH_DIVERTED, SSH_LOST, TRIAL_EXPIRED
+from hostmesh_agent.sound import (
+    CONTROLLER_LOST,
+    DEADMAN_DIED,
+    SSH_DIVERTED,
+    SSH_LOST,
+    TRIAL_EXPIRED,
+    TRIAL_UNDONE,
+    Fault,
+)
 from netns.capturing_host import (
     CONTROLLER,
     ENVOY_UID,
@@ -44,6 +56,11 @@ TAKES_THE_CONTROLLER = CaptureRequest(Scope.ALL, frozenset({8080}), dns=False)
 FOREIGN = """
 table ip nat {
     chain PREROUTING { type nat hook prerouting priority dstnat; tcp dport 8088 counter dnat to 172.17.0.2:80; }
+}
+"""
+SILENT = """
+table ip silent {
+    chain arrivals { type filter hook prerouting priority 0; tcp dport 8443 drop; }
 }
 """
 
@@ -85,6 +102,16 @@ def test_a_trial_that_nobody_confirms_leaves_everything_as_it_was(site: Capturin
     assert site.hold().alarm == TRIAL_EXPIRED
     assert hold.is_off(site.config.state_dir)
     assert list(site.config.run_dir.iterdir()) == []
+
+
+@contextmanager
+def read_only(directory: Path) -> Iterator[None]:
+    run("mount", "--bind", str(directory), str(directory))
+    try:
+        run("mount", "-o", "remount,bind,ro", str(directory))
+        yield
+    finally:
+        run("umount", "--lazy", str(directory))
 
 
 def without_handles() -> str:
@@ -218,6 +245,85 @@ def test_what_is_not_in_force_yet_is_not_confirmed(site: CapturingHost, owner: O
     armed.close()
 
 
+@pytest.fixture
+def timer(site: CapturingHost, owner: Owner, monkeypatch: pytest.MonkeyPatch) -> Iterator[deadman.Timer]:
+    """A timer in this process, for what only happens inside one."""
+    reading, writing = os.pipe()
+    with os.fdopen(reading) as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        timer = deadman.Timer(site.spec(seconds=60, owner=os.dup(owner.lend())))
+        yield timer
+        assert timer._lent is not None
+        timer._lent.close()
+    os.close(writing)
+
+
+def test_a_confirmation_while_nftables_is_busy_is_told_so_and_the_trial_goes_on(
+    site: CapturingHost, owner: Owner, timer: deadman.Timer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = site.config.run_dir
+    watching = threading.Thread(target=timer.watch_person)
+    watching.start()
+    until(lambda: hold.trial(run_dir) is not None, "the trial runs")
+    capture.apply(plan(GOOD, FLOOR), owner)
+    arming.tell(run_dir, arming.APPLIED)
+    with monkeypatch.context() as patched:
+        patched.setattr(kernel, "read", busy)
+        with pytest.raises(ControlError, match="another program keeps changing nftables: ask again"):
+            arming.tell(run_dir, arming.CONFIRM)
+    assert hold.trial(run_dir) is not None
+    assert arming.tell(run_dir, arming.CONFIRM)["confirmed"]
+    watching.join(20)
+    assert nft.read() == plan(GOOD, FLOOR).table
+    assert hold.read(site.config.state_dir) is None
+
+
+def busy(*_: object) -> NoReturn:
+    raise CaptureError("another program keeps changing nftables")
+
+
+def test_a_timer_that_fails_undoes_first_though_nftables_is_busy(
+    site: CapturingHost, owner: Owner, timer: deadman.Timer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capture.apply(plan(GOOD, FLOOR), owner)
+    tried, remove = [False], kernel.remove
+
+    def busy_once(lent: Owner | None) -> None:
+        if not tried[0]:
+            tried[0] = True
+            busy()
+        remove(lent)
+
+    monkeypatch.setattr(deadman, "select", None)
+    monkeypatch.setattr(kernel, "remove", busy_once)
+    timer.watch_person()
+    assert nft.read() is None
+    assert site.hold().alarm == DEADMAN_DIED
+    assert list(site.config.run_dir.iterdir()) == []
+
+
+def test_an_asker_that_hung_up_has_confirmed_all_the_same(site: CapturingHost, owner: Owner) -> None:
+    armed = trial(site, owner)
+    with socket.socket(socket.AF_UNIX) as asker:
+        asker.connect(str(site.config.run_dir / arming.SOCKET))
+        asker.sendall(json.dumps({"verb": arming.CONFIRM}).encode())
+    until(armed.ended, "the timer ended")
+    armed.close()
+    assert nft.read() == plan(GOOD, FLOOR).table
+    assert hold.read(site.config.state_dir) is None
+
+
+def test_a_trial_that_somebody_ends_is_undone_and_says_why(site: CapturingHost, owner: Owner) -> None:
+    armed = trial(site, owner)
+    arming.tell(site.config.run_dir, arming.UNDO, why="because")
+    site.trial_over()
+    until(armed.ended, "the timer ended")
+    armed.close()
+    assert nft.read() is None
+    # Nothing else held capture: without a mark the agent would make the change again.
+    assert (site.hold().alarm, site.hold().why) == (TRIAL_UNDONE, "because")
+
+
 # Changes that the agent makes by itself
 
 
@@ -250,11 +356,68 @@ def test_a_controller_that_goes_away_by_itself_undoes_nothing(site: CapturingHos
     assert hold.read(site.config.state_dir) is None
 
 
+def test_what_widens_is_captured_though_every_controller_is_silent(
+    site: CapturingHost, peer: Space, owner: Owner
+) -> None:
+    with peer():
+        load(SILENT)
+    silent = tuple(f"10.77.0.{number}:8443" for number in range(1, 8))
+    armed = arming.arm(site.spec(owner=owner.lend(), controllers=silent))
+    capture.apply(plan(GOOD, FLOOR), owner)
+    assert armed.applied() == ()
+    assert nft.read() == plan(GOOD, FLOOR).table
+
+
+def test_ssh_is_found_at_whichever_of_many_addresses_its_server_listens(site: CapturingHost, owner: Owner) -> None:
+    for number in range(1, 31):
+        run("ip", "address", "add", f"10.66.0.{number}/32", "dev", "lo" if number > 29 else "eth0")
+    site.servers.tcp_at(SSH, "10.66.0.30", 2222)
+    armed = arming.arm(site.spec(seconds=60, owner=owner.lend(), ssh_ports=(2222,), ssh_servers=(2222,)))
+    capture.apply(plan(GOOD, FLOOR), owner)
+    arming.tell(site.config.run_dir, arming.APPLIED)
+    assert "SSH answers at 10.66.0.30 port 2222" in arming.tell(site.config.run_dir, arming.CONFIRM)["proven"]
+    until(armed.ended, "the timer ended")
+    armed.close()
+
+
+def test_a_rule_that_takes_ssh_at_one_of_many_addresses_is_found(site: CapturingHost, owner: Owner) -> None:
+    for number in range(1, 31):
+        run("ip", "address", "add", f"10.66.0.{number}/32", "dev", "lo" if number > 29 else "eth0")
+    floor = replace(FLOOR, door_port=PORTS[GREEN].door, doorways=frozenset({("10.66.0.30", 2222)}))
+    armed = arming.arm(site.spec(owner=owner.lend(), ssh_ports=(22, 2222)))
+    capture.apply(plan(GOOD, floor), owner)
+    assert [each.why.rpartition(" at ")[2] for each in armed.applied()] == ["10.66.0.30 port 2222"]
+    assert nft.read() is None
+
+
+def test_harm_that_a_disk_refuses_to_note_is_not_done_again(site: CapturingHost, owner: Owner) -> None:
+    state_dir, alarms = site.config.state_dir, Alarms()
+    enforcement = Enforcement(dns=False, resolv_conf=site.config.dns.resolv_conf, state_dir=state_dir, owner=owner)
+    widened = widening.Widening(site.config, owner, enforcement, alarms)
+    assert widened.put(GOOD, FLOOR, b"good").capture.state == "on"
+    before = without_handles()
+    with read_only(state_dir):
+        assert widened.put(TAKES_THE_CONTROLLER, FLOOR, b"bad").capture.state == "error"
+        widened.write_kept()
+        assert not (state_dir / hold.FILE).exists()
+        assert (site.hold().alarm, site.hold().capture) == (CONTROLLER_LOST, b"good")
+        assert [each.code for each in alarms] == ["hold.not-written"]
+        # A timer that died noted nothing: this is ours to do, and no disk's refusal may end the agent.
+        assert widened._undone(Fault(DEADMAN_DIED, "it is gone"), b"good").capture.state == "error"
+        assert (site.hold().alarm, site.hold().capture) == (DEADMAN_DIED, b"good")
+    assert without_handles() == before
+    widened.write_kept()
+    assert (state_dir / hold.FILE).exists()
+    assert site.hold().capture == b"good"
+    assert list(alarms) == []
+
+
 def test_a_plan_that_takes_ssh_undoes_itself(site: CapturingHost, owner: Owner, servers: Servers) -> None:
     servers.tcp(SSH, 2222)
     armed = arming.arm(site.spec(owner=owner.lend(), ssh_ports=(22, 2222)))
     capture.apply(plan(CaptureRequest(inbound_ports=frozenset({2222}), dns=False), FLOOR), owner)
-    assert [each.alarm for each in armed.applied()] == [SSH_DIVERTED] * 2
+    found = armed.applied()
+    assert [each.alarm for each in found] == [SSH_DIVERTED] * 2, found
     assert nft.read() is None
     assert site.hold().capture is None
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hostmesh_agent import arming, hold
+from hostmesh_agent import arming, capture_verbs, control, hold
+from hostmesh_agent.alarms import Alarms
 from hostmesh_agent.capture import CaptureError, HostFloor, Owner
 from hostmesh_agent.capturing import Capturing
 from hostmesh_agent.identities import AGENT
@@ -52,12 +53,13 @@ async def test_what_is_held_is_planned_tried_and_taken_back(site: CapturingHost)
     assert (await capturing.plan(CONFIG, FLOOR)).difference == ()
     with pytest.raises(CaptureError, match="a trial runs already"):
         await capturing.try_out(CONFIG, FLOOR, 60)
-    arming.tell(site.config.run_dir, arming.UNDO)
+    arming.tell(site.config.run_dir, arming.UNDO, why="capture clear was called")
     site.trial_over()
     await capturing.step(CONFIG, FLOOR)
     assert capturing.enforced.capture.state == "off"
-    assert capturing.state().alarm == "TRIAL_EXPIRED"
-    assert "TRIAL_EXPIRED" in capturing.alarms()[0]
+    # It was wanted: there is nothing to warn of.
+    assert (capturing.state().alarm, capturing.alarms()) == ("", [])
+    assert hold.is_off(site.config.state_dir)
     until(lambda: capturing._trial is None or capturing._trial.ended(), "the timer ended")
     await capturing.step(CONFIG, FLOOR)
     hold.release(site.config.state_dir)
@@ -97,4 +99,54 @@ async def test_what_a_trial_undoes_is_no_other_programs_change(site: CapturingHo
     await capturing.step(CONFIG, FLOOR)
     assert capturing.enforced.capture.state == "off"
     assert capturing.drift == ()
+    owner.close()
+
+
+async def test_a_trial_whose_beginner_is_gone_can_be_confirmed_after_the_next_step(site: CapturingHost) -> None:
+    owner = Owner()
+    known = await asyncio.to_thread(Recognition, site.config, switches_user=False)
+    capturing = Capturing(site.config, owner, Certified(), active, lambda: None, known)  # type: ignore[arg-type]
+    (site.config.state_dir / hold.OFF).touch()
+    armed = capturing._widening.arm_trial(FLOOR, 60)
+    await capturing.step(CONFIG, FLOOR)
+    assert (await asyncio.to_thread(arming.tell, site.config.run_dir, arming.CONFIRM))["confirmed"]
+    until(armed.ended, "the timer ended")
+    armed.close()
+    owner.close()
+
+
+async def test_a_trial_with_nothing_to_try_leaves_what_held_capture_and_no_more(site: CapturingHost) -> None:
+    owner = Owner()
+    known = await asyncio.to_thread(Recognition, site.config, switches_user=False)
+    capturing = Capturing(site.config, owner, Certified(), active, lambda: None, known)  # type: ignore[arg-type]
+    before = hold.Hold("SSH_LOST", "an earlier one", 1)
+    hold.write(site.config.state_dir, before)
+    with pytest.raises(CaptureError, match="nothing to try"):
+        await capturing.try_out(HostConfig(), FLOOR, 60)
+    site.trial_over()
+    assert hold.read(site.config.state_dir) == before
+    assert capturing._trial is not None
+    until(capturing._trial.ended, "the timer ended")
+    capturing._trial.close()
+    owner.close()
+
+
+async def test_what_is_held_in_memory_alone_ends_with_resume(
+    site: CapturingHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    owner, alarms, state_dir = Owner(), Alarms(), site.config.state_dir
+    known = await asyncio.to_thread(Recognition, site.config, switches_user=False)
+    capturing = Capturing(site.config, owner, Certified(), active, lambda: None, known, alarms=alarms)  # type: ignore[arg-type]
+    verbs = capture_verbs.verbs(capturing, lambda: (CONFIG, FLOOR), asyncio.Lock())
+    monkeypatch.setattr(hold, "write", refuses)
+    assert hold.keep(state_dir, hold.Hold("SSH_LOST", "because", 1))
+    await capturing.step(CONFIG, FLOOR)
+    assert (capturing.enforced.capture.state, capturing.state().alarm) == ("off", "SSH_LOST")
+    assert [each.code for each in alarms] == ["hold.not-written"]
+    await verbs[control.RESUME]({})
+    await capturing.step(CONFIG, FLOOR)
+    assert (capturing.enforced.capture.state, capturing.state().alarm, list(alarms)) == ("on", "", [])
     owner.close()

@@ -196,7 +196,7 @@ def test_resume_says_that_the_agent_was_started_with_another_agent_toml(
         listener.listen(2)
 
         def answer() -> None:
-            for reply in ({}, {"capture": {"not_wanted": hold.DISABLED}}):
+            for reply in ({}, {}, {"capture": {"not_wanted": hold.DISABLED}}):
                 with listener.accept()[0] as asked, asked.makefile("rwb") as file:
                     file.readline()
                     file.write(json.dumps(reply).encode() + b"\n")

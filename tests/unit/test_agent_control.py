@@ -6,14 +6,17 @@ from typing import Any
 
 import pytest
 
-from hostmesh_agent.control import AgentAbsentError, Control, ControlError, Verb, call
+from hostmesh_agent import control
+from hostmesh_agent.control import TRIAL, AgentAbsentError, Asked, Control, ControlError, Verb, call
 
 BOUND_S = 10
 
 
 @asynccontextmanager
-async def listening(path: Path, verbs: Mapping[str, Verb]) -> AsyncIterator[None]:
-    task = asyncio.create_task(Control(path, verbs).run())
+async def listening(
+    path: Path, verbs: Mapping[str, Verb], asked: Mapping[str, Asked] | None = None
+) -> AsyncIterator[None]:
+    task = asyncio.create_task(Control(path, verbs, asked).run())
     try:
         async with asyncio.timeout(BOUND_S):
             while not is_there(path):  # noqa: ASYNC110 - the socket itself is the only sign
@@ -55,6 +58,32 @@ async def test_rubbish_does_not_end_the_listener(tmp_path: Path) -> None:
         writer.close()
         await writer.wait_closed()
         assert await asyncio.to_thread(call, path, "hello") == await hello()
+
+
+async def test_the_beginning_of_a_trial_is_not_cut_off_and_other_verbs_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, loop, cut_off = tmp_path / "agent.sock", asyncio.get_running_loop(), asyncio.Event()
+    monkeypatch.setattr(control, "TIMEOUT_S", 0.2)
+
+    async def begins(_: Mapping[str, Any]) -> Mapping[str, Any]:
+        begun = asyncio.Event()
+        loop.call_later(1.0, begun.set)
+        await begun.wait()
+        return {"begun": True}
+
+    async def hangs(_: Mapping[str, Any]) -> Mapping[str, Any]:
+        try:
+            await asyncio.Event().wait()
+            return {}
+        finally:
+            cut_off.set()
+
+    async with listening(path, {}, {TRIAL: begins, "other": hangs}):
+        assert await asyncio.to_thread(call, path, TRIAL, BOUND_S) == {"begun": True}
+        with pytest.raises(ControlError):
+            await asyncio.to_thread(call, path, "other", BOUND_S)
+        assert cut_off.is_set()
 
 
 def test_no_agent_is_told_from_other_failures(tmp_path: Path) -> None:

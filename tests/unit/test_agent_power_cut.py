@@ -14,6 +14,7 @@ import pki
 from hostmesh_agent import keyroom, process, spare, workdir
 from hostmesh_agent.alarms import Alarms
 from hostmesh_agent.cache import Cache, Change, Entry
+from hostmesh_agent.controller_addresses import ControllerAddresses
 from hostmesh_agent.guard import Guard
 from hostmesh_agent.launch import write_record
 from hostmesh_agent.state import HostFiles, State, write_private
@@ -139,6 +140,21 @@ def test_remembered_ports_that_lose_power_at_any_step_are_the_old_ones_or_the_ne
         alarms = Alarms()
         assert Guard(directory, alarms).ports in (frozenset({8080}), frozenset({8080, 9090}))
         assert list(alarms) == []
+
+
+def test_remembered_controllers_that_lose_power_at_any_step_are_the_old_ones_or_the_new_ones(tmp_path: Path) -> None:
+    directory = tmp_path / "state"
+
+    def look(address: str) -> object:
+        return ControllerAddresses(directory).look([f"{address}:15012"])
+
+    def prepare() -> None:
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir()
+        look("10.0.0.1")
+
+    for _ in killing.at_every_step(lambda: look("10.0.0.2"), prepare, directory):
+        assert ControllerAddresses(directory)._known.keys() in ({"10.0.0.1:15012"}, {"10.0.0.2:15012"})
 
 
 def test_a_batch_of_configuration_that_loses_power_at_any_step_is_there_or_not(tmp_path: Path) -> None:

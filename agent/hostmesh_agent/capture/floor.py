@@ -1,4 +1,4 @@
-"""What the host itself insists on: where its SSH servers listen, where its controllers are, whether it has IPv6.
+"""What the host itself insists on: where its SSH servers listen, whether it has IPv6, what its owner excludes.
 
 SSH ports are looked for in three places, since each alone misses one: the sockets of running servers and sessions
 (misses a server that is down), sshd's own account of its configuration (misses other servers), and systemd's socket
@@ -8,10 +8,8 @@ few costs the way into the host.
 
 import re
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final
@@ -31,13 +29,13 @@ _IPV6_SWITCHES: Final = ("all", "lo")
 
 
 def look(
-    envoy_uid: int, controllers: Iterable[str], settings: CaptureSettings, *, mtls_only: bool = False
+    envoy_uid: int, controller: frozenset[tuple[str, int]], settings: CaptureSettings, *, mtls_only: bool = False
 ) -> HostFloor:
-    """Return the host's floor as it is now. Blocks: names are resolved and programs asked.
+    """Return the host's floor as it is now. Blocks: programs are asked.
 
     Args:
         envoy_uid: as whom Envoy runs.
-        controllers: their endpoints, `NAME:PORT`.
+        controller: addresses and ports of the controllers (see `controller_addresses`).
         settings: what the owner of the host does not want captured.
         mtls_only: the owner lets nobody in without mutual TLS.
     """
@@ -47,7 +45,7 @@ def look(
         ssh_ports=servers | {SSH_PORT},
         ssh_servers=servers,
         never_inbound_ports=frozenset(settings.exclude_inbound_ports),
-        controller=_addresses(controllers),
+        controller=controller,
         ipv6=ipv6_enabled(),
         mtls_only=mtls_only,
         never_outbound=never_outbound(settings),
@@ -103,17 +101,6 @@ def ports_of_sshd_config(text: str) -> frozenset[int]:
 def ports_of_socket_units(text: str) -> frozenset[int]:
     """Return the ports in what `systemctl show -p Listen` prints ("Listen=[::]:22 (Stream)")."""
     return _ports(re.findall(r"^Listen=(?:.*:)?(\d+) \(Stream\)", text, re.MULTILINE))
-
-
-def _addresses(endpoints: Iterable[str]) -> frozenset[tuple[str, int]]:
-    """Resolve the controllers' endpoints, as far as that can be done now: their ports are left alone in any case."""
-    found: set[tuple[str, int]] = set()
-    for endpoint in endpoints:
-        name, _, port = endpoint.rpartition(":")
-        with suppress(OSError, ValueError):
-            for *_, address in socket.getaddrinfo(name.strip("[]"), int(port), type=socket.SOCK_STREAM):
-                found.add((str(address[0]), int(port)))
-    return frozenset(found)
 
 
 def _ports(numbers: Iterable[str]) -> frozenset[int]:

@@ -1,7 +1,6 @@
 """The two Envoys of a host at work: looks at them, lets `upgrade` decide, writes that down and does it."""
 
 import asyncio
-import hashlib
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.envoy import EnvoyStatus, Supervisor
 from hostmesh_agent.envoy_command import EnvoyCommand
 from hostmesh_agent.lifecycle import Phase, View
+from hostmesh_agent.likeness import Likeness, fingerprint
 from hostmesh_agent.looking import Look
 from hostmesh_agent.next_envoy import NextEnvoy
 from hostmesh_agent.places import PORTS, Doorway, Instance
@@ -91,6 +91,7 @@ class Envoys:
     ) -> None:
         self._config = config
         self._next = following
+        self._likeness = Likeness(config, following)
         self._source = source
         self._changed = changed
         self._lead = lead
@@ -337,7 +338,7 @@ class Envoys:
 
     def _is_another(self, instance: Instance, directory: Path) -> bool:
         record = process.read_record(directory)
-        return record is None or bool(self._next.command_for(instance).differences(record))
+        return record is None or bool(self._command_of(instance).differences(record))
 
     async def _end(self, instance: Instance) -> None:
         kept = self._kept.pop(instance, None)
@@ -360,30 +361,19 @@ class Envoys:
 
     def _command_of(self, instance: Instance) -> EnvoyCommand:
         """Return what an instance is started with: what is wanted, unless that is on trial elsewhere or was refused."""
-        life, wanted = self._life, self._next.command_for(instance)
-        if life.stage in {Stage.WARMING, Stage.PROBATION}:
-            new = life.other if life.stage is Stage.WARMING else life.active
-            return wanted if instance is new else self._as_it_was(wanted)
-        refused = life.refuses(_fingerprint(self._next.command))
-        return self._as_it_was(wanted) if refused or instance is life.other else wanted
-
-    def _as_it_was(self, wanted: EnvoyCommand) -> EnvoyCommand:
-        """Return the command with the binary and the bootstrap with which it was started last."""
-        record = process.read_record(wanted.directory)
-        try:
-            content = (wanted.directory / workdir.BOOTSTRAP).read_bytes()
-        except OSError:
-            return wanted
-        if record is None or not Path(record.binary).exists():
-            return wanted
-        return replace(
-            wanted, installed=Installed(Path(record.binary), record.version, record.sha256), bootstrap=content
-        )
+        life = self._life
+        refused = life.refuses(fingerprint(self._next.command))
+        if life.stage is Stage.WARMING and instance is life.other:
+            # What was refused takes nobody's place: then another one like the one that serves does.
+            return self._likeness.command(instance, life.active) if refused else self._next.command_for(instance)
+        if refused or life.stage is Stage.WARMING or instance is life.other:
+            return self._likeness.command(instance, instance)
+        return self._next.command_for(instance)
 
     def _compare(self) -> None:
-        fingerprint = _fingerprint(self._next.command)
-        if fingerprint != self._fingerprint:
-            self._fingerprint, self._settled_at = fingerprint, asyncio.get_running_loop().time() + SETTLED_AFTER_S
+        now = fingerprint(self._next.command)
+        if now != self._fingerprint:
+            self._fingerprint, self._settled_at = now, asyncio.get_running_loop().time() + SETTLED_AFTER_S
         directory = self._config.directory_of(self.active)
         record = process.read_record(directory) if process.recorded_runs(directory) else None
         needed = "" if record is None else self._next.command_for(self.active).differences(record)
@@ -408,6 +398,7 @@ class Envoys:
             other = replace(other, connections=await self._kept[self._life.other].look.connections())
         return Seen(
             wanted=self._fingerprint,
+            again=self._likeness.fingerprint(self.active) if self._life.hung or active.silent_s else "",
             differs=self._differs,
             active=active,
             other=other,
@@ -480,8 +471,3 @@ class Envoys:
 
 def _gone(kept: _Kept) -> bool:
     return bool(kept.supervisor.status().view.last_exit)
-
-
-def _fingerprint(command: EnvoyCommand) -> str:
-    parts = (command.installed.sha256, command.bootstrap_sha256(), command.command_sha256())
-    return hashlib.sha256("".join(parts).encode()).hexdigest()

@@ -107,6 +107,7 @@ class Seen:
 
     Attributes:
         wanted: fingerprint of what would be started now.
+        again: that of another one like the active one; known while that hangs.
         differs: the active one is not that.
         asked: an upgrade is wanted now, be it by a person or because upgrades are automatic.
         back: a person wants the old one back.
@@ -120,6 +121,7 @@ class Seen:
     differs: bool
     active: Side
     other: Side
+    again: str = ""
     asked: bool = False
     back: bool = False
     flipped: bool = True
@@ -152,11 +154,16 @@ def step(life: Life, seen: Seen, since_s: float) -> Life:
 
 def _steady(life: Life, seen: Seen) -> Life:
     if seen.active.runs and seen.active.silent_s >= REPLACED_AFTER * seen.times.hung_after_s:
-        return replace(life, stage=Stage.WARMING, trying=seen.wanted, hung=True)
+        return replace(life, stage=Stage.WARMING, trying=_stands_in(life, seen), hung=True)
     well = seen.active.runs and seen.active.silent_s < seen.times.hung_after_s
     if seen.asked and seen.differs and well and not life.refuses(seen.wanted):
         return replace(life, stage=Stage.WARMING, trying=seen.wanted)
     return life
+
+
+def _stands_in(life: Life, seen: Seen) -> str:
+    """Return what takes the place of one that hangs: what is wanted, or what served until then if that was put back."""
+    return seen.again if life.refuses(seen.wanted) else seen.wanted
 
 
 def _warming(life: Life, seen: Seen, since_s: float) -> Life:
@@ -164,13 +171,16 @@ def _warming(life: Life, seen: Seen, since_s: float) -> Life:
     if life.hung and seen.active.runs and not seen.active.silent_s:
         # It answers again: nothing is the matter.
         return replace(life, stage=Stage.STEADY, trying="", hung=False)
-    if seen.wanted != life.trying:
+    if life.trying != (_stands_in(life, seen) if life.hung else seen.wanted):
         # Something else is wanted by now: begun anew, if it still is.
         return replace(life, stage=Stage.STEADY, trying="", hung=False)
     why = "it was called back" if seen.back else _does_not_start(new, since_s)
+    served = life.hung and life.trying == seen.again
     if why:
-        return _steady_without(life, why)
-    if new.runs and not new.lacks and (since_s >= seen.times.rehearsal_s or life.hung):
+        # What served until it hung is not to blame: it is tried again.
+        refused = life.refused if served else _refused(life, why)
+        return replace(life, stage=Stage.STEADY, trying="", hung=False, refused=refused)
+    if new.runs and not new.lacks and (since_s >= seen.times.rehearsal_s or served):
         return replace(life, stage=Stage.PROBATION, active=life.other)
     return life
 
@@ -185,12 +195,6 @@ def _does_not_start(new: Side, since_s: float) -> str:
     return ""
 
 
-def _steady_without(life: Life, why: str) -> Life:
-    """Do without the new one, which serves nobody yet. One that stands in for a hung one is tried again."""
-    refused = life.refused if life.hung else _refused(life, why)
-    return replace(life, stage=Stage.STEADY, trying="", hung=False, refused=refused)
-
-
 def _probation(life: Life, seen: Seen, since_s: float) -> Life:
     new, old = seen.active, seen.other
     why = _is_bad(new, seen, since_s)
@@ -199,8 +203,9 @@ def _probation(life: Life, seen: Seen, since_s: float) -> Life:
     if not seen.flipped:
         return life
     if since_s >= seen.times.probation_s or life.hung or not old.runs:
-        # It has shown what it can: what was refused before is history.
-        return replace(life, stage=Stage.DRAINING, trying="", refused=())
+        # It has shown what it can: what was refused before is history, unless it stands in for that or that is next.
+        kept = tuple(each for each in life.refused if life.hung or each.fingerprint == seen.wanted)
+        return replace(life, stage=Stage.DRAINING, trying="", refused=kept)
     return life
 
 

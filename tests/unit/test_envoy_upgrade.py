@@ -88,7 +88,7 @@ def test_another_wish_during_the_start_ends_it_and_blames_nobody() -> None:
 
 
 def test_one_that_hangs_is_replaced_at_once_and_not_drained() -> None:
-    silent = replace(STEADY, asked=False, differs=False, active=replace(RUNS, silent_s=25))
+    silent = replace(STEADY, again="v2", asked=False, differs=False, active=replace(RUNS, silent_s=25))
     assert step(Life(), replace(silent, active=replace(RUNS, silent_s=24.9)), 0) == Life()
     life = step(Life(), silent, 0)
     assert life == Life(Stage.WARMING, BLUE, "v2", hung=True)
@@ -103,8 +103,38 @@ def test_one_that_hangs_is_replaced_at_once_and_not_drained() -> None:
 def test_one_that_hangs_is_not_upgraded_and_a_failed_stand_in_is_tried_again() -> None:
     assert step(Life(), replace(STEADY, active=replace(RUNS, silent_s=10)), 0) == Life()
     stands_in = Life(Stage.WARMING, BLUE, "v2", hung=True)
-    silent = replace(STEADY, active=replace(RUNS, silent_s=30), other=Side(ended="killed"))
+    silent = replace(STEADY, again="v2", active=replace(RUNS, silent_s=30), other=Side(ended="killed"))
     assert step(stands_in, silent, 1) == Life()
+
+
+HANGS = replace(STEADY, again="v1", active=replace(RUNS, silent_s=25))
+
+
+def test_one_that_hangs_after_a_failed_upgrade_is_replaced_by_its_like_and_not_by_what_was_put_back() -> None:
+    put_back = (Refused("v2", "bad"),)
+    life = step(Life(refused=put_back), HANGS, 0)
+    assert life == Life(Stage.WARMING, BLUE, "v1", hung=True, refused=put_back)
+    ended = step(life, replace(HANGS, other=Side(ended="killed")), 1)
+    assert ended == Life(refused=put_back), "what served until it hung is not to blame"
+    life = step(life, replace(HANGS, other=RUNS), 1)
+    assert life == Life(Stage.PROBATION, GREEN, "v1", hung=True, refused=put_back)
+    life = step(life, replace(HANGS, active=RUNS, other=RUNS), 0)
+    assert life == Life(Stage.DRAINING, GREEN, hung=True, refused=put_back), "it is no proof for what was put back"
+
+
+def test_what_nobody_has_tried_rehearses_before_it_stands_in_and_is_tried_once() -> None:
+    life = step(Life(), HANGS, 0)
+    assert life == Life(Stage.WARMING, BLUE, "v2", hung=True)
+    assert step(life, replace(HANGS, other=RUNS), 4.9) == life
+    assert step(life, replace(HANGS, other=RUNS), 5).stage is Stage.PROBATION
+    bad = step(life, replace(HANGS, other=replace(RUNS, failed="HTTP 503")), 1)
+    assert bad == Life(refused=(Refused("v2", "HTTP 503"),))
+    assert step(bad, HANGS, 0).trying == "v1"
+
+
+def test_what_was_put_back_and_is_wanted_again_during_a_probation_is_not_forgotten() -> None:
+    life = replace(PROBATION, refused=(Refused("v0", "old"), Refused("v3", "bad")))
+    assert step(life, replace(SERVES, wanted="v3"), 20).refused == (Refused("v3", "bad"),)
 
 
 @dataclass

@@ -89,11 +89,27 @@ def _upgrade(options: argparse.Namespace, config: AgentConfig) -> int:
     if not reply["begun"]:
         print(f"nothing is changed: {reply['why_not']}")
         return DONE if "is what would be started" in reply["why_not"] else FAILED
-    return DONE if options.no_wait else _wait_for_change(config)
+    return DONE if options.no_wait else _wait_for_change(config, reply["sha256"])
 
 
-def _wait_for_change(config: AgentConfig) -> int:
-    """Wait until the new Envoy has shown that it is good, or was put back."""
+def _wait_for_change(config: AgentConfig, sha256: str) -> int:
+    """Wait until the Envoy with this binary has shown that it is good, or was put back."""
+    envoy = _until(_changed(config), CHANGED_WITHIN_S)
+    if envoy is None:
+        return say(f"not done within {CHANGED_WITHIN_S:.0f} s (hostmesh-agent envoy status)", FAILED)
+    if envoy["put_back"]:
+        return say(f"put back: {envoy['put_back']}", FAILED)
+    if envoy["sha256"] != sha256:
+        return say(f"Envoy {envoy['version']} serves: by now another one is wanted than was asked for", FAILED)
+    if envoy["restart_needed"]:
+        why = f"by now it would be started otherwise: {envoy['restart_needed']} (hostmesh-agent envoy upgrade)"
+        return say(f"Envoy {envoy['version']} serves; {why}", FAILED)
+    print(f"Envoy {envoy['version']} serves")
+    return DONE
+
+
+def _changed(config: AgentConfig) -> Callable[[], Mapping[str, Any] | None]:
+    """Return what looks whether a change is over, tells of its stages, and returns what is said of Envoy then."""
     seen: list[str] = []
 
     def done() -> Mapping[str, Any] | None:
@@ -103,15 +119,10 @@ def _wait_for_change(config: AgentConfig) -> int:
         if stage and stage not in seen[-1:]:
             seen.append(stage)
             print(f"{stage} ({envoy['instance']} serves)", flush=True)
-        return envoy if envoy and (envoy["put_back"] or (len(seen) > 1 and stage in {"steady", "draining"})) else None
+        over = bool(stage) and not envoy["asked"] and (envoy["put_back"] or stage in {"steady", "draining"})
+        return envoy if over else None
 
-    envoy = _until(done, CHANGED_WITHIN_S)
-    if envoy is None:
-        return say(f"not done within {CHANGED_WITHIN_S:.0f} s (hostmesh-agent envoy status)", FAILED)
-    if envoy["put_back"]:
-        return say(f"put back: {envoy['put_back']}", FAILED)
-    print(f"Envoy {envoy['version']} serves")
-    return DONE
+    return done
 
 
 def _rollback(_: argparse.Namespace, config: AgentConfig) -> int:

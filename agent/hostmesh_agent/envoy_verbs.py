@@ -51,9 +51,12 @@ class EnvoyVerbs:
             installed = await asyncio.to_thread(chosen_binary.install, self._config)
         except ArtifactError as error:
             return {"error": str(error)}
-        self._envoys.take_binary(installed)
-        why_not = self._envoys.upgrade()
-        return {"begun": not why_not, "why_not": why_not, "version": installed.version}
+        # A change that is under way goes on: it would end where another binary is wanted.
+        why_not = self._envoys.changing()
+        if not why_not:
+            self._envoys.take_binary(installed)
+            why_not = self._envoys.upgrade()
+        return {"begun": not why_not, "why_not": why_not, "sha256": installed.sha256}
 
     async def _rollback(self) -> dict[str, Any]:
         why_not = self._envoys.rollback()

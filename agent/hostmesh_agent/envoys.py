@@ -146,18 +146,23 @@ class Envoys:
         return found
 
     def _put_back(self) -> str:
-        """Return why what is wanted does not run: it was tried, and was not good. "" if it was not."""
+        """Return why what is wanted does not run: it was tried, and was not good. "" if it was not, or is again."""
+        if self._asked:
+            return ""
         return next((each.why for each in self._life.refused if each.fingerprint == self._fingerprint), "")
 
     def document(self) -> dict[str, Any]:
         """Return how a change of them stands, for people and scripts."""
         kept = self._kept.get(self._life.other)
+        record = process.read_record(self._config.directory_of(self.active))
         return {
             "instance": self.active.value,
             "stage": self._life.stage.value,
             "other_pid": None if kept is None else kept.supervisor.status().view.pid,
             "hung": self._hung,
             "put_back": self._put_back(),
+            "asked": self._asked or self._life.asked,
+            "sha256": "" if record is None else record.sha256,
         }
 
     def floor(self, floor: HostFloor) -> HostFloor:
@@ -196,17 +201,18 @@ class Envoys:
         if self._next.take_binary(installed):
             self.command_changed()
 
+    def changing(self) -> str:
+        """Return why no change of them can begin now; "" if one can."""
+        stage = self._life.stage
+        return "" if stage is Stage.STEADY else f"the Envoys are being changed already ({stage})"
+
     def upgrade(self) -> str:
         """Replace the running Envoy by what would be started now; return why not, "" if that begins."""
-        if self._life.stage is not Stage.STEADY:
-            return f"the Envoys are being changed already ({self._life.stage})"
+        if changing := self.changing():
+            return changing
         self._compare()
         if not self._restart_needed:
             return "the running Envoy is what would be started now"
-        if self._life.refuses(self._fingerprint):
-            # A person may try again what was not good once.
-            others = tuple(each for each in self._life.refused if each.fingerprint != self._fingerprint)
-            self._life = replace(self._life, refused=others)
         self._asked = True
         self._wake.set()
         return ""
@@ -225,6 +231,7 @@ class Envoys:
         """Keep them until cancelled; they go on then."""
         loop = asyncio.get_running_loop()
         self._since = loop.time()
+        self._compare()
         try:
             async with asyncio.TaskGroup() as group:
                 await self._carry_out(group, resumed=True)
@@ -234,7 +241,7 @@ class Envoys:
                     since_s = loop.time() - self._since
                     if self._flipped and since_s >= ANSWERED_AFTER_S and self._life.stage in _AFTER_A_FLIP:
                         await self._forget_flows()
-                    await self._take(upgrade.step(self._life, seen, since_s), group)
+                    await self._take(upgrade.step(self._life, seen, since_s), seen, group)
                     with suppress(TimeoutError):
                         async with asyncio.timeout(self._pause_s()):
                             await self._wake.wait()
@@ -242,24 +249,28 @@ class Envoys:
             self._kept.clear()
 
     def _pause_s(self) -> float:
-        if self._life.stage is not Stage.STEADY:
+        if self._life.stage is not Stage.STEADY or self._life.asked:
             return LOOK_S
         kept = self._kept.get(self.active)
         if self._differs and self._config.envoy.upgrade == "auto":
             return SUSPECT_S
         return WATCH_S if kept is None or not kept.look.silent_s else SUSPECT_S
 
-    async def _take(self, life: Life, group: asyncio.TaskGroup) -> None:
+    async def _take(self, life: Life, seen: Seen, group: asyncio.TaskGroup) -> None:
         before = self._life
+        if life != before:
+            try:
+                await asyncio.to_thread(life_file.write, self._config.state_dir, life)
+            except OSError as error:
+                log.error("envoys are not changed: it cannot be written down", reason=str(error))
+                return
+        # What was asked for since `seen` was made has not been taken yet.
+        self._asked, self._back = self._asked and not seen.asked, self._back and not seen.back
         if life == before:
             return
-        try:
-            await asyncio.to_thread(life_file.write, self._config.state_dir, life)
-        except OSError as error:
-            log.error("envoys are not changed: it cannot be written down", reason=str(error))
-            return
-        self._life, self._since = life, asyncio.get_running_loop().time()
-        self._asked = self._back = False
+        self._life = life
+        if life.stage is not before.stage:
+            self._since = asyncio.get_running_loop().time()
         why = life.refused[-1].why if life.refused and life.refused != before.refused else ""
         say = log.error if why else log.info
         say("envoys change", stage=life.stage, active=life.active, hung=life.hung, put_back=why)
@@ -402,7 +413,8 @@ class Envoys:
             differs=self._differs,
             active=active,
             other=other,
-            asked=self._asked or automatic,
+            asked=self._asked,
+            automatic=automatic,
             back=self._back,
             flipped=self._flipped,
             drain_s=float(self._next.command.drain_s),

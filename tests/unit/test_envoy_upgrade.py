@@ -12,7 +12,7 @@ from hostmesh_agent.upgrade import Life, Refused, Seen, Side, Stage, Times, step
 
 TIMES = Times(rehearsal_s=5, probation_s=20, hung_after_s=10)
 RUNS = Side(runs=True)
-STEADY = Seen("v2", differs=True, active=RUNS, other=Side(), asked=True, times=TIMES)
+STEADY = Seen("v2", differs=True, active=RUNS, other=Side(), automatic=True, times=TIMES)
 NEW_IS_READY = replace(STEADY, other=RUNS)
 WARMING = Life(Stage.WARMING, BLUE, "v2")
 PROBATION = Life(Stage.PROBATION, GREEN, "v2")
@@ -36,7 +36,7 @@ def test_an_upgrade_goes_through_its_stages_and_the_new_one_serves() -> None:
 
 
 def test_nothing_begins_that_is_not_asked_for_or_was_refused() -> None:
-    for seen in (replace(STEADY, asked=False), replace(STEADY, differs=False), replace(STEADY, active=Side())):
+    for seen in (replace(STEADY, automatic=False), replace(STEADY, differs=False), replace(STEADY, active=Side())):
         assert step(Life(), seen, 100) == Life()
     refusing = Life(refused=(Refused("v2", "bad"),))
     assert step(refusing, STEADY, 100) == refusing
@@ -87,8 +87,35 @@ def test_another_wish_during_the_start_ends_it_and_blames_nobody() -> None:
     assert step(WARMING, replace(NEW_IS_READY, wanted="v3"), 5) == Life()
 
 
+BY_HAND = replace(STEADY, automatic=False)
+
+
+def test_what_a_person_asked_for_begins_anew_where_something_else_is_wanted_by_now() -> None:
+    life = step(Life(), replace(BY_HAND, asked=True), 0)
+    assert life == replace(WARMING, asked=True)
+    life = step(life, replace(BY_HAND, wanted="v3"), 1)
+    assert life == Life(asked=True)
+    life = step(life, replace(BY_HAND, wanted="v3"), 0)
+    assert life == Life(Stage.WARMING, BLUE, "v3", asked=True)
+    assert step(life, replace(BY_HAND, wanted="v3", other=RUNS), 5) == Life(Stage.PROBATION, GREEN, "v3")
+
+
+def test_what_a_person_asked_for_ends_where_nothing_differs_where_it_is_bad_and_where_it_is_called_back() -> None:
+    asked = Life(asked=True)
+    assert step(asked, replace(BY_HAND, differs=False), 0) == Life()
+    assert step(asked, replace(BY_HAND, back=True), 0) == Life()
+    assert step(asked, replace(BY_HAND, active=replace(RUNS, silent_s=10)), 0) == asked, "it waits for one that is well"
+    refusing = replace(asked, refused=(Refused("v2", "bad"),))
+    assert step(refusing, BY_HAND, 0) == replace(refusing, asked=False)
+    assert step(refusing, replace(BY_HAND, asked=True), 0) == replace(WARMING, asked=True), "a person may try again"
+    warming = replace(WARMING, asked=True)
+    assert step(warming, replace(BY_HAND, other=Side(ended="killed")), 1).asked is False
+    back = Life(refused=(Refused("v2", "it was called back"),))
+    assert step(warming, replace(BY_HAND, back=True, wanted="v3"), 1) == back
+
+
 def test_one_that_hangs_is_replaced_at_once_and_not_drained() -> None:
-    silent = replace(STEADY, again="v2", asked=False, differs=False, active=replace(RUNS, silent_s=25))
+    silent = replace(STEADY, again="v2", automatic=False, differs=False, active=replace(RUNS, silent_s=25))
     assert step(Life(), replace(silent, active=replace(RUNS, silent_s=24.9)), 0) == Life()
     life = step(Life(), silent, 0)
     assert life == Life(Stage.WARMING, BLUE, "v2", hung=True)
@@ -185,7 +212,8 @@ class Host:
             for each in (self.life.active, self.life.other)
         )
         flipped = self.rules is self.life.active
-        return Seen("v2", self.life.active is BLUE, active, other, asked=asked, flipped=flipped, times=TIMES)
+        differs = self.life.active is BLUE
+        return Seen("v2", differs, active, other, automatic=asked, flipped=flipped, times=TIMES)
 
     def check(self) -> None:
         assert self.rules in self.running, "the rules lead to an Envoy that runs"

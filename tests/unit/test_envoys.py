@@ -8,21 +8,27 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from hostmesh_agent import life_file, process, workdir
+from hostmesh_agent import chosen_binary, control, life_file, process, workdir
+from hostmesh_agent.admin import Admin
 from hostmesh_agent.artifact import Installed
 from hostmesh_agent.cgroup import EnvoyGroup
 from hostmesh_agent.config import AgentConfig, EnvoySettings
+from hostmesh_agent.control import Verb
+from hostmesh_agent.drained import Drained
+from hostmesh_agent.envoy_verbs import EnvoyVerbs
 from hostmesh_agent.envoys import Envoys
 from hostmesh_agent.likeness import fingerprint
 from hostmesh_agent.next_envoy import NextEnvoy, first_command
 from hostmesh_agent.places import BLUE, GREEN, INSTANCE_METADATA, Doorway, Instance
 from hostmesh_agent.upgrade import Life, Refused, Stage
+from hostmesh_api.v1.hostmesh_pb2 import EnvoySettings as MeshSettings
 from waiting import until
 
 USER = "nobody"
@@ -39,6 +45,16 @@ class NoSource:
 
     def doorways(self) -> frozenset[Doorway]:
         return frozenset()
+
+
+@dataclass
+class Reports:
+    """To a controller that takes as many as a test says."""
+
+    delivered: int = 0
+    failing: str = ""
+
+    def changed(self) -> None: ...
 
 
 @pytest.fixture
@@ -70,7 +86,8 @@ class Agent:
     """What an agent has of the two Envoys, with `installed` to be started."""
 
     def __init__(self, state_dir: Path, installed: Installed, hung_after_s: int = 600) -> None:
-        self.config = AgentConfig(state_dir=state_dir, envoy=EnvoySettings(hung_after_s=hung_after_s))
+        settings = EnvoySettings(binary=installed.path, sha256=installed.sha256, hung_after_s=hung_after_s)
+        self.config = AgentConfig(state_dir=state_dir, envoy=settings)
         self.following = NextEnvoy(
             self.config, "web-1", first_command(self.config, "web-1", owner(), installed, as_unit=False)
         )
@@ -78,8 +95,29 @@ class Agent:
             self.config, self.following, NoSource(), lambda: None, self._leads, EnvoyGroup(None), "as a child"
         )
 
+    def verbs(self) -> Mapping[str, Verb]:
+        """Return what the owner of the host may ask for."""
+        drained = Drained(self.config.state_dir, self.config.state_dir)
+        return EnvoyVerbs(self.config, self.envoys, drained, Reports(), Admin(self.envoys.admin_socket)).verbs()
+
     async def _leads(self) -> bool:
         return True
+
+    def want_threads(self, concurrency: int) -> None:
+        """Let the mesh want Envoy to be started otherwise."""
+        assert self.following.take_settings(MeshSettings(concurrency=concurrency))
+        self.envoys.command_changed()
+
+    def arguments(self, instance: Instance) -> str:
+        """Return the sum of what an Envoy was started with."""
+        record = process.read_record(self.config.directory_of(instance))
+        return "" if record is None else record.command_sha256
+
+    async def warms(self) -> None:
+        """Wait until a new one is started like what is wanted."""
+        wanted = self.following.command
+        await until(lambda: self.arguments(GREEN) == wanted.command_sha256(), "the new one is as it is wanted")
+        await until(lambda: self.envoys.life.stage is Stage.WARMING)
 
     def version(self, instance: Instance) -> str:
         """Return the version of an Envoy that runs; "" if none does."""
@@ -122,3 +160,45 @@ async def test_one_that_hangs_after_a_failed_upgrade_is_replaced_by_its_like(sta
     async with following.runs():
         await until(lambda: following.envoys.document()["other_pid"] is not None, "the next agent goes on")
         assert process.read_record(agent.config.directory_of(GREEN)) == pid, "with the one that was begun"
+
+
+async def test_an_upgrade_by_hand_goes_on_where_something_else_is_wanted_by_now(state_dir: Path) -> None:
+    await has_served(state_dir, "v1")
+    async with Agent(state_dir, program(state_dir, "v2")).runs() as agent:
+        await until(lambda: agent.envoys.status().restart_needed != "", "it is another")
+        assert agent.envoys.upgrade() == ""
+        await agent.warms()
+        agent.want_threads(3)
+        await agent.warms()
+        assert agent.envoys.document()["asked"]
+    async with Agent(state_dir, program(state_dir, "v3")).runs() as agent:
+        await agent.warms()
+        assert agent.version(GREEN) == "v3", "nor does it end with the agent"
+
+
+async def test_during_a_change_no_other_binary_is_taken_by_hand(state_dir: Path) -> None:
+    await has_served(state_dir, "v1")
+    agent = Agent(state_dir, program(state_dir, "v2"))
+    async with agent.runs():
+        upgrade = agent.verbs()[control.ENVOY_UPGRADE]
+        await until(lambda: agent.envoys.status().restart_needed != "", "it is another")
+        begun = await upgrade()
+        assert (begun["begun"], begun["sha256"]) == (True, agent.following.command.installed.sha256)
+        await agent.warms()
+        third = program(state_dir, "v3")
+        chosen_binary.choose(agent.config.state_dir, third.path, third.sha256)
+        assert "being changed already" in (await upgrade())["why_not"]
+        assert agent.following.command.installed.sha256 == begun["sha256"]
+
+
+async def test_what_was_put_back_is_not_told_once_a_person_tries_it_again(state_dir: Path) -> None:
+    await has_served(state_dir, "v1")
+    agent = Agent(state_dir, program(state_dir, "v2"))
+    life_file.write(state_dir, Life(refused=(Refused(fingerprint(agent.following.command), "bad"),)))
+    async with Agent(state_dir, program(state_dir, "v2")).runs() as agent:
+        await until(lambda: agent.envoys.status().restart_needed != "", "it is another")
+        assert agent.envoys.document()["put_back"] == "bad"
+        assert agent.envoys.upgrade() == ""
+        document = agent.envoys.document()
+        assert (document["put_back"], document["asked"]) == ("", True)
+        await agent.warms()

@@ -1,0 +1,108 @@
+"""What `hostmesh-agent envoy …` and `drain` say, and how they end, by what the agent answers."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from hostmesh_agent import cli, control, exits
+
+BOUND_S: Final = 10.0
+OLD, NEW = "1" * 64, "2" * 64
+
+
+class Replies:
+    """An agent's answers: of each verb those given, in order, the last one for ever."""
+
+    def __init__(self, replies: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+        self._left = {verb: list(each) for verb, each in replies.items()}
+
+    def verb(self, name: str) -> control.Verb:
+        async def answer() -> Mapping[str, Any]:
+            left = self._left[name]
+            return left.pop(0) if len(left) > 1 else left[0]
+
+        return answer
+
+    def verbs(self) -> Mapping[str, control.Verb]:
+        return {each: self.verb(each) for each in self._left}
+
+
+@contextmanager
+def agent(directory: Path, replies: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[None]:
+    """Answer on the control socket."""
+    loop = asyncio.new_event_loop()
+    path = directory / "agent.sock"
+    task = loop.create_task(control.Control(path, Replies(replies).verbs()).run())
+
+    def serve() -> None:
+        with pytest.raises(asyncio.CancelledError):
+            loop.run_until_complete(task)
+
+    ready = threading.Event()
+    loop.call_later(0, _when(path, loop, ready))
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        assert ready.wait(BOUND_S)
+        yield
+    finally:
+        loop.call_soon_threadsafe(task.cancel)
+        thread.join(BOUND_S)
+        loop.close()
+
+
+def _when(path: Path, loop: asyncio.AbstractEventLoop, ready: threading.Event) -> Callable[[], None]:
+    def look() -> None:
+        if path.exists():
+            ready.set()
+        else:
+            loop.call_later(0.01, look)
+
+    return look
+
+
+def call(directory: Path, *words: str) -> int:
+    file = directory / "agent.toml"
+    file.write_text(f'state_dir = "{directory}"\nrun_dir = "{directory}"\n')
+    return cli.call(["--config", str(file), *words])
+
+
+def told(stage: str, sha256: str = OLD, **more: Any) -> Mapping[str, Any]:
+    envoy = {
+        "stage": stage,
+        "instance": "blue",
+        "version": sha256[:1],
+        "sha256": sha256,
+        "asked": False,
+        "put_back": "",
+        "restart_needed": "",
+    }
+    return {"envoy": {**envoy, **more}}
+
+
+BEGUN = {"begun": True, "why_not": "", "sha256": NEW}
+WARMS = (told("steady", asked=True), told("warming", asked=True))
+
+
+@pytest.mark.parametrize(
+    ("then", "code", "said"),
+    [
+        ((told("probation", NEW), told("draining", NEW)), exits.DONE, "Envoy 2 serves"),
+        ((told("steady", asked=True), told("warming", asked=True), told("steady", NEW)), exits.DONE, "Envoy 2 serves"),
+        ((told("steady", put_back="bad"),), exits.FAILED, "put back: bad"),
+        ((told("steady"),), exits.FAILED, "Envoy 1 serves: by now another one is wanted than was asked for"),
+        ((told("steady", NEW, restart_needed="its arguments"),), exits.FAILED, "started otherwise: its arguments"),
+    ],
+)
+def test_an_upgrade_is_done_once_what_was_asked_for_serves_and_nothing_else_is_wanted(
+    then: Sequence[Mapping[str, Any]], code: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with agent(tmp_path, {control.ENVOY_UPGRADE: [BEGUN], control.STATUS: [*WARMS, *then]}):
+        assert call(tmp_path, "envoy", "upgrade") == code
+    captured = capsys.readouterr()
+    assert said in captured.out + captured.err

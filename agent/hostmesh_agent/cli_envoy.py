@@ -76,6 +76,7 @@ def _upgrade(options: argparse.Namespace, config: AgentConfig) -> int:
 
     if bool(options.binary) != bool(options.sha256) or (options.binary and options.reset):
         return say("give --binary with --sha256, or --reset", WRONG_CALL)
+    before = chosen_binary.choice(config.state_dir)
     if options.binary:
         sha256 = options.sha256.lower()
         if len(sha256) != 64 or set(sha256) - set("0123456789abcdef"):
@@ -83,12 +84,19 @@ def _upgrade(options: argparse.Namespace, config: AgentConfig) -> int:
         chosen_binary.choose(config.state_dir, options.binary.resolve(), sha256)
     elif options.reset:
         chosen_binary.forget(config.state_dir)
-    reply = _asked(config, control.ENVOY_UPGRADE)
-    if reply is None:
-        return FAILED
+    try:
+        reply = control.call(config.control_socket, control.ENVOY_UPGRADE)
+    except control.ControlError as error:
+        if isinstance(error, control.AgentAbsentError):
+            chosen_binary.restore(config.state_dir, before)
+        return say(str(error), FAILED)
     if not reply["begun"]:
-        print(f"nothing is changed: {reply['why_not']}")
-        return DONE if "is what would be started" in reply["why_not"] else FAILED
+        if "is what would be started" in reply["why_not"]:
+            print(f"nothing is changed: {reply['why_not']}")
+            return DONE
+        # Nor is the choice: the next Envoy would be that one, or the next agent could not start.
+        chosen_binary.restore(config.state_dir, before)
+        return say(f"nothing is changed: {reply['why_not']}", FAILED)
     return DONE if options.no_wait else _wait_for_change(config, reply["sha256"])
 
 

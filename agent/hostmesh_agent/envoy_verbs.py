@@ -50,7 +50,7 @@ class EnvoyVerbs:
         try:
             installed = await asyncio.to_thread(chosen_binary.install, self._config)
         except ArtifactError as error:
-            return {"error": str(error)}
+            return {"begun": False, "why_not": str(error)}
         # A change that is under way goes on: it would end where another binary is wanted.
         why_not = self._envoys.changing()
         if not why_not:

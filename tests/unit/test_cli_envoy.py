@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import pytest
 
-from hostmesh_agent import cli, control, exits
+from hostmesh_agent import chosen_binary, cli, control, exits
 
 BOUND_S: Final = 10.0
 OLD, NEW = "1" * 64, "2" * 64
@@ -106,3 +106,22 @@ def test_an_upgrade_is_done_once_what_was_asked_for_serves_and_nothing_else_is_w
         assert call(tmp_path, "envoy", "upgrade") == code
     captured = capsys.readouterr()
     assert said in captured.out + captured.err
+
+
+def test_an_upgrade_that_does_not_begin_leaves_the_choice_of_the_binary_as_it_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen_binary.choose(tmp_path, Path("/first"), OLD)
+    before = chosen_binary.choice(tmp_path)
+    words = ("envoy", "upgrade", "--binary", "/second", "--sha256", NEW)
+    assert call(tmp_path, *words) == exits.FAILED
+    assert chosen_binary.choice(tmp_path) == before, "no agent runs"
+    with agent(tmp_path, {control.ENVOY_UPGRADE: [{"begun": False, "why_not": "/second: no such file"}]}):
+        assert call(tmp_path, *words) == exits.FAILED
+        assert call(tmp_path, "envoy", "upgrade", "--reset") == exits.FAILED
+    assert chosen_binary.choice(tmp_path) == before
+    assert "nothing is changed: /second: no such file" in capsys.readouterr().err
+    serves_already = {"begun": False, "why_not": "the running Envoy is what would be started now"}
+    with agent(tmp_path, {control.ENVOY_UPGRADE: [serves_already]}):
+        assert call(tmp_path, *words) == exits.DONE
+    assert chosen_binary.choice(tmp_path) == {"binary": "/second", "sha256": NEW}

@@ -189,6 +189,9 @@ async def test_during_a_change_no_other_binary_is_taken_by_hand(state_dir: Path)
         chosen_binary.choose(agent.config.state_dir, third.path, third.sha256)
         assert "being changed already" in (await upgrade())["why_not"]
         assert agent.following.command.installed.sha256 == begun["sha256"]
+        third.path.write_text("another one")
+        chosen_binary.choose(agent.config.state_dir, third.path, "0" * 64)
+        assert "not the pinned Envoy" in (await upgrade())["why_not"]
 
 
 async def test_what_was_put_back_is_not_told_once_a_person_tries_it_again(state_dir: Path) -> None:

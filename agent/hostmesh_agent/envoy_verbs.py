@@ -34,7 +34,8 @@ class EnvoyVerbs:
         self._drained = drained
         self._reports = reports
         self._admin = admin
-        self._told_at = 0
+        self._told_at = 1
+        """Once so many reports are delivered the controller knows what the marks say: at first, those of before."""
 
     def verbs(self) -> Mapping[str, Verb]:
         return {
@@ -70,15 +71,7 @@ class EnvoyVerbs:
 
     async def _draining(self, *, until_boot: bool) -> dict[str, Any]:
         """Begin to drain, or say how far that is: asked again until it is done."""
-        begins = not self._drained.asked
-        self._drained.ask(True, until_boot=until_boot)
-        if begins:
-            # The report that is being delivered may have been made before.
-            self._told_at = self._reports.delivered + 2
-            self._reports.changed()
-        told = self._reports.delivered >= self._told_at
-        if not told:
-            self._reports.changed()
+        told = self._mark(True, until_boot=until_boot)
         calls, begun = await self._calls()
         return {"told": told, "failing": self._reports.failing, "calls": calls, "begun": begun}
 
@@ -89,11 +82,21 @@ class EnvoyVerbs:
         return self._undrained(until_boot=True)
 
     def _undrained(self, *, until_boot: bool) -> dict[str, Any]:
+        """End it, or say how far that is: asked again until the controller knows it."""
+        told = self._mark(False, until_boot=until_boot)
+        return {"drained": self._drained.asked, "told": told, "failing": self._reports.failing}
+
+    def _mark(self, wanted: bool, *, until_boot: bool) -> bool:
+        """Set a mark or take it away; return whether the controller has been told how it is."""
         before = self._drained.asked
-        self._drained.ask(False, until_boot=until_boot)
+        self._drained.ask(wanted, until_boot=until_boot)
         if self._drained.asked != before:
+            # The report that is being delivered may have been made before.
+            self._told_at = self._reports.delivered + 2
+        told = self._reports.delivered >= self._told_at
+        if not told:
             self._reports.changed()
-        return {"drained": self._drained.asked}
+        return told
 
     async def _calls(self) -> tuple[int | None, int | None]:
         """Return how many calls and TCP connections to this host's programs are under way, and how many ever began.

@@ -88,6 +88,7 @@ class Agent:
     def __init__(self, state_dir: Path, installed: Installed, hung_after_s: int = 600) -> None:
         settings = EnvoySettings(binary=installed.path, sha256=installed.sha256, hung_after_s=hung_after_s)
         self.config = AgentConfig(state_dir=state_dir, envoy=settings)
+        self.reports = Reports()
         self.following = NextEnvoy(
             self.config, "web-1", first_command(self.config, "web-1", owner(), installed, as_unit=False)
         )
@@ -98,7 +99,7 @@ class Agent:
     def verbs(self) -> Mapping[str, Verb]:
         """Return what the owner of the host may ask for."""
         drained = Drained(self.config.state_dir, self.config.state_dir)
-        return EnvoyVerbs(self.config, self.envoys, drained, Reports(), Admin(self.envoys.admin_socket)).verbs()
+        return EnvoyVerbs(self.config, self.envoys, drained, self.reports, Admin(self.envoys.admin_socket)).verbs()
 
     async def _leads(self) -> bool:
         return True
@@ -205,3 +206,26 @@ async def test_what_was_put_back_is_not_told_once_a_person_tries_it_again(state_
         document = agent.envoys.document()
         assert (document["put_back"], document["asked"]) == ("", True)
         await agent.warms()
+
+
+@pytest.mark.parametrize("verb", [control.DRAIN, control.UNDRAIN])
+async def test_an_agent_that_starts_has_still_to_tell_whether_its_host_is_drained(state_dir: Path, verb: str) -> None:
+    """Also where the mark is there: the agent before may have ended before it had told."""
+    for _ in range(2):
+        agent = Agent(state_dir, program(state_dir, "v1"))
+        ask = agent.verbs()[verb]
+        assert (await ask())["told"] is False
+        assert (await ask())["told"] is False
+    agent.reports.delivered = 1
+    assert (await ask())["told"] is True
+
+
+async def test_an_undrain_is_told_once_a_report_was_made_after_it(state_dir: Path) -> None:
+    agent = Agent(state_dir, program(state_dir, "v1"))
+    verbs = agent.verbs()
+    await verbs[control.DRAIN]()
+    agent.reports.delivered = 7
+    assert (await verbs[control.DRAIN]())["told"] is True
+    for delivered, told in ((7, False), (8, False), (9, True)):
+        agent.reports.delivered = delivered
+        assert (await verbs[control.UNDRAIN]())["told"] is told

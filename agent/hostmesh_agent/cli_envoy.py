@@ -14,6 +14,7 @@ from hostmesh_agent.exits import DONE, FAILED, WRONG_CALL, say
 CHANGED_WITHIN_S: Final = 180.0
 """A start, a probation; what drains is not waited for."""
 DRAINED_WITHIN_S: Final = 60
+TOLD_WITHIN_S: Final = 10.0
 LOOK_S: Final = 0.3
 _ENDS: Final = {False: "hostmesh-agent undrain", True: "the next boot, or hostmesh-agent undrain"}
 
@@ -177,11 +178,26 @@ def _drain(options: argparse.Namespace, config: AgentConfig) -> int:
 def _undrain(options: argparse.Namespace, config: AgentConfig) -> int:
     from hostmesh_agent import control
 
-    reply = _asked(config, control.UNDRAIN_UNTIL_BOOT if options.until_boot else control.UNDRAIN)
-    if reply is None:
+    verb = control.UNDRAIN_UNTIL_BOOT if options.until_boot else control.UNDRAIN
+
+    def told() -> Mapping[str, Any] | None:
+        reply = _asked(config, verb)
+        # A host that boots does not wait for the controller.
+        return {"last": reply} if reply is None or reply["told"] or options.until_boot else None
+
+    ended = _until(told, TOLD_WITHIN_S)
+    last = _asked(config, verb) if ended is None else ended["last"]
+    if last is None:
         return FAILED
-    still = "the host is drained still, as its owner wants it: hostmesh-agent undrain"
-    print(still if reply["drained"] else "this host's workloads are called again")
+    if last["drained"]:
+        print("the host is drained still, as its owner wants it: hostmesh-agent undrain")
+    elif last["told"]:
+        print("this host's workloads are called again")
+    elif options.until_boot:
+        print("this host's workloads are called again as soon as the controller knows it")
+    else:
+        why = last["failing"] or "it has not answered"
+        return say(f"the host is no longer drained, but the controller does not know it yet: {why}", FAILED)
     return DONE
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import pytest
 
-from hostmesh_agent import chosen_binary, cli, control, exits
+from hostmesh_agent import chosen_binary, cli, cli_envoy, control, exits
 
 BOUND_S: Final = 10.0
 OLD, NEW = "1" * 64, "2" * 64
@@ -125,3 +125,30 @@ def test_an_upgrade_that_does_not_begin_leaves_the_choice_of_the_binary_as_it_wa
     with agent(tmp_path, {control.ENVOY_UPGRADE: [serves_already]}):
         assert call(tmp_path, *words) == exits.DONE
     assert chosen_binary.choice(tmp_path) == {"binary": "/second", "sha256": NEW}
+
+
+ANSWERS = {"failing": "", "calls": 0, "begun": 9}
+
+
+def test_a_drain_of_which_the_controller_was_not_told_has_not_worked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replies = {control.DRAIN: [{"told": False, **ANSWERS, "failing": "away"}]}
+    with agent(tmp_path, replies):
+        assert call(tmp_path, "drain", "--within", "0") == exits.FAILED
+    assert "the controller does not know of it yet: away" in capsys.readouterr().err
+
+
+def test_an_undrain_waits_until_the_controller_is_told_and_says_so_where_it_is_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    not_told = {"drained": False, "told": False, "failing": "away"}
+    with agent(tmp_path, {control.UNDRAIN: [not_told, not_told | {"told": True}]}):
+        assert call(tmp_path, "undrain") == exits.DONE
+    assert "are called again\n" in capsys.readouterr().out
+    monkeypatch.setattr(cli_envoy, "TOLD_WITHIN_S", 0.0)
+    with agent(tmp_path, {control.UNDRAIN: [not_told], control.UNDRAIN_UNTIL_BOOT: [not_told]}):
+        assert call(tmp_path, "undrain") == exits.FAILED
+        assert "the controller does not know it yet: away" in capsys.readouterr().err
+        assert call(tmp_path, "undrain", "--until-boot") == exits.DONE, "a boot does not wait"
+    assert "as soon as the controller knows it" in capsys.readouterr().out

@@ -105,7 +105,7 @@ def _wait_for_change(config: AgentConfig, sha256: str) -> int:
     """Wait until the Envoy with this binary has shown that it is good, or was put back."""
     envoy = _until(_changed(config), CHANGED_WITHIN_S)
     if envoy is None:
-        return say(f"not done within {CHANGED_WITHIN_S:.0f} s (hostmesh-agent envoy status)", FAILED)
+        return _not_done()
     if envoy["put_back"]:
         return say(f"put back: {envoy['put_back']}", FAILED)
     if envoy["sha256"] != sha256:
@@ -128,7 +128,7 @@ def _changed(config: AgentConfig) -> Callable[[], Mapping[str, Any] | None]:
         if stage and stage not in seen[-1:]:
             seen.append(stage)
             print(f"{stage} ({envoy['instance']} serves)", flush=True)
-        over = bool(stage) and not envoy["asked"] and (envoy["put_back"] or stage in {"steady", "draining"})
+        over = stage in {"steady", "draining"} and not envoy["asked"]
         return envoy if over else None
 
     return done
@@ -142,8 +142,17 @@ def _rollback(_: argparse.Namespace, config: AgentConfig) -> int:
         return FAILED
     if not reply["begun"]:
         return say(reply["why_not"], FAILED)
+    envoy = _until(_changed(config), CHANGED_WITHIN_S)
+    if envoy is None:
+        return _not_done()
+    if envoy["instance"] != reply["instance"]:
+        return say(f"the new Envoy had shown already that it is good: Envoy {envoy['version']} serves", FAILED)
     print("the earlier Envoy is put back")
     return DONE
+
+
+def _not_done() -> int:
+    return say(f"not done within {CHANGED_WITHIN_S:.0f} s (hostmesh-agent envoy status)", FAILED)
 
 
 def _drain(options: argparse.Namespace, config: AgentConfig) -> int:

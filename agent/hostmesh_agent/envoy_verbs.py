@@ -61,7 +61,7 @@ class EnvoyVerbs:
 
     async def _rollback(self) -> dict[str, Any]:
         why_not = self._envoys.rollback()
-        return {"begun": not why_not, "why_not": why_not}
+        return {"begun": not why_not, "why_not": why_not, "instance": self._envoys.earlier.value}
 
     async def _drain(self) -> dict[str, Any]:
         return await self._draining(until_boot=False)

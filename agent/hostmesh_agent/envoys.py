@@ -130,6 +130,15 @@ class Envoys:
         """Whether the one that serves has not answered for long: callers are better off elsewhere."""
         return self._hung
 
+    @property
+    def earlier(self) -> Instance:
+        """Which of the two served before the change that is under way, if there is one."""
+        return self._life.other if self._life.stage is Stage.PROBATION else self._life.active
+
+    @property
+    def _changes(self) -> bool:
+        return self._life.stage is not Stage.STEADY or self._life.asked or self._asked
+
     def admin_socket(self) -> Path:
         """Return the admin socket of the one that serves."""
         return self._config.directory_of(self.active) / ADMIN_SOCKET
@@ -219,8 +228,12 @@ class Envoys:
 
     def rollback(self) -> str:
         """Put the old Envoy back while it is still there; return why not, "" if that begins."""
-        if self._life.stage not in {Stage.WARMING, Stage.PROBATION}:
+        life, kept = self._life, self._kept.get(self.earlier)
+        gone = kept is None or kept.supervisor.status().view.pid is None
+        if life.stage is Stage.DRAINING or (life.stage is Stage.PROBATION and gone) or not self._changes:
             return "no earlier Envoy runs that could be put back"
+        if life.hung:
+            return "the earlier Envoy hangs: there is no way back to it"
         self._back = True
         self._wake.set()
         return ""

@@ -127,6 +127,24 @@ def test_an_upgrade_that_does_not_begin_leaves_the_choice_of_the_binary_as_it_wa
     assert chosen_binary.choice(tmp_path) == {"binary": "/second", "sha256": NEW}
 
 
+@pytest.mark.parametrize(
+    ("serves", "code", "said"),
+    [
+        ("blue", exits.DONE, "the earlier Envoy is put back"),
+        ("green", exits.FAILED, "the new Envoy had shown already that it is good: Envoy 2 serves"),
+    ],
+)
+def test_a_rollback_is_done_once_the_earlier_one_serves(
+    serves: str, code: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun = {"begun": True, "why_not": "", "instance": "blue"}
+    then = [told("probation", NEW, instance="green"), told("draining", NEW, instance=serves)]
+    with agent(tmp_path, {control.ENVOY_ROLLBACK: [begun], control.STATUS: then}):
+        assert call(tmp_path, "envoy", "rollback") == code
+    captured = capsys.readouterr()
+    assert said in captured.out + captured.err
+
+
 ANSWERS = {"failing": "", "calls": 0, "begun": 9}
 
 

@@ -229,3 +229,28 @@ async def test_an_undrain_is_told_once_a_report_was_made_after_it(state_dir: Pat
     for delivered, told in ((7, False), (8, False), (9, True)):
         agent.reports.delivered = delivered
         assert (await verbs[control.UNDRAIN]())["told"] is told
+
+
+async def test_a_rollback_names_who_serves_then_and_a_second_one_has_nothing_to_put_back(state_dir: Path) -> None:
+    await has_served(state_dir, "v1")
+    agent = Agent(state_dir, program(state_dir, "v2"))
+    async with agent.runs():
+        rollback = agent.verbs()[control.ENVOY_ROLLBACK]
+        await until(lambda: agent.envoys.status().restart_needed != "", "it is another")
+        assert (await rollback())["begun"] is False
+        assert agent.envoys.upgrade() == ""
+        await agent.warms()
+        assert await rollback() == {"begun": True, "why_not": "", "instance": "blue"}
+        await until(lambda: agent.envoys.life.stage is Stage.STEADY, "it is put back")
+        assert agent.envoys.document()["put_back"] == "it was called back"
+        assert "no earlier Envoy runs" in (await rollback())["why_not"]
+        await until(lambda: agent.version(GREEN) == "", "the new one is ended")
+        assert agent.version(BLUE) == "v1"
+
+
+async def test_there_is_no_rollback_to_one_that_hangs(state_dir: Path) -> None:
+    await has_served(state_dir, "v1")
+    agent = Agent(state_dir, program(state_dir, "v2"), HUNG_AFTER_S)
+    async with agent.runs():
+        await until(lambda: agent.envoys.life.hung, "it is replaced")
+        assert agent.envoys.rollback() == "the earlier Envoy hangs: there is no way back to it"

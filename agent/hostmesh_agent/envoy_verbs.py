@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from hostmesh_agent import chosen_binary, control
-from hostmesh_agent.admin import Admin, AdminError
 from hostmesh_agent.artifact import ArtifactError
 from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.control import Verb
@@ -28,12 +27,11 @@ class Reports(Protocol):
 class EnvoyVerbs:
     """Answers on the control socket."""
 
-    def __init__(self, config: AgentConfig, envoys: Envoys, drained: Drained, reports: Reports, admin: Admin) -> None:
+    def __init__(self, config: AgentConfig, envoys: Envoys, drained: Drained, reports: Reports) -> None:
         self._config = config
         self._envoys = envoys
         self._drained = drained
         self._reports = reports
-        self._admin = admin
         self._told_at = 1
         """Once so many reports are delivered the controller knows what the marks say: at first, those of before."""
 
@@ -72,7 +70,7 @@ class EnvoyVerbs:
     async def _draining(self, *, until_boot: bool) -> dict[str, Any]:
         """Begin to drain, or say how far that is: asked again until it is done."""
         told = self._mark(True, until_boot=until_boot)
-        calls, begun = await self._calls()
+        calls, begun = await self._envoys.calls()
         return {"told": told, "failing": self._reports.failing, "calls": calls, "begun": begun}
 
     async def _undrain(self) -> dict[str, Any]:
@@ -97,16 +95,3 @@ class EnvoyVerbs:
         if not told:
             self._reports.changed()
         return told
-
-    async def _calls(self) -> tuple[int | None, int | None]:
-        """Return how many calls and TCP connections to this host's programs are under way, and how many ever began.
-
-        None: Envoy does not say. Idle connections are not among them: callers keep those, and call nobody over them.
-        """
-        try:
-            found = await self._admin.stats("inbound.*upstream_rq_(active|total)$")
-        except AdminError:
-            return None, None
-        inbound = {name: value for name, value in found.items() if name.startswith("cluster.inbound")}
-        under_way = sum(value for name, value in inbound.items() if name.endswith("_active"))
-        return under_way, sum(value for name, value in inbound.items() if name.endswith("_total"))

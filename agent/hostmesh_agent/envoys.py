@@ -174,6 +174,12 @@ class Envoys:
             "sha256": "" if record is None else record.sha256,
         }
 
+    async def calls(self) -> tuple[int | None, int | None]:
+        """Return how many calls are under way through both, and how many ever began; None: neither says."""
+        found = await asyncio.gather(*(each.look.calls() for each in self._kept.values()))
+        told = [each for each in found if each is not None]
+        return (sum(each[0] for each in told), sum(each[1] for each in told)) if told else (None, None)
+
     def floor(self, floor: HostFloor) -> HostFloor:
         """Return the floor with the ports of the one that serves."""
         ports = PORTS[self.active]

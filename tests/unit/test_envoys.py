@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from hostmesh_agent import chosen_binary, control, life_file, process, workdir
-from hostmesh_agent.admin import Admin
 from hostmesh_agent.artifact import Installed
+from hostmesh_agent.bootstrap import ADMIN_SOCKET
 from hostmesh_agent.cgroup import EnvoyGroup
 from hostmesh_agent.config import AgentConfig, EnvoySettings
 from hostmesh_agent.control import Verb
@@ -99,7 +99,7 @@ class Agent:
     def verbs(self) -> Mapping[str, Verb]:
         """Return what the owner of the host may ask for."""
         drained = Drained(self.config.state_dir, self.config.state_dir)
-        return EnvoyVerbs(self.config, self.envoys, drained, self.reports, Admin(self.envoys.admin_socket)).verbs()
+        return EnvoyVerbs(self.config, self.envoys, drained, self.reports).verbs()
 
     async def _leads(self) -> bool:
         return True
@@ -254,3 +254,37 @@ async def test_there_is_no_rollback_to_one_that_hangs(state_dir: Path) -> None:
     async with agent.runs():
         await until(lambda: agent.envoys.life.hung, "it is replaced")
         assert agent.envoys.rollback() == "the earlier Envoy hangs: there is no way back to it"
+
+
+@asynccontextmanager
+async def calls_through(directory: Path, active: int, total: int) -> AsyncIterator[None]:
+    """Serve the admin interface of an Envoy that is not ready and has so many calls to this host's programs."""
+    counts = {"upstream_rq_active": active, "upstream_rq_total": total}
+    stats = [{"name": f"cluster.inbound|80||.{name}", "value": value} for name, value in counts.items()]
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        target = (await reader.readuntil(b"\r\n\r\n")).split(b" ")[1]
+        body = json.dumps({"stats": stats}).encode()
+        status = b"200 OK" if target.startswith(b"/stats") else b"503 Service Unavailable"
+        writer.write(b"HTTP/1.1 %s\r\ncontent-length: %d\r\n\r\n%s" % (status, len(body), body))
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_unix_server(answer, str(directory / ADMIN_SOCKET)):
+        yield
+
+
+async def test_a_drain_during_a_change_waits_for_the_calls_of_both(state_dir: Path) -> None:
+    await has_served(state_dir, "v1")
+    agent = Agent(state_dir, program(state_dir, "v2"))
+    async with agent.runs():
+        drain = agent.verbs()[control.DRAIN]
+        await until(lambda: agent.envoys.status().restart_needed != "", "it is another")
+        assert agent.envoys.upgrade() == ""
+        await agent.warms()
+        told = await drain()
+        assert (told["calls"], told["begun"]) == (None, None), "neither says"
+        directories = [agent.config.directory_of(each) for each in Instance]
+        async with calls_through(directories[0], 1, 40), calls_through(directories[1], 2, 5):
+            told = await drain()
+        assert (told["calls"], told["begun"]) == (3, 45)

@@ -129,6 +129,8 @@ def _changed(config: AgentConfig) -> Callable[[], Mapping[str, Any] | None]:
             seen.append(stage)
             print(f"{stage} ({envoy['instance']} serves)", flush=True)
         over = stage in {"steady", "draining"} and not envoy["asked"]
+        # One that was down is started as it is wanted now.
+        over = over and bool(envoy["put_back"] or envoy["state"] == "live")
         return envoy if over else None
 
     return done

@@ -226,7 +226,7 @@ class Envoys:
         if changing := self.changing():
             return changing
         self._compare()
-        if not self._restart_needed:
+        if not self._restart_needed and self.status().view.pid is not None:
             return "the running Envoy is what would be started now"
         self._asked = True
         self._wake.set()

@@ -76,6 +76,7 @@ def told(stage: str, sha256: str = OLD, **more: Any) -> Mapping[str, Any]:
     envoy = {
         "stage": stage,
         "instance": "blue",
+        "state": "live",
         "version": sha256[:1],
         "sha256": sha256,
         "asked": False,
@@ -94,7 +95,8 @@ WARMS = (told("steady", asked=True), told("warming", asked=True))
     [
         ((told("probation", NEW), told("draining", NEW)), exits.DONE, "Envoy 2 serves"),
         ((told("steady", asked=True), told("warming", asked=True), told("steady", NEW)), exits.DONE, "Envoy 2 serves"),
-        ((told("steady", put_back="bad"),), exits.FAILED, "put back: bad"),
+        ((told("steady", state="down"), told("steady", NEW)), exits.DONE, "Envoy 2 serves"),
+        ((told("steady", put_back="bad", state="down"),), exits.FAILED, "put back: bad"),
         ((told("steady"),), exits.FAILED, "Envoy 1 serves: by now another one is wanted than was asked for"),
         ((told("steady", NEW, restart_needed="its arguments"),), exits.FAILED, "started otherwise: its arguments"),
     ],

@@ -288,3 +288,18 @@ async def test_a_drain_during_a_change_waits_for_the_calls_of_both(state_dir: Pa
         async with calls_through(directories[0], 1, 40), calls_through(directories[1], 2, 5):
             told = await drain()
         assert (told["calls"], told["begun"]) == (3, 45)
+
+
+async def test_where_no_envoy_runs_the_next_one_is_what_a_person_asks_for(state_dir: Path) -> None:
+    """Also where that was put back once: a person may try again."""
+    second = program(state_dir, "v2")
+    chosen_binary.choose(state_dir, second.path, second.sha256)
+    wanted = Agent(state_dir, chosen_binary.install(AgentConfig(state_dir=state_dir))).following.command
+    life_file.write(state_dir, Life(refused=(Refused(fingerprint(wanted), "bad"),)))
+    agent = Agent(state_dir, program(state_dir, "v1", "exit 3"))
+    async with agent.runs():
+        await until(lambda: agent.envoys.status().view.crash_looping, "the first one ends again and again")
+        await until(lambda: agent.envoys.status().view.pid is None)
+        assert (await agent.verbs()[control.ENVOY_UPGRADE]())["begun"] is True
+        await until(lambda: agent.version(BLUE) == "custom", "the next one runs")
+        await until(lambda: agent.envoys.life == Life(), "nothing is refused any more")

@@ -108,6 +108,9 @@ def _wait_for_change(config: AgentConfig, sha256: str) -> int:
         return _not_done()
     if envoy["put_back"]:
         return say(f"put back: {envoy['put_back']}", FAILED)
+    if envoy["state"] == "held":
+        print("no Envoy is started while the file `hold` is in its directory; the next one is what was asked for")
+        return DONE
     if envoy["sha256"] != sha256:
         return say(f"Envoy {envoy['version']} serves: by now another one is wanted than was asked for", FAILED)
     if envoy["restart_needed"]:
@@ -130,7 +133,7 @@ def _changed(config: AgentConfig) -> Callable[[], Mapping[str, Any] | None]:
             print(f"{stage} ({envoy['instance']} serves)", flush=True)
         over = stage in {"steady", "draining"} and not envoy["asked"]
         # One that was down is started as it is wanted now.
-        over = over and bool(envoy["put_back"] or envoy["state"] == "live")
+        over = over and bool(envoy["put_back"] or envoy["state"] in {"live", "held"})
         return envoy if over else None
 
     return done

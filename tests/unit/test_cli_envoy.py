@@ -96,6 +96,7 @@ WARMS = (told("steady", asked=True), told("warming", asked=True))
         ((told("probation", NEW), told("draining", NEW)), exits.DONE, "Envoy 2 serves"),
         ((told("steady", asked=True), told("warming", asked=True), told("steady", NEW)), exits.DONE, "Envoy 2 serves"),
         ((told("steady", state="down"), told("steady", NEW)), exits.DONE, "Envoy 2 serves"),
+        ((told("steady", state="held"),), exits.DONE, "the next one is what was asked for"),
         ((told("steady", put_back="bad", state="down"),), exits.FAILED, "put back: bad"),
         ((told("steady"),), exits.FAILED, "Envoy 1 serves: by now another one is wanted than was asked for"),
         ((told("steady", NEW, restart_needed="its arguments"),), exits.FAILED, "started otherwise: its arguments"),

@@ -1,4 +1,4 @@
-"""An Envoy like one that was started before: with its binary and its bootstrap, in its own place or in the other's."""
+"""An Envoy like one that was started before: binary, bootstrap and arguments, in its own place or in the other's."""
 
 import hashlib
 from dataclasses import replace
@@ -27,6 +27,7 @@ class Likeness:
             return wanted
         try:
             content = (directory / workdir.BOOTSTRAP).read_bytes()
+            wanted = wanted.with_arguments(record.arguments)
             if instance is not model:
                 content = self._next.moved(content, instance)
         except (OSError, ValueError, LookupError, TypeError):

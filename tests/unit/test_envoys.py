@@ -7,6 +7,7 @@ import asyncio
 import hashlib
 import json
 import os
+import signal
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -303,3 +304,33 @@ async def test_where_no_envoy_runs_the_next_one_is_what_a_person_asks_for(state_
         assert (await agent.verbs()[control.ENVOY_UPGRADE]())["begun"] is True
         await until(lambda: agent.version(BLUE) == "custom", "the next one runs")
         await until(lambda: agent.envoys.life == Life(), "nothing is refused any more")
+
+
+async def test_arguments_that_were_put_back_are_not_those_of_the_next_envoy(state_dir: Path) -> None:
+    """Be it the same version: neither after a crash nor in place of one that hangs."""
+    await has_served(state_dir, "v1")
+    agent = Agent(state_dir, program(state_dir, "v1"), HUNG_AFTER_S)
+    before = agent.arguments(BLUE)
+    agent.want_threads(3)
+    life_file.write(state_dir, Life(refused=(Refused(fingerprint(agent.following.command), "bad"),)))
+    agent = Agent(state_dir, program(state_dir, "v1"), HUNG_AFTER_S)
+    agent.want_threads(3)
+    async with agent.runs():
+        await until(lambda: agent.version(GREEN) != "", "another one stands in")
+        assert agent.arguments(GREEN) == before
+        first = agent.envoys.status().view.pid
+        assert first is not None
+        os.kill(first, signal.SIGKILL)
+        await until(lambda: agent.envoys.status().view.pid not in {None, first}, "it is started again")
+        assert agent.arguments(BLUE) == before
+
+
+async def test_the_record_of_an_agent_that_wrote_no_arguments_is_believed(state_dir: Path) -> None:
+    await has_served(state_dir, "v1")
+    path = AgentConfig(state_dir=state_dir).directory_of(BLUE) / process.RECORD
+    document = json.loads(path.read_bytes())
+    del document["arguments"]
+    path.write_text(json.dumps(document))
+    agent = Agent(state_dir, program(state_dir, "v1"))
+    async with agent.runs():
+        await until(lambda: agent.envoys.status().view.adopted, "it is adopted")

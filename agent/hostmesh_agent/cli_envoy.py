@@ -15,6 +15,7 @@ CHANGED_WITHIN_S: Final = 180.0
 """A start, a probation; what drains is not waited for."""
 DRAINED_WITHIN_S: Final = 60
 TOLD_WITHIN_S: Final = 10.0
+TRIED_ANEW_S: Final = 1.0
 LOOK_S: Final = 0.3
 _ENDS: Final = {False: "hostmesh-agent undrain", True: "the next boot, or hostmesh-agent undrain"}
 
@@ -167,15 +168,17 @@ def _drain(options: argparse.Namespace, config: AgentConfig) -> int:
     if _asked(config, verb) is None:
         return FAILED
 
-    quiet = Quiet()
+    quiet, began = Quiet(), time.monotonic()
 
     def progress() -> Mapping[str, Any] | None:
         reply = _asked(config, verb)
         if reply is None:
             return {"last": None, "over": False}
-        over = quiet.over(reply, time.monotonic())
-        # A host that shuts down does not wait for a controller that is away.
-        return {"last": reply, "over": over} if over or (options.until_boot and reply["failing"]) else None
+        now = time.monotonic()
+        over = quiet.over(reply, now)
+        # A host that shuts down does not wait for a controller that is away. That it was is no proof that it is.
+        away = options.until_boot and reply["failing"] and now - began >= TRIED_ANEW_S
+        return {"last": reply, "over": over} if over or away else None
 
     ended = _until(progress, options.within)
     last = _asked(config, verb) if ended is None else ended["last"]

@@ -160,6 +160,17 @@ def test_a_drain_of_which_the_controller_was_not_told_has_not_worked(
     assert "the controller does not know of it yet: away" in capsys.readouterr().err
 
 
+def test_a_host_that_shuts_down_tries_a_controller_anew_that_was_away(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    was_away, told = {"told": False, **ANSWERS, "failing": "away"}, {"told": True, **ANSWERS}
+    with agent(tmp_path, {control.DRAIN_UNTIL_BOOT: [was_away, was_away, told]}):
+        assert call(tmp_path, "drain", "--until-boot") == exits.DONE
+    assert "nobody calls" in capsys.readouterr().out
+    with agent(tmp_path, {control.DRAIN_UNTIL_BOOT: [was_away]}):
+        assert call(tmp_path, "drain", "--until-boot") == exits.FAILED, "it does not wait for a minute"
+
+
 def test_an_undrain_waits_until_the_controller_is_told_and_says_so_where_it_is_not(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

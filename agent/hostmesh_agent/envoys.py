@@ -290,7 +290,7 @@ class Envoys:
         self._life = life
         if life.stage is not before.stage:
             self._since = asyncio.get_running_loop().time()
-        why = life.refused[-1].why if life.refused and life.refused != before.refused else ""
+        why = life.refused[-1].why if life.refused and life.refused[-1] not in before.refused else ""
         say = log.error if why else log.info
         say("envoys change", stage=life.stage, active=life.active, hung=life.hung, put_back=why)
         if life.active is not before.active:

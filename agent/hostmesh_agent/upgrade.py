@@ -109,8 +109,8 @@ class Seen:
 
     Attributes:
         wanted: fingerprint of what would be started now.
-        again: that of another one like the active one; known while that hangs.
         differs: the active one is not that.
+        again: fingerprint of another one like the active one; known while that hangs.
         asked: a person wants an upgrade, from now on.
         automatic: upgrades begin by themselves, and may now.
         back: a person wants the old one back.

@@ -202,7 +202,7 @@ class Host:
         else:
             self.drained |= {instance}
 
-    def seen(self, *, asked: bool) -> Seen:
+    def seen(self, *, asked: bool, by_hand: bool) -> Seen:
         active, other = (
             Side(
                 runs=each in self.running,
@@ -213,16 +213,17 @@ class Host:
         )
         flipped = self.rules is self.life.active
         differs = self.life.active is BLUE
-        return Seen("v2", differs, active, other, automatic=asked, flipped=flipped, times=TIMES)
+        seen = Seen("v2", differs, active, other, flipped=flipped, times=TIMES)
+        return replace(seen, asked=asked and by_hand, automatic=asked and not by_hand)
 
     def check(self) -> None:
         assert self.rules in self.running, "the rules lead to an Envoy that runs"
         assert self.rules not in self.drained, "and that takes connections"
 
 
-@given(st.lists(st.integers(0, 4), max_size=40), st.booleans())
+@given(st.lists(st.integers(0, 4), max_size=40), st.booleans(), st.booleans())
 def test_an_agent_killed_at_any_step_leaves_an_envoy_that_serves_and_the_next_one_finishes(
-    kills: list[int], new_is_good: bool
+    kills: list[int], new_is_good: bool, by_hand: bool
 ) -> None:
     """Each number is how many acts an agent does before it is killed; then it is another agent with another clock."""
     host = Host(new_is_good=new_is_good)
@@ -237,7 +238,7 @@ def test_an_agent_killed_at_any_step_leaves_an_envoy_that_serves_and_the_next_on
             host.check()
         host.since_s = host.since_s + 7 if number == 100 else 0.0
         if budget:
-            life = step(host.life, host.seen(asked=asked), host.since_s)
+            life = step(host.life, host.seen(asked=asked, by_hand=by_hand), host.since_s)
             if life != host.life:
                 asked = asked and life.stage is Stage.STEADY and not life.refused
                 # Written down; whether anything is done about it is up to whoever lives on.

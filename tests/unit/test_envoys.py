@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from hostmesh_agent import chosen_binary, control, life_file, process, workdir
 from hostmesh_agent.artifact import Installed
@@ -199,14 +200,19 @@ async def test_during_a_change_no_other_binary_is_taken_by_hand(state_dir: Path)
 async def test_what_was_put_back_is_not_told_once_a_person_tries_it_again(state_dir: Path) -> None:
     await has_served(state_dir, "v1")
     agent = Agent(state_dir, program(state_dir, "v2"))
-    life_file.write(state_dir, Life(refused=(Refused(fingerprint(agent.following.command), "bad"),)))
+    others = (Refused("another", "worse"), Refused(fingerprint(agent.following.command), "bad"))
+    life_file.write(state_dir, Life(refused=others))
     async with Agent(state_dir, program(state_dir, "v2")).runs() as agent:
         await until(lambda: agent.envoys.status().restart_needed != "", "it is another")
         assert agent.envoys.document()["put_back"] == "bad"
-        assert agent.envoys.upgrade() == ""
-        document = agent.envoys.document()
-        assert (document["put_back"], document["asked"]) == ("", True)
-        await agent.warms()
+        with capture_logs() as said:
+            assert agent.envoys.upgrade() == ""
+            document = agent.envoys.document()
+            assert (document["put_back"], document["asked"]) == ("", True)
+            await agent.warms()
+        assert [each["put_back"] for each in said if each["event"] == "envoys change"] == [""], (
+            "nothing is put back now"
+        )
 
 
 @pytest.mark.parametrize("verb", [control.DRAIN, control.UNDRAIN])

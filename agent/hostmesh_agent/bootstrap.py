@@ -98,6 +98,26 @@ def build(wanted: BootstrapInput) -> bytes:
     }
     if wanted.patch:
         document = patched(document, json.loads(wanted.patch))
+    return _bytes(document)
+
+
+def for_instance(content: bytes, instance: Instance, *, ipv6: bool) -> bytes:
+    """Return a bootstrap that was built for either of the two as it is for one of them; patches stay as they are.
+
+    Raises:
+        ValueError, LookupError, TypeError: it is no bootstrap of `build`.
+    """
+    document = json.loads(content)
+    (service,) = document["dynamic_resources"]["ads_config"]["grpc_services"]
+    service["initial_metadata"] = _said(instance)
+    static = document["static_resources"]
+    found = [each for each in static["listeners"] if each["name"] != DOOR]
+    own = len(listeners(_SOCKET_MODE))
+    static["listeners"] = [*found[:own], *_door(PORTS[instance].door, ipv6=ipv6), *found[own:]]
+    return _bytes(document)
+
+
+def _bytes(document: dict[str, Any]) -> bytes:
     return json.dumps(document, sort_keys=True, indent=1).encode() + b"\n"
 
 
@@ -168,8 +188,11 @@ def _socket(address: str, port: int) -> dict[str, Any]:
     return {"socket_address": {"address": address, "port_value": port}}
 
 
+def _said(instance: Instance) -> list[dict[str, Any]]:
+    return [] if instance is BLUE else [{"key": INSTANCE_METADATA, "value": instance.value}]
+
+
 def _dynamic_resources(instance: Instance) -> dict[str, Any]:
-    said = [] if instance is BLUE else [{"key": INSTANCE_METADATA, "value": instance.value}]
     over_ads = {"ads": {}, "resource_api_version": "V3"}
     return {
         "ads_config": {
@@ -183,7 +206,7 @@ def _dynamic_resources(instance: Instance) -> dict[str, Any]:
                         # Envoy's default backs off to 30 s; the relay is on this host and is back within seconds.
                         "retry_policy": {"retry_back_off": {"base_interval": "0.1s", "max_interval": "2s"}},
                     },
-                    "initial_metadata": said,
+                    "initial_metadata": _said(instance),
                 }
             ],
         },

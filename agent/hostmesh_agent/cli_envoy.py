@@ -14,6 +14,8 @@ from hostmesh_agent.exits import DONE, FAILED, WRONG_CALL, say
 CHANGED_WITHIN_S: Final = 180.0
 """A start, a probation; what drains is not waited for."""
 DRAINED_WITHIN_S: Final = 60
+TOLD_WITHIN_S: Final = 10.0
+TRIED_ANEW_S: Final = 1.0
 LOOK_S: Final = 0.3
 _ENDS: Final = {False: "hostmesh-agent undrain", True: "the next boot, or hostmesh-agent undrain"}
 
@@ -76,6 +78,7 @@ def _upgrade(options: argparse.Namespace, config: AgentConfig) -> int:
 
     if bool(options.binary) != bool(options.sha256) or (options.binary and options.reset):
         return say("give --binary with --sha256, or --reset", WRONG_CALL)
+    before = chosen_binary.choice(config.state_dir)
     if options.binary:
         sha256 = options.sha256.lower()
         if len(sha256) != 64 or set(sha256) - set("0123456789abcdef"):
@@ -83,17 +86,43 @@ def _upgrade(options: argparse.Namespace, config: AgentConfig) -> int:
         chosen_binary.choose(config.state_dir, options.binary.resolve(), sha256)
     elif options.reset:
         chosen_binary.forget(config.state_dir)
-    reply = _asked(config, control.ENVOY_UPGRADE)
-    if reply is None:
-        return FAILED
+    try:
+        reply = control.call(config.control_socket, control.ENVOY_UPGRADE)
+    except control.ControlError as error:
+        if isinstance(error, control.AgentAbsentError):
+            chosen_binary.restore(config.state_dir, before)
+        return say(str(error), FAILED)
     if not reply["begun"]:
-        print(f"nothing is changed: {reply['why_not']}")
-        return DONE if "is what would be started" in reply["why_not"] else FAILED
-    return DONE if options.no_wait else _wait_for_change(config)
+        if "is what would be started" in reply["why_not"]:
+            print(f"nothing is changed: {reply['why_not']}")
+            return DONE
+        # Nor is the choice: the next Envoy would be that one, or the next agent could not start.
+        chosen_binary.restore(config.state_dir, before)
+        return say(f"nothing is changed: {reply['why_not']}", FAILED)
+    return DONE if options.no_wait else _wait_for_change(config, reply["sha256"])
 
 
-def _wait_for_change(config: AgentConfig) -> int:
-    """Wait until the new Envoy has shown that it is good, or was put back."""
+def _wait_for_change(config: AgentConfig, sha256: str) -> int:
+    """Wait until the Envoy with this binary has shown that it is good, or was put back."""
+    envoy = _until(_changed(config), CHANGED_WITHIN_S)
+    if envoy is None:
+        return _not_done()
+    if envoy["put_back"]:
+        return say(f"put back: {envoy['put_back']}", FAILED)
+    if envoy["state"] == "held":
+        print("no Envoy is started while the file `hold` is in its directory; the next one is what was asked for")
+        return DONE
+    if envoy["sha256"] != sha256:
+        return say(f"Envoy {envoy['version']} serves: by now another one is wanted than was asked for", FAILED)
+    if envoy["restart_needed"]:
+        why = f"by now it would be started otherwise: {envoy['restart_needed']} (hostmesh-agent envoy upgrade)"
+        return say(f"Envoy {envoy['version']} serves; {why}", FAILED)
+    print(f"Envoy {envoy['version']} serves")
+    return DONE
+
+
+def _changed(config: AgentConfig) -> Callable[[], Mapping[str, Any] | None]:
+    """Return what looks whether a change is over, tells of its stages, and returns what is said of Envoy then."""
     seen: list[str] = []
 
     def done() -> Mapping[str, Any] | None:
@@ -103,15 +132,12 @@ def _wait_for_change(config: AgentConfig) -> int:
         if stage and stage not in seen[-1:]:
             seen.append(stage)
             print(f"{stage} ({envoy['instance']} serves)", flush=True)
-        return envoy if envoy and (envoy["put_back"] or (len(seen) > 1 and stage in {"steady", "draining"})) else None
+        over = stage in {"steady", "draining"} and not envoy["asked"]
+        # One that was down is started as it is wanted now.
+        over = over and bool(envoy["put_back"] or envoy["state"] in {"live", "held"})
+        return envoy if over else None
 
-    envoy = _until(done, CHANGED_WITHIN_S)
-    if envoy is None:
-        return say(f"not done within {CHANGED_WITHIN_S:.0f} s (hostmesh-agent envoy status)", FAILED)
-    if envoy["put_back"]:
-        return say(f"put back: {envoy['put_back']}", FAILED)
-    print(f"Envoy {envoy['version']} serves")
-    return DONE
+    return done
 
 
 def _rollback(_: argparse.Namespace, config: AgentConfig) -> int:
@@ -122,8 +148,17 @@ def _rollback(_: argparse.Namespace, config: AgentConfig) -> int:
         return FAILED
     if not reply["begun"]:
         return say(reply["why_not"], FAILED)
+    envoy = _until(_changed(config), CHANGED_WITHIN_S)
+    if envoy is None:
+        return _not_done()
+    if envoy["instance"] != reply["instance"]:
+        return say(f"the new Envoy had shown already that it is good: Envoy {envoy['version']} serves", FAILED)
     print("the earlier Envoy is put back")
     return DONE
+
+
+def _not_done() -> int:
+    return say(f"not done within {CHANGED_WITHIN_S:.0f} s (hostmesh-agent envoy status)", FAILED)
 
 
 def _drain(options: argparse.Namespace, config: AgentConfig) -> int:
@@ -133,15 +168,17 @@ def _drain(options: argparse.Namespace, config: AgentConfig) -> int:
     if _asked(config, verb) is None:
         return FAILED
 
-    quiet = Quiet()
+    quiet, began = Quiet(), time.monotonic()
 
     def progress() -> Mapping[str, Any] | None:
         reply = _asked(config, verb)
         if reply is None:
             return {"last": None, "over": False}
-        over = quiet.over(reply, time.monotonic())
-        # A host that shuts down does not wait for a controller that is away.
-        return {"last": reply, "over": over} if over or (options.until_boot and reply["failing"]) else None
+        now = time.monotonic()
+        over = quiet.over(reply, now)
+        # A host that shuts down does not wait for a controller that is away. That it was is no proof that it is.
+        away = options.until_boot and reply["failing"] and now - began >= TRIED_ANEW_S
+        return {"last": reply, "over": over} if over or away else None
 
     ended = _until(progress, options.within)
     last = _asked(config, verb) if ended is None else ended["last"]
@@ -158,11 +195,26 @@ def _drain(options: argparse.Namespace, config: AgentConfig) -> int:
 def _undrain(options: argparse.Namespace, config: AgentConfig) -> int:
     from hostmesh_agent import control
 
-    reply = _asked(config, control.UNDRAIN_UNTIL_BOOT if options.until_boot else control.UNDRAIN)
-    if reply is None:
+    verb = control.UNDRAIN_UNTIL_BOOT if options.until_boot else control.UNDRAIN
+
+    def told() -> Mapping[str, Any] | None:
+        reply = _asked(config, verb)
+        # A host that boots does not wait for the controller.
+        return {"last": reply} if reply is None or reply["told"] or options.until_boot else None
+
+    ended = _until(told, TOLD_WITHIN_S)
+    last = _asked(config, verb) if ended is None else ended["last"]
+    if last is None:
         return FAILED
-    still = "the host is drained still, as its owner wants it: hostmesh-agent undrain"
-    print(still if reply["drained"] else "this host's workloads are called again")
+    if last["drained"]:
+        print("the host is drained still, as its owner wants it: hostmesh-agent undrain")
+    elif last["told"]:
+        print("this host's workloads are called again")
+    elif options.until_boot:
+        print("this host's workloads are called again as soon as the controller knows it")
+    else:
+        why = last["failing"] or "it has not answered"
+        return say(f"the host is no longer drained, but the controller does not know it yet: {why}", FAILED)
     return DONE
 
 

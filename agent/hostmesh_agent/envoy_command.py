@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +15,8 @@ DRAIN_S: Final = 45
 """Istio's default. Envoy's own would keep listeners that went away for ten minutes."""
 _CAPABILITIES: Final = {NET_BIND_SERVICE: "net_bind_service", NET_ADMIN: "net_admin", NET_RAW: "net_raw"}
 """What `launch` may leave an Envoy, which cannot gain it later."""
+_ARGUMENTS: Final = ("concurrency", "log_level", "max_files", "drain_s", "more_rights")
+"""Fields that a record keeps: what was put back may differ in one of them alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +70,28 @@ class EnvoyCommand:
                 "sha256": self.installed.sha256,
                 "bootstrap_sha256": self.bootstrap_sha256(),
                 "command_sha256": self.command_sha256(),
+                "arguments": json.dumps({name: getattr(self, name) for name in _ARGUMENTS}),
             },
             cgroup=cgroup,
             capabilities=self._capabilities(),
+        )
+
+    def with_arguments(self, arguments: str) -> "EnvoyCommand":
+        """Return the command with what a record says of another one's arguments; "" says nothing.
+
+        Raises:
+            ValueError, KeyError, TypeError: the record is damaged.
+        """
+        if not arguments:
+            return self
+        found = json.loads(arguments)
+        return replace(
+            self,
+            concurrency=int(found["concurrency"]),
+            log_level=str(found["log_level"]),
+            max_files=int(found["max_files"]),
+            drain_s=int(found["drain_s"]),
+            more_rights=tuple(int(each) for each in found["more_rights"] if each in _CAPABILITIES),
         )
 
     def _capabilities(self) -> list[int]:

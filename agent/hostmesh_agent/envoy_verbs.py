@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from hostmesh_agent import chosen_binary, control
-from hostmesh_agent.admin import Admin, AdminError
 from hostmesh_agent.artifact import ArtifactError
 from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.control import Verb
@@ -28,13 +27,13 @@ class Reports(Protocol):
 class EnvoyVerbs:
     """Answers on the control socket."""
 
-    def __init__(self, config: AgentConfig, envoys: Envoys, drained: Drained, reports: Reports, admin: Admin) -> None:
+    def __init__(self, config: AgentConfig, envoys: Envoys, drained: Drained, reports: Reports) -> None:
         self._config = config
         self._envoys = envoys
         self._drained = drained
         self._reports = reports
-        self._admin = admin
-        self._told_at = 0
+        self._told_at = 1
+        """Once so many reports are delivered the controller knows what the marks say: at first, those of before."""
 
     def verbs(self) -> Mapping[str, Verb]:
         return {
@@ -50,14 +49,17 @@ class EnvoyVerbs:
         try:
             installed = await asyncio.to_thread(chosen_binary.install, self._config)
         except ArtifactError as error:
-            return {"error": str(error)}
-        self._envoys.take_binary(installed)
-        why_not = self._envoys.upgrade()
-        return {"begun": not why_not, "why_not": why_not, "version": installed.version}
+            return {"begun": False, "why_not": str(error)}
+        # A change that is under way goes on: it would end where another binary is wanted.
+        why_not = self._envoys.changing()
+        if not why_not:
+            self._envoys.take_binary(installed)
+            why_not = self._envoys.upgrade()
+        return {"begun": not why_not, "why_not": why_not, "sha256": installed.sha256}
 
     async def _rollback(self) -> dict[str, Any]:
         why_not = self._envoys.rollback()
-        return {"begun": not why_not, "why_not": why_not}
+        return {"begun": not why_not, "why_not": why_not, "instance": self._envoys.earlier.value}
 
     async def _drain(self) -> dict[str, Any]:
         return await self._draining(until_boot=False)
@@ -67,16 +69,8 @@ class EnvoyVerbs:
 
     async def _draining(self, *, until_boot: bool) -> dict[str, Any]:
         """Begin to drain, or say how far that is: asked again until it is done."""
-        begins = not self._drained.asked
-        self._drained.ask(True, until_boot=until_boot)
-        if begins:
-            # The report that is being delivered may have been made before.
-            self._told_at = self._reports.delivered + 2
-            self._reports.changed()
-        told = self._reports.delivered >= self._told_at
-        if not told:
-            self._reports.changed()
-        calls, begun = await self._calls()
+        told = self._mark(True, until_boot=until_boot)
+        calls, begun = await self._envoys.calls()
         return {"told": told, "failing": self._reports.failing, "calls": calls, "begun": begun}
 
     async def _undrain(self) -> dict[str, Any]:
@@ -86,21 +80,18 @@ class EnvoyVerbs:
         return self._undrained(until_boot=True)
 
     def _undrained(self, *, until_boot: bool) -> dict[str, Any]:
+        """End it, or say how far that is: asked again until the controller knows it."""
+        told = self._mark(False, until_boot=until_boot)
+        return {"drained": self._drained.asked, "told": told, "failing": self._reports.failing}
+
+    def _mark(self, wanted: bool, *, until_boot: bool) -> bool:
+        """Set a mark or take it away; return whether the controller has been told how it is."""
         before = self._drained.asked
-        self._drained.ask(False, until_boot=until_boot)
+        self._drained.ask(wanted, until_boot=until_boot)
         if self._drained.asked != before:
+            # The report that is being delivered may have been made before.
+            self._told_at = self._reports.delivered + 2
+        told = self._reports.delivered >= self._told_at
+        if not told:
             self._reports.changed()
-        return {"drained": self._drained.asked}
-
-    async def _calls(self) -> tuple[int | None, int | None]:
-        """Return how many calls and TCP connections to this host's programs are under way, and how many ever began.
-
-        None: Envoy does not say. Idle connections are not among them: callers keep those, and call nobody over them.
-        """
-        try:
-            found = await self._admin.stats("inbound.*upstream_rq_(active|total)$")
-        except AdminError:
-            return None, None
-        inbound = {name: value for name, value in found.items() if name.startswith("cluster.inbound")}
-        under_way = sum(value for name, value in inbound.items() if name.endswith("_active"))
-        return under_way, sum(value for name, value in inbound.items() if name.endswith("_total"))
+        return told

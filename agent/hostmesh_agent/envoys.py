@@ -1,7 +1,6 @@
 """The two Envoys of a host at work: looks at them, lets `upgrade` decide, writes that down and does it."""
 
 import asyncio
-import hashlib
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.envoy import EnvoyStatus, Supervisor
 from hostmesh_agent.envoy_command import EnvoyCommand
 from hostmesh_agent.lifecycle import Phase, View
+from hostmesh_agent.likeness import Likeness, fingerprint
 from hostmesh_agent.looking import Look
 from hostmesh_agent.next_envoy import NextEnvoy
 from hostmesh_agent.places import PORTS, Doorway, Instance
@@ -91,6 +91,7 @@ class Envoys:
     ) -> None:
         self._config = config
         self._next = following
+        self._likeness = Likeness(config, following)
         self._source = source
         self._changed = changed
         self._lead = lead
@@ -129,6 +130,15 @@ class Envoys:
         """Whether the one that serves has not answered for long: callers are better off elsewhere."""
         return self._hung
 
+    @property
+    def earlier(self) -> Instance:
+        """Which of the two served before the change that is under way, if there is one."""
+        return self._life.other if self._life.stage is Stage.PROBATION else self._life.active
+
+    @property
+    def _changes(self) -> bool:
+        return self._life.stage is not Stage.STEADY or self._life.asked or self._asked
+
     def admin_socket(self) -> Path:
         """Return the admin socket of the one that serves."""
         return self._config.directory_of(self.active) / ADMIN_SOCKET
@@ -145,19 +155,30 @@ class Envoys:
         return found
 
     def _put_back(self) -> str:
-        """Return why what is wanted does not run: it was tried, and was not good. "" if it was not."""
+        """Return why what is wanted does not run: it was tried, and was not good. "" if it was not, or is again."""
+        if self._asked:
+            return ""
         return next((each.why for each in self._life.refused if each.fingerprint == self._fingerprint), "")
 
     def document(self) -> dict[str, Any]:
         """Return how a change of them stands, for people and scripts."""
         kept = self._kept.get(self._life.other)
+        record = process.read_record(self._config.directory_of(self.active))
         return {
             "instance": self.active.value,
             "stage": self._life.stage.value,
             "other_pid": None if kept is None else kept.supervisor.status().view.pid,
             "hung": self._hung,
             "put_back": self._put_back(),
+            "asked": self._asked or self._life.asked,
+            "sha256": "" if record is None else record.sha256,
         }
+
+    async def calls(self) -> tuple[int | None, int | None]:
+        """Return how many calls are under way through both, and how many ever began; None: neither says."""
+        found = await asyncio.gather(*(each.look.calls() for each in self._kept.values()))
+        told = [each for each in found if each is not None]
+        return (sum(each[0] for each in told), sum(each[1] for each in told)) if told else (None, None)
 
     def floor(self, floor: HostFloor) -> HostFloor:
         """Return the floor with the ports of the one that serves."""
@@ -195,25 +216,30 @@ class Envoys:
         if self._next.take_binary(installed):
             self.command_changed()
 
+    def changing(self) -> str:
+        """Return why no change of them can begin now; "" if one can."""
+        stage = self._life.stage
+        return "" if stage is Stage.STEADY else f"the Envoys are being changed already ({stage})"
+
     def upgrade(self) -> str:
         """Replace the running Envoy by what would be started now; return why not, "" if that begins."""
-        if self._life.stage is not Stage.STEADY:
-            return f"the Envoys are being changed already ({self._life.stage})"
+        if changing := self.changing():
+            return changing
         self._compare()
-        if not self._restart_needed:
+        if not self._restart_needed and self.status().view.pid is not None:
             return "the running Envoy is what would be started now"
-        if self._life.refuses(self._fingerprint):
-            # A person may try again what was not good once.
-            others = tuple(each for each in self._life.refused if each.fingerprint != self._fingerprint)
-            self._life = replace(self._life, refused=others)
         self._asked = True
         self._wake.set()
         return ""
 
     def rollback(self) -> str:
         """Put the old Envoy back while it is still there; return why not, "" if that begins."""
-        if self._life.stage not in {Stage.WARMING, Stage.PROBATION}:
+        life, kept = self._life, self._kept.get(self.earlier)
+        gone = kept is None or kept.supervisor.status().view.pid is None
+        if life.stage is Stage.DRAINING or (life.stage is Stage.PROBATION and gone) or not self._changes:
             return "no earlier Envoy runs that could be put back"
+        if life.hung:
+            return "the earlier Envoy hangs: there is no way back to it"
         self._back = True
         self._wake.set()
         return ""
@@ -224,6 +250,7 @@ class Envoys:
         """Keep them until cancelled; they go on then."""
         loop = asyncio.get_running_loop()
         self._since = loop.time()
+        self._compare()
         try:
             async with asyncio.TaskGroup() as group:
                 await self._carry_out(group, resumed=True)
@@ -233,7 +260,7 @@ class Envoys:
                     since_s = loop.time() - self._since
                     if self._flipped and since_s >= ANSWERED_AFTER_S and self._life.stage in _AFTER_A_FLIP:
                         await self._forget_flows()
-                    await self._take(upgrade.step(self._life, seen, since_s), group)
+                    await self._take(upgrade.step(self._life, seen, since_s), seen, group)
                     with suppress(TimeoutError):
                         async with asyncio.timeout(self._pause_s()):
                             await self._wake.wait()
@@ -241,25 +268,29 @@ class Envoys:
             self._kept.clear()
 
     def _pause_s(self) -> float:
-        if self._life.stage is not Stage.STEADY:
+        if self._life.stage is not Stage.STEADY or self._life.asked:
             return LOOK_S
         kept = self._kept.get(self.active)
         if self._differs and self._config.envoy.upgrade == "auto":
             return SUSPECT_S
         return WATCH_S if kept is None or not kept.look.silent_s else SUSPECT_S
 
-    async def _take(self, life: Life, group: asyncio.TaskGroup) -> None:
+    async def _take(self, life: Life, seen: Seen, group: asyncio.TaskGroup) -> None:
         before = self._life
+        if life != before:
+            try:
+                await asyncio.to_thread(life_file.write, self._config.state_dir, life)
+            except OSError as error:
+                log.error("envoys are not changed: it cannot be written down", reason=str(error))
+                return
+        # What was asked for since `seen` was made has not been taken yet.
+        self._asked, self._back = self._asked and not seen.asked, self._back and not seen.back
         if life == before:
             return
-        try:
-            await asyncio.to_thread(life_file.write, self._config.state_dir, life)
-        except OSError as error:
-            log.error("envoys are not changed: it cannot be written down", reason=str(error))
-            return
-        self._life, self._since = life, asyncio.get_running_loop().time()
-        self._asked = self._back = False
-        why = life.refused[-1].why if life.refused and life.refused != before.refused else ""
+        self._life = life
+        if life.stage is not before.stage:
+            self._since = asyncio.get_running_loop().time()
+        why = life.refused[-1].why if life.refused and life.refused[-1] not in before.refused else ""
         say = log.error if why else log.info
         say("envoys change", stage=life.stage, active=life.active, hung=life.hung, put_back=why)
         if life.active is not before.active:
@@ -337,7 +368,7 @@ class Envoys:
 
     def _is_another(self, instance: Instance, directory: Path) -> bool:
         record = process.read_record(directory)
-        return record is None or bool(self._next.command_for(instance).differences(record))
+        return record is None or bool(self._command_of(instance).differences(record))
 
     async def _end(self, instance: Instance) -> None:
         kept = self._kept.pop(instance, None)
@@ -360,30 +391,19 @@ class Envoys:
 
     def _command_of(self, instance: Instance) -> EnvoyCommand:
         """Return what an instance is started with: what is wanted, unless that is on trial elsewhere or was refused."""
-        life, wanted = self._life, self._next.command_for(instance)
-        if life.stage in {Stage.WARMING, Stage.PROBATION}:
-            new = life.other if life.stage is Stage.WARMING else life.active
-            return wanted if instance is new else self._as_it_was(wanted)
-        refused = life.refuses(_fingerprint(self._next.command))
-        return self._as_it_was(wanted) if refused or instance is life.other else wanted
-
-    def _as_it_was(self, wanted: EnvoyCommand) -> EnvoyCommand:
-        """Return the command with the binary and the bootstrap with which it was started last."""
-        record = process.read_record(wanted.directory)
-        try:
-            content = (wanted.directory / workdir.BOOTSTRAP).read_bytes()
-        except OSError:
-            return wanted
-        if record is None or not Path(record.binary).exists():
-            return wanted
-        return replace(
-            wanted, installed=Installed(Path(record.binary), record.version, record.sha256), bootstrap=content
-        )
+        life = self._life
+        refused = life.refuses(fingerprint(self._next.command))
+        if life.stage is Stage.WARMING and instance is life.other:
+            # What was refused takes nobody's place: then another one like the one that serves does.
+            return self._likeness.command(instance, life.active) if refused else self._next.command_for(instance)
+        if refused or life.stage is Stage.WARMING or instance is life.other:
+            return self._likeness.command(instance, instance)
+        return self._next.command_for(instance)
 
     def _compare(self) -> None:
-        fingerprint = _fingerprint(self._next.command)
-        if fingerprint != self._fingerprint:
-            self._fingerprint, self._settled_at = fingerprint, asyncio.get_running_loop().time() + SETTLED_AFTER_S
+        now = fingerprint(self._next.command)
+        if now != self._fingerprint:
+            self._fingerprint, self._settled_at = now, asyncio.get_running_loop().time() + SETTLED_AFTER_S
         directory = self._config.directory_of(self.active)
         record = process.read_record(directory) if process.recorded_runs(directory) else None
         needed = "" if record is None else self._next.command_for(self.active).differences(record)
@@ -408,10 +428,12 @@ class Envoys:
             other = replace(other, connections=await self._kept[self._life.other].look.connections())
         return Seen(
             wanted=self._fingerprint,
+            again=self._likeness.fingerprint(self.active) if self._life.hung or active.silent_s else "",
             differs=self._differs,
             active=active,
             other=other,
-            asked=self._asked or automatic,
+            asked=self._asked,
+            automatic=automatic,
             back=self._back,
             flipped=self._flipped,
             drain_s=float(self._next.command.drain_s),
@@ -480,8 +502,3 @@ class Envoys:
 
 def _gone(kept: _Kept) -> bool:
     return bool(kept.supervisor.status().view.last_exit)
-
-
-def _fingerprint(command: EnvoyCommand) -> str:
-    parts = (command.installed.sha256, command.bootstrap_sha256(), command.command_sha256())
-    return hashlib.sha256("".join(parts).encode()).hexdigest()

@@ -54,4 +54,5 @@ def _life(document: Mapping[str, Any]) -> Life:
         trying=str(document["trying"]),
         hung=document["hung"] is True,
         refused=tuple(Refused(str(each["fingerprint"]), str(each["why"])) for each in document["refused"]),
+        asked=document.get("asked") is True,  # an agent before this one did not write it
     )

@@ -113,6 +113,19 @@ class Look:
         except AdminError:
             return None
 
+    async def calls(self) -> tuple[int, int] | None:
+        """Return how many calls and TCP connections to this host's programs are under way, and how many ever began.
+
+        None: it does not say. Idle connections are not among them: callers keep those, and call nobody over them.
+        """
+        try:
+            found = await self._admin.stats("inbound.*upstream_rq_(active|total)$")
+        except AdminError:
+            return None
+        inbound = {name: value for name, value in found.items() if name.startswith("cluster.inbound")}
+        under_way = sum(value for name, value in inbound.items() if name.endswith("_active"))
+        return under_way, sum(value for name, value in inbound.items() if name.endswith("_total"))
+
     async def connections(self) -> int | None:
         """Return how many connections are open to its listeners; None: it does not say."""
         try:

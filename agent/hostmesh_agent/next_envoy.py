@@ -75,6 +75,14 @@ class NextEnvoy:
         content = bootstrap.build(replace(self._input(self._used_patch), instance=instance))
         return replace(self.command, directory=self._config.directory_of(instance), bootstrap=content)
 
+    def moved(self, content: bytes, instance: Instance) -> bytes:
+        """Return a bootstrap of either of the two as it is for one of them.
+
+        Raises:
+            ValueError, LookupError, TypeError: it is damaged.
+        """
+        return bootstrap.for_instance(content, instance, ipv6=self._ipv6)
+
     def take_binary(self, installed: Installed) -> bool:
         """Use this binary from now on; return whether the command is another one."""
         before, self.command = self.command, replace(self.command, installed=installed)

@@ -22,7 +22,10 @@ RECORD: Final = "envoy.pid.json"
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """The Envoy that was started last: who it is (`pid`, `start_ticks`, `boot_id`) and what it was started from."""
+    """The Envoy that was started last: who it is (`pid`, `start_ticks`, `boot_id`) and what it was started from.
+
+    `arguments` are for `EnvoyCommand.with_arguments`; "": an agent before this one did not write them.
+    """
 
     pid: int
     start_ticks: int
@@ -32,6 +35,7 @@ class Record:
     sha256: str
     bootstrap_sha256: str
     command_sha256: str
+    arguments: str = ""
 
     def runs(self) -> bool:
         """Whether exactly this process is alive: a recycled pid has another start, another boot another boot id."""
@@ -56,7 +60,7 @@ def read_record(directory: Path) -> Record | None:
         if info.st_uid != os.geteuid() or not stat.S_ISREG(info.st_mode):
             return None
         try:
-            document = json.loads(file.read(1 << 16))
+            document = {"arguments": "", **json.loads(file.read(1 << 16))}
             return Record(**{name: kind(document[name]) for name, kind in _RECORD_FIELDS.items()})
         except (ValueError, KeyError, TypeError, RecursionError):
             return None

@@ -261,7 +261,7 @@ class Agent:
         )
         self._sweep: Wanted | None = None
         self._drained = Drained(config.state_dir, config.run_dir)
-        self._envoy_verbs = EnvoyVerbs(config, self._envoys, self._drained, self._reporter, self._admin)
+        self._envoy_verbs = EnvoyVerbs(config, self._envoys, self._drained, self._reporter)
         self._updates = Updates(
             config, os.uname().machine, self._envoys, self._admin, self._uplink.fetch, self._reporter.changed
         )

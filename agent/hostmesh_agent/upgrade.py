@@ -64,6 +64,7 @@ class Life:
         trying: fingerprint of what is new; "" in STEADY.
         hung: the old one does not answer: there is no going back to it, and nothing to drain.
         refused: newest last.
+        asked: a person wants what would be started now; if that becomes another one, it is begun anew.
     """
 
     stage: Stage = Stage.STEADY
@@ -71,6 +72,7 @@ class Life:
     trying: str = ""
     hung: bool = False
     refused: tuple[Refused, ...] = ()
+    asked: bool = False
 
     @property
     def other(self) -> Instance:
@@ -108,7 +110,9 @@ class Seen:
     Attributes:
         wanted: fingerprint of what would be started now.
         differs: the active one is not that.
-        asked: an upgrade is wanted now, be it by a person or because upgrades are automatic.
+        again: fingerprint of another one like the active one; known while that hangs.
+        asked: a person wants an upgrade, from now on.
+        automatic: upgrades begin by themselves, and may now.
         back: a person wants the old one back.
         active, other: the two.
         flipped: the rules lead to the active one.
@@ -120,7 +124,9 @@ class Seen:
     differs: bool
     active: Side
     other: Side
+    again: str = ""
     asked: bool = False
+    automatic: bool = False
     back: bool = False
     flipped: bool = True
     drain_s: float = 45.0
@@ -151,27 +157,44 @@ def step(life: Life, seen: Seen, since_s: float) -> Life:
 
 
 def _steady(life: Life, seen: Seen) -> Life:
+    if seen.asked:
+        # A person may try again what was not good once.
+        others = tuple(each for each in life.refused if each.fingerprint != seen.wanted)
+        life = replace(life, asked=True, refused=others)
     if seen.active.runs and seen.active.silent_s >= REPLACED_AFTER * seen.times.hung_after_s:
-        return replace(life, stage=Stage.WARMING, trying=seen.wanted, hung=True)
+        return replace(life, stage=Stage.WARMING, trying=_stands_in(life, seen), hung=True)
     well = seen.active.runs and seen.active.silent_s < seen.times.hung_after_s
-    if seen.asked and seen.differs and well and not life.refuses(seen.wanted):
+    due = seen.differs and not life.refuses(seen.wanted)
+    life = replace(life, asked=life.asked and due and not seen.back)
+    if due and well and (life.asked or seen.automatic):
         return replace(life, stage=Stage.WARMING, trying=seen.wanted)
     return life
 
 
+def _stands_in(life: Life, seen: Seen) -> str:
+    """Return what takes the place of one that hangs: what is wanted, or what served until then if that was put back."""
+    return seen.again if life.refuses(seen.wanted) else seen.wanted
+
+
 def _warming(life: Life, seen: Seen, since_s: float) -> Life:
     new = seen.other
+    life = replace(life, asked=life.asked or seen.asked)
     if life.hung and seen.active.runs and not seen.active.silent_s:
         # It answers again: nothing is the matter.
         return replace(life, stage=Stage.STEADY, trying="", hung=False)
-    if seen.wanted != life.trying:
+    called_back = seen.back and not life.hung
+    if life.trying != (_stands_in(life, seen) if life.hung else seen.wanted) and not called_back:
         # Something else is wanted by now: begun anew, if it still is.
         return replace(life, stage=Stage.STEADY, trying="", hung=False)
-    why = "it was called back" if seen.back else _does_not_start(new, since_s)
+    why = "it was called back" if called_back else _does_not_start(new, since_s)
+    served = life.hung and life.trying == seen.again
     if why:
-        return _steady_without(life, why)
-    if new.runs and not new.lacks and (since_s >= seen.times.rehearsal_s or life.hung):
-        return replace(life, stage=Stage.PROBATION, active=life.other)
+        # What served until it hung is not to blame: it is tried again.
+        refused = life.refused if served else _refused(life, why)
+        asked = life.asked and served
+        return replace(life, stage=Stage.STEADY, trying="", hung=False, refused=refused, asked=asked)
+    if new.runs and not new.lacks and (since_s >= seen.times.rehearsal_s or served):
+        return replace(life, stage=Stage.PROBATION, active=life.other, asked=life.asked and served)
     return life
 
 
@@ -185,12 +208,6 @@ def _does_not_start(new: Side, since_s: float) -> str:
     return ""
 
 
-def _steady_without(life: Life, why: str) -> Life:
-    """Do without the new one, which serves nobody yet. One that stands in for a hung one is tried again."""
-    refused = life.refused if life.hung else _refused(life, why)
-    return replace(life, stage=Stage.STEADY, trying="", hung=False, refused=refused)
-
-
 def _probation(life: Life, seen: Seen, since_s: float) -> Life:
     new, old = seen.active, seen.other
     why = _is_bad(new, seen, since_s)
@@ -199,8 +216,9 @@ def _probation(life: Life, seen: Seen, since_s: float) -> Life:
     if not seen.flipped:
         return life
     if since_s >= seen.times.probation_s or life.hung or not old.runs:
-        # It has shown what it can: what was refused before is history.
-        return replace(life, stage=Stage.DRAINING, trying="", refused=())
+        # It has shown what it can: what was refused before is history, unless it stands in for that or that is next.
+        kept = tuple(each for each in life.refused if life.hung or each.fingerprint == seen.wanted)
+        return replace(life, stage=Stage.DRAINING, trying="", refused=kept)
     return life
 
 

@@ -231,6 +231,21 @@ def test_an_envoy_that_hangs_is_named_and_replaced(lab: Lab) -> None:
     assert not envoy["hung"]
 
 
+def test_an_envoy_that_hangs_after_a_failed_upgrade_is_replaced_by_its_like(lab: Lab) -> None:
+    before = steady(lab, "server")
+    bad = binary(lab, "server", arguments="--no-such-argument", before="# stays the choice")
+    try:
+        assert "it ended before it served" in upgrade(lab, "server", *bad)
+        lab.exec("server", "kill", "-STOP", str(before["pid"]))
+        eventually(lambda: hung(lab, "server"), "it is told", 30)
+        eventually(lambda: lab.curl("client", "http://stock:8095/").status == 200, "it is replaced", timeout_s=40)
+        envoy = steady(lab, "server")
+        assert (envoy["pid"] != before["pid"], envoy["version"]) == (True, before["version"])
+        assert "it ended before it served" in envoy["put_back"], "that is told still"
+    finally:
+        upgrade(lab, "server", "--reset")
+
+
 def hung(lab: Lab, host: str) -> dict[str, Any] | None:
     told = lab.agent(host)
     return told if told["envoy"]["hung"] else None

@@ -4,8 +4,11 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from hostmesh_agent import artifact
-from hostmesh_agent.bootstrap import BootstrapInput, build, max_connections
+from hostmesh_agent.bootstrap import BootstrapInput, build, for_instance, max_connections
+from hostmesh_agent.places import BLUE, GREEN
 
 WANTED = BootstrapInput(host="web-1", xds_socket=Path("/run/hostmesh/xds.sock"), max_files=1 << 20)
 
@@ -85,3 +88,13 @@ def test_envoy_accepts_it(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=20)
     assert done.returncode == 0, done.stderr
     assert "deprecated" not in done.stderr.lower()
+
+
+@pytest.mark.parametrize("patch", ["", '{"static_resources": {"listeners": [{"name": "theirs"}]}}'])
+def test_a_bootstrap_of_either_envoy_can_be_made_that_of_the_other(patch: str) -> None:
+    first = BootstrapInput("web-1", Path("/run/hostmesh/xds.sock"), 1024, patch, ipv6=True)
+    blue, green = build(first), build(replace(first, instance=GREEN))
+    assert blue != green
+    for each in (blue, green):
+        assert for_instance(each, GREEN, ipv6=True) == green
+        assert for_instance(each, BLUE, ipv6=True) == blue

@@ -12,7 +12,7 @@ from hostmesh_agent.upgrade import Life, Refused, Seen, Side, Stage, Times, step
 
 TIMES = Times(rehearsal_s=5, probation_s=20, hung_after_s=10)
 RUNS = Side(runs=True)
-STEADY = Seen("v2", differs=True, active=RUNS, other=Side(), asked=True, times=TIMES)
+STEADY = Seen("v2", differs=True, active=RUNS, other=Side(), automatic=True, times=TIMES)
 NEW_IS_READY = replace(STEADY, other=RUNS)
 WARMING = Life(Stage.WARMING, BLUE, "v2")
 PROBATION = Life(Stage.PROBATION, GREEN, "v2")
@@ -36,7 +36,7 @@ def test_an_upgrade_goes_through_its_stages_and_the_new_one_serves() -> None:
 
 
 def test_nothing_begins_that_is_not_asked_for_or_was_refused() -> None:
-    for seen in (replace(STEADY, asked=False), replace(STEADY, differs=False), replace(STEADY, active=Side())):
+    for seen in (replace(STEADY, automatic=False), replace(STEADY, differs=False), replace(STEADY, active=Side())):
         assert step(Life(), seen, 100) == Life()
     refusing = Life(refused=(Refused("v2", "bad"),))
     assert step(refusing, STEADY, 100) == refusing
@@ -87,8 +87,35 @@ def test_another_wish_during_the_start_ends_it_and_blames_nobody() -> None:
     assert step(WARMING, replace(NEW_IS_READY, wanted="v3"), 5) == Life()
 
 
+BY_HAND = replace(STEADY, automatic=False)
+
+
+def test_what_a_person_asked_for_begins_anew_where_something_else_is_wanted_by_now() -> None:
+    life = step(Life(), replace(BY_HAND, asked=True), 0)
+    assert life == replace(WARMING, asked=True)
+    life = step(life, replace(BY_HAND, wanted="v3"), 1)
+    assert life == Life(asked=True)
+    life = step(life, replace(BY_HAND, wanted="v3"), 0)
+    assert life == Life(Stage.WARMING, BLUE, "v3", asked=True)
+    assert step(life, replace(BY_HAND, wanted="v3", other=RUNS), 5) == Life(Stage.PROBATION, GREEN, "v3")
+
+
+def test_what_a_person_asked_for_ends_where_nothing_differs_where_it_is_bad_and_where_it_is_called_back() -> None:
+    asked = Life(asked=True)
+    assert step(asked, replace(BY_HAND, differs=False), 0) == Life()
+    assert step(asked, replace(BY_HAND, back=True), 0) == Life()
+    assert step(asked, replace(BY_HAND, active=replace(RUNS, silent_s=10)), 0) == asked, "it waits for one that is well"
+    refusing = replace(asked, refused=(Refused("v2", "bad"),))
+    assert step(refusing, BY_HAND, 0) == replace(refusing, asked=False)
+    assert step(refusing, replace(BY_HAND, asked=True), 0) == replace(WARMING, asked=True), "a person may try again"
+    warming = replace(WARMING, asked=True)
+    assert step(warming, replace(BY_HAND, other=Side(ended="killed")), 1).asked is False
+    back = Life(refused=(Refused("v2", "it was called back"),))
+    assert step(warming, replace(BY_HAND, back=True, wanted="v3"), 1) == back
+
+
 def test_one_that_hangs_is_replaced_at_once_and_not_drained() -> None:
-    silent = replace(STEADY, asked=False, differs=False, active=replace(RUNS, silent_s=25))
+    silent = replace(STEADY, again="v2", automatic=False, differs=False, active=replace(RUNS, silent_s=25))
     assert step(Life(), replace(silent, active=replace(RUNS, silent_s=24.9)), 0) == Life()
     life = step(Life(), silent, 0)
     assert life == Life(Stage.WARMING, BLUE, "v2", hung=True)
@@ -103,8 +130,38 @@ def test_one_that_hangs_is_replaced_at_once_and_not_drained() -> None:
 def test_one_that_hangs_is_not_upgraded_and_a_failed_stand_in_is_tried_again() -> None:
     assert step(Life(), replace(STEADY, active=replace(RUNS, silent_s=10)), 0) == Life()
     stands_in = Life(Stage.WARMING, BLUE, "v2", hung=True)
-    silent = replace(STEADY, active=replace(RUNS, silent_s=30), other=Side(ended="killed"))
+    silent = replace(STEADY, again="v2", active=replace(RUNS, silent_s=30), other=Side(ended="killed"))
     assert step(stands_in, silent, 1) == Life()
+
+
+HANGS = replace(STEADY, again="v1", active=replace(RUNS, silent_s=25))
+
+
+def test_one_that_hangs_after_a_failed_upgrade_is_replaced_by_its_like_and_not_by_what_was_put_back() -> None:
+    put_back = (Refused("v2", "bad"),)
+    life = step(Life(refused=put_back), HANGS, 0)
+    assert life == Life(Stage.WARMING, BLUE, "v1", hung=True, refused=put_back)
+    ended = step(life, replace(HANGS, other=Side(ended="killed")), 1)
+    assert ended == Life(refused=put_back), "what served until it hung is not to blame"
+    life = step(life, replace(HANGS, other=RUNS), 1)
+    assert life == Life(Stage.PROBATION, GREEN, "v1", hung=True, refused=put_back)
+    life = step(life, replace(HANGS, active=RUNS, other=RUNS), 0)
+    assert life == Life(Stage.DRAINING, GREEN, hung=True, refused=put_back), "it is no proof for what was put back"
+
+
+def test_what_nobody_has_tried_rehearses_before_it_stands_in_and_is_tried_once() -> None:
+    life = step(Life(), HANGS, 0)
+    assert life == Life(Stage.WARMING, BLUE, "v2", hung=True)
+    assert step(life, replace(HANGS, other=RUNS), 4.9) == life
+    assert step(life, replace(HANGS, other=RUNS), 5).stage is Stage.PROBATION
+    bad = step(life, replace(HANGS, other=replace(RUNS, failed="HTTP 503")), 1)
+    assert bad == Life(refused=(Refused("v2", "HTTP 503"),))
+    assert step(bad, HANGS, 0).trying == "v1"
+
+
+def test_what_was_put_back_and_is_wanted_again_during_a_probation_is_not_forgotten() -> None:
+    life = replace(PROBATION, refused=(Refused("v0", "old"), Refused("v3", "bad")))
+    assert step(life, replace(SERVES, wanted="v3"), 20).refused == (Refused("v3", "bad"),)
 
 
 @dataclass
@@ -145,7 +202,7 @@ class Host:
         else:
             self.drained |= {instance}
 
-    def seen(self, *, asked: bool) -> Seen:
+    def seen(self, *, asked: bool, by_hand: bool) -> Seen:
         active, other = (
             Side(
                 runs=each in self.running,
@@ -155,16 +212,18 @@ class Host:
             for each in (self.life.active, self.life.other)
         )
         flipped = self.rules is self.life.active
-        return Seen("v2", self.life.active is BLUE, active, other, asked=asked, flipped=flipped, times=TIMES)
+        differs = self.life.active is BLUE
+        seen = Seen("v2", differs, active, other, flipped=flipped, times=TIMES)
+        return replace(seen, asked=asked and by_hand, automatic=asked and not by_hand)
 
     def check(self) -> None:
         assert self.rules in self.running, "the rules lead to an Envoy that runs"
         assert self.rules not in self.drained, "and that takes connections"
 
 
-@given(st.lists(st.integers(0, 4), max_size=40), st.booleans())
+@given(st.lists(st.integers(0, 4), max_size=40), st.booleans(), st.booleans())
 def test_an_agent_killed_at_any_step_leaves_an_envoy_that_serves_and_the_next_one_finishes(
-    kills: list[int], new_is_good: bool
+    kills: list[int], new_is_good: bool, by_hand: bool
 ) -> None:
     """Each number is how many acts an agent does before it is killed; then it is another agent with another clock."""
     host = Host(new_is_good=new_is_good)
@@ -179,7 +238,7 @@ def test_an_agent_killed_at_any_step_leaves_an_envoy_that_serves_and_the_next_on
             host.check()
         host.since_s = host.since_s + 7 if number == 100 else 0.0
         if budget:
-            life = step(host.life, host.seen(asked=asked), host.since_s)
+            life = step(host.life, host.seen(asked=asked, by_hand=by_hand), host.since_s)
             if life != host.life:
                 asked = asked and life.stage is Stage.STEADY and not life.refused
                 # Written down; whether anything is done about it is up to whoever lives on.

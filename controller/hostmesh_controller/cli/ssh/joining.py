@@ -225,9 +225,8 @@ class Joining:
             raise StepError(f"{AGENT} is not installed after all", "are these hostmesh's packages?")
 
     def _configure(self, manager: Manager, source: Source) -> None:
-        assert source.repository_key is not None
         file = manager.repository_file()
-        wanted = {KEY_FILE: source.repository_key.read_text("ascii"), file: manager.repository_text(source.repository)}
+        wanted = {KEY_FILE: source.repository_key, file: manager.repository_text(source.repository)}
         there = {each: self._on.run(f"cat {each}", root=True) for each in wanted}
         if all(there[each].code == 0 and there[each].out == text for each, text in wanted.items()):
             return

@@ -19,15 +19,20 @@ AGENT: Final = "hostmesh-agent"
 ENVOY: Final = "hostmesh-envoy"
 PACKAGES: Final = (AGENT, ENVOY)
 _MAX_PACKAGE_BYTES: Final = 2 * 2**30
+_MAX_KEY_BYTES: Final = 2**20
+_ARMOR: Final = ("-----BEGIN PGP PUBLIC KEY BLOCK-----", "-----END PGP PUBLIC KEY BLOCK-----")
 _OF_HOSTS: Final = re.compile(rf"({'|'.join(PACKAGES)})[_-][0-9].*\.(deb|rpm)")
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One of: a repository that the host knows already (nothing given), one to be configured, local package files."""
+    """One of: a repository that the host knows already (nothing given), one to be configured, local package files.
+
+    `repository_key` is the text of its public key.
+    """
 
     repository: str = ""
-    repository_key: Path | None = None
+    repository_key: str = ""
     files: tuple[Path, ...] = ()
 
 
@@ -175,6 +180,29 @@ def manager_of(name: str) -> Manager | None:
     """Return the manager of that name (`apt`, `dnf`), None for none that is known."""
     known: dict[str, Manager] = {"apt": Apt(), "dnf": Dnf()}
     return known.get(name)
+
+
+def read_key(path: Path) -> str:
+    """Read the public key of a repository.
+
+    Raises:
+        CliError: it cannot be read, or is none that hosts can be given.
+    """
+    try:
+        with path.open("rb") as file:
+            text = file.read(_MAX_KEY_BYTES + 1).decode("ascii")
+    except OSError as error:
+        raise CliError(f"error: {path}: {error.strerror} (--repository-key)") from None
+    except UnicodeDecodeError:
+        text = ""
+    if "PRIVATE KEY BLOCK" in text:
+        raise CliError(f"error: {path} holds a private key, which no host is to see: give hostmesh.asc of `make repo`")
+    if len(text) > _MAX_KEY_BYTES or not all(each in text for each in _ARMOR):
+        raise CliError(
+            f"error: {path} is no public key as text: give hostmesh.asc of `make repo`; of another key "
+            "`gpg --armor --export` makes it (--repository-key)"
+        )
+    return text
 
 
 def read_files(paths: Sequence[Path]) -> tuple[Path, ...]:

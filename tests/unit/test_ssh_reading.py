@@ -1,11 +1,13 @@
 """What the operator writes for SSH: places, lists of hosts, secrets, facts."""
 
+import re
 from pathlib import Path
 
 import pytest
 
+from hostmesh_agent import enrol, own_unit
 from hostmesh_controller.cli.failure import CliError
-from hostmesh_controller.cli.ssh import facts
+from hostmesh_controller.cli.ssh import facts, joining
 from hostmesh_controller.cli.ssh.hosts_file import read_hosts
 from hostmesh_controller.cli.ssh.packages import read_key
 from hostmesh_controller.cli.ssh.place import Place, read_place
@@ -13,6 +15,7 @@ from hostmesh_controller.cli.ssh.secrets import read_secret
 from hostmesh_controller.cli.ssh.steps import StepError
 from running_controller import run_cli
 
+UNIT = Path(__file__).parents[2] / "packaging/systemd/hostmesh-agent.service"
 GOOD = """defaults: {sudo: true, labels: {tier: web}}
 hosts:
 - name: web-1
@@ -113,3 +116,9 @@ def test_a_repository_key_that_no_host_can_use_is_refused_before_anything_is_don
     assert said in done.stderr
     assert "bug of hostmesh" not in done.stderr
     assert read_key(good) == ARMORED
+
+
+def test_a_step_over_ssh_is_given_the_time_that_the_agent_takes_for_it() -> None:
+    (limit,) = re.findall(r"^TimeoutStartSec=(\d+)min$", UNIT.read_text(), re.MULTILINE)
+    assert joining.START_S > own_unit.STARTS_WITHIN_S > 60 * int(limit)
+    assert joining.JOIN_S > 4 * enrol.JOIN_ROUNDS * enrol.CALL_TIMEOUT_S

@@ -28,11 +28,16 @@ from hostmesh_controller.cli.ssh.steps import HostResult, StepError, Undo
 from hostmesh_controller.cli.ssh.verifying import call, try_services
 
 INSTALL_S: Final = 300
+JOIN_S: Final = 210
+"""The agent asks three times at each of the controller's addresses, for 15 s: of four, with what else it does."""
+START_S: Final = 360
+"""More than the agent's unit may take (TimeoutStartSec), so that systemd says what went wrong."""
 _WAIT_S: Final = 90
 _VERIFY_S: Final = 60
 _TTL_S: Final = 600
 """A join string is used within seconds; should taking it back fail, it is worth nothing in ten minutes."""
 UNIT: Final = "hostmesh-agent.service"
+_UNITS: Final = f"hostmesh-guard.service {UNIT}"
 _NOT_INSTALLED: Final = "see the host's package manager, its disk and sources"
 _NOT_OFFERED: Final = (
     "which has read of no repository that has it: unless that is old, name --repository, --package or --bundle"
@@ -148,9 +153,11 @@ class Joining:
         if joined is None:
             self._begin(steps.JOIN)
             self.undo.add("the host's identity", self._leave)
+            # Its start has a step of its own, which takes longer and has another cure.
             self._root(
-                "hostmesh-agent join -",
+                "hostmesh-agent join - --no-start",
                 text_in=f"{string}\n",
+                within_s=JOIN_S,
                 cure="see the host's clock and its way to the controller",
             )
         changed = joined is None or AGENT not in before
@@ -297,8 +304,8 @@ class Joining:
         if self._on.run(f"systemctl --quiet is-active {UNIT}", root=True).code == 0:
             return False
         self._root(
-            f"systemctl enable {UNIT} && systemctl start {UNIT}",
-            within_s=120,
+            f"systemctl enable {_UNITS} && systemctl start {UNIT}",
+            within_s=START_S,
             cure=f"on the host: journalctl -u {UNIT}",
         )
         return True

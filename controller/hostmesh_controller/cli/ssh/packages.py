@@ -56,7 +56,7 @@ class Manager(Protocol):
         """Return that file's text; `url` is the address above apt/ and rpm/, as `make repo` writes them."""
 
     def forget_repository(self) -> str:
-        """Remove what made a repository known, and what was read of it; nothing happens where none was."""
+        """Remove what made a repository known, and what was read of it; nothing happens where we made none known."""
 
     def install(self, files: Sequence[str]) -> str:
         """Install these files, or the agent from a repository."""
@@ -66,6 +66,17 @@ class Manager(Protocol):
 
 
 KEY_FILE: Final = "/etc/hostmesh-repository.asc"
+
+
+def _unless_ours(file: str) -> str:
+    """End where the repository's file is an operator's own: theirs names no key of ours.
+
+    The key is written first, so it may be there without the file, or with one that is empty.
+    """
+    return (
+        f"if [ -s {file} ]; then grep -qsF {KEY_FILE} {file} || exit 0\n"
+        f"elif [ ! -e {KEY_FILE} ]; then exit 0; fi\n"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +99,7 @@ class Apt:
     def forget_repository(self) -> str:
         file = self.repository_file()
         return (
-            f"[ -e {KEY_FILE} ] || [ -e {file} ] || exit 0\n"
+            f"{_unless_ours(file)}"
             # Lists are named after the address: without the scheme, `_` for each `/`.
             f"url=$(sed -n 's|^deb \\[signed-by={KEY_FILE}\\] [a-z]*:/*\\([^ ]*\\) .*|\\1|p' {file} 2>/dev/null)\n"
             "name=$(printf %s \"$url\" | sed 's|_|%5f|g; s|/|_|g')\n"
@@ -155,7 +166,7 @@ class Dnf:
     def forget_repository(self) -> str:
         file = self.repository_file()
         return (
-            f"[ -e {KEY_FILE} ] || [ -e {file} ] || exit 0\n"
+            f"{_unless_ours(file)}"
             f"dnf -q clean all --disablerepo='*' --enablerepo=hostmesh >/dev/null 2>&1\n"
             "rm -rf /var/cache/dnf/hostmesh-*\n"
             f"rm -f {KEY_FILE} {file}"

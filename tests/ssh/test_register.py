@@ -352,13 +352,45 @@ def test_a_dry_run_changes_nothing(setting: Setting) -> None:
     assert not HostKeys().store.exists()
 
 
-def test_a_dry_run_says_that_the_host_knows_no_repository_of_ours(setting: Setting) -> None:
-    assert "by apt (which has read of no repository" in setting.join(dry_run=True, source=Source()).outcome
+def repository(setting: Setting, file: str) -> None:
+    """A repository that has the agent is made known to the host, and is not read yet."""
     setting.host.run(
         f"mkdir /var/repository; cp {setting.deb} /var/repository/agent.deb; cd /var/repository; "
         "{ dpkg-deb -f agent.deb; echo Filename: ./agent.deb; echo Size: $(stat -c %s agent.deb); "
         "echo SHA256: $(sha256sum agent.deb | cut -d' ' -f1); } >Packages; "
-        "echo 'deb [trusted=yes] file:/var/repository ./' >/etc/apt/sources.list.d/ours.list; "
+        f"echo 'deb [trusted=yes] file:/var/repository ./' >/etc/apt/sources.list.d/{file}"
+    )
+
+
+LOCKED = """
+import fcntl, pathlib, time
+with open("/var/lib/apt/lists/lock", "w") as lock:
+    fcntl.lockf(lock, fcntl.LOCK_EX)
+    pathlib.Path("/run/locked").touch()
+    while not pathlib.Path("/run/apt-ended").exists():
+        time.sleep(0.05)
+"""
+
+
+def test_an_installation_waits_for_another_apt_that_reads_its_repositories(setting: Setting, tmp_path: Path) -> None:
+    without_workloads(setting.told)
+    repository(setting, "hostmesh.list")
+    # Whoever holds the lock lets it go once apt has met it.
+    (tmp_path / "apt-get").write_text('#!/bin/sh\n/usr/bin/apt-get "$@"\ncode=$?\n: >/run/apt-ended\nexit $code\n')
+    (tmp_path / "apt-get").chmod(0o755)
+    (tmp_path / "hold.py").write_text(LOCKED)
+    setting.host.run(
+        f"cp {tmp_path}/apt-get /usr/local/bin/; {sys.executable} {tmp_path}/hold.py >/dev/null 2>&1 & "
+        "until [ -e /run/locked ]; do sleep 0.05; done"
+    )
+    assert setting.join(source=Source()) == JOINED
+    assert setting.host.run("ls /run/apt-ended").strip()
+
+
+def test_a_dry_run_says_that_the_host_knows_no_repository_of_ours(setting: Setting) -> None:
+    assert "by apt (which has read of no repository" in setting.join(dry_run=True, source=Source()).outcome
+    repository(setting, "ours.list")
+    setting.host.run(
         "apt-get -qq update -o Dir::Etc::sourcelist=/etc/apt/sources.list.d/ours.list -o Dir::Etc::sourceparts=-"
     )
     assert "by apt, would join" in setting.join(dry_run=True, source=Source()).outcome

@@ -22,12 +22,12 @@ from typing import Any, Final
 from hostmesh_controller.cli.connection import Connection, part
 from hostmesh_controller.cli.failure import CliError
 from hostmesh_controller.cli.ssh import facts, steps
-from hostmesh_controller.cli.ssh.packages import AGENT, KEY_FILE, Manager, Source, manager_of
+from hostmesh_controller.cli.ssh.packages import AGENT, KEY_FILE, PATIENCE_S, Manager, Source, manager_of
 from hostmesh_controller.cli.ssh.session import Access, Doorway, Session
 from hostmesh_controller.cli.ssh.steps import HostResult, StepError, Undo
 from hostmesh_controller.cli.ssh.verifying import call, try_services
 
-INSTALL_S: Final = 300
+INSTALL_S: Final = 300 + PATIENCE_S
 JOIN_S: Final = 210
 """The agent asks three times at each of the controller's addresses, for 15 s: of four, with what else it does."""
 START_S: Final = 360

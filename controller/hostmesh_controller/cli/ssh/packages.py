@@ -73,10 +73,7 @@ def _unless_ours(file: str) -> str:
 
     The key is written first, so it may be there without the file, or with one that is empty.
     """
-    return (
-        f"if [ -s {file} ]; then grep -qsF {KEY_FILE} {file} || exit 0\n"
-        f"elif [ ! -e {KEY_FILE} ]; then exit 0; fi\n"
-    )
+    return f"if [ -s {file} ]; then grep -qsF {KEY_FILE} {file} || exit 0\nelif [ ! -e {KEY_FILE} ]; then exit 0; fi\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +110,11 @@ class Apt:
         if not files:
             only = f"-o Dir::Etc::sourcelist={self.repository_file()} -o Dir::Etc::sourceparts=-"
             update = (
-                f"if [ -e {self.repository_file()} ]; then {_APT} -qq update {only} -o APT::Get::List-Cleanup=0 "
-                f"|| exit 1; else {_APT} -qq update || exit 1; fi\n"
+                f"if [ -e {self.repository_file()} ]; then only='{only} -o APT::Get::List-Cleanup=0'; fi\n"
+                f"patiently {_APT} -qq update $only || exit 1\n"
             )
         what = shlex.join(files) if files else AGENT
-        return f"{update}{_APT} -qq install -y --no-install-recommends {what}"
+        return f"{_PATIENTLY}{update}patiently {_APT} -qq install -y --no-install-recommends {what}"
 
     def purge(self, names: Sequence[str]) -> str:
         # An installation whose connection was lost may still run, and holds the lock until its own time is over.
@@ -132,10 +129,27 @@ class Apt:
 
 
 _APT: Final = (
-    "DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=60 -o Acquire::Retries=2 "
+    "env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=60 -o Acquire::Retries=2 "
     "-o APT::Keep-Downloaded-Packages=false "
     "-o Dpkg::Options::=--force-confold"
 )
+
+
+PATIENCE_S: Final = 90
+"""How long another apt is waited for that downloads, as apt-daily does after a boot. apt itself waits for dpkg's lock
+alone (DPkg::Lock::Timeout)."""
+_PATIENTLY: Final = f"""tries={PATIENCE_S // 3}
+patiently() {{
+    until said=$("$@" 2>&1); do
+        case $said in
+            *'Could not get lock '*/lists/lock* | *'Could not get lock '*/archives/lock*) tries=$((tries - 1)) ;;
+            *) tries=0 ;;
+        esac
+        [ $tries -gt 0 ] || {{ printf '%s\\n' "$said" >&2; return 1; }}
+        sleep 3
+    done
+}}
+"""
 
 
 @dataclass(frozen=True, slots=True)

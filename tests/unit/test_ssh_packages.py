@@ -1,12 +1,13 @@
 """What a host's package manager is told, run by a shell over a disk of its own."""
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from hostmesh_controller.cli.ssh.packages import KEY_FILE, Apt, Dnf, Manager
+from hostmesh_controller.cli.ssh.packages import KEY_FILE, Apt, Dnf, Manager, same_repository
 
 URL = "https://packages.example.com"
 EACH_MANAGER = pytest.mark.parametrize("manager", [Apt(), Dnf()], ids=["apt", "dnf"])
@@ -87,3 +88,49 @@ def test_a_repository_of_ours_is_forgotten_however_much_of_it_was_written(
     assert disk.run(manager.forget_repository()).returncode == 0
     assert not disk.at(file).exists()
     assert not disk.at(KEY_FILE).exists()
+
+
+@pytest.fixture
+def rpm(disk: Disk) -> Disk:
+    """With a real rpm that has a database of its own, and a dnf that installs nothing but the repository's key."""
+    for each in ("rpm", "gpg"):
+        if not shutil.which(each):
+            pytest.skip(f"needs {each}")
+    own = f'exec {shutil.which("rpm")} --dbpath {disk.top}/rpm "$@"'
+    disk.program("rpm", f'case $1 in --dbpath) exec {shutil.which("rpm")} "$@" ;; esac\n{own}')
+    disk.program("dnf", disk.here(f"case $* in *install*) exec rpm --import {KEY_FILE} ;; esac"))
+    return disk
+
+
+def public_key(disk: Disk, name: str) -> str:
+    home = disk.top / f"{name}.gpg"
+    home.mkdir(mode=0o700)
+    gpg = ["gpg", "--batch", "--quiet", "--no-tty", "--homedir", str(home)]
+    subprocess.run([*gpg, "--passphrase", "", "--quick-generate-key", name, "rsa2048", "sign", "never"], check=True)
+    text = subprocess.run([*gpg, "--armor", "--export"], check=True, capture_output=True, text=True).stdout
+    subprocess.run(["gpgconf", "--homedir", str(home), "--kill", "all"], check=True)
+    return text
+
+
+def trusted(disk: Disk) -> list[str]:
+    return sorted(disk.run("rpm -qa --qf '%{SUMMARY}\\n' gpg-pubkey").stdout.splitlines())
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["it came with the repository", "it was trusted before"])
+def test_a_key_that_was_not_trusted_before_is_not_trusted_after(rpm: Disk, known: bool) -> None:
+    dnf, ours, others = Dnf(), public_key(rpm, "ours"), public_key(rpm, "others")
+    rpm.put("/etc/others.asc", others)
+    rpm.run("rpm --import /etc/others.asc")
+    rpm.put(KEY_FILE, ours)
+    if known:
+        rpm.run(f"rpm --import {KEY_FILE}")
+    before = trusted(rpm)
+    text = dnf.repository_text(URL)
+    rpm.put(dnf.repository_file(), text)
+    assert rpm.run(dnf.note_keys()).returncode == 0
+    assert same_repository(rpm.at(dnf.repository_file()).read_text(), rpm.here(text))
+    rpm.run(dnf.install([]))
+    assert len(trusted(rpm)) == 2
+    assert rpm.run(dnf.forget_repository()).returncode == 0
+    assert trusted(rpm) == before
+    assert not rpm.at(KEY_FILE).exists()

@@ -22,7 +22,15 @@ from typing import Any, Final
 from hostmesh_controller.cli.connection import Connection, part
 from hostmesh_controller.cli.failure import CliError
 from hostmesh_controller.cli.ssh import facts, steps
-from hostmesh_controller.cli.ssh.packages import AGENT, KEY_FILE, PATIENCE_S, Manager, Source, manager_of
+from hostmesh_controller.cli.ssh.packages import (
+    AGENT,
+    KEY_FILE,
+    PATIENCE_S,
+    Manager,
+    Source,
+    manager_of,
+    same_repository,
+)
 from hostmesh_controller.cli.ssh.session import Access, Doorway, Session
 from hostmesh_controller.cli.ssh.steps import HostResult, StepError, Undo
 from hostmesh_controller.cli.ssh.verifying import call, try_services
@@ -235,7 +243,7 @@ class Joining:
         file = manager.repository_file()
         wanted = {KEY_FILE: source.repository_key, file: manager.repository_text(source.repository)}
         there = {each: self._on.run(f"cat {each}", root=True) for each in wanted}
-        if all(there[each].code == 0 and there[each].out == text for each, text in wanted.items()):
+        if all(there[each].code == 0 and same_repository(there[each].out, text) for each, text in wanted.items()):
             return
         if any(each.code == 0 for each in there.values()):
             cure = f"leave out --repository, or remove {file} and {KEY_FILE} on the host"
@@ -243,6 +251,7 @@ class Joining:
         self.undo.add("the repository", lambda: _none(self._root(manager.forget_repository())))
         for each, text in wanted.items():
             self._root(f"umask 022; cat >{each}", text_in=text)
+        self._root(manager.note_keys())
 
     def _upload(self, files: list[Path], targets: list[str]) -> str:
         folder = self._on.run("umask 022; mktemp -d /var/tmp/hostmesh-packages.XXXXXXXX").out.strip()

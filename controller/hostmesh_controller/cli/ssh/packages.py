@@ -55,6 +55,9 @@ class Manager(Protocol):
     def repository_text(self, url: str) -> str:
         """Return that file's text; `url` is the address above apt/ and rpm/, as `make repo` writes them."""
 
+    def note_keys(self) -> str:
+        """Note what forget_repository is to know; run once key and file are there, and before anything is installed."""
+
     def forget_repository(self) -> str:
         """Remove what made a repository known, and what was read of it; nothing happens where we made none known."""
 
@@ -92,6 +95,9 @@ class Apt:
 
     def repository_text(self, url: str) -> str:
         return f"deb [signed-by={KEY_FILE}] {url.rstrip('/')}/apt stable main\n"
+
+    def note_keys(self) -> str:
+        return ":"  # apt takes the key from its file, for this repository alone
 
     def forget_repository(self) -> str:
         file = self.repository_file()
@@ -152,6 +158,10 @@ patiently() {{
 """
 
 
+_CAME_WITH_IT: Final = "# trusted only since: "
+"""Before the name of a key in our repository's file, which rpm did not have before."""
+
+
 @dataclass(frozen=True, slots=True)
 class Dnf:
     suffix: str = ".rpm"
@@ -177,10 +187,23 @@ class Dnf:
         )
         return "\n".join(lines) + "\n"
 
+    def note_keys(self) -> str:
+        # An installation has rpm trust the key for every package. A database of its own tells what rpm calls it.
+        return (
+            "own=$(mktemp -d) || exit\n"
+            f'rpm --dbpath "$own" --import {KEY_FILE}\n'
+            "for key in $(rpm --dbpath \"$own\" -qa 'gpg-pubkey*'); do\n"
+            f'    rpm -q "$key" >/dev/null 2>&1 || echo "{_CAME_WITH_IT}$key" >>{self.repository_file()}\n'
+            "done\n"
+            'rm -rf "$own"'
+        )
+
     def forget_repository(self) -> str:
         file = self.repository_file()
         return (
             f"{_unless_ours(file)}"
+            f"keys=$(sed -n 's/^{_CAME_WITH_IT}\\(gpg-pubkey-[0-9a-f]*-[0-9a-f]*\\)$/\\1/p' {file} 2>/dev/null)\n"
+            'for key in $keys; do rpm -e "$key" >/dev/null 2>&1; done\n'
             f"dnf -q clean all --disablerepo='*' --enablerepo=hostmesh >/dev/null 2>&1\n"
             "rm -rf /var/cache/dnf/hostmesh-*\n"
             f"rm -f {KEY_FILE} {file}"
@@ -193,6 +216,12 @@ class Dnf:
         return f"there=$(rpm -q --qf '%{{NAME}}\\n' {shlex.join(names)} | grep -v ' '); " + (
             '[ -z "$there" ] || dnf -q remove -y $there'
         )
+
+
+def same_repository(one: str, other: str) -> bool:
+    """Tell whether two files of a repository say the same; what was noted in them aside."""
+    texts = ([line for line in each.splitlines() if not line.startswith("#")] for each in (one, other))
+    return next(texts) == next(texts)
 
 
 def _kind(name: str) -> tuple[str, ...]:

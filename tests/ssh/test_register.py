@@ -511,6 +511,34 @@ def test_an_installation_that_loses_its_operator_half_way_is_taken_back(
     assert (setting.mesh(), packages(setting.host.state()), setting.told.strings) == ([], [], [])
 
 
+@pytest.mark.parametrize("how", ["the connection is cut", "the operator interrupts"])
+def test_what_is_taken_back_is_ended_by_nobody_and_goes_on_over_another_connection(
+    setting: Setting, tmp_path: Path, how: str
+) -> None:
+    without_workloads(setting.told)
+    before = setting.host.state()
+    (tmp_path / "slow").mkdir()
+    setting.deb = package(
+        tmp_path / "slow", leaving="touch /run/removing; until [ -e /run/go-on ]; do sleep 0.05; done"
+    )
+    work = Joining(replace(setting.wanted(), verify="http://nobody.invalid/"), setting.told, lambda _: None)
+
+    def end() -> None:
+        eventually(lambda: setting.host.run("ls /run/removing").strip(), "apt is at it")
+        if how == "the connection is cut":
+            setting.host.cut()
+        else:
+            work.halt()
+        setting.host.run("touch /run/go-on")
+
+    ending = threading.Thread(target=end)
+    ending.start()
+    result = work.run()
+    ending.join()
+    assert (result.step, result.left_behind) == (steps.VERIFY, ())
+    assert (setting.mesh(), packages(setting.host.state())) == ([], packages(before))
+
+
 def test_the_command_reads_a_list_and_shows_a_table(setting: Setting, controller: Process, tmp_path: Path) -> None:
     file = tmp_path / "hosts.yaml"
     one = "- {{name: {name}, ssh: 'root@127.0.0.1:{port}', hostKey: '{pin}'}}\n"

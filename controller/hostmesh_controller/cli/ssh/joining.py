@@ -10,32 +10,27 @@ acknowledged all that is meant for it, and that each workload on it is vouched f
 (`verifying`).
 """
 
-import shlex
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 from hostmesh_controller.cli.connection import Connection, part
 from hostmesh_controller.cli.failure import CliError
 from hostmesh_controller.cli.ssh import facts, steps
+from hostmesh_controller.cli.ssh.installing import Installing, installed
 from hostmesh_controller.cli.ssh.packages import (
     AGENT,
-    KEY_FILE,
-    PATIENCE_S,
     Manager,
     Source,
     manager_of,
-    same_repository,
 )
-from hostmesh_controller.cli.ssh.session import Access, Doorway, Session
+from hostmesh_controller.cli.ssh.session import Access, Doorway
+from hostmesh_controller.cli.ssh.shell import Shell
 from hostmesh_controller.cli.ssh.steps import HostResult, StepError, Undo
 from hostmesh_controller.cli.ssh.verifying import call, try_services
 
-INSTALL_S: Final = 300 + PATIENCE_S
 JOIN_S: Final = 210
 """The agent asks three times at each of the controller's addresses, for 15 s: of four, with what else it does."""
 START_S: Final = 360
@@ -46,13 +41,8 @@ _TTL_S: Final = 600
 """A join string is used within seconds; should taking it back fail, it is worth nothing in ten minutes."""
 UNIT: Final = "hostmesh-agent.service"
 _UNITS: Final = f"hostmesh-guard.service {UNIT}"
-_NOT_INSTALLED: Final = "see the host's package manager, its disk and sources"
 _NOT_OFFERED: Final = (
     "which has read of no repository that has it: unless that is old, name --repository, --package or --bundle"
-)
-_NO_SOURCE: Final = (
-    "does the host know a repository that has it? If not: --repository and --repository-key, --package or --bundle; "
-    f"else {_NOT_INSTALLED}"
 )
 
 
@@ -81,17 +71,16 @@ class Joining:
     dry_run: bool = False
     undo: Undo = field(default_factory=Undo)
     _step: str = steps.CONNECT
-    _door: Doorway = field(init=False)
-    _session: Session | None = None
+    _shell: Shell = field(init=False)
     _request: str = ""
 
     def __post_init__(self) -> None:
-        self._door = Doorway(self.wanted.access, self.halted)
+        self._shell = Shell(Doorway(self.wanted.access, self.halted))
 
     def halt(self) -> None:
         """End what runs; `run` then takes back what was done."""
         self.halted.set()
-        self._door.halt()
+        self._shell.halt()
 
     def run(self) -> HostResult:
         """Join the host, or take everything back."""
@@ -102,15 +91,14 @@ class Joining:
         except Exception as error:  # a bug of ours must not leave a host half joined
             return self._failed(f"{type(error).__name__}: {error}", "this is a bug of hostmesh: report it")
         finally:
-            self._door.close()
+            self._shell.door.close()
         return HostResult(self.wanted.name, outcome, request=self._request)
 
     def _failed(self, message: str, cure: str) -> HostResult:
         if self.halted.is_set():
             message, cure = "interrupted", "repeat it"
         step = self._step
-        self._door.close()
-        self._session = None
+        self._shell.take_back()
         left = self.undo.all(self.tell)
         if left:
             cure = f"{cure}; then: hostmesh host remove {self.wanted.name} --ssh {self.wanted.access.place}".strip("; ")
@@ -122,47 +110,29 @@ class Joining:
         self._step = step
         self.tell(step)
 
-    @property
-    def _on(self) -> Session:
-        """The session; after a failure, a new one for what is to be taken back."""
-        if self._session is None:
-            self._session = self._door.open()
-        return self._session
-
-    def _root(self, script: str, *, text_in: str | None = None, within_s: int = 60, cure: str = "") -> str:
-        """Run as root.
-
-        Raises:
-            StepError: it failed; with what it said.
-        """
-        answer = self._on.run(script, root=True, text_in=text_in, within_s=within_s)
-        if answer.code != 0:
-            raise StepError(answer.said or f"code {answer.code}", cure)
-        return answer.out
-
     def _all(self) -> str:
         self._begin(steps.CONNECT)
-        assert self._on is not None
+        self._shell.open()
         self._begin(steps.CHECK)
-        found = facts.read_facts(self._on.run(facts.ASK).out)
+        found = facts.read_facts(self._shell.run(facts.ASK).out)
         manager = manager_of(found.manager)
-        before = self._installed(manager) if manager else {}
+        before = installed(self._shell, manager) if manager else {}
         facts.check(found, sudo=self.wanted.access.sudo, installed=AGENT in before)
         assert manager is not None
-        joined = facts.joined_as(self._root(facts.ASK_AS_ROOT))
+        joined = facts.joined_as(self._shell.root(facts.ASK_AS_ROOT))
         self._not_another(joined)
         if self.dry_run:
             return self._plan(found, manager, before, joined)
         if AGENT not in before:
             self._begin(steps.INSTALL)
-            self._install(manager, before)
+            Installing(self._shell, manager, self.wanted.source, before, self.undo).install()
         self._begin(steps.REGISTER)
         string, told = self._register(has_joined=joined is not None)
         if joined is None:
             self._begin(steps.JOIN)
             self.undo.add("the host's identity", self._leave)
             # Its start has a step of its own, which takes longer and has another cure.
-            self._root(
+            self._shell.root(
                 "hostmesh-agent join - --no-start",
                 text_in=f"{string}\n",
                 within_s=JOIN_S,
@@ -171,16 +141,12 @@ class Joining:
         changed = joined is None or AGENT not in before
         changed |= self._start()
         self._begin(steps.WAIT)
-        self._root(
+        self._shell.root(
             f"hostmesh-agent wait --timeout {_WAIT_S}", within_s=_WAIT_S + 10, cure="on the host: hostmesh-agent doctor"
         )
         self._begin(steps.VERIFY)
         self._verify()
         return "joined" if changed else "updated" if told else "unchanged"
-
-    def _installed(self, manager: Manager) -> dict[str, str]:
-        lines = self._on.run(manager.installed(), root=False).out.splitlines()
-        return dict(line.split(" ", 1) for line in lines if " " in line)
 
     def _not_another(self, joined: str | None) -> None:
         if joined is None:
@@ -208,65 +174,10 @@ class Joining:
             parts.append(f"has {AGENT} {before[AGENT]}")
         else:
             named = self.wanted.source != Source()
-            lacking = "" if named or self._on.run(manager.offered()).out.strip() else f" ({_NOT_OFFERED})"
+            lacking = "" if named or self._shell.run(manager.offered()).out.strip() else f" ({_NOT_OFFERED})"
             parts.append(f"would install {AGENT} by {found.manager}{lacking}")
         parts.append("has joined; would be told to the mesh anew" if joined else "would join, start and verify")
         return "dry run: " + ", ".join(parts)
-
-    # Installing
-
-    def _install(self, manager: Manager, before: Mapping[str, str]) -> None:
-        source = self.wanted.source
-        if source.repository:
-            self._configure(manager, source)
-        files = [each for each in source.files if each.suffix == manager.suffix]
-        if source.files and not files:
-            raise StepError(f"no {manager.suffix} is among the packages", "give the packages for this host's system")
-        targets: list[str] = []
-        folder = self._upload(files, targets) if files else ""
-        # Also what a failed installation leaves half done is taken back, and nothing that was there before.
-        self.undo.add("the packages", lambda: self._purge(manager, before))
-        try:
-            self._root(
-                manager.install(targets),
-                within_s=INSTALL_S,
-                cure=_NOT_INSTALLED if source.repository or files else _NO_SOURCE,
-            )
-        finally:
-            if folder:
-                with suppress(StepError):
-                    self._on.run(f"rm -rf {shlex.quote(folder)}")
-        if AGENT not in self._installed(manager):
-            raise StepError(f"{AGENT} is not installed after all", "are these hostmesh's packages?")
-
-    def _configure(self, manager: Manager, source: Source) -> None:
-        file = manager.repository_file()
-        wanted = {KEY_FILE: source.repository_key, file: manager.repository_text(source.repository)}
-        there = {each: self._on.run(f"cat {each}", root=True) for each in wanted}
-        if all(there[each].code == 0 and same_repository(there[each].out, text) for each, text in wanted.items()):
-            return
-        if any(each.code == 0 for each in there.values()):
-            cure = f"leave out --repository, or remove {file} and {KEY_FILE} on the host"
-            raise StepError(f"another repository of hostmesh's is configured there ({file})", cure)
-        self.undo.add("the repository", lambda: _none(self._root(manager.forget_repository())))
-        for each, text in wanted.items():
-            self._root(f"umask 022; cat >{each}", text_in=text)
-        self._root(manager.note_keys())
-
-    def _upload(self, files: list[Path], targets: list[str]) -> str:
-        folder = self._on.run("umask 022; mktemp -d /var/tmp/hostmesh-packages.XXXXXXXX").out.strip()
-        if "/hostmesh-packages." not in folder:
-            raise StepError("there is no room for the packages in /var/tmp", "is the disk full?")
-        self.undo.add("copied packages", lambda: _none(self._on.run(f"rm -rf {shlex.quote(folder)}")))
-        for each in files:
-            target = f"{folder}/{each.name}"
-            self._on.put(each, target)
-            targets.append(target)
-        return folder
-
-    def _purge(self, manager: Manager, before: Mapping[str, str]) -> None:
-        ours = [name for name in (AGENT, "hostmesh-envoy") if name not in before]
-        self._root(manager.purge(ours), within_s=INSTALL_S)
 
     # Joining
 
@@ -305,14 +216,14 @@ class Joining:
             self.connection.delete(f"/v1/tokens/{part(token)}")
 
     def _leave(self) -> None:
-        self._root("systemctl --quiet stop hostmesh-agent.service; hostmesh-agent leave --purge", within_s=120)
+        self._shell.root("systemctl --quiet stop hostmesh-agent.service; hostmesh-agent leave --purge", within_s=120)
 
     def _start(self) -> bool:
         """Start the unit; tell whether it was not running."""
         self._begin(steps.START)
-        if self._on.run(f"systemctl --quiet is-active {UNIT}", root=True).code == 0:
+        if self._shell.run(f"systemctl --quiet is-active {UNIT}", root=True).code == 0:
             return False
-        self._root(
+        self._shell.root(
             f"systemctl enable {_UNITS} && systemctl start {UNIT}",
             within_s=START_S,
             cure=f"on the host: journalctl -u {UNIT}",
@@ -329,9 +240,9 @@ class Joining:
             if self.halted.wait(0.5):
                 raise StepError("interrupted")
         if self.wanted.verify:
-            self._request = call(self._on, self.wanted.name, self.wanted.verify)
+            self._request = call(self._shell, self.wanted.name, self.wanted.verify)
         else:
-            self._request = try_services(self._on, self.wanted.name, self.connection)
+            self._request = try_services(self._shell, self.wanted.name, self.connection)
 
     def _lacks(self) -> str:
         host = self.connection.get(f"/v1/hosts/{part(self.wanted.name)}")
@@ -352,6 +263,3 @@ class suppress_missing:  # noqa: N801 - it stands where contextlib.suppress does
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
         return isinstance(error, CliError) and error.code == "not_found"
-
-
-def _none(_: object) -> None: ...

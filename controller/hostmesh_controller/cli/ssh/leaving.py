@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from hostmesh_controller.cli.connection import Connection, part
 from hostmesh_controller.cli.failure import CliError
 from hostmesh_controller.cli.ssh import facts, steps
-from hostmesh_controller.cli.ssh.joining import INSTALL_S, suppress_missing
+from hostmesh_controller.cli.ssh.installing import INSTALL_S
+from hostmesh_controller.cli.ssh.joining import suppress_missing
 from hostmesh_controller.cli.ssh.packages import PACKAGES, manager_of
 from hostmesh_controller.cli.ssh.session import Access, Doorway
 from hostmesh_controller.cli.ssh.steps import HostResult, StepError

@@ -396,6 +396,35 @@ def test_a_dry_run_says_that_the_host_knows_no_repository_of_ours(setting: Setti
     assert "by apt, would join" in setting.join(dry_run=True, source=Source()).outcome
 
 
+def test_a_dry_run_keeps_nothing_of_what_it_asks_apt(setting: Setting) -> None:
+    look = "find /var/cache/apt /var/lib/apt -printf '%p %s %T@\\n' | sort"
+    # As apt has it, whatever this machine's says.
+    default = 'Dir::Cache { pkgcache "pkgcache.bin"; srcpkgcache "srcpkgcache.bin"; };'
+    setting.host.run(f"rm -f /var/cache/apt/*.bin; echo '{default}' >/etc/apt/apt.conf.d/zz-default")
+    before = setting.host.run(look)
+    assert setting.join(dry_run=True, source=Source()).outcome.startswith("dry run")
+    assert setting.host.run(look) == before
+
+
+@pytest.mark.parametrize("dry_run", [True, False], ids=["a dry run", "a real run"])
+@pytest.mark.parametrize("what", ["a name", "an address", "a repository"])
+def test_what_must_be_refused_is_refused_before_anything_is_done(setting: Setting, what: str, dry_run: bool) -> None:
+    taken = {**WRITTEN[0], "metadata": {"name": "web-9"}}
+    setting.told.real.request("PUT", "/v1/objects/Host/-/web-9", body=taken)
+    wanted = setting.wanted()
+    if what == "a name":
+        wanted, said = replace(wanted, name="Bad_Name"), "Bad_Name"
+    elif what == "an address":
+        wanted, said = replace(wanted, body={"addresses": taken["spec"]["addresses"]}), "web-9"  # type: ignore[index]
+    else:
+        setting.host.run("echo deb http://192.0.2.9/apt stable main >/etc/apt/sources.list.d/hostmesh.list")
+        wanted, said = replace(wanted, source=Source("http://192.0.2.8", "key")), "another repository"
+    before, objects = setting.host.state(), setting.told.real.get("/v1/objects")
+    result = Joining(wanted, setting.told, lambda _: None, dry_run=dry_run).run()
+    assert (result.step, said in result.message, result.left_behind) == (steps.CHECK, True, ()), result
+    assert (setting.host.state(), setting.told.real.get("/v1/objects"), setting.told.strings) == (before, objects, [])
+
+
 @pytest.mark.parametrize("step", ALL_STEPS)
 def test_a_connection_that_is_cut_at_any_step_leaves_nothing_behind(setting: Setting, step: str) -> None:
     without_workloads(setting.told)

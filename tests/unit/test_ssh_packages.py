@@ -90,6 +90,12 @@ def test_a_repository_of_ours_is_forgotten_however_much_of_it_was_written(
     assert not disk.at(KEY_FILE).exists()
 
 
+def test_what_dnf_has_read_is_asked_and_nothing_is_fetched(disk: Disk) -> None:
+    disk.program("dnf", f'case " $* " in *" -C "*) ;; *) : >{disk.top}/fetched ;; esac; echo hostmesh-agent')
+    assert disk.run(Dnf().offered()).stdout.strip() == "hostmesh-agent"
+    assert not disk.at("fetched").exists()
+
+
 @pytest.fixture
 def rpm(disk: Disk) -> Disk:
     """With a real rpm that has a database of its own, and a dnf that installs nothing but the repository's key."""

@@ -43,6 +43,21 @@ class Installing:
     before: Mapping[str, str]
     undo: Undo
 
+    def check(self) -> None:
+        """Change nothing.
+
+        Raises:
+            StepError: it could not be installed so.
+        """
+        if self.source.repository:
+            self._is_configured()
+        if self.source.files and not self._files():
+            suffix = self.manager.suffix
+            raise StepError(f"no {suffix} is among the packages", "give the packages for this host's system")
+
+    def _files(self) -> list[Path]:
+        return [each for each in self.source.files if each.suffix == self.manager.suffix]
+
     def install(self) -> None:
         """Install the agent.
 
@@ -50,11 +65,9 @@ class Installing:
             StepError: it could not be; `undo` takes back what was done.
         """
         source, manager = self.source, self.manager
-        if source.repository:
+        if source.repository and not self._is_configured():
             self._configure()
-        files = [each for each in source.files if each.suffix == manager.suffix]
-        if source.files and not files:
-            raise StepError(f"no {manager.suffix} is among the packages", "give the packages for this host's system")
+        files = self._files()
         targets: list[str] = []
         folder = self._upload(files, targets) if files else ""
         # Also what a failed installation leaves half done is taken back, and nothing that was there before.
@@ -72,17 +85,24 @@ class Installing:
         if AGENT not in installed(self.shell, manager):
             raise StepError(f"{AGENT} is not installed after all", "are these hostmesh's packages?")
 
-    def _configure(self) -> None:
-        file = self.manager.repository_file()
-        wanted = {KEY_FILE: self.source.repository_key, file: self.manager.repository_text(self.source.repository)}
+    def _texts(self) -> dict[str, str]:
+        text = self.manager.repository_text(self.source.repository)
+        return {KEY_FILE: self.source.repository_key, self.manager.repository_file(): text}
+
+    def _is_configured(self) -> bool:
+        """Tell whether the host knows the repository already. Raises StepError: it knows another."""
+        wanted, file = self._texts(), self.manager.repository_file()
         there = {each: self.shell.run(f"cat {each}", root=True) for each in wanted}
         if all(there[each].code == 0 and same_repository(there[each].out, text) for each, text in wanted.items()):
-            return
+            return True
         if any(each.code == 0 for each in there.values()):
             cure = f"leave out --repository, or remove {file} and {KEY_FILE} on the host"
             raise StepError(f"another repository of hostmesh's is configured there ({file})", cure)
+        return False
+
+    def _configure(self) -> None:
         self.undo.add("the repository", lambda: _none(self.shell.root(self.manager.forget_repository())))
-        for each, text in wanted.items():
+        for each, text in self._texts().items():
             self.shell.root(f"umask 022; cat >{each}", text_in=text)
         self.shell.root(self.manager.note_keys())
 

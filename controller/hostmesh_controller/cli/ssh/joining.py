@@ -121,11 +121,16 @@ class Joining:
         assert manager is not None
         joined = facts.joined_as(self._shell.root(facts.ASK_AS_ROOT))
         self._not_another(joined)
+        installing = Installing(self._shell, manager, self.wanted.source, before, self.undo)
+        if AGENT not in before:
+            installing.check()
+        # What the controller refuses, by its name or its addresses, it refuses before anything is done.
+        self.connection.post("/v1/register", {**self._body(has_joined=joined is not None), "dry_run": True})
         if self.dry_run:
             return self._plan(found, manager, before, joined)
         if AGENT not in before:
             self._begin(steps.INSTALL)
-            Installing(self._shell, manager, self.wanted.source, before, self.undo).install()
+            installing.install()
         self._begin(steps.REGISTER)
         string, told = self._register(has_joined=joined is not None)
         if joined is None:
@@ -181,12 +186,14 @@ class Joining:
 
     # Joining
 
-    def _register(self, *, has_joined: bool) -> tuple[str, bool]:
-        """Make the objects, and a token for a host that has not joined; return its string, and whether any changed."""
+    def _body(self, *, has_joined: bool) -> dict[str, Any]:
         name, place = self.wanted.name, self.wanted.access.place
         addresses = self.wanted.body.get("addresses") or ([] if self._state() else [place.ip] if place.ip else [])
-        body = {**self.wanted.body, "addresses": addresses, "host": name, "token": not has_joined, "ttl_s": _TTL_S}
-        answer = self.connection.post("/v1/register", body)
+        return {**self.wanted.body, "addresses": addresses, "host": name, "token": not has_joined, "ttl_s": _TTL_S}
+
+    def _register(self, *, has_joined: bool) -> tuple[str, bool]:
+        """Make the objects, and a token for a host that has not joined; return its string, and whether any changed."""
+        answer = self.connection.post("/v1/register", self._body(has_joined=has_joined))
         for each in answer["objects"]:
             if each["action"] == "created":
                 self.undo.add(f"{each['kind']} {each['name']}", lambda each=each: self._delete(each))  # type: ignore[misc]

@@ -47,7 +47,7 @@ class Manager(Protocol):
         """Print a line `NAME VERSION` for each of our packages that is installed."""
 
     def offered(self) -> str:
-        """Print something if what was read of the host's repositories has the agent."""
+        """Print something if what was read of the host's repositories has the agent; nothing is read anew or kept."""
 
     def repository_file(self) -> str:
         """Return the file that makes a repository known."""
@@ -88,7 +88,8 @@ class Apt:
         return f"dpkg-query -W {shown} {' '.join(PACKAGES)} 2>/dev/null | sed -n 's/^installed //p'"
 
     def offered(self) -> str:
-        return f"apt-cache madison {AGENT} 2>/dev/null"
+        # It would keep what it made of the lists, if it is root.
+        return f"apt-cache -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= madison {AGENT} 2>/dev/null"
 
     def repository_file(self) -> str:
         return "/etc/apt/sources.list.d/hostmesh.list"
@@ -170,7 +171,7 @@ class Dnf:
         return f"rpm -q --qf '%{{NAME}} %{{VERSION}}-%{{RELEASE}}\\n' {' '.join(PACKAGES)} | grep -v 'is not installed'"
 
     def offered(self) -> str:
-        return f"dnf -q list --available {AGENT} 2>/dev/null"
+        return f"dnf -q -C list --available {AGENT} 2>/dev/null"
 
     def repository_file(self) -> str:
         return "/etc/yum.repos.d/hostmesh.repo"

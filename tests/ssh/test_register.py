@@ -465,6 +465,29 @@ def test_a_package_that_cannot_be_installed_is_taken_back(setting: Setting, tmp_
     assert setting.told.strings == []
 
 
+@pytest.mark.parametrize("how", ["the package was removed", "the file came first"])
+def test_what_the_owner_had_configured_is_there_after_a_join_that_failed(
+    setting: Setting, tmp_path: Path, how: str
+) -> None:
+    (tmp_path / "configured").mkdir()
+    setting.deb = package(tmp_path / "configured", config="# the package's\n")
+    edited = "mkdir -p /etc/hostmesh; echo '# mine' >/etc/hostmesh/agent.toml; chmod 640 /etc/hostmesh/agent.toml"
+    if how == "the package was removed":
+        setting.host.run(f"dpkg -i {setting.deb}; {edited}; dpkg -r hostmesh-agent")
+    else:
+        setting.host.run(edited)
+
+    def look() -> str:
+        shown = "dpkg-query -W -f '${db:Status-Status}' hostmesh-agent 2>/dev/null"
+        return setting.host.run(f"{shown}; cd /etc/hostmesh && stat -c '%n %a %U' * && cat *")
+
+    before = look()
+    assert before.endswith("agent.toml 640 root\n# mine\n")
+    result = setting.join(verify="http://nobody.invalid/")
+    assert (result.step, result.left_behind) == (steps.VERIFY, ())
+    assert look() == before
+
+
 def test_a_disk_that_is_full_is_found_before_a_token_is_made(setting: Setting, tmp_path: Path, key: Path) -> None:
     small = SshHost(tmp_path / "small", key, size="60m")
     small.start()

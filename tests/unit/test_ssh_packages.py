@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from hostmesh_controller.cli.ssh.packages import KEY_FILE, Apt, Dnf, Manager, same_repository
+from hostmesh_controller.cli.ssh.packages import (
+    CONFIG,
+    KEY_FILE,
+    Apt,
+    Dnf,
+    Manager,
+    configured,
+    same_repository,
+    sparing,
+)
 
 URL = "https://packages.example.com"
 EACH_MANAGER = pytest.mark.parametrize("manager", [Apt(), Dnf()], ids=["apt", "dnf"])
@@ -94,6 +103,22 @@ def test_what_dnf_has_read_is_asked_and_nothing_is_fetched(disk: Disk) -> None:
     disk.program("dnf", f'case " $* " in *" -C "*) ;; *) : >{disk.top}/fetched ;; esac; echo hostmesh-agent')
     assert disk.run(Dnf().offered()).stdout.strip() == "hostmesh-agent"
     assert not disk.at("fetched").exists()
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["", "with one of an earlier removal"])
+def test_the_owners_files_are_those_that_were_there_whatever_a_removal_does_to_them(disk: Disk, older: bool) -> None:
+    disk.put(CONFIG, "mine")
+    there = [CONFIG]
+    if older:
+        disk.put(f"{CONFIG}.rpmnew", "older")
+        there.append(f"{CONFIG}.rpmnew")
+    assert disk.run(configured()).stdout.splitlines() == list(map(disk.here, there))
+    # As rpm does.
+    removal = f"mv {CONFIG} {CONFIG}.rpmsave; [ -e {CONFIG}.rpmnew ] || : >{CONFIG}.rpmnew; exit 7"
+    assert disk.run(sparing(there, removal)).returncode == 7
+    assert disk.at(CONFIG).read_text() == "mine"
+    names = ["agent.toml", "agent.toml.rpmnew"] if older else ["agent.toml"]
+    assert sorted(each.name for each in disk.at(CONFIG).parent.iterdir()) == names
 
 
 @pytest.fixture

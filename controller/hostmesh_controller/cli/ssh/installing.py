@@ -1,7 +1,7 @@
 """The packages on one host: from where they are installed, and what takes them back."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,9 @@ from hostmesh_controller.cli.ssh.packages import (
     PATIENCE_S,
     Manager,
     Source,
+    configured,
     same_repository,
+    sparing,
 )
 from hostmesh_controller.cli.ssh.shell import Shell
 from hostmesh_controller.cli.ssh.steps import StepError, Undo
@@ -70,8 +72,10 @@ class Installing:
         files = self._files()
         targets: list[str] = []
         folder = self._upload(files, targets) if files else ""
+        removed = self.shell.run(manager.removed()).out.split()
+        there = self.shell.run(configured(), root=True).out.splitlines()
         # Also what a failed installation leaves half done is taken back, and nothing that was there before.
-        self.undo.add("the packages", self._purge)
+        self.undo.add("the packages", lambda: self._remove(removed, there))
         try:
             self.shell.root(
                 manager.install(targets),
@@ -117,9 +121,15 @@ class Installing:
             targets.append(target)
         return folder
 
-    def _purge(self) -> None:
+    def _remove(self, removed: Collection[str], there: Collection[str]) -> None:
+        """Remove what was not installed before. `removed` were so already, with `there` of the owner's files left."""
         ours = [name for name in PACKAGES if name not in self.before]
-        self.shell.root(self.manager.purge(ours), within_s=INSTALL_S)
+        as_before = [name for name in ours if name in removed]
+        scripts = [self.manager.remove(as_before)] if as_before else []
+        if purged := [name for name in ours if name not in removed]:
+            scripts.append(self.manager.purge(purged))
+        for each in scripts:
+            self.shell.root(sparing(there, each), within_s=INSTALL_S)
 
 
 def _none(_: object) -> None: ...

@@ -6,7 +6,7 @@ The seam: `manager_of` names the manager by the host's facts; a manager turns a 
 import re
 import shlex
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -63,6 +63,12 @@ class Manager(Protocol):
 
     def install(self, files: Sequence[str]) -> str:
         """Install these files, or the agent from a repository."""
+
+    def removed(self) -> str:
+        """Print the name of each of our packages that was removed, and whose configuration was left."""
+
+    def remove(self, names: Sequence[str]) -> str:
+        """Remove packages and leave their configuration, as far as the manager knows the difference."""
 
     def purge(self, names: Sequence[str]) -> str:
         """Remove packages with all that they brought; what is not there is no error."""
@@ -123,16 +129,27 @@ class Apt:
         what = shlex.join(files) if files else AGENT
         return f"{_PATIENTLY}{update}patiently {_APT} -qq install -y --no-install-recommends {what}"
 
+    def removed(self) -> str:
+        shown = "-f '${db:Status-Status} ${Package}\\n'"
+        return f"dpkg-query -W {shown} {' '.join(PACKAGES)} 2>/dev/null | sed -n 's/^config-files //p'"
+
+    def remove(self, names: Sequence[str]) -> str:
+        return _ended_by("remove", names, "not-installed|config-files")
+
     def purge(self, names: Sequence[str]) -> str:
-        # An installation whose connection was lost may still run, and holds the lock until its own time is over.
-        there = f"dpkg-query -W -f '${{db:Status-Status}} ${{Package}}\\n' {shlex.join(names)} 2>/dev/null"
-        return (
-            f"there=$({there} | sed -n '/^not-installed/d; s/^[^ ]* //p')\n"
-            '[ -n "$there" ] || exit 0\n'
-            f"purge() {{ {_APT} -o DPkg::Lock::Timeout=240 -qq purge -y $there; }}\n"
-            # An installation that was ended half-way leaves a journal that dpkg wants finished before anything else.
-            "purge || { dpkg --configure -a --force-confold; purge; }"
-        )
+        return _ended_by("purge", names, "not-installed")
+
+
+def _ended_by(verb: str, names: Sequence[str], gone: str) -> str:
+    # An installation whose connection was lost may still run, and holds the lock until its own time is over.
+    there = f"dpkg-query -W -f '${{db:Status-Status}} ${{Package}}\\n' {shlex.join(names)} 2>/dev/null"
+    return (
+        f"there=$({there} | sed -nE '/^({gone}) /d; s/^[^ ]* //p')\n"
+        '[ -n "$there" ] || exit 0\n'
+        f"end() {{ {_APT} -o DPkg::Lock::Timeout=240 -qq {verb} -y $there; }}\n"
+        # An installation that was ended half-way leaves a journal that dpkg wants finished before anything else.
+        "end || { dpkg --configure -a --force-confold; end; }"
+    )
 
 
 _APT: Final = (
@@ -213,10 +230,39 @@ class Dnf:
     def install(self, files: Sequence[str]) -> str:
         return f"dnf -q install -y {shlex.join(files) if files else AGENT}"
 
+    def removed(self) -> str:
+        return ":"  # rpm forgets what it removes
+
+    def remove(self, names: Sequence[str]) -> str:
+        return self.purge(names)
+
     def purge(self, names: Sequence[str]) -> str:
         return f"there=$(rpm -q --qf '%{{NAME}}\\n' {shlex.join(names)} | grep -v ' '); " + (
             '[ -z "$there" ] || dnf -q remove -y $there'
         )
+
+
+CONFIG: Final = "/etc/hostmesh/agent.toml"
+"""The owner's: it may be there before the package is, or still."""
+_BESIDE: Final = tuple(f"{CONFIG}.{each}" for each in ("dpkg-dist", "dpkg-new", "dpkg-old", "rpmnew", "rpmsave"))
+
+
+def configured() -> str:
+    """Print the files of the owner's that are there."""
+    return f"ls -d {CONFIG} {' '.join(_BESIDE)} 2>/dev/null"
+
+
+def sparing(there: Collection[str], script: str) -> str:
+    """Return a script that removes packages so that their owner's files are those that were `there`."""
+    kept = f"{CONFIG}.kept"
+    keep = f"[ ! -e {CONFIG} ] || cp -a {CONFIG} {kept}\n" if CONFIG in there else ""
+    made = [each for each in _BESIDE if each not in there]
+    return (
+        f"{keep}(\n{script}\n)\ncode=$?\n"
+        f"[ ! -e {kept} ] || mv -f {kept} {CONFIG}\n"
+        f"{f'rm -f {shlex.join(made)}' if made else ''}\n"
+        "exit $code"
+    )
 
 
 def same_repository(one: str, other: str) -> bool:

@@ -198,6 +198,66 @@ def test_what_somebody_else_wrote_meanwhile_is_not_put_back_but_told(setting: Se
     assert documents(setting) == [WRITTEN[0], theirs]
 
 
+def seen_as(setting: Setting, **said: Any) -> None:
+    """Until there is another token, the controller says this of the host that has joined."""
+    get, tokens = setting.told.get, len(setting.told.strings)
+
+    def told(path: str, params: Any = None) -> dict[str, Any]:
+        answer: dict[str, Any] = get(path, params)
+        is_seen = path.startswith("/v1/hosts/") and len(setting.told.strings) == tokens
+        return {**answer, **said} if is_seen else answer
+
+    setting.told.get = told
+
+
+@pytest.mark.parametrize("dry_run", [True, False], ids=["a dry run", "a real run"])
+def test_a_machine_is_not_given_the_name_of_another_that_has_joined(
+    setting: Setting, tmp_path: Path, key: Path, dry_run: bool
+) -> None:
+    without_workloads(setting.told)
+    assert setting.join() == JOINED
+    mesh, real = setting.mesh(), setting.told.real
+    before, certificates = setting.host.state(), real.get("/v1/hosts/web-1")["certificates"]
+    first, setting.host = setting.host, SshHost(tmp_path / "other", key)
+    setting.host.start()
+    try:
+        untouched = setting.host.state()
+        result = setting.join(dry_run=dry_run)
+        assert setting.host.state() == untouched
+    finally:
+        setting.host.stop()
+    assert (result.step, result.left_behind) == (steps.CHECK, ())
+    assert "another machine has joined as web-1 and is connected (192.0.2.7)" in result.message
+    assert "choose another name" in result.cure
+    assert "hostmesh host remove web-1" in result.cure
+    assert (first.state(), setting.mesh(), len(setting.told.strings)) == (before, mesh, 1)
+    assert real.get("/v1/hosts/web-1")["certificates"] == certificates
+
+
+@pytest.mark.parametrize(
+    ("said", "is_refused"),
+    [
+        ({"lease": "alive"}, True),
+        ({"lease": "agent-away"}, True),
+        ({"lease": "held"}, True),
+        ({"lease": "agent-away", "addresses": ["127.0.0.1"]}, False),
+        ({"lease": "withdrawn"}, False),
+        ({"state": "left", "lease": "unknown"}, False),
+        ({"state": "expelled", "lease": "unknown"}, True),
+    ],
+    ids=str,
+)
+def test_a_host_that_was_made_anew_joins_again_under_its_name(
+    setting: Setting, said: dict[str, Any], is_refused: bool
+) -> None:
+    without_workloads(setting.told)
+    assert setting.join() == JOINED
+    setting.host.run("rm -rf /var/lib/hostmesh /run/unit-active")
+    seen_as(setting, connected=False, **said)
+    result = setting.join()
+    assert (result.step if is_refused else result.outcome) == (steps.CHECK if is_refused else "joined"), result
+
+
 def test_a_host_is_removed_and_the_removal_can_be_repeated(setting: Setting) -> None:
     without_workloads(setting.told)
     untouched = packages(setting.host.state())

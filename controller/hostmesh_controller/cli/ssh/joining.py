@@ -39,6 +39,8 @@ _WAIT_S: Final = 90
 _VERIFY_S: Final = 60
 _TTL_S: Final = 600
 """A join string is used within seconds; should taking it back fail, it is worth nothing in ten minutes."""
+_GONE: Final = frozenset({"unknown", "withdrawn"})
+"""Leases of hosts that live no more, as far as the controller knows."""
 UNIT: Final = "hostmesh-agent.service"
 _UNITS: Final = f"hostmesh-guard.service {UNIT}"
 _NOT_OFFERED: Final = (
@@ -155,6 +157,7 @@ class Joining:
 
     def _not_another(self, joined: str | None) -> None:
         if joined is None:
+            self._not_taken()
             return
         name = self.wanted.name
         leave = "on the host: hostmesh-agent leave --purge"
@@ -165,13 +168,30 @@ class Joining:
         if self._state() != "joined":
             raise StepError(f"this host has joined a mesh as {name}, and this controller does not know of it", leave)
 
+    def _not_taken(self) -> None:
+        """This machine has joined nothing: it is not given the name of another that lives, which would be put out.
+
+        A machine that was made anew is at the address of the one before, whose agent is away.
+
+        Raises:
+            StepError: the name is another's, or nobody's to have.
+        """
+        host = known(self.connection, self.wanted.name)
+        name, place = self.wanted.name, self.wanted.access.place
+        if host is None or host["state"] in {"registered", "left"}:
+            return
+        if host["state"] != "joined":
+            raise StepError(f"{name} is {host['state']}", f"hostmesh host readmit {name}")
+        if host["connected"] or (host["lease"] not in _GONE and place.ip not in host["addresses"]):
+            how = "is connected" if host["connected"] else f"may live (lease: {host['lease']})"
+            raise StepError(
+                f"another machine has joined as {name} and {how} ({', '.join(host['addresses'])}), not {place}",
+                f"choose another name; if {name} is to be this machine: hostmesh host remove {name}",
+            )
+
     def _state(self) -> str:
-        try:
-            return str(self.connection.get(f"/v1/hosts/{part(self.wanted.name)}")["state"])
-        except CliError as error:
-            if error.code == "not_found":
-                return ""
-            raise
+        host = known(self.connection, self.wanted.name)
+        return "" if host is None else str(host["state"])
 
     def _plan(self, found: facts.Facts, manager: Manager, before: Mapping[str, str], joined: str | None) -> str:
         parts = [found.os, f"{found.free_mib} MiB free"]
@@ -193,6 +213,8 @@ class Joining:
 
     def _register(self, *, has_joined: bool) -> tuple[str, bool]:
         """Make the objects, and a token for a host that has not joined; return its string, and whether any changed."""
+        if not has_joined:
+            self._not_taken()  # since it was looked an installation may have taken minutes
         answer = self.connection.post("/v1/register", self._body(has_joined=has_joined))
         for each in answer["objects"]:
             if each["action"] == "created":
@@ -261,6 +283,16 @@ class Joining:
             return "its Envoy has not acknowledged its configuration"
         waiting = sorted(set(host["workloads"]) - set(host["ready"]))
         return f"not vouched for yet: {', '.join(waiting)}" if waiting else ""
+
+
+def known(connection: Connection, host: str) -> dict[str, Any] | None:
+    """Return what the controller says of a host; None where none is registered under that name."""
+    try:
+        return connection.get(f"/v1/hosts/{part(host)}")
+    except CliError as error:
+        if error.code == "not_found":
+            return None
+        raise
 
 
 class suppress_missing:  # noqa: N801 - it stands where contextlib.suppress does

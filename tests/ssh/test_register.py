@@ -271,6 +271,24 @@ def test_a_host_is_removed_and_the_removal_can_be_repeated(setting: Setting) -> 
         assert setting.mesh() == []
 
 
+@pytest.mark.parametrize("state", ["none", "damaged"])
+def test_a_machine_that_is_not_the_host_is_left_alone_while_the_host_is_connected(setting: Setting, state: str) -> None:
+    without_workloads(setting.told)
+    assert setting.join() == JOINED
+    setting.host.run("rm -rf /var/lib/hostmesh/*")
+    if state == "damaged":
+        setting.host.run("echo '{' >/var/lib/hostmesh/host.json")
+    before, mesh = setting.host.state(), setting.mesh()
+    leaving = Leaving("web-1", setting.wanted().access, setting.told, lambda _: None, workloads=True)
+    result = leaving.run()
+    assert (result.step, "check --ssh" in result.cure) == (steps.CHECK, True)
+    assert "web-1 is connected (192.0.2.7)" in result.message
+    assert (setting.host.state(), setting.mesh()) == (before, mesh)
+    seen_as(setting, connected=False)
+    assert replace(leaving, _step=steps.CONNECT).run() == HostResult("web-1", "removed")
+    assert (packages(setting.host.state()), setting.mesh()) == ([], [])
+
+
 @pytest.mark.parametrize("user", ["guest", "admin"], ids=["sudo without a password", "sudo with a password"])
 def test_an_ordinary_user_joins_by_sudo_and_secrets_are_seen_nowhere(
     setting: Setting, user: str, tmp_path: Path

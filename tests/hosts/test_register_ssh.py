@@ -65,7 +65,8 @@ class Fresh:
     def left(self) -> list[str]:
         logged_out(self.machine)
         left = [each for each in self.before.left() if not any(name in each for name in KEPT_BY_DNF)]
-        return [*left, *named_after_us(self.machine)]
+        keys = self.machine.run("sh", "-c", "rpm -qa 'gpg-pubkey*' 2>/dev/null || true").stdout.split()
+        return [*left, *keys, *named_after_us(self.machine)]
 
     def is_called(self) -> bool:
         seen = call_from_lab(self.lab, "client", f"http://{NAME}:{STOCK}/")

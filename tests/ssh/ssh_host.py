@@ -72,17 +72,25 @@ esac
 """
 
 
-def package(folder: Path, name: str = "hostmesh-agent", before: str = "") -> Path:
-    """Build a package; `before` is a script that runs before it is unpacked."""
+def package(folder: Path, name: str = "hostmesh-agent", before: str = "", leaving: str = "", config: str = "") -> Path:
+    """Build a package; `before` is a script that runs before it is unpacked, `leaving` one before it is removed.
+
+    `config` is the text of its agent.toml, which is its owner's from then on.
+    """
     root = folder / f"{name}.root"
     (root / "DEBIAN").mkdir(parents=True)
     (root / "usr/bin").mkdir(parents=True)
     (root / "DEBIAN/control").write_text(
         f"Package: {name}\nVersion: 0.1.0\nArchitecture: all\nMaintainer: tests <tests@invalid>\nDescription: a test\n"
     )
-    if before:
-        (root / "DEBIAN/preinst").write_text(f"#!/bin/sh\n{before}\n")
-        (root / "DEBIAN/preinst").chmod(0o755)
+    for script, text in (("preinst", before), ("prerm", leaving)):
+        if text:
+            (root / "DEBIAN" / script).write_text(f"#!/bin/sh\n{text}\n")
+            (root / "DEBIAN" / script).chmod(0o755)
+    if config:
+        (root / "etc/hostmesh").mkdir(parents=True)
+        (root / "etc/hostmesh/agent.toml").write_text(config)
+        (root / "DEBIAN/conffiles").write_text("/etc/hostmesh/agent.toml\n")
     if name == "hostmesh-agent":
         folders = [str(TREE / "agent"), str(TREE / "controller"), *filter(None, sys.path)]
         real = f"import sys\nsys.path[:0] = {folders!r}\nfrom hostmesh_agent.cli import main\nmain()\n"

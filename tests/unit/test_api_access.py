@@ -106,6 +106,17 @@ async def test_registering_makes_the_host_its_workload_and_a_join_string(tmp_pat
         assert actions(again) == {"Host/web-1": "unchanged", "WorkloadEntry/web-1": "unchanged"}
 
 
+async def test_a_dry_run_of_a_registration_makes_nothing_and_refuses_what_is_refused(tmp_path: Path) -> None:
+    body = {"host": "web-1", "addresses": ["10.0.0.5"], "dry_run": True}
+    async with running_app(tmp_path) as app:
+        answer = await app.root.post("/v1/register", json=body)
+        assert actions(answer) == {"Host/web-1": "created"}
+        assert "join_string" not in answer.json()
+        assert (await app.root.post("/v1/register", json={**body, "host": "Bad_Name"})).status_code == 422
+        for path in ("/v1/objects", "/v1/tokens"):
+            assert (await app.root.get(path)).json()["items"] == []
+
+
 async def test_a_host_without_ports_has_no_workload(tmp_path: Path) -> None:
     async with running_app(tmp_path) as app:
         answer = await app.root.post("/v1/register", json={"host": "h", "addresses": ["10.0.0.5"]})

@@ -1,16 +1,21 @@
 """What the operator writes for SSH: places, lists of hosts, secrets, facts."""
 
+import re
 from pathlib import Path
 
 import pytest
 
+from hostmesh_agent import enrol, own_unit
 from hostmesh_controller.cli.failure import CliError
-from hostmesh_controller.cli.ssh import facts
+from hostmesh_controller.cli.ssh import facts, joining
 from hostmesh_controller.cli.ssh.hosts_file import read_hosts
+from hostmesh_controller.cli.ssh.packages import read_key
 from hostmesh_controller.cli.ssh.place import Place, read_place
 from hostmesh_controller.cli.ssh.secrets import read_secret
 from hostmesh_controller.cli.ssh.steps import StepError
+from running_controller import run_cli
 
+UNIT = Path(__file__).parents[2] / "packaging/systemd/hostmesh-agent.service"
 GOOD = """defaults: {sudo: true, labels: {tier: web}}
 hosts:
 - name: web-1
@@ -83,3 +88,37 @@ def test_a_host_that_is_not_fit_is_told_why(change: str, said: str) -> None:
     facts.check(facts.read_facts(fit), sudo=False, installed=False)
     with pytest.raises(StepError, match=said):
         facts.check(facts.read_facts(f"{fit}{change}\n"), sudo=False, installed=False)
+
+
+ARMORED = "-----BEGIN PGP PUBLIC KEY BLOCK-----\n\nmQGN\n-----END PGP PUBLIC KEY BLOCK-----\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"\x99\x01\x8d\x04binary", "no public key as text: give hostmesh.asc"),
+        (b"deb https://packages.example.com stable main\n", "no public key as text"),
+        (ARMORED.replace("PUBLIC", "PRIVATE").encode(), "holds a private key, which no host is to see"),
+        (None, "No such file"),
+    ],
+    ids=["binary", "another text", "private", "missing"],
+)
+def test_a_repository_key_that_no_host_can_use_is_refused_before_anything_is_done(
+    tmp_path: Path, content: bytes | None, said: str
+) -> None:
+    good, wrong = tmp_path / "hostmesh.asc", tmp_path / "wrong"
+    good.write_text(ARMORED)
+    if content is not None:
+        wrong.write_bytes(content)
+    words = ("register", "web-1", "--ssh", "root@192.0.2.7", "--repository", "https://packages.example.com")
+    done = run_cli(*words, "--repository-key", str(wrong))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert said in done.stderr
+    assert "bug of hostmesh" not in done.stderr
+    assert read_key(good) == ARMORED
+
+
+def test_a_step_over_ssh_is_given_the_time_that_the_agent_takes_for_it() -> None:
+    (limit,) = re.findall(r"^TimeoutStartSec=(\d+)min$", UNIT.read_text(), re.MULTILINE)
+    assert joining.START_S > own_unit.STARTS_WITHIN_S > 60 * int(limit)
+    assert joining.JOIN_S > 4 * enrol.JOIN_ROUNDS * enrol.CALL_TIMEOUT_S

@@ -207,7 +207,7 @@ def _ask(place: "Place", kind: str, fingerprint: str) -> bool:
 def _source(
     repository: str, repository_key: Path | None, package: list[Path], bundle: Path | None, stack: ExitStack
 ) -> "Source":
-    from hostmesh_controller.cli.ssh.packages import Source, read_files, unpacked
+    from hostmesh_controller.cli.ssh.packages import Source, read_files, read_key, unpacked
 
     if sum(map(bool, (repository, package, bundle))) > 1:
         raise typer.BadParameter("give one of --repository, --package and --bundle")
@@ -215,11 +215,9 @@ def _source(
         raise typer.BadParameter("--repository and --repository-key go together")
     if repository and (not repository.startswith(("https://", "http://", "file:///")) or len(repository.split()) != 1):
         raise typer.BadParameter(f"--repository '{repository}' is no URL")
-    if repository_key is not None and not repository_key.is_file():
-        raise CliError(f"error: {repository_key}: no such file (--repository-key)")
     if bundle is not None:
         return Source(files=stack.enter_context(unpacked(bundle)))
-    return Source(repository, repository_key, read_files(package))
+    return Source(repository, "" if repository_key is None else read_key(repository_key), read_files(package))
 
 
 def _of_line(host: str | None, ssh: str, body: dict[str, Any], entry: Entry, source: "Source", verify: str) -> "Wanted":

@@ -118,14 +118,25 @@ class HostKeys:
         if any(each.blob == blob for each in _read(self.store, place)):
             return
         self.store.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(self.store, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "r+") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-            lines = [line for line in stream.read().splitlines() if line.split(" ")[0] != place.known_as]
+        # Who reads takes no lock: what is there is whole at every moment, and replaced at once.
+        with self.store.with_suffix(".lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            text = self.store.read_text("utf-8") if self.store.exists() else ""
+            lines = [line for line in text.splitlines() if line.split(" ")[0] != place.known_as]
             lines.append(f"{place.known_as} {kind} {base64.b64encode(blob).decode()}")
-            stream.seek(0)
-            stream.truncate()
-            stream.write("\n".join(lines) + "\n")
+            _replace(self.store, "\n".join(lines) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    path = path.resolve()
+    draft = path.with_suffix(".draft")
+    draft.unlink(missing_ok=True)
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    draft.rename(path)
 
 
 def _changed(place: Place, kind: str, offered: str, known: Sequence[KnownKey]) -> StepError:

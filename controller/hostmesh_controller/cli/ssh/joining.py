@@ -10,36 +10,41 @@ acknowledged all that is meant for it, and that each workload on it is vouched f
 (`verifying`).
 """
 
-import shlex
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 from hostmesh_controller.cli.connection import Connection, part
 from hostmesh_controller.cli.failure import CliError
 from hostmesh_controller.cli.ssh import facts, steps
-from hostmesh_controller.cli.ssh.packages import AGENT, KEY_FILE, Manager, Source, manager_of
-from hostmesh_controller.cli.ssh.session import Access, Doorway, Session
+from hostmesh_controller.cli.ssh.installing import Installing, installed
+from hostmesh_controller.cli.ssh.packages import (
+    AGENT,
+    Manager,
+    Source,
+    manager_of,
+)
+from hostmesh_controller.cli.ssh.session import Access, Doorway
+from hostmesh_controller.cli.ssh.shell import Shell
 from hostmesh_controller.cli.ssh.steps import HostResult, StepError, Undo
 from hostmesh_controller.cli.ssh.verifying import call, try_services
 
-INSTALL_S: Final = 300
+JOIN_S: Final = 210
+"""The agent asks three times at each of the controller's addresses, for 15 s: of four, with what else it does."""
+START_S: Final = 360
+"""More than the agent's unit may take (TimeoutStartSec), so that systemd says what went wrong."""
 _WAIT_S: Final = 90
 _VERIFY_S: Final = 60
 _TTL_S: Final = 600
 """A join string is used within seconds; should taking it back fail, it is worth nothing in ten minutes."""
+_GONE: Final = frozenset({"unknown", "withdrawn"})
+"""Leases of hosts that live no more, as far as the controller knows."""
 UNIT: Final = "hostmesh-agent.service"
-_NOT_INSTALLED: Final = "see the host's package manager, its disk and sources"
+_UNITS: Final = f"hostmesh-guard.service {UNIT}"
 _NOT_OFFERED: Final = (
     "which has read of no repository that has it: unless that is old, name --repository, --package or --bundle"
-)
-_NO_SOURCE: Final = (
-    "does the host know a repository that has it? If not: --repository and --repository-key, --package or --bundle; "
-    f"else {_NOT_INSTALLED}"
 )
 
 
@@ -68,17 +73,16 @@ class Joining:
     dry_run: bool = False
     undo: Undo = field(default_factory=Undo)
     _step: str = steps.CONNECT
-    _door: Doorway = field(init=False)
-    _session: Session | None = None
+    _shell: Shell = field(init=False)
     _request: str = ""
 
     def __post_init__(self) -> None:
-        self._door = Doorway(self.wanted.access, self.halted)
+        self._shell = Shell(Doorway(self.wanted.access, self.halted))
 
     def halt(self) -> None:
         """End what runs; `run` then takes back what was done."""
         self.halted.set()
-        self._door.halt()
+        self._shell.halt()
 
     def run(self) -> HostResult:
         """Join the host, or take everything back."""
@@ -89,15 +93,14 @@ class Joining:
         except Exception as error:  # a bug of ours must not leave a host half joined
             return self._failed(f"{type(error).__name__}: {error}", "this is a bug of hostmesh: report it")
         finally:
-            self._door.close()
+            self._shell.door.close()
         return HostResult(self.wanted.name, outcome, request=self._request)
 
     def _failed(self, message: str, cure: str) -> HostResult:
         if self.halted.is_set():
             message, cure = "interrupted", "repeat it"
         step = self._step
-        self._door.close()
-        self._session = None
+        self._shell.take_back()
         left = self.undo.all(self.tell)
         if left:
             cure = f"{cure}; then: hostmesh host remove {self.wanted.name} --ssh {self.wanted.access.place}".strip("; ")
@@ -109,66 +112,52 @@ class Joining:
         self._step = step
         self.tell(step)
 
-    @property
-    def _on(self) -> Session:
-        """The session; after a failure, a new one for what is to be taken back."""
-        if self._session is None:
-            self._session = self._door.open()
-        return self._session
-
-    def _root(self, script: str, *, text_in: str | None = None, within_s: int = 60, cure: str = "") -> str:
-        """Run as root.
-
-        Raises:
-            StepError: it failed; with what it said.
-        """
-        answer = self._on.run(script, root=True, text_in=text_in, within_s=within_s)
-        if answer.code != 0:
-            raise StepError(answer.said or f"code {answer.code}", cure)
-        return answer.out
-
     def _all(self) -> str:
         self._begin(steps.CONNECT)
-        assert self._on is not None
+        self._shell.open()
         self._begin(steps.CHECK)
-        found = facts.read_facts(self._on.run(facts.ASK).out)
+        found = facts.read_facts(self._shell.run(facts.ASK).out)
         manager = manager_of(found.manager)
-        before = self._installed(manager) if manager else {}
+        before = installed(self._shell, manager) if manager else {}
         facts.check(found, sudo=self.wanted.access.sudo, installed=AGENT in before)
         assert manager is not None
-        joined = facts.joined_as(self._root(facts.ASK_AS_ROOT))
+        joined = facts.joined_as(self._shell.root(facts.ASK_AS_ROOT))
         self._not_another(joined)
+        installing = Installing(self._shell, manager, self.wanted.source, before, self.undo)
+        if AGENT not in before:
+            installing.check()
+        # What the controller refuses, by its name or its addresses, it refuses before anything is done.
+        self.connection.post("/v1/register", {**self._body(has_joined=joined is not None), "dry_run": True})
         if self.dry_run:
             return self._plan(found, manager, before, joined)
         if AGENT not in before:
             self._begin(steps.INSTALL)
-            self._install(manager, before)
+            installing.install()
         self._begin(steps.REGISTER)
         string, told = self._register(has_joined=joined is not None)
         if joined is None:
             self._begin(steps.JOIN)
             self.undo.add("the host's identity", self._leave)
-            self._root(
-                "hostmesh-agent join -",
+            # Its start has a step of its own, which takes longer and has another cure.
+            self._shell.root(
+                "hostmesh-agent join - --no-start",
                 text_in=f"{string}\n",
+                within_s=JOIN_S,
                 cure="see the host's clock and its way to the controller",
             )
         changed = joined is None or AGENT not in before
         changed |= self._start()
         self._begin(steps.WAIT)
-        self._root(
+        self._shell.root(
             f"hostmesh-agent wait --timeout {_WAIT_S}", within_s=_WAIT_S + 10, cure="on the host: hostmesh-agent doctor"
         )
         self._begin(steps.VERIFY)
         self._verify()
         return "joined" if changed else "updated" if told else "unchanged"
 
-    def _installed(self, manager: Manager) -> dict[str, str]:
-        lines = self._on.run(manager.installed(), root=False).out.splitlines()
-        return dict(line.split(" ", 1) for line in lines if " " in line)
-
     def _not_another(self, joined: str | None) -> None:
         if joined is None:
+            self._not_taken()
             return
         name = self.wanted.name
         leave = "on the host: hostmesh-agent leave --purge"
@@ -179,13 +168,30 @@ class Joining:
         if self._state() != "joined":
             raise StepError(f"this host has joined a mesh as {name}, and this controller does not know of it", leave)
 
+    def _not_taken(self) -> None:
+        """This machine has joined nothing: it is not given the name of another that lives, which would be put out.
+
+        A machine that was made anew is at the address of the one before, whose agent is away.
+
+        Raises:
+            StepError: the name is another's, or nobody's to have.
+        """
+        host = known(self.connection, self.wanted.name)
+        name, place = self.wanted.name, self.wanted.access.place
+        if host is None or host["state"] in {"registered", "left"}:
+            return
+        if host["state"] != "joined":
+            raise StepError(f"{name} is {host['state']}", f"hostmesh host readmit {name}")
+        if host["connected"] or (host["lease"] not in _GONE and place.ip not in host["addresses"]):
+            how = "is connected" if host["connected"] else f"may live (lease: {host['lease']})"
+            raise StepError(
+                f"another machine has joined as {name} and {how} ({', '.join(host['addresses'])}), not {place}",
+                f"choose another name; if {name} is to be this machine: hostmesh host remove {name}",
+            )
+
     def _state(self) -> str:
-        try:
-            return str(self.connection.get(f"/v1/hosts/{part(self.wanted.name)}")["state"])
-        except CliError as error:
-            if error.code == "not_found":
-                return ""
-            raise
+        host = known(self.connection, self.wanted.name)
+        return "" if host is None else str(host["state"])
 
     def _plan(self, found: facts.Facts, manager: Manager, before: Mapping[str, str], joined: str | None) -> str:
         parts = [found.os, f"{found.free_mib} MiB free"]
@@ -193,74 +199,23 @@ class Joining:
             parts.append(f"has {AGENT} {before[AGENT]}")
         else:
             named = self.wanted.source != Source()
-            lacking = "" if named or self._on.run(manager.offered()).out.strip() else f" ({_NOT_OFFERED})"
+            lacking = "" if named or self._shell.run(manager.offered()).out.strip() else f" ({_NOT_OFFERED})"
             parts.append(f"would install {AGENT} by {found.manager}{lacking}")
         parts.append("has joined; would be told to the mesh anew" if joined else "would join, start and verify")
         return "dry run: " + ", ".join(parts)
 
-    # Installing
-
-    def _install(self, manager: Manager, before: Mapping[str, str]) -> None:
-        source = self.wanted.source
-        if source.repository:
-            self._configure(manager, source)
-        files = [each for each in source.files if each.suffix == manager.suffix]
-        if source.files and not files:
-            raise StepError(f"no {manager.suffix} is among the packages", "give the packages for this host's system")
-        targets: list[str] = []
-        folder = self._upload(files, targets) if files else ""
-        # Also what a failed installation leaves half done is taken back, and nothing that was there before.
-        self.undo.add("the packages", lambda: self._purge(manager, before))
-        try:
-            self._root(
-                manager.install(targets),
-                within_s=INSTALL_S,
-                cure=_NOT_INSTALLED if source.repository or files else _NO_SOURCE,
-            )
-        finally:
-            if folder:
-                with suppress(StepError):
-                    self._on.run(f"rm -rf {shlex.quote(folder)}")
-        if AGENT not in self._installed(manager):
-            raise StepError(f"{AGENT} is not installed after all", "are these hostmesh's packages?")
-
-    def _configure(self, manager: Manager, source: Source) -> None:
-        assert source.repository_key is not None
-        file = manager.repository_file()
-        wanted = {KEY_FILE: source.repository_key.read_text("ascii"), file: manager.repository_text(source.repository)}
-        there = {each: self._on.run(f"cat {each}", root=True) for each in wanted}
-        if all(there[each].code == 0 and there[each].out == text for each, text in wanted.items()):
-            return
-        if any(each.code == 0 for each in there.values()):
-            cure = f"leave out --repository, or remove {file} and {KEY_FILE} on the host"
-            raise StepError(f"another repository of hostmesh's is configured there ({file})", cure)
-        self.undo.add("the repository", lambda: _none(self._root(manager.forget_repository())))
-        for each, text in wanted.items():
-            self._root(f"umask 022; cat >{each}", text_in=text)
-
-    def _upload(self, files: list[Path], targets: list[str]) -> str:
-        folder = self._on.run("umask 022; mktemp -d /var/tmp/hostmesh-packages.XXXXXXXX").out.strip()
-        if "/hostmesh-packages." not in folder:
-            raise StepError("there is no room for the packages in /var/tmp", "is the disk full?")
-        self.undo.add("copied packages", lambda: _none(self._on.run(f"rm -rf {shlex.quote(folder)}")))
-        for each in files:
-            target = f"{folder}/{each.name}"
-            self._on.put(each, target)
-            targets.append(target)
-        return folder
-
-    def _purge(self, manager: Manager, before: Mapping[str, str]) -> None:
-        ours = [name for name in (AGENT, "hostmesh-envoy") if name not in before]
-        self._root(manager.purge(ours), within_s=INSTALL_S)
-
     # Joining
+
+    def _body(self, *, has_joined: bool) -> dict[str, Any]:
+        name, place = self.wanted.name, self.wanted.access.place
+        addresses = self.wanted.body.get("addresses") or ([] if self._state() else [place.ip] if place.ip else [])
+        return {**self.wanted.body, "addresses": addresses, "host": name, "token": not has_joined, "ttl_s": _TTL_S}
 
     def _register(self, *, has_joined: bool) -> tuple[str, bool]:
         """Make the objects, and a token for a host that has not joined; return its string, and whether any changed."""
-        name, place = self.wanted.name, self.wanted.access.place
-        addresses = self.wanted.body.get("addresses") or ([] if self._state() else [place.ip] if place.ip else [])
-        body = {**self.wanted.body, "addresses": addresses, "host": name, "token": not has_joined, "ttl_s": _TTL_S}
-        answer = self.connection.post("/v1/register", body)
+        if not has_joined:
+            self._not_taken()  # since it was looked an installation may have taken minutes
+        answer = self.connection.post("/v1/register", self._body(has_joined=has_joined))
         for each in answer["objects"]:
             if each["action"] == "created":
                 self.undo.add(f"{each['kind']} {each['name']}", lambda each=each: self._delete(each))  # type: ignore[misc]
@@ -290,16 +245,16 @@ class Joining:
             self.connection.delete(f"/v1/tokens/{part(token)}")
 
     def _leave(self) -> None:
-        self._root("systemctl --quiet stop hostmesh-agent.service; hostmesh-agent leave --purge", within_s=120)
+        self._shell.root("systemctl --quiet stop hostmesh-agent.service; hostmesh-agent leave --purge", within_s=120)
 
     def _start(self) -> bool:
         """Start the unit; tell whether it was not running."""
         self._begin(steps.START)
-        if self._on.run(f"systemctl --quiet is-active {UNIT}", root=True).code == 0:
+        if self._shell.run(f"systemctl --quiet is-active {UNIT}", root=True).code == 0:
             return False
-        self._root(
-            f"systemctl enable {UNIT} && systemctl start {UNIT}",
-            within_s=120,
+        self._shell.root(
+            f"systemctl enable {_UNITS} && systemctl start {UNIT}",
+            within_s=START_S,
             cure=f"on the host: journalctl -u {UNIT}",
         )
         return True
@@ -314,9 +269,9 @@ class Joining:
             if self.halted.wait(0.5):
                 raise StepError("interrupted")
         if self.wanted.verify:
-            self._request = call(self._on, self.wanted.name, self.wanted.verify)
+            self._request = call(self._shell, self.wanted.name, self.wanted.verify)
         else:
-            self._request = try_services(self._on, self.wanted.name, self.connection)
+            self._request = try_services(self._shell, self.wanted.name, self.connection)
 
     def _lacks(self) -> str:
         host = self.connection.get(f"/v1/hosts/{part(self.wanted.name)}")
@@ -330,6 +285,16 @@ class Joining:
         return f"not vouched for yet: {', '.join(waiting)}" if waiting else ""
 
 
+def known(connection: Connection, host: str) -> dict[str, Any] | None:
+    """Return what the controller says of a host; None where none is registered under that name."""
+    try:
+        return connection.get(f"/v1/hosts/{part(host)}")
+    except CliError as error:
+        if error.code == "not_found":
+            return None
+        raise
+
+
 class suppress_missing:  # noqa: N801 - it stands where contextlib.suppress does
     """What is to go and is not there has gone."""
 
@@ -337,6 +302,3 @@ class suppress_missing:  # noqa: N801 - it stands where contextlib.suppress does
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
         return isinstance(error, CliError) and error.code == "not_found"
-
-
-def _none(_: object) -> None: ...

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from hostmesh_controller.cli.connection import Connection, part
 from hostmesh_controller.cli.failure import CliError
 from hostmesh_controller.cli.ssh import facts, steps
-from hostmesh_controller.cli.ssh.joining import INSTALL_S, suppress_missing
+from hostmesh_controller.cli.ssh.installing import INSTALL_S
+from hostmesh_controller.cli.ssh.joining import known, suppress_missing
 from hostmesh_controller.cli.ssh.packages import PACKAGES, manager_of
 from hostmesh_controller.cli.ssh.session import Access, Doorway
 from hostmesh_controller.cli.ssh.steps import HostResult, StepError
@@ -69,6 +70,8 @@ class Leaving:
         joined = facts.joined_as(told.out)
         if joined not in {None, "", self.name}:
             raise StepError(f"this host is {joined}, not {self.name}", "check --ssh")
+        if joined != self.name:
+            self._not_elsewhere("has joined nothing" if joined is None else "has a damaged state")
         self._begin(steps.LEAVE)
         left = session.run(
             "command -v hostmesh-agent >/dev/null || exit 0; hostmesh-agent leave --purge", root=True, within_s=120
@@ -85,3 +88,16 @@ class Leaving:
                 raise StepError(purged.said, "see the host's package manager")
         # What `register --repository` wrote.
         session.run(manager.forget_repository(), root=True)
+
+    def _not_elsewhere(self, why: str) -> None:
+        """A machine that does not say that it is this host is not, while the host is connected.
+
+        Raises:
+            StepError: it is.
+        """
+        host = known(self.connection, self.name)
+        if host is not None and host["connected"]:
+            raise StepError(
+                f"this machine {why}, and {self.name} is connected ({', '.join(host['addresses'])})",
+                "check --ssh; if it is right, on the host: hostmesh-agent leave --purge, then repeat",
+            )

@@ -26,7 +26,7 @@ _KEY_NAMES: Final = {
 
 
 class LostError(StepError):
-    """The connection ended, or the host no longer answers."""
+    """The connection ended, or the host no longer answers: what it was told may be done, or still be under way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,8 @@ class Session:
         """Run a shell script to its end; what it reads is `text_in`, or nothing.
 
         Raises:
-            LostError: the host is gone, or the script did not end in time.
+            LostError: the host is gone.
+            StepError: the script did not end in time.
         """
         body = script if text_in is not None else f"exec </dev/null\n{script}"
         command = shlex.join(["timeout", "-k", "5", str(within_s), "env", "LC_ALL=C", "sh", "-c", body])
@@ -77,7 +78,7 @@ class Session:
                 text = f"{self.sudo_password}\n{text or ''}"
         answer = self._run(command, text, within_s)
         if answer.code == _TIMED_OUT:
-            raise LostError(f"{self.access.place}: not done within {within_s} s: {answer.said}", "look at the host")
+            raise StepError(f"{self.access.place}: not done within {within_s} s: {answer.said}", "look at the host")
         return answer
 
     def _run(self, command: str, text: str | None, within_s: int) -> Answer:

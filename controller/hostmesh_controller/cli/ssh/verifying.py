@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from hostmesh_controller.cli.connection import Connection
 from hostmesh_controller.cli.failure import CliError
-from hostmesh_controller.cli.ssh.session import Session
+from hostmesh_controller.cli.ssh.shell import Shell
 from hostmesh_controller.cli.ssh.steps import StepError
 
 _EXPLAINED: Final = 50
@@ -36,23 +36,23 @@ def read_verify(url: str) -> str:
     return url
 
 
-def call(session: Session, host: str, url: str) -> str:
+def call(shell: Shell, host: str, url: str) -> str:
     """Call a service of the mesh from the host; return what was called and answered.
 
     Raises:
         StepError: nothing answered, or only Envoy.
     """
-    answered, said = _request(session, url)
+    answered, said = _request(shell, url)
     if not answered:
         raise StepError(f"{url} called from the host: {said}", f"hostmesh explain {host} {url}")
     return f"GET {url} from the host: {said}"
 
 
-def try_services(session: Session, host: str, connection: Connection) -> str:
+def try_services(shell: Shell, host: str, connection: Connection) -> str:
     """Call a service that the host can call; return what was called and answered, or that nothing was."""
     tried: list[str] = []
     for url in islice(_callable(host, connection), _CALLED):
-        answered, said = _request(session, url)
+        answered, said = _request(shell, url)
         if answered:
             return f"GET {url} from the host: {said}"
         tried.append(f"{url}: {said}")
@@ -86,7 +86,7 @@ def _is_http(port: dict[str, Any]) -> bool:
     return protocol.lower() == "http"
 
 
-def _request(session: Session, url: str) -> tuple[bool, str]:
+def _request(shell: Shell, url: str) -> tuple[bool, str]:
     """Return whether a program answered, and the status or what went wrong."""
     split = urlsplit(url)
     host, port, path = split.hostname or "", split.port or 80, split.path or "/"
@@ -95,7 +95,7 @@ def _request(session: Session, url: str) -> tuple[bool, str]:
         f"printf 'GET %s HTTP/1.1\\r\\nHost: %s\\r\\nConnection: close\\r\\n\\r\\n' {shlex.quote(path)} "
         f"{shlex.quote(split.netloc)} >&3; head -n 1 <&3"
     )
-    answer = session.run(f"timeout 20 bash -c {shlex.quote(script)}", within_s=30)
+    answer = shell.run(f"timeout 20 bash -c {shlex.quote(script)}", within_s=30)
     status = answer.out.split()[1:2]
     said = answer.out.strip() or answer.said or "nothing"
     return answer.code == 0 and bool(status) and status[0] not in _OF_ENVOY, said

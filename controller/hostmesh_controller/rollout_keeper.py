@@ -18,10 +18,11 @@ from hostmesh_controller.mesh import Update
 from hostmesh_controller.model.objects import ApiObject, ObjectKey
 from hostmesh_controller.model.rollout import RolloutSpec
 from hostmesh_controller.registrar import Registrar
-from hostmesh_controller.rollout import document, plan
+from hostmesh_controller.rollout import document, plan, steering
+from hostmesh_controller.rollout.health import Seen
 from hostmesh_controller.rollout.look import seen_of
-from hostmesh_controller.rollout.plan import NotNowError, Seen
 from hostmesh_controller.rollout.progress import Mark, Order, Progress, Stage, order_for
+from hostmesh_controller.rollout.steering import NotNowError
 from hostmesh_controller.store import HostState, RolloutRecord, Store, StoreError
 
 KIND: Final = "Rollout"
@@ -85,7 +86,7 @@ class RolloutKeeper:
         """Take what is kept, and tell the hosts what they were told before. Raises StoreError."""
         for record in await asyncio.to_thread(self._store.rollouts):
             try:
-                progress = plan.taken_up(document.read(record.progress), self._now().timestamp())
+                progress = steering.taken_up(document.read(record.progress), self._now().timestamp())
                 self._kept[record.name] = _Kept(record.uid, progress)
             except (ValueError, KeyError, TypeError) as error:
                 # A controller without this rollout is better than none: it begins anew, with its canary.
@@ -320,11 +321,11 @@ class RolloutKeeper:
             self.view(name)
             kept, now = self._kept[name], self._now().timestamp()
             if verb == "pause":
-                progress = plan.paused(kept.progress)
+                progress = steering.paused(kept.progress)
             elif verb == "resume":
-                progress = plan.resumed(kept.progress, now)
+                progress = steering.resumed(kept.progress, now)
             elif verb == "abort":
-                progress = plan.aborted(kept.progress, now)
+                progress = steering.aborted(kept.progress, now)
             else:
                 raise NotNowError(f"a rollout does not {verb}")
             if progress != kept.progress:

@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hostmesh_controller.model.rollout import RolloutSpec
-from hostmesh_controller.rollout import document, plan
-from hostmesh_controller.rollout.plan import Figures, NotNowError, Seen, quota
+from hostmesh_controller.rollout import document, plan, steering
+from hostmesh_controller.rollout.health import Figures, Seen
+from hostmesh_controller.rollout.plan import quota
 from hostmesh_controller.rollout.progress import Mark, Order, Progress, Stage, order_for
+from hostmesh_controller.rollout.steering import NotNowError
 
 OLD, NEW = "1.40.0", "1.41.0"
 WATCH_S, DEADLINE_S = 60.0, 300.0
@@ -201,11 +203,11 @@ def test_an_absent_host_that_somebody_else_has_changed_is_left_alone() -> None:
 
 def test_a_paused_one_that_is_done_lets_no_absent_host_have_it() -> None:
     hosts = Hosts(HUNDRED, away={"h1"}, absent_s=1e6)
-    progress = plan.paused(run(spec(), hosts))
+    progress = steering.paused(run(spec(), hosts))
     hosts.away = set()
     progress = run_on(spec(), hosts, progress, 5000, 6000)
     assert len(told(progress)) == 99
-    assert len(told(run_on(spec(), hosts, plan.resumed(progress, 6000), 6000, 7000))) == 100
+    assert len(told(run_on(spec(), hosts, steering.resumed(progress, 6000), 6000, 7000))) == 100
 
 
 def test_who_has_proven_it_is_not_judged_any_more() -> None:
@@ -251,17 +253,17 @@ def test_a_pause_touches_nobody_else_and_a_resume_goes_on_where_it_was() -> None
     hosts, what = Hosts(HUNDRED), spec()
     progress = run_on(what, hosts, Progress(NEW), 0, 100)
     assert len(told(progress)) == 10
-    paused = run_on(what, hosts, plan.paused(progress), 100, 3000)
+    paused = run_on(what, hosts, steering.paused(progress), 100, 3000)
     assert told(paused) == told(progress)
     assert (paused.wave, paused.stage) == (1, Stage.RUNNING)
-    resumed = plan.resumed(paused, 3000.0)
+    resumed = steering.resumed(paused, 3000.0)
     assert resumed.wave == 1
     assert run_on(what, hosts, resumed, 3000, 4000).stage is Stage.DONE
 
 
 def test_a_paused_rollout_halts_if_a_host_turns_bad() -> None:
     hosts, what = Hosts(HUNDRED), spec()
-    progress = plan.paused(run_on(what, hosts, Progress(NEW), 0, 30))
+    progress = steering.paused(run_on(what, hosts, Progress(NEW), 0, 30))
     hosts.bad = dict.fromkeys(HUNDRED, BAD["it answers 503"])
     assert run_on(what, hosts, progress, 30, 50).stage is Stage.HALTED
 
@@ -270,7 +272,7 @@ def test_after_a_halt_a_resume_begins_with_the_canary_in_another_attempt() -> No
     hosts, what = Hosts(HUNDRED, bad=dict.fromkeys(HUNDRED, BAD["it crashes"])), spec()
     halted = run(what, hosts)
     hosts.bad = {}
-    progress = plan.resumed(halted, 5000.0)
+    progress = steering.resumed(halted, 5000.0)
     assert progress.attempt > halted.attempt
     progress = run_on(what, hosts, progress, 5000, 5020)
     assert (progress.wave, len(told(progress))) == (0, 2)
@@ -284,7 +286,7 @@ def test_one_that_refuses_the_version_and_the_way_back_holds_up_no_resume() -> N
     for now in (10.0, 20.0):
         progress = plan.step(spec(), unwilling, progress, now)
     assert (progress.stage, progress.hosts["a"].mark) == (Stage.HALTED, Mark.RETURNED)
-    progress = plan.step(spec(), willing, plan.resumed(progress, 30.0), 40.0)
+    progress = plan.step(spec(), willing, steering.resumed(progress, 30.0), 40.0)
     assert progress.hosts["a"].mark is Mark.ORDERED
 
 
@@ -293,7 +295,7 @@ def test_without_rollback_a_halt_leaves_hosts_as_they_are_and_a_resume_tries_the
     halted = run(what, hosts)
     assert (halted.stage, len(told(halted))) == (Stage.HALTED, 2)
     hosts.bad = {}
-    progress = run_on(what, hosts, plan.resumed(halted, 5000.0), 5000, 5020)
+    progress = run_on(what, hosts, steering.resumed(halted, 5000.0), 5000, 5020)
     assert told(progress) == told(halted)
     assert run_on(what, hosts, progress, 5020, 6000).stage is Stage.DONE
 
@@ -302,19 +304,19 @@ def test_an_abort_returns_all_and_is_for_good() -> None:
     hosts, what = Hosts(HUNDRED), spec()
     progress = run_on(what, hosts, Progress(NEW), 0, 200)
     assert len(told(progress)) == 50
-    aborted = run_on(what, hosts, plan.aborted(progress, 200.0), 200, 2000)
+    aborted = run_on(what, hosts, steering.aborted(progress, 200.0), 200, 2000)
     assert (aborted.stage, len(aborted.marked(Mark.RETURNED))) == (Stage.ABORTED, 50)
     assert set(hosts.version.values()) == {OLD}
     with pytest.raises(NotNowError, match="apply it again"):
-        plan.resumed(aborted, 2000.0)
+        steering.resumed(aborted, 2000.0)
 
 
 def test_a_pause_holds_for_another_version_and_ends_with_an_abort() -> None:
     hosts = Hosts(HUNDRED)
-    paused = plan.paused(run_on(spec(), hosts, Progress(NEW), 0, 20))
+    paused = steering.paused(run_on(spec(), hosts, Progress(NEW), 0, 20))
     other = spec(version="1.42.0")
     assert told(plan.step(other, hosts.seen(paused), paused, 30.0)) == []
-    aborted = plan.aborted(paused, 30.0)
+    aborted = steering.aborted(paused, 30.0)
     assert len(told(plan.step(other, hosts.seen(aborted), aborted, 40.0))) == 2
 
 
@@ -398,9 +400,9 @@ def checked_step(what: RolloutSpec, hosts: Hosts, before: Progress, now: float) 
 
 def asked(verb: str, progress: Progress, now: float) -> Progress:
     if verb == "pause":
-        return plan.paused(progress)
+        return steering.paused(progress)
     if verb == "resume":
-        return plan.resumed(progress, now)
-    after = plan.aborted(progress, now)
+        return steering.resumed(progress, now)
+    after = steering.aborted(progress, now)
     assert not told(after)
     return after

@@ -3,7 +3,7 @@
 from hostmesh_api.manifest import AGENT
 from hostmesh_api.v1.hostmesh_pb2 import CallFigures, HostReport, UpdateState
 from hostmesh_controller.model.rollout import RolloutSpec
-from hostmesh_controller.rollout.plan import Figures, Seen
+from hostmesh_controller.rollout.health import Figures, Seen
 from hostmesh_controller.rollout.progress import Order
 
 

@@ -279,6 +279,19 @@ def put(directory: Path, binary: Path, version: str) -> None:
     )
 
 
+def put_more(directory: Path, *versions: str) -> None:
+    """Sign more versions of both."""
+    for version in versions:
+        put(directory, directory / "envoy", version)
+        put_agent(directory, version)
+
+
+async def relabel(app: App, host: str, tier: str) -> None:
+    labelled = f"{{apiVersion: hostmesh.io/v1, kind: Host, metadata: {{name: {host}, labels: {{tier: {tier}}}}}}}"
+    applied = await app.apply(labelled)
+    assert applied.status_code == 200, applied.text
+
+
 def put_agent(directory: Path, version: str) -> None:
     for kind, name in (("deb", f"hostmesh-agent_{version}_amd64.deb"), ("rpm", f"hostmesh-agent-{version}-1.rpm")):
         (directory / name).write_bytes(f"a package of {kind}".encode())

@@ -159,7 +159,8 @@ class RolloutKeeper:
         await self._take(name, kept, progress)
         await self._sign(spec, kept)
         kept.total = len(kept.progress.hosts) + sum(
-            host not in kept.progress.hosts and each.version != spec.version for host, each in seen.items()
+            each.selected and host not in kept.progress.hosts and each.version != spec.version
+            for host, each in seen.items()
         )
         kept.versions = {host: each.version for host, each in seen.items()}
         kept.reasons = {host: each.reason for host, each in seen.items() if each.reason}
@@ -191,7 +192,8 @@ class RolloutKeeper:
         seen: dict[str, Seen] = {}
         for item in self._hosts:
             host = item.key.name
-            if host not in kept.progress.hosts and not wanted <= item.metadata.labels.items():
+            selected = wanted <= item.metadata.labels.items()
+            if host not in kept.progress.hosts and not selected:
                 continue
             state = await self._registrar.states.state(host)
             report = self._report(host, state)
@@ -199,14 +201,22 @@ class RolloutKeeper:
             if machine and machine not in signed and spec.source == "mirror":
                 signed[machine] = await self._signed(spec, machine, problems)
             fits = spec.source != "mirror" or signed.get(machine) is not None
-            seen[host] = self._seen(host, state, report, spec, kept, fits=fits)
+            seen[host] = self._seen(host, state, report, spec, kept, fits=fits, selected=selected)
         if not seen:
             problems.add(_nobody(spec))
         kept.problems = tuple(sorted(problems))
         return seen
 
     def _seen(
-        self, host: str, state: HostState, report: HostReport, spec: RolloutSpec, kept: _Kept, *, fits: bool
+        self,
+        host: str,
+        state: HostState,
+        report: HostReport,
+        spec: RolloutSpec,
+        kept: _Kept,
+        *,
+        fits: bool,
+        selected: bool,
     ) -> Seen:
         touched = kept.progress.hosts.get(host)
         heard = 0.0 if state.last_report_at is None else state.last_report_at.timestamp()
@@ -219,7 +229,17 @@ class RolloutKeeper:
         order = order_for(kept.progress, host)
         # While this controller was away nobody was absent.
         absent_s = self._now().timestamp() - max(heard, self._began)
-        return seen_of(report, spec, kept.uid, order, alive=alive, fits=fits, refuses=refuses, absent_s=absent_s)
+        return seen_of(
+            report,
+            spec,
+            kept.uid,
+            order,
+            alive=alive,
+            fits=fits,
+            refuses=refuses,
+            absent_s=absent_s,
+            selected=selected,
+        )
 
     def _report(self, host: str, state: HostState) -> HostReport:
         """Return the last report of a host, which is read once."""

@@ -44,6 +44,7 @@ class Seen:
         refuses: what it refused since that it did not refuse before; "" for nothing.
         before, after: calls.
         absent_s: for how long it has not been heard of.
+        selected: it has the labels that the rollout is for. One that has lost them is here because it was touched.
     """
 
     alive: bool
@@ -57,6 +58,7 @@ class Seen:
     before: Figures = field(default_factory=Figures)
     after: Figures = field(default_factory=Figures)
     absent_s: float = 0.0
+    selected: bool = True
 
 
 def judged(spec: RolloutSpec, seen: Seen, touched: Touched, now: float) -> Touched:

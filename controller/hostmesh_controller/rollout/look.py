@@ -17,6 +17,7 @@ def seen_of(
     fits: bool,
     refuses: str,
     absent_s: float,
+    selected: bool,
 ) -> Seen:
     """Return how a host is that reports; `order` is what it was told.
 
@@ -29,6 +30,7 @@ def seen_of(
         fits: there is an artifact for it.
         refuses: what it has refused of its configuration since it was told.
         absent_s: for how long it has not been heard of.
+        selected: it has the labels of the rollout.
     """
     told = next((each for each in report.updates if order is not None and _is_of(each, rollout, order)), None)
     envoy = report.envoy
@@ -45,6 +47,7 @@ def seen_of(
         before=Figures() if told is None else _figures(told.before),
         after=Figures() if told is None else _figures(told.after),
         absent_s=absent_s,
+        selected=selected,
     )
 
 

@@ -142,7 +142,7 @@ def _pending(
     found = [
         host
         for host, each in seen.items()
-        if host not in progress.hosts and host not in others and each.version != spec.version
+        if each.selected and host not in progress.hosts and host not in others and each.version != spec.version
         if among is None or host in among
     ]
     return _shuffled(spec, found)

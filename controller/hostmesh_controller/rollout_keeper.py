@@ -18,7 +18,7 @@ from hostmesh_controller.mesh import Update
 from hostmesh_controller.model.objects import ApiObject, ObjectKey
 from hostmesh_controller.model.rollout import RolloutSpec
 from hostmesh_controller.registrar import Registrar
-from hostmesh_controller.rollout import document, plan, steering
+from hostmesh_controller.rollout import document, plan, steering, waiting
 from hostmesh_controller.rollout.health import Seen
 from hostmesh_controller.rollout.look import seen_of
 from hostmesh_controller.rollout.progress import Mark, Order, Progress, Stage, order_for
@@ -157,6 +157,7 @@ class RolloutKeeper:
         others = {host for other, each in self._kept.items() if other != name for host in each.progress.in_hand}
         progress = plan.step(spec, seen, kept.progress, self._now().timestamp(), others)
         await self._take(name, kept, progress)
+        kept.problems = (*kept.problems, *waiting.problems(spec, seen, progress))
         await self._sign(spec, kept)
         kept.total = len(kept.progress.hosts) + sum(
             each.selected and host not in kept.progress.hosts and each.version != spec.version
@@ -322,7 +323,10 @@ class RolloutKeeper:
         if not many:
             return ""
         if kept.progress.stage is Stage.ABORTED:
-            return f"{many} of its hosts have not gone back yet: see hostmesh rollout status {name}"
+            return (
+                f"{many} of its hosts have not gone back yet: see hostmesh rollout status {name}; another "
+                f"hostmesh rollout abort {name} lets those try again that could not"
+            )
         return (
             f"{many} of its hosts have the version and nobody would call them back: end it first "
             f"(hostmesh rollout abort {name}), or let it come to its end"

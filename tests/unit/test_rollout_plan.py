@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hostmesh_controller.model.rollout import RolloutSpec
-from hostmesh_controller.rollout import document, plan, steering
+from hostmesh_controller.rollout import document, plan, steering, waiting
 from hostmesh_controller.rollout.health import Figures, Seen
 from hostmesh_controller.rollout.plan import quota
 from hostmesh_controller.rollout.progress import Mark, Order, Progress, Stage, order_for
@@ -288,6 +288,64 @@ def test_one_that_refuses_the_version_and_the_way_back_holds_up_no_resume() -> N
     assert (progress.stage, progress.hosts["a"].mark) == (Stage.HALTED, Mark.RETURNED)
     progress = plan.step(spec(), willing, steering.resumed(progress, 30.0), 40.0)
     assert progress.hosts["a"].mark is Mark.ORDERED
+
+
+def halted(hosts: Hosts) -> Progress:
+    """Return a rollout whose canary is not back yet, at 60 s."""
+    hosts.bad = dict.fromkeys(HUNDRED, BAD["it crashes"])
+    progress = run_on(spec(), hosts, Progress(NEW), 0, 10)
+    hosts.stuck = set(told(progress))
+    progress = run_on(spec(), hosts, progress, 10, 60)
+    assert (progress.stage, progress.marked(Mark.RETURNING)) == (Stage.HALTED, sorted(hosts.stuck))
+    hosts.bad, hosts.stuck = {}, set()
+    return progress
+
+
+def test_a_host_that_died_on_its_way_back_keeps_no_resume_from_going_on() -> None:
+    hosts = Hosts(HUNDRED, absent_s=3599)
+    progress = halted(hosts)
+    first, second = progress.marked(Mark.RETURNING)
+    hosts.away = {first}
+    progress = run_on(spec(), hosts, steering.resumed(progress, 60.0), 60, 3000)
+    assert (progress.stage, progress.wave, progress.marked(Mark.RETURNING)) == (Stage.RUNNING, 0, [first])
+    hosts.absent_s = 3600
+    progress = run_on(spec(), hosts, progress, 3000, 4000)
+    assert (progress.stage, len(told(progress)), second in told(progress)) == (Stage.DONE, 99, True)
+    assert first in waiting.problems(spec(), hosts.seen(progress), progress)[0]
+    hosts.away = set()
+    # First it goes back, then it is as any other that was absent.
+    progress = run_on(spec(), hosts, progress, 4000, 5000)
+    assert (len(told(progress)), dict(progress.absent), progress.hosts[first].settled) == (100, {}, True)
+
+
+def test_of_one_host_that_is_dead_nothing_is_shown() -> None:
+    hosts = Hosts(["a"], bad={"a": BAD["it crashes"]})
+    progress = run_on(spec(), hosts, Progress(NEW), 0, 20)
+    hosts.away, hosts.absent_s = {"a"}, 1e6
+    progress = run_on(spec(), hosts, steering.resumed(progress, 20.0), 20, 4000)
+    assert progress.stage is Stage.RUNNING
+
+
+@pytest.mark.parametrize("verb", ["resume", "abort", "abort twice"])
+def test_who_cannot_go_back_tries_again_when_an_operator_says_so(verb: str) -> None:
+    hosts = Hosts(HUNDRED)
+    progress = halted(hosts)
+    many = len(progress.marked(Mark.RETURNING))
+    failed = {host: Seen(True, NEW, state="failed", reason="no room") for host in progress.marked(Mark.RETURNING)}
+    if verb == "abort twice":
+        progress = steering.aborted(progress, 60.0)
+    progress = plan.step(spec(), hosts.seen(progress) | failed, progress, 70.0)
+    (said,) = waiting.problems(spec(), hosts.seen(progress), progress)
+    assert ("cannot go back (no room)" in said, "resume or abort" in said) == (True, True)
+    attempt = progress.attempt
+    again = steering.resumed(progress, 80.0) if verb == "resume" else steering.aborted(progress, 80.0)
+    orders = [order_for(again, host) for host in again.marked(Mark.RETURNING)]
+    assert len(orders) == many
+    assert all(each is not None and each.back and each.attempt > attempt for each in orders)
+    assert waiting.problems(spec(), hosts.seen(again), again) == []
+    progress = run_on(spec(), hosts, again, 80, 3000)
+    assert progress.marked(Mark.RETURNING) == []
+    assert progress.stage is (Stage.DONE if verb == "resume" else Stage.ABORTED)
 
 
 def test_without_rollback_a_halt_leaves_hosts_as_they_are_and_a_resume_tries_them_again() -> None:

@@ -60,6 +60,10 @@ class Seen:
     absent_s: float = 0.0
     selected: bool = True
 
+    def is_absent(self, spec: RolloutSpec) -> bool:
+        """Tell whether it is away for so long that nobody waits for it."""
+        return not self.alive and self.absent_s >= spec.absent_after.total_seconds()
+
 
 def judged(spec: RolloutSpec, seen: Seen, touched: Touched, now: float) -> Touched:
     if touched.settled:
@@ -69,7 +73,8 @@ def judged(spec: RolloutSpec, seen: Seen, touched: Touched, now: float) -> Touch
         stayed = seen.state == "refused" and seen.version == touched.before
         if seen.alive and (seen.state == "done" or stayed):
             return replace(touched, mark=Mark.RETURNED)
-        return replace(touched, reason=seen.reason or touched.reason)
+        stuck = seen.state in {"failed", "refused"}
+        return replace(touched, stuck=stuck, reason=seen.reason or touched.reason)
     if touched.mark not in {Mark.ORDERED, Mark.WELL}:
         return touched
     why = _failed(spec, seen)

@@ -61,9 +61,8 @@ def _onwards(
 ) -> Progress:
     pending = _pending(spec, seen, progress, others)
     total = len(progress.hosts) + len(pending)
-    absent_s = spec.absent_after.total_seconds()
-    awaited = [host for host in pending if seen[host].alive or seen[host].absent_s < absent_s]
-    if _proven(spec, progress, now, total, awaited, pending):
+    awaited = [host for host in pending if not seen[host].is_absent(spec)]
+    if _proven(spec, seen, progress, now, total, awaited, pending):
         if not awaited and progress.wave >= len(spec.waves):
             return _done(seen, progress, [*pending, *_pending(spec, seen, progress, (), others)])
         progress = replace(progress, wave=min(progress.wave + 1, len(spec.waves) + 1))
@@ -97,17 +96,20 @@ def _late(
     if failed and spec.rollback == "all":
         progress = _back(progress, failed, now)
     watch_s = spec.watch.total_seconds()
+    # One that was away on its way back when all others had it is another of the absent.
+    back = {host: progress.hosts[host].before for host in progress.marked(Mark.RETURNED) if not progress.reason}
     hosts = {
         host: replace(each, settled=each.mark is Mark.WELL and now - (each.well_since or now) >= watch_s)
         if not each.settled
         else each
         for host, each in progress.hosts.items()
+        if host not in back
     }
     # One that has another version by now got it from somebody who knows better.
     absent = {
         host: version
-        for host, version in progress.absent.items()
-        if host in seen and host not in hosts and seen[host].version != spec.version
+        for host, version in {**progress.absent, **back}.items()
+        if host in seen and seen[host].selected and host not in hosts and seen[host].version != spec.version
         if not version or seen[host].version == version
     }
     progress = replace(progress, hosts=hosts, absent=absent)
@@ -154,11 +156,19 @@ def _shuffled(spec: RolloutSpec, hosts: Collection[str]) -> Sequence[str]:
 
 
 def _proven(
-    spec: RolloutSpec, progress: Progress, now: float, total: int, awaited: Sequence[str], pending: Sequence[str]
+    spec: RolloutSpec,
+    seen: Mapping[str, Seen],
+    progress: Progress,
+    now: float,
+    total: int,
+    awaited: Sequence[str],
+    pending: Sequence[str],
 ) -> bool:
     """Tell whether the wave is whole, or nobody else is there, and all that have it were well for long enough."""
     have_it = [progress.hosts[host] for host in progress.marked(*HAVE_IT)]
-    if len(have_it) < len(progress.hosts) or (pending and not have_it):
+    if any(not seen[host].is_absent(spec) for host in progress.marked(Mark.RETURNING)):
+        return False
+    if not have_it and (pending or progress.hosts):
         return False
     if awaited and len(have_it) < quota(spec, progress.wave, total):
         return False
@@ -175,11 +185,23 @@ def all_back(progress: Progress, now: float) -> Progress:
     return _back(progress, progress.marked(*HAVE_IT), now)
 
 
+def back_again(progress: Progress, now: float) -> Progress:
+    """Let those try again that could not go back."""
+    stuck = [host for host in progress.marked(Mark.RETURNING) if progress.hosts[host].stuck]
+    return _back(progress, stuck, now) if stuck else progress
+
+
 def _back(progress: Progress, which: Collection[str], now: float) -> Progress:
     attempt = progress.attempt + 1
     back = {
         host: replace(
-            progress.hosts[host], mark=Mark.RETURNING, attempt=attempt, since=now, well_since=None, settled=False
+            progress.hosts[host],
+            mark=Mark.RETURNING,
+            attempt=attempt,
+            since=now,
+            well_since=None,
+            settled=False,
+            stuck=False,
         )
         for host in which
     }

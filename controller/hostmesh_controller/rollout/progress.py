@@ -34,6 +34,7 @@ class Touched:
         unwell_since: since when it has not been.
         reason: why it failed.
         settled: the version has proven good, and nobody looks at this host any more.
+        stuck: the host says that it cannot go back; it is not asked again by itself.
     """
 
     mark: Mark
@@ -44,6 +45,7 @@ class Touched:
     unwell_since: float = 0.0
     reason: str = ""
     settled: bool = False
+    stuck: bool = False
 
 
 @dataclass(frozen=True, slots=True)

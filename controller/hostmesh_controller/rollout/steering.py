@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from hostmesh_controller.rollout.plan import HAVE_IT, all_back
+from hostmesh_controller.rollout.plan import HAVE_IT, all_back, back_again
 from hostmesh_controller.rollout.progress import Mark, Progress, Stage, Touched
 
 
@@ -27,8 +27,12 @@ def paused(progress: Progress) -> Progress:
 
 
 def resumed(progress: Progress, now: float) -> Progress:
-    """Go on. What was called back is told the version anew, the canary first; what was not is tried again."""
-    if progress.stage is Stage.DONE and (progress.reason or progress.paused):
+    """Go on. What was called back is told the version anew, the canary first; what was not is tried again.
+
+    Who could not go back tries that again.
+    """
+    before, progress = progress, back_again(progress, now)
+    if progress.stage is Stage.DONE and (progress.reason or progress.paused or progress != before):
         return _late_again(progress, now)
     if progress.stage in {Stage.ABORTED, Stage.DONE}:
         raise NotNowError(f"it is {progress.stage}; delete the Rollout and apply it again to begin anew")
@@ -57,7 +61,8 @@ def _late_again(progress: Progress, now: float) -> Progress:
 
 
 def aborted(progress: Progress, now: float) -> Progress:
-    """Return all that have the new version to what they had, for good."""
+    """Return all that have the new version to what they had, for good; those that could not try again."""
+    progress = back_again(progress, now)
     if progress.stage is Stage.ABORTED:
         return progress
     # The pause ends with it: another version is another rollout.

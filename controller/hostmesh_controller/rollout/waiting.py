@@ -1,0 +1,30 @@
+"""Whom a rollout waits for, as operators read it. Pure."""
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from hostmesh_controller.model.rollout import RolloutSpec
+from hostmesh_controller.rollout.health import Seen
+from hostmesh_controller.rollout.progress import Mark, Progress
+
+_NAMED: Final = 3
+"""So many hosts are named; of more their number is told."""
+
+
+def problems(spec: RolloutSpec, seen: Mapping[str, Seen], progress: Progress) -> list[str]:
+    """Say what holds it up and will not pass by itself."""
+    returning = [host for host in progress.marked(Mark.RETURNING) if host in seen]
+    stuck = [host for host in returning if progress.hosts[host].stuck]
+    gone = [host for host in returning if host not in stuck and seen[host].is_absent(spec)]
+    found = []
+    if stuck:
+        why = progress.hosts[stuck[0]].reason or "it does not say why"
+        found.append(f"{_names(stuck)} cannot go back ({why}): resume or abort lets them try again")
+    if gone:
+        found.append(f"{_names(gone)} go back once they are heard of; nobody else waits for that")
+    return found
+
+
+def _names(hosts: Sequence[str]) -> str:
+    named = ", ".join(hosts[:_NAMED])
+    return named if len(hosts) <= _NAMED else f"{len(hosts)} hosts ({named}, …)"

@@ -82,6 +82,8 @@ class Agent:
     state: str = ""
     reason: str = ""
     after: CallFigures = field(default_factory=CallFigures)
+    took_on: str = ""
+    """The version that it had when it was told to take another one."""
     silent: bool = False
     leaves: bool = False
     ever: list[str] = field(default_factory=list)
@@ -119,6 +121,7 @@ class Agent:
             self.version, self.state, self.reason = OLD, "done", ""
         else:
             self.ever.append(wanted.version)
+            self.took_on = self.version
             behaviour(self, wanted)
 
     async def report(self) -> None:

@@ -319,7 +319,7 @@ class RolloutKeeper:
         kept = self._kept.get(name)
         if kept is None:
             return ""
-        many = sum(kept.progress.hosts[host].mark is not Mark.RETURNED for host in kept.progress.in_hand)
+        many = _many_at_work(kept.progress)
         if not many:
             return ""
         if kept.progress.stage is Stage.ABORTED:
@@ -330,6 +330,19 @@ class RolloutKeeper:
         return (
             f"{many} of its hosts have the version and nobody would call them back: end it first "
             f"(hostmesh rollout abort {name}), or let it come to its end"
+        )
+
+    def why_not_changed(self, name: str, before: RolloutSpec, after: RolloutSpec) -> str:
+        """Return why a Rollout's component and source must stay; "" if it may be changed like that."""
+        if (before.component, before.source) == (after.component, after.source):
+            return ""
+        kept = self._kept.get(name)
+        many = 0 if kept is None else _many_at_work(kept.progress)
+        if not many:
+            return ""
+        return (
+            f"{many} of its hosts are told a version of {before.component} and would not be called back: end it first "
+            f"(hostmesh rollout abort {name}), or apply another Rollout"
         )
 
     async def ask(self, name: str, verb: str, actor: str) -> View:
@@ -360,6 +373,10 @@ class RolloutKeeper:
                 await self._note(name, f"rollout.{verb}", progress, actor)
         await self.look()
         return self.view(name)
+
+
+def _many_at_work(progress: Progress) -> int:
+    return sum(progress.hosts[host].mark is not Mark.RETURNED for host in progress.in_hand)
 
 
 def _tells(update: Update, order: Order) -> bool:

@@ -4,10 +4,46 @@ from pathlib import Path
 
 import pytest
 
+from hostmesh_api.v1.hostmesh_pb2 import WantedUpdate
 from hostmesh_controller.rollout.progress import Mark, Stage
-from rollout_fleet import CANARY, NEW, a_fleet, good, put_more, relabel, rollout
+from rollout_fleet import CANARY, NEW, OLD, Agent, a_fleet, answers_503, good, put_more, relabel, rollout
 
 NEWER = "1.42.0"
+
+
+@pytest.mark.parametrize("component", ["envoy", "agent"])
+async def test_a_version_that_mends_a_bad_one_begins_on_hosts_that_are_back(
+    component: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bad(agent: Agent, wanted: WantedUpdate) -> None:
+        (answers_503 if wanted.version == NEW else good)(agent, wanted)
+
+    async with a_fleet(tmp_path, monkeypatch, 20, component) as fleet:
+        put_more(tmp_path, NEWER)
+        await fleet.live(bad, lambda: len(fleet.ever_told) == CANARY)
+        first = fleet.ever_told
+        # They have it, and nobody has seen that it is bad.
+        applied = await fleet.app.apply(rollout(component, version=NEWER))
+        assert applied.status_code == 200, applied.text
+        await fleet.keeper.look()
+        assert fleet.keeper.view("next").progress.marked(Mark.RETURNING) == first
+        shown = (await fleet.app.root.get("/v1/rollouts/next")).json()
+        assert "go back to what they had" in shown["problems"][0]
+        await fleet.live(bad, lambda: fleet.stage is Stage.DONE)
+        assert {fleet.agents[host].took_on for host in first} == {OLD}
+        assert {each.version for each in fleet.agents.values()} == {NEWER, OLD}
+        assert all(each.before == OLD for each in fleet.keeper.view("next").progress.hosts.values())
+
+
+async def test_nothing_else_is_made_of_a_rollout_at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with a_fleet(tmp_path, monkeypatch, 10) as fleet:
+        await fleet.live(good, lambda: len(fleet.ever_told) == CANARY)
+        for other in (rollout("agent"), rollout("envoy", "packages")):
+            refused = await fleet.app.apply(other)
+            assert (refused.status_code, "hostmesh rollout abort next" in refused.text) == (409, True)
+        assert (await fleet.app.apply(rollout().replace("60s", "30s"))).status_code == 200
+        await fleet.live(good, lambda: fleet.stage is Stage.DONE)
+        assert (await fleet.app.apply(rollout("agent"))).status_code == 200
 
 
 async def test_another_version_for_other_hosts_comes_to_no_host_that_is_not_meant_any_more(

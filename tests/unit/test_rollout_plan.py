@@ -45,7 +45,7 @@ class Hosts:
         for host in self.names:
             order = order_for(progress, host)
             if order is not None and host not in self.away and host not in self.stuck:
-                self.version[host] = OLD if order.back else NEW
+                self.version[host] = OLD if order.back else order.version
                 self.said[host] = replace(order, settled=False)
             # Of one that is away its last report is known.
             known = order is not None and self.said.get(host) == replace(order, settled=False)
@@ -342,7 +342,7 @@ def test_who_cannot_go_back_tries_again_when_an_operator_says_so(verb: str) -> N
     orders = [order_for(again, host) for host in again.marked(Mark.RETURNING)]
     assert len(orders) == many
     assert all(each is not None and each.back and each.attempt > attempt for each in orders)
-    assert waiting.problems(spec(), hosts.seen(again), again) == []
+    assert "cannot" not in "".join(waiting.problems(spec(), hosts.seen(again), again))
     progress = run_on(spec(), hosts, again, 80, 3000)
     assert progress.marked(Mark.RETURNING) == []
     assert progress.stage is (Stage.DONE if verb == "resume" else Stage.ABORTED)
@@ -373,9 +373,9 @@ def test_a_pause_holds_for_another_version_and_ends_with_an_abort() -> None:
     hosts = Hosts(HUNDRED)
     paused = steering.paused(run_on(spec(), hosts, Progress(NEW), 0, 20))
     other = spec(version="1.42.0")
-    assert told(plan.step(other, hosts.seen(paused), paused, 30.0)) == []
+    assert told(run_on(other, hosts, paused, 30, 300)) == []
     aborted = steering.aborted(paused, 30.0)
-    assert len(told(plan.step(other, hosts.seen(aborted), aborted, 40.0))) == 2
+    assert len(told(run_on(other, hosts, aborted, 40, 60))) == 2
 
 
 def test_another_version_begins_anew() -> None:
@@ -383,6 +383,46 @@ def test_another_version_begins_anew() -> None:
     other = plan.step(spec(version="1.42.0"), Hosts(HUNDRED).seen(Progress(NEW)), progress, 9000.0)
     assert (other.version, other.stage, len(other.hosts)) == ("1.42.0", Stage.RUNNING, 2)
     assert other.attempt > progress.attempt
+
+
+@pytest.mark.parametrize("stage", ["running", "halted", "aborted"])
+def test_of_another_version_who_has_not_proven_the_former_goes_back_first(stage: str) -> None:
+    hosts, other, progress = Hosts(HUNDRED), spec(version="1.42.0"), Progress(NEW)
+    progress = run_on(spec(), hosts, progress, 0, 80)
+    assert len(told(progress)) == 10
+    canary = sorted(host for host, each in progress.hosts.items() if each.well_since == 10.0)
+    hosts.stuck = set(told(progress))
+    if stage == "halted":
+        bad = dict.fromkeys(canary, BAD["it crashes"])
+        progress = plan.step(spec(), hosts.seen(progress) | bad, progress, 80.0)
+    elif stage == "aborted":
+        progress = steering.aborted(progress, 80.0)
+    before = {host: order_for(progress, host) for host in progress.hosts}
+    progress = plan.step(other, hosts.seen(progress), progress, 80.0)
+    # Those that were well for `watch` have proven it, if it was not called back.
+    has_to = sorted(before) if stage != "running" else sorted(set(before) - set(canary))
+    assert (progress.stage, progress.marked(Mark.RETURNING)) == (Stage.RUNNING, has_to)
+    for host in has_to:
+        order = order_for(progress, host)
+        assert order is not None
+        assert (order.version, order.back) == (NEW, True)
+        assert stage == "running" or order == before[host]
+    assert document.read(document.write(progress)) == progress
+    progress = run_on(other, hosts, progress, 90, 300)
+    assert (told(progress), progress.marked(Mark.RETURNING)) == ([], has_to)
+    assert "go back to what they had" in waiting.problems(other, hosts.seen(progress), progress)[0]
+    hosts.stuck = set()
+    progress = run_on(other, hosts, progress, 300, 320)
+    assert (len(told(progress)), {hosts.version[host] for host in has_to} - {"1.42.0"}) == (2, {OLD})
+    assert {each.before for each in progress.hosts.values()} <= ({OLD} if stage != "running" else {OLD, NEW})
+    assert run_on(other, hosts, progress, 320, 2000).stage is Stage.DONE
+
+
+def test_without_rollback_another_version_calls_nobody_back() -> None:
+    hosts, none = Hosts(HUNDRED), {"rollback": "none"}
+    progress = run_on(spec(**none), hosts, Progress(NEW), 0, 20)
+    progress = plan.step(spec(version="1.42.0", **none), hosts.seen(progress), progress, 20.0)
+    assert (progress.marked(Mark.RETURNING), len(told(progress))) == ([], 2)
 
 
 def test_what_another_rollout_has_in_hand_is_left_alone() -> None:

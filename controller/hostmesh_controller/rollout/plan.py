@@ -6,6 +6,9 @@
 A host is well that is heard of, runs the new version, serves, and is not worse than it was before. One that is silent
 is not well, and after `deadline` it has failed. A host that was removed from the mesh is nobody's.
 
+Of another version the hosts that have the former one, and have not proven it, go back first: their way back is known to
+them from the version that they had before, and no other.
+
 A host that was not heard of for `absentAfter` keeps no wave open. It gets the version when it comes back, with as many
 others at a time as have proven it before; if it fails then it alone goes back, and no more of the absent get it.
 """
@@ -36,10 +39,10 @@ def step(
         others: hosts that another rollout has in hand.
     """
     if (progress.component, progress.version) != (spec.component, spec.version):
-        # What was touched for another version is as any other host.
-        progress = Progress(
-            spec.version, attempt=progress.attempt + 1, paused=progress.paused, component=spec.component
-        )
+        progress = _anew(spec, seen, progress, now)
+        if progress.hosts:
+            # What is seen is of what they were told before.
+            return progress
     hosts = {host: judged(spec, seen[host], each, now) for host, each in progress.hosts.items() if host in seen}
     progress = replace(progress, hosts=hosts)
     if progress.stage is Stage.DONE:
@@ -54,6 +57,31 @@ def step(
         # Of no hosts nothing is shown: a label may be missing, and a rollout that is done takes up none.
         return progress
     return _onwards(spec, seen, progress, now, others)
+
+
+def _anew(spec: RolloutSpec, seen: Mapping[str, Seen], progress: Progress, now: float) -> Progress:
+    """Begin with another version, and with the way back of those that have the former one and have not proven it.
+
+    Once they are back, or proven it had, a host is as any other. What they would return to from the new version is
+    what they had before both.
+    """
+    attempt, version = progress.attempt + 1, progress.version
+    hosts: Mapping[str, Touched] = {}
+    if progress.component == spec.component:
+        unproven = [
+            host
+            for host in progress.marked(*HAVE_IT)
+            if spec.rollback == "all" and not progress.hosts[host].settled
+            if not _well_for_long(spec, progress.hosts[host], now)
+        ]
+        known = replace(progress, hosts={host: each for host, each in progress.hosts.items() if host in seen})
+        returning = _back(known, [host for host in unproven if host in seen], now)
+        hosts = {
+            host: replace(each, version=each.version or version)
+            for host, each in returning.hosts.items()
+            if each.mark is Mark.RETURNING
+        }
+    return Progress(spec.version, attempt=attempt, paused=progress.paused, component=spec.component, hosts=hosts)
 
 
 def _onwards(
@@ -172,8 +200,11 @@ def _proven(
         return False
     if awaited and len(have_it) < quota(spec, progress.wave, total):
         return False
-    watch_s = spec.watch.total_seconds()
-    return all(each.well_since is not None and now - each.well_since >= watch_s for each in have_it)
+    return all(_well_for_long(spec, each, now) for each in have_it)
+
+
+def _well_for_long(spec: RolloutSpec, touched: Touched, now: float) -> bool:
+    return touched.well_since is not None and now - touched.well_since >= spec.watch.total_seconds()
 
 
 def _halted(spec: RolloutSpec, progress: Progress, now: float, reason: str) -> Progress:

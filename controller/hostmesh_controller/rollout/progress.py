@@ -35,6 +35,7 @@ class Touched:
         reason: why it failed.
         settled: the version has proven good, and nobody looks at this host any more.
         stuck: the host says that it cannot go back; it is not asked again by itself.
+        version: which it goes back from; "" for that of the rollout.
     """
 
     mark: Mark
@@ -46,6 +47,7 @@ class Touched:
     reason: str = ""
     settled: bool = False
     stuck: bool = False
+    version: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,4 +104,4 @@ def order_for(progress: Progress, host: str) -> Order | None:
     if touched is None:
         return None
     back = touched.mark in {Mark.RETURNING, Mark.RETURNED}
-    return Order(progress.version, touched.attempt, back=back, settled=touched.settled and not back)
+    return Order(touched.version or progress.version, touched.attempt, back=back, settled=touched.settled and not back)

@@ -5,18 +5,21 @@ from typing import Final
 
 from hostmesh_controller.model.rollout import RolloutSpec
 from hostmesh_controller.rollout.health import Seen
-from hostmesh_controller.rollout.progress import Mark, Progress
+from hostmesh_controller.rollout.progress import Mark, Progress, Stage
 
 _NAMED: Final = 3
 """So many hosts are named; of more their number is told."""
 
 
 def problems(spec: RolloutSpec, seen: Mapping[str, Seen], progress: Progress) -> list[str]:
-    """Say what holds it up and will not pass by itself."""
+    """Say what holds it up beside the hosts that have it and must prove it."""
     returning = [host for host in progress.marked(Mark.RETURNING) if host in seen]
     stuck = [host for host in returning if progress.hosts[host].stuck]
     gone = [host for host in returning if host not in stuck and seen[host].is_absent(spec)]
+    soon = [host for host in returning if host not in stuck and host not in gone]
     found = []
+    if soon and progress.stage is Stage.RUNNING:
+        found.append(f"{_names(soon)} go back to what they had before anybody else gets the version")
     if stuck:
         why = progress.hosts[stuck[0]].reason or "it does not say why"
         found.append(f"{_names(stuck)} cannot go back ({why}): resume or abort lets them try again")

@@ -188,9 +188,15 @@ class Fleet:
     clock: Clock
     agents: dict[str, Agent]
     keeper: RolloutKeeper
+    component: str = "envoy"
+
+    @property
+    def meant(self) -> list[Agent]:
+        """The agents that the rollouts are for."""
+        return [agent for name, agent in self.agents.items() if name != "other"]
 
     async def heard(self) -> None:
-        """Wait until every agent's HostConfig says what is kept of the rollout."""
+        """Wait until every agent's HostConfig says what is kept of the rollouts, and nothing else."""
         runtime = self.app.controller.hub
         # Of two that are over the later one counts.
         told = sorted(
@@ -201,14 +207,11 @@ class Fleet:
             ),
             key=lambda each: each[0],
         )
-        wanted = {host: order_for(view.progress, host) for _, host, view in told}
+        wanted = dict.fromkeys(self.agents, None) | {host: order_for(view.progress, host) for _, host, view in told}
         async with asyncio.timeout(30):
             while True:
-                shown = {
-                    host: order_of(each.updates[0])
-                    for host in wanted
-                    if (each := runtime.mesh.runtime.get(host, HostRuntime())).updates
-                }
+                updates = {host: runtime.mesh.runtime.get(host, HostRuntime()).updates for host in wanted}
+                shown = {host: order_of(each[0]) for host, each in updates.items() if each}
                 if shown == {host: order_of(each) for host, each in wanted.items() if each}:
                     return
                 await asyncio.sleep(0.002)
@@ -273,7 +276,7 @@ async def a_fleet(
             await agent.report()
         applied = await app.apply(rollout(component, source))
         assert applied.status_code == 200, applied.text
-        yield Fleet(app, clock, agents, app.controller.rollouts)
+        yield Fleet(app, clock, agents, app.controller.rollouts, component)
 
 
 def put(directory: Path, binary: Path, version: str) -> None:

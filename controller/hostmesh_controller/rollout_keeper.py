@@ -18,7 +18,7 @@ from hostmesh_controller.mesh import Update
 from hostmesh_controller.model.objects import ApiObject, ObjectKey
 from hostmesh_controller.model.rollout import RolloutSpec
 from hostmesh_controller.registrar import Registrar
-from hostmesh_controller.rollout import document, plan, steering, waiting
+from hostmesh_controller.rollout import document, plan, steering, turns, waiting
 from hostmesh_controller.rollout.health import Seen
 from hostmesh_controller.rollout.look import seen_of
 from hostmesh_controller.rollout.progress import Mark, Order, Progress, Stage, order_for
@@ -56,6 +56,7 @@ class View:
 class _Kept:
     uid: str
     progress: Progress
+    wants: frozenset[str] = frozenset()
     total: int = 0
     problems: tuple[str, ...] = ()
     reasons: dict[str, str] = field(default_factory=dict)
@@ -77,6 +78,8 @@ class RolloutKeeper:
         self._kept: dict[str, _Kept] = {}
         self._objects: dict[str, ApiObject] = {}
         self._written = self._revision = -1
+        self._known = (-1, -1)
+        """Of which Hosts, and after how many joins, it was looked at last."""
         self._hosts: list[ApiObject] = []
         self._read: dict[str, tuple[HostState, HostReport]] = {}
         self._turn = asyncio.Lock()
@@ -97,12 +100,16 @@ class RolloutKeeper:
     async def run(self) -> None:
         """Look until cancelled. Without a rollout a look is a comparison of two numbers."""
         while True:
-            if self._registrar.written(KIND) != self._written or self._in_hand():
+            news = self._registrar.written(KIND) != self._written or (self._kept and self._now_known() != self._known)
+            if news or self._in_hand():
                 try:
                     await self.look()
                 except StoreError as error:
                     _log.error("rollouts stand still", error=str(error))
             await asyncio.sleep(LOOK_S)
+
+    def _now_known(self) -> tuple[int, int]:
+        return self._registrar.written("Host"), self._registrar.states.joins
 
     def _in_hand(self) -> bool:
         return any(
@@ -128,17 +135,25 @@ class RolloutKeeper:
         """
         async with self._turn:
             self._take_objects()
+            # Before anything is forgotten: what a rollout that is deleted has told is not for an older one to tell.
+            await self._leave()
             for name in [each for each in self._kept if each not in self._objects]:
                 await asyncio.to_thread(self._store.drop_rollout, name)
                 del self._kept[name]
-            for name, item in sorted(self._objects.items()):
-                await self._advance(name, item)
+            specs = {name: self._spec(item) for name, item in sorted(self._objects.items())}
+            seen = {name: await self._look_at(name, spec) for name, spec in specs.items()}
+            for name, spec in specs.items():
+                await self._advance(name, spec, seen[name])
+            await self._leave()
+            for name, spec in specs.items():
+                await self._sign(spec, self._kept[name])
             if not self._kept:
                 self._read.clear()
             self._tell()
 
     def _take_objects(self) -> None:
         written, revision = self._registrar.written(KIND), self._registrar.revision
+        self._known = self._now_known()
         if written != self._written:
             self._objects = {each.key.name: each for each in self._registrar.objects(KIND)}
             self._written = written
@@ -146,19 +161,33 @@ class RolloutKeeper:
             self._hosts = self._registrar.objects("Host")
             self._revision = revision
 
-    async def _advance(self, name: str, item: ApiObject) -> None:
-        spec, uid = item.spec, item.metadata.uid or name
-        assert isinstance(spec, RolloutSpec)
+    def _spec(self, item: ApiObject) -> RolloutSpec:
+        assert isinstance(item.spec, RolloutSpec)
+        return item.spec
+
+    async def _look_at(self, name: str, spec: RolloutSpec) -> dict[str, Seen]:
+        uid = self._objects[name].metadata.uid or name
         kept = self._kept.get(name)
         if kept is None or kept.uid != uid:
-            kept = _Kept(uid, Progress(spec.version, component=spec.component))
-            self._kept[name] = kept
+            now = self._now().timestamp()
+            kept = self._kept[name] = _Kept(uid, Progress(spec.version, component=spec.component, began=now))
         seen = await self._see(spec, kept)
-        others = {host for other, each in self._kept.items() if other != name for host in each.progress.in_hand}
+        kept.wants = plan.wants(spec, seen, kept.progress)
+        return seen
+
+    async def _leave(self) -> None:
+        """Leave to newer rollouts the hosts that they have told."""
+        for name in sorted(self._kept):
+            progress = turns.left(name, {other: each.progress for other, each in self._kept.items()})
+            await self._take(name, self._kept[name], progress)
+
+    async def _advance(self, name: str, spec: RolloutSpec, seen: Mapping[str, Seen]) -> None:
+        kept = self._kept[name]
+        wants = {other: each.wants for other, each in self._kept.items()}
+        others = turns.held(name, {other: each.progress for other, each in self._kept.items()}, wants)
         progress = plan.step(spec, seen, kept.progress, self._now().timestamp(), others)
         await self._take(name, kept, progress)
-        kept.problems = (*kept.problems, *waiting.problems(spec, seen, progress))
-        await self._sign(spec, kept)
+        kept.problems = (*kept.problems, *waiting.problems(spec, seen, progress, others))
         kept.total = len(kept.progress.hosts) + sum(
             each.selected and host not in kept.progress.hosts and each.version != spec.version
             for host, each in seen.items()
@@ -224,6 +253,7 @@ class RolloutKeeper:
         within_s = max(HEARD_WITHIN_S, 3.0 * self._registrar.states.interval_s() if touched is None else 0.0)
         alive = self._hub.is_connected(host) and self._now().timestamp() - heard <= within_s
         refuses = ""
+        joined = 0.0 if state.joined_at is None else state.joined_at.timestamp()
         if touched is not None:
             alive = alive and heard >= touched.since
             refuses = _refused_since(self._hub.nacks(host), touched.since)
@@ -240,6 +270,7 @@ class RolloutKeeper:
             refuses=refuses,
             absent_s=absent_s,
             selected=selected,
+            joined_anew=touched is not None and joined > touched.since,
         )
 
     def _report(self, host: str, state: HostState) -> HostReport:

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hostmesh_controller.model.rollout import RolloutSpec
-from hostmesh_controller.rollout import document, plan, steering, waiting
+from hostmesh_controller.rollout import document, plan, steering, turns, waiting
 from hostmesh_controller.rollout.health import Figures, Seen
 from hostmesh_controller.rollout.plan import quota
-from hostmesh_controller.rollout.progress import Mark, Order, Progress, Stage, order_for
+from hostmesh_controller.rollout.progress import Mark, Order, Progress, Stage, Touched, order_for
 from hostmesh_controller.rollout.steering import NotNowError
 
 OLD, NEW = "1.40.0", "1.41.0"
@@ -219,13 +219,25 @@ def test_who_has_proven_it_is_not_judged_any_more() -> None:
     assert all(each is not None and each.settled for each in orders)
 
 
-def test_a_host_in_another_rollouts_hands_gets_it_once_that_is_over() -> None:
-    hosts, progress = Hosts(HUNDRED), Progress(NEW)
-    for now in range(0, 5000, 10):
-        progress = plan.step(spec(), hosts.seen(progress), progress, float(now), HUNDRED[:30])
-    assert (progress.stage, set(progress.absent)) == (Stage.DONE, set(HUNDRED[:30]))
-    progress = run_on(spec(), hosts, progress, 5000, 6000)
-    assert (len(told(progress)), dict(progress.absent)) == (100, {})
+def test_a_settled_host_is_nobodys_once_it_joins_anew_or_loses_the_labels() -> None:
+    hosts = Hosts(HUNDRED)
+    progress = run(spec(), hosts)
+    seen = hosts.seen(progress)
+    seen["h1"], seen["h2"] = replace(seen["h1"], joined_anew=True), replace(seen["h2"], selected=False)
+    progress = plan.step(spec(), seen, progress, 6000.0)
+    assert set(HUNDRED) - set(progress.hosts) == {"h1", "h2"}
+
+
+def test_a_newer_rollout_takes_hosts_over_from_one_that_is_over() -> None:
+    older = run(spec(), Hosts(HUNDRED, away={"h9"}, absent_s=3600))
+    assert set(older.absent) == {"h9"}
+    newer = Progress(
+        "1.42.0", began=6000.0, hosts={host: Touched(Mark.ORDERED, 1, NEW, 6000.0) for host in ("h1", "h9")}
+    )
+    left = turns.left("a", {"a": older, "b": newer})
+    assert (set(older.hosts) - set(left.hosts), dict(left.absent)) == ({"h1"}, {})
+    assert turns.left("b", {"a": older, "b": newer}) == newer
+    assert turns.left("a", {"a": older, "b": replace(newer, component="agent")}) == older
 
 
 def test_another_component_begins_anew() -> None:
@@ -423,13 +435,6 @@ def test_without_rollback_another_version_calls_nobody_back() -> None:
     progress = run_on(spec(**none), hosts, Progress(NEW), 0, 20)
     progress = plan.step(spec(version="1.42.0", **none), hosts.seen(progress), progress, 20.0)
     assert (progress.marked(Mark.RETURNING), len(told(progress))) == ([], 2)
-
-
-def test_what_another_rollout_has_in_hand_is_left_alone() -> None:
-    hosts, progress = Hosts(HUNDRED), Progress(NEW)
-    for now in range(0, 5000, 10):
-        progress = plan.step(spec(), hosts.seen(progress), progress, float(now), HUNDRED[:30])
-    assert not set(progress.hosts) & set(HUNDRED[:30])
 
 
 EVENTS = st.sampled_from(["step", "step", "step", "pause", "resume", "abort", "restart", "away", "back", "bad", "good"])

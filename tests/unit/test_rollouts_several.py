@@ -14,7 +14,8 @@ from hostmesh_api.v1.hostmesh_pb2 import (
 from hostmesh_controller.mesh import HostRuntime
 from hostmesh_controller.reports import bounded
 from hostmesh_controller.rollout.progress import Stage
-from rollout_fleet import NEW, Agent, Fleet, a_fleet, good, put_agent, rollout
+from hostmesh_controller.rollout_keeper import RolloutKeeper
+from rollout_fleet import CANARY, NEW, Agent, Fleet, a_fleet, good, put_agent, put_more, relabel, rollout
 
 
 async def test_a_newer_rollout_is_not_undone_by_one_that_is_over(
@@ -38,6 +39,81 @@ async def test_a_newer_rollout_is_not_undone_by_one_that_is_over(
                 told = fleet.app.controller.hub.mesh.runtime
         assert {fleet.agents[name].version for name in fleet.ever_told} == {"1.42.0"}
         assert all(agent.ever == [NEW, "1.42.0"] for agent in fleet.agents.values() if agent.ever)
+
+
+SECOND, THIRD = "1.42.0", "1.43.0"
+
+
+async def two_are_done(directory: Path, fleet: Fleet) -> None:
+    """The first to all, and then the second; these agents carry out every order that they hear."""
+    put_more(directory, SECOND, THIRD)
+    await fleet.live(good, lambda: fleet.stage is Stage.DONE)
+    applied = await fleet.app.apply(rollout(fleet.component, name="second", version=SECOND))
+    assert applied.status_code == 200, applied.text
+    await fleet.live(good, lambda: fleet.keeper.view("second").progress.stage is Stage.DONE)
+    await all_hear(fleet)
+    assert {agent.version for agent in fleet.meant} == {SECOND}
+
+
+async def all_hear(fleet: Fleet) -> None:
+    fleet.clock.at += timedelta(seconds=10)
+    await fleet.keeper.look()
+    await fleet.heard()
+    for agent in fleet.agents.values():
+        agent.hear(good)
+
+
+async def test_a_newer_rollout_that_is_deleted_brings_no_older_version_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with a_fleet(tmp_path, monkeypatch, 10) as fleet:
+        await two_are_done(tmp_path, fleet)
+        gone = await fleet.app.root.delete("/v1/objects/Rollout/-/second")
+        assert gone.status_code == 200, gone.text
+        await all_hear(fleet)
+        assert {(agent.version, tuple(agent.ever)) for agent in fleet.meant} == {(SECOND, (NEW, SECOND))}
+        # Nor does a controller that begins anew.
+        controller = fleet.app.controller
+        again = RolloutKeeper(controller.store, controller.registrar, controller.hub, controller.mirror, fleet.clock)
+        await again.open()
+        assert again.view("next").progress.hosts == {}
+
+
+async def test_a_newer_rollout_that_is_edited_tells_its_canary_and_nobody_hears_of_an_older_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with a_fleet(tmp_path, monkeypatch, 10, "agent") as fleet:
+        await two_are_done(tmp_path, fleet)
+        applied = await fleet.app.apply(rollout("agent", name="second", version=THIRD))
+        assert applied.status_code == 200, applied.text
+        await all_hear(fleet)
+        versions = sorted(agent.version for agent in fleet.meant)
+        assert versions == [SECOND] * (10 - CANARY) + [THIRD] * CANARY
+        assert all(NEW not in agent.ever[1:] for agent in fleet.meant)
+
+
+@pytest.mark.parametrize("how", ["removed", "rebuilt", "relabelled"])
+async def test_a_rollout_that_is_done_tells_nothing_to_a_host_that_is_another_by_now(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with a_fleet(tmp_path, monkeypatch, 10) as fleet:
+        await fleet.live(good, lambda: fleet.stage is Stage.DONE)
+        await all_hear(fleet)
+        agent = fleet.agents["h3"]
+        fleet.clock.at += timedelta(minutes=1)
+        if how == "removed":
+            assert (await fleet.app.root.delete("/v1/objects/Host/-/h3")).status_code == 200
+        if how in {"removed", "relabelled"}:
+            await relabel(fleet.app, "h3", "edge")
+        if how in {"removed", "rebuilt"}:
+            await fleet.app.controller.registrar.states.joined("h3")
+        agent.version, agent.wanted = "1.50.0", None
+        if how == "removed":
+            agent.connect()
+        await agent.report()
+        await all_hear(fleet)
+        assert (agent.version, agent.ever) == ("1.50.0", [NEW])
+        assert "h3" not in fleet.keeper.view("next").progress.hosts
 
 
 async def test_a_rollout_of_envoy_and_one_of_the_agent_take_turns_on_a_host_and_both_reach_all(

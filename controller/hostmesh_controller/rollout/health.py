@@ -44,6 +44,7 @@ class Seen:
         refuses: what it refused since that it did not refuse before; "" for nothing.
         before, after: calls.
         absent_s: for how long it has not been heard of.
+        joined_anew: it has joined since it was told: it may be another machine.
         selected: it has the labels that the rollout is for. One that has lost them is here because it was touched.
     """
 
@@ -59,6 +60,7 @@ class Seen:
     after: Figures = field(default_factory=Figures)
     absent_s: float = 0.0
     selected: bool = True
+    joined_anew: bool = False
 
     def is_absent(self, spec: RolloutSpec) -> bool:
         """Tell whether it is away for so long that nobody waits for it."""

@@ -18,6 +18,7 @@ def seen_of(
     refuses: str,
     absent_s: float,
     selected: bool,
+    joined_anew: bool,
 ) -> Seen:
     """Return how a host is that reports; `order` is what it was told.
 
@@ -31,6 +32,7 @@ def seen_of(
         refuses: what it has refused of its configuration since it was told.
         absent_s: for how long it has not been heard of.
         selected: it has the labels of the rollout.
+        joined_anew: it has joined since it was told.
     """
     told = next((each for each in report.updates if order is not None and _is_of(each, rollout, order)), None)
     envoy = report.envoy
@@ -48,6 +50,7 @@ def seen_of(
         after=Figures() if told is None else _figures(told.after),
         absent_s=absent_s,
         selected=selected,
+        joined_anew=joined_anew,
     )
 
 

@@ -17,17 +17,23 @@ import hashlib
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Final
 
 from hostmesh_controller.model.rollout import RolloutSpec
 from hostmesh_controller.rollout.health import Seen, judged
 from hostmesh_controller.rollout.progress import Mark, Progress, Stage, Touched
+from hostmesh_controller.rollout.turns import Held
 
 HAVE_IT: Final = (Mark.ORDERED, Mark.WELL, Mark.FAILED)
 
 
 def step(
-    spec: RolloutSpec, seen: Mapping[str, Seen], progress: Progress, now: float, others: Collection[str] = ()
+    spec: RolloutSpec,
+    seen: Mapping[str, Seen],
+    progress: Progress,
+    now: float,
+    others: Mapping[str, Held] = MappingProxyType({}),
 ) -> Progress:
     """Return the progress that follows.
 
@@ -36,14 +42,18 @@ def step(
         seen: the hosts that the rollout is for, and those that it has touched.
         progress: how far it was.
         now: seconds since the epoch.
-        others: hosts that another rollout has in hand.
+        others: hosts that are another rollout's to tell: see `turns`.
     """
     if (progress.component, progress.version) != (spec.component, spec.version):
         progress = _anew(spec, seen, progress, now)
         if progress.hosts:
             # What is seen is of what they were told before.
             return progress
-    hosts = {host: judged(spec, seen[host], each, now) for host, each in progress.hosts.items() if host in seen}
+    hosts = {
+        host: judged(spec, seen[host], each, now)
+        for host, each in progress.hosts.items()
+        if host in seen and not _is_nobodys(seen[host], each)
+    }
     progress = replace(progress, hosts=hosts)
     if progress.stage is Stage.DONE:
         return _late(spec, seen, progress, now, others)
@@ -57,6 +67,19 @@ def step(
         # Of no hosts nothing is shown: a label may be missing, and a rollout that is done takes up none.
         return progress
     return _onwards(spec, seen, progress, now, others)
+
+
+def wants(spec: RolloutSpec, seen: Mapping[str, Seen], progress: Progress) -> frozenset[str]:
+    """Return the hosts that will be told in their turn, if nothing goes wrong."""
+    if progress.stage is not Stage.RUNNING or (progress.component, progress.version) != (spec.component, spec.version):
+        return frozenset()
+    pending = _pending(spec, seen, progress)
+    return frozenset(host for host in pending if seen[host].fits and not seen[host].is_absent(spec))
+
+
+def _is_nobodys(seen: Seen, touched: Touched) -> bool:
+    """Tell whether a host that was told is as any other by now: a machine that came for it has not been told."""
+    return seen.joined_anew and (touched.settled or touched.mark is Mark.FAILED)
 
 
 def _anew(spec: RolloutSpec, seen: Mapping[str, Seen], progress: Progress, now: float) -> Progress:
@@ -81,23 +104,25 @@ def _anew(spec: RolloutSpec, seen: Mapping[str, Seen], progress: Progress, now: 
             for host, each in returning.hosts.items()
             if each.mark is Mark.RETURNING
         }
-    return Progress(spec.version, attempt=attempt, paused=progress.paused, component=spec.component, hosts=hosts)
+    return Progress(
+        spec.version, attempt=attempt, paused=progress.paused, component=spec.component, hosts=hosts, began=now
+    )
 
 
 def _onwards(
-    spec: RolloutSpec, seen: Mapping[str, Seen], progress: Progress, now: float, others: Collection[str]
+    spec: RolloutSpec, seen: Mapping[str, Seen], progress: Progress, now: float, others: Mapping[str, Held]
 ) -> Progress:
-    pending = _pending(spec, seen, progress, others)
+    pending = _pending(spec, seen, progress)
     total = len(progress.hosts) + len(pending)
-    awaited = [host for host in pending if not seen[host].is_absent(spec)]
+    awaited = [host for host in pending if not seen[host].is_absent(spec) and host not in others]
     if _proven(spec, seen, progress, now, total, awaited, pending):
         if not awaited and progress.wave >= len(spec.waves):
-            return _done(seen, progress, [*pending, *_pending(spec, seen, progress, (), others)])
+            return _done(seen, progress, pending, others)
         progress = replace(progress, wave=min(progress.wave + 1, len(spec.waves) + 1))
     if any(seen[host].alive for host in progress.marked(Mark.RETURNING)):
         return progress
     room = quota(spec, progress.wave, total) - len(progress.marked(*HAVE_IT))
-    ready = [host for host in pending if seen[host].alive and seen[host].fits]
+    ready = [host for host in pending if host not in others and seen[host].alive and seen[host].fits]
     return _told(seen, progress, ready[: max(room, 0)], now)
 
 
@@ -108,13 +133,14 @@ def _told(seen: Mapping[str, Seen], progress: Progress, hosts: Sequence[str], no
     return replace(progress, hosts={**progress.hosts, **told})
 
 
-def _done(seen: Mapping[str, Seen], progress: Progress, absent: Sequence[str]) -> Progress:
+def _done(seen: Mapping[str, Seen], progress: Progress, pending: Sequence[str], others: Mapping[str, Held]) -> Progress:
     hosts = {host: replace(each, settled=each.mark is Mark.WELL) for host, each in progress.hosts.items()}
-    return replace(progress, stage=Stage.DONE, hosts=hosts, absent={host: seen[host].version for host in absent})
+    absent = {host: "" if host in others else seen[host].version for host in pending}
+    return replace(progress, stage=Stage.DONE, hosts=hosts, absent=absent)
 
 
 def _late(
-    spec: RolloutSpec, seen: Mapping[str, Seen], progress: Progress, now: float, others: Collection[str]
+    spec: RolloutSpec, seen: Mapping[str, Seen], progress: Progress, now: float, others: Mapping[str, Held]
 ) -> Progress:
     """Let those that were absent have it, too, and judge them alone."""
     failed = progress.marked(Mark.FAILED)
@@ -126,12 +152,13 @@ def _late(
     watch_s = spec.watch.total_seconds()
     # One that was away on its way back when all others had it is another of the absent.
     back = {host: progress.hosts[host].before for host in progress.marked(Mark.RETURNED) if not progress.reason}
+    in_hand = progress.in_hand
     hosts = {
         host: replace(each, settled=each.mark is Mark.WELL and now - (each.well_since or now) >= watch_s)
         if not each.settled
         else each
         for host, each in progress.hosts.items()
-        if host not in back
+        if host not in back and (seen[host].selected or host in in_hand)
     }
     # One that has another version by now got it from somebody who knows better.
     absent = {
@@ -161,19 +188,12 @@ def quota(spec: RolloutSpec, wave: int, total: int) -> int:
     return allowed
 
 
-def _pending(
-    spec: RolloutSpec,
-    seen: Mapping[str, Seen],
-    progress: Progress,
-    others: Collection[str],
-    among: Collection[str] | None = None,
-) -> Sequence[str]:
-    """Return who does not have it yet (of `among`, or all) but `others`, in an order that is always the same."""
+def _pending(spec: RolloutSpec, seen: Mapping[str, Seen], progress: Progress) -> Sequence[str]:
+    """Return who does not have it yet, in an order that is always the same."""
     found = [
         host
         for host, each in seen.items()
-        if each.selected and host not in progress.hosts and host not in others and each.version != spec.version
-        if among is None or host in among
+        if each.selected and host not in progress.hosts and each.version != spec.version
     ]
     return _shuffled(spec, found)
 

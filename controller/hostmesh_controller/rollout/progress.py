@@ -60,8 +60,9 @@ class Progress:
         paused: an operator wants nobody else to get it.
         reason: why it halted; of one that is done: why no more of the absent get it.
         component: of which this is a version.
-        absent: hosts that were away (or in the hands of another rollout) when all others had it, with the version that
-            they had. They get it when they come back.
+        absent: hosts that were away (or in the hands of a later rollout) when all others had it, with the version that
+            they had; "" for those in another's hands, whose version may change. They get it when they come back.
+        began: when it set out for this version, or was resumed after a halt: of several the first goes first.
     """
 
     version: str
@@ -73,6 +74,7 @@ class Progress:
     hosts: Mapping[str, Touched] = field(default_factory=dict)
     component: str = "envoy"
     absent: Mapping[str, str] = field(default_factory=dict)
+    began: float = 0.0
 
     @property
     def in_hand(self) -> frozenset[str]:

@@ -44,7 +44,17 @@ def resumed(progress: Progress, now: float) -> Progress:
         for host, each in progress.hosts.items()
     }
     wave = progress.wave if progress.marked(*HAVE_IT) else 0
-    return replace(progress, stage=Stage.RUNNING, paused=False, wave=wave, attempt=attempt, reason="", hosts=hosts)
+    # What began while this one stood still goes first.
+    return replace(
+        progress,
+        stage=Stage.RUNNING,
+        paused=False,
+        wave=wave,
+        attempt=attempt,
+        reason="",
+        hosts=hosts,
+        began=now,
+    )
 
 
 def _late_again(progress: Progress, now: float) -> Progress:

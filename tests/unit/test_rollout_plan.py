@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import permutations
 
 import pytest
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from hostmesh_controller.rollout.health import Figures, Seen
 from hostmesh_controller.rollout.plan import quota
 from hostmesh_controller.rollout.progress import Mark, Order, Progress, Stage, Touched, order_for
 from hostmesh_controller.rollout.steering import NotNowError
+from hostmesh_controller.rollout.turns import Held
 
 OLD, NEW = "1.40.0", "1.41.0"
 WATCH_S, DEADLINE_S = 60.0, 300.0
@@ -217,6 +219,62 @@ def test_who_has_proven_it_is_not_judged_any_more() -> None:
     assert run_on(spec(), hosts, progress, 5000, 9000) == progress
     orders = [order_for(progress, host) for host in HUNDRED]
     assert all(each is not None and each.settled for each in orders)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_host_in_another_rollouts_hands_gets_it_once_that_is_over(first: bool) -> None:
+    hosts, progress, others = Hosts(HUNDRED), Progress(NEW), dict.fromkeys(HUNDRED[:30], Held("other", first))
+    for now in range(0, 5000, 10):
+        progress = plan.step(spec(), hosts.seen(progress), progress, float(now), others)
+    assert not set(progress.hosts) & set(HUNDRED[:30])
+    said = waiting.problems(spec(), hosts.seen(progress), progress, others)
+    if first:
+        assert (progress.stage, len(told(progress)), dict(progress.absent)) == (Stage.RUNNING, 70, {})
+        assert said == ["Rollout other goes first on 30 hosts (h0, h1, h10, …)"]
+    else:
+        assert (progress.stage, set(progress.absent)) == (Stage.DONE, set(HUNDRED[:30]))
+    # The other has changed them.
+    hosts.version |= dict.fromkeys(HUNDRED[:30], "1.39.0")
+    progress = run_on(spec(), hosts, progress, 5000, 6000)
+    assert (len(told(progress)), dict(progress.absent)) == (100, {})
+
+
+def test_with_most_hosts_in_anothers_hands_the_waves_hold_all_the_same() -> None:
+    hosts, progress, sizes = Hosts(HUNDRED), Progress(NEW), []
+    for now in range(0, 3000, 10):
+        others = dict.fromkeys(HUNDRED[:95], Held("other", first=True)) if now < 1000 else {}
+        progress = plan.step(spec(), hosts.seen(progress), progress, float(now), others)
+        sizes.append(len(told(progress)))
+    assert (sorted(set(sizes)), progress.stage) == ([2, 5, 10, 50, 100], Stage.DONE)
+
+
+def test_one_that_is_dead_in_anothers_hands_keeps_no_wave_open() -> None:
+    hosts, progress = Hosts(HUNDRED, away={"h1"}, absent_s=3600), Progress(NEW)
+    for now in range(0, 3000, 10):
+        progress = plan.step(spec(), hosts.seen(progress), progress, float(now), {"h1": Held("other", first=True)})
+    assert (progress.stage, dict(progress.absent)) == (Stage.DONE, {"h1": ""})
+
+
+@pytest.mark.parametrize("begins", list(permutations((0, 100, 200))))
+def test_rollouts_over_the_same_hosts_take_turns_and_all_end(begins: tuple[int, int, int]) -> None:
+    meant = {"a": HUNDRED[:60], "b": HUNDRED[40:], "c": HUNDRED}
+    what = {name: spec(version=version) for name, version in zip("abc", ("1.41.0", "1.42.0", "1.43.0"), strict=True)}
+    hosts = {name: Hosts(meant[name]) for name in "abc"}
+    progresses: dict[str, Progress] = {}
+    for now in range(0, 4000, 10):
+        for name, begin in zip("abc", begins, strict=True):
+            if begin == now:
+                progresses[name] = Progress(what[name].version, began=float(now))
+        seen = {name: hosts[name].seen(each) for name, each in progresses.items()}
+        wants = {name: plan.wants(what[name], seen[name], each) for name, each in progresses.items()}
+        for name in sorted(progresses):
+            others = turns.held(name, progresses, wants)
+            progresses[name] = plan.step(what[name], seen[name], progresses[name], float(now), others)
+        in_hand = [host for each in progresses.values() for host in each.in_hand]
+        assert len(in_hand) == len(set(in_hand))
+    assert {name: (each.stage, len(each.hosts)) for name, each in progresses.items()} == {
+        name: (Stage.DONE, len(meant[name])) for name in "abc"
+    }
 
 
 def test_a_settled_host_is_nobodys_once_it_joins_anew_or_loses_the_labels() -> None:

@@ -10,12 +10,13 @@ from hostmesh_api.v1.hostmesh_pb2 import (
     EnvoyState,
     HostFacts,
     HostReport,
+    WantedUpdate,
 )
 from hostmesh_controller.mesh import HostRuntime
 from hostmesh_controller.reports import bounded
 from hostmesh_controller.rollout.progress import Stage
 from hostmesh_controller.rollout_keeper import RolloutKeeper
-from rollout_fleet import CANARY, NEW, Agent, Fleet, a_fleet, good, put_agent, put_more, relabel, rollout
+from rollout_fleet import CANARY, NEW, Agent, Fleet, a_fleet, answers_503, good, put_agent, put_more, relabel, rollout
 
 
 async def test_a_newer_rollout_is_not_undone_by_one_that_is_over(
@@ -114,6 +115,39 @@ async def test_a_rollout_that_is_done_tells_nothing_to_a_host_that_is_another_by
         await all_hear(fleet)
         assert (agent.version, agent.ever) == ("1.50.0", [NEW])
         assert "h3" not in fleet.keeper.view("next").progress.hosts
+
+
+@pytest.mark.parametrize("is_good", [True, False])
+async def test_a_second_rollout_over_the_same_hosts_waits_and_has_waves_of_its_own(
+    is_good: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def behaves(agent: Agent, wanted: WantedUpdate) -> None:
+        (good if is_good or wanted.version == NEW else answers_503)(agent, wanted)
+
+    async with a_fleet(tmp_path, monkeypatch, 40) as fleet:
+        put_more(tmp_path, SECOND)
+        await fleet.live(behaves, lambda: len(fleet.ever_told) == 20)
+        await fleet.app.apply(rollout(name="second", version=SECOND))
+        await fleet.keeper.look()
+        shown = (await fleet.app.root.get("/v1/rollouts/second")).json()
+        assert (shown["stage"], shown["hosts"], shown["hosts_total"]) == ("running", [], 40)
+        assert "Rollout next goes first on 40 hosts" in shown["problems"][0]
+        sizes: list[int] = []
+
+        def ends() -> bool:
+            progress = fleet.keeper.view("second").progress
+            sizes.append(len(progress.hosts))
+            assert fleet.stage is Stage.DONE or not progress.hosts
+            return progress.stage is not Stage.RUNNING
+
+        await fleet.live(behaves, ends, 200)
+        second = fleet.keeper.view("second").progress
+        if is_good:
+            assert list(dict.fromkeys(sizes)) == [0, 5, 20, 40]
+            assert (second.stage, dict(second.absent)) == (Stage.DONE, {})
+        else:
+            assert (second.stage, max(sizes)) == (Stage.HALTED, CANARY)
+            assert sum(SECOND in agent.ever for agent in fleet.meant) == CANARY
 
 
 async def test_a_rollout_of_envoy_and_one_of_the_agent_take_turns_on_a_host_and_both_reach_all(

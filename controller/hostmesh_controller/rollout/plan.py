@@ -114,7 +114,9 @@ def _onwards(
 ) -> Progress:
     pending = _pending(spec, seen, progress)
     total = len(progress.hosts) + len(pending)
-    awaited = [host for host in pending if not seen[host].is_absent(spec) and host not in others]
+    awaited = [
+        host for host in pending if not seen[host].is_absent(spec) and (host not in others or others[host].first)
+    ]
     if _proven(spec, seen, progress, now, total, awaited, pending):
         if not awaited and progress.wave >= len(spec.waves):
             return _done(seen, progress, pending, others)

@@ -26,7 +26,7 @@ def held(name: str, all_of_them: Mapping[str, Progress], wants: Mapping[str, Col
         if other == name:
             continue
         first = (progress.began, other) < (mine.began, name)
-        hosts = {*progress.in_hand, *()}
+        hosts = {*progress.in_hand, *(wants.get(other, ()) if first else ())}
         found |= {host: Held(other, first) for host in hosts if host not in found or first}
     return found
 

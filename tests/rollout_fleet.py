@@ -84,6 +84,9 @@ class Agent:
     after: CallFigures = field(default_factory=CallFigures)
     took_on: str = ""
     """The version that it had when it was told to take another one."""
+    refusal: str = ""
+    """What it says against every push."""
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
     silent: bool = False
     leaves: bool = False
     ever: list[str] = field(default_factory=list)
@@ -108,7 +111,9 @@ class Agent:
             for resource in response.resources:
                 self._take(HostConfig.FromString(resource.resource.value), behaviour)
             ack = DeltaDiscoveryRequest(type_url=response.type_url, response_nonce=response.nonce)
-            hub.receive(self.connection, ack, datetime.now(UTC))
+            if self.refusal:
+                ack.error_detail.message = self.refusal
+            hub.receive(self.connection, ack, self.now())
         if self.leaves:
             leave_the_line(self)
 
@@ -270,7 +275,7 @@ async def a_fleet(
         applied = await app.apply(hosts)
         assert applied.status_code == 200, applied.text
         await app.published()
-        agents = {name: Agent(name, app, component, source) for name in [*names, "other"]}
+        agents = {name: Agent(name, app, component, source, now=clock) for name in [*names, "other"]}
         for agent in agents.values():
             agent.connect()
             await agent.report()

@@ -4,6 +4,7 @@ What is decided is in the store before a host hears of it, so that a controller 
 """
 
 import asyncio
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -21,7 +22,7 @@ from hostmesh_controller.registrar import Registrar
 from hostmesh_controller.rollout import document, plan, steering, turns, waiting
 from hostmesh_controller.rollout.health import Seen
 from hostmesh_controller.rollout.look import seen_of
-from hostmesh_controller.rollout.progress import Mark, Order, Progress, Stage, order_for
+from hostmesh_controller.rollout.progress import Mark, Order, Progress, Stage, Touched, order_for
 from hostmesh_controller.rollout.steering import NotNowError
 from hostmesh_controller.store import HostState, RolloutRecord, Store, StoreError
 
@@ -252,11 +253,12 @@ class RolloutKeeper:
         heard = 0.0 if state.last_report_at is None else state.last_report_at.timestamp()
         within_s = max(HEARD_WITHIN_S, 3.0 * self._registrar.states.interval_s() if touched is None else 0.0)
         alive = self._hub.is_connected(host) and self._now().timestamp() - heard <= within_s
-        refuses = ""
+        refuses, nacks = "", self._hub.nacks(host)
+        refused = tuple(sorted({mark for each in nacks for mark in _marks(each)}))
         joined = 0.0 if state.joined_at is None else state.joined_at.timestamp()
         if touched is not None:
             alive = alive and heard >= touched.since
-            refuses = _refused_since(self._hub.nacks(host), touched.since)
+            refuses, refused = _refused_since(nacks, touched), touched.refused
         order = order_for(kept.progress, host)
         # While this controller was away nobody was absent.
         absent_s = self._now().timestamp() - max(heard, self._began)
@@ -268,6 +270,7 @@ class RolloutKeeper:
             alive=alive,
             fits=fits,
             refuses=refuses,
+            refused=refused,
             absent_s=absent_s,
             selected=selected,
             joined_anew=touched is not None and joined > touched.since,
@@ -415,13 +418,22 @@ def _tells(update: Update, order: Order) -> bool:
     return theirs == (order.version, order.attempt, order.back, order.settled)
 
 
-def _refused_since(nacks: tuple[RefusedPush, ...], since: float) -> str:
-    """Say what was refused since a moment, and had not been refused before; "" for nothing."""
-    before = {(each.type_url, each.names) for each in nacks if each.at.timestamp() < since}
+def _refused_since(nacks: tuple[RefusedPush, ...], touched: Touched) -> str:
+    """Say what a host has refused since it was told, and had not refused before; "" for nothing."""
+    before = set(touched.refused)
     for each in nacks:
-        if each.at.timestamp() >= since and (each.type_url, each.names) not in before:
+        if each.at.timestamp() >= touched.since and before.isdisjoint(_marks(each)):
             return each.message[:200]
     return ""
+
+
+def _marks(nack: RefusedPush) -> tuple[str, str]:
+    """Return what tells a refusal again: what was refused, and why; a new stream may put more names into one push."""
+    return _mark(nack.type_url, nack.names), _mark(nack.type_url, nack.message)
+
+
+def _mark(*what: object) -> str:
+    return hashlib.blake2b(repr(what).encode(), digest_size=8).hexdigest()
 
 
 def _nobody(spec: RolloutSpec) -> str:

@@ -42,6 +42,7 @@ class Seen:
         state, reason: how far it says it is with what it is told: see UpdateState.
         restarts: of what is rolled out.
         refuses: what it refused since that it did not refuse before; "" for nothing.
+        refused: marks of what it had refused before.
         before, after: calls.
         absent_s: for how long it has not been heard of.
         joined_anew: it has joined since it was told: it may be another machine.
@@ -56,6 +57,7 @@ class Seen:
     reason: str = ""
     restarts: int = 0
     refuses: str = ""
+    refused: tuple[str, ...] = ()
     before: Figures = field(default_factory=Figures)
     after: Figures = field(default_factory=Figures)
     absent_s: float = 0.0

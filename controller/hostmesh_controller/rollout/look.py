@@ -16,6 +16,7 @@ def seen_of(
     alive: bool,
     fits: bool,
     refuses: str,
+    refused: tuple[str, ...],
     absent_s: float,
     selected: bool,
     joined_anew: bool,
@@ -30,6 +31,7 @@ def seen_of(
         alive: it is heard of.
         fits: there is an artifact for it.
         refuses: what it has refused of its configuration since it was told.
+        refused: marks of what it had refused before.
         absent_s: for how long it has not been heard of.
         selected: it has the labels of the rollout.
         joined_anew: it has joined since it was told.
@@ -46,6 +48,7 @@ def seen_of(
         reason="" if told is None else told.reason,
         restarts=envoy.restarts if not of_agent else 0 if told is None else told.restarts,
         refuses=refuses,
+        refused=refused,
         before=Figures() if told is None else _figures(told.before),
         after=Figures() if told is None else _figures(told.after),
         absent_s=absent_s,

@@ -131,7 +131,11 @@ def _onwards(
 def _told(seen: Mapping[str, Seen], progress: Progress, hosts: Sequence[str], now: float) -> Progress:
     if not hosts:
         return progress
-    told = {host: Touched(Mark.ORDERED, progress.attempt, seen[host].version, now, None, now) for host in hosts}
+    told = {
+        host: Touched(Mark.ORDERED, progress.attempt, each.version, now, None, now, refused=each.refused)
+        for host in hosts
+        for each in [seen[host]]
+    }
     return replace(progress, hosts={**progress.hosts, **told})
 
 

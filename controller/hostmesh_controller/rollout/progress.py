@@ -36,6 +36,8 @@ class Touched:
         settled: the version has proven good, and nobody looks at this host any more.
         stuck: the host says that it cannot go back; it is not asked again by itself.
         version: which it goes back from; "" for that of the rollout.
+        refused: what it had refused of its configuration when it was first told, by marks that mean something to the
+            caller of `plan`. A stream that begins anew brings old refusals again.
     """
 
     mark: Mark
@@ -48,6 +50,7 @@ class Touched:
     settled: bool = False
     stuck: bool = False
     version: str = ""
+    refused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ def resumed(progress: Progress, now: float) -> Progress:
         return replace(progress, paused=False)
     attempt = progress.attempt + 1
     hosts = {
-        host: Touched(Mark.ORDERED, attempt, each.before, now, None, now) if each.mark is Mark.FAILED else each
+        host: _told_again(each, attempt, now) if each.mark is Mark.FAILED else each
         for host, each in progress.hosts.items()
     }
     wave = progress.wave if progress.marked(*HAVE_IT) else 0
@@ -57,11 +57,15 @@ def resumed(progress: Progress, now: float) -> Progress:
     )
 
 
+def _told_again(touched: Touched, attempt: int, now: float) -> Touched:
+    return Touched(Mark.ORDERED, attempt, touched.before, now, None, now, refused=touched.refused)
+
+
 def _late_again(progress: Progress, now: float) -> Progress:
     """Try again those of the absent that failed: those that went back as any other that is absent."""
     attempt = progress.attempt + 1
     hosts = {
-        host: Touched(Mark.ORDERED, attempt, each.before, now, None, now) if each.mark is Mark.FAILED else each
+        host: _told_again(each, attempt, now) if each.mark is Mark.FAILED else each
         for host, each in progress.hosts.items()
         if each.mark is not Mark.RETURNED
     }

@@ -389,12 +389,14 @@ class RolloutKeeper:
         """
         await self.look()
         async with self._turn:
-            self.view(name)
+            view = self.view(name)
             kept, now = self._kept[name], self._now().timestamp()
             if verb == "pause":
                 progress = steering.paused(kept.progress)
             elif verb == "resume":
                 progress = steering.resumed(kept.progress, now)
+                if view.spec.paused:
+                    raise NotNowError("the Rollout itself says spec.paused: apply it without that, and then resume")
             elif verb == "abort":
                 progress = steering.aborted(kept.progress, now)
             else:

@@ -35,6 +35,21 @@ async def test_a_version_that_mends_a_bad_one_begins_on_hosts_that_are_back(
         assert all(each.before == OLD for each in fleet.keeper.view("next").progress.hosts.values())
 
 
+async def test_a_resume_of_one_that_says_itself_that_it_is_paused_is_refused_with_the_cure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with a_fleet(tmp_path, monkeypatch, 10) as fleet:
+        root = fleet.app.root
+        await fleet.app.apply(rollout() + "  paused: true\n")
+        await root.post("/v1/rollouts/next/pause")
+        refused = await root.post("/v1/rollouts/next/resume")
+        assert (refused.status_code, "spec.paused" in refused.text) == (409, True)
+        assert fleet.keeper.view("next").progress.paused
+        await fleet.app.apply(rollout())
+        assert not (await root.post("/v1/rollouts/next/resume")).json()["paused"]
+        await fleet.live(good, lambda: fleet.stage is Stage.DONE)
+
+
 async def test_nothing_else_is_made_of_a_rollout_at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with a_fleet(tmp_path, monkeypatch, 10) as fleet:
         await fleet.live(good, lambda: len(fleet.ever_told) == CANARY)

@@ -6,7 +6,7 @@ import pytest
 
 from hostmesh_api.v1.hostmesh_pb2 import WantedUpdate
 from hostmesh_controller.rollout.progress import Mark, Stage
-from rollout_fleet import CANARY, NEW, OLD, Agent, a_fleet, answers_503, good, put_more, relabel, rollout
+from rollout_fleet import CANARY, MANY, NEW, OLD, Agent, a_fleet, answers_503, good, put_more, relabel, rollout
 
 NEWER = "1.42.0"
 
@@ -33,6 +33,21 @@ async def test_a_version_that_mends_a_bad_one_begins_on_hosts_that_are_back(
         assert {fleet.agents[host].took_on for host in first} == {OLD}
         assert {each.version for each in fleet.agents.values()} == {NEWER, OLD}
         assert all(each.before == OLD for each in fleet.keeper.view("next").progress.hosts.values())
+
+
+async def test_a_bad_version_after_a_bad_one_touches_the_canary_of_a_thousand_hosts_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with a_fleet(tmp_path, monkeypatch, MANY) as fleet:
+        put_more(tmp_path, NEWER)
+        await fleet.live(answers_503, lambda: len(fleet.ever_told) == CANARY)
+        assert (await fleet.app.apply(rollout(version=NEWER))).status_code == 200
+        await fleet.live(answers_503, lambda: fleet.stage is Stage.HALTED)
+        await fleet.live(answers_503, lambda: not fleet.keeper.view("next").progress.marked(Mark.RETURNING))
+        await fleet.heard()
+        for version in (NEW, NEWER):
+            assert sum(version in agent.ever for agent in fleet.agents.values()) == CANARY
+        assert {agent.version for agent in fleet.agents.values()} == {OLD}
 
 
 async def test_a_resume_of_one_that_says_itself_that_it_is_paused_is_refused_with_the_cure(

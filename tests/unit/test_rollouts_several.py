@@ -17,6 +17,7 @@ from hostmesh_controller.reports import bounded
 from hostmesh_controller.rollout.progress import Stage
 from hostmesh_controller.rollout_keeper import RolloutKeeper
 from rollout_fleet import CANARY, NEW, Agent, Fleet, a_fleet, answers_503, good, put_agent, put_more, relabel, rollout
+from waiting import until
 
 
 async def test_a_newer_rollout_is_not_undone_by_one_that_is_over(
@@ -115,6 +116,40 @@ async def test_a_rollout_that_is_done_tells_nothing_to_a_host_that_is_another_by
         await all_hear(fleet)
         assert (agent.version, agent.ever) == ("1.50.0", [NEW])
         assert "h3" not in fleet.keeper.view("next").progress.hosts
+
+
+async def test_a_rollout_that_is_done_sees_by_itself_that_a_host_joins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with a_fleet(tmp_path, monkeypatch, 10) as fleet:
+        await fleet.live(good, lambda: fleet.stage is Stage.DONE)
+        await all_hear(fleet)
+        fleet.clock.at += timedelta(minutes=1)
+        await fleet.app.controller.registrar.states.joined("h3")
+        hub = fleet.app.controller.hub
+        running = asyncio.ensure_future(fleet.keeper.run())
+        try:
+            await until(lambda: not hub.mesh.runtime["h3"].updates, "it is told nothing")
+        finally:
+            running.cancel()
+
+
+async def test_a_rollout_that_waits_for_one_that_has_halted_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def behaves(agent: Agent, wanted: WantedUpdate) -> None:
+        (answers_503 if wanted.version == NEW else good)(agent, wanted)
+
+    async with a_fleet(tmp_path, monkeypatch, 20) as fleet:
+        put_more(tmp_path, SECOND)
+        await fleet.live(behaves, lambda: fleet.stage is Stage.HALTED)
+        await fleet.app.apply(rollout(name="second", version=SECOND))
+        await fleet.live(behaves, lambda: len(fleet.keeper.view("second").progress.hosts) == 20 - CANARY)
+        (said,) = fleet.keeper.view("second").problems
+        assert ("Rollout next goes first on 5 hosts" in said, "abort it" in said) == (True, True)
+        assert (await fleet.app.root.post("/v1/rollouts/next/abort")).status_code == 200
+        await fleet.live(behaves, lambda: fleet.keeper.view("second").progress.stage is Stage.DONE)
+        assert {agent.version for agent in fleet.meant} == {SECOND}
 
 
 @pytest.mark.parametrize("is_good", [True, False])

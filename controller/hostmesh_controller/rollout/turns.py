@@ -7,15 +7,19 @@ that waited for each other would wait for ever.
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
-from hostmesh_controller.rollout.progress import Progress
+from hostmesh_controller.rollout.progress import Progress, Stage
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A host that another rollout has in hand, or will have. `first`: that one comes first, and is waited for."""
+    """A host that another rollout has in hand, or will have.
+
+    `first`: that one comes first, and is waited for. `halted`: it waits for an operator.
+    """
 
     rollout: str
     first: bool
+    halted: bool = False
 
 
 def held(name: str, all_of_them: Mapping[str, Progress], wants: Mapping[str, Collection[str]]) -> dict[str, Held]:
@@ -27,7 +31,8 @@ def held(name: str, all_of_them: Mapping[str, Progress], wants: Mapping[str, Col
             continue
         first = (progress.began, other) < (mine.began, name)
         hosts = {*progress.in_hand, *(wants.get(other, ()) if first else ())}
-        found |= {host: Held(other, first) for host in hosts if host not in found or first}
+        halted = progress.stage is Stage.HALTED
+        found |= {host: Held(other, first, halted) for host in hosts if host not in found or first}
     return found
 
 

@@ -41,6 +41,7 @@ def _for_others(
             waits.setdefault(others[host], []).append(host)
     return [
         f"Rollout {each.rollout} {'goes first on' if each.first else 'has in hand'} {_names(hosts)}"
+        f"{': it has halted; resume it, or abort it' if each.halted else ''}"
         for each, hosts in sorted(waits.items(), key=lambda found: found[0].rollout)
     ]
 

@@ -127,6 +127,9 @@ class Updates:
     async def _one(self, wanted: WantedUpdate) -> None:
         component, order = wanted.component, update_order.order_in(wanted)
         way = self._way(wanted)
+        if wanted.settled and self._ledger.of(component).order != order:
+            # That version is everywhere, and came another way to this host or was replaced: it is no news.
+            return
         if not self._ledger.of(component).concluded(order):
             log.info("update begins", component=component, version=order.version, back=order.back, of=order.rollout)
             try:

@@ -104,11 +104,14 @@ class HostStates:
         self._now = now
         self._entries: dict[str, _Entry] | None = None
         self._loading = asyncio.Lock()
+        self.joins = 0
+        """How often a host has joined since the start."""
 
     async def joined(self, host: str) -> None:
         """Begin anew with a host: nothing that was said of it before counts."""
         now = self._now()
         await self._replace(host, lambda _: HostState(joined_at=now))
+        self.joins += 1
 
     async def left(self, host: str) -> None:
         """Keep when the host left; its workloads are outside the mesh again."""

@@ -4,6 +4,7 @@ What is decided is in the store before a host hears of it, so that a controller 
 """
 
 import asyncio
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -18,10 +19,11 @@ from hostmesh_controller.mesh import Update
 from hostmesh_controller.model.objects import ApiObject, ObjectKey
 from hostmesh_controller.model.rollout import RolloutSpec
 from hostmesh_controller.registrar import Registrar
-from hostmesh_controller.rollout import document, plan
+from hostmesh_controller.rollout import document, plan, steering, turns, waiting
+from hostmesh_controller.rollout.health import Seen
 from hostmesh_controller.rollout.look import seen_of
-from hostmesh_controller.rollout.plan import NotNowError, Seen
-from hostmesh_controller.rollout.progress import Mark, Order, Progress, Stage, order_for
+from hostmesh_controller.rollout.progress import Mark, Order, Progress, Stage, Touched, order_for
+from hostmesh_controller.rollout.steering import NotNowError
 from hostmesh_controller.store import HostState, RolloutRecord, Store, StoreError
 
 KIND: Final = "Rollout"
@@ -55,6 +57,7 @@ class View:
 class _Kept:
     uid: str
     progress: Progress
+    wants: frozenset[str] = frozenset()
     total: int = 0
     problems: tuple[str, ...] = ()
     reasons: dict[str, str] = field(default_factory=dict)
@@ -76,6 +79,8 @@ class RolloutKeeper:
         self._kept: dict[str, _Kept] = {}
         self._objects: dict[str, ApiObject] = {}
         self._written = self._revision = -1
+        self._known = (-1, -1)
+        """Of which Hosts, and after how many joins, it was looked at last."""
         self._hosts: list[ApiObject] = []
         self._read: dict[str, tuple[HostState, HostReport]] = {}
         self._turn = asyncio.Lock()
@@ -85,7 +90,7 @@ class RolloutKeeper:
         """Take what is kept, and tell the hosts what they were told before. Raises StoreError."""
         for record in await asyncio.to_thread(self._store.rollouts):
             try:
-                progress = plan.taken_up(document.read(record.progress), self._now().timestamp())
+                progress = steering.taken_up(document.read(record.progress), self._now().timestamp())
                 self._kept[record.name] = _Kept(record.uid, progress)
             except (ValueError, KeyError, TypeError) as error:
                 # A controller without this rollout is better than none: it begins anew, with its canary.
@@ -96,12 +101,16 @@ class RolloutKeeper:
     async def run(self) -> None:
         """Look until cancelled. Without a rollout a look is a comparison of two numbers."""
         while True:
-            if self._registrar.written(KIND) != self._written or self._in_hand():
+            news = self._registrar.written(KIND) != self._written or (self._kept and self._now_known() != self._known)
+            if news or self._in_hand():
                 try:
                     await self.look()
                 except StoreError as error:
                     _log.error("rollouts stand still", error=str(error))
             await asyncio.sleep(LOOK_S)
+
+    def _now_known(self) -> tuple[int, int]:
+        return self._registrar.written("Host"), self._registrar.states.joins
 
     def _in_hand(self) -> bool:
         return any(
@@ -127,17 +136,25 @@ class RolloutKeeper:
         """
         async with self._turn:
             self._take_objects()
+            # Before anything is forgotten: what a rollout that is deleted has told is not for an older one to tell.
+            await self._leave()
             for name in [each for each in self._kept if each not in self._objects]:
                 await asyncio.to_thread(self._store.drop_rollout, name)
                 del self._kept[name]
-            for name, item in sorted(self._objects.items()):
-                await self._advance(name, item)
+            specs = {name: self._spec(item) for name, item in sorted(self._objects.items())}
+            seen = {name: await self._look_at(name, spec) for name, spec in specs.items()}
+            for name, spec in specs.items():
+                await self._advance(name, spec, seen[name])
+            await self._leave()
+            for name, spec in specs.items():
+                await self._sign(spec, self._kept[name])
             if not self._kept:
                 self._read.clear()
             self._tell()
 
     def _take_objects(self) -> None:
         written, revision = self._registrar.written(KIND), self._registrar.revision
+        self._known = self._now_known()
         if written != self._written:
             self._objects = {each.key.name: each for each in self._registrar.objects(KIND)}
             self._written = written
@@ -145,20 +162,36 @@ class RolloutKeeper:
             self._hosts = self._registrar.objects("Host")
             self._revision = revision
 
-    async def _advance(self, name: str, item: ApiObject) -> None:
-        spec, uid = item.spec, item.metadata.uid or name
-        assert isinstance(spec, RolloutSpec)
+    def _spec(self, item: ApiObject) -> RolloutSpec:
+        assert isinstance(item.spec, RolloutSpec)
+        return item.spec
+
+    async def _look_at(self, name: str, spec: RolloutSpec) -> dict[str, Seen]:
+        uid = self._objects[name].metadata.uid or name
         kept = self._kept.get(name)
         if kept is None or kept.uid != uid:
-            kept = _Kept(uid, Progress(spec.version, component=spec.component))
-            self._kept[name] = kept
+            now = self._now().timestamp()
+            kept = self._kept[name] = _Kept(uid, Progress(spec.version, component=spec.component, began=now))
         seen = await self._see(spec, kept)
-        others = {host for other, each in self._kept.items() if other != name for host in each.progress.in_hand}
+        kept.wants = plan.wants(spec, seen, kept.progress)
+        return seen
+
+    async def _leave(self) -> None:
+        """Leave to newer rollouts the hosts that they have told."""
+        for name in sorted(self._kept):
+            progress = turns.left(name, {other: each.progress for other, each in self._kept.items()})
+            await self._take(name, self._kept[name], progress)
+
+    async def _advance(self, name: str, spec: RolloutSpec, seen: Mapping[str, Seen]) -> None:
+        kept = self._kept[name]
+        wants = {other: each.wants for other, each in self._kept.items()}
+        others = turns.held(name, {other: each.progress for other, each in self._kept.items()}, wants)
         progress = plan.step(spec, seen, kept.progress, self._now().timestamp(), others)
         await self._take(name, kept, progress)
-        await self._sign(spec, kept)
+        kept.problems = (*kept.problems, *waiting.problems(spec, seen, progress, others))
         kept.total = len(kept.progress.hosts) + sum(
-            host not in kept.progress.hosts and each.version != spec.version for host, each in seen.items()
+            each.selected and host not in kept.progress.hosts and each.version != spec.version
+            for host, each in seen.items()
         )
         kept.versions = {host: each.version for host, each in seen.items()}
         kept.reasons = {host: each.reason for host, each in seen.items() if each.reason}
@@ -190,7 +223,8 @@ class RolloutKeeper:
         seen: dict[str, Seen] = {}
         for item in self._hosts:
             host = item.key.name
-            if host not in kept.progress.hosts and not wanted <= item.metadata.labels.items():
+            selected = wanted <= item.metadata.labels.items()
+            if host not in kept.progress.hosts and not selected:
                 continue
             state = await self._registrar.states.state(host)
             report = self._report(host, state)
@@ -198,27 +232,49 @@ class RolloutKeeper:
             if machine and machine not in signed and spec.source == "mirror":
                 signed[machine] = await self._signed(spec, machine, problems)
             fits = spec.source != "mirror" or signed.get(machine) is not None
-            seen[host] = self._seen(host, state, report, spec, kept, fits=fits)
+            seen[host] = self._seen(host, state, report, spec, kept, fits=fits, selected=selected)
         if not seen:
             problems.add(_nobody(spec))
         kept.problems = tuple(sorted(problems))
         return seen
 
     def _seen(
-        self, host: str, state: HostState, report: HostReport, spec: RolloutSpec, kept: _Kept, *, fits: bool
+        self,
+        host: str,
+        state: HostState,
+        report: HostReport,
+        spec: RolloutSpec,
+        kept: _Kept,
+        *,
+        fits: bool,
+        selected: bool,
     ) -> Seen:
         touched = kept.progress.hosts.get(host)
         heard = 0.0 if state.last_report_at is None else state.last_report_at.timestamp()
         within_s = max(HEARD_WITHIN_S, 3.0 * self._registrar.states.interval_s() if touched is None else 0.0)
         alive = self._hub.is_connected(host) and self._now().timestamp() - heard <= within_s
-        refuses = ""
+        refuses, nacks = "", self._hub.nacks(host)
+        refused = tuple(sorted({mark for each in nacks for mark in _marks(each)}))
+        joined = 0.0 if state.joined_at is None else state.joined_at.timestamp()
         if touched is not None:
             alive = alive and heard >= touched.since
-            refuses = _refused_since(self._hub.nacks(host), touched.since)
+            refuses, refused = _refused_since(nacks, touched), touched.refused
         order = order_for(kept.progress, host)
         # While this controller was away nobody was absent.
         absent_s = self._now().timestamp() - max(heard, self._began)
-        return seen_of(report, spec, kept.uid, order, alive=alive, fits=fits, refuses=refuses, absent_s=absent_s)
+        return seen_of(
+            report,
+            spec,
+            kept.uid,
+            order,
+            alive=alive,
+            fits=fits,
+            refuses=refuses,
+            refused=refused,
+            absent_s=absent_s,
+            selected=selected,
+            joined_anew=touched is not None and joined > touched.since,
+        )
 
     def _report(self, host: str, state: HostState) -> HostReport:
         """Return the last report of a host, which is read once."""
@@ -297,14 +353,30 @@ class RolloutKeeper:
         kept = self._kept.get(name)
         if kept is None:
             return ""
-        many = sum(kept.progress.hosts[host].mark is not Mark.RETURNED for host in kept.progress.in_hand)
+        many = _many_at_work(kept.progress)
         if not many:
             return ""
         if kept.progress.stage is Stage.ABORTED:
-            return f"{many} of its hosts have not gone back yet: see hostmesh rollout status {name}"
+            return (
+                f"{many} of its hosts have not gone back yet: see hostmesh rollout status {name}; another "
+                f"hostmesh rollout abort {name} lets those try again that could not"
+            )
         return (
             f"{many} of its hosts have the version and nobody would call them back: end it first "
             f"(hostmesh rollout abort {name}), or let it come to its end"
+        )
+
+    def why_not_changed(self, name: str, before: RolloutSpec, after: RolloutSpec) -> str:
+        """Return why a Rollout's component and source must stay; "" if it may be changed like that."""
+        if (before.component, before.source) == (after.component, after.source):
+            return ""
+        kept = self._kept.get(name)
+        many = 0 if kept is None else _many_at_work(kept.progress)
+        if not many:
+            return ""
+        return (
+            f"{many} of its hosts are told a version of {before.component} and would not be called back: end it first "
+            f"(hostmesh rollout abort {name}), or apply another Rollout"
         )
 
     async def ask(self, name: str, verb: str, actor: str) -> View:
@@ -317,14 +389,16 @@ class RolloutKeeper:
         """
         await self.look()
         async with self._turn:
-            self.view(name)
+            view = self.view(name)
             kept, now = self._kept[name], self._now().timestamp()
             if verb == "pause":
-                progress = plan.paused(kept.progress)
+                progress = steering.paused(kept.progress)
             elif verb == "resume":
-                progress = plan.resumed(kept.progress, now)
+                progress = steering.resumed(kept.progress, now)
+                if view.spec.paused:
+                    raise NotNowError("the Rollout itself says spec.paused: apply it without that, and then resume")
             elif verb == "abort":
-                progress = plan.aborted(kept.progress, now)
+                progress = steering.aborted(kept.progress, now)
             else:
                 raise NotNowError(f"a rollout does not {verb}")
             if progress != kept.progress:
@@ -337,18 +411,31 @@ class RolloutKeeper:
         return self.view(name)
 
 
+def _many_at_work(progress: Progress) -> int:
+    return sum(progress.hosts[host].mark is not Mark.RETURNED for host in progress.in_hand)
+
+
 def _tells(update: Update, order: Order) -> bool:
     theirs = update.version, update.attempt, update.back, update.settled
     return theirs == (order.version, order.attempt, order.back, order.settled)
 
 
-def _refused_since(nacks: tuple[RefusedPush, ...], since: float) -> str:
-    """Say what was refused since a moment, and had not been refused before; "" for nothing."""
-    before = {(each.type_url, each.names) for each in nacks if each.at.timestamp() < since}
+def _refused_since(nacks: tuple[RefusedPush, ...], touched: Touched) -> str:
+    """Say what a host has refused since it was told, and had not refused before; "" for nothing."""
+    before = set(touched.refused)
     for each in nacks:
-        if each.at.timestamp() >= since and (each.type_url, each.names) not in before:
+        if each.at.timestamp() >= touched.since and before.isdisjoint(_marks(each)):
             return each.message[:200]
     return ""
+
+
+def _marks(nack: RefusedPush) -> tuple[str, str]:
+    """Return what tells a refusal again: what was refused, and why; a new stream may put more names into one push."""
+    return _mark(nack.type_url, nack.names), _mark(nack.type_url, nack.message)
+
+
+def _mark(*what: object) -> str:
+    return hashlib.blake2b(repr(what).encode(), digest_size=8).hexdigest()
 
 
 def _nobody(spec: RolloutSpec) -> str:

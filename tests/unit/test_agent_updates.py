@@ -14,7 +14,17 @@ from typing import Any
 import grpc
 import pytest
 
-from hostmesh_agent import artifact, artifact_fetch, call_figures, chosen_binary, keys, launch, process, update_order
+from hostmesh_agent import (
+    artifact,
+    artifact_fetch,
+    call_figures,
+    chosen_binary,
+    keys,
+    launch,
+    process,
+    update_ledger,
+    update_order,
+)
 from hostmesh_agent.admin import Admin
 from hostmesh_agent.artifact import Installed
 from hostmesh_agent.artifact_fetch import SPARE_BYTES, FetchError
@@ -414,6 +424,35 @@ async def test_who_was_never_changed_has_nothing_to_go_back_to(tmp_path: Path, o
         assert host.envoys.upgrades == []
 
 
+async def test_what_is_settled_and_was_not_this_hosts_last_order_changes_nothing(tmp_path: Path, owner: Owner) -> None:
+    """The order of an older rollout that is over, and one that a host hears whose ledger is lost."""
+    older, newer = owner.sign(), owner.sign(NEW + b"2", "1.42.0")
+    newer.rollout = "r2"
+    async with a_host(tmp_path, owner) as host:
+        assert (await host.told(older)).state == "done"
+        assert (await host.told(newer)).state == "done"
+        older.settled = True
+        assert await looked_at(host, older) == ""
+        assert host.envoys.upgrades == [VERSION, "1.42.0"]
+    for name in update_ledger.FILES:
+        (host.config.state_dir / name).unlink()
+    async with a_host(tmp_path, owner) as host:
+        assert await looked_at(host, older) == ""
+        assert (host.envoys.upgrades, host.runs) == ([], sha256(NEW + b"2"))
+
+
+async def looked_at(host: Host, wanted: WantedUpdate) -> str:
+    """Return what a host says of an order of Envoy's once it has looked at it, and at one of the agent's after it."""
+    agent = WantedUpdate(component="agent", version=VERSION, rollout="r3", attempt=len(host.envoys.upgrades) + 1)
+    host.updates.take([wanted, agent])
+    states: dict[str, str] = {}
+    async with asyncio.timeout(20):
+        while states.get("agent") != "refused":
+            await asyncio.sleep(0.01)
+            states = {each.component: each.state for each in await host.updates.tell()}
+    return states["envoy"]
+
+
 async def test_a_host_that_allows_nothing_says_so_and_fetches_nothing(tmp_path: Path, owner: Owner) -> None:
     async with a_host(tmp_path, owner, settings=UpdateSettings()) as host:
         state = await host.told(owner.sign())
@@ -477,8 +516,10 @@ async def test_once_a_version_is_everywhere_there_is_no_way_below_its_least(tmp_
     async with a_host(tmp_path, owner) as host:
         assert (await host.told(wanted)).state == "done"
         assert (await host.told(older)).state == "done"
-        wanted.attempt, wanted.settled = 2, True
+        wanted.attempt = 2
         assert (await host.told(wanted)).state == "done"
+        wanted.settled = True
+        host.updates.take([wanted])
         await until(lambda: "1.41.0" in (host.config.state_dir / "updates.json").read_text().split("floor")[1], "floor")
         older.attempt = 2
         state = await host.told(older)

@@ -22,6 +22,7 @@ from hostmesh_controller.limits import Limits
 from hostmesh_controller.load import Problem
 from hostmesh_controller.model import KINDS, ApiObject, ObjectKey
 from hostmesh_controller.model.redaction import redacted
+from hostmesh_controller.model.rollout import RolloutSpec
 from hostmesh_controller.registrar import Guard, MissingError, Outcome
 from hostmesh_controller.review import Documents as Read
 from hostmesh_controller.review import problem_body, read, read_one
@@ -37,10 +38,10 @@ async def apply(request: ApplyRequest, parts: Using, who: Editor) -> dict[str, A
     documents = await _read(parts, request)
     refused = await strict_warnings(parts, documents.objects)
     if request.dry_run:
-        outcome, effects = await parts.registrar.preview(documents, guard=writing(who))
+        outcome, effects = await parts.registrar.preview(documents, guard=applying(parts, who))
         body = {**outcome_body(outcome), **effects_body(seen_effects(parts, who, effects))}
     else:
-        body = outcome_body(await parts.registrar.apply(documents, actor=who.actor, guard=writing(who)))
+        body = outcome_body(await parts.registrar.apply(documents, actor=who.actor, guard=applying(parts, who)))
     return {**body, "warnings": [*body["warnings"], *refused]}
 
 
@@ -142,6 +143,11 @@ def writing(who: Principal) -> Guard:
     return guard
 
 
+def applying(parts: Parts, who: Principal) -> Guard:
+    """Return what ends an apply that the caller may not do, or that may not be done now."""
+    return _one_after_another(writing(who), _no_other_rollout(parts))
+
+
 def _one_after_another(*guards: Guard) -> Guard:
     def guard(changes: Iterable[tuple[ObjectKey, ApiObject | None]], world: World) -> None:
         known = list(changes)
@@ -167,6 +173,24 @@ def _no_rollout_at_work(parts: Parts) -> Guard:
             why = parts.rollouts.why_not_gone(key.name) if key.kind == "Rollout" and after is None else ""
             if why:
                 message = f"nothing was deleted: rollout {key.name!r}: {why}; --abandon deletes it all the same"
+                raise ApiError(HTTPStatus.CONFLICT, "rollout_at_work", message)
+
+    return guard
+
+
+def _no_other_rollout(parts: Parts) -> Guard:
+    """Return what ends a write that makes something else of a Rollout that hosts are in the middle of."""
+
+    def guard(changes: Iterable[tuple[ObjectKey, ApiObject | None]], world: World) -> None:
+        for key, after in changes:
+            before = world.objects.get(key)
+            if before is None or after is None or key.kind != "Rollout":
+                continue
+            assert isinstance(before.spec, RolloutSpec)
+            assert isinstance(after.spec, RolloutSpec)
+            why = parts.rollouts.why_not_changed(key.name, before.spec, after.spec)
+            if why:
+                message = f"nothing was changed: rollout {key.name!r}: {why}"
                 raise ApiError(HTTPStatus.CONFLICT, "rollout_at_work", message)
 
     return guard

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Query
 
 from hostmesh_controller.api.bodies import key_body, object_body
-from hostmesh_controller.api.documents import delete_keys, key_of, outcome_body, readable, refuse, shallow, writing
+from hostmesh_controller.api.documents import applying, delete_keys, key_of, outcome_body, readable, refuse, shallow
 from hostmesh_controller.api.errors import ApiError
 from hostmesh_controller.api.parts import Using
 from hostmesh_controller.api.principals import Editor, Viewer
@@ -57,7 +57,7 @@ async def put_object(
         found = ", ".join(str(each.key) for each in documents.objects) or "nothing"
         message = f"the path names {key}, the document {found}"
         raise ApiError(HTTPStatus.BAD_REQUEST, "key_mismatch", message)
-    outcome = await parts.registrar.apply(documents, actor=who.actor, guard=writing(who))
+    outcome = await parts.registrar.apply(documents, actor=who.actor, guard=applying(parts, who))
     body = outcome_body(outcome)
     return {**key_body(key), "action": body["objects"][0]["action"], **{k: body[k] for k in ("revision", "warnings")}}
 

@@ -10,8 +10,8 @@ from hostmesh_controller.api.bodies import moment
 from hostmesh_controller.api.errors import ApiError
 from hostmesh_controller.api.parts import Parts, Using
 from hostmesh_controller.api.principals import Admin
-from hostmesh_controller.rollout.plan import NotNowError
 from hostmesh_controller.rollout.progress import Mark, Touched
+from hostmesh_controller.rollout.steering import NotNowError
 from hostmesh_controller.rollout_keeper import UnknownRolloutError, View
 
 router = APIRouter(prefix="/v1", tags=["rollouts"])

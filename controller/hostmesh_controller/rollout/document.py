@@ -15,5 +15,8 @@ def write(progress: Progress) -> str:
 def read(text: str) -> Progress:
     """Return what `write` wrote."""
     said: dict[str, Any] = json.loads(text)
-    hosts = {host: Touched(**{**each, "mark": Mark(each["mark"])}) for host, each in said.pop("hosts").items()}
+    hosts = {
+        host: Touched(**{**each, "mark": Mark(each["mark"]), "refused": tuple(each.get("refused", ()))})
+        for host, each in said.pop("hosts").items()
+    }
     return Progress(**{**said, "stage": Stage(said["stage"])}, hosts=hosts)

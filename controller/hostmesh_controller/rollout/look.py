@@ -3,7 +3,7 @@
 from hostmesh_api.manifest import AGENT
 from hostmesh_api.v1.hostmesh_pb2 import CallFigures, HostReport, UpdateState
 from hostmesh_controller.model.rollout import RolloutSpec
-from hostmesh_controller.rollout.plan import Figures, Seen
+from hostmesh_controller.rollout.health import Figures, Seen
 from hostmesh_controller.rollout.progress import Order
 
 
@@ -16,7 +16,10 @@ def seen_of(
     alive: bool,
     fits: bool,
     refuses: str,
+    refused: tuple[str, ...],
     absent_s: float,
+    selected: bool,
+    joined_anew: bool,
 ) -> Seen:
     """Return how a host is that reports; `order` is what it was told.
 
@@ -28,7 +31,10 @@ def seen_of(
         alive: it is heard of.
         fits: there is an artifact for it.
         refuses: what it has refused of its configuration since it was told.
+        refused: marks of what it had refused before.
         absent_s: for how long it has not been heard of.
+        selected: it has the labels of the rollout.
+        joined_anew: it has joined since it was told.
     """
     told = next((each for each in report.updates if order is not None and _is_of(each, rollout, order)), None)
     envoy = report.envoy
@@ -42,9 +48,12 @@ def seen_of(
         reason="" if told is None else told.reason,
         restarts=envoy.restarts if not of_agent else 0 if told is None else told.restarts,
         refuses=refuses,
+        refused=refused,
         before=Figures() if told is None else _figures(told.before),
         after=Figures() if told is None else _figures(told.after),
         absent_s=absent_s,
+        selected=selected,
+        joined_anew=joined_anew,
     )
 
 

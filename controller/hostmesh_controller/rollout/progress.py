@@ -34,6 +34,10 @@ class Touched:
         unwell_since: since when it has not been.
         reason: why it failed.
         settled: the version has proven good, and nobody looks at this host any more.
+        stuck: the host says that it cannot go back; it is not asked again by itself.
+        version: which it goes back from; "" for that of the rollout.
+        refused: what it had refused of its configuration when it was first told, by marks that mean something to the
+            caller of `plan`. A stream that begins anew brings old refusals again.
     """
 
     mark: Mark
@@ -44,6 +48,9 @@ class Touched:
     unwell_since: float = 0.0
     reason: str = ""
     settled: bool = False
+    stuck: bool = False
+    version: str = ""
+    refused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +63,9 @@ class Progress:
         paused: an operator wants nobody else to get it.
         reason: why it halted; of one that is done: why no more of the absent get it.
         component: of which this is a version.
-        absent: hosts that were away (or in the hands of another rollout) when all others had it, with the version that
-            they had. They get it when they come back.
+        absent: hosts that were away (or in the hands of a later rollout) when all others had it, with the version that
+            they had; "" for those in another's hands, whose version may change. They get it when they come back.
+        began: when it set out for this version, or was resumed after a halt: of several the first goes first.
     """
 
     version: str
@@ -69,6 +77,7 @@ class Progress:
     hosts: Mapping[str, Touched] = field(default_factory=dict)
     component: str = "envoy"
     absent: Mapping[str, str] = field(default_factory=dict)
+    began: float = 0.0
 
     @property
     def in_hand(self) -> frozenset[str]:
@@ -100,4 +109,4 @@ def order_for(progress: Progress, host: str) -> Order | None:
     if touched is None:
         return None
     back = touched.mark in {Mark.RETURNING, Mark.RETURNED}
-    return Order(progress.version, touched.attempt, back=back, settled=touched.settled and not back)
+    return Order(touched.version or progress.version, touched.attempt, back=back, settled=touched.settled and not back)

@@ -117,7 +117,10 @@ class NamedPort(Request):
 
 
 class RegisterRequest(Request):
-    """`addresses` may be left out for a host that is registered; `token`: whether a join string is wanted."""
+    """`addresses` may be left out for a host that is registered; `token`: whether a join string is wanted.
+
+    With `dry_run` nothing is written, and there is no join string.
+    """
 
     host: str
     addresses: list[str] = Field(default_factory=list)
@@ -128,6 +131,7 @@ class RegisterRequest(Request):
     workload: str | None = None
     ssh_host_keys: list[str] = Field(default_factory=list)
     token: bool = True
+    dry_run: bool = False
     ttl_s: Annotated[int, Field(ge=10, le=MAX_JOIN_TTL_S)] = 900
 
 

@@ -112,10 +112,10 @@ async def register(request: RegisterRequest, parts: Using, who: Admin) -> dict[s
     for document in documents:
         one = read_one(document, "request", request.namespace or "default")
         found = Documents(found.objects + one.objects, found.problems + one.problems)
-    outcome = await parts.registrar.apply(found, actor=who.actor)
+    outcome = await parts.registrar.apply(found, actor=who.actor, dry_run=request.dry_run)
     body = outcome_body(outcome)
     body["before"] = [each.before for each in outcome.changes if each.action == "configured"]
-    if not request.token:
+    if request.dry_run or not request.token:
         return body
     return {**body, **await join_string(parts, who, request.host, request.ttl_s)}
 

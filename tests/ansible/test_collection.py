@@ -1,36 +1,17 @@
 """The ansible collection: what can be shown without hosts of its own."""
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
+from playing import COLLECTION, on_this_machine, program, tasks_of, tool
 from running_controller import Process, running_process
 
-ROOT: Final = Path(__file__).parents[2]
-COLLECTION: Final = ROOT / "ansible"
-TOOLS: Final = ROOT / ".cache" / "ansible" / "bin"
 PLAYBOOKS: Final = sorted((COLLECTION / "playbooks").glob("*.yml"))
-
-
-def tool(name: str, *arguments: str, check: bool = True, **env: str) -> "subprocess.CompletedProcess[str]":
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("HOSTMESH_", "ANSIBLE_"))}
-    clean["PATH"] = f"{TOOLS}:{clean['PATH']}"
-    done = subprocess.run(
-        [str(TOOLS / name), *arguments],
-        cwd=COLLECTION,
-        env={**clean, "LC_ALL": "C.UTF-8", "ANSIBLE_PYTHON_INTERPRETER": sys.executable, **env},
-        capture_output=True,
-        text=True,
-        timeout=170,
-    )
-    assert not check or done.returncode == 0, done.stdout + done.stderr
-    return done
 
 
 @pytest.mark.parametrize("playbook", PLAYBOOKS, ids=lambda each: each.stem)
@@ -126,19 +107,9 @@ def test_over_https_a_token_and_the_root_are_needed(controller: Process, tmp_pat
     assert "give token_file" in listed(path, check=False).stderr
 
 
-def on_this_machine(tmp_path: Path, controller: Process, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Run a playbook whose hosts are all this machine, with the real `hostmesh` of the project."""
-    inventory = tmp_path / "here.yml"
-    hosts = {"here": {"ansible_connection": "local"}}
-    inventory.write_text(json.dumps({"hostmesh_controllers": {"hosts": hosts}, "hostmesh_agents": {"hosts": hosts}}))
-    path = f"{tmp_path}:{ROOT / '.venv' / 'bin'}:{TOOLS}:{os.environ['PATH']}"
-    options = ("-i", str(inventory), "-e", "ansible_become=false", *arguments)
-    return tool("ansible-playbook", *options, PATH=path, HOSTMESH_ADDRESS=controller.address)
-
-
 def test_the_authority_is_rotated(controller: Process, tmp_path: Path) -> None:
     before = json.loads(controller.cli("ca", "show", "-o", "json").stdout)["roots"]
-    on_this_machine(tmp_path, controller, "playbooks/rotate_ca.yml")
+    on_this_machine(tmp_path, controller.address, "playbooks/rotate_ca.yml")
     after = json.loads(controller.cli("ca", "show", "-o", "json").stdout)["roots"]
     live = [each["id"] for each in after if each["state"] == "active"]
     assert len(live) == 1, after
@@ -146,20 +117,14 @@ def test_the_authority_is_rotated(controller: Process, tmp_path: Path) -> None:
 
 
 def test_a_join_string_is_in_standard_input_and_nowhere_else(controller: Process, tmp_path: Path) -> None:
-    agent = tmp_path / "hostmesh-agent"
-    agent.write_text(f'#!/bin/sh\necho "$*" > {tmp_path}/argv\ncat > {tmp_path}/stdin\n')
-    agent.chmod(0o755)
-    role = {"name": "hostmesh.mesh.agent", "tasks_from": "join"}
+    program(tmp_path, "hostmesh-agent", f'echo "$*" > {tmp_path}/argv\ncat > {tmp_path}/stdin')
     settings = {
         "agent_addresses": ["192.0.2.8"],
         "agent_workload_namespace": "shop",
         "agent_workload_ports": ["http=80"],
         "agent_workload_labels": {"app": "x"},
     }
-    tasks = [{"ansible.builtin.include_role": role, "vars": settings}]
-    playbook = tmp_path / "join.yml"
-    playbook.write_text(json.dumps([{"hosts": "hostmesh_agents", "gather_facts": False, "tasks": tasks}]))
-    done = on_this_machine(tmp_path, controller, "-vvvv", str(playbook))
+    done = on_this_machine(tmp_path, controller.address, "-vvvv", tasks_of(tmp_path, "agent", "join", **settings))
     string = (tmp_path / "stdin").read_text().strip()
     assert len(string) > 40
     assert (tmp_path / "argv").read_text().split() == ["join", "-"]

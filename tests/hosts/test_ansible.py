@@ -180,6 +180,11 @@ def test_a_look_at_hosts_that_are_rolled_out_finds_nothing_to_do(fleet: Fleet, r
 def test_an_upgrade_goes_in_waves_and_no_call_fails(fleet: Fleet, packages: Repository, record_property: Tell) -> None:
     built = packages.built
     publish(built, fleet.repository.built.dist, built.following)
+    # apt has not read of it yet.
+    look = fleet.play("upgrade", "--check", agent_version=built.following, agent_health_urls=[URL])
+    assert (look.code, look.count("changed")) == (0, 3), look.said
+    assert f"would install hostmesh-agent={built.following}, hostmesh-envoy={built.following}" in look.said
+    assert versions(fleet.agents) == [built.version] * 3
     before = [envoy(each) for each in fleet.agents]
     with outbound(fleet.agents[2], URL, STOCK) as tally:
         done = fleet.play("upgrade", agent_version=built.following, agent_health_urls=[URL])

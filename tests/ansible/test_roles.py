@@ -1,5 +1,6 @@
 """The roles' steps, on this machine: programs of its packages are stand-ins."""
 
+import json
 from pathlib import Path
 from typing import Final
 
@@ -49,3 +50,33 @@ def test_a_look_at_what_is_installed_finds_nothing_to_do(tmp_path: Path, manager
     missing = {**settings, "repository_packages": ["hostmesh"], "repository_version": ""}
     done = on_this_machine(tmp_path, "", "--check", tasks_of(tmp_path, "repository", "install", **missing))
     assert "would install hostmesh;" in done.stdout
+
+
+def test_packages_of_a_folder_come_in_one_transaction(tmp_path: Path) -> None:
+    packages(tmp_path, known=False)
+    for each in ("dist", "copies"):
+        (tmp_path / each).mkdir()
+    names = [f"{each}_0.2.0_amd64.deb" for each in AGENT]
+    for name in names:
+        (tmp_path / "dist" / name).write_text("")
+    settings = {
+        "repository_packages": AGENT,
+        "repository_directory": str(tmp_path / "dist"),
+        "repository_copies": str(tmp_path / "copies"),
+        "repository_downgrade": True,
+    }
+    playbook = tasks_of(tmp_path, "repository", "install", **settings)
+    assert (
+        "would install hostmesh-agent=0.2.0, hostmesh-envoy=0.2.0"
+        in on_this_machine(tmp_path, "", "--check", playbook).stdout
+    )
+    assert not (tmp_path / "called").exists()
+    owner = ("-e", json.dumps({"repository_copies": settings["repository_copies"]}))
+    done = on_this_machine(tmp_path, "", *owner, playbook)
+    (called,) = (tmp_path / "called").read_text().splitlines()
+    copied = " ".join(f"{tmp_path}/copies/hostmesh-{name}" for name in names)
+    assert called.endswith(f"--allow-downgrades install {copied}")
+    again = on_this_machine(tmp_path, "", *owner, playbook)
+    assert recap(again)["here"]["changed"] == 0, again.stdout
+    assert (tmp_path / "called").read_text().splitlines() == [called]
+    assert recap(done)["here"]["changed"] == 2

@@ -241,6 +241,32 @@ def test_an_older_version_comes_back_on_all_hosts(fleet: Fleet, record_property:
     assert served_to(fleet.agents[0]) == names(fleet)
 
 
+def test_a_controller_comes_from_a_folder_in_another_version_and_goes_back(fleet: Fleet, packages: Repository) -> None:
+    built, ruler = packages.built, fleet.controller
+    of_folder = {"repository_directory": str(fleet.repository.built.dist)}
+    options = ("--limit", ruler.name)
+
+    def rolled_out(version: str, *more: str, downgrade: bool = False) -> Run:
+        settings = {**of_folder, "controller_version": version, "controller_downgrade": downgrade}
+        done = fleet.play("rollout", *options, *more, **settings)
+        assert done.code == 0, done.said
+        return done
+
+    def installed() -> set[str]:
+        shown = ("dpkg-query", "-W", "-f", "${Version}\n", "hostmesh", "hostmesh-controller")
+        return set(ruler.run(*shown).stdout.split())
+
+    look = rolled_out(built.following, "--check")
+    assert f"would install hostmesh-controller={built.following}, hostmesh={built.following}" in look.said
+    assert installed() == {built.version}
+    rolled_out(built.following)
+    assert installed() == {built.following}
+    again = rolled_out(built.following)
+    assert again.count("changed") == 0, again.said
+    rolled_out(built.version, downgrade=True)
+    assert installed() == {built.version}
+
+
 def test_the_authority_is_rotated_under_load(fleet: Fleet, record_property: Tell) -> None:
     before = roots(fleet)
     with outbound(fleet.agents[0], URL, STOCK) as tally:

@@ -1,16 +1,24 @@
-"""The roles' steps, on this machine: programs of its packages are stand-ins."""
+"""The roles' steps, on this machine: programs of its packages and the agent are stand-ins, the controller is real."""
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
 from playing import on_this_machine, program, recap, tasks_of
+from running_controller import Process, running_process
 
 AGENT: Final = ["hostmesh-envoy", "hostmesh-agent"]
 INSTALLED: Final = "hostmesh-envoy=0.1.0=ii \nhostmesh-agent=0.1.0=ii \nhostmesh=0.1.0=rc \n"
 """As dpkg-query tells it; the last one was removed."""
+
+
+@pytest.fixture(scope="module")
+def controller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    with running_process(tmp_path_factory.mktemp("controller")) as found:
+        yield found
 
 
 def packages(tmp_path: Path, *, known: bool) -> None:
@@ -80,3 +88,56 @@ def test_packages_of_a_folder_come_in_one_transaction(tmp_path: Path) -> None:
     assert recap(again)["here"]["changed"] == 0, again.stdout
     assert (tmp_path / "called").read_text().splitlines() == [called]
     assert recap(done)["here"]["changed"] == 2
+
+
+def register(
+    tmp_path: Path, controller: Process, settings: Mapping[str, Any], *options: str, tasks: str = "register"
+) -> int:
+    """Have a host registered as the inventory has it; return how many changes that made."""
+    playbook = tasks_of(tmp_path, "agent", tasks, **settings)
+    done = on_this_machine(tmp_path, controller.address, *options, playbook)
+    return recap(done)["here"]["changed"]
+
+
+def test_what_the_inventory_says_later_reaches_the_mesh(tmp_path: Path, controller: Process) -> None:
+    settings = {
+        "agent_name": "later",
+        "agent_addresses": ["192.0.2.9"],
+        "agent_workload_namespace": "shop",
+        "agent_workload_ports": ["http=81", "82"],
+        "agent_workload_labels": {"app": "y"},
+    }
+    controller.cli("register", "later", "--address", "192.0.2.8", "-n", "shop", "--port", "http=80", "-l", "app=x")
+    tokens = controller.cli("token", "list", "-o", "json").stdout
+
+    def known() -> list[Any]:
+        got = (("host", "later"), ("we", "later", "-n", "shop"))
+        return [json.loads(controller.cli("get", *each, "-o", "json").stdout)["spec"] for each in got]
+
+    before = known()
+    assert register(tmp_path, controller, settings, "--check") == 1
+    assert known() == before
+    assert register(tmp_path, controller, settings) == 1
+    host, workload = known()
+    assert host["addresses"] == ["192.0.2.9"]
+    ports = {"http": 81, "tcp-82": 82}
+    assert workload == {"address": "192.0.2.9", "ports": ports, "labels": {"app": "y"}, "serviceAccount": "default"}
+    assert register(tmp_path, controller, settings) == 0
+    assert register(tmp_path, controller, settings, "--check") == 0
+    assert controller.cli("token", "list", "-o", "json").stdout == tokens
+
+
+def test_a_host_without_workload_settings_has_no_workload(tmp_path: Path, controller: Process) -> None:
+    program(tmp_path, "hostmesh-agent", "cat > /dev/null")
+    bare = {"agent_name": "bare", "agent_addresses": ["192.0.2.10"]}
+    named = {"agent_name": "named", "agent_addresses": ["192.0.2.11"], "agent_workload_namespace": "shop"}
+    for settings in (bare, named):
+        for tasks in ("join", "register"):
+            register(tmp_path, controller, settings, tasks=tasks)
+        name = str(settings["agent_name"])
+        shown = json.loads(controller.cli("host", "show", name, "-o", "json").stdout)
+        assert shown["workloads"] == []
+    assert shown["spec"]["namespace"] == "shop"
+    register(tmp_path, controller, {**bare, "agent_workload_service_account": "web"})
+    entry = json.loads(controller.cli("get", "we", "bare", "-n", "default", "-o", "json").stdout)
+    assert entry["spec"]["serviceAccount"] == "web"

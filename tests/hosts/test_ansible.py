@@ -177,6 +177,17 @@ def test_a_look_at_hosts_that_are_rolled_out_finds_nothing_to_do(fleet: Fleet, r
     assert {what: look.count(what) for what in NOTHING_CHANGED} == NOTHING_CHANGED, look.said
 
 
+def test_what_the_inventory_says_later_reaches_the_mesh(fleet: Fleet) -> None:
+    first = fleet.agents[0].name
+    for labels in ({"app": "stock", "tier": "front"}, {"app": "stock"}):
+        settings = {"agent_workload_labels": labels, "agent_health_urls": [URL]}
+        for options in (("--check",), ()):
+            done = fleet.play("rollout", "--limit", first, *options, **settings)
+            assert (done.code, done.count("changed")) == (0, 1), done.said
+        found = json.loads(fleet.hostmesh("get", "we", first, "-n", "shop", "-o", "json"))
+        assert found["spec"]["labels"] == labels
+
+
 def test_an_upgrade_goes_in_waves_and_no_call_fails(fleet: Fleet, packages: Repository, record_property: Tell) -> None:
     built = packages.built
     publish(built, fleet.repository.built.dist, built.following)

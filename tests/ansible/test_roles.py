@@ -141,3 +141,58 @@ def test_a_host_without_workload_settings_has_no_workload(tmp_path: Path, contro
     register(tmp_path, controller, {**bare, "agent_workload_service_account": "web"})
     entry = json.loads(controller.cli("get", "we", "bare", "-n", "default", "-o", "json").stdout)
     assert entry["spec"]["serviceAccount"] == "web"
+
+
+STEADY: Final = {"stage": "steady", "put_back": "", "restart_needed": "", "version": "1.40.1"}
+
+
+def gate(tmp_path: Path, upgrade: str, *, config: str = "", check: bool = True, **now: str) -> "tuple[int, str]":
+    """Pass the health gate with an agent that answers `envoy upgrade` so; return how much changed and what was said."""
+    (tmp_path / "status").write_text(json.dumps({**STEADY, **now}))
+    (tmp_path / "manifest.json").write_text(json.dumps({"version": "1.40.1"}))
+    (tmp_path / "agent.toml").write_text(config)
+    facts = {"agent_version": "0.2.0"}
+    seen = {"connected": True, "lease": "alive", "overdue": False, "envoy_down": False, "report": {"facts": facts}}
+    program(tmp_path, "hostmesh", f"echo '{json.dumps(seen)}'")
+    text = f"""case "$*" in
+    "envoy upgrade") {upgrade} ;;
+    "envoy status -o json") cat {tmp_path}/status ;;
+    --version) echo hostmesh-agent 0.2.0 ;;
+esac"""
+    program(tmp_path, "hostmesh-agent", text)
+    places = {
+        "agent_envoy_manifest": f"{tmp_path}/manifest.json",
+        "agent_envoy_choices": [f"{tmp_path}/agent.toml", f"{tmp_path}/envoy-binary.json"],
+    }
+    playbook = tasks_of(tmp_path, "agent", "health", agent_version="0.2.0", agent_health_timeout=5)
+    done = on_this_machine(tmp_path, "", "-e", json.dumps(places), playbook, check=check)
+    assert check or done.returncode != 0, done.stdout
+    return recap(done)["here"]["changed"], done.stdout
+
+
+def test_the_gate_has_the_envoy_that_was_installed_serve(tmp_path: Path) -> None:
+    # The first time another change is under way.
+    begun = f"if [ -e {tmp_path}/begun ]; then echo Envoy 1.40.1 serves; else touch {tmp_path}/begun"
+    said = "nothing is changed: the Envoys are being changed already (draining)"
+    assert gate(tmp_path, f"{begun}; echo '{said}'; exit 1; fi")[0] == 1
+    assert gate(tmp_path, "echo 'nothing is changed: the running Envoy is what would be started now'")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("upgrade", "now"),
+    [
+        ("echo put back: it ended before it served: exit code 7 >&2; exit 1", {}),
+        ("echo Envoy 1.40.0 serves", {"put_back": "it ended before it served"}),
+        ("echo Envoy 1.40.0 serves", {"version": "1.40.0"}),
+    ],
+)
+def test_an_envoy_that_does_not_serve_does_not_pass_the_gate(tmp_path: Path, upgrade: str, now: dict[str, str]) -> None:
+    _, said = gate(tmp_path, upgrade, check=False, **now)
+    assert "Ask the controller" not in said
+
+
+def test_an_envoy_that_the_owner_chose_passes_the_gate(tmp_path: Path) -> None:
+    nothing = "echo 'nothing is changed: the running Envoy is what would be started now'"
+    owner = '[envoy]\nbinary = "/opt/envoy"\n'
+    assert gate(tmp_path, nothing, config=owner, version="1.39.0")[0] == 0
+    gate(tmp_path, nothing, config="# binary = none\n", version="1.39.0", check=False)

@@ -3,12 +3,13 @@
 The tests are a fleet's life, in this order: each begins where the one before has ended.
 """
 
+import hashlib
 import json
 import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
@@ -27,6 +28,10 @@ from packages.building import Built, ship
 pytestmark = pytest.mark.timeout(900)
 URL: Final = f"http://stock.shop:{STOCK}/"
 BROKEN: Final = "99.9"
+UNSERVED: Final = "99.5"
+"""Whose Envoy does not start."""
+OTHER_ENVOY: Final = "1.40.90"
+"""Of the version that follows this tree's."""
 _END: Final = "\nsys.exit(main())\n"
 """Of the programs that the packages bring (packaging/shipping: launcher)."""
 SERVICE: Final = f"""
@@ -53,27 +58,58 @@ def publish(built: Built, dist: Path, version: str) -> None:
     """Put a version into the repository. An .rpm is there since a repository has both; nobody takes it here."""
     for each in (*built.debs(version), built.rpm("hostmesh-controller", version)):
         os.link(built.dist / each, dist / each)
+    if version == built.following:
+        repack(built, dist, version, version, {"hostmesh-envoy": another_envoy})
     ship("repository", {"DIST": str(dist)})
 
 
-def publish_broken(built: Built, dist: Path) -> None:
-    """Pack another version, whose agent does not come up, with all else as it is."""
-    for name in ("hostmesh-agent", "hostmesh-envoy"):
-        tree = dist / "broken"
-        subprocess.run(["dpkg-deb", "-R", dist / built.deb(name), tree], check=True, timeout=120)
-        if name == "hostmesh-agent":
-            program = tree / "usr/bin/hostmesh-agent"
-            text = program.read_text()
-            assert text.endswith(_END), text
-            broken = f'\nif sys.argv[1:] == ["run"]:\n    sys.exit("broken"){_END}'
-            program.write_text(text.replace(_END, broken))
+def publish_bad(built: Built, dist: Path, version: str, spoil: Mapping[str, Callable[[Path], None]]) -> None:
+    """Put a version of the agent and its Envoy into the repository that is like the one that follows, but spoilt."""
+    as_is = dict.fromkeys(("hostmesh-agent", "hostmesh-envoy"), unchanged)
+    repack(built, dist, built.following, version, {**as_is, **spoil})
+    ship("repository", {"DIST": str(dist)})
+
+
+def repack(built: Built, dist: Path, of: str, version: str, change: Mapping[str, Callable[[Path], None]]) -> None:
+    """Pack packages as another version, each changed so, with all else as it is."""
+    for name, changes in change.items():
+        tree = dist / "tree"
+        subprocess.run(["dpkg-deb", "-R", built.dist / built.deb(name, of), tree], check=True, timeout=120)
+        changes(tree)
+        for info in tree.glob("usr/lib/hostmesh-agent/lib/*/dist-packages/hostmesh-*.dist-info/METADATA"):
+            info.write_text(info.read_text().replace(f"\nVersion: {of}\n", f"\nVersion: {version}\n"))
         control = tree / "DEBIAN/control"
-        control.write_text(control.read_text().replace(f"\nVersion: {built.version}\n", f"\nVersion: {BROKEN}\n"))
+        control.write_text(control.read_text().replace(f"\nVersion: {of}\n", f"\nVersion: {version}\n"))
         (tree / "DEBIAN/md5sums").unlink(missing_ok=True)
+        (dist / built.deb(name, version)).unlink(missing_ok=True)
         words = ["dpkg-deb", "-Znone", "--root-owner-group", "--build"]
-        subprocess.run([*words, tree, dist / built.deb(name, BROKEN)], check=True, timeout=120, capture_output=True)
+        subprocess.run([*words, tree, dist / built.deb(name, version)], check=True, timeout=120, capture_output=True)
         shutil.rmtree(tree)
-    ship("repository", {"DIST": str(dist)})
+
+
+def unchanged(_: Path) -> None:
+    """Of that package nothing is another but the version."""
+
+
+def ending_agent(tree: Path) -> None:
+    program = tree / "usr/bin/hostmesh-agent"
+    text = program.read_text()
+    assert text.endswith(_END), text
+    broken = f'\nif sys.argv[1:] == ["run"]:\n    sys.exit("broken"){_END}'
+    program.write_text(text.replace(_END, broken))
+
+
+def another_envoy(tree: Path, version: str = OTHER_ENVOY, binary: bytes = b"") -> None:
+    home = tree / "usr/lib/hostmesh-envoy"
+    binary = binary or (home / "envoy").read_bytes() + version.encode()
+    (home / "envoy").write_bytes(binary)
+    said = json.loads((home / "manifest.json").read_text())
+    said |= {"version": version, "sha256": hashlib.sha256(binary).hexdigest()}
+    (home / "manifest.json").write_text(json.dumps(said))
+
+
+def ending_envoy(tree: Path) -> None:
+    another_envoy(tree, "1.40.95", b"#!/bin/sh\nexit 7\n")
 
 
 @pytest.fixture(scope="module")
@@ -204,31 +240,53 @@ def test_an_upgrade_goes_in_waves_and_no_call_fails(fleet: Fleet, packages: Repo
     assert versions(fleet.agents) == [built.following] * 3
     # One host, then one in ten, then a quarter at a time: here each is a wave of its own.
     assert done.said.count("PLAY [Upgrade in waves") == 3
-    assert [envoy(each) for each in fleet.agents] == before
+    # Envoy runs in the new version too: none is left for the next boot.
+    assert [each.agent()["envoy"]["version"] for each in fleet.agents] == [OTHER_ENVOY] * 3
+    assert not set(before) & {envoy(each) for each in fleet.agents}
     assert tally["failed"] == 0, tally
     assert tally["sent"] > 50
     assert served_to(fleet.agents[0]) == names(fleet)
 
 
-def test_a_version_that_does_not_come_up_stops_at_the_first_host(
-    fleet: Fleet, packages: Repository, record_property: Tell
-) -> None:
-    built = packages.built
-    publish_broken(built, fleet.repository.built.dist)
+def stops_at_the_first(fleet: Fleet, version: str, before: str) -> Run:
+    """Upgrade to a version that is bad: the other hosts hear nothing of it, and no call fails."""
     first, *others = fleet.agents
     kept = [(state(each)["MainPID"], envoy(each)) for each in others]
     with outbound(others[1], URL, STOCK) as tally:
-        done = fleet.play("upgrade", agent_version=BROKEN, agent_health_urls=[URL], agent_health_timeout=10)
+        done = fleet.play("upgrade", agent_version=version, agent_health_urls=[URL], agent_health_timeout=10)
     assert done.code != 0
-    record_property("seen", f"{done.took_s:.0f} s")
-    assert versions(fleet.agents) == [BROKEN, built.following, built.following]
+    assert versions(fleet.agents) == [version, before, before]
     assert done.hosts[first.name]["failed"] == 1, done.said
     assert not set(done.hosts) & {each.name for each in others}, done.hosts
     assert [(state(each)["MainPID"], envoy(each)) for each in others] == kept
-    # The first host's Envoy goes on without its agent.
     assert tally["failed"] == 0, tally
     for each in others:
         assert served_to(each) == names(fleet)
+    return done
+
+
+def test_an_envoy_that_does_not_start_stops_at_the_first_host(
+    fleet: Fleet, packages: Repository, record_property: Tell
+) -> None:
+    built, first = packages.built, fleet.agents[0]
+    publish_bad(built, fleet.repository.built.dist, UNSERVED, {"hostmesh-envoy": ending_envoy})
+    old = envoy(first)
+    done = stops_at_the_first(fleet, UNSERVED, built.following)
+    record_property("seen", f"{done.took_s:.0f} s")
+    assert "TASK [hostmesh.mesh.agent : Exchange the Envoy that runs]" in done.said
+    found = first.agent()["envoy"]
+    assert (found["pid"], found["version"]) == (old, OTHER_ENVOY)
+    assert "code 7" in found["put_back"]
+
+
+def test_a_version_that_does_not_come_up_stops_at_the_first_host(
+    fleet: Fleet, packages: Repository, record_property: Tell
+) -> None:
+    # The first host's Envoy goes on without its agent.
+    built = packages.built
+    publish_bad(built, fleet.repository.built.dist, BROKEN, {"hostmesh-agent": ending_agent})
+    done = stops_at_the_first(fleet, BROKEN, built.following)
+    record_property("seen", f"{done.took_s:.0f} s")
 
 
 def test_a_health_gate_that_is_not_passed_stops_at_the_first_host(fleet: Fleet, packages: Repository) -> None:
@@ -248,6 +306,7 @@ def test_an_older_version_comes_back_on_all_hosts(fleet: Fleet, record_property:
     assert done.code == 0, done.said
     record_property("seen", f"{done.took_s:.0f} s")
     assert versions(fleet.agents) == [version] * 3
+    assert OTHER_ENVOY not in [each.agent()["envoy"]["version"] for each in fleet.agents]
     assert tally["failed"] == 0, tally
     assert served_to(fleet.agents[0]) == names(fleet)
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import pytest
 
-from playing import on_this_machine, program, recap, tasks_of
+from playing import GONE, HERE, on_this_machine, program, recap, tasks_of
 from running_controller import Process, running_process
 
 AGENT: Final = ["hostmesh-envoy", "hostmesh-agent"]
@@ -196,3 +196,52 @@ def test_an_envoy_that_the_owner_chose_passes_the_gate(tmp_path: Path) -> None:
     owner = '[envoy]\nbinary = "/opt/envoy"\n'
     assert gate(tmp_path, nothing, config=owner, version="1.39.0")[0] == 0
     gate(tmp_path, nothing, config="# binary = none\n", version="1.39.0", check=False)
+
+
+WELL: Final = {**HERE, "agent_addresses": ["192.0.2.3"]}
+SICK: Final = {**HERE, "agent_addresses": []}
+"""Its settings are refused."""
+
+
+def wave(tmp_path: Path, playbook: str, hosts: dict[str, Any]) -> "tuple[dict[str, dict[str, int]], str]":
+    """Look at what a playbook would do that must fail; return what it counted by host, and said."""
+    packages(tmp_path, known=True)
+    settings = {"agent_version": "0.1.0", "agent_health_urls": ["http://x/"], "agent_identity": f"{tmp_path}/none"}
+    options = ("--check", "-e", json.dumps(settings), f"playbooks/{playbook}.yml")
+    done = on_this_machine(tmp_path, "", *options, hosts=hosts, check=False)
+    assert done.returncode != 0
+    return recap(done), done.stdout
+
+
+def test_a_rollback_goes_on_past_hosts_that_are_down_or_sick_and_fails_for_them_at_the_end(tmp_path: Path) -> None:
+    counted, said = wave(tmp_path, "rollback", {"gone": GONE, "sick": SICK, "well": WELL})
+    assert {name: each["failed"] for name, each in counted.items()} == {"gone": 1, "sick": 1, "well": 0}
+    end = said.partition("Tell which hosts were not put back")[2]
+    assert "Pass a host by that is not: it cannot be reached" in end
+    assert "agent_addresses of sick is empty" in end
+
+
+def test_hosts_that_are_gone_are_forgotten_if_that_is_said(tmp_path: Path, controller: Process) -> None:
+    for number, name in enumerate(("gone-1", "gone-2")):
+        made = ("register", name, "--address", f"192.0.2.{20 + number}", "-n", "shop", "--port", "http=80")
+        assert controller.cli(*made).returncode == 0
+    hosts = {"gone-1": GONE, "gone-2": GONE}
+
+    def remove(*options: str) -> "tuple[int, str]":
+        options = (*options, "playbooks/remove.yml")
+        done = on_this_machine(tmp_path, controller.address, *options, hosts=hosts, check=False)
+        return done.returncode, done.stdout
+
+    def left() -> set[str]:
+        found = json.loads(controller.cli("host", "list", "-o", "json").stdout)
+        return {each["name"] for each in found} & set(hosts)
+
+    code, said = remove()
+    assert code != 0
+    end = said.partition("Tell which hosts were not removed")[2]
+    assert "-e remove_forget_unreachable=true" in end
+    assert all(f"[{name}]: FAILED!" in end for name in hosts)
+    assert left() == set(hosts)
+    code, said = remove("-e", "remove_forget_unreachable=true")
+    assert (code, left()) == (0, set()), said
+    assert "workloadentry" not in controller.cli("get", "we", "gone-1", "-n", "shop").stdout

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -299,6 +299,35 @@ def test_a_health_gate_that_is_not_passed_stops_at_the_first_host(fleet: Fleet, 
     assert done.hosts[second.name]["failed"] == 1, done.said
 
 
+@contextmanager
+def deaf(machine: Machine) -> Iterator[None]:
+    """Nobody can log in meanwhile."""
+    signal = ("systemctl", "kill", "--kill-who=main")
+    machine.run(*signal, "--signal=STOP", "ssh.service")
+    try:
+        yield
+    finally:
+        machine.run(*signal, "--signal=CONT", "ssh.service")
+
+
+def test_a_way_back_goes_on_past_a_host_that_cannot_be_reached(fleet: Fleet, packages: Repository) -> None:
+    version, following = fleet.repository.built.version, packages.built.following
+    first, second, _ = fleet.agents
+    options = ("--limit", f"{first.name},{second.name}")
+    # The first host has a version that does not come up, the second one cannot be reached.
+    with deaf(second):
+        done = fleet.play("rollback", *options, agent_version=version, agent_health_urls=[URL])
+    assert done.code != 0
+    assert versions(fleet.agents) == [version, following, following]
+    assert {name: each["failed"] for name, each in done.hosts.items()} == {first.name: 0, second.name: 1}
+    assert "it cannot be reached" in done.said.partition("Tell which hosts")[2]
+    nobody = [f"http://nobody.shop:{STOCK}/"]
+    sick = fleet.play("rollback", *options, agent_version=version, agent_health_urls=nobody)
+    assert sick.code != 0
+    assert versions(fleet.agents) == [version, version, following]
+    assert {name: each["failed"] for name, each in sick.hosts.items()} == {first.name: 1, second.name: 1}
+
+
 def test_an_older_version_comes_back_on_all_hosts(fleet: Fleet, record_property: Tell) -> None:
     version = fleet.repository.built.version
     with outbound(fleet.agents[2], URL, STOCK) as tally:
@@ -387,7 +416,28 @@ def test_the_controller_is_an_inventory(fleet: Fleet) -> None:
     assert done.stdout.count("SUCCESS") == 3, done.stdout + done.stderr
 
 
+def test_a_removal_goes_on_past_a_host_that_cannot_be_reached_which_is_forgotten_if_that_is_said(fleet: Fleet) -> None:
+    *others, last = fleet.agents
+
+    def known() -> list[str]:
+        return [each["name"] for each in json.loads(fleet.hostmesh("host", "list", "-o", "json"))]
+
+    with deaf(last):
+        done = fleet.play("remove")
+        assert done.code != 0
+        assert known() == [last.name]
+        assert {name: each["failed"] for name, each in done.hosts.items()} == {each.name: 0 for each in others} | {
+            last.name: 1
+        }
+        done = fleet.play("remove", "--limit", last.name, remove_forget_unreachable=True)
+        assert done.code == 0, done.said
+        assert known() == []
+    for each in others:
+        assert fleet.left(each) == [], each.name
+
+
 def test_a_removal_leaves_nothing(fleet: Fleet, record_property: Tell) -> None:
+    # The last host is there still, and the controller has forgotten it.
     done = fleet.play("remove")
     assert done.code == 0, done.said
     record_property("seen", f"{done.took_s:.0f} s")

@@ -221,6 +221,21 @@ def test_a_rollback_goes_on_past_hosts_that_are_down_or_sick_and_fails_for_them_
     assert "agent_addresses of sick is empty" in end
 
 
+@pytest.mark.parametrize("playbook", ["upgrade", "rollout"])
+def test_a_wave_does_not_begin_after_a_host_was_lost(tmp_path: Path, playbook: str) -> None:
+    counted, said = wave(tmp_path, playbook, {"gone": GONE, "well": WELL, "later": WELL})
+    assert counted["gone"]["unreachable"] == 1
+    assert counted["well"]["failed"] == 1
+    assert "nothing is done on well: gone did not pass the health gate" in said
+    assert "later" not in counted
+
+
+@pytest.mark.parametrize("playbook", ["upgrade", "rollout"])
+def test_a_wave_does_not_begin_after_a_host_is_sick(tmp_path: Path, playbook: str) -> None:
+    counted, _ = wave(tmp_path, playbook, {"well": WELL, "sick": SICK, "later": WELL})
+    assert {name: each["failed"] for name, each in counted.items() if name != "here"} == {"well": 0, "sick": 1}
+
+
 def test_hosts_that_are_gone_are_forgotten_if_that_is_said(tmp_path: Path, controller: Process) -> None:
     for number, name in enumerate(("gone-1", "gone-2")):
         made = ("register", name, "--address", f"192.0.2.{20 + number}", "-n", "shop", "--port", "http=80")

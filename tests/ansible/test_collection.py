@@ -46,6 +46,10 @@ def test_settings_that_cannot_be_are_refused(tmp_path: Path) -> None:
     assert "missing required arguments: agent_addresses" in run_role(tmp_path, "agent", agent_controller="c")
     said = run_role(tmp_path, "agent", agent_controller="c", agent_addresses=["192.0.2.1"], agent_health_timeout="soon")
     assert "agent_health_timeout" in said
+    said = run_role(
+        tmp_path, "agent", agent_controller="c", agent_addresses=["192.0.2.1"], agent_health_urls="http://x/"
+    )
+    assert "agent_health_urls must be a list" in said
 
 
 def test_a_repository_without_its_key_is_refused(tmp_path: Path) -> None:
@@ -53,14 +57,15 @@ def test_a_repository_without_its_key_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("playbook", ["upgrade", "rollback"])
-def test_no_wave_starts_without_a_request_that_shows_health(tmp_path: Path, playbook: str) -> None:
+@pytest.mark.parametrize("urls", ["agent_health_urls=", "agent_health_urls=http://stock.shop/"])
+def test_no_wave_starts_without_a_list_of_requests_that_show_health(tmp_path: Path, playbook: str, urls: str) -> None:
     inventory = tmp_path / "hosts.yml"
     here = {"ansible_connection": "local", "agent_addresses": ["192.0.2.1"]}
     inventory.write_text(json.dumps({"hostmesh_agents": {"hosts": {"a": here, "b": here}}}))
-    options = ("-e", "agent_version=0.2.0", "-e", "ansible_become=false")
+    options = ("-e", "agent_version=0.2.0", "-e", "ansible_become=false", "-e", urls)
     done = tool("ansible-playbook", "--check", "-i", str(inventory), *options, f"playbooks/{playbook}.yml", check=False)
     assert done.returncode != 0
-    assert "agent_health_urls" in done.stdout
+    assert "give agent_version, and agent_health_urls, a list" in done.stdout
     # The first host alone was asked.
     assert "b  " not in done.stdout.partition("PLAY RECAP")[2]
 

@@ -1,36 +1,17 @@
 """The ansible collection: what can be shown without hosts of its own."""
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
+from playing import COLLECTION, on_this_machine, program, tasks_of, tool
 from running_controller import Process, running_process
 
-ROOT: Final = Path(__file__).parents[2]
-COLLECTION: Final = ROOT / "ansible"
-TOOLS: Final = ROOT / ".cache" / "ansible" / "bin"
 PLAYBOOKS: Final = sorted((COLLECTION / "playbooks").glob("*.yml"))
-
-
-def tool(name: str, *arguments: str, check: bool = True, **env: str) -> "subprocess.CompletedProcess[str]":
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("HOSTMESH_", "ANSIBLE_"))}
-    clean["PATH"] = f"{TOOLS}:{clean['PATH']}"
-    done = subprocess.run(
-        [str(TOOLS / name), *arguments],
-        cwd=COLLECTION,
-        env={**clean, "LC_ALL": "C.UTF-8", "ANSIBLE_PYTHON_INTERPRETER": sys.executable, **env},
-        capture_output=True,
-        text=True,
-        timeout=170,
-    )
-    assert not check or done.returncode == 0, done.stdout + done.stderr
-    return done
 
 
 @pytest.mark.parametrize("playbook", PLAYBOOKS, ids=lambda each: each.stem)
@@ -65,6 +46,10 @@ def test_settings_that_cannot_be_are_refused(tmp_path: Path) -> None:
     assert "missing required arguments: agent_addresses" in run_role(tmp_path, "agent", agent_controller="c")
     said = run_role(tmp_path, "agent", agent_controller="c", agent_addresses=["192.0.2.1"], agent_health_timeout="soon")
     assert "agent_health_timeout" in said
+    said = run_role(
+        tmp_path, "agent", agent_controller="c", agent_addresses=["192.0.2.1"], agent_health_urls="http://x/"
+    )
+    assert "agent_health_urls must be a list" in said
 
 
 def test_a_repository_without_its_key_is_refused(tmp_path: Path) -> None:
@@ -72,14 +57,15 @@ def test_a_repository_without_its_key_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("playbook", ["upgrade", "rollback"])
-def test_no_wave_starts_without_a_request_that_shows_health(tmp_path: Path, playbook: str) -> None:
+@pytest.mark.parametrize("urls", ["agent_health_urls=", "agent_health_urls=http://stock.shop/"])
+def test_no_wave_starts_without_a_list_of_requests_that_show_health(tmp_path: Path, playbook: str, urls: str) -> None:
     inventory = tmp_path / "hosts.yml"
     here = {"ansible_connection": "local", "agent_addresses": ["192.0.2.1"]}
     inventory.write_text(json.dumps({"hostmesh_agents": {"hosts": {"a": here, "b": here}}}))
-    options = ("-e", "agent_version=0.2.0", "-e", "ansible_become=false")
+    options = ("-e", "agent_version=0.2.0", "-e", "ansible_become=false", "-e", urls)
     done = tool("ansible-playbook", "--check", "-i", str(inventory), *options, f"playbooks/{playbook}.yml", check=False)
     assert done.returncode != 0
-    assert "agent_health_urls" in done.stdout
+    assert "give agent_version, and agent_health_urls, a list" in done.stdout
     # The first host alone was asked.
     assert "b  " not in done.stdout.partition("PLAY RECAP")[2]
 
@@ -126,19 +112,9 @@ def test_over_https_a_token_and_the_root_are_needed(controller: Process, tmp_pat
     assert "give token_file" in listed(path, check=False).stderr
 
 
-def on_this_machine(tmp_path: Path, controller: Process, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Run a playbook whose hosts are all this machine, with the real `hostmesh` of the project."""
-    inventory = tmp_path / "here.yml"
-    hosts = {"here": {"ansible_connection": "local"}}
-    inventory.write_text(json.dumps({"hostmesh_controllers": {"hosts": hosts}, "hostmesh_agents": {"hosts": hosts}}))
-    path = f"{tmp_path}:{ROOT / '.venv' / 'bin'}:{TOOLS}:{os.environ['PATH']}"
-    options = ("-i", str(inventory), "-e", "ansible_become=false", *arguments)
-    return tool("ansible-playbook", *options, PATH=path, HOSTMESH_ADDRESS=controller.address)
-
-
 def test_the_authority_is_rotated(controller: Process, tmp_path: Path) -> None:
     before = json.loads(controller.cli("ca", "show", "-o", "json").stdout)["roots"]
-    on_this_machine(tmp_path, controller, "playbooks/rotate_ca.yml")
+    on_this_machine(tmp_path, controller.address, "playbooks/rotate_ca.yml")
     after = json.loads(controller.cli("ca", "show", "-o", "json").stdout)["roots"]
     live = [each["id"] for each in after if each["state"] == "active"]
     assert len(live) == 1, after
@@ -146,20 +122,14 @@ def test_the_authority_is_rotated(controller: Process, tmp_path: Path) -> None:
 
 
 def test_a_join_string_is_in_standard_input_and_nowhere_else(controller: Process, tmp_path: Path) -> None:
-    agent = tmp_path / "hostmesh-agent"
-    agent.write_text(f'#!/bin/sh\necho "$*" > {tmp_path}/argv\ncat > {tmp_path}/stdin\n')
-    agent.chmod(0o755)
-    role = {"name": "hostmesh.mesh.agent", "tasks_from": "join"}
+    program(tmp_path, "hostmesh-agent", f'echo "$*" > {tmp_path}/argv\ncat > {tmp_path}/stdin')
     settings = {
         "agent_addresses": ["192.0.2.8"],
         "agent_workload_namespace": "shop",
         "agent_workload_ports": ["http=80"],
         "agent_workload_labels": {"app": "x"},
     }
-    tasks = [{"ansible.builtin.include_role": role, "vars": settings}]
-    playbook = tmp_path / "join.yml"
-    playbook.write_text(json.dumps([{"hosts": "hostmesh_agents", "gather_facts": False, "tasks": tasks}]))
-    done = on_this_machine(tmp_path, controller, "-vvvv", str(playbook))
+    done = on_this_machine(tmp_path, controller.address, "-vvvv", tasks_of(tmp_path, "agent", "join", **settings))
     string = (tmp_path / "stdin").read_text().strip()
     assert len(string) > 40
     assert (tmp_path / "argv").read_text().split() == ["join", "-"]

@@ -3,13 +3,14 @@
 The tests are a fleet's life, in this order: each begins where the one before has ended.
 """
 
+import hashlib
 import json
 import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -27,6 +28,10 @@ from packages.building import Built, ship
 pytestmark = pytest.mark.timeout(900)
 URL: Final = f"http://stock.shop:{STOCK}/"
 BROKEN: Final = "99.9"
+UNSERVED: Final = "99.5"
+"""Whose Envoy does not start."""
+OTHER_ENVOY: Final = "1.40.90"
+"""Of the version that follows this tree's."""
 _END: Final = "\nsys.exit(main())\n"
 """Of the programs that the packages bring (packaging/shipping: launcher)."""
 SERVICE: Final = f"""
@@ -53,27 +58,58 @@ def publish(built: Built, dist: Path, version: str) -> None:
     """Put a version into the repository. An .rpm is there since a repository has both; nobody takes it here."""
     for each in (*built.debs(version), built.rpm("hostmesh-controller", version)):
         os.link(built.dist / each, dist / each)
+    if version == built.following:
+        repack(built, dist, version, version, {"hostmesh-envoy": another_envoy})
     ship("repository", {"DIST": str(dist)})
 
 
-def publish_broken(built: Built, dist: Path) -> None:
-    """Pack another version, whose agent does not come up, with all else as it is."""
-    for name in ("hostmesh-agent", "hostmesh-envoy"):
-        tree = dist / "broken"
-        subprocess.run(["dpkg-deb", "-R", dist / built.deb(name), tree], check=True, timeout=120)
-        if name == "hostmesh-agent":
-            program = tree / "usr/bin/hostmesh-agent"
-            text = program.read_text()
-            assert text.endswith(_END), text
-            broken = f'\nif sys.argv[1:] == ["run"]:\n    sys.exit("broken"){_END}'
-            program.write_text(text.replace(_END, broken))
+def publish_bad(built: Built, dist: Path, version: str, spoil: Mapping[str, Callable[[Path], None]]) -> None:
+    """Put a version of the agent and its Envoy into the repository that is like the one that follows, but spoilt."""
+    as_is = dict.fromkeys(("hostmesh-agent", "hostmesh-envoy"), unchanged)
+    repack(built, dist, built.following, version, {**as_is, **spoil})
+    ship("repository", {"DIST": str(dist)})
+
+
+def repack(built: Built, dist: Path, of: str, version: str, change: Mapping[str, Callable[[Path], None]]) -> None:
+    """Pack packages as another version, each changed so, with all else as it is."""
+    for name, changes in change.items():
+        tree = dist / "tree"
+        subprocess.run(["dpkg-deb", "-R", built.dist / built.deb(name, of), tree], check=True, timeout=120)
+        changes(tree)
+        for info in tree.glob("usr/lib/hostmesh-agent/lib/*/dist-packages/hostmesh-*.dist-info/METADATA"):
+            info.write_text(info.read_text().replace(f"\nVersion: {of}\n", f"\nVersion: {version}\n"))
         control = tree / "DEBIAN/control"
-        control.write_text(control.read_text().replace(f"\nVersion: {built.version}\n", f"\nVersion: {BROKEN}\n"))
+        control.write_text(control.read_text().replace(f"\nVersion: {of}\n", f"\nVersion: {version}\n"))
         (tree / "DEBIAN/md5sums").unlink(missing_ok=True)
+        (dist / built.deb(name, version)).unlink(missing_ok=True)
         words = ["dpkg-deb", "-Znone", "--root-owner-group", "--build"]
-        subprocess.run([*words, tree, dist / built.deb(name, BROKEN)], check=True, timeout=120, capture_output=True)
+        subprocess.run([*words, tree, dist / built.deb(name, version)], check=True, timeout=120, capture_output=True)
         shutil.rmtree(tree)
-    ship("repository", {"DIST": str(dist)})
+
+
+def unchanged(_: Path) -> None:
+    """Of that package nothing is another but the version."""
+
+
+def ending_agent(tree: Path) -> None:
+    program = tree / "usr/bin/hostmesh-agent"
+    text = program.read_text()
+    assert text.endswith(_END), text
+    broken = f'\nif sys.argv[1:] == ["run"]:\n    sys.exit("broken"){_END}'
+    program.write_text(text.replace(_END, broken))
+
+
+def another_envoy(tree: Path, version: str = OTHER_ENVOY, binary: bytes = b"") -> None:
+    home = tree / "usr/lib/hostmesh-envoy"
+    binary = binary or (home / "envoy").read_bytes() + version.encode()
+    (home / "envoy").write_bytes(binary)
+    said = json.loads((home / "manifest.json").read_text())
+    said |= {"version": version, "sha256": hashlib.sha256(binary).hexdigest()}
+    (home / "manifest.json").write_text(json.dumps(said))
+
+
+def ending_envoy(tree: Path) -> None:
+    another_envoy(tree, "1.40.95", b"#!/bin/sh\nexit 7\n")
 
 
 @pytest.fixture(scope="module")
@@ -177,9 +213,25 @@ def test_a_look_at_hosts_that_are_rolled_out_finds_nothing_to_do(fleet: Fleet, r
     assert {what: look.count(what) for what in NOTHING_CHANGED} == NOTHING_CHANGED, look.said
 
 
+def test_what_the_inventory_says_later_reaches_the_mesh(fleet: Fleet) -> None:
+    first = fleet.agents[0].name
+    for labels in ({"app": "stock", "tier": "front"}, {"app": "stock"}):
+        settings = {"agent_workload_labels": labels, "agent_health_urls": [URL]}
+        for options in (("--check",), ()):
+            done = fleet.play("rollout", "--limit", first, *options, **settings)
+            assert (done.code, done.count("changed")) == (0, 1), done.said
+        found = json.loads(fleet.hostmesh("get", "we", first, "-n", "shop", "-o", "json"))
+        assert found["spec"]["labels"] == labels
+
+
 def test_an_upgrade_goes_in_waves_and_no_call_fails(fleet: Fleet, packages: Repository, record_property: Tell) -> None:
     built = packages.built
     publish(built, fleet.repository.built.dist, built.following)
+    # apt has not read of it yet.
+    look = fleet.play("upgrade", "--check", agent_version=built.following, agent_health_urls=[URL])
+    assert (look.code, look.count("changed")) == (0, 3), look.said
+    assert f"would install hostmesh-agent={built.following}, hostmesh-envoy={built.following}" in look.said
+    assert versions(fleet.agents) == [built.version] * 3
     before = [envoy(each) for each in fleet.agents]
     with outbound(fleet.agents[2], URL, STOCK) as tally:
         done = fleet.play("upgrade", agent_version=built.following, agent_health_urls=[URL])
@@ -188,31 +240,53 @@ def test_an_upgrade_goes_in_waves_and_no_call_fails(fleet: Fleet, packages: Repo
     assert versions(fleet.agents) == [built.following] * 3
     # One host, then one in ten, then a quarter at a time: here each is a wave of its own.
     assert done.said.count("PLAY [Upgrade in waves") == 3
-    assert [envoy(each) for each in fleet.agents] == before
+    # Envoy runs in the new version too: none is left for the next boot.
+    assert [each.agent()["envoy"]["version"] for each in fleet.agents] == [OTHER_ENVOY] * 3
+    assert not set(before) & {envoy(each) for each in fleet.agents}
     assert tally["failed"] == 0, tally
     assert tally["sent"] > 50
     assert served_to(fleet.agents[0]) == names(fleet)
 
 
-def test_a_version_that_does_not_come_up_stops_at_the_first_host(
-    fleet: Fleet, packages: Repository, record_property: Tell
-) -> None:
-    built = packages.built
-    publish_broken(built, fleet.repository.built.dist)
+def stops_at_the_first(fleet: Fleet, version: str, before: str) -> Run:
+    """Upgrade to a version that is bad: the other hosts hear nothing of it, and no call fails."""
     first, *others = fleet.agents
     kept = [(state(each)["MainPID"], envoy(each)) for each in others]
     with outbound(others[1], URL, STOCK) as tally:
-        done = fleet.play("upgrade", agent_version=BROKEN, agent_health_urls=[URL], agent_health_timeout=10)
+        done = fleet.play("upgrade", agent_version=version, agent_health_urls=[URL], agent_health_timeout=10)
     assert done.code != 0
-    record_property("seen", f"{done.took_s:.0f} s")
-    assert versions(fleet.agents) == [BROKEN, built.following, built.following]
+    assert versions(fleet.agents) == [version, before, before]
     assert done.hosts[first.name]["failed"] == 1, done.said
     assert not set(done.hosts) & {each.name for each in others}, done.hosts
     assert [(state(each)["MainPID"], envoy(each)) for each in others] == kept
-    # The first host's Envoy goes on without its agent.
     assert tally["failed"] == 0, tally
     for each in others:
         assert served_to(each) == names(fleet)
+    return done
+
+
+def test_an_envoy_that_does_not_start_stops_at_the_first_host(
+    fleet: Fleet, packages: Repository, record_property: Tell
+) -> None:
+    built, first = packages.built, fleet.agents[0]
+    publish_bad(built, fleet.repository.built.dist, UNSERVED, {"hostmesh-envoy": ending_envoy})
+    old = envoy(first)
+    done = stops_at_the_first(fleet, UNSERVED, built.following)
+    record_property("seen", f"{done.took_s:.0f} s")
+    assert "TASK [hostmesh.mesh.agent : Exchange the Envoy that runs]" in done.said
+    found = first.agent()["envoy"]
+    assert (found["pid"], found["version"]) == (old, OTHER_ENVOY)
+    assert "code 7" in found["put_back"]
+
+
+def test_a_version_that_does_not_come_up_stops_at_the_first_host(
+    fleet: Fleet, packages: Repository, record_property: Tell
+) -> None:
+    # The first host's Envoy goes on without its agent.
+    built = packages.built
+    publish_bad(built, fleet.repository.built.dist, BROKEN, {"hostmesh-agent": ending_agent})
+    done = stops_at_the_first(fleet, BROKEN, built.following)
+    record_property("seen", f"{done.took_s:.0f} s")
 
 
 def test_a_health_gate_that_is_not_passed_stops_at_the_first_host(fleet: Fleet, packages: Repository) -> None:
@@ -225,6 +299,35 @@ def test_a_health_gate_that_is_not_passed_stops_at_the_first_host(fleet: Fleet, 
     assert done.hosts[second.name]["failed"] == 1, done.said
 
 
+@contextmanager
+def deaf(machine: Machine) -> Iterator[None]:
+    """Nobody can log in meanwhile."""
+    signal = ("systemctl", "kill", "--kill-who=main")
+    machine.run(*signal, "--signal=STOP", "ssh.service")
+    try:
+        yield
+    finally:
+        machine.run(*signal, "--signal=CONT", "ssh.service")
+
+
+def test_a_way_back_goes_on_past_a_host_that_cannot_be_reached(fleet: Fleet, packages: Repository) -> None:
+    version, following = fleet.repository.built.version, packages.built.following
+    first, second, _ = fleet.agents
+    options = ("--limit", f"{first.name},{second.name}")
+    # The first host has a version that does not come up, the second one cannot be reached.
+    with deaf(second):
+        done = fleet.play("rollback", *options, agent_version=version, agent_health_urls=[URL])
+    assert done.code != 0
+    assert versions(fleet.agents) == [version, following, following]
+    assert {name: each["failed"] for name, each in done.hosts.items()} == {first.name: 0, second.name: 1}
+    assert "it cannot be reached" in done.said.partition("Tell which hosts")[2]
+    nobody = [f"http://nobody.shop:{STOCK}/"]
+    sick = fleet.play("rollback", *options, agent_version=version, agent_health_urls=nobody)
+    assert sick.code != 0
+    assert versions(fleet.agents) == [version, version, following]
+    assert {name: each["failed"] for name, each in sick.hosts.items()} == {first.name: 1, second.name: 1}
+
+
 def test_an_older_version_comes_back_on_all_hosts(fleet: Fleet, record_property: Tell) -> None:
     version = fleet.repository.built.version
     with outbound(fleet.agents[2], URL, STOCK) as tally:
@@ -232,8 +335,35 @@ def test_an_older_version_comes_back_on_all_hosts(fleet: Fleet, record_property:
     assert done.code == 0, done.said
     record_property("seen", f"{done.took_s:.0f} s")
     assert versions(fleet.agents) == [version] * 3
+    assert OTHER_ENVOY not in [each.agent()["envoy"]["version"] for each in fleet.agents]
     assert tally["failed"] == 0, tally
     assert served_to(fleet.agents[0]) == names(fleet)
+
+
+def test_a_controller_comes_from_a_folder_in_another_version_and_goes_back(fleet: Fleet, packages: Repository) -> None:
+    built, ruler = packages.built, fleet.controller
+    of_folder = {"repository_directory": str(fleet.repository.built.dist)}
+    options = ("--limit", ruler.name)
+
+    def rolled_out(version: str, *more: str, downgrade: bool = False) -> Run:
+        settings = {**of_folder, "controller_version": version, "controller_downgrade": downgrade}
+        done = fleet.play("rollout", *options, *more, **settings)
+        assert done.code == 0, done.said
+        return done
+
+    def installed() -> set[str]:
+        shown = ("dpkg-query", "-W", "-f", "${Version}\n", "hostmesh", "hostmesh-controller")
+        return set(ruler.run(*shown).stdout.split())
+
+    look = rolled_out(built.following, "--check")
+    assert f"would install hostmesh-controller={built.following}, hostmesh={built.following}" in look.said
+    assert installed() == {built.version}
+    rolled_out(built.following)
+    assert installed() == {built.following}
+    again = rolled_out(built.following)
+    assert again.count("changed") == 0, again.said
+    rolled_out(built.version, downgrade=True)
+    assert installed() == {built.version}
 
 
 def test_the_authority_is_rotated_under_load(fleet: Fleet, record_property: Tell) -> None:
@@ -286,7 +416,28 @@ def test_the_controller_is_an_inventory(fleet: Fleet) -> None:
     assert done.stdout.count("SUCCESS") == 3, done.stdout + done.stderr
 
 
+def test_a_removal_goes_on_past_a_host_that_cannot_be_reached_which_is_forgotten_if_that_is_said(fleet: Fleet) -> None:
+    *others, last = fleet.agents
+
+    def known() -> list[str]:
+        return [each["name"] for each in json.loads(fleet.hostmesh("host", "list", "-o", "json"))]
+
+    with deaf(last):
+        done = fleet.play("remove")
+        assert done.code != 0
+        assert known() == [last.name]
+        assert {name: each["failed"] for name, each in done.hosts.items()} == {each.name: 0 for each in others} | {
+            last.name: 1
+        }
+        done = fleet.play("remove", "--limit", last.name, remove_forget_unreachable=True)
+        assert done.code == 0, done.said
+        assert known() == []
+    for each in others:
+        assert fleet.left(each) == [], each.name
+
+
 def test_a_removal_leaves_nothing(fleet: Fleet, record_property: Tell) -> None:
+    # The last host is there still, and the controller has forgotten it.
     done = fleet.play("remove")
     assert done.code == 0, done.said
     record_property("seen", f"{done.took_s:.0f} s")

@@ -137,6 +137,35 @@ def test_a_host_is_registered_with_its_workload(controller: Process) -> None:
     assert controller.cli("host", "show", "web-1").returncode == 1
 
 
+def test_what_is_known_of_a_host_is_told_anew_without_a_token(controller: Process) -> None:
+    controller.cli(
+        "register", "moved", "--address", "10.9.0.5", "-n", "shop", "--port", "http=80", "--label", "app=web"
+    )
+    tokens = controller.cli("token", "list", "-o", "json").stdout
+    words = ("register", "moved", "--address", "10.9.0.6", "-n", "shop", "--port", "http=81", "--no-token")
+    actions = {"Host": "configured", "WorkloadEntry": "configured"}
+    looked = json.loads(controller.cli(*words, "--dry-run", "-o", "json").stdout)
+    assert {each["kind"]: each["action"] for each in looked["objects"]} == actions
+    assert "host/moved configured (dry run)" in controller.cli(*words, "--dry-run").stderr
+    done = json.loads(controller.cli(*words, "-o", "json").stdout)
+    assert {each["kind"]: each["action"] for each in done["objects"]} == actions
+    assert "join_string" not in looked | done
+    entry = json.loads(controller.cli("get", "we", "moved", "-n", "shop", "-o", "json").stdout)["spec"]
+    assert entry == {
+        "address": "10.9.0.6",
+        "labels": {"app": "web"},
+        "ports": {"http": 81},
+        "serviceAccount": "default",
+    }
+    again = controller.cli(*words)
+    assert (again.returncode, again.stdout) == (0, "")
+    assert "workloadentry/shop/moved unchanged" in again.stderr
+    assert controller.cli("token", "list", "-o", "json").stdout == tokens
+    refused = controller.cli("register", "moved", "--ssh", "admin@10.9.0.6", "--no-token")
+    assert "goes with neither --ssh nor -f" in " ".join(refused.stderr.split())
+    controller.cli("host", "remove", "moved", "--workloads")
+
+
 def test_tokens_are_made_listed_and_revoked(controller: Process) -> None:
     controller.cli("register", "tok", "--address", "10.9.0.2")
     made = json.loads(controller.cli("token", "create", "tok", "--ttl", "1m", "-o", "json").stdout)

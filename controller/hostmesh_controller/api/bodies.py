@@ -119,7 +119,7 @@ class NamedPort(Request):
 class RegisterRequest(Request):
     """`addresses` may be left out for a host that is registered; `token`: whether a join string is wanted.
 
-    `dry_run`: it is told what would be refused and what would change, and nothing is made.
+    `dry_run`: it is told what would be refused and what would change; nothing is made, no join string either.
     """
 
     host: str

@@ -73,6 +73,7 @@ def register(
         ),
     ] = [],  # noqa: B006 - typer copies it
     ttl: Annotated[str, typer.Option(metavar="TIME", help="How long the join string can be used.")] = "15m",
+    no_token: Annotated[bool, typer.Option("--no-token", help="Make no join string: the host has joined.")] = False,
     ssh: Ssh = None,
     filename: Annotated[
         str | None, typer.Option("--filename", "-f", metavar="FILE", help="Join the hosts of this list over SSH.")
@@ -107,7 +108,9 @@ def register(
         ),
     ] = "",
     parallel: Annotated[int, typer.Option(metavar="NUMBER", min=1, max=64, help="How many hosts at once.")] = 16,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Over SSH: look at the host, and change nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Tell what would be changed, over SSH on the host too; change nothing.")
+    ] = False,
     output: Output = Format.TABLE,
 ) -> None:
     """Tell the mesh of a host and get the string with which it joins; or join it over SSH, or many of a list."""
@@ -115,8 +118,8 @@ def register(
     if ssh is None and filename is None:
         if host is None or not address:
             raise typer.BadParameter("name the HOST and its --address; or give --ssh, or -f with a list of hosts")
-        if dry_run:
-            raise typer.BadParameter("--dry-run goes with --ssh or -f")
+    elif no_token:
+        raise typer.BadParameter("--no-token goes with neither --ssh nor -f: a host joins by a token")
     body = {
         "host": host,
         "addresses": address,
@@ -129,7 +132,7 @@ def register(
         "ttl_s": seconds_of(ttl),
     }
     if ssh is None and filename is None:
-        _print(connection.post("/v1/register", body), output)
+        _print(connection.post("/v1/register", {**body, "token": not no_token, "dry_run": dry_run}), output, dry_run)
         return
     if (filename is not None) == (ssh is not None) or (filename is not None and host is not None):
         raise typer.BadParameter("give HOST with --ssh, or -f with a list of hosts, not both")
@@ -146,13 +149,14 @@ def register(
         _join_all(wanted, connection, parallel, dry_run, output)
 
 
-def _print(result: dict[str, Any], output: Format) -> None:
+def _print(result: dict[str, Any], output: Format, dry_run: bool) -> None:
     if output is not Format.TABLE:
         emit(result, output)
         return
     for each in result["objects"]:
-        note(f"{key_text(each)} {each['action']}")
-    print_join(result)
+        note(f"{key_text(each)} {each['action']}{' (dry run)' * dry_run}")
+    if "join_string" in result:
+        print_join(result)
 
 
 @dataclass(frozen=True, slots=True)

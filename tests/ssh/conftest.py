@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from hostmesh_controller.cli.ssh import joining
 from running_controller import Process, running_process
+from ssh.setting import Setting, Told
 from ssh.ssh_host import SshHost, key_pair, package
 
 
@@ -49,3 +51,14 @@ def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "home/state"))
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+
+
+@pytest.fixture
+def setting(host: SshHost, controller: Process, key: Path, deb: Path, monkeypatch: pytest.MonkeyPatch) -> Setting:
+    monkeypatch.setattr(joining, "_VERIFY_S", 1)
+    made = Setting(host, Told(controller), key, deb)
+    for each in made.told.real.get("/v1/hosts")["items"]:
+        made.told.real.request("DELETE", f"/v1/hosts/{each['name']}", params={"workloads": "true"})
+    for each in made.told.real.get("/v1/objects")["items"]:
+        made.told.real.delete(f"/v1/objects/{each['kind']}/{each['namespace'] or '-'}/{each['name']}")
+    return made

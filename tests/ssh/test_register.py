@@ -4,112 +4,33 @@ import os
 import subprocess
 import sys
 import tarfile
-import threading
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from hostmesh_controller.cli.connection import Connection
-from hostmesh_controller.cli.ssh import joining, steps
+from hostmesh_controller.cli.ssh import steps
 from hostmesh_controller.cli.ssh.fleet import run_all
 from hostmesh_controller.cli.ssh.host_keys import HostKeys
-from hostmesh_controller.cli.ssh.joining import Joining, Wanted
+from hostmesh_controller.cli.ssh.joining import Joining
 from hostmesh_controller.cli.ssh.leaving import Leaving
 from hostmesh_controller.cli.ssh.packages import Source, unpacked
 from hostmesh_controller.cli.ssh.place import Place
 from hostmesh_controller.cli.ssh.secrets import Secrets
-from hostmesh_controller.cli.ssh.session import Access
 from hostmesh_controller.cli.ssh.steps import HostResult
-from hostmesh_controller.cli.ssh.verifying import NOTHING_TO_CALL
 from running_controller import Process
+from ssh.setting import (
+    ALL_STEPS,
+    CLI,
+    JOINED,
+    WRITTEN,
+    Setting,
+    documents,
+    packages,
+    without_workloads,
+    write,
+)
 from ssh.ssh_host import PASSWORD, SshHost, key_pair, package
-
-JOINED = HostResult("web-1", "joined", request=NOTHING_TO_CALL)
-CLI = "from hostmesh_controller.cli import main; main()"
-ALL_STEPS = (steps.CHECK, steps.INSTALL, steps.REGISTER, steps.JOIN, steps.START, steps.WAIT, steps.VERIFY)
-
-
-class Told:
-    """The real controller, which is told besides that the agents of joined hosts are connected: none runs here."""
-
-    def __init__(self, process: Process) -> None:
-        self.real = Connection(process.address)
-        self.strings: list[str] = []
-
-    def get(self, path: str, params: Any = None) -> dict[str, Any]:
-        if path.startswith("/v1/proxies/"):
-            return {"settled": True}
-        answer = self.real.get(path, params)
-        return {**answer, "connected": True} if path.startswith("/v1/hosts/") else answer
-
-    def post(self, path: str, body: Any) -> dict[str, Any]:
-        answer = self.real.post(path, body)
-        self.strings += [answer["join_string"]] if "join_string" in answer else []
-        return answer
-
-    def delete(self, path: str) -> dict[str, Any]:
-        return self.real.delete(path)
-
-    def request(self, *arguments: Any, **more: Any) -> dict[str, Any]:
-        return self.real.request(*arguments, **more)
-
-
-@dataclass
-class Setting:
-    host: SshHost
-    told: Any
-    key: Path
-    deb: Path
-
-    def wanted(self, name: str = "web-1", user: str = "root", **more: Any) -> Wanted:
-        secrets = more.pop("secrets", Secrets({}, terminal=False))
-        keys = more.pop("keys", HostKeys((self.host.fingerprint,)))
-        access = Access(Place(user, "127.0.0.1", self.host.port), keys, secrets, self.key, user != "root")
-        body = {"addresses": ["192.0.2.7"], "ports": [{"name": "http", "number": 8080}], "workload": name}
-        wanted = Wanted(name, access, body, Source(files=(self.deb,)))
-        return replace(wanted, **more)
-
-    def join(self, tell: Callable[[str], None] = lambda _: None, dry_run: bool = False, **more: Any) -> HostResult:
-        result = Joining(self.wanted(**more), self.told, tell, dry_run=dry_run).run()
-        print(result)
-        return result
-
-    def mesh(self) -> list[str]:
-        objects = self.told.real.get("/v1/objects")["items"]
-        tokens = self.told.real.get("/v1/tokens")["items"]
-        return [f"{each['kind']}/{each['name']}" for each in objects] + [
-            each["id"] for each in tokens if each["state"] == "open"
-        ]
-
-
-@pytest.fixture
-def setting(host: SshHost, controller: Process, key: Path, deb: Path, monkeypatch: pytest.MonkeyPatch) -> Setting:
-    monkeypatch.setattr(joining, "_VERIFY_S", 1)
-    made = Setting(host, Told(controller), key, deb)
-    for each in made.told.real.get("/v1/hosts")["items"]:
-        made.told.real.request("DELETE", f"/v1/hosts/{each['name']}", params={"workloads": "true"})
-    for each in made.told.real.get("/v1/objects")["items"]:
-        made.told.real.delete(f"/v1/objects/{each['kind']}/{each['namespace'] or '-'}/{each['name']}")
-    return made
-
-
-def packages(state: str) -> list[str]:
-    return [line for line in state.splitlines() if line.startswith("installed ")]
-
-
-def without_workloads(told: Any) -> None:
-    """Nobody vouches for ports here."""
-    get = told.get
-
-    def ready(path: str, params: Any = None) -> dict[str, Any]:
-        answer = get(path, params)
-        return {**answer, "ready": answer["workloads"]} if path.startswith("/v1/hosts/") else answer
-
-    told.get = ready
 
 
 def test_a_host_is_joined_and_a_repetition_changes_nothing(setting: Setting) -> None:
@@ -129,33 +50,6 @@ def test_a_host_is_joined_and_a_repetition_changes_nothing(setting: Setting) -> 
     assert len(setting.told.strings) == 1
 
 
-WRITTEN = (
-    {
-        "apiVersion": "hostmesh.io/v1",
-        "kind": "Host",
-        "metadata": {"name": "web-1", "labels": {"rack": "12"}},
-        "spec": {"addresses": ["192.0.2.9"], "workloadNamespaces": ["shop"]},
-    },
-    {
-        "apiVersion": "networking.istio.io/v1",
-        "kind": "WorkloadEntry",
-        "metadata": {"name": "web-1", "namespace": "default", "annotations": {"hostmesh.io/capacity": "cores"}},
-        "spec": {"address": "192.0.2.9", "ports": {"http": 80}, "labels": {"app": "web"}, "serviceAccount": "web"},
-    },
-)
-"""What an operator has written of the host before it is joined."""
-
-
-def documents(setting: Setting) -> list[dict[str, Any]]:
-    return [each["document"] for each in setting.told.real.get("/v1/objects")["items"]]
-
-
-def write(setting: Setting) -> None:
-    for each in WRITTEN:
-        where = f"{each['kind']}/{each['metadata'].get('namespace', '-')}/web-1"  # type: ignore[attr-defined]
-        setting.told.real.request("PUT", f"/v1/objects/{where}", body=each)
-
-
 def test_what_an_operator_wrote_stays_and_what_is_named_is_set(setting: Setting) -> None:
     without_workloads(setting.told)
     write(setting)
@@ -170,94 +64,6 @@ def test_what_an_operator_wrote_stays_and_what_is_named_is_set(setting: Setting)
     assert setting.join(body={"labels": {"app": "api"}}).outcome == "unchanged"
 
 
-@pytest.mark.parametrize("has_joined", [False, True], ids=["that joins", "that had joined"])
-def test_objects_of_a_host_are_put_back_when_it_fails(setting: Setting, has_joined: bool) -> None:
-    without_workloads(setting.told)
-    write(setting)
-    if has_joined:
-        assert setting.join(body={}).outcome == "joined"
-    before, packaged = documents(setting), packages(setting.host.state())
-    body = {"addresses": ["192.0.2.7"], "labels": {"app": "other"}, "ports": [{"name": "http", "number": 9}]}
-    result = setting.join(body=body, verify="http://nobody.invalid/")
-    assert (result.step, result.left_behind) == (steps.VERIFY, ())
-    assert documents(setting) == before
-    assert packages(setting.host.state()) == packaged
-
-
-def test_what_somebody_else_wrote_meanwhile_is_not_put_back_but_told(setting: Setting) -> None:
-    without_workloads(setting.told)
-    write(setting)
-    theirs = {**WRITTEN[1], "spec": {**WRITTEN[1]["spec"], "weight": 7}}  # type: ignore[dict-item]
-
-    def tell(line: str) -> None:
-        if line == steps.VERIFY:
-            setting.told.real.request("PUT", "/v1/objects/WorkloadEntry/default/web-1", body=theirs)
-
-    result = setting.join(tell, body={"labels": {"app": "other"}}, verify="http://nobody.invalid/")
-    assert result.left_behind == ("WorkloadEntry web-1: somebody else has changed it since",)
-    assert documents(setting) == [WRITTEN[0], theirs]
-
-
-def seen_as(setting: Setting, **said: Any) -> None:
-    """Until there is another token, the controller says this of the host that has joined."""
-    get, tokens = setting.told.get, len(setting.told.strings)
-
-    def told(path: str, params: Any = None) -> dict[str, Any]:
-        answer: dict[str, Any] = get(path, params)
-        is_seen = path.startswith("/v1/hosts/") and len(setting.told.strings) == tokens
-        return {**answer, **said} if is_seen else answer
-
-    setting.told.get = told
-
-
-@pytest.mark.parametrize("dry_run", [True, False], ids=["a dry run", "a real run"])
-def test_a_machine_is_not_given_the_name_of_another_that_has_joined(
-    setting: Setting, tmp_path: Path, key: Path, dry_run: bool
-) -> None:
-    without_workloads(setting.told)
-    assert setting.join() == JOINED
-    mesh, real = setting.mesh(), setting.told.real
-    before, certificates = setting.host.state(), real.get("/v1/hosts/web-1")["certificates"]
-    first, setting.host = setting.host, SshHost(tmp_path / "other", key)
-    setting.host.start()
-    try:
-        untouched = setting.host.state()
-        result = setting.join(dry_run=dry_run)
-        assert setting.host.state() == untouched
-    finally:
-        setting.host.stop()
-    assert (result.step, result.left_behind) == (steps.CHECK, ())
-    assert "another machine has joined as web-1 and is connected (192.0.2.7)" in result.message
-    assert "choose another name" in result.cure
-    assert "hostmesh host remove web-1" in result.cure
-    assert (first.state(), setting.mesh(), len(setting.told.strings)) == (before, mesh, 1)
-    assert real.get("/v1/hosts/web-1")["certificates"] == certificates
-
-
-@pytest.mark.parametrize(
-    ("said", "is_refused"),
-    [
-        ({"lease": "alive"}, True),
-        ({"lease": "agent-away"}, True),
-        ({"lease": "held"}, True),
-        ({"lease": "agent-away", "addresses": ["127.0.0.1"]}, False),
-        ({"lease": "withdrawn"}, False),
-        ({"state": "left", "lease": "unknown"}, False),
-        ({"state": "expelled", "lease": "unknown"}, True),
-    ],
-    ids=str,
-)
-def test_a_host_that_was_made_anew_joins_again_under_its_name(
-    setting: Setting, said: dict[str, Any], is_refused: bool
-) -> None:
-    without_workloads(setting.told)
-    assert setting.join() == JOINED
-    setting.host.run("rm -rf /var/lib/hostmesh /run/unit-active")
-    seen_as(setting, connected=False, **said)
-    result = setting.join()
-    assert (result.step if is_refused else result.outcome) == (steps.CHECK if is_refused else "joined"), result
-
-
 def test_a_host_is_removed_and_the_removal_can_be_repeated(setting: Setting) -> None:
     without_workloads(setting.told)
     untouched = packages(setting.host.state())
@@ -269,24 +75,6 @@ def test_a_host_is_removed_and_the_removal_can_be_repeated(setting: Setting) -> 
         assert packages(state) == untouched
         assert "/var/lib/hostmesh" not in state
         assert setting.mesh() == []
-
-
-@pytest.mark.parametrize("state", ["none", "damaged"])
-def test_a_machine_that_is_not_the_host_is_left_alone_while_the_host_is_connected(setting: Setting, state: str) -> None:
-    without_workloads(setting.told)
-    assert setting.join() == JOINED
-    setting.host.run("rm -rf /var/lib/hostmesh/*")
-    if state == "damaged":
-        setting.host.run("echo '{' >/var/lib/hostmesh/host.json")
-    before, mesh = setting.host.state(), setting.mesh()
-    leaving = Leaving("web-1", setting.wanted().access, setting.told, lambda _: None, workloads=True)
-    result = leaving.run()
-    assert (result.step, "check --ssh" in result.cure) == (steps.CHECK, True)
-    assert "web-1 is connected (192.0.2.7)" in result.message
-    assert (setting.host.state(), setting.mesh()) == (before, mesh)
-    seen_as(setting, connected=False)
-    assert replace(leaving, _step=steps.CONNECT).run() == HostResult("web-1", "removed")
-    assert (packages(setting.host.state()), setting.mesh()) == ([], [])
 
 
 @pytest.mark.parametrize("user", ["guest", "admin"], ids=["sudo without a password", "sudo with a password"])
@@ -503,69 +291,6 @@ def test_what_must_be_refused_is_refused_before_anything_is_done(setting: Settin
     assert (setting.host.state(), setting.told.real.get("/v1/objects"), setting.told.strings) == (before, objects, [])
 
 
-@pytest.mark.parametrize("step", ALL_STEPS)
-def test_a_connection_that_is_cut_at_any_step_leaves_nothing_behind(setting: Setting, step: str) -> None:
-    without_workloads(setting.told)
-    before = setting.host.state()
-    broken = replace(setting.wanted(), verify="http://catalog/")
-
-    def tell(line: str) -> None:
-        if line == step:
-            setting.host.cut()
-
-    result = Joining(broken, setting.told, tell).run()
-    assert result.failed
-    assert result.left_behind == ()
-    assert setting.mesh() == []
-    after = setting.host.state()
-    assert packages(after) == packages(before)
-    assert "/var/lib/hostmesh" not in after
-    assert "/var/tmp/hostmesh" not in after
-    assert setting.join() == JOINED
-
-
-def test_a_host_that_never_connects_is_taken_back(setting: Setting, controller: Process) -> None:
-    setting.told = Told(controller)
-    real = setting.told.real
-    result = Joining(setting.wanted(), real, lambda _: None).run()
-    assert result.step == steps.VERIFY
-    assert "not connected" in result.message
-    assert setting.mesh() == []
-    assert packages(setting.host.state()) == []
-
-
-def test_a_package_that_cannot_be_installed_is_taken_back(setting: Setting, tmp_path: Path) -> None:
-    (tmp_path / "bad").mkdir()
-    setting.deb = package(tmp_path / "bad", before="echo there is no room >&2; exit 1")
-    result = setting.join()
-    assert (result.step, setting.mesh(), packages(setting.host.state())) == (steps.INSTALL, [], [])
-    assert result.left_behind == ()
-    assert setting.told.strings == []
-
-
-@pytest.mark.parametrize("how", ["the package was removed", "the file came first"])
-def test_what_the_owner_had_configured_is_there_after_a_join_that_failed(
-    setting: Setting, tmp_path: Path, how: str
-) -> None:
-    (tmp_path / "configured").mkdir()
-    setting.deb = package(tmp_path / "configured", config="# the package's\n")
-    edited = "mkdir -p /etc/hostmesh; echo '# mine' >/etc/hostmesh/agent.toml; chmod 640 /etc/hostmesh/agent.toml"
-    if how == "the package was removed":
-        setting.host.run(f"dpkg -i {setting.deb}; {edited}; dpkg -r hostmesh-agent")
-    else:
-        setting.host.run(edited)
-
-    def look() -> str:
-        shown = "dpkg-query -W -f '${db:Status-Status}' hostmesh-agent 2>/dev/null"
-        return setting.host.run(f"{shown}; cd /etc/hostmesh && stat -c '%n %a %U' * && cat *")
-
-    before = look()
-    assert before.endswith("agent.toml 640 root\n# mine\n")
-    result = setting.join(verify="http://nobody.invalid/")
-    assert (result.step, result.left_behind) == (steps.VERIFY, ())
-    assert look() == before
-
-
 def test_a_disk_that_is_full_is_found_before_a_token_is_made(setting: Setting, tmp_path: Path, key: Path) -> None:
     small = SshHost(tmp_path / "small", key, size="60m")
     small.start()
@@ -600,75 +325,6 @@ def test_several_are_joined_at_once_and_one_that_fails_stops_no_other(
     ]
 
 
-@pytest.mark.parametrize("step", [steps.INSTALL, steps.JOIN, steps.WAIT])
-def test_an_interruption_takes_back_what_was_done(setting: Setting, step: str) -> None:
-    without_workloads(setting.told)
-    work: list[Joining] = []
-
-    def tell(line: str) -> None:
-        if line == step:
-            threading.Thread(target=work[0].halt).start()
-            work[0].halted.wait(10)
-
-    work.append(Joining(setting.wanted(), setting.told, tell))
-    result = work[0].run()
-    assert (result.message, result.step, result.left_behind) == ("interrupted", step, ())
-    assert (setting.mesh(), packages(setting.host.state())) == ([], [])
-
-
-@pytest.mark.parametrize("how", ["the connection is cut", "the operator interrupts"])
-def test_an_installation_that_loses_its_operator_half_way_is_taken_back(
-    setting: Setting, tmp_path: Path, how: str
-) -> None:
-    (tmp_path / "slow").mkdir()
-    going = "touch /run/installing; until [ -e /run/go-on ]; do sleep 0.05; done"
-    setting.deb = package(tmp_path / "slow", before=going)
-    work = Joining(setting.wanted(), setting.told, lambda _: None)
-
-    def end() -> None:
-        eventually(lambda: setting.host.run("ls /run/installing").strip(), "apt is at it")
-        if how == "the connection is cut":
-            setting.host.cut()
-        else:
-            work.halt()
-        setting.host.run("touch /run/go-on")
-
-    ending = threading.Thread(target=end)
-    ending.start()
-    result = work.run()
-    ending.join()
-    assert (result.step, result.left_behind) == (steps.INSTALL, ())
-    assert (setting.mesh(), packages(setting.host.state()), setting.told.strings) == ([], [], [])
-
-
-@pytest.mark.parametrize("how", ["the connection is cut", "the operator interrupts"])
-def test_what_is_taken_back_is_ended_by_nobody_and_goes_on_over_another_connection(
-    setting: Setting, tmp_path: Path, how: str
-) -> None:
-    without_workloads(setting.told)
-    before = setting.host.state()
-    (tmp_path / "slow").mkdir()
-    setting.deb = package(
-        tmp_path / "slow", leaving="touch /run/removing; until [ -e /run/go-on ]; do sleep 0.05; done"
-    )
-    work = Joining(replace(setting.wanted(), verify="http://nobody.invalid/"), setting.told, lambda _: None)
-
-    def end() -> None:
-        eventually(lambda: setting.host.run("ls /run/removing").strip(), "apt is at it")
-        if how == "the connection is cut":
-            setting.host.cut()
-        else:
-            work.halt()
-        setting.host.run("touch /run/go-on")
-
-    ending = threading.Thread(target=end)
-    ending.start()
-    result = work.run()
-    ending.join()
-    assert (result.step, result.left_behind) == (steps.VERIFY, ())
-    assert (setting.mesh(), packages(setting.host.state())) == ([], packages(before))
-
-
 def test_the_command_reads_a_list_and_shows_a_table(setting: Setting, controller: Process, tmp_path: Path) -> None:
     file = tmp_path / "hosts.yaml"
     one = "- {{name: {name}, ssh: 'root@127.0.0.1:{port}', hostKey: '{pin}'}}\n"
@@ -684,10 +340,3 @@ def test_the_command_reads_a_list_and_shows_a_table(setting: Setting, controller
     assert "web-2  failed" in second
     assert "NOT THE HOST THAT WAS MEANT" in second
     assert "web-1: connect" in done.stderr
-
-
-def eventually(condition: Callable[[], Any], what: str) -> None:
-    until = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < until, what
-        time.sleep(0.05)

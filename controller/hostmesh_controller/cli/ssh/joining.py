@@ -20,12 +20,7 @@ from hostmesh_controller.cli.connection import Connection, part
 from hostmesh_controller.cli.failure import CliError
 from hostmesh_controller.cli.ssh import facts, steps
 from hostmesh_controller.cli.ssh.installing import Installing, installed
-from hostmesh_controller.cli.ssh.packages import (
-    AGENT,
-    Manager,
-    Source,
-    manager_of,
-)
+from hostmesh_controller.cli.ssh.packages import AGENT, Manager, Source, manager_of
 from hostmesh_controller.cli.ssh.session import Access, Doorway
 from hostmesh_controller.cli.ssh.shell import Shell
 from hostmesh_controller.cli.ssh.steps import HostResult, StepError, Undo

@@ -5,12 +5,10 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +17,11 @@ import pytest
 from shipping.parts import AGENT as AGENT_PART
 
 from hostmesh_agent.upgrader import packages, program, record, request, witness
-from hostmesh_agent.upgrader.packages import Debian, PackageError, Packages, Rpm, run
+from hostmesh_agent.upgrader.packages import PackageError, Packages
 from hostmesh_agent.upgrader.program import Host, carry_out, recover
 from hostmesh_agent.upgrader.record import Memory, Result
-from hostmesh_agent.upgrader.request import BadRequestError, Request, Verb
-from hostmesh_agent.upgrader.witness import Look, Witness
+from hostmesh_agent.upgrader.request import Request, Verb
+from hostmesh_agent.upgrader.witness import Look
 from hostmesh_api.manifest import AGENT
 from hostmesh_controller.cli import signing
 from unit.test_units import service
@@ -174,55 +172,6 @@ class World:
 @pytest.fixture
 def world(tmp_path: Path) -> World:
     return World(tmp_path)
-
-
-# What is asked for
-
-
-def test_a_request_becomes_a_unit_and_is_read_again() -> None:
-    for version in (NEW, "1.2.3~rc1", "1.2.3+b.1", "1"):
-        asked = Request(NAME, version, Verb.MIRROR, TOKEN)
-        instance = asked.unit.removeprefix("hostmesh-upgrade@").removesuffix(".service")
-        assert re.fullmatch(r"[A-Za-z0-9:_.\\-]{1,200}", instance)
-        assert request.parse(instance) == asked
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        f"{NAME}:{NEW}:mirror",
-        f"{NAME}:{NEW}:mirror:{TOKEN}:more",
-        f"bash:{NEW}:packages:{TOKEN}",
-        f"{NAME}2:{NEW}:packages:{TOKEN}",
-        f"../{NAME}:{NEW}:mirror:{TOKEN}",
-        f"{NAME}:../../etc:mirror:{TOKEN}",
-        f"{NAME}:0.2.0/../x:mirror:{TOKEN}",
-        f"{NAME}:0.2.0 -o APT=1:mirror:{TOKEN}",
-        f"{NAME}:--purge:mirror:{TOKEN}",
-        f"{NAME}:0.2.0;id:mirror:{TOKEN}",
-        f"{NAME}:0.2.0-1:mirror:{TOKEN}",
-        f"{NAME}:0.2.0*:mirror:{TOKEN}",
-        f"{NAME}:\u0660.\u0662:mirror:{TOKEN}",
-        f"{NAME}:{'1' * 300}:mirror:{TOKEN}",
-        f"{NAME}:{NEW}:remove:{TOKEN}",
-        f"{NAME}:{NEW}:mirror:../{TOKEN[3:]}",
-        f"{NAME}:{NEW}:mirror:{TOKEN[:-1]}\n",
-        f"{NAME}:{NEW}:mirror:{TOKEN}\n",
-        f"{NAME}:{NEW}:mirror:{TOKEN.upper()}",
-        f"{ENVOY}:{NEW}:mirror:{TOKEN}",
-    ],
-)
-def test_what_is_no_request_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(BadRequestError):
-        request.parse(text)
-    assert program.main([text]) == 2
-    assert "refused" in capsys.readouterr().err
-
-
-def test_options_are_no_requests() -> None:
-    for words in ([], ["--help"], ["a", "b"]):
-        assert program.main(words) == 2
 
 
 # What is done
@@ -634,161 +583,6 @@ def test_the_units_are_of_the_programs_own_numbers_and_places(name: str) -> None
     assert float(service(UNITS / "hostmesh-agent.service")["WatchdogSec"].removesuffix("s")) < witness.STEADY_S
     assert unit["ExecStart"].startswith("/usr/lib/hostmesh-agent/hostmesh-upgrade ")
     assert ("hostmesh-upgrade", "hostmesh_agent.upgrader.program") in AGENT_PART.scripts
-
-
-# Whether the agent comes up
-
-
-def verdict_of(looks: Callable[[float], Look], *, connected: bool = True, reachable: bool = True) -> tuple[str, float]:
-    state, now = Witness(NEW, connected, 0.0, before="old"), 0.0
-    while True:
-        state, verdict = state.step(looks(now), now, lambda _: reachable)
-        if verdict is not None:
-            return verdict, now
-        now += 1.0
-        assert now < 1000
-
-
-GOOD = Look(True, "new", NEW, connected=True)
-
-
-def test_an_agent_that_is_ready_stays_and_reaches_the_controller_is_well() -> None:
-    verdict, at = verdict_of(lambda now: GOOD if now > 5 else Look(True, "old", OLD, connected=True))
-    assert (verdict, 40 <= at <= 60) == ("", True)
-
-
-@pytest.mark.parametrize(
-    ("looks", "why"),
-    [
-        (lambda now: Look(False, f"run {now // 3}"), "it ended 3 times"),
-        (lambda now: Look(False, "new"), "it was not ready"),
-        (lambda now: Look(True, "old", OLD, connected=True), "it was not ready"),
-        (lambda now: Look(True, f"run {now // 35}", NEW, connected=True), "it ended 3 times"),
-        (lambda now: Look(True, "new"), "does not answer"),
-        (lambda now: Look(True, "new", OLD, connected=True), "says that it is 0.1.0"),
-        (lambda now: Look(True, "new", NEW), "did not reach the controller"),
-    ],
-    ids=["crashes", "never ready", "never began", "hangs after READY", "does not answer", "another", "is cut off"],
-)
-def test_an_agent_that_does_not_come_up_is_found_out(looks: Callable[[float], Look], why: str) -> None:
-    verdict, at = verdict_of(looks)
-    assert (why in verdict, at <= 200) == (True, True), verdict
-
-
-def test_an_agent_is_not_blamed_for_a_controller_that_is_away() -> None:
-    cut_off = Look(True, "new", NEW)
-    assert verdict_of(lambda _: cut_off, reachable=False)[0] == ""
-    verdict, at = verdict_of(lambda _: cut_off, connected=False)
-    assert (verdict, at < 60) == ("", True)
-
-
-@pytest.mark.parametrize("said", [b"", b"[" * 100_000, b"7\n", b'{"agent": []}\n', b"\xff\xfe\n"])
-def test_an_agent_that_says_nonsense_says_nothing(said: bytes, tmp_path: Path) -> None:
-    path = tmp_path / "agent.sock"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener, ThreadPoolExecutor() as pool:
-        listener.bind(str(path))
-        listener.listen()
-
-        def answer() -> None:
-            connection, _ = listener.accept()
-            with connection, suppress(OSError):
-                connection.recv(100)
-                connection.sendall(said)
-
-        answering = pool.submit(answer)
-        assert witness.look(path).version == ""
-        answering.result(10)
-
-
-# Package managers
-
-
-@pytest.fixture
-def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Path]:
-    """Programs of the package manager's name, which note how they were called."""
-    home = tmp_path / "bin"
-    home.mkdir()
-    monkeypatch.setenv("PATH", f"{home}:/usr/bin:/bin")
-
-    def tool(name: str, body: str) -> Path:
-        (home / name).write_text(
-            f'#!/bin/sh\nprintf "%s " {name} "$@" >> {tmp_path}/calls\necho >> {tmp_path}/calls\n{body}\n'
-        )
-        (home / name).chmod(0o755)
-        return tmp_path / "calls"
-
-    return tool
-
-
-def test_dpkg_says_what_a_package_is(tmp_path: Path) -> None:
-    (tmp_path / "p/DEBIAN").mkdir(parents=True)
-    (tmp_path / "p/DEBIAN/control").write_text(
-        f"Package: {NAME}\nVersion: {NEW}\nArchitecture: amd64\nMaintainer: a <a@b.c>\nDescription: none\n"
-    )
-    run(["dpkg-deb", "--build", str(tmp_path / "p"), str(tmp_path / "x.deb")])
-    assert Debian().is_of(tmp_path / "x.deb") == (NAME, NEW)
-    (tmp_path / "y.deb").write_bytes(b"no package")
-    with pytest.raises(PackageError, match="dpkg-deb"):
-        Debian().is_of(tmp_path / "y.deb")
-    assert Debian().installed("no-such-package-of-ours") == ""
-
-
-def test_apt_is_asked_again_once_it_knows_of_news(tools: Callable[[str, str], Path], tmp_path: Path) -> None:
-    into = tmp_path / "into"
-    into.mkdir()
-    calls = tools(
-        "apt-get",
-        f'case "$*" in *update*) touch {tmp_path}/fresh; exit 100;; esac\n'
-        f'[ -e {tmp_path}/fresh ] || {{ echo "E: Version was not found" >&2; exit 100; }}\n'
-        f"touch {NAME}_{NEW}_amd64.deb",
-    )
-    assert Debian().fetch(NAME, NEW, into).name == f"{NAME}_{NEW}_amd64.deb"
-    assert [each.split()[-1] for each in calls.read_text().splitlines()] == [f"{NAME}={NEW}", "update", f"{NAME}={NEW}"]
-
-
-def test_apt_installs_lower_versions_and_removes_nothing_for_it(tools: Callable[[str, str], Path]) -> None:
-    calls = tools("apt-get", '[ "$HOSTMESH_UPGRADE" = 1 ] && [ "$DEBIAN_FRONTEND" = noninteractive ]')
-    Debian().install(Path("/x/y.deb"))
-    words = calls.read_text().split()
-    assert {"--allow-downgrades", "--no-remove", "--yes"} <= set(words)
-    assert words[-2:] == ["install", "/x/y.deb"]
-
-
-def test_dpkg_waits_for_who_else_installs(
-    tools: Callable[[str, str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("hostmesh_agent.upgrader.packages._LOCK_PAUSE_S", 0.01)
-    calls = tools(
-        "dpkg",
-        f'[ -e {tmp_path}/free ] || {{ touch {tmp_path}/free; echo "dpkg frontend lock is locked" >&2; exit 2; }}',
-    )
-    Debian().put_back(Path("/x/y.deb"))
-    assert len(calls.read_text().splitlines()) == 2
-    tools("dpkg", "echo no room >&2; exit 1")
-    with pytest.raises(PackageError, match="no room"):
-        Debian().put_back(Path("/x/y.deb"))
-
-
-def test_a_package_manager_that_hangs_is_ended(tools: Callable[[str, str], Path]) -> None:
-    tools("dpkg-deb", "sleep 100")
-    with pytest.raises(PackageError, match="no end within"):
-        run(["dpkg-deb", "--field"], within_s=0.2)
-
-
-def test_dnf_fetches_what_is_signed_by_a_key_that_rpm_knows(tools: Callable[[str, str], Path], tmp_path: Path) -> None:
-    into = tmp_path / "into"
-    into.mkdir()
-    calls = tools("dnf", f"touch {into}/{NAME}-{NEW}-1.x86_64.rpm")
-    tools("rpmkeys", "echo $2: digests signatures OK")
-    assert Rpm().fetch(NAME, NEW, into).name == f"{NAME}-{NEW}-1.x86_64.rpm"
-    assert f"{NAME}-{NEW}" in calls.read_text()
-    tools("rpmkeys", "echo $2: digests OK")
-    with pytest.raises(PackageError, match="not signed by a key"):
-        Rpm().fetch(NAME, NEW, into)
-    tools("rpm", f'case "$*" in *--package*) echo {NAME} {NEW};; *) echo {OLD};; esac')
-    assert (Rpm().installed(NAME), Rpm().is_of(into / "x.rpm")) == (OLD, (NAME, NEW))
-    Rpm().install(into / "x.rpm")
-    assert "--oldpackage" in calls.read_text().splitlines()[-1]
 
 
 def test_what_became_of_a_request_is_believed_of_root_alone(world: World) -> None:

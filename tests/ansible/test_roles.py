@@ -116,6 +116,13 @@ def test_what_the_inventory_says_later_reaches_the_mesh(tmp_path: Path, controll
 
     before = known()
     assert register(tmp_path, controller, settings, "--check") == 1
+    # And in a whole run, of a host that has joined.
+    packages(tmp_path, known=True)
+    (tmp_path / "host.json").write_text("{}")
+    options = ("--check", "-e", json.dumps({"agent_identity": f"{tmp_path}/host.json"}))
+    done = on_this_machine(tmp_path, controller.address, *options, tasks_of(tmp_path, "agent", "main", **settings))
+    task = done.stdout.partition("agent : Register the host as the inventory has it]")[2].partition("TASK [")[0]
+    assert "changed: [here" in task
     assert known() == before
     assert register(tmp_path, controller, settings) == 1
     host, workload = known()

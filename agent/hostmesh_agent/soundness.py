@@ -24,12 +24,11 @@ from typing import Final
 
 from hostmesh_agent import sock_diag
 from hostmesh_agent.capture.interpret import Packet, verdict
+from hostmesh_agent.capture.routes import is_our_address
 from hostmesh_agent.capture.rules import Hook, Table
 from hostmesh_agent.controller_addresses import Address, look_up
 from hostmesh_agent.in_time import InTime
 from hostmesh_agent.sound import Endpoint, Sound
-from hostmesh_api.callers import CALLERS_V6
-from hostmesh_api.wire import INBOUND_SOURCE_V6, OUTBOUND_V6
 
 WITHIN_S: Final = 2.0
 """For the whole look."""
@@ -42,8 +41,6 @@ _FIRST_ALONE_S: Final = 0.5
 _ADDRESSES: Final = 4
 """Of each family, so many are called where a server listens at all of them."""
 _ALL: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - how the kernel writes a listener at every address
-_ENVOYS: Final = frozenset({INBOUND_SOURCE_V6, OUTBOUND_V6})
-"""On loopback's card as well, and nobody's to call."""
 _TARGETS: Final = 32
 """So many addresses of controllers are tried, each by two threads."""
 _ANYBODY: Final = {4: "192.0.2.1", 6: "2001:db8::1"}  # RFC 5737, RFC 3849: a caller on the network
@@ -120,7 +117,8 @@ def _is_reachable(text: str) -> bool:
     address = ip_address(text.partition("%")[0])
     if address.is_loopback or address.is_link_local or address.is_unspecified:
         return False
-    return address not in CALLERS_V6 and str(address) not in _ENVOYS
+    # Envoy's are on loopback's card as well, and nobody's to call.
+    return not is_our_address(address)
 
 
 def _listening() -> dict[int, frozenset[str]]:

@@ -20,7 +20,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -234,10 +234,14 @@ async def _loopback_addresses(ipr: Any) -> list[Any]:
     return [each for each in await _request(ipr, message, RTM_GETADDR, NLM_F_DUMP) if each["index"] == _LOOPBACK]
 
 
+def is_our_address(address: IPv4Address | IPv6Address) -> bool:
+    """Tell whether an address on lo is of those that capture puts there."""
+    return address in _OUR_ADDRESSES or address in CALLERS_V6
+
+
 def _is_ours(address: Any) -> bool:
     """Others have such addresses, too: the virtual ones of a load balancer are never preferred either."""
-    found = IPv6Address(address.get_attr("IFA_ADDRESS"))
-    return (found in _OUR_ADDRESSES or found in CALLERS_V6) and bool(
+    return is_our_address(IPv6Address(address.get_attr("IFA_ADDRESS"))) and bool(
         (address.get_attr("IFA_FLAGS") or address["flags"]) & _DEPRECATED
         and address["prefixlen"] == 128
         and address.get_attr("IFA_CACHEINFO")["ifa_valid"] == _FOREVER

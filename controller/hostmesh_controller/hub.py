@@ -28,6 +28,7 @@ from hostmesh_controller import xds
 from hostmesh_controller.cold import Cold, ColdStream
 from hostmesh_controller.lingering import Lingering
 from hostmesh_controller.mesh import Mesh, Touched, host_dependency
+from hostmesh_controller.proxy_states import ProxyState, RefusedPush, TypeState
 
 MAX_NAMES: Final = 50_000
 """Names one host may ask for: ten times the largest mesh we promise, so that one agent cannot exhaust memory."""
@@ -55,42 +56,6 @@ Key = tuple[str, str]
 
 class TooManyNamesError(Exception):
     """The peer asked for more names or types than a host may."""
-
-
-@dataclass(frozen=True, slots=True)
-class RefusedPush:
-    """A NACK, as operators see it."""
-
-    at: datetime
-    type_url: str
-    names: tuple[str, ...]
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class TypeState:
-    """One type on one stream: how many names are asked for, and when they were last acknowledged."""
-
-    subscribed: int
-    held: int
-    last_ack_at: datetime | None
-
-
-@dataclass(frozen=True, slots=True)
-class ProxyState:
-    """One connected host.
-
-    `settled` is true when everything it is due has been acknowledged or refused; `acked_at` is None before the first
-    acknowledgement.
-    """
-
-    host: str
-    peer: str
-    since: datetime
-    settled: bool
-    acked_at: datetime | None
-    types: Mapping[str, TypeState]
-    nacks: tuple[RefusedPush, ...]
 
 
 @dataclass(slots=True)
@@ -150,9 +115,12 @@ class _HostView:
 
 
 def _settle(connection: Connection) -> None:
-    """What comes after all that a write meant for the host is not explained by it any more."""
+    """What comes after all that a write meant for the host is not explained by it any more.
+
+    A stream begins with one type after the other: of what was not asked for yet nothing has come.
+    """
     if connection.written and connection.stream.idle():
-        connection.written.clear()
+        connection.written.difference_update(connection.stream.types())
 
 
 class Hub:
@@ -204,6 +172,17 @@ class Hub:
         self._origin_of = origin_of
         origin = origin_of(self._revision)
         self._origin_fields = origin_field(origin), origin_field(origin._replace(is_written=True))
+
+    def await_callers(self, awaits: Callable[[Callable[[str], bool]], bool]) -> None:
+        """Let `awaits` tell whether hosts that lived before this controller started may still be on their way.
+
+        It is given what tells whether a host is here, and has said what it calls: agents ask for all clusters at once.
+        """
+        self._lingering.awaits = lambda: awaits(self._has_said)
+
+    def _has_said(self, host: str) -> bool:
+        connection = self._connections.get(host)
+        return connection is not None and connection.stream.has_wildcard(CLUSTER_TYPE)
 
     def connect(self, host: str, peer: str, now: datetime, wake: Callable[[], None]) -> Connection:
         """Open a stream for a host; an older stream of the same host is closed, since only one can be the live one."""
@@ -382,9 +361,11 @@ class Hub:
         # Once for each, however many of the names are touched that it depends on.
         for connection, key in again:
             self._watch(connection, key)
-        self._lingering.hold(
-            [each.host for each in self._wholly_concerned(touched)], before, mesh, lambda: self._who_calls(touched)
-        )
+        hosts: Iterable[str] = [each.host for each in self._wholly_concerned(touched)]
+        if self._lingering.awaits():
+            # Those that come later must not take first what callers will hear of later still.
+            hosts = mesh.hosts if touched.everything else touched.hosts
+        self._lingering.hold(hosts, before, mesh, lambda: self._who_calls(touched))
         for connection in concerned:
             if is_another:
                 connection.written = set(PUSH_ORDER)

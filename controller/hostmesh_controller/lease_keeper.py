@@ -54,6 +54,10 @@ class LeaseKeeper:
         self._leases.start(hosts, self._now(), out)
         self._wake.set()
 
+    def awaits(self, is_here: Callable[[str], bool]) -> bool:
+        """Tell whether a host that lived before this controller started may still be on its way to it."""
+        return self._leases.awaits(self._now(), is_here)
+
     def connected(self, host: str) -> None:
         """Take note that a host has opened its stream."""
         self._leases.connected(host, self._now())

@@ -13,7 +13,7 @@ Where many hosts are missing at once it is this side's network, or the controlle
 Times are seconds of a clock that nobody sets.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -32,6 +32,8 @@ KNOCKS_PER_S: Final = 10.0
 """At all such hosts together, at most."""
 START_GRACE_S: Final = 30.0
 """How long hosts may take to come back after a start of the controller: twice the longest pause of an agent."""
+START_RETURN_S: Final = 16.0
+"""When those whose agents live have come back after a start: the longest pause of an agent, and a moment."""
 START_LOOK_S: Final = 5.0
 """When it is looked after a start who of them is dead, and not just on its way: most have come back by then."""
 CALM_S: Final = 30.0
@@ -103,6 +105,8 @@ class Leases:
         """Those of which something is undecided; the others cost nothing."""
         self._calm_at: float | None = None
         self._panic = False
+        self._awaited: set[str] = set()
+        self._awaited_until = 0.0
 
     @property
     def limits(self) -> PanicLimits:
@@ -143,6 +147,21 @@ class Leases:
         lease = self._leases.get(host)
         return lease is not None and lease.stalled
 
+    def awaits(self, now: float, is_here: Callable[[str], bool]) -> bool:
+        """Tell whether a host that lived before this controller started may still be on its way to it.
+
+        It calls others by what it was told then. `is_here` tells whether it has said by now what it calls. All that is
+        over `START_RETURN_S` after the start.
+        """
+        if now >= self._awaited_until:
+            self._awaited.clear()
+        self._awaited = {host for host in self._awaited if self._may_come(host) and not is_here(host)}
+        return bool(self._awaited)
+
+    def _may_come(self, host: str) -> bool:
+        lease = self._leases.get(host)
+        return lease is not None and not lease.out and lease.missed == 0
+
     def is_undecided(self, host: str) -> bool:
         """Tell whether something is to be judged of a host."""
         return host in self._open
@@ -167,10 +186,12 @@ class Leases:
         Those that answer no knock meanwhile are dead. Who is `out` was withdrawn in that life, and stays so until it
         comes back: its callers were told long ago.
         """
+        self._awaited_until = now + START_RETURN_S
         for host in hosts:
             lease = self._leases.setdefault(host, _Lease(life_at=now))
             if lease.streams:
                 continue
+            self._awaited.add(host)
             lease.awaited_until, lease.knock_at = now + START_GRACE_S, now + START_LOOK_S
             if host in out:
                 lease.out, lease.knock_at, lease.life_at = True, None, now - CALM_S

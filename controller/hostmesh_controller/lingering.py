@@ -3,7 +3,8 @@
 A port that goes away is called until its callers have heard of it, and a caller refuses an identity of which it has not
 heard. So a change that takes a port, or the identity of one, is told to callers first: their host is shown its own
 resources as they were, until all who were told have acknowledged, and a moment longer, in which what was accepted
-becomes what is used. Callers that do not answer are not waited for.
+becomes what is used. Callers that do not answer are not waited for. A controller that has just started does not know
+its callers yet: they call by what an earlier one told them, so it waits until those that lived are back.
 
 Envoy is sent clusters before endpoints, and both before routes, as it must be where something comes. So where something
 goes, a destination is there as long as a route may lead to it, and who answered is accepted as long as it may be
@@ -42,14 +43,20 @@ Who = TypeVar("Who")
 
 @dataclass(slots=True)
 class _Held(Generic[Who]):
-    """`mesh` is what the host is shown; `told_s` when all of `callers` had acknowledged, None while they have not."""
+    """`mesh` is what the host is shown; `told_s` when all of `callers` had acknowledged, None while they have not.
+
+    `others` tell who of the callers that were awaited has come.
+    """
 
     mesh: Mesh
     since_s: float
     callers: set[Who]
     told_s: float | None = None
+    others: list[Callable[[], set[Who]]] = field(default_factory=list)
 
     def is_due(self, now_s: float) -> bool:
+        if self.others:
+            return False
         return (self.told_s is not None and now_s >= self.told_s + GRACE_S) or now_s >= self.since_s + LONGEST_S
 
 
@@ -64,9 +71,13 @@ class Ended:
 
 @dataclass(slots=True)
 class Lingering(Generic[Who]):
-    """`Who` is whoever is told something: a stream. `now_s` tells the time; None: nothing lingers."""
+    """`Who` is whoever is told something: a stream. `now_s` tells the time; None: nothing lingers.
+
+    `awaits` tells whether callers may come that know only what an earlier controller told them.
+    """
 
     now_s: Callable[[], float] | None
+    awaits: Callable[[], bool] = lambda: False
     _held: dict[str, _Held[Who]] = field(default_factory=dict)
     _past: deque[tuple[Mesh, float]] = field(default_factory=lambda: deque(maxlen=_KEPT))
     """What was shown, and until when."""
@@ -101,11 +112,13 @@ class Lingering(Generic[Who]):
         for host in self._held.keys() & set(hosts) if _serve_the_same(before, after) else hosts:
             if _takes_away(self.shown(host, before), after, host):
                 told = callers() if told is None else told
-                if not told:
+                if not told and not self.awaits():
                     return
                 held = self._held.setdefault(host, _Held(before, now_s, set()))
                 held.callers |= told
                 held.told_s = None
+                if self.awaits():
+                    held.others.append(callers)
 
     # What is answered
 
@@ -158,10 +171,14 @@ class Lingering(Generic[Who]):
         """Forget and return what need not linger any more."""
         if self.now_s is None:
             return Ended()
-        now_s = self.now_s()
+        now_s, awaited = self.now_s(), bool(self._held) and self.awaits()
         for held in self._held.values():
+            if held.others and not awaited:
+                held.callers.update(*(callers() for callers in held.others))
+                # They have had no time to answer yet.
+                held.others, held.since_s = [], now_s
             held.callers = {each for each in held.callers if not is_told(each)}
-            if held.told_s is None and not held.callers:
+            if held.told_s is None and not held.callers and not held.others:
                 held.told_s = now_s
         hosts = [host for host, held in self._held.items() if held.is_due(now_s)]
         for host in hosts:

@@ -120,6 +120,7 @@ class Registrar:
         self._departures = Departures(store, self._states, self._enrolments, self.host_changed, now)
         self._vips = VirtualAddresses(store, settings.domain, settings.vip4.num_addresses)
         self._leases = LeaseKeeper(self.host_changed, self._addresses_of, knock.answers, panic)
+        hub.await_callers(self._leases.awaits)
         self._updates: Mapping[str, tuple[Update, ...]] = {}
         self._written: Counter[str] = Counter()
         self._runtimes = HostRuntimes(

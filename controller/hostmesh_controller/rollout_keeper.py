@@ -14,10 +14,11 @@ import structlog
 
 from hostmesh_api.v1.hostmesh_pb2 import HostReport
 from hostmesh_controller.artifacts import Mirror, MirrorError, Signed
-from hostmesh_controller.hub import Hub, RefusedPush
+from hostmesh_controller.hub import Hub
 from hostmesh_controller.mesh import Update
 from hostmesh_controller.model.objects import ApiObject, ObjectKey
 from hostmesh_controller.model.rollout import RolloutSpec
+from hostmesh_controller.proxy_states import RefusedPush
 from hostmesh_controller.registrar import Registrar
 from hostmesh_controller.rollout import document, plan, steering, turns, waiting
 from hostmesh_controller.rollout.health import Seen

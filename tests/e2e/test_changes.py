@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from e2e.driver import PROGRAMS, PYTHON, Lab, eventually, new_lab
+from hostmesh_api.wire import AGENTS_PORT
 
 LOAD = Path(__file__).parents[1] / "faults" / "programs" / "load.py"
 HTTP, GRPC, TCP = 8301, 8302, 8303
@@ -58,6 +59,12 @@ spec:
         - {destination: {host: shop, subset: one, port: {number: 8303}}, weight: 50}
         - {destination: {host: shop, subset: two, port: {number: 8303}}, weight: 50}
 """
+LATE = f"""
+table inet late {{
+  chain out {{ type filter hook output priority -400; tcp dport {AGENTS_PORT} reject with tcp reset; }}
+}}
+"""
+"""Keeps an agent from the controller."""
 
 
 def entry(lab: Lab, host: str, account: str = "shop") -> str:
@@ -100,6 +107,10 @@ def shop() -> Iterator[Lab]:
         lab.apply(MESH + "---" + entry(lab, "server") + "---" + entry(lab, "twin"))
         lab.wait_for_workloads()
         yield lab
+
+
+def lease(lab: Lab, host: str) -> str:
+    return str(json.loads(lab.hostmesh("host", "show", host, "-o", "json").stdout)["lease"])
 
 
 def presented(lab: Lab, host: str) -> str:
@@ -147,4 +158,25 @@ def test_a_workload_shows_its_new_identity_though_its_agent_is_killed_meanwhile(
         shop.verb("start", "agent/server")
         eventually(lambda: presented(shop, "server").endswith("/sa/other"), "it shows the other one", 30)
         shop.apply(entry(shop, "server"))
+    assert not failed
+
+
+def test_a_caller_that_comes_back_late_to_a_controller_that_restarted_knows_the_new_identity_first(shop: Lab) -> None:
+    """The controller does not know who calls the workload; nobody but the host itself is there yet."""
+    twin = entry(shop, "twin")
+    shop.hostmesh("delete", "-f", "-", text_in=twin)
+    try:
+        with calls(shop) as failed:
+            shop.exec("client", "nft", "-f", "-", text_in=LATE)
+            shop.verb("restart", "controller")
+            eventually(lambda: lease(shop, "server") == "alive", "the server's agent is back", 30)
+            shop.hostmesh("apply", "--no-wait", "-f", "-", text_in=entry(shop, "server", "late"))
+            # Seconds later: its host is asked for it.
+            eventually(lambda: lease(shop, "client") == "agent-away", "the client is known to live", 30)
+            assert presented(shop, "server").endswith("/sa/shop")
+            shop.exec("client", "nft", "delete", "table", "inet", "late")
+            eventually(lambda: presented(shop, "server").endswith("/sa/late"), "it shows the new one", 30)
+    finally:
+        shop.exec("client", "nft", "delete", "table", "inet", "late", check=False)
+        shop.apply(entry(shop, "server") + "---" + twin)
     assert not failed

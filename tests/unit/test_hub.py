@@ -361,5 +361,20 @@ def test_what_operators_wrote_explains_one_response_of_each_type_to_those_whom_i
     assert explained() == [(ENDPOINT_TYPE, False)], "that write was none of its own, and it has asked since"
     fleet.publish(workload("a", "10.0.9.7"))
     assert explained() == [(ENDPOINT_TYPE, True)]
-    fleet.ask(one, CLUSTER_TYPE, "outbound|80||a.shop.svc.cluster.local")
-    assert explained() == [(CLUSTER_TYPE, False)], "all that was written had been acknowledged"
+    fleet.ask(one, ENDPOINT_TYPE, "outbound|80||c.shop.svc.cluster.local")
+    assert explained() == [(ENDPOINT_TYPE, False)], "all that was written had been acknowledged"
+
+
+def test_what_was_written_while_a_host_was_away_explains_also_what_it_asks_for_last() -> None:
+    """Agents ask for one type after the other; what comes of the first may be acknowledged before they ask again."""
+    fleet = Fleet()
+    fleet.hub.tell_origin(lambda revision: Origin("aa", revision, "00"))
+    one = fleet.connect("one")
+    for type_url, name in ((ENDPOINT_TYPE, A), (CLUSTER_TYPE, A)):
+        fleet.ask(one, type_url, name)
+        found = [ClientStream.update(DeltaDiscoveryResponse.FromString(each.data)).origin for each in fleet.take(one)]
+        assert found == [Origin("aa", fleet.hub.revision, "00", is_written=True)]
+    fleet.ask(one, CLUSTER_TYPE, B)
+    assert [ClientStream.update(DeltaDiscoveryResponse.FromString(each.data)).origin for each in fleet.take(one)] == [
+        Origin("aa", fleet.hub.revision, "00")
+    ]

@@ -10,6 +10,7 @@ from hostmesh_controller.leases import (
     STALL_S,
     START_GRACE_S,
     START_LOOK_S,
+    START_RETURN_S,
     Leases,
     Sign,
     Todo,
@@ -169,6 +170,32 @@ def test_after_a_start_a_host_that_answers_may_take_its_time_and_is_asked_again(
         leases.knocked(host, answered=True, now=56.0)
     assert leases.todo(50.0 + START_GRACE_S).changed == ()
     assert not leases.panic
+
+
+def test_after_a_start_hosts_that_lived_are_awaited_until_they_are_here_or_silent() -> None:
+    leases, here = Leases(), set[str]()
+    leases.start(["back", "dead", "slow", "gone"], 0.0, out={"gone"})
+    assert leases.awaits(0.0, here.__contains__)
+    here.add("back")
+    leases.connected("back", 1.0)
+    miss(leases, "dead", START_LOOK_S)
+    leases.knocked("slow", answered=True, now=START_LOOK_S + 2)
+    assert leases.awaits(START_LOOK_S + 2, here.__contains__)
+    # Its stream stands, and it has not said yet what it calls.
+    leases.connected("slow", START_LOOK_S + 4)
+    assert leases.awaits(START_LOOK_S + 4, here.__contains__)
+    here.add("slow")
+    assert not leases.awaits(START_LOOK_S + 4, here.__contains__)
+    here.clear()
+    assert not leases.awaits(START_LOOK_S + 5, here.__contains__)
+
+
+def test_after_a_start_nobody_is_awaited_for_longer_than_agents_pause() -> None:
+    leases = Leases()
+    leases.start(["slow"], 0.0)
+    leases.knocked("slow", answered=True, now=START_LOOK_S)
+    assert leases.awaits(START_RETURN_S - 0.1, lambda _: False)
+    assert not leases.awaits(START_RETURN_S, lambda _: False)
 
 
 def test_a_controller_that_starts_without_a_network_withdraws_nobody() -> None:

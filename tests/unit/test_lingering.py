@@ -47,14 +47,29 @@ class World:
         service = obj("Service", "web", {"selector": {"app": "web"}, "ports": [{"name": "http", "port": 80}]})
         self.now_s = 0.0
         self.hub = Hub(mesh_of([*hosts, service, entry(), rule()]), 1, now_s=lambda: self.now_s)
-        self.caller, self.server = (self.hub.connect(host, "peer", NOW, lambda: None) for host in ("caller", "server"))
-        self.ask(self.caller, CLUSTER_TYPE, "*", CALLED, SUBSET)
-        self.ask(self.caller, ENDPOINT_TYPE, CALLED, SUBSET)
-        self.ask(self.server, HOST_CONFIG_TYPE, HOST_CONFIG_NAME)
-        self.ask(self.server, CLUSTER_TYPE, "*")
-        self.ask(self.server, LISTENER_TYPE, "*")
+        self.caller, self.server = self.connect_caller(), self.connect_server()
         self.take(self.caller)
         self.take(self.server)
+
+    def connect_caller(self) -> Connection:
+        caller = self.hub.connect("caller", "peer", NOW, lambda: None)
+        self.ask(caller, CLUSTER_TYPE, "*", CALLED, SUBSET)
+        self.ask(caller, ENDPOINT_TYPE, CALLED, SUBSET)
+        return caller
+
+    def connect_server(self) -> Connection:
+        server = self.hub.connect("server", "peer", NOW, lambda: None)
+        self.ask(server, HOST_CONFIG_TYPE, HOST_CONFIG_NAME)
+        self.ask(server, CLUSTER_TYPE, "*")
+        self.ask(server, LISTENER_TYPE, "*")
+        return server
+
+    def served_as(self) -> set[str]:
+        """Return the accounts of the identities that the server is told to serve under."""
+        made = self.hub.answer("server", HOST_CONFIG_TYPE, HOST_CONFIG_NAME)
+        assert made is not None
+        assert made.resource is not None
+        return {each for each in ("one", "two") if f"/sa/{each}".encode() in made.resource.body}
 
     def ask(self, connection: Connection, type_url: str, *names: str) -> None:
         self.hub.receive(connection, DeltaDiscoveryRequest(type_url=type_url, resource_names_subscribe=names), NOW)
@@ -138,6 +153,42 @@ def test_callers_take_another_identity_before_it_is_shown(world: World) -> None:
     world.goes_on(0.0)
     world.goes_on(GRACE_S)
     assert {HOST_CONFIG_NAME, "virtualInbound"} <= world.take(world.server)
+
+
+def test_after_a_start_callers_that_are_on_their_way_are_told_before_an_identity_goes(world: World) -> None:
+    """Also where the host itself comes later than the change."""
+    awaited = True
+    world.hub.await_callers(lambda _: awaited)
+    for each in (world.caller, world.server):
+        world.hub.disconnect(each)
+    world.publish({WEB: entry("two")})
+    world.server = world.connect_server()
+    world.take(world.server)
+    world.goes_on(LONGEST_S * 2)
+    assert world.served_as() == {"one"}
+
+    world.caller = world.connect_caller()
+    awaited = False
+    assert world.goes_on(0.0)
+    world.goes_on(GRACE_S)
+    assert world.served_as() == {"one"}
+    assert CALLED in world.take(world.caller)
+    world.goes_on(0.0)
+    world.goes_on(GRACE_S)
+    assert world.served_as() == {"two"}
+
+
+def test_after_a_start_those_that_are_awaited_in_vain_are_not_waited_for(world: World) -> None:
+    awaited = True
+    world.hub.await_callers(lambda _: awaited)
+    world.hub.disconnect(world.caller)
+    world.publish({WEB: None})
+    assert world.goes_on(LONGEST_S)
+    assert HOST_CONFIG_NAME not in world.take(world.server)
+    awaited = False
+    world.goes_on(0.0)
+    world.goes_on(GRACE_S)
+    assert HOST_CONFIG_NAME in world.take(world.server)
 
 
 def accepted(world: World) -> bytes:

@@ -180,6 +180,10 @@ class ServerStream:
         for type_url, state in self._types.items():
             yield type_url, frozenset(state.names | ({WILDCARD} if state.wildcard else set()))
 
+    def types(self) -> Iterable[str]:
+        """Return the types that the client has asked for."""
+        return self._types.keys()
+
     def has_wildcard(self, type_url: str) -> bool:
         """Tell whether the client wants all that there is of a type."""
         state = self._types.get(type_url)

@@ -10,7 +10,7 @@ from google.protobuf.json_format import MessageToDict
 from hostmesh_api.v1.hostmesh_pb2 import HostReport, WorkloadLease
 from hostmesh_controller.api.bodies import moment
 from hostmesh_controller.enrolments import Denial, Standing
-from hostmesh_controller.hub import ProxyState
+from hostmesh_controller.proxy_states import ProxyState
 from hostmesh_controller.store import CertificateRecord, HostState
 
 _DAY_S = 86_400.0

@@ -46,7 +46,7 @@ from hostmesh_agent.alarms import Alarms
 from hostmesh_agent.binary_watch import BinaryWatch
 from hostmesh_agent.cache import Cache
 from hostmesh_agent.calls import CallMemory, Calls
-from hostmesh_agent.capture import Owner
+from hostmesh_agent.capture import HostFloor, Owner
 from hostmesh_agent.capture import floor as kernel_floor
 from hostmesh_agent.capturing import Capturing
 from hostmesh_agent.certs import Certificates, Wanted
@@ -340,7 +340,7 @@ class Agent:
             control.ACCEPT: self._accept,
             **self._envoy_verbs.verbs(),
         }
-        asked = capture_verbs.verbs(self._capturing, lambda: (self._host_config, self._floors.now), self._stepping)
+        asked = capture_verbs.verbs(self._capturing, lambda: (self._host_config, self._floor()), self._stepping)
         await self._restore()
         self._online = True
         slim.settle()
@@ -529,14 +529,20 @@ class Agent:
 
     async def _step(self) -> None:
         async with self._stepping:
-            config, floor = self._host_config, self._floors.now
+            config, floor = self._host_config, self._floor()
             if config is not None and floor is not None:
-                answered = not (self._without_proxy() or self._envoys.hung)
-                floor = replace(self._envoys.floor(floor), names_answered=answered)
                 await self._capturing.step(config, floor)
                 ports = self._capturing.enforced.in_force.inbound_ports
                 self._discovery.through_envoy(ports if floor.uses_clients else frozenset())
                 await self._sweep_if_settled()
+
+    def _floor(self) -> HostFloor | None:
+        """Return the floor as it is now, with the Envoy that is to serve; None before it is known."""
+        floor = self._floors.now
+        if floor is None:
+            return None
+        answered = not (self._without_proxy() or self._envoys.hung)
+        return replace(self._envoys.floor(floor), names_answered=answered)
 
     async def _sweep_if_settled(self) -> None:
         if self._sweep is not None and not self._capturing.lacking:

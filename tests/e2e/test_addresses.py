@@ -73,13 +73,17 @@ def test_an_address_that_an_operator_wrote_stays_and_the_host_says_who_must_do_w
     said = eventually(lambda: alarm(members, "m1"), "the alarm is up", timeout_s=10)
     assert f"Host m1 is at {elsewhere(members, 202)} and not at {old} any more" in said
     assert entry(members, "m1")["spec"]["address"] == old
-    told = json.loads(members.hostmesh("proxy", "status", "-o", "json").stdout)
-    assert f"address.not-followed: {said}" in next(each["problems"] for each in told if each["host"] == "m1")
+    eventually(lambda: f"address.not-followed: {said}" in problems(members, "m1"), "the controller knows it too")
     # The cure that it names.
     found["spec"]["addresses"] = [elsewhere(members, 202)]
     members.apply(json.dumps(found))
     eventually(lambda: not alarm(members, "m1"), "the alarm is over", timeout_s=20)
     eventually(lambda: answering(members) == set(MEMBERS), "every member serves", timeout_s=10)
+
+
+def problems(lab: Lab, host: str) -> list[str]:
+    told = json.loads(lab.hostmesh("proxy", "status", "-o", "json").stdout)
+    return next(list(each["problems"]) for each in told if each["host"] == host)
 
 
 def alarm(lab: Lab, host: str) -> str:

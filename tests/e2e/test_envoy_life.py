@@ -202,6 +202,8 @@ def test_an_upgrade_at_both_ends_fails_no_call_of_any_kind(lab: Lab) -> None:
             envoy = lab.agent(host)["envoy"]
             assert (envoy["instance"], envoy["version"]) == ("green", "custom")
             assert envoy["stage"] == "draining", "the conversations hold the old one"
+            planned = json.loads(lab.exec(host, "hostmesh-agent", "capture", "plan", "-o", "json").stdout)
+            assert planned["difference"] == [], "a trial now would lead the rules elsewhere"
     none_failed(tally)
 
 

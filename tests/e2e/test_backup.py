@@ -62,7 +62,7 @@ def test_a_mesh_goes_on_with_a_controller_that_was_made_again_of_its_backup(empt
         eventually(connected, "both hosts are connected again", timeout_s=30)
         # What was written after the backup is gone, and can be written again.
         assert "later" not in lab.hostmesh("get", "services").stdout
-        assert "store.set-back" in lab.hostmesh("audit").stdout
+        eventually(lambda: "store.set-back" in lab.hostmesh("audit").stdout, "it is known that the store was set back")
         lab.apply(LATER)
         # A new host joins with what the restored authority signs, and all trust it.
         lab.verb("up", "another")

@@ -44,7 +44,8 @@ def test_a_member_whose_address_changes_is_called_at_the_new_one_within_seconds_
     assert tally["failed"] <= 2 * WORKERS, tally
     assert {each.partition(" ")[2] for each in tally["errors"]} <= {"TimeoutError: timed out"}, tally
     with load(members, "client", "http://reviews/") as after:
-        assert answering(members) == set(MEMBERS)
+        # Eight calls leave one of three out now and then.
+        eventually(lambda: answering(members) == set(MEMBERS), "every member serves")
     assert after["sent"] > 100
     assert after["failed"] == 0, after
 

@@ -230,6 +230,8 @@ class Hub:
             connection = self._connections.get(host)
             given = None if connection is None else connection.confirmation
             return None if given is None else Answer(given)
+        if self._lingering.keeps(host, type_url, name) and self._has(host, type_url, name):
+            return None
         try:
             audience = xds.audience(self._mesh, host, type_url)
             if audience is None:
@@ -249,6 +251,10 @@ class Hub:
             self._fault(host, type_url, name, error)
             return None
         return known
+
+    def _has(self, host: str, type_url: str, name: str) -> bool:
+        connection = self._connections.get(host)
+        return connection is not None and name in connection.stream.held(type_url)
 
     def _fault(self, host: str, type_url: str, name: str, error: Exception) -> None:
         self.counts.faults[type_url] += 1

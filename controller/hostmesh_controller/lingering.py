@@ -3,8 +3,11 @@
 A port that goes away is called until its callers have heard of it, and a caller refuses an identity of which it has not
 heard. So a change that takes a port, or the identity of one, is told to callers first: their host is shown its own
 resources as they were, until all who were told have acknowledged, and a moment longer, in which what was accepted
-becomes what is used. Callers that do not answer are not waited for. A controller that has just started does not know
-its callers yet: they call by what an earlier one told them, so it waits until those that lived are back.
+becomes what is used. Callers that do not answer are not waited for.
+
+A controller that has just started does not know its callers yet: they call by what an earlier one told them, so it
+waits until those that lived are back. Where a host reported last that it serves something else than the store says, the
+change may have been heard by nobody: the host keeps what it has meanwhile.
 
 Envoy is sent clusters before endpoints, and both before routes, as it must be where something comes. So where something
 goes, a destination is there as long as a route may lead to it, and who answered is accepted as long as it may be
@@ -45,10 +48,11 @@ Who = TypeVar("Who")
 class _Held(Generic[Who]):
     """`mesh` is what the host is shown; `told_s` when all of `callers` had acknowledged, None while they have not.
 
-    `others` tell who of the callers that were awaited has come.
+    `mesh` is None where an earlier controller told the host: it is shown nothing, and keeps what it has. `others` tell
+    who of the callers that were awaited has come.
     """
 
-    mesh: Mesh
+    mesh: Mesh | None
     since_s: float
     callers: set[Who]
     told_s: float | None = None
@@ -81,9 +85,8 @@ class Lingering(Generic[Who]):
     _held: dict[str, _Held[Who]] = field(default_factory=dict)
     _past: deque[tuple[Mesh, float]] = field(default_factory=lambda: deque(maxlen=_KEPT))
     """What was shown, and until when."""
-    _used: set[tuple[str, str, str]] = field(default_factory=set)
-    """Host, type and name of what was answered from the past."""
-    _past_until_s: float = 0.0
+    _used: dict[tuple[str, str, str], float] = field(default_factory=dict)
+    """Host, type and name of what was answered from the past, and until when that is."""
     _identities_until_s: float = 0.0
 
     # What is published
@@ -93,8 +96,10 @@ class Lingering(Generic[Who]):
         if self.now_s is None or mesh is before:
             return mesh
         now_s = self.now_s()
+        if len(self._past) == _KEPT:
+            # Rather none of those between than the one that callers may still go by.
+            self._past.pop()
         self._past.append((before, now_s))
-        self._past_until_s = now_s + PAST_S
         former = _former_identities(before, mesh)
         if former != before.former_identities:
             self._identities_until_s = now_s + PAST_S
@@ -107,17 +112,18 @@ class Lingering(Generic[Who]):
         """
         if self.now_s is None:
             return
-        now_s, told = self.now_s(), None
+        now_s, told, awaited = self.now_s(), None, self.awaits()
         # Those of thousands of hosts need not be looked through for that.
         for host in self._held.keys() & set(hosts) if _serve_the_same(before, after) else hosts:
-            if _takes_away(self.shown(host, before), after, host):
+            is_unheard = awaited and host not in before.hosts and _shows_another(after, host)
+            if is_unheard or _takes_away(self.shown(host, before), after, host):
                 told = callers() if told is None else told
-                if not told and not self.awaits():
+                if not told and not awaited:
                     return
-                held = self._held.setdefault(host, _Held(before, now_s, set()))
+                held = self._held.setdefault(host, _Held(None if is_unheard else before, now_s, set()))
                 held.callers |= told
                 held.told_s = None
-                if self.awaits():
+                if awaited:
                     held.others.append(callers)
 
     # What is answered
@@ -129,11 +135,18 @@ class Lingering(Generic[Who]):
     def shown(self, host: str, mesh: Mesh) -> Mesh:
         """Return the mesh of which a host is shown what it serves, `mesh` unless it lingers."""
         held = self._held.get(host)
-        return mesh if held is None else held.mesh
+        return mesh if held is None or held.mesh is None else held.mesh
+
+    def keeps(self, host: str, type_url: str, name: str) -> bool:
+        """Tell whether a host that has a resource is told nothing of it."""
+        held = self._held.get(host)
+        return held is not None and held.mesh is None and _is_served(type_url, name)
 
     def names(self, mesh: Mesh, host: str, type_url: str) -> tuple[str, ...]:
         """Return the names of `*`: what a host serves is there as long as it is served."""
         listed, before = xds.wildcard(mesh, host, type_url), self.shown(host, mesh)
+        if self.keeps(host, type_url, VIRTUAL_INBOUND):
+            return tuple(dict.fromkeys((*listed, VIRTUAL_INBOUND)))
         if before is mesh:
             return listed
         served = (each for each in xds.wildcard(before, host, type_url) if _is_served(type_url, each))
@@ -141,15 +154,15 @@ class Lingering(Generic[Who]):
 
     def resource(self, mesh: Mesh, host: str, type_url: str, name: str) -> Resource | None:
         """Return what a host gets for a name: what it serves, or a destination, as it was if that lingers."""
-        if host in self._held and _is_served(type_url, name):
-            return xds.resource(self._held[host].mesh, host, type_url, name)
+        if _is_served(type_url, name):
+            return xds.resource(self.shown(host, mesh), host, type_url, name)
         now = xds.resource(mesh, host, type_url, name)
         if not self._past or not _is_destination(type_url, name) or not _is_nothing(now):
             return now
-        for past in self._meshes():
+        for past, until_s in self._meshes():
             before = xds.resource(past, host, type_url, name)
             if not _is_nothing(before):
-                self._used.add((host, type_url, name))
+                self._used[host, type_url, name] = until_s
                 return before
         return now
 
@@ -157,9 +170,10 @@ class Lingering(Generic[Who]):
         """Tell whether what a host was answered is not what it gets in the end."""
         return (host, type_url, name) in self._used or (host in self._held and _is_served(type_url, name))
 
-    def _meshes(self) -> Iterator[Mesh]:
+    def _meshes(self) -> Iterator[tuple[Mesh, float]]:
+        """Yield what was shown lately, the newest first, and until when it may be answered from."""
         now_s = 0.0 if self.now_s is None else self.now_s()
-        return (mesh for mesh, until_s in reversed(self._past) if now_s < until_s + PAST_S)
+        return ((mesh, shown_s + PAST_S) for mesh, shown_s in reversed(self._past) if now_s < shown_s + PAST_S)
 
     # What ends
 
@@ -185,9 +199,9 @@ class Lingering(Generic[Who]):
             del self._held[host]
         while self._past and now_s >= self._past[0][1] + PAST_S:
             self._past.popleft()
-        used: set[tuple[str, str, str]] = set()
-        if now_s >= self._past_until_s:
-            used, self._used = self._used, used
+        used = [each for each, until_s in self._used.items() if now_s >= until_s]
+        for each in used:
+            del self._used[each]
         services = {item.hostname for item in mesh.former_identities} if now_s >= self._identities_until_s else set()
         return Ended(hosts, sorted(used), sorted(services))
 
@@ -207,6 +221,23 @@ def _is_destination(type_url: str, name: str) -> bool:
 
 def _is_nothing(resource: Resource | None) -> bool:
     return resource is None or xds.is_missing(resource)
+
+
+def _shows_another(mesh: Mesh, host: str) -> bool:
+    """Tell whether a host reported last that it serves something else than it shall: another identity, a port more."""
+    runtime = mesh.runtime.get(host)
+    if runtime is None or not runtime.joined:
+        return False
+    presented: dict[tuple[str, str], set[str]] = {}
+    for workload, uri in runtime.presented:
+        presented.setdefault(workload, set()).add(uri)
+    ports = [port for port in inbound_ports(mesh, host) if not port.bind]
+    trust_domain = mesh.settings.trust_domain
+    for workload in {port.workload.key: port.workload for port in ports}.values():
+        known = presented.get(workload.key)
+        if known is not None and identity_of(workload, trust_domain).uri not in known:
+            return True
+    return not (runtime.captured or frozenset()) <= {port.number for port in ports}
 
 
 def _serve_the_same(before: Mesh, after: Mesh) -> bool:

@@ -1,6 +1,8 @@
 """What goes away goes after those who use it have heard of that: ports, identities, destinations."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 import pytest
 from envoy.config.cluster.v3.cluster_pb2 import Cluster
@@ -18,7 +20,7 @@ from hostmesh_api.wire import (
 )
 from hostmesh_controller.hub import Connection, Hub
 from hostmesh_controller.lingering import GRACE_S, LONGEST_S, PAST_S
-from hostmesh_controller.mesh import HostRuntime, update
+from hostmesh_controller.mesh import HostRuntime, Touched, update
 from hostmesh_controller.model.objects import ApiObject, ObjectKey
 from unit.test_hub import NOW
 
@@ -46,7 +48,8 @@ class World:
         hosts = [obj("Host", name, {"addresses": [f"10.0.0.{at}"]}) for at, name in enumerate(("caller", "server"), 1)]
         service = obj("Service", "web", {"selector": {"app": "web"}, "ports": [{"name": "http", "port": 80}]})
         self.now_s = 0.0
-        self.hub = Hub(mesh_of([*hosts, service, entry(), rule()]), 1, now_s=lambda: self.now_s)
+        self.objects = [*hosts, service, entry(), rule()]
+        self.hub = Hub(mesh_of(self.objects), 1, now_s=lambda: self.now_s)
         self.caller, self.server = self.connect_caller(), self.connect_server()
         self.take(self.caller)
         self.take(self.server)
@@ -57,11 +60,14 @@ class World:
         self.ask(caller, ENDPOINT_TYPE, CALLED, SUBSET)
         return caller
 
-    def connect_server(self) -> Connection:
+    def connect_server(self, held: Mapping[str, str] = MappingProxyType({})) -> Connection:
+        """`held` is type to the name of what it still has of that type, in a version that nobody knows."""
         server = self.hub.connect("server", "peer", NOW, lambda: None)
-        self.ask(server, HOST_CONFIG_TYPE, HOST_CONFIG_NAME)
-        self.ask(server, CLUSTER_TYPE, "*")
-        self.ask(server, LISTENER_TYPE, "*")
+        for type_url, name in ((HOST_CONFIG_TYPE, HOST_CONFIG_NAME), (CLUSTER_TYPE, "*"), (LISTENER_TYPE, "*")):
+            request = DeltaDiscoveryRequest(type_url=type_url, resource_names_subscribe=[name])
+            if type_url in held:
+                request.initial_resource_versions[held[type_url]] = "old"
+            self.hub.receive(server, request, NOW)
         return server
 
     def served_as(self) -> set[str]:
@@ -191,6 +197,55 @@ def test_after_a_start_those_that_are_awaited_in_vain_are_not_waited_for(world: 
     assert HOST_CONFIG_NAME in world.take(world.server)
 
 
+def starts(world: World, runtime: HostRuntime, awaited: Callable[[], bool]) -> None:
+    """Another controller starts with what is stored, and with what the server reported last."""
+    objects = world.objects
+    world.hub = Hub(mesh_of([]), 0, now_s=lambda: world.now_s)
+    world.hub.await_callers(lambda _: awaited())
+    mesh, _ = update(world.hub.mesh, {each.key: each for each in objects}, world.hub.mesh.vips, {"server": runtime})
+    world.hub.publish(mesh, Touched(everything=True), 2)
+
+
+SHOWS_ONE = HostRuntime(
+    joined=True, presented=frozenset({(("default", "web"), "spiffe://cluster.local/ns/default/sa/one")})
+)
+
+
+@pytest.mark.parametrize(
+    ("reported", "stored"),
+    [(SHOWS_ONE, entry("two")), (replace(SHOWS_ONE, captured=frozenset({80, 81})), entry("one"))],
+    ids=["another identity", "a port that is gone"],
+)
+def test_after_a_start_a_host_keeps_what_it_reported_until_callers_have_heard_what_is_stored(
+    world: World, reported: HostRuntime, stored: ApiObject
+) -> None:
+    """The controller died between a write and what hosts were to be told of it."""
+    awaited = True
+    world.objects[-2] = stored
+    starts(world, reported, lambda: awaited)
+    server = world.connect_server(held={HOST_CONFIG_TYPE: HOST_CONFIG_NAME, LISTENER_TYPE: "virtualInbound"})
+    assert not {HOST_CONFIG_NAME, "virtualInbound"} & world.take(server)
+    caller = world.connect_caller()
+    awaited = False
+    assert world.goes_on(0.0)
+    assert CALLED in world.take(caller)
+    world.goes_on(0.0)
+    world.goes_on(GRACE_S)
+    assert {HOST_CONFIG_NAME, "virtualInbound"} <= world.take(server)
+
+
+def test_after_a_start_a_host_that_shows_what_is_stored_is_told_at_once(world: World) -> None:
+    starts(world, SHOWS_ONE, lambda: True)
+    server = world.connect_server(held={HOST_CONFIG_TYPE: HOST_CONFIG_NAME, LISTENER_TYPE: "virtualInbound"})
+    assert {HOST_CONFIG_NAME, "virtualInbound"} <= world.take(server)
+
+
+def test_after_a_start_a_host_that_has_lost_what_it_had_is_told_what_is_stored(world: World) -> None:
+    world.objects[-2] = entry("two")
+    starts(world, SHOWS_ONE, lambda: True)
+    assert {HOST_CONFIG_NAME, "virtualInbound"} <= world.take(world.connect_server())
+
+
 def accepted(world: World) -> bytes:
     """Of all that the caller is sent of the cluster."""
     made = world.hub.answer("caller", CLUSTER_TYPE, CALLED)
@@ -250,6 +305,27 @@ def test_a_subset_that_goes_away_is_there_until_no_route_leads_to_it(world: Worl
     assert has_endpoints(world)
     assert not world.goes_on(PAST_S)
     assert SUBSET in world.take(world.caller)
+    assert not has_endpoints(world)
+
+
+def test_a_destination_goes_though_something_is_published_all_the_time(world: World) -> None:
+    world.publish({RULE: None})
+    for at in range(20):
+        other = obj("Service", f"other-{at}", {"selector": {"app": "other"}, "ports": [{"name": "http", "port": 90}]})
+        world.publish({other.key: other})
+        world.take(world.caller)
+        world.goes_on(PAST_S / 10)
+    assert not has_endpoints(world)
+    assert not world.goes_on(0.0)
+
+
+def test_a_storm_of_changes_takes_no_destination_before_its_time(world: World) -> None:
+    world.publish({RULE: None})
+    for at in range(30):
+        other = obj("Service", f"other-{at}", {"selector": {"app": "other"}, "ports": [{"name": "http", "port": 90}]})
+        world.publish({other.key: other})
+    assert has_endpoints(world)
+    world.goes_on(PAST_S)
     assert not has_endpoints(world)
 
 

@@ -44,9 +44,16 @@ def jump(scene: Scene, host: str, offset_s: int) -> None:
     write(scene.upper(host, f"{_PLACE}/offset"), offset_s)
 
 
-def write(file: Path, offset_s: int) -> None:
+def slept(scene: Scene, host: str, offset_s: int) -> None:
+    """Let more time have passed since the host's boot, by so much, than its programs have run."""
+    write(scene.upper(host, f"{_PLACE}/offset"), offset_s, at=1)
+
+
+def write(file: Path, offset_s: int, at: int = 0) -> None:
+    """`at`: 0 for the wall clock, 1 for the time since boot."""
     file.touch()
     with file.open("r+b") as offset:
+        offset.seek(8 * at)
         offset.write(struct.pack("=q", offset_s))
 
 

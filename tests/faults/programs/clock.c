@@ -1,8 +1,9 @@
 /* A host's clock that is wrong: preloaded into every program of a lab host by its /etc/ld.so.preload.
  *
- * The file OFFSET (a path at compile time) holds seconds to add to the wall clock, as an int64; it is mapped, so a
- * change is a jump that all running programs see at once. The monotonic clock stays, as it does on a real host whose
- * wall clock is set. Waits until a wall-clock time are given to the kernel by its own clock.
+ * The file OFFSET (a path at compile time) holds seconds to add to the wall clock, and seconds to add to the time since
+ * boot, as int64; it is mapped, so a change is a jump that all running programs see at once. The monotonic clock stays,
+ * as it does on a real host whose wall clock is set, or that sleeps. Waits until a wall-clock time are given to the
+ * kernel by its own clock.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -17,13 +18,13 @@
 #include <time.h>
 #include <unistd.h>
 
-static const int64_t zero = 0;
-static const volatile int64_t *offset = &zero;
+static const int64_t zero[2] = {0, 0};
+static const volatile int64_t *offset = zero;
 
 __attribute__((constructor)) static void begin(void) {
   int file = open(OFFSET, O_RDONLY | O_CLOEXEC);
   if (file < 0) return;
-  void *page = mmap(0, sizeof(int64_t), PROT_READ, MAP_SHARED, file, 0);
+  void *page = mmap(0, 2 * sizeof(int64_t), PROT_READ, MAP_SHARED, file, 0);
   close(file);
   if (page != MAP_FAILED) offset = page;
 }
@@ -40,7 +41,8 @@ int clock_gettime(clockid_t clock, struct timespec *now) {
   static int (*real)(clockid_t, struct timespec *);
   if (!real) real = (int (*)(clockid_t, struct timespec *))dlsym(RTLD_NEXT, "clock_gettime");
   int result = real(clock, now);
-  if (!result && is_wall(clock)) now->tv_sec += *offset;
+  if (!result && is_wall(clock)) now->tv_sec += offset[0];
+  if (!result && clock == CLOCK_BOOTTIME) now->tv_sec += offset[1];
   return result;
 }
 
@@ -64,7 +66,7 @@ int gettimeofday(struct timeval *restrict now, void *restrict zone) {
 static const struct timespec *real_time(const struct timespec *until, struct timespec *into) {
   if (!until || until->tv_sec < 1000000000) return until;
   *into = *until;
-  into->tv_sec -= *offset;
+  into->tv_sec -= offset[0];
   return into;
 }
 

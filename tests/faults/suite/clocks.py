@@ -4,8 +4,13 @@ Every host is moved on by two hours first, so that certificates are as old as in
 last hour: a clock that is an hour behind finds them valid.
 """
 
+import os
+import signal
 import time
+from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Final
 
 from cryptography import x509
@@ -17,6 +22,7 @@ from faults.fault import Fault, PromiseBrokenError
 from faults.scene import MESH, SERVER, STATE, Scene
 from faults.seen import Bounds
 from hostmesh_controller.lab import envoy, machine
+from hostmesh_controller.lab import host as hosts
 from hostmesh_controller.lab import layout as disk
 
 _AGED_S: Final = 2 * HOUR_S
@@ -24,6 +30,9 @@ _WRONG_S: Final = 12.0
 _FAR_S: Final = 8.0
 _BACK_S: Final = 60.0
 _STEP_S: Final = 0.6
+_ASLEEP_S: Final = 25.0
+_NIGHT_S: Final = 8 * HOUR_S
+_AWAKE_S: Final = 20.0
 
 
 def aged(scene: Scene) -> None:
@@ -108,6 +117,60 @@ def day_without_controller(scene: Scene) -> str:
     return f"{left_s / HOUR_S:.0f} h of the certificates left at {today:%H:%M} of the next day"
 
 
+def asleep(scene: Scene) -> str:
+    """The callee's machine is suspended: nothing runs, its network is down, and eight hours pass for everybody."""
+    link = hosts.link_name(disk.read_hosts(scene.layout)[SERVER])
+    frozen = _programs(scene, SERVER)
+    scene.world().run(["ip", "link", "set", link, "down"])
+    try:
+        _signal(frozen, signal.SIGSTOP)
+        time.sleep(_ASLEEP_S)  # not a wait: how long it sleeps
+        for host in MESH:
+            clock.jump(scene, host, _AGED_S + _NIGHT_S)
+        clock.write(scene.folder / "offset", _AGED_S + _NIGHT_S)
+        clock.slept(scene, SERVER, _NIGHT_S)
+    finally:
+        scene.world().run(["ip", "link", "set", link, "up"])
+        _signal(frozen, signal.SIGCONT)
+    woke_s, woke = time.monotonic(), datetime.fromtimestamp(time.time() + _AGED_S + _NIGHT_S - 1, UTC)
+    try:
+        eventually(lambda: _connected_since(scene) > woke, "", _AWAKE_S)
+    except AssertionError:
+        told = scene.agent(SERVER)
+        raise PromiseBrokenError(f"not connected anew since {woke}: {told['controller']} {told['problems']}") from None
+    connected_s = time.monotonic() - woke_s
+    scene.wait_for_calls(_AWAKE_S)
+    called_s = time.monotonic() - woke_s
+    scene.wait_until_well(_BACK_S, but="clock.jumped")
+    return f"{len(frozen)} programs slept; connected anew {connected_s:.1f} s, called {called_s:.1f} s after they woke"
+
+
+def _connected_since(scene: Scene) -> datetime:
+    told = scene.agent(SERVER)["controller"]
+    if not told["connected"]:
+        return datetime.min.replace(tzinfo=UTC)
+    return datetime.fromisoformat(told["since"])
+
+
+def _programs(scene: Scene, host: str) -> list[int]:
+    """Everything that runs on the host but its init."""
+    init = disk.read_process(scene.layout.host(host).init)
+    assert init is not None
+    space = Path(f"/proc/{init.pid}/ns/pid_for_children").readlink()
+    found = []
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError):
+            if entry.name.isdigit() and int(entry.name) != init.pid and (entry / "ns/pid").readlink() == space:
+                found.append(int(entry.name))
+    return found
+
+
+def _signal(programs: Iterable[int], number: signal.Signals) -> None:
+    for pid in programs:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
 CLOCKS: Final = (
     Fault(
         "clock-hour",
@@ -126,6 +189,17 @@ CLOCKS: Final = (
         Bounds(gap_s=90, gaps=2, late=200, endpoints=None, rules_same=False),
         prepare=aged,
         mend=right,
+    ),
+    Fault(
+        "host-slept",
+        "the callee's machine is suspended: its programs stand still, its network is down, and 8 h pass meanwhile "
+        "(25 s of the lab's)",
+        "Calls and SSH fail while it sleeps; 20 s after it woke its agent is connected anew, not by a connection that "
+        "others gave up, and calls succeed.",
+        asleep,
+        Bounds(gap_s=60, gaps=2, late=500, endpoints=None, ssh_gap_s={SERVER: 45}, rules_gap_s={SERVER: 45}),
+        prepare=aged,
+        last=True,
     ),
     Fault(
         "controller-down-24h",

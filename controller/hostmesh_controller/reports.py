@@ -151,7 +151,8 @@ class HostStates:
 
     async def state(self, host: str) -> HostState:
         """Return the newest state, which may be newer than the store's; an empty one for an unknown host."""
-        return (await self._entry(host)).state
+        entry = (await self._loaded()).get(host)
+        return HostState() if entry is None else entry.state
 
     def interval_s(self) -> int:
         """Return how often a host should report while nothing changes: the more hosts there are, the less."""
@@ -172,15 +173,20 @@ class HostStates:
             entry.trust = _trust_of(HostReport.FromString(state.report))
         self._on_change(host)
 
-    async def _entry(self, host: str) -> _Entry:
+    async def _loaded(self) -> dict[str, _Entry]:
         if self._entries is None:
             async with self._loading:
                 if self._entries is None:
                     states = await asyncio.to_thread(self._store.host_states)
                     self._entries = {name: _new_entry(state) for name, state in states.items()}
-        entry = self._entries.get(host)
+        return self._entries
+
+    async def _entry(self, host: str) -> _Entry:
+        """Return what is kept of a host; from now on it is one of those that share the reports."""
+        entries = await self._loaded()
+        entry = entries.get(host)
         if entry is None:
-            entry = self._entries[host] = _new_entry(HostState())
+            entry = entries[host] = _new_entry(HostState())
         return entry
 
 

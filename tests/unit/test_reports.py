@@ -57,6 +57,8 @@ class World:
         self.at = pki.now()
         self.writes: list[str] = []
         self.changes: list[str] = []
+        self.known: Mapping[str, HostState] = {}
+        """Hosts that are in the store besides."""
         self.states = HostStates(self, self.changes.append, lambda: self.at)
 
     def put_host_state(self, host: str, state: HostState) -> None:
@@ -64,7 +66,7 @@ class World:
         self.inner.put_host_state(host, state)
 
     def host_states(self) -> Mapping[str, HostState]:
-        return self.inner.host_states()
+        return {**self.known, **self.inner.host_states()}
 
 
 @pytest.fixture
@@ -206,11 +208,23 @@ async def test_many_hosts_at_once_do_not_wait_for_each_other_or_mix(world: World
 async def test_the_more_hosts_there_are_the_less_often_each_is_asked_to_report(world: World) -> None:
     intervals_s = []
     for hosts in (1, 50, 100, 400, 2000):
-        for number in range(hosts):
-            await world.states.state(f"web-{number}")
-        intervals_s.append(world.states.interval_s())
+        world.known = {f"web-{number}": HostState() for number in range(hosts)}
+        states = HostStates(world, world.changes.append, pki.now)
+        await states.state("web-0")
+        intervals_s.append(states.interval_s())
 
     assert intervals_s == [10, 25, 50, 200, 600]
+
+
+async def test_hosts_that_were_removed_or_are_only_asked_about_make_nobody_report_less_often(world: World) -> None:
+    for number in range(40):
+        await world.states.joined(f"web-{number}")
+    assert world.states.interval_s() == 20
+    for number in range(40):
+        world.inner.drop_host_state(f"web-{number}")
+        world.states.forget(f"web-{number}")
+        assert await world.states.state(f"web-{number}") == HostState()
+    assert world.states.interval_s() == 10
 
 
 def lease(name: str, *, ready: bool = True, not_after: int = 0) -> WorkloadLease:

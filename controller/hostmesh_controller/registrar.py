@@ -501,13 +501,13 @@ class Registrar:
         if committed:
             # With the objects: hosts believe what is taken away by the revision that it comes with.
             self._pending.revision = commit.revision
+            # Whatever fails from here on: what is committed is shown.
+            self._wake.set()
         if any(key.kind == REQUEST_AUTHENTICATION for key in committed):
             self._keys.want(self._request_authentications())
         self._vips.add(vips)
-        changed = [before.objects[key] for key in commit.changed_keys if key in before.objects]
-        await self._vips.release(changed, self._world)
-        if committed:
-            self._wake.set()
+        self._vips.drop((before.objects[key] for key in commit.changed_keys if key in before.objects), self._world)
+        await self._vips.release()
 
     async def _publish(self, pending: _Pending) -> None:
         self._note_former(pending)

@@ -8,16 +8,19 @@ from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
+import pytest
 from structlog.testing import capture_logs
 
 from full_store import refusing
 from golden.objects import SETTINGS
 from hostmesh_controller.controller import utc_now
 from hostmesh_controller.hub import Hub
+from hostmesh_controller.leases import Sign
 from hostmesh_controller.mesh import Mesh, Touched, build
 from hostmesh_controller.model import ObjectKey
 from hostmesh_controller.registrar import Registrar
 from hostmesh_controller.review import read
+from hostmesh_controller.store import CertificateRecord, HostState, StoreError
 from hostmesh_controller.store.sqlite import open_store
 from waiting import until
 
@@ -141,6 +144,28 @@ async def test_what_is_committed_is_shown_and_forgotten_though_its_address_canno
             await registrar.delete([KEY], actor="ann")
         await registrar.apply(read([("f", SERVICE.replace("cart", "till"))], "default"), actor="ann")
         assert [each.removesuffix(".shop.svc.cluster.local") for each in names_with_addresses(tmp_path)] == ["till"]
+
+
+async def test_a_host_that_is_removed_is_gone_from_memory_and_others_are_forgotten_though_the_store_fails(
+    tmp_path: Path,
+) -> None:
+    hosts = ("h1", "h2")
+    async with running(tmp_path) as (store, registrar, hub):
+        await registrar.apply(
+            read([("f", HOST + HOST.replace("h1", "h2").replace("10.0.0.1", "10.0.0.2"))], "default"), actor="ann"
+        )
+        for host in hosts:
+            await registrar.enrolments.begin(host)
+            await registrar.states.joined(host)
+            registrar.leases.connected(host)
+            store.store.add_certificate(CertificateRecord(host, f"uri:{host}", host, utc_now(), utc_now()))
+        await until(lambda: hub.revision == 1)
+        with refusing(tmp_path / "store.sqlite", "DELETE ON hosts"), pytest.raises(StoreError, match="disk is full"):
+            await registrar.delete([ObjectKey("Host", "", host) for host in hosts], actor="ann")
+        await until(lambda: hub.revision == 2)
+        await until(lambda: {registrar.leases.leases.sign(host) for host in hosts} == {Sign.UNKNOWN})
+        assert [store.store.certificates(host) for host in hosts] == [[], []]
+        assert [await registrar.states.state(host) for host in hosts] == [HostState(), HostState()]
 
 
 def names_with_addresses(directory: Path) -> list[str]:

@@ -60,6 +60,8 @@ class ColdCopy:
             self._not_written(error)
             if self._connection is None:
                 self._connection = cold_file.as_it_is(self._path)
+        else:
+            self._alarms.down("cold.not-written")
 
     def _open_to_write(self) -> None:
         """Open the file for writing; a damaged one is set aside, and a new one begun.
@@ -102,7 +104,7 @@ class ColdCopy:
     def versions(self) -> Mapping[str, str]:
         """Return name to version of the pages that are whole; others are forgotten, so that they come again.
 
-        None, where nothing can be read. A file that is damaged is set aside.
+        There are none where nothing can be read. A file that is damaged is set aside.
         """
         with self._in_use:
             if self._closed:

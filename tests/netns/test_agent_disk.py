@@ -182,13 +182,17 @@ async def test_the_cold_copy_is_read_on_a_disk_that_refuses_again_and_again_and_
         with pytest.raises(ColdCopyError):
             copy.write([page(3)], ())
         copy.close()
-    copy = ColdCopy(disk.path / "cache", 10**6, alarms)
+    copy, again = ColdCopy(disk.path / "cache", 10**6, alarms), Alarms()
+    other = ColdCopy(disk.path / "cache", 10**6, again)
     running = asyncio.create_task(Cold(copy, lambda: "host", retry_s=0.02).run(lambda _: None))
     disk.mend(how)
     # Nothing has to come from the controller for it.
     await until(lambda: not codes(alarms))
     running.cancel()
     await asyncio.wait([running])
+    # Nor, where the controller comes back first, has anything to be written.
+    assert (codes(again), dict(other.versions()), codes(again)) == (["cold.not-written"], held, [])
+    other.close()
     copy.write([page(3)], ())
     assert dict(copy.versions()) == held | {page(3).name: dict(copy.versions())[page(3).name]}
     assert not list((disk.path / "cache").glob("*.unreadable"))

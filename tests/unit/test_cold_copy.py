@@ -322,12 +322,12 @@ def test_a_copy_of_another_format_is_set_aside(tmp_path: Path) -> None:
 
 
 def test_a_sector_that_was_overwritten_ends_nothing_and_what_was_in_it_comes_again(tmp_path: Path) -> None:
-    many = [service(f"s{number}") for number in range(60)]
+    many = [service(f"s{number}") for number in range(30)]
     mesh = mesh_of([host("one", "10.0.0.1"), *many])
     copy = ColdCopy(tmp_path / "whole", MANY)
     cold = filled(copy, mesh, "one")
     whole = dict(copy.versions())
-    answers = {each: cold.answer(*each) for each in list(asked(mesh, "one"))[:30]}
+    answers = {each: cold.answer(*each) for each in list(asked(mesh, "one"))[:12]}
     fleet = Fleet(mesh)
     pages = {page.name: page for page in pages_of(fleet.settle(fleet.connect("one")))}
     copy.close()

@@ -1,6 +1,6 @@
 """The controller's identity services on real ports, with a real store: what tests of enrolment talk to."""
 
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -10,6 +10,7 @@ import grpc
 import pki
 from hostmesh_api.identity import HostIdentity
 from hostmesh_api.joinstring import JoinString
+from hostmesh_api.v1.hostmesh_pb2 import HostReport
 from hostmesh_api.v1.hostmesh_pb2_grpc import (
     add_EnrolmentServicer_to_server,
     add_IdentityServicer_to_server,
@@ -34,6 +35,12 @@ from hostmesh_controller.store import CertificateRecord, Denial, EnrolmentRecord
 from hostmesh_controller.store.sqlite import open_store
 from hostmesh_controller.tokens import DEFAULT_LIFE, new_token
 
+Listens = Callable[[str, HostReport], Awaitable[None]]
+
+
+async def _nobody_asks(_host: str, _report: HostReport) -> None:
+    """Take a report for nothing."""
+
 
 class Controller:
     """The parts, wired as the controller wires them; `registry` says which workloads are on which host."""
@@ -50,6 +57,8 @@ class Controller:
             "web-2": {("shop", "billing-1"): "spiffe://cluster.local/ns/shop/sa/billing"},
         }
         self.changes: list[str] = []
+        self.heard: list[tuple[str, str]] = []
+        """Of each report the host, and the state of its Envoy."""
         self.members: dict[str, Candidate] = {}
         self.full = False
         self.limits = Limits()
@@ -119,7 +128,7 @@ class Controller:
         )
 
     @asynccontextmanager
-    async def serving(self) -> AsyncIterator["Controller"]:
+    async def serving(self, listens: Listens = _nobody_asks) -> AsyncIterator["Controller"]:
         registered = self.registry.__contains__
         issuing = Issuing(self.authority, self.store, self.states, self, self.enrolments, self.now)
         peers = Peers(self.store, pki.TRUST_DOMAIN, registered, self.now, self.enrolments, self.quarantine)
@@ -131,7 +140,13 @@ class Controller:
         )
         add_ReportingServicer_to_server(
             ReportingServicer(
-                self.states, peers, lambda host: frozenset(self.registry[host]), self.now, self.quarantine
+                self.states,
+                peers,
+                lambda host: frozenset(self.registry[host]),
+                self.now,
+                self.quarantine,
+                listens=listens,
+                heard=lambda host, envoy: self.heard.append((host, envoy)),
             ),
             agents,
         )

@@ -19,6 +19,8 @@ CODES: Final = {
     "cache.spare-used": "The last-known-good configuration could not be read; its spare copy is used.",
     "cache.newer": "The last-known-good configuration is a newer agent's; it was set aside.",
     "cache.not-written": "What Envoy accepted cannot be written: a reboot now would bring back something older.",
+    "cold.lost": "The cold copy could not be read; it was set aside, and comes again from the controller.",
+    "cold.not-written": "The cold copy cannot be written: without the controller new services may be unknown.",
     "guard.lost": "The ports that take mutual TLS alone could not be read.",
     "guard.not-written": "The ports that take mutual TLS alone cannot be written to disk.",
     "guard.not-closed": "The ports that take mutual TLS alone cannot be closed before Envoy serves them.",

@@ -6,6 +6,7 @@ disk that is full or slow holds nothing up but the copy: writing is tried again,
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Final
 
 import structlog
@@ -77,8 +78,10 @@ class Cold:
     def opening(self) -> DeltaDiscoveryRequest:
         """Return the first request of a stream: everything, but for what is here."""
         self._came = None
+        held = self._copy.versions()
+        self.size = self._size()
         return DeltaDiscoveryRequest(
-            type_url=COLD_TYPE, resource_names_subscribe=[WILDCARD], initial_resource_versions=self._copy.versions()
+            type_url=COLD_TYPE, resource_names_subscribe=[WILDCARD], initial_resource_versions=held
         )
 
     def take(self, response: DeltaDiscoveryResponse) -> None:
@@ -91,23 +94,27 @@ class Cold:
         self._came = None
 
     async def run(self, tell: Callable[[DeltaDiscoveryRequest], None]) -> None:
-        """Write what comes, until cancelled."""
+        """Write what comes, until cancelled. What could not be written, or opened, is tried again after a while."""
         while True:
-            await self._wake.wait()
+            ails = self._failing or not self._copy.is_writable
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._retry_s if ails else None):
+                    await self._wake.wait()
             self._wake.clear()
             response = self._came
-            if response is None:
-                continue
-            if await asyncio.to_thread(self._written, response):
-                if self._came is response:
-                    tell(ClientStream.ack(COLD_TYPE, response.nonce))
-            else:
-                asyncio.get_running_loop().call_later(self._retry_s, self._wake.set)
+            is_written = await asyncio.to_thread(self._written, response)
+            if is_written and response is not None and self._came is response:
+                self._came = None
+                tell(ClientStream.ack(COLD_TYPE, response.nonce))
 
-    def _written(self, response: DeltaDiscoveryResponse) -> bool:
-        update = ClientStream.update(response)
+    def _written(self, response: DeltaDiscoveryResponse | None) -> bool:
+        """Write a response; None: see whether something can be written again."""
+        update = None if response is None else ClientStream.update(response)
         try:
-            self._copy.write(update.resources, update.removed)
+            if update is None:
+                self._copy.write((), ())
+            else:
+                self._copy.write(update.resources, update.removed)
         except ColdCopyError as error:
             if not self._failing:
                 _log.error("the cold copy could not be written", reason=str(error), retry_in_s=self._retry_s)

@@ -3,7 +3,8 @@
 One SQLite file beside the last-known-good configuration. Nothing of it is in memory: a page is read when a name of it
 is asked for. `lead` finds the page of a name that programs say; cluster names tell their bucket themselves. Each page
 has a checksum. A page that does not match is left out, a file that cannot be read is set aside: both come again from
-the controller. Commits are not flushed one by one: what a power cut takes is the newest pages, never the file.
+the controller. Commits are not flushed one by one: what a power cut takes is the newest pages, never the file. A disk
+that is full, read-only or fails harms nothing that is there: it is read, and writing is tried again.
 """
 
 import sqlite3
@@ -16,22 +17,14 @@ from typing import Final
 
 import structlog
 
+from hostmesh_agent import cold_file
+from hostmesh_agent.alarms import Alarms
+from hostmesh_agent.cache_rows import UnreadableError
 from hostmesh_api.cold import CONFIG, ENDPOINTS, bucket_of, decode_page, page_name
 from hostmesh_api.delta import Resource
 from hostmesh_api.v1.hostmesh_pb2 import ColdContent, ColdResource, ColdService
 
-FORMAT: Final = 1
-"""`PRAGMA user_version` of the file; another one is set aside."""
 FILE: Final = "cold-copy.sqlite"
-_SCHEMA: Final = """
-CREATE TABLE page (
-    name TEXT PRIMARY KEY, version TEXT NOT NULL, services INTEGER NOT NULL, body BLOB NOT NULL, checksum BLOB NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE lead (host INTEGER NOT NULL, page TEXT NOT NULL, PRIMARY KEY (host, page)) WITHOUT ROWID;
-CREATE INDEX lead_by_page ON lead (page);
-"""
-_CACHE_KIB: Final = 256
-"""Of SQLite's own; its usual 2 MB would be there for ever after the first synchronization."""
 
 _log = structlog.get_logger(__name__)
 
@@ -43,76 +36,123 @@ class ColdCopyError(Exception):
 class ColdCopy:
     """The pages of one host. Reads come from the event loop, writes from one thread at a time."""
 
-    def __init__(self, directory: Path, max_bytes: int) -> None:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    def __init__(self, directory: Path, max_bytes: int, alarms: Alarms | None = None) -> None:
+        """Open the copy in `directory`, made if missing; its pages have `max_bytes` at most. It raises nothing."""
         self._path = directory / FILE
         self._max_bytes = max_bytes
+        self._alarms = Alarms() if alarms is None else alarms
         self._in_use = threading.Lock()
+        self._closed = False
+        self._damage: Exception | None = None
+        """Why the file is to be set aside before the controller is told of it again."""
         self.left_out = frozenset[str]()
         """Pages that came and for which there was no room."""
-        self._connection = self._open()
+        self.is_writable = False
+        """Whether the file is open for writing; what the disk says of a write is another matter."""
+        self._connection: sqlite3.Connection | None = None
+        self._open()
 
-    def _open(self) -> sqlite3.Connection:
+    def _open(self) -> None:
+        """Open the file, or what can be read of it where the disk refuses."""
         try:
-            return self._connect()
-        except sqlite3.DatabaseError as error:
-            _log.error("the cold copy is not readable and was set aside", path=str(self._path), reason=str(error))
-            self._set_aside()
-            return self._connect()
+            self._open_to_write()
+        except (sqlite3.Error, UnreadableError, OSError) as error:
+            self._not_written(error)
+            if self._connection is None:
+                self._connection = cold_file.as_it_is(self._path)
+        else:
+            self._alarms.down("cold.not-written")
 
-    def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._path, timeout=1.0, check_same_thread=False, isolation_level=None)
+    def _open_to_write(self) -> None:
+        """Open the file for writing; a damaged one is set aside, and a new one begun.
+
+        Raises:
+            sqlite3.Error, UnreadableError, OSError: the disk refuses.
+        """
         try:
-            self._path.chmod(0o600)
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=NORMAL")
-            connection.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
-            connection.execute("PRAGMA wal_autocheckpoint=64")
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={FORMAT}; COMMIT;")
-            elif version != FORMAT:
-                raise sqlite3.DatabaseError(f"format {version} is not the one this agent writes ({FORMAT})")
-            connection.execute("SELECT count(*) FROM page").fetchone()
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+            if self._damage is not None:
+                raise self._damage
+            connection = cold_file.connect(self._path)
+        except (sqlite3.Error, UnreadableError, OSError) as error:
+            if cold_file.is_refusal(error):
+                raise
+            # It stays so until it is out of the way.
+            self._damage = error
+            self._drop()
+            text = f"{self._path}: {error}; it is set aside and comes again from the controller"
+            self._alarms.up("cold.lost", text)
+            cold_file.set_aside(self._path)
+            self._damage = None
+            connection = cold_file.connect(self._path)
+        self._drop()
+        self._connection, self.is_writable = connection, True
 
-    def _set_aside(self) -> None:
-        for suffix in ("", "-wal", "-shm"):
-            path = self._path.with_name(self._path.name + suffix)
-            if path.exists():
-                path.replace(path.with_name(path.name + ".unreadable"))
+    def _drop(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        self._connection, self.is_writable = None, False
+
+    def _not_written(self, error: Exception) -> None:
+        text = f"{self._path}: {error}: while the controller is away new services may be unknown here"
+        self._alarms.up("cold.not-written", text)
+
+    def _reading(self) -> sqlite3.Connection:
+        if self._connection is None:
+            raise sqlite3.OperationalError("it is not open")
+        return self._connection
 
     def versions(self) -> Mapping[str, str]:
-        """Return name to version of the pages that are whole; others are forgotten, so that they come again."""
-        found: dict[str, str] = {}
-        broken: list[str] = []
+        """Return name to version of the pages that are whole; others are forgotten, so that they come again.
+
+        There are none where nothing can be read. A file that is damaged is set aside.
+        """
         with self._in_use:
+            if self._closed:
+                return {}
+            if self._damage is not None or not self.is_writable:
+                self._open()
+            if self._connection is None:
+                return {}
+            found: dict[str, str] = {}
+            broken: list[object] = []
             try:
                 for name, version, body, checksum in self._connection.execute(
                     "SELECT name, version, body, checksum FROM page"
                 ):
-                    if checksum == _checksum(name, version, body):
+                    if _is_whole(name, version, body, checksum):
                         found[name] = version
                     else:
                         broken.append(name)
-                for name in broken:
-                    _log.error("a page of the cold copy is damaged and comes again", page=name)
-                    self._connection.execute("DELETE FROM page WHERE name=?", (name,))
-            except sqlite3.DatabaseError as error:
-                _log.error("the cold copy is not readable and was set aside", path=str(self._path), reason=str(error))
-                self._connection.close()
-                self._set_aside()
-                self._connection = self._connect()
+            except sqlite3.Error as error:
+                if cold_file.is_refusal(error):
+                    self._not_written(error)
+                else:
+                    self._damage = error
+                    self._open()
                 return {}
+            self._forget_broken(broken)
         return found
 
+    def _forget_broken(self, names: Iterable[object]) -> None:
+        """Forget pages that are damaged. Where it fails they are not used, and come again, all the same."""
+        for name in names:
+            _log.error("a page of the cold copy is damaged and comes again", page=str(name))
+            try:
+                self._reading().execute("DELETE FROM page WHERE name=?", (name,))
+            except sqlite3.Error as error:
+                _log.error("a damaged page of the cold copy could not be removed", page=str(name), reason=str(error))
+
     def size(self) -> tuple[int, int]:
-        """Return how many services are in the copy, and the bytes of its pages."""
-        with self._in_use, closing(self._connection.cursor()) as cursor:
-            (services, size) = cursor.execute("SELECT sum(services), sum(length(body)) FROM page").fetchone()
+        """Return how many services are in the copy, and the bytes of its pages; nothing, where it cannot be read."""
+        try:
+            with self._in_use, closing(self._reading().cursor()) as cursor:
+                (services, size) = cursor.execute(
+                    # What is damaged may be no number.
+                    "SELECT CAST(sum(services) AS INTEGER), sum(length(body)) FROM page"
+                ).fetchone()
+        except sqlite3.Error as error:
+            _log.error("the size of the cold copy is not known", reason=str(error))
+            return 0, 0
         return services or 0, size or 0
 
     def write(self, pages: Iterable[Resource], removed: Iterable[str]) -> None:
@@ -125,17 +165,36 @@ class ColdCopy:
         """
         gone, came = tuple(removed), tuple(pages)
         try:
-            with self._in_use, closing(self._connection.cursor()) as cursor:
-                cursor.execute("BEGIN IMMEDIATE")
-                try:
-                    left_out = self._write(cursor, came, gone)
-                except BaseException:
-                    cursor.execute("ROLLBACK")
-                    raise
-                cursor.execute("COMMIT")
-        except sqlite3.Error as error:
+            with self._in_use:
+                left_out = self._write_all(came, gone)
+        except (sqlite3.Error, UnreadableError, OSError) as error:
+            if cold_file.is_damage(error):
+                self._damage = error
+            if not self._closed:
+                self._not_written(error)
             raise ColdCopyError(str(error)) from error
+        self._alarms.down("cold.not-written")
+        if came:
+            self._alarms.down("cold.lost")
         self.left_out = (self.left_out - {each.name for each in came} - set(gone)) | left_out
+
+    def _write_all(self, came: Iterable[Resource], gone: Iterable[str]) -> frozenset[str]:
+        if self._closed:
+            raise sqlite3.ProgrammingError("the cold copy was closed")
+        if not self.is_writable:
+            self._open_to_write()
+        connection = self._reading()
+        with closing(connection.cursor()) as cursor:
+            cursor.execute("BEGIN IMMEDIATE")
+            try:
+                left_out = self._write(cursor, came, gone)
+                cursor.execute("COMMIT")
+            except BaseException:
+                # SQLite has ended it by itself where the disk is full.
+                if connection.in_transaction:
+                    cursor.execute("ROLLBACK")
+                raise
+        return left_out
 
     def _write(self, cursor: sqlite3.Cursor, pages: Iterable[Resource], removed: Iterable[str]) -> frozenset[str]:
         left_out: set[str] = set()
@@ -188,20 +247,21 @@ class ColdCopy:
 
     def _pages_of(self, host: str) -> list[str]:
         try:
-            with self._in_use, closing(self._connection.cursor()) as cursor:
-                return [page for (page,) in cursor.execute("SELECT page FROM lead WHERE host=?", (_key(host),))]
+            with self._in_use, closing(self._reading().cursor()) as cursor:
+                pages = cursor.execute("SELECT page FROM lead WHERE host=?", (_key(host),))
+                return [page for (page,) in pages if isinstance(page, str)]
         except sqlite3.Error as error:
             _log.error("the cold copy could not be read", reason=str(error))
             return []
 
     def _page(self, name: str) -> ColdContent | None:
         try:
-            with self._in_use, closing(self._connection.cursor()) as cursor:
+            with self._in_use, closing(self._reading().cursor()) as cursor:
                 row = cursor.execute("SELECT version, body, checksum FROM page WHERE name=?", (name,)).fetchone()
             if row is None:
                 return None
             version, body, checksum = row
-            if checksum != _checksum(name, version, body):
+            if not _is_whole(name, version, body, checksum):
                 raise ValueError("its checksum does not match")
             return decode_page(body)
         except (sqlite3.Error, ValueError) as error:
@@ -209,8 +269,10 @@ class ColdCopy:
             return None
 
     def close(self) -> None:
+        """Close the file, after a write that is under way: its thread outlives the task that waited for it."""
         with self._in_use:
-            self._connection.close()
+            self._closed = True
+            self._drop()
 
 
 def _forget(cursor: sqlite3.Cursor, name: str) -> None:
@@ -221,6 +283,13 @@ def _forget(cursor: sqlite3.Cursor, name: str) -> None:
 def _key(host: str) -> int:
     """Return a number that stands for a name: an index of numbers is a quarter of one of names."""
     return int.from_bytes(blake2b(host.encode(), digest_size=8).digest(), "big", signed=True)
+
+
+def _is_whole(name: object, version: object, body: object, checksum: object) -> bool:
+    """Tell whether a row is as it was written; what is damaged may be of other types."""
+    if not isinstance(name, str) or not isinstance(version, str) or not isinstance(body, bytes):
+        return False
+    return checksum == _checksum(name, version, body)
 
 
 def _checksum(name: str, version: str, body: bytes) -> bytes:

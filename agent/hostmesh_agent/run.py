@@ -196,8 +196,8 @@ class Agent:
         self._envoy_uid = command.owner.uid
         policy = DialPolicy(parse_blocks(config.wasm.allow_cidrs))
         self._modules = Modules(config.envoy_dir / modules.DIRECTORY, command.owner.gid, self._module_decided, policy)
-        copy = ColdCopy(config.state_dir / "cache", config.cold.max_mb * 1_000_000) if config.cold.enabled else None
-        self._cold = None if copy is None else Cold(copy, self._caller)
+        copy_in, room = config.state_dir / "cache", config.cold.max_mb * 1_000_000
+        self._cold = Cold(ColdCopy(copy_in, room, alarms), self._caller) if config.cold.enabled else None
         self._relay = Relay(
             cache=Cache(config.state_dir / "cache", alarms),
             socket=config.xds_socket,

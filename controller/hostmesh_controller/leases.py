@@ -183,8 +183,8 @@ class Leases:
     def start(self, hosts: Iterable[str], now: float, out: Collection[str] = ()) -> None:
         """Begin with hosts that joined in an earlier life of the controller: they are given time to come back.
 
-        Those that answer no knock meanwhile are dead. Who is `out` was withdrawn in that life, and stays so until it
-        comes back: its callers were told long ago.
+        Those that answer no knock until agents that live are back (`START_RETURN_S`) are dead. Who is `out` was
+        withdrawn in that life, and stays so until it comes back: its callers were told long ago.
         """
         self._awaited_until = now + START_RETURN_S
         for host in hosts:
@@ -301,7 +301,14 @@ class Leases:
             return False
         if self._panic:
             return lease.out and now >= lease.life_at + CALM_S
-        return lease.out or (lease.missed >= MISSES and now >= lease.life_at + LEASE_S)
+        return lease.out or (lease.missed >= MISSES and now >= self._over_at(lease))
+
+    def _over_at(self, lease: _Lease) -> float:
+        """Return when the lease of a silent host is over: not while its agent may be on its way after a start.
+
+        A firewall that drops knocks makes a host silent that lives, and while there was no controller agents pause.
+        """
+        return max(lease.life_at + LEASE_S, self._awaited_until if lease.awaited_until else 0.0)
 
     def next_at(self, now: float) -> float | None:
         """Return when to look again though nothing happens; None: not before something does."""
@@ -314,5 +321,5 @@ class Leases:
             if lease.streams and lease.back_at is not None:
                 moments.append(lease.back_at + RETURN_S)
             elif lease.missed >= MISSES and not lease.out and not self._panic:
-                moments.append(lease.life_at + LEASE_S)
+                moments.append(self._over_at(lease))
         return max(min(moments), now) if moments else None

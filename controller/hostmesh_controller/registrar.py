@@ -43,7 +43,7 @@ from hostmesh_controller.model.objects import ApiObject, ObjectKey
 from hostmesh_controller.outbound_http import OutboundHttp
 from hostmesh_controller.reports import HostStates, listening_of, report_of, runtime_of
 from hostmesh_controller.review import Documents, Review, read_one, read_stored, review, review_deletion
-from hostmesh_controller.store import Delete, HostState, Put, Store, StoredObject
+from hostmesh_controller.store import Delete, HostState, Put, Store, StoredObject, StoreError
 from hostmesh_controller.unbroken import unbroken
 from hostmesh_controller.virtual_addresses import VirtualAddresses
 
@@ -323,7 +323,7 @@ class Registrar:
         """Take note of what was found on a host. The entry of a member follows, where its group adopts it by a rule.
 
         Raises:
-            StoreError: nothing was changed.
+            StoreError: nothing was changed, and nothing is noted.
         """
         key = self._membership.group(host)
         if key is None:
@@ -338,11 +338,17 @@ class Registrar:
             group, item = self._objects.get(key), self._objects.get(ObjectKey("Host", "", host))
             if group is None or item is None:
                 return
+            before = self._membership.listening.get(host, ())
             self._membership.listening[host] = listening
             if not groups.rules_of(group):
                 return
+            try:
+                outcome = await self._apply(Documents((item,), ()), f"host:{host}")
+            except StoreError:
+                # The next report tries it again.
+                self._membership.listening[host] = before
+                raise
             self._listened_at[host] = now
-            outcome = await self._apply(Documents((item,), ()), f"host:{host}")
         for problem in outcome.review.errors:
             _log.warning("found_ports_not_adopted", host=host, reason=problem.message)
 
@@ -495,13 +501,13 @@ class Registrar:
         if committed:
             # With the objects: hosts believe what is taken away by the revision that it comes with.
             self._pending.revision = commit.revision
+            # Whatever fails from here on: what is committed is shown.
+            self._wake.set()
         if any(key.kind == REQUEST_AUTHENTICATION for key in committed):
             self._keys.want(self._request_authentications())
         self._vips.add(vips)
-        changed = [before.objects[key] for key in commit.changed_keys if key in before.objects]
-        await self._vips.release(changed, self._world)
-        if committed:
-            self._wake.set()
+        self._vips.drop((before.objects[key] for key in commit.changed_keys if key in before.objects), self._world)
+        await self._vips.release()
 
     async def _publish(self, pending: _Pending) -> None:
         self._note_former(pending)

@@ -88,6 +88,8 @@ class _Entry:
     level: int = 0
     """Of free CPU, as it counts, and since when."""
     level_at: datetime | None = None
+    unwritten: bool = False
+    """The store refused what is here; it is tried again with the next report."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -95,7 +97,9 @@ class HostStates:
     """Run-time state of hosts, in memory and, less often, in the store. For one event loop.
 
     `on_change(host)` is called after the store knows, when a host joined or left, or its ready or healthy workloads,
-    captured ports or addresses changed.
+    captured ports or addresses changed. Where the store cannot take a report, as on a full disk, callers are told all
+    the same: who waited for it would be called though it is not well. A restart then goes on from an older report
+    until the host has reported anew.
     """
 
     def __init__(self, store: StateStore, on_change: Callable[[str], None], now: Callable[[], datetime]) -> None:
@@ -124,11 +128,15 @@ class HostStates:
         async with entry.lock:
             if (entry.state.silent_at is not None) is not silent:
                 state = replace(entry.state, silent_at=self._now() if silent else None)
-                await asyncio.to_thread(self._store.put_host_state, host, state)
-                entry.state = state
+                await self._write(host, state)
+                entry.state, entry.unwritten = state, False
 
     async def reported(self, host: str, report: HostReport, ready: frozenset[Workload]) -> None:
-        """Take a report that was bounded before (`bounded`)."""
+        """Take a report that was bounded before (`bounded`), whether the store can take it or not.
+
+        Raises:
+            StoreError: what is known of hosts cannot be read.
+        """
         entry = await self._entry(host)
         async with entry.lock:
             now = self._now()
@@ -142,16 +150,16 @@ class HostStates:
             changed = matters != entry.matters
             trust = _trust_of(report)
             due = entry.written_at is None or now - entry.written_at >= WRITE_INTERVAL or trust != entry.trust
-            if changed or due:
-                await asyncio.to_thread(self._store.put_host_state, host, state)
-                entry.written_at = now
+            if changed or due or entry.unwritten:
+                await self._write_if_it_can(host, entry, state)
             entry.state, entry.matters, entry.trust = state, matters, trust
         if changed:
             self._on_change(host)
 
     async def state(self, host: str) -> HostState:
         """Return the newest state, which may be newer than the store's; an empty one for an unknown host."""
-        return (await self._entry(host)).state
+        entry = (await self._loaded()).get(host)
+        return HostState() if entry is None else entry.state
 
     def interval_s(self) -> int:
         """Return how often a host should report while nothing changes: the more hosts there are, the less."""
@@ -167,20 +175,39 @@ class HostStates:
         entry = await self._entry(host)
         async with entry.lock:
             state = change(entry.state)
-            await asyncio.to_thread(self._store.put_host_state, host, state)
+            await self._write(host, state)
             entry.state, entry.matters, entry.written_at = state, _matters_of(state), self._now()
+            entry.unwritten = False
             entry.trust = _trust_of(HostReport.FromString(state.report))
         self._on_change(host)
 
-    async def _entry(self, host: str) -> _Entry:
+    async def _write(self, host: str, state: HostState) -> None:
+        await asyncio.to_thread(self._store.put_host_state, host, state)
+
+    async def _write_if_it_can(self, host: str, entry: _Entry, state: HostState) -> None:
+        try:
+            await self._write(host, state)
+        except StoreError as error:
+            if not entry.unwritten:
+                _log.error("report_not_written", host=host, error=str(error))
+            entry.unwritten = True
+        else:
+            entry.written_at, entry.unwritten = self._now(), False
+
+    async def _loaded(self) -> dict[str, _Entry]:
         if self._entries is None:
             async with self._loading:
                 if self._entries is None:
                     states = await asyncio.to_thread(self._store.host_states)
                     self._entries = {name: _new_entry(state) for name, state in states.items()}
-        entry = self._entries.get(host)
+        return self._entries
+
+    async def _entry(self, host: str) -> _Entry:
+        """Return what is kept of a host; from now on it is one of those that share the reports."""
+        entries = await self._loaded()
+        entry = entries.get(host)
         if entry is None:
-            entry = self._entries[host] = _new_entry(HostState())
+            entry = entries[host] = _new_entry(HostState())
         return entry
 
 
@@ -239,14 +266,13 @@ class ReportingServicer(ReportingBase):
             await self._quarantine.seen(caller.host, seen)
             where = whereabouts(caller.host, address, report, await self._states.state(caller.host))
             await self._states.reported(caller.host, report, ready)
-            advice = await self._is_at(where)
-            await self._listens(caller.host, report)
         except StoreError as error:
             _log.error("report_not_kept", host=caller.host, error=str(error))
             await context.abort(
                 grpc.StatusCode.UNAVAILABLE, "the controller's store fails: its operator must see its log"
             )
         self._heard(caller.host, report.envoy.state)
+        advice = await self._followed(where, report)
         memory = ""
         if self._observations is not None and self._mesh is not None:
             self._observations.reported(caller.host, request, self._mesh())
@@ -258,6 +284,17 @@ class ReportingServicer(ReportingBase):
             flows_memory=memory,
             address_problem=advice.problem[:MAX_TEXT_CHARS],
         )
+
+    async def _followed(self, where: Whereabouts, report: HostReport) -> Advice:
+        """Let what is configured follow a report. Where it cannot be written the next report, soon, tries it again."""
+        advice = Advice()
+        try:
+            advice = await self._is_at(where)
+            await self._listens(where.host, report)
+        except StoreError as error:
+            _log.error("report_not_followed", host=where.host, error=str(error))
+            return replace(advice, again_s=MIN_INTERVAL_S)
+        return advice
 
 
 def _new_entry(state: HostState) -> _Entry:

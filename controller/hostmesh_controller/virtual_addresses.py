@@ -2,12 +2,17 @@
 
 import asyncio
 from collections.abc import Iterable, Mapping
-from typing import Protocol
+from typing import Final, Protocol
+
+import structlog
 
 from hostmesh_controller.checks.index import Relation
 from hostmesh_controller.checks.world import World
 from hostmesh_controller.mesh.compiled import virtual_hostnames
 from hostmesh_controller.model.objects import ApiObject
+from hostmesh_controller.store import StoreError
+
+_log: Final = structlog.get_logger(__name__)
 
 
 class VipStore(Protocol):
@@ -26,6 +31,8 @@ class VirtualAddresses:
         self._domain = domain
         self._size = size
         self._indexes: Mapping[str, int] = {}
+        self._dropped: set[str] = set()
+        """Names that are to be given back to the store."""
 
     @property
     def indexes(self) -> Mapping[str, int]:
@@ -45,13 +52,26 @@ class VirtualAddresses:
         """Let allocated indexes hold."""
         if allocated:
             self._indexes = {**self._indexes, **allocated}
+            self._dropped -= allocated.keys()
 
-    async def release(self, before: Iterable[ApiObject], world: World) -> None:
-        """Give back what nothing in `world` needs any more, now that the objects of before are different."""
+    def drop(self, before: Iterable[ApiObject], world: World) -> None:
+        """Forget what nothing in `world` needs any more, now that the objects of before are different."""
         gone = {name for name in self._names(before) if name in self._indexes and not self._needed(name, world)}
         if gone:
-            await asyncio.to_thread(self._store.release_vips, gone)
             self._indexes = {name: index for name, index in self._indexes.items() if name not in gone}
+            self._dropped |= gone
+
+    async def release(self) -> None:
+        """Give back to the store what was dropped. Where it fails nobody gets these indexes until the next time."""
+        gone = frozenset(self._dropped)
+        if not gone:
+            return
+        try:
+            await asyncio.to_thread(self._store.release_vips, gone)
+        except StoreError as error:
+            _log.error("virtual_addresses_not_released", names=len(gone), error=str(error))
+        else:
+            self._dropped -= gone
 
     def guessed(self, objects: Iterable[ApiObject], known: Mapping[str, int]) -> Mapping[str, int]:
         """Return what is known, with free indexes for the names of objects that have none; nothing is kept."""

@@ -17,14 +17,19 @@ from hostmesh_agent.alarms import Alarms
 from hostmesh_agent.cache import Cache, Change, Entry
 from hostmesh_agent.calls import CallMemory
 from hostmesh_agent.certs import Certificates, Wanted
+from hostmesh_agent.cold import Cold
+from hostmesh_agent.cold_copy import ColdCopy, ColdCopyError
 from hostmesh_agent.guard import Guard
 from hostmesh_agent.launch import write_record
 from hostmesh_agent.probes import Memory
 from hostmesh_agent.state import HostFiles, State, StateError
 from hostmesh_agent.svid import Svid
 from hostmesh_agent.tally import Tally
+from hostmesh_api.cold import encode_page, page_name
 from hostmesh_api.delta import Resource
+from hostmesh_api.v1.hostmesh_pb2 import ColdContent, ColdResource, ColdService
 from hostmesh_controller.authority import Authority
+from waiting import until
 
 ENTRY = Entry("type", True, Resource("name", "1", b"body" * 500))
 FACTS = dict.fromkeys(("binary", "version", "sha256", "bootstrap_sha256", "command_sha256"), "x")
@@ -141,6 +146,83 @@ def test_the_last_good_configuration_is_served_from_a_disk_that_refuses_and_writ
     cache.write([Change("type", "name", newer)])
     cache.close()
     assert (Cache(disk.path / "cache").entries(), codes(alarms)) == ((newer,), [])
+
+
+def page(number: int, size: int = 10) -> Resource:
+    """A page of the cold copy with a service of its own; random content, so that it is as large as it says."""
+    cluster = ColdResource(names=[f"outbound|80||s{number}"], rest=os.urandom(size))
+    made = ColdService(hostname=f"s{number}", hosts=[f"s{number}"], clusters=[cluster])
+    return encode_page(page_name("config", number), ColdContent(services=[made]))
+
+
+@HOWS
+@pytest.mark.parametrize("ended", ["well", "by a power cut"])
+async def test_the_cold_copy_is_read_on_a_disk_that_refuses_again_and_again_and_written_once_it_does_not(
+    disk: Disk, how: str, ended: str
+) -> None:
+    copy = ColdCopy(disk.path / "cache", 10**6)
+    copy.write([page(1), page(2)], ())
+    held = dict(copy.versions())
+    left = {}
+    if ended == "by a power cut":
+        # Its log is not in the file yet.
+        left = {each.name: each.read_bytes() for each in (disk.path / "cache").iterdir() if "-shm" not in each.name}
+        assert left["cold-copy.sqlite-wal"]
+    copy.close()
+    for name, data in left.items():
+        (disk.path / "cache" / name).write_bytes(data)
+    disk.refuse(how)
+    for _ in range(2):
+        alarms = Alarms()
+        copy = ColdCopy(disk.path / "cache", 10**6, alarms)
+        cold = Cold(copy, lambda: "host", retry_s=0.02)
+        assert (codes(alarms), cold.size["services"]) == (["cold.not-written"], 2)
+        assert [each.hostname for each in copy.services("s1")] == ["s1"]
+        assert dict(cold.opening().initial_resource_versions) == held
+        with pytest.raises(ColdCopyError):
+            copy.write([page(3)], ())
+        copy.close()
+    copy, again = ColdCopy(disk.path / "cache", 10**6, alarms), Alarms()
+    other = ColdCopy(disk.path / "cache", 10**6, again)
+    running = asyncio.create_task(Cold(copy, lambda: "host", retry_s=0.02).run(lambda _: None))
+    disk.mend(how)
+    # Nothing has to come from the controller for it.
+    await until(lambda: not codes(alarms))
+    running.cancel()
+    await asyncio.wait([running])
+    # Nor, where the controller comes back first, has anything to be written.
+    assert (codes(again), dict(other.versions()), codes(again)) == (["cold.not-written"], held, [])
+    other.close()
+    copy.write([page(3)], ())
+    assert dict(copy.versions()) == held | {page(3).name: dict(copy.versions())[page(3).name]}
+    assert not list((disk.path / "cache").glob("*.unreadable"))
+    copy.close()
+
+
+def test_a_cold_copy_that_is_damaged_on_a_full_disk_while_the_agent_runs_ends_nothing_and_comes_again(
+    disk: Disk,
+) -> None:
+    alarms = Alarms()
+    copy = ColdCopy(disk.path / "cache", 10**6, alarms)
+    # More than is kept in memory of it.
+    pages = [page(number, 4000) for number in range(90)]
+    copy.write(pages, ())
+    copy.close()
+    copy = ColdCopy(disk.path / "cache", 10**6, alarms)
+    cold = Cold(copy, lambda: "host")
+    with (disk.path / "cache/cold-copy.sqlite").open("r+b") as file:
+        file.seek(4096)
+        file.write(bytes(300_000))
+    disk.fill()
+    assert dict(cold.opening().initial_resource_versions) == {}
+    assert set(codes(alarms)) == {"cold.lost", "cold.not-written"}
+    with pytest.raises(ColdCopyError):
+        copy.write(pages, ())
+    disk.empty()
+    assert dict(cold.opening().initial_resource_versions) == {}
+    copy.write(pages, ())
+    assert (len(copy.versions()), codes(alarms)) == (90, [])
+    copy.close()
 
 
 def test_a_disk_that_fills_while_the_agent_runs_costs_alarms_and_nothing_else(disk: Disk) -> None:

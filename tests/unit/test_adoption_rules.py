@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
+from full_store import refusing
 from hostmesh_api.v1.hostmesh_pb2 import HostReport, ListeningSocket
 from hostmesh_controller.adoption_rules import Listens, Rule, adopted_ports
 from hostmesh_controller.groups import Candidate
 from hostmesh_controller.model.objects import ObjectKey
 from hostmesh_controller.registrar import LISTENING_INTERVAL
+from hostmesh_controller.store import StoreError
 from running_controller import App, running_app
 
 GROUP = ObjectKey("WorkloadGroup", "default", "web")
@@ -70,6 +72,16 @@ async def test_what_a_host_says_makes_no_writes_without_end(app: App) -> None:
     registrar._listened_at["vm-1"] -= LISTENING_INTERVAL
     await registrar.listens("vm-1", listening(9200))
     assert (await ports(app, "vm-1"))["http"] == 9200
+
+
+async def test_a_port_that_could_not_be_written_follows_with_the_next_report(app: App, tmp_path: Path) -> None:
+    registrar = app.controller.registrar
+    with refusing(tmp_path / "store.sqlite", "INSERT ON audit"):
+        for _ in range(2):
+            with pytest.raises(StoreError, match="disk is full"):
+                await registrar.listens("vm-1", listening(9090))
+    await registrar.listens("vm-1", listening(9090))
+    assert (await ports(app, "vm-1"))["http"] == 9090
 
 
 async def test_a_rule_that_comes_or_goes_takes_the_members_along(app: App) -> None:

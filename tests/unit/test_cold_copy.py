@@ -1,8 +1,11 @@
 """The cold copy: what is in it is what is sent hot, byte for byte; who is told of what; what the disk may do to it."""
 
 import asyncio
+import random
+import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +18,7 @@ from structlog.testing import capture_logs
 from golden.objects import mesh_of, obj, vips_of
 from golden.test_golden import CASES, mesh_of_case
 from hostmesh_agent.absence import is_no_cluster
+from hostmesh_agent.alarms import Alarms
 from hostmesh_agent.cold import Cold
 from hostmesh_agent.cold_copy import FILE, ColdCopy, ColdCopyError
 from hostmesh_agent.exchange import Exchange
@@ -35,6 +39,7 @@ from waiting import until
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 MANY = 64 * 2**20
+SECTOR = 512
 
 
 def service(name: str, protocol: str = "http") -> ApiObject:
@@ -107,8 +112,12 @@ def copy(tmp_path: Path) -> Iterator[ColdCopy]:
 def filled(copy: ColdCopy, mesh: Mesh, name: str) -> Cold:
     fleet = Fleet(mesh)
     copy.write(pages_of(fleet.settle(fleet.connect(name))), ())
-    caller = parse_identity(outbound_identity(mesh, mesh.hosts[name])).slug
-    return Cold(copy, lambda: caller)
+    return Cold(copy, caller_of(mesh, name))
+
+
+def caller_of(mesh: Mesh, name: str) -> Callable[[], str]:
+    slug = parse_identity(outbound_identity(mesh, mesh.hosts[name])).slug
+    return lambda: slug
 
 
 def asked(mesh: Mesh, name: str) -> Iterator[tuple[str, str]]:
@@ -310,6 +319,54 @@ def test_a_copy_of_another_format_is_set_aside(tmp_path: Path) -> None:
     copy = ColdCopy(tmp_path, MANY)
     assert (tmp_path / f"{FILE}.unreadable").exists()
     copy.close()
+
+
+def test_a_sector_that_was_overwritten_ends_nothing_and_what_was_in_it_comes_again(tmp_path: Path) -> None:
+    many = [service(f"s{number}") for number in range(30)]
+    mesh = mesh_of([host("one", "10.0.0.1"), *many])
+    copy = ColdCopy(tmp_path / "whole", MANY)
+    cold = filled(copy, mesh, "one")
+    whole = dict(copy.versions())
+    answers = {each: cold.answer(*each) for each in list(asked(mesh, "one"))[:12]}
+    fleet = Fleet(mesh)
+    pages = {page.name: page for page in pages_of(fleet.settle(fleet.connect("one")))}
+    copy.close()
+    data = (tmp_path / "whole" / FILE).read_bytes()
+    chance = random.Random(7)
+    lost = 0
+    for at in range(0, len(data), SECTOR):
+        directory = tmp_path / str(at)
+        directory.mkdir()
+        damage = chance.choice((bytes(SECTOR), chance.randbytes(SECTOR)))
+        (directory / FILE).write_bytes(data[:at] + damage + data[at + SECTOR :])
+        alarms = Alarms()
+        copy = ColdCopy(directory, MANY, alarms)
+        cold = Cold(copy, caller_of(mesh, "one"))
+        assert all(cold.answer(*each) in (None, answer) for each, answer in answers.items())
+        # A tree that is damaged where nothing has looked shows when it is written.
+        with suppress(ColdCopyError):
+            copy.write(list(pages.values()), ())
+        held = cold.opening().initial_resource_versions
+        copy.write([page for name, page in pages.items() if held.get(name) != page.version], set(held) - set(pages))
+        assert copy.versions() == whole, at
+        assert {each: cold.answer(*each) for each in answers} == answers
+        lost += (directory / f"{FILE}.unreadable").exists()
+        assert list(alarms) == []
+        copy.close()
+        shutil.rmtree(directory)
+    assert lost
+
+
+def test_what_was_set_aside_first_is_kept_whatever_is_damaged_later(tmp_path: Path) -> None:
+    for damage in (b"first" * 1000, b"second" * 1000):
+        (tmp_path / FILE).write_bytes(damage)
+        alarms = Alarms()
+        copy = ColdCopy(tmp_path, MANY, alarms)
+        assert [each.code for each in alarms] == ["cold.lost"]
+        filled(copy, mesh_of(objects()), "one")
+        assert list(alarms) == []
+        copy.close()
+    assert (tmp_path / f"{FILE}.unreadable").read_bytes().startswith(b"first")
 
 
 def test_what_there_is_no_room_for_is_left_out_by_name(tmp_path: Path) -> None:

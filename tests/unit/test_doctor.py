@@ -160,6 +160,7 @@ def cases() -> list[tuple[str, Iterable[Finding]]]:
         ("HM-M102", of_status("controller", reports="unavailable")),
         ("HM-M103", of_status(workloads=[{"namespace": "shop", "name": "web", "ready": False, "health_reason": ""}])),
         ("HM-M104", of_status(problems=["the cold copy is full"])),
+        ("HM-M104", of_status(problems=["cold.not-written: disk I/O error"])),
         ("HM-M105", of_status(problems=["the configuration on disk was lost: damaged"])),
         ("HM-X101", visit.tried("the disk", failing)),
     ]

@@ -158,8 +158,28 @@ def test_a_start_of_the_controller_gives_everybody_time_and_then_asks_who_did_no
     assert leases.next_at(54.9) == 50.0 + START_LOOK_S
     miss(leases, "h0", 50.0 + START_LOOK_S)
     leases.knocked("h0", answered=False, now=58.0)
-    assert leases.todo(58.0).changed == ("h0",)
+    assert leases.todo(58.0).changed == ()
+    leases.knocked("h0", answered=False, now=60.0)
+    assert leases.todo(60.0).knock == ("h0",)
+    assert leases.next_at(60.0) == 50.0 + START_RETURN_S
+    assert leases.todo(50.0 + START_RETURN_S).changed == ("h0",)
     assert not leases.panic
+
+
+def test_after_a_start_a_host_that_drops_knocks_is_not_withdrawn_while_its_agent_may_be_on_its_way() -> None:
+    leases = Leases()
+    leases.start(FLEET, 50.0)
+    for host in FLEET[1:]:
+        leases.connected(host, 54.0)
+    assert leases.todo(55.0).knock == ("h0",)
+    for at in (57.0, 59.0, 61.0, 63.0, 65.0):
+        leases.knocked("h0", answered=False, now=at)
+        assert leases.todo(at) == Todo(knock=("h0",))
+    leases.connected("h0", 65.5)
+    assert leases.todo(65.5).changed == leases.todo(100.0).changed == ()
+    # From now on it is one like the others.
+    let_die(leases, "h0", 101.0)
+    assert leases.todo(106.0).changed == ("h0",)
 
 
 def test_after_a_start_a_host_that_answers_may_take_its_time_and_is_asked_again() -> None:

@@ -1,21 +1,26 @@
 """A write, its revision and what follows from it stay together, whatever else goes on."""
 
 import asyncio
+import sqlite3
 import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
+import pytest
 from structlog.testing import capture_logs
 
+from full_store import refusing
 from golden.objects import SETTINGS
 from hostmesh_controller.controller import utc_now
 from hostmesh_controller.hub import Hub
+from hostmesh_controller.leases import Sign
 from hostmesh_controller.mesh import Mesh, Touched, build
 from hostmesh_controller.model import ObjectKey
 from hostmesh_controller.registrar import Registrar
 from hostmesh_controller.review import read
+from hostmesh_controller.store import CertificateRecord, HostState, StoreError
 from hostmesh_controller.store.sqlite import open_store
 from waiting import until
 
@@ -25,6 +30,12 @@ apiVersion: v1
 kind: Service
 metadata: {name: cart, namespace: shop}
 spec: {selector: {app: cart}, ports: [{port: 80, name: http}]}
+"""
+HOST = """---
+apiVersion: hostmesh.io/v1
+kind: Host
+metadata: {name: h1}
+spec: {addresses: [10.0.0.1]}
 """
 BOUND_S = 10.0
 
@@ -111,6 +122,55 @@ async def test_a_write_whose_caller_gives_up_is_known_here_if_it_is_in_the_store
         await until(lambda: store.store.get(KEY) is not None)
         assert registrar.get(KEY) is not None
         await until(lambda: hub.revision == 1)
+
+
+async def test_what_is_committed_is_shown_and_forgotten_though_its_address_cannot_be_given_back_yet(
+    tmp_path: Path,
+) -> None:
+    async with running(tmp_path) as (store, registrar, hub):
+        await registrar.apply(read([("f", SERVICE + HOST)], "default"), actor="ann")
+        await registrar.states.joined("h1")
+        await until(lambda: hub.revision == 1)
+        (index,) = registrar._vips.indexes.values()
+        with refusing(tmp_path / "store.sqlite", "DELETE ON vips"), capture_logs() as logs:
+            outcome = await registrar.delete([KEY, ObjectKey("Host", "", "h1")], actor="ann")
+            await until(lambda: hub.gone_at == outcome.revision == 2)
+        assert [each["event"] for each in logs if each["log_level"] == "error"] == ["virtual_addresses_not_released"]
+        assert (registrar._vips.indexes, store.store.host_states()) == ({}, {})
+        # The same name gets the same one, and keeps it; the next write gives back what is not needed.
+        await registrar.apply(read([("f", SERVICE)], "default"), actor="ann")
+        assert list(registrar._vips.indexes.values()) == [index]
+        with refusing(tmp_path / "store.sqlite", "DELETE ON vips"):
+            await registrar.delete([KEY], actor="ann")
+        await registrar.apply(read([("f", SERVICE.replace("cart", "till"))], "default"), actor="ann")
+        assert [each.removesuffix(".shop.svc.cluster.local") for each in names_with_addresses(tmp_path)] == ["till"]
+
+
+async def test_a_host_that_is_removed_is_gone_from_memory_and_others_are_forgotten_though_the_store_fails(
+    tmp_path: Path,
+) -> None:
+    hosts = ("h1", "h2")
+    async with running(tmp_path) as (store, registrar, hub):
+        await registrar.apply(
+            read([("f", HOST + HOST.replace("h1", "h2").replace("10.0.0.1", "10.0.0.2"))], "default"), actor="ann"
+        )
+        for host in hosts:
+            await registrar.enrolments.begin(host)
+            await registrar.states.joined(host)
+            registrar.leases.connected(host)
+            store.store.add_certificate(CertificateRecord(host, f"uri:{host}", host, utc_now(), utc_now()))
+        await until(lambda: hub.revision == 1)
+        with refusing(tmp_path / "store.sqlite", "DELETE ON hosts"), pytest.raises(StoreError, match="disk is full"):
+            await registrar.delete([ObjectKey("Host", "", host) for host in hosts], actor="ann")
+        await until(lambda: hub.revision == 2)
+        await until(lambda: {registrar.leases.leases.sign(host) for host in hosts} == {Sign.UNKNOWN})
+        assert [store.store.certificates(host) for host in hosts] == [[], []]
+        assert [await registrar.states.state(host) for host in hosts] == [HostState(), HostState()]
+
+
+def names_with_addresses(directory: Path) -> list[str]:
+    with closing(sqlite3.connect(directory / "store.sqlite")) as connection:
+        return [name for (name,) in connection.execute("SELECT fqdn FROM vips ORDER BY fqdn")]
 
 
 async def test_what_could_not_be_shown_at_first_is_shown_with_its_own_revision_later(tmp_path: Path) -> None:

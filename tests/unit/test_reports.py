@@ -11,8 +11,10 @@ import pytest
 from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 import pki
+from full_store import refusing
 from hostmesh_agent import enrol
 from hostmesh_agent.state import State
 from hostmesh_api.v1.hostmesh_pb2 import (
@@ -42,7 +44,7 @@ from hostmesh_controller.reports import (
     runtime_of,
     whereabouts,
 )
-from hostmesh_controller.store import HostState
+from hostmesh_controller.store import HostState, StoreError
 from hostmesh_controller.store.sqlite import open_store
 from identity_servers import Controller
 
@@ -53,10 +55,13 @@ class World:
     """States over a store that counts its writes."""
 
     def __init__(self, directory: Path) -> None:
-        self.inner = open_store(directory / "store.sqlite")
+        self.file = directory / "store.sqlite"
+        self.inner = open_store(self.file)
         self.at = pki.now()
         self.writes: list[str] = []
         self.changes: list[str] = []
+        self.known: Mapping[str, HostState] = {}
+        """Hosts that are in the store besides."""
         self.states = HostStates(self, self.changes.append, lambda: self.at)
 
     def put_host_state(self, host: str, state: HostState) -> None:
@@ -64,7 +69,7 @@ class World:
         self.inner.put_host_state(host, state)
 
     def host_states(self) -> Mapping[str, HostState]:
-        return self.inner.host_states()
+        return {**self.known, **self.inner.host_states()}
 
 
 @pytest.fixture
@@ -172,6 +177,29 @@ async def test_a_restarted_controller_goes_on_from_the_store_and_tells_nothing_n
     assert world.host_states()["web-1"].joined_at == joined_at
 
 
+async def test_what_callers_must_know_waits_for_no_room_on_the_controllers_disk_and_is_written_once_there_is(
+    world: World,
+) -> None:
+    await world.states.joined("web-1")
+    await world.states.reported("web-1", report("10.0.0.1"), frozenset({CART}))
+    told = len(world.changes)
+    with refusing(world.file, "INSERT ON hosts"), capture_logs() as logs:
+        for _ in range(3):
+            await world.states.reported("web-1", report("10.0.0.1"), frozenset())
+            assert (await world.states.state("web-1")).ready == frozenset()
+        # What only the store's word makes true is refused.
+        with pytest.raises(StoreError, match="disk is full"):
+            await world.states.left("web-1")
+    assert len(world.changes) == told + 1
+    assert [each["event"] for each in logs] == ["report_not_written"]
+    assert world.host_states()["web-1"].ready == {CART}
+    await world.states.reported("web-1", report("10.0.0.1"), frozenset())
+    assert world.host_states()["web-1"].ready == frozenset()
+    writes = len(world.writes)
+    await world.states.reported("web-1", report("10.0.0.1"), frozenset())
+    assert (len(world.writes), len(world.changes)) == (writes, told + 1)
+
+
 async def test_leaving_ends_readiness_and_joining_begins_anew(world: World) -> None:
     await world.states.joined("web-1")
     await world.states.reported("web-1", report("10.0.0.1"), frozenset({CART}))
@@ -206,11 +234,23 @@ async def test_many_hosts_at_once_do_not_wait_for_each_other_or_mix(world: World
 async def test_the_more_hosts_there_are_the_less_often_each_is_asked_to_report(world: World) -> None:
     intervals_s = []
     for hosts in (1, 50, 100, 400, 2000):
-        for number in range(hosts):
-            await world.states.state(f"web-{number}")
-        intervals_s.append(world.states.interval_s())
+        world.known = {f"web-{number}": HostState() for number in range(hosts)}
+        states = HostStates(world, world.changes.append, pki.now)
+        await states.state("web-0")
+        intervals_s.append(states.interval_s())
 
     assert intervals_s == [10, 25, 50, 200, 600]
+
+
+async def test_hosts_that_were_removed_or_are_only_asked_about_make_nobody_report_less_often(world: World) -> None:
+    for number in range(40):
+        await world.states.joined(f"web-{number}")
+    assert world.states.interval_s() == 20
+    for number in range(40):
+        world.inner.drop_host_state(f"web-{number}")
+        world.states.forget(f"web-{number}")
+        assert await world.states.state(f"web-{number}") == HostState()
+    assert world.states.interval_s() == 10
 
 
 def lease(name: str, *, ready: bool = True, not_after: int = 0) -> WorkloadLease:
@@ -349,6 +389,28 @@ async def test_an_agent_reports_over_its_own_certificate_for_its_own_workloads_a
             with pytest.raises(grpc.aio.AioRpcError) as raised:
                 await ReportingStub(channel).Report(said, timeout=10)
         assert raised.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_a_report_counts_though_the_controllers_disk_is_full(tmp_path: Path) -> None:
+    async def listens(_host: str, _report: HostReport) -> None:
+        controller.store.allocate_vips({f"s{len(controller.heard)}.default.svc.cluster.local"})
+
+    controller = Controller(tmp_path / "controller")
+    for number in range(60):
+        controller.store.put_host_state(f"other-{number}", HostState())
+    async with controller.serving(listens):
+        state = State(tmp_path / "agent")
+        await enrol.join(controller.join_string(), state, HostFacts(), pki.now)
+        said = HostReport(leases=[lease("cart-1")], envoy=EnvoyState(state="down"))
+        async with enrol.channel(state) as channel:
+            database = tmp_path / "controller/store.sqlite"
+            with refusing(database, "INSERT ON hosts"):
+                await ReportingStub(channel).Report(said, timeout=10)
+            assert (await controller.states.state("web-1")).ready == {("shop", "cart-1")}
+            # How its Envoy is counts too, whatever else cannot be written; and what cannot is tried again soon.
+            with refusing(database, "INSERT ON vips"):
+                assert (await ReportingStub(channel).Report(said, timeout=10)).interval_s == reports.MIN_INTERVAL_S
+        assert controller.heard == [("web-1", "down")] * 2
 
 
 async def test_a_change_of_health_is_told_and_what_is_not_probed_is_healthy(world: World) -> None:

@@ -84,6 +84,7 @@ _OF_PROBLEMS: Final = (
     ("Envoy hangs", "HM-E102"),
     ("Envoy was put back", "HM-E109"),
     ("the cold copy ", "HM-M104"),
+    ("cold.", "HM-M104"),
     ("disk.full: ", "HM-H101"),
     ("the configuration on disk was lost", "HM-M105"),
 )

@@ -17,6 +17,7 @@ from hostmesh_agent.cache import Change, Entry
 from hostmesh_agent.chosen import BY_PROGRAMS, MAX_CHOSEN, MAX_CHOSEN_CHARS, is_absent
 from hostmesh_agent.client_filter import without_clients
 from hostmesh_agent.loss import WORDS
+from hostmesh_agent.own_first import OwnFirst
 from hostmesh_agent.places import BLUE, Instance, moved
 from hostmesh_agent.refusals import Refusal, with_refusal
 from hostmesh_agent.shelf import Shelf
@@ -43,7 +44,6 @@ from hostmesh_api.wire import (
     HOST_CONFIG_NAME,
     HOST_CONFIG_TYPE,
     LISTENER_TYPE,
-    ROUTE_TYPE,
     VIRTUAL_HOST_TYPE,
 )
 
@@ -75,11 +75,6 @@ class Cold(Protocol):
         """Return a resource as the controller would send it; None: there is no such thing, or it is not known."""
 
 
-_AFTER_OWN: Final = frozenset({CLUSTER_TYPE, LISTENER_TYPE, ROUTE_TYPE, VIRTUAL_HOST_TYPE})
-"""What names certificates that the agent puts in place while it applies its own configuration; and routes, or they
-would lead to clusters that Envoy does not have yet."""
-
-
 class Exchange:
     """The state between the two streams. Callers feed it events and write what it returns."""
 
@@ -103,6 +98,7 @@ class Exchange:
         self._extensions = extensions
         self._cold = cold
         self._shelves: dict[str, Shelf] = {}
+        self._own_first = OwnFirst(self._shelf(HOST_CONFIG_TYPE), self._shelf(LISTENER_TYPE))
         self._downs: dict[Instance, ServerStream] = {}
         self._judge = BLUE
         self._use_clients: frozenset[Instance] = frozenset()
@@ -259,6 +255,8 @@ class Exchange:
     def _take(self, update: Update) -> None:
         shelf = self._shelf(update.type_url)
         type_url = update.type_url
+        if type_url == HOST_CONFIG_TYPE:
+            self._own_first.is_again = False
         everything = self._up.wants(type_url, WILDCARD)
         if type_url == CLUSTER_TYPE:
             # The endpoints of a cluster that comes (back) are on their way. That there were none was said when it went:
@@ -315,12 +313,23 @@ class Exchange:
         """Return the newest HostConfig; None before the first."""
         return self._shelf(HOST_CONFIG_TYPE).held.get(HOST_CONFIG_NAME)
 
+    def own_in_force(self, own: Resource) -> None:
+        """Say that the agent has applied a HostConfig which is not the newest any more."""
+        shelf = self._shelf(HOST_CONFIG_TYPE)
+        shelf.good[own.name] = own
+        self._changes[HOST_CONFIG_TYPE, own.name] = Change(
+            HOST_CONFIG_TYPE, own.name, Entry(HOST_CONFIG_TYPE, own.name in shelf.listed, own)
+        )
+
     def own_settled(self, error: str, now: datetime) -> list[DeltaDiscoveryRequest]:
         """Say that the agent has applied (or, with `error`, refused) its HostConfig; return what to tell."""
         shelf = self._shelf(HOST_CONFIG_TYPE)
         if error:
             for name in shelf.fresh:
                 shelf.failures[name] = error
+        self._own_first.is_again = False
+        # What Envoy kept in place of others may have to go now.
+        self._mark(LISTENER_TYPE, self._shelf(LISTENER_TYPE).fresh)
         return self._conclude(HOST_CONFIG_TYPE, shelf, now)
 
     # Envoy's side
@@ -429,9 +438,8 @@ class Exchange:
         down = self._downs.get(instance)
         if down is None:
             return []
-        held_back = _AFTER_OWN if self._shelf(HOST_CONFIG_TYPE).owed else frozenset[str]()
         pushes: list[Push] = []
-        for push in down.pushes(_Served(self, instance, down), held_back):
+        for push in down.pushes(_Served(self, instance, down), self._own_first.held_back):
             if push.type_url == CLUSTER_TYPE:
                 # Envoy warms a changed cluster until it is told the endpoints again, and does not ask for what it has.
                 down.force(ENDPOINT_TYPE, push.names)
@@ -455,7 +463,10 @@ class Exchange:
         return requests
 
     def _is_undecided(self, type_url: str, shelf: Shelf) -> bool:
-        """Tell whether Envoy has not been sent something that came, because what it needs is still being fetched."""
+        """Tell whether Envoy has not been sent something that came: what it needs is being fetched, or it must wait."""
+        if type_url == LISTENER_TYPE:
+            came = (shelf.held[name] for name in shelf.fresh if name in shelf.held)
+            return any(self._own_first.in_place_of(each) for each in came)
         extensions = self._extensions
         if type_url != EXTENSION_TYPE or extensions is None:
             return False
@@ -491,15 +502,17 @@ class Exchange:
                 self._not_taken.get(instance, {}).pop((type_url, name), None)
 
     def try_again(self) -> None:
-        """Offer Envoy once more what it refused: a certificate that was missing may be there now."""
+        """Offer once more what Envoy refused, or the agent: a certificate that was missing may be there now."""
         for type_url, shelf in self._shelves.items():
             again = shelf.offer_again()
+            if type_url == HOST_CONFIG_TYPE and again:
+                self._own_first.is_again = True
             for down in self._downs.values():
                 if again:
                     down.force(type_url, again)
 
     def has_refused(self) -> bool:
-        """Tell whether there is something that Envoy would not take."""
+        """Tell whether there is something that Envoy, or the agent, would not take."""
         return any(shelf.refused for shelf in self._shelves.values())
 
     def _accept(self, type_url: str, shelf: Shelf, name: str) -> None:
@@ -600,6 +613,7 @@ class Exchange:
         if type_url == CLUSTER_TYPE and instance is self._judge and self._makes_way(name):
             return Answer(None)
         if type_url == LISTENER_TYPE:
+            resource = self._own_first.in_place_of(resource) or resource
             own = resource if instance in self._use_clients else without_clients(resource)
             return Answer(moved(own, instance))
         return Answer(resource)
@@ -627,7 +641,7 @@ class Exchange:
 
     def _is_led_to(self, name: str, down: ServerStream) -> bool:
         """Tell whether Envoy may call endpoints that are gone: what would lead it elsewhere is held back."""
-        return bool(self._shelf(HOST_CONFIG_TYPE).owed) and name in down.held(ENDPOINT_TYPE)
+        return self._own_first.awaited and name in down.held(ENDPOINT_TYPE)
 
     @staticmethod
     def _takes_away(resource: Resource, down: ServerStream) -> bool:

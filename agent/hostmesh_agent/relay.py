@@ -48,7 +48,8 @@ PATIENCE_S: Final = 5.0
 """How long the controller may be away before unknown names are answered as absent: longer than its restart."""
 RETRY_FIRST_S: Final = 15.0
 RETRY_LAST_S: Final = 300.0
-"""How long after Envoy refused something it is offered it again: a missing file may be there, a taken port free."""
+"""How long after Envoy refused something it is offered it again: a missing file may be there, a taken port free. The
+agent tries a HostConfig again that it refused: the disk may have room, who is root may answer."""
 
 Context = grpc.aio.ServicerContext[DeltaDiscoveryRequest, bytes]
 Upstream = grpc.aio.StreamStreamCall[DeltaDiscoveryRequest, DeltaDiscoveryResponse]
@@ -192,9 +193,10 @@ class Relay:
         return self._exchange.accepted_resource(type_url, name)
 
     def try_again(self) -> None:
-        """Offer Envoy once more what it refused, now that its files have changed."""
+        """Offer once more what Envoy refused, or the agent, now that files have changed, or time has passed."""
+        own = self._exchange.host_config()
         self._exchange.try_again()
-        self._wake_envoy()
+        self._go_on(own)
 
     def extension_decided(self, name: str) -> None:
         """Offer Envoy an extension's configuration again: what it needs is here now, or something stands for it."""
@@ -283,6 +285,9 @@ class Relay:
     def _settle(self) -> None:
         self._tell(self._exchange.settle(datetime.now(UTC)))
         self._disk.set()
+        self._retry_later()
+
+    def _retry_later(self) -> None:
         if self._retry is None and self._exchange.has_refused():
             self._retry = asyncio.get_running_loop().call_later(self._retry_s, self._retry_refused)
 
@@ -486,16 +491,22 @@ class Relay:
         while True:
             await self._own_changed.wait()
             self._own_changed.clear()
-            config = self.host_config()
+            own = self._exchange.host_config()
             error = ""
-            if config is not None:
+            if own is not None:
                 try:
-                    await self._on_host_config(config)
+                    await self._on_host_config(host_config(own.body))
                 except Exception as refused:
                     error = str(refused) or type(refused).__name__
                     _log.error("host configuration refused", reason=error, exc_info=refused)
+            if own is not None and self._exchange.host_config() is not own:
+                # A newer one came meanwhile, and is next.
+                if not error:
+                    self._exchange.own_in_force(own)
+                continue
             self._tell(self._exchange.own_settled(error, datetime.now(UTC)))
             self._disk.set()
+            self._retry_later()
             self._wake_envoy()
 
     # The disk

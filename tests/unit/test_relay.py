@@ -298,6 +298,54 @@ async def test_the_agents_own_configuration_is_applied_and_a_refusal_is_told(
         assert relay.state().refusals[-1].message == "port 22 is not to be captured"
 
 
+async def test_a_host_config_that_could_not_be_applied_is_tried_again_also_without_an_envoy(
+    tmp_path: Path, controller: Controller
+) -> None:
+    tried: list[str] = []
+
+    async def apply(config: HostConfig) -> None:
+        tried.append(config.host)
+        if len(tried) < 3:
+            raise OSError("no space left on device")
+
+    controller.put(HOST_CONFIG_TYPE, host_config("shop", "1"))
+    async with controller.running(), relaying(tmp_path, apply, retry_first_s=0.05) as relay:
+        await until(lambda: relay.accepted_version(HOST_CONFIG_TYPE, "self") == "1")
+        assert tried == ["shop"] * 3
+        assert [each.error_detail.message for each in controller.requests if each.response_nonce] == [
+            "self: no space left on device"
+        ]
+
+
+async def test_a_host_config_that_came_while_another_was_applied_counts_once_it_is_applied_itself(
+    tmp_path: Path, controller: Controller
+) -> None:
+    begun: list[str] = []
+    may_end = {"old": asyncio.Event(), "new": asyncio.Event()}
+
+    async def apply(config: HostConfig) -> None:
+        begun.append(config.host)
+        await may_end[config.host].wait()
+
+    def newest(relay: Relay) -> str:
+        config = relay.host_config()
+        return "" if config is None else config.host
+
+    controller.put(HOST_CONFIG_TYPE, host_config("old", "1"))
+    async with controller.running(), relaying(tmp_path, apply) as relay:
+        await until(lambda: begun == ["old"])
+        controller.shelf[HOST_CONFIG_TYPE] = {"self": host_config("new", "2")}
+        relay.reconnect()
+        await until(lambda: newest(relay) == "new")
+        may_end["old"].set()
+        await until(lambda: begun == ["old", "new"])
+        assert relay.accepted_version(HOST_CONFIG_TYPE, "self") == "1", "that is in force"
+        assert not any(each.response_nonce for each in controller.requests)
+        may_end["new"].set()
+        await until(lambda: any(each.response_nonce for each in controller.requests))
+        assert relay.accepted_version(HOST_CONFIG_TYPE, "self") == "2"
+
+
 async def test_a_new_envoy_takes_over_from_one_that_hangs(tmp_path: Path, controller: Controller) -> None:
     controller.put(LISTENER_TYPE, resource("in", "1"))
     async with controller.running(), relaying(tmp_path), envoy(tmp_path / "xds.sock") as old:

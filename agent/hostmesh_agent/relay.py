@@ -25,6 +25,7 @@ from google.protobuf.struct_pb2 import Struct
 from hostmesh_agent.cache import Cache
 from hostmesh_agent.cold import Cold
 from hostmesh_agent.exchange import CURE, Exchange, Extensions
+from hostmesh_agent.overdue import Overdue
 from hostmesh_agent.places import BLUE, GREEN, INSTANCE_METADATA, Doorway, Instance, doorways
 from hostmesh_agent.refusals import Refusal
 from hostmesh_agent.shrink import OPENING_S, WAIT_S
@@ -113,11 +114,12 @@ class Relay:
         """
         self._cache = cache
         self._cold = cold
-        self._accept_after_s = accept_after_s
+        self._overdue = Overdue(accept_after_s)
         self._opening_s = opening_s
         self._changed = changed
         self._reached = reached
         self._is_holding = False
+        self._is_opening = True
         self._accepting: asyncio.TimerHandle | None = None
         self._uses_clients = uses_clients
         self._deciding: asyncio.TimerHandle | None = None
@@ -346,6 +348,8 @@ class Relay:
         self._call = None
         if self._opening is not None:
             self._opening.cancel()
+        self._is_opening = True
+        self._overdue.interrupt(asyncio.get_running_loop().time())
         self._exchange.disconnected()
         self._watch_guard()
         if self._cold is not None:
@@ -373,7 +377,7 @@ class Relay:
             _log.info("controller connected")
             self._reached()
             opening = self._exchange.connected()
-            self._opening = asyncio.get_running_loop().call_later(self._opening_s, self._exchange.opening_over)
+            self._opening = asyncio.get_running_loop().call_later(self._opening_s, self._opening_over)
             opening[0].node.id = self._host
             opening[0].node.metadata.CopyFrom(self._metadata)
             opening[0].node.metadata[ORIGIN_METADATA] = str(self._exchange.origin or "")
@@ -447,11 +451,18 @@ class Relay:
         """Take what is held back; return what is lost by that, in words ("": nothing was held back)."""
         reason, own = self._exchange.held_back, self._exchange.host_config()
         self._tell(self._exchange.accept())
+        self._overdue.end()
         self._watch_guard()
         self._go_on(own)
         if reason:
             _log.warning("what was held back is taken", reason=reason)
         return reason
+
+    def _opening_over(self) -> None:
+        self._is_opening = False
+        self._exchange.opening_over()
+        if not self._is_holding:
+            self._overdue.end()
 
     def _watch_guard(self) -> None:
         """Take what is held back by itself if it stays so for long: a host must not miss everything for ever."""
@@ -468,11 +479,15 @@ class Relay:
         self._is_holding = bool(reason)
         if reason:
             _log.error("configuration is held back", reason=reason, cure=CURE)
-            if self._accept_after_s:
-                self._accepting = asyncio.get_running_loop().call_later(self._accept_after_s, self.accept)
-        elif self._accepting is not None:
-            self._accepting.cancel()
-            self._accepting = None
+            loop = asyncio.get_running_loop()
+            in_s = self._overdue.begin(loop.time())
+            self._accepting = None if in_s is None else loop.call_later(in_s, self.accept)
+        else:
+            if self._accepting is not None:
+                self._accepting.cancel()
+                self._accepting = None
+            if not self._is_opening:
+                self._overdue.end()
         self._changed()
 
     def _decide(self) -> None:

@@ -464,6 +464,26 @@ async def test_a_loss_that_nobody_speaks_of_is_taken_after_a_while(tmp_path: Pat
         assert relay.state().problems == ()
 
 
+def _is_over(moment_s: float) -> bool:
+    return asyncio.get_running_loop().time() > moment_s
+
+
+async def test_a_loss_that_nobody_speaks_of_is_taken_though_no_stream_lasts_for_so_long(
+    tmp_path: Path, controller: Controller
+) -> None:
+    async with losing(tmp_path, controller, accept_after_s=3 * WAIT_S) as (relay, proxy):
+        loop = asyncio.get_running_loop()
+        for _ in range(2):
+            await until(lambda: bool(relay.state().problems))
+            await until(partial(_is_over, loop.time() + 1.2 * WAIT_S))
+            assert relay.state().problems
+            await reconnected(relay, relay.state().since)
+        began_s = loop.time()
+        response = await proxy.next()
+        assert sorted(response.removed_resources) == sorted(LISTENERS)
+        assert loop.time() - began_s < 2.5 * WAIT_S, "not as long as the first time"
+
+
 def told(controller: Controller) -> Origin | None:
     """What the agent said of the controller's store when it opened its last stream."""
     said = [each.node.metadata["origin"] for each in controller.requests if each.HasField("node")]

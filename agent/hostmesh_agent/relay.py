@@ -25,10 +25,12 @@ from google.protobuf.struct_pb2 import Struct
 from hostmesh_agent.cache import Cache
 from hostmesh_agent.cold import Cold
 from hostmesh_agent.exchange import CURE, Exchange, Extensions
+from hostmesh_agent.handshake import WITHIN_S, Upstream, taken
 from hostmesh_agent.overdue import Overdue
 from hostmesh_agent.places import BLUE, GREEN, INSTANCE_METADATA, Doorway, Instance, doorways
 from hostmesh_agent.refusals import Refusal
 from hostmesh_agent.shrink import OPENING_S, WAIT_S
+from hostmesh_agent.state import StateError
 from hostmesh_api.delta import ClientStream, Resource
 from hostmesh_api.v1.hostmesh_pb2 import HostConfig
 from hostmesh_api.wire import (
@@ -53,7 +55,6 @@ RETRY_LAST_S: Final = 300.0
 agent tries a HostConfig again that it refused: the disk may have room, who is root may answer."""
 
 Context = grpc.aio.ServicerContext[DeltaDiscoveryRequest, bytes]
-Upstream = grpc.aio.StreamStreamCall[DeltaDiscoveryRequest, DeltaDiscoveryResponse]
 
 _log = structlog.get_logger(__name__)
 
@@ -100,6 +101,7 @@ class Relay:
         cold: Cold | None = None,
         accept_after_s: float = 0.0,
         opening_s: float = OPENING_S,
+        taken_within_s: float = WITHIN_S,
         changed: Callable[[], None] = lambda: None,
         reached: Callable[[], None] = lambda: None,
         host_refuses: Callable[[str, Resource], str] = lambda *_: "",
@@ -108,7 +110,7 @@ class Relay:
         """`uses_clients` tells whether an Envoy may use its clients' addresses.
 
         `accept_after_s`: after so long what is held back is taken; 0: never. `opening_s`: after so long a stream has
-        said what is different.
+        said what is different. `taken_within_s`: for so long the controller may take to take a stream.
 
         `changed` is called when the problems of `state` are others, `reached` when the controller is.
         """
@@ -116,6 +118,7 @@ class Relay:
         self._cold = cold
         self._overdue = Overdue(accept_after_s)
         self._opening_s = opening_s
+        self._taken_within_s = taken_within_s
         self._changed = changed
         self._reached = reached
         self._is_holding = False
@@ -313,7 +316,7 @@ class Relay:
             started = datetime.now(UTC)
             try:
                 await self._stream(impatience)
-            except grpc.aio.AioRpcError as error:
+            except (grpc.aio.AioRpcError, OSError, StateError, sqlite3.Error) as error:
                 self._failed(error)
             finally:
                 self._lost_controller()
@@ -324,11 +327,14 @@ class Relay:
             impatience.start()
             await self._pause(wait_s)
 
-    def _failed(self, error: grpc.aio.AioRpcError) -> None:
-        said = f"{error.code().name}: {error.details() or 'no details'}"
-        if error.code() in _REFUSALS:
+    def _failed(self, error: Exception) -> None:
+        """Note why there is no stream: because of the controller, or of this host (descriptors, disk)."""
+        said, is_refusal = str(error) or type(error).__name__, False
+        if isinstance(error, grpc.aio.AioRpcError):
+            said, is_refusal = f"{error.code().name}: {error.details() or 'no details'}", error.code() in _REFUSALS
+        if is_refusal:
             self._refused = said
-        elif self._refused:
+        elif self._refused and isinstance(error, grpc.aio.AioRpcError | TimeoutError):
             # Another address that is dead says less than the controller that answered.
             said = f"{self._refused} (another address: {said})"
         self._last_error = said
@@ -368,7 +374,7 @@ class Relay:
             # grpc's stubs miss that without an iterator the call is written to with write().
             call: Upstream = method()  # type: ignore[call-arg]
             self._call = call
-            if not await self._stands(call):
+            if not await taken(call, self._hurry, self._taken_within_s):
                 self._last_error = "reconnecting"
                 return
             self._connected_at = datetime.now(UTC)
@@ -397,29 +403,6 @@ class Relay:
                 call.cancel()
         if not self._last_error:
             self._last_error = "the controller ended the stream"
-
-    async def _stands(self, call: Upstream) -> bool:
-        """Wait until the controller takes the stream; False where it is given up.
-
-        What is written to a stream that is being refused makes gRPC tell "Internal error from Core" in place of the
-        refusal (measured: half of 1,500 calls). Its own wait outlasts a cancelled call.
-        """
-        stands, hurry = asyncio.ensure_future(self._taken(call)), asyncio.ensure_future(self._hurry.wait())
-        try:
-            await asyncio.wait((stands, hurry), return_when=asyncio.FIRST_COMPLETED)
-            if not hurry.done():
-                await stands
-            return not hurry.done()
-        finally:
-            stands.cancel()
-            hurry.cancel()
-
-    @staticmethod
-    async def _taken(call: Upstream) -> None:
-        await call.wait_for_connection()
-        await call.initial_metadata()
-        # It raises where the stream was refused meanwhile.
-        await call.wait_for_connection()
 
     @staticmethod
     async def _write_controller(call: Upstream, outbox: "asyncio.Queue[DeltaDiscoveryRequest]") -> None:

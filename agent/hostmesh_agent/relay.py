@@ -24,7 +24,8 @@ from google.protobuf.struct_pb2 import Struct
 
 from hostmesh_agent.cache import Cache
 from hostmesh_agent.cold import Cold
-from hostmesh_agent.exchange import CURE, Exchange, Extensions
+from hostmesh_agent.exchange import Exchange, Extensions
+from hostmesh_agent.gate import CURE
 from hostmesh_agent.handshake import WITHIN_S, Upstream, taken
 from hostmesh_agent.overdue import Overdue
 from hostmesh_agent.places import BLUE, GREEN, INSTANCE_METADATA, Doorway, Instance, doorways

@@ -498,9 +498,9 @@ class Relay:
                 except Exception as refused:
                     error = str(refused) or type(refused).__name__
                     _log.error("host configuration refused", reason=error, exc_info=refused)
-            if own is not None and self._exchange.host_config() is not own:
+            if self._exchange.host_config() is not own:
                 # A newer one came meanwhile, and is next.
-                if not error:
+                if own is not None and not error:
                     self._exchange.own_in_force(own)
                 continue
             self._tell(self._exchange.own_settled(error, datetime.now(UTC)))

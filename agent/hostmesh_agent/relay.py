@@ -487,17 +487,20 @@ class Relay:
     # The agent's own configuration
 
     async def _apply_own(self) -> None:
+        error = ""
         while True:
             await self._own_changed.wait()
             self._own_changed.clear()
             own = self._exchange.host_config()
-            error = ""
+            before, error = error, ""
             if own is not None:
                 try:
                     await self._on_host_config(host_config(own.body))
                 except Exception as refused:
                     error = str(refused) or type(refused).__name__
-                    _log.error("host configuration refused", reason=error, exc_info=refused)
+                    # Told once: it is tried again and again.
+                    if error != before:
+                        _log.error("host configuration refused", reason=error, exc_info=refused)
             if self._exchange.host_config() is not own:
                 # A newer one came meanwhile, and is next.
                 if own is not None and not error:

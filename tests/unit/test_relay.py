@@ -16,6 +16,7 @@ import grpc
 import pytest
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
 from envoy.service.discovery.v3.discovery_pb2 import Resource as ResourceMessage
+from structlog.testing import capture_logs
 
 from hostmesh_agent.cache import Cache
 from hostmesh_agent.handshake import WITHIN_S
@@ -323,9 +324,11 @@ async def test_a_host_config_that_could_not_be_applied_is_tried_again_also_witho
             raise OSError("no space left on device")
 
     controller.put(HOST_CONFIG_TYPE, host_config("shop", "1"))
-    async with controller.running(), relaying(tmp_path, apply, retry_first_s=0.05) as relay:
-        await until(lambda: relay.accepted_version(HOST_CONFIG_TYPE, "self") == "1")
+    with capture_logs() as logs:
+        async with controller.running(), relaying(tmp_path, apply, retry_first_s=0.05) as relay:
+            await until(lambda: relay.accepted_version(HOST_CONFIG_TYPE, "self") == "1")
         assert tried == ["shop"] * 3
+        assert [each["event"] for each in logs].count("host configuration refused") == 1
         assert [each.error_detail.message for each in controller.requests if each.response_nonce] == [
             "self: no space left on device"
         ]

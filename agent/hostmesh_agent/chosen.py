@@ -1,10 +1,11 @@
 """Names that programs choose by whom they call: bounded, or a program could use up what its host may ask for."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from hostmesh_agent.absence import is_no_cluster, is_no_virtual_host
 from hostmesh_agent.shelf import Shelf
+from hostmesh_api.delta import ClientStream
 from hostmesh_api.wire import CLUSTER_TYPE, VIRTUAL_HOST_TYPE
 
 MAX_CHOSEN: Final = 10_000
@@ -27,3 +28,25 @@ def is_absent(type_url: str, shelf: Shelf, name: str) -> bool:
     if type_url == VIRTUAL_HOST_TYPE:
         return held is not None and is_no_virtual_host(held)
     return name in shelf.absent if held is None else is_no_cluster(held)
+
+
+def make_room(
+    type_url: str, shelf: Shelf, up: ClientStream, asked: Iterable[str], most: int
+) -> tuple[tuple[str, ...], list[str]]:
+    """Return which of the names to ask `up` for, and which others to give up for them.
+
+    Bounded by `most` are those that programs choose. Given up are those that do not exist: Envoy keeps its answer to
+    them, and is not told if that changes.
+    """
+    is_chosen = BY_PROGRAMS[type_url]
+    names = tuple(name for name in asked if not is_chosen(name) or len(name) <= MAX_CHOSEN_CHARS)
+    new = tuple(name for name in names if is_chosen(name) and not up.wants(type_url, name))
+    if not new or up.count(type_url) + len(new) <= most:
+        return names, []
+    wanted = [name for name in up.wanted(type_url) if is_chosen(name)]
+    if len(wanted) + len(new) <= most:
+        return names, []
+    not_there = [name for name in wanted if is_absent(type_url, shelf, name)]
+    room = max(most - (len(wanted) - len(not_there)), 0)
+    beyond = frozenset(new[room:])
+    return tuple(name for name in names if name not in beyond), not_there

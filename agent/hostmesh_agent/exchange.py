@@ -5,22 +5,23 @@ what it refuses is undone here and told to the controller, and only then. The co
 acknowledged when Envoy has settled all of it.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Final, Protocol
 
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest
 
 from hostmesh_agent.absence import AWAY, is_no_cluster, is_no_virtual_host, no_virtual_host
-from hostmesh_agent.belief import Belief
 from hostmesh_agent.cache import Change, Entry
-from hostmesh_agent.chosen import BY_PROGRAMS, MAX_CHOSEN, MAX_CHOSEN_CHARS, is_absent
+from hostmesh_agent.candidate import Candidates
+from hostmesh_agent.chosen import BY_PROGRAMS, MAX_CHOSEN, make_room
 from hostmesh_agent.client_filter import without_clients
+from hostmesh_agent.gate import Gate
 from hostmesh_agent.loss import WORDS
+from hostmesh_agent.own_first import OwnFirst
 from hostmesh_agent.places import BLUE, Instance, moved
 from hostmesh_agent.refusals import Refusal, with_refusal
 from hostmesh_agent.shelf import Shelf
-from hostmesh_agent.shrink import ShrinkGuard
 from hostmesh_api.delta import (
     WILDCARD,
     WILDCARD_TYPES,
@@ -35,24 +36,16 @@ from hostmesh_api.delta import (
 from hostmesh_api.origin import Origin
 from hostmesh_api.wire import (
     CLUSTER_TYPE,
-    CONFIRMATION_NAME,
-    CONFIRMATION_TYPE,
     ENDPOINT_TYPE,
     EXTENSION_TYPE,
-    HELD_BACK,
     HOST_CONFIG_NAME,
     HOST_CONFIG_TYPE,
     LISTENER_TYPE,
-    ROUTE_TYPE,
     VIRTUAL_HOST_TYPE,
 )
 
 GIVEN_UP_AFTER: Final = timedelta(seconds=30)
 """An Envoy that ends gives up all its names on the way out: only what a living one gives up is forgotten."""
-CURE: Final = (
-    "if that is wanted: hostmesh host confirm HOST, or on the host hostmesh-agent config accept; "
-    "else put the configuration right"
-)
 _INBOUND_CLUSTER: Final = "inbound|"
 
 
@@ -73,11 +66,6 @@ class Cold(Protocol):
 
     def answer(self, type_url: str, name: str) -> Resource | None:
         """Return a resource as the controller would send it; None: there is no such thing, or it is not known."""
-
-
-_AFTER_OWN: Final = frozenset({CLUSTER_TYPE, LISTENER_TYPE, ROUTE_TYPE, VIRTUAL_HOST_TYPE})
-"""What names certificates that the agent puts in place while it applies its own configuration; and routes, or they
-would lead to clusters that Envoy does not have yet."""
 
 
 class Exchange:
@@ -103,11 +91,11 @@ class Exchange:
         self._extensions = extensions
         self._cold = cold
         self._shelves: dict[str, Shelf] = {}
+        self._own_first = OwnFirst(self._shelf(HOST_CONFIG_TYPE), self._shelf(LISTENER_TYPE))
         self._downs: dict[Instance, ServerStream] = {}
         self._judge = BLUE
         self._use_clients: frozenset[Instance] = frozenset()
-        self._not_taken: dict[Instance, dict[tuple[str, str], str]] = {}
-        """What an Envoy that is not the judge refused, by type and name."""
+        self._candidates = Candidates()
         self._up = ClientStream()
         self._cut_off = False
         self._given_up: dict[tuple[str, str], datetime] = {}
@@ -115,9 +103,7 @@ class Exchange:
         """Clusters of which Envoy has only that they do not exist, and which exist now."""
         self._changes: dict[tuple[str, str], Change] = {}
         self.refusals: list[Refusal] = []
-        self._belief = Belief(origin, origin)
-        self._origin_of_good = origin
-        self._guard = ShrinkGuard(lambda type_url: self._shelf(type_url).held, self._belief)
+        self._gate = Gate(self._up, lambda type_url: self._shelf(type_url).held, origin)
         for entry in entries:
             self._restore(entry)
         self._up.want(HOST_CONFIG_TYPE, [HOST_CONFIG_NAME])
@@ -151,22 +137,12 @@ class Exchange:
         if instance is self._judge:
             return
         self._judge = instance
-        self._not_taken.pop(instance, None)
+        self._candidates.forget(instance)
         self._given_up.clear()
 
     def lacks(self, instance: Instance) -> tuple[str, ...]:
         """Say what an Envoy does not have of the listeners and clusters that are accepted; empty if it has all."""
-        down = self._downs.get(instance)
-        if down is None:
-            return ("it has not asked for its configuration",)
-        lacking = [f"it refuses {name}: {why}" for (_, name), why in sorted(self._not_taken.get(instance, {}).items())]
-        for type_url in (CLUSTER_TYPE, LISTENER_TYPE):
-            shelf, held = self._shelf(type_url), down.held(type_url)
-            if not down.settled(type_url):
-                lacking.append(f"it has not taken its {type_url.rpartition('.')[2].lower()}s yet")
-            missing = [name for name in shelf.listed & shelf.good.keys() if held.get(name) != shelf.good[name].version]
-            lacking += [f"it does not have {name}" for name in sorted(missing) if name not in shelf.lingering]
-        return tuple(lacking)
+        return self._candidates.lacks(instance, self._downs.get(instance), self._shelves)
 
     def _mark(self, type_url: str, names: Iterable[str]) -> None:
         told = list(names)
@@ -178,14 +154,13 @@ class Exchange:
     def connected(self) -> list[DeltaDiscoveryRequest]:
         """Open the stream to the controller; return its first requests."""
         self._cut_off = False
-        self._guard.opened()
+        self._gate.opened()
         return self._up.open({type_url: shelf.versions() for type_url, shelf in self._shelves.items()})
 
     def disconnected(self) -> None:
         """Close the stream to the controller; what it is owed is void."""
         self._up.close()
-        self._guard.clear()
-        self._confirmation_not_needed()
+        self._gate.closed()
         for shelf in self._shelves.values():
             shelf.owed.clear()
 
@@ -204,61 +179,45 @@ class Exchange:
         What would take away much of what there is, and nobody explains, is held back and refused; what goes on
         meanwhile is what was. While `undecided`, `decide` is to be called after `shrink.WAIT_S`.
         """
-        if update.type_url == CONFIRMATION_TYPE:
-            return self._confirmed(update)
-        was_held_back = bool(self._guard.reason)
-        parts = self._guard.take(update)
-        for part in parts or ():
+        return self._let_in(*self._gate.take(update))
+
+    def _let_in(self, parts: Iterable[Update], told: list[DeltaDiscoveryRequest]) -> list[DeltaDiscoveryRequest]:
+        for part in parts:
             self._take(part)
-        if was_held_back and not self._guard.reason:
-            return self._confirmation_not_needed()
-        if self._guard.reason and not any(part.nonce for part in parts or ()):
-            told = f"{HELD_BACK}{self._guard.reason}; {CURE}"
-            asked = self._up.want(CONFIRMATION_TYPE, [CONFIRMATION_NAME]), self._up.open_type(CONFIRMATION_TYPE, {})
-            return [ClientStream.nack(update.type_url, update.nonce, told), *filter(None, asked)]
-        return []
+        return told
 
     @property
     def held_back(self) -> str:
         """What the controller would suddenly take away, and is held back; "" for nothing."""
-        return self._guard.reason
+        return self._gate.held_back
 
     @property
     def undecided(self) -> bool:
         """Whether something of the controller's waits for what comes with it."""
-        return self._guard.waits
+        return self._gate.undecided
 
     def opening_over(self) -> None:
         """Take note that the stream to the controller stands since `shrink.OPENING_S`."""
-        self._guard.opening_over()
+        self._gate.opening_over()
 
     def decide(self) -> None:
         """Take what has waited."""
-        for part in self._guard.decide():
-            self._take(part)
+        self._let_in(self._gate.decide(), [])
 
     @property
     def origin(self) -> Origin | None:
         """From which state of its store the controller made what it sent last."""
-        return self._belief.latest
+        return self._gate.origin
 
     def accept(self) -> list[DeltaDiscoveryRequest]:
         """Take what is held back; return what to tell."""
-        for part in self._guard.accept():
-            self._take(part)
-        return self._confirmation_not_needed()
-
-    def _confirmation_not_needed(self) -> list[DeltaDiscoveryRequest]:
-        dropped = self._up.drop(CONFIRMATION_TYPE, [CONFIRMATION_NAME])
-        return [] if dropped is None else [dropped]
-
-    def _confirmed(self, update: Update) -> list[DeltaDiscoveryRequest]:
-        accepted = self.accept() if update.resources else []
-        return [ClientStream.ack(update.type_url, update.nonce), *accepted]
+        return self._let_in(*self._gate.accept())
 
     def _take(self, update: Update) -> None:
         shelf = self._shelf(update.type_url)
         type_url = update.type_url
+        if type_url == HOST_CONFIG_TYPE:
+            self._own_first.is_again = False
         everything = self._up.wants(type_url, WILDCARD)
         if type_url == CLUSTER_TYPE:
             # The endpoints of a cluster that comes (back) are on their way. That there were none was said when it went:
@@ -280,9 +239,7 @@ class Exchange:
             shelf.owed.append(update.nonce)
         shelf.complete = shelf.complete or everything
         self._mark(type_url, names)
-        for refused in self._not_taken.values():
-            for name in names:
-                refused.pop((type_url, name), None)
+        self._candidates.offer(type_url, names)
         if everything:
             for down in self._downs.values():
                 down.mark_all(type_url)
@@ -315,12 +272,21 @@ class Exchange:
         """Return the newest HostConfig; None before the first."""
         return self._shelf(HOST_CONFIG_TYPE).held.get(HOST_CONFIG_NAME)
 
+    def own_in_force(self, own: Resource) -> None:
+        """Say that the agent has applied a HostConfig which is not the newest any more."""
+        shelf = self._shelf(HOST_CONFIG_TYPE)
+        shelf.good[own.name] = own
+        self._to_disk(HOST_CONFIG_TYPE, shelf, own.name)
+
     def own_settled(self, error: str, now: datetime) -> list[DeltaDiscoveryRequest]:
         """Say that the agent has applied (or, with `error`, refused) its HostConfig; return what to tell."""
         shelf = self._shelf(HOST_CONFIG_TYPE)
         if error:
             for name in shelf.fresh:
                 shelf.failures[name] = error
+        self._own_first.is_again = False
+        # What Envoy kept in place of others may have to go now.
+        self._mark(LISTENER_TYPE, self._shelf(LISTENER_TYPE).fresh)
         return self._conclude(HOST_CONFIG_TYPE, shelf, now)
 
     # Envoy's side
@@ -332,7 +298,7 @@ class Exchange:
         """
         self._use_clients = self._use_clients - {instance} | ({instance} if uses_clients else set())
         self._downs[instance] = ServerStream()
-        self._not_taken.pop(instance, None)
+        self._candidates.forget(instance)
         if instance is self._judge:
             self._given_up.clear()
             for shelf in self._shelves.values():
@@ -356,17 +322,17 @@ class Exchange:
         shelf = self._shelf(type_url)
         if instance is self._judge:
             self._heed(received, shelf, now)
-        elif received.nacked is not None and len(received.nacked.names) == 1:
-            self._not_taken.setdefault(instance, {})[type_url, received.nacked.names[0]] = received.nacked.message
-        elif received.acked:
-            for name in received.acked:
-                self._not_taken.get(instance, {}).pop((type_url, name), None)
+        else:
+            self._candidates.heed(instance, received)
         for name in received.subscribed:
             self._given_up.pop((type_url, name), None)
         asked, dropped = received.subscribed, None
         if type_url in BY_PROGRAMS and request.resource_names_subscribe:
             # A name that was given up here and is asked for again by Envoy, which has it still, counts as new.
-            asked, dropped = self._make_room(type_url, shelf, tuple(request.resource_names_subscribe))
+            asked, given_up = make_room(type_url, shelf, self._up, request.resource_names_subscribe, self._max_chosen)
+            for name in given_up:
+                self._forget(type_url, shelf, name)
+            dropped = self._up.drop(type_url, given_up)
         requests = [dropped, self._up.want(type_url, asked), self._up.open_type(type_url, shelf.versions())]
         return [request for request in requests if request is not None]
 
@@ -381,30 +347,6 @@ class Exchange:
         for name in received.unsubscribed:
             if name != WILDCARD:
                 self._given_up[type_url, name] = now
-
-    def _make_room(
-        self, type_url: str, shelf: Shelf, asked: Sequence[str]
-    ) -> tuple[tuple[str, ...], DeltaDiscoveryRequest | None]:
-        """Return which of the names to ask for, and what to tell of others that are given up for them.
-
-        Bounded are those that programs choose. Given up are those that do not exist: Envoy keeps its answer to them,
-        and is not told if that changes.
-        """
-        is_chosen = BY_PROGRAMS[type_url]
-        names = tuple(name for name in asked if not is_chosen(name) or len(name) <= MAX_CHOSEN_CHARS)
-        new = tuple(name for name in names if is_chosen(name) and not self._up.wants(type_url, name))
-        if not new or self._up.count(type_url) + len(new) <= self._max_chosen:
-            return names, None
-        wanted = [name for name in self._up.wanted(type_url) if is_chosen(name)]
-        if len(wanted) + len(new) <= self._max_chosen:
-            return names, None
-        not_there = [name for name in wanted if is_absent(type_url, shelf, name)]
-        for name in not_there:
-            self._forget(type_url, shelf, name)
-        dropped = self._up.drop(type_url, not_there)
-        room = max(self._max_chosen - (len(wanted) - len(not_there)), 0)
-        beyond = frozenset(new[room:])
-        return tuple(name for name in names if name not in beyond), dropped
 
     def _forget_given_up(self, now: datetime) -> list[DeltaDiscoveryRequest]:
         due = [key for key, since in self._given_up.items() if now - since >= GIVEN_UP_AFTER]
@@ -422,16 +364,15 @@ class Exchange:
         if type_url == EXTENSION_TYPE and self._extensions is not None:
             self._extensions.forget(name)
         if shelf.forget(name):
-            self._changes[type_url, name] = Change(type_url, name, None)
+            self._to_disk(type_url, shelf, name)
 
     def pushes(self, instance: Instance = BLUE) -> list[Push]:
         """Return the responses that are due to an Envoy now."""
         down = self._downs.get(instance)
         if down is None:
             return []
-        held_back = _AFTER_OWN if self._shelf(HOST_CONFIG_TYPE).owed else frozenset[str]()
         pushes: list[Push] = []
-        for push in down.pushes(_Served(self, instance, down), held_back):
+        for push in down.pushes(_Served(self, instance, down), self._own_first.held_back):
             if push.type_url == CLUSTER_TYPE:
                 # Envoy warms a changed cluster until it is told the endpoints again, and does not ask for what it has.
                 down.force(ENDPOINT_TYPE, push.names)
@@ -455,7 +396,10 @@ class Exchange:
         return requests
 
     def _is_undecided(self, type_url: str, shelf: Shelf) -> bool:
-        """Tell whether Envoy has not been sent something that came, because what it needs is still being fetched."""
+        """Tell whether Envoy has not been sent something that came: what it needs is being fetched, or it must wait."""
+        if type_url == LISTENER_TYPE:
+            came = (shelf.held[name] for name in shelf.fresh if name in shelf.held)
+            return any(self._own_first.in_place_of(each) for each in came)
         extensions = self._extensions
         if type_url != EXTENSION_TYPE or extensions is None:
             return False
@@ -469,8 +413,8 @@ class Exchange:
             if name in failures and not self._stands_in(type_url, shelf, name, failures[name]):
                 shelf.undo(name)
                 self._tell_others(type_url, name)
-            else:
-                self._accept(type_url, shelf, name)
+            elif shelf.accept(name):
+                self._to_disk(type_url, shelf, name)
         shelf.fresh.clear()
         shelf.failures.clear()
         nonces, shelf.owed = shelf.owed, []
@@ -488,29 +432,21 @@ class Exchange:
         for instance, down in self._downs.items():
             if instance is not self._judge:
                 down.mark(type_url, [name])
-                self._not_taken.get(instance, {}).pop((type_url, name), None)
+                self._candidates.offer(type_url, [name], instance)
 
     def try_again(self) -> None:
-        """Offer Envoy once more what it refused: a certificate that was missing may be there now."""
+        """Offer once more what Envoy refused, or the agent: a certificate that was missing may be there now."""
         for type_url, shelf in self._shelves.items():
             again = shelf.offer_again()
+            if type_url == HOST_CONFIG_TYPE and again:
+                self._own_first.is_again = True
             for down in self._downs.values():
                 if again:
                     down.force(type_url, again)
 
     def has_refused(self) -> bool:
-        """Tell whether there is something that Envoy would not take."""
+        """Tell whether there is something that Envoy, or the agent, would not take."""
         return any(shelf.refused for shelf in self._shelves.values())
-
-    def _accept(self, type_url: str, shelf: Shelf, name: str) -> None:
-        resource = shelf.held.get(name)
-        if resource is None or name in shelf.lingering:
-            if shelf.good.pop(name, None) is not None:
-                self._changes[type_url, name] = Change(type_url, name, None)
-            return
-        shelf.good[name] = resource
-        entry = Entry(type_url, name in shelf.listed, resource)
-        self._changes[type_url, name] = Change(type_url, name, entry)
 
     def _stands_in(self, type_url: str, shelf: Shelf, name: str, message: str) -> bool:
         """Tell whether Envoy gets something else in place of a first configuration of an extension that it refused.
@@ -523,25 +459,21 @@ class Exchange:
         self._extensions.refused(resource, message)
         return True
 
+    def _to_disk(self, type_url: str, shelf: Shelf, name: str) -> None:
+        good = shelf.good.get(name)
+        entry = None if good is None else Entry(type_url, name in shelf.listed, good)
+        self._changes[type_url, name] = Change(type_url, name, entry)
+
     def take_changes(self) -> list[Change]:
         """Return what is to be written to disk since the last call."""
         changes, self._changes = list(self._changes.values()), {}
         return changes
 
     def origin_to_keep(self) -> Origin | None:
-        """Return what the next start has to know of the controller's store; None: nothing explains anything then.
-
-        It is what the accepted resources are of: the next start has no others, and is told the rest again.
-        """
-        known, is_held = self._belief.known, self.undecided or bool(self.held_back)
-        if known is None or is_held or not any(self._is_ahead(type_url) for type_url in WORDS):
-            self._origin_of_good = known
-        return self._origin_of_good
-
-    def _is_ahead(self, type_url: str) -> bool:
-        """Tell whether Envoy has still to accept something of a type that explains itself by its origin."""
-        shelf = self._shelves.get(type_url)
-        return shelf is not None and any(shelf.held.get(name) != shelf.good.get(name) for name in shelf.fresh)
+        """Return what the next start has to know of the controller's store; None: nothing explains anything then."""
+        return self._gate.origin_to_keep(
+            is_ahead=any(shelf.is_ahead for type_url, shelf in self._shelves.items() if type_url in WORDS)
+        )
 
     def return_changes(self, changes: Iterable[Change]) -> None:
         """Take back what could not be written, unless it has changed again meanwhile."""
@@ -600,6 +532,7 @@ class Exchange:
         if type_url == CLUSTER_TYPE and instance is self._judge and self._makes_way(name):
             return Answer(None)
         if type_url == LISTENER_TYPE:
+            resource = self._own_first.in_place_of(resource) or resource
             own = resource if instance in self._use_clients else without_clients(resource)
             return Answer(moved(own, instance))
         return Answer(resource)
@@ -627,7 +560,7 @@ class Exchange:
 
     def _is_led_to(self, name: str, down: ServerStream) -> bool:
         """Tell whether Envoy may call endpoints that are gone: what would lead it elsewhere is held back."""
-        return bool(self._shelf(HOST_CONFIG_TYPE).owed) and name in down.held(ENDPOINT_TYPE)
+        return self._own_first.awaited and name in down.held(ENDPOINT_TYPE)
 
     @staticmethod
     def _takes_away(resource: Resource, down: ServerStream) -> bool:

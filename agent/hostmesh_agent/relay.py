@@ -24,10 +24,14 @@ from google.protobuf.struct_pb2 import Struct
 
 from hostmesh_agent.cache import Cache
 from hostmesh_agent.cold import Cold
-from hostmesh_agent.exchange import CURE, Exchange, Extensions
+from hostmesh_agent.exchange import Exchange, Extensions
+from hostmesh_agent.gate import CURE
+from hostmesh_agent.handshake import WITHIN_S, Upstream, taken
+from hostmesh_agent.overdue import Overdue
 from hostmesh_agent.places import BLUE, GREEN, INSTANCE_METADATA, Doorway, Instance, doorways
 from hostmesh_agent.refusals import Refusal
 from hostmesh_agent.shrink import OPENING_S, WAIT_S
+from hostmesh_agent.state import StateError
 from hostmesh_api.delta import ClientStream, Resource
 from hostmesh_api.v1.hostmesh_pb2 import HostConfig
 from hostmesh_api.wire import (
@@ -48,10 +52,10 @@ PATIENCE_S: Final = 5.0
 """How long the controller may be away before unknown names are answered as absent: longer than its restart."""
 RETRY_FIRST_S: Final = 15.0
 RETRY_LAST_S: Final = 300.0
-"""How long after Envoy refused something it is offered it again: a missing file may be there, a taken port free."""
+"""How long after Envoy refused something it is offered it again: a missing file may be there, a taken port free. The
+agent tries a HostConfig again that it refused: the disk may have room, who is root may answer."""
 
 Context = grpc.aio.ServicerContext[DeltaDiscoveryRequest, bytes]
-Upstream = grpc.aio.StreamStreamCall[DeltaDiscoveryRequest, DeltaDiscoveryResponse]
 
 _log = structlog.get_logger(__name__)
 
@@ -98,6 +102,7 @@ class Relay:
         cold: Cold | None = None,
         accept_after_s: float = 0.0,
         opening_s: float = OPENING_S,
+        taken_within_s: float = WITHIN_S,
         changed: Callable[[], None] = lambda: None,
         reached: Callable[[], None] = lambda: None,
         host_refuses: Callable[[str, Resource], str] = lambda *_: "",
@@ -106,17 +111,19 @@ class Relay:
         """`uses_clients` tells whether an Envoy may use its clients' addresses.
 
         `accept_after_s`: after so long what is held back is taken; 0: never. `opening_s`: after so long a stream has
-        said what is different.
+        said what is different. `taken_within_s`: for so long the controller may take to take a stream.
 
         `changed` is called when the problems of `state` are others, `reached` when the controller is.
         """
         self._cache = cache
         self._cold = cold
-        self._accept_after_s = accept_after_s
+        self._overdue = Overdue(accept_after_s)
         self._opening_s = opening_s
+        self._taken_within_s = taken_within_s
         self._changed = changed
         self._reached = reached
         self._is_holding = False
+        self._is_opening = True
         self._accepting: asyncio.TimerHandle | None = None
         self._uses_clients = uses_clients
         self._deciding: asyncio.TimerHandle | None = None
@@ -192,9 +199,10 @@ class Relay:
         return self._exchange.accepted_resource(type_url, name)
 
     def try_again(self) -> None:
-        """Offer Envoy once more what it refused, now that its files have changed."""
+        """Offer once more what Envoy refused, or the agent, now that files have changed, or time has passed."""
+        own = self._exchange.host_config()
         self._exchange.try_again()
-        self._wake_envoy()
+        self._go_on(own)
 
     def extension_decided(self, name: str) -> None:
         """Offer Envoy an extension's configuration again: what it needs is here now, or something stands for it."""
@@ -283,6 +291,9 @@ class Relay:
     def _settle(self) -> None:
         self._tell(self._exchange.settle(datetime.now(UTC)))
         self._disk.set()
+        self._retry_later()
+
+    def _retry_later(self) -> None:
         if self._retry is None and self._exchange.has_refused():
             self._retry = asyncio.get_running_loop().call_later(self._retry_s, self._retry_refused)
 
@@ -306,7 +317,7 @@ class Relay:
             started = datetime.now(UTC)
             try:
                 await self._stream(impatience)
-            except grpc.aio.AioRpcError as error:
+            except (grpc.aio.AioRpcError, OSError, StateError, sqlite3.Error) as error:
                 self._failed(error)
             finally:
                 self._lost_controller()
@@ -317,11 +328,14 @@ class Relay:
             impatience.start()
             await self._pause(wait_s)
 
-    def _failed(self, error: grpc.aio.AioRpcError) -> None:
-        said = f"{error.code().name}: {error.details() or 'no details'}"
-        if error.code() in _REFUSALS:
+    def _failed(self, error: Exception) -> None:
+        """Note why there is no stream: because of the controller, or of this host (descriptors, disk)."""
+        said, is_refusal = str(error) or type(error).__name__, False
+        if isinstance(error, grpc.aio.AioRpcError):
+            said, is_refusal = f"{error.code().name}: {error.details() or 'no details'}", error.code() in _REFUSALS
+        if is_refusal:
             self._refused = said
-        elif self._refused:
+        elif self._refused and isinstance(error, grpc.aio.AioRpcError | TimeoutError):
             # Another address that is dead says less than the controller that answered.
             said = f"{self._refused} (another address: {said})"
         self._last_error = said
@@ -341,6 +355,8 @@ class Relay:
         self._call = None
         if self._opening is not None:
             self._opening.cancel()
+        self._is_opening = True
+        self._overdue.interrupt(asyncio.get_running_loop().time())
         self._exchange.disconnected()
         self._watch_guard()
         if self._cold is not None:
@@ -359,7 +375,7 @@ class Relay:
             # grpc's stubs miss that without an iterator the call is written to with write().
             call: Upstream = method()  # type: ignore[call-arg]
             self._call = call
-            if not await self._stands(call):
+            if not await taken(call, self._hurry, self._taken_within_s):
                 self._last_error = "reconnecting"
                 return
             self._connected_at = datetime.now(UTC)
@@ -368,7 +384,7 @@ class Relay:
             _log.info("controller connected")
             self._reached()
             opening = self._exchange.connected()
-            self._opening = asyncio.get_running_loop().call_later(self._opening_s, self._exchange.opening_over)
+            self._opening = asyncio.get_running_loop().call_later(self._opening_s, self._opening_over)
             opening[0].node.id = self._host
             opening[0].node.metadata.CopyFrom(self._metadata)
             opening[0].node.metadata[ORIGIN_METADATA] = str(self._exchange.origin or "")
@@ -388,29 +404,6 @@ class Relay:
                 call.cancel()
         if not self._last_error:
             self._last_error = "the controller ended the stream"
-
-    async def _stands(self, call: Upstream) -> bool:
-        """Wait until the controller takes the stream; False where it is given up.
-
-        What is written to a stream that is being refused makes gRPC tell "Internal error from Core" in place of the
-        refusal (measured: half of 1,500 calls). Its own wait outlasts a cancelled call.
-        """
-        stands, hurry = asyncio.ensure_future(self._taken(call)), asyncio.ensure_future(self._hurry.wait())
-        try:
-            await asyncio.wait((stands, hurry), return_when=asyncio.FIRST_COMPLETED)
-            if not hurry.done():
-                await stands
-            return not hurry.done()
-        finally:
-            stands.cancel()
-            hurry.cancel()
-
-    @staticmethod
-    async def _taken(call: Upstream) -> None:
-        await call.wait_for_connection()
-        await call.initial_metadata()
-        # It raises where the stream was refused meanwhile.
-        await call.wait_for_connection()
 
     @staticmethod
     async def _write_controller(call: Upstream, outbox: "asyncio.Queue[DeltaDiscoveryRequest]") -> None:
@@ -442,11 +435,18 @@ class Relay:
         """Take what is held back; return what is lost by that, in words ("": nothing was held back)."""
         reason, own = self._exchange.held_back, self._exchange.host_config()
         self._tell(self._exchange.accept())
+        self._overdue.end()
         self._watch_guard()
         self._go_on(own)
         if reason:
             _log.warning("what was held back is taken", reason=reason)
         return reason
+
+    def _opening_over(self) -> None:
+        self._is_opening = False
+        self._exchange.opening_over()
+        if not self._is_holding:
+            self._overdue.end()
 
     def _watch_guard(self) -> None:
         """Take what is held back by itself if it stays so for long: a host must not miss everything for ever."""
@@ -463,11 +463,15 @@ class Relay:
         self._is_holding = bool(reason)
         if reason:
             _log.error("configuration is held back", reason=reason, cure=CURE)
-            if self._accept_after_s:
-                self._accepting = asyncio.get_running_loop().call_later(self._accept_after_s, self.accept)
-        elif self._accepting is not None:
-            self._accepting.cancel()
-            self._accepting = None
+            loop = asyncio.get_running_loop()
+            in_s = self._overdue.begin(loop.time())
+            self._accepting = None if in_s is None else loop.call_later(in_s, self.accept)
+        else:
+            if self._accepting is not None:
+                self._accepting.cancel()
+                self._accepting = None
+            if not self._is_opening:
+                self._overdue.end()
         self._changed()
 
     def _decide(self) -> None:
@@ -483,19 +487,28 @@ class Relay:
     # The agent's own configuration
 
     async def _apply_own(self) -> None:
+        error = ""
         while True:
             await self._own_changed.wait()
             self._own_changed.clear()
-            config = self.host_config()
-            error = ""
-            if config is not None:
+            own = self._exchange.host_config()
+            before, error = error, ""
+            if own is not None:
                 try:
-                    await self._on_host_config(config)
+                    await self._on_host_config(host_config(own.body))
                 except Exception as refused:
                     error = str(refused) or type(refused).__name__
-                    _log.error("host configuration refused", reason=error, exc_info=refused)
+                    # Told once: it is tried again and again.
+                    if error != before:
+                        _log.error("host configuration refused", reason=error, exc_info=refused)
+            if self._exchange.host_config() is not own:
+                # A newer one came meanwhile, and is next.
+                if own is not None and not error:
+                    self._exchange.own_in_force(own)
+                continue
             self._tell(self._exchange.own_settled(error, datetime.now(UTC)))
             self._disk.set()
+            self._retry_later()
             self._wake_envoy()
 
     # The disk

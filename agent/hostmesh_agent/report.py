@@ -142,7 +142,7 @@ class Reporter:
     """Sends reports until cancelled.
 
     Args:
-        build: makes the report of now; may wait for other threads.
+        build: makes the report of now; may wait for other threads; raises what it likes.
         send: delivers it; raises what it likes, with a bound on its time.
         taken: is told what the controller answered.
     """
@@ -179,9 +179,8 @@ class Reporter:
             await self._wait(self._interval_s if delivered else min(RETRY_S, self._interval_s))
 
     async def _report(self) -> bool:
-        report = await self._build()
         try:
-            response = await self._send(report)
+            response = await self._send(await self._build())
         except Exception as error:
             self._fails(f"{type(error).__name__}: {error}")
             return False

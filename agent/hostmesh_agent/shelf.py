@@ -58,6 +58,19 @@ class Shelf:
             self.listed.discard(name)
         self.lingering.clear()
 
+    @property
+    def is_ahead(self) -> bool:
+        """Whether Envoy has still to accept something."""
+        return any(self.held.get(name) != self.good.get(name) for name in self.fresh)
+
+    def accept(self, name: str) -> bool:
+        """Take note that Envoy accepted what is held of a name, if it is not gone; tell whether that is to be kept."""
+        resource = self.held.get(name)
+        if resource is None or name in self.lingering:
+            return self.good.pop(name, None) is not None
+        self.good[name] = resource
+        return True
+
     def undo(self, name: str) -> None:
         """Go back to what Envoy accepted before, or to nothing."""
         if name in self.held:

@@ -29,13 +29,15 @@ OPENING_S: Final = 10.0
 """How long a stream may take to say how all that is here differs from what there is: five times that wait."""
 
 Aside = dict[str, Resource | None]
+Held = Callable[[str], Mapping[str, Resource]]
+"""Returns what the host has of a type, by name."""
 
 
 @dataclass(slots=True)
 class ShrinkGuard:
-    """What is held back on one stream. `held` returns what the host has of a type, by name."""
+    """What is held back on one stream."""
 
-    held: Callable[[str], Mapping[str, Resource]]
+    held: Held
     belief: Belief = field(default_factory=Belief)
     _lost: str = ""
     """Why all that is aside is held back; "" while it only waits."""

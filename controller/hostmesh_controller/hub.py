@@ -84,7 +84,7 @@ class Connection:
     """Types of which nothing was sent yet since the stream began or a write concerned the host: what operators wrote
     explains the next response."""
     confirmation: Resource | None = None
-    """That an operator wants what the host's agent holds back."""
+    """That an operator wants what the host's agent holds back, for as long as it does."""
     stream: ServerStream = field(default_factory=ServerStream)
     closed: bool = False
     watched: dict[Key, tuple[str, ...]] = field(default_factory=dict)
@@ -292,6 +292,9 @@ class Hub:
                 self._watch(connection, (type_url, name))
         for name in received.unsubscribed:
             self._unwatch(connection, (type_url, name))
+        if type_url == CONFIRMATION_TYPE and CONFIRMATION_NAME in received.unsubscribed:
+            # What was confirmed is over; the next loss is another one.
+            connection.confirmation = None
         if WILDCARD in received.subscribed or received.unsubscribed:
             self._stand(connection)
         _settle(connection)

@@ -120,3 +120,18 @@ async def test_a_report_that_is_not_delivered_is_sent_again_and_the_failure_is_k
     controller.failing = False
     await reporting(reporter, controller, 2)
     assert reporter.failing == ""
+
+
+async def test_a_report_that_cannot_be_made_is_made_again_and_the_failure_is_known() -> None:
+    controller = Controller()
+    known: list[str] = []
+
+    async def build_later() -> HostReport:
+        known.append(reporter.failing)
+        if len(known) == 1:
+            raise OSError("too many open files")
+        return HostReport()
+
+    reporter = Reporter(build_later, controller.send, interval_s=0.01)
+    await reporting(reporter, controller, 2)
+    assert known[:3] == ["", "OSError: too many open files", ""]

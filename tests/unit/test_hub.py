@@ -11,7 +11,15 @@ from structlog.testing import capture_logs
 from golden.objects import mesh_of, obj
 from hostmesh_api.delta import Answer, ClientStream, Push, Source
 from hostmesh_api.origin import Origin
-from hostmesh_api.wire import CLUSTER_TYPE, ENDPOINT_TYPE, HOST_CONFIG_TYPE, LISTENER_TYPE, VIRTUAL_HOST_TYPE
+from hostmesh_api.wire import (
+    CLUSTER_TYPE,
+    CONFIRMATION_NAME,
+    CONFIRMATION_TYPE,
+    ENDPOINT_TYPE,
+    HOST_CONFIG_TYPE,
+    LISTENER_TYPE,
+    VIRTUAL_HOST_TYPE,
+)
 from hostmesh_controller import hub
 from hostmesh_controller.hub import Connection, Hub, TooManyNamesError
 from hostmesh_controller.mesh import Mesh, update
@@ -378,3 +386,19 @@ def test_what_was_written_while_a_host_was_away_explains_also_what_it_asks_for_l
     assert [ClientStream.update(DeltaDiscoveryResponse.FromString(each.data)).origin for each in fleet.take(one)] == [
         Origin("aa", fleet.hub.revision, "00")
     ]
+
+
+def test_a_confirmation_is_for_one_loss_and_not_for_the_next_on_the_same_stream(fleet: Fleet) -> None:
+    one = fleet.connect("one")
+    assert not fleet.hub.confirm("one", NOW), "nothing is held back"
+    fleet.ask(one, CONFIRMATION_TYPE, CONFIRMATION_NAME)
+    assert fleet.take(one) == []
+    assert fleet.hub.confirm("one", NOW)
+    assert names(fleet.take(one)) == [CONFIRMATION_NAME]
+    over = DeltaDiscoveryRequest(type_url=CONFIRMATION_TYPE, resource_names_unsubscribe=[CONFIRMATION_NAME])
+    fleet.hub.receive(one, over, NOW)
+    assert not fleet.hub.confirm("one", NOW)
+    fleet.ask(one, CONFIRMATION_TYPE, CONFIRMATION_NAME)
+    assert fleet.take(one) == [], "nobody wants this one yet"
+    assert fleet.hub.confirm("one", NOW)
+    assert names(fleet.take(one)) == [CONFIRMATION_NAME]

@@ -1,10 +1,12 @@
 """The relay over real gRPC streams: a controller on one unix socket, Envoy's side on another."""
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from errno import EMFILE
 from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
@@ -14,18 +16,20 @@ import grpc
 import pytest
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
 from envoy.service.discovery.v3.discovery_pb2 import Resource as ResourceMessage
+from structlog.testing import capture_logs
 
 from hostmesh_agent.cache import Cache
+from hostmesh_agent.handshake import WITHIN_S
 from hostmesh_agent.relay import RETRY_FIRST_S, Relay
-from hostmesh_agent.shrink import OPENING_S, WAIT_S
+from hostmesh_agent.shrink import OPENING_S
+from hostmesh_agent.state import StateError
 from hostmesh_api.delta import Answer, ClientStream, Resource, ServerStream
-from hostmesh_api.origin import Origin, origin_field, parse_origin
+from hostmesh_api.origin import Origin, origin_field
 from hostmesh_api.v1.hostmesh_pb2 import HostConfig
 from hostmesh_api.wire import (
     ADS_METHOD,
     ADS_SERVICE,
     CLUSTER_TYPE,
-    ENDPOINT_TYPE,
     HOST_CONFIG_TYPE,
     LISTENER_TYPE,
     SECRET_TYPE,
@@ -60,6 +64,8 @@ class Controller:
     origin: Origin | None = None
     refusal: str = ""
     refused: int = 0
+    hangs: bool = False
+    """It takes no stream and refuses none."""
 
     def names(self, type_url: str) -> list[str]:
         return list(self.shelf.get(type_url, {}))
@@ -83,6 +89,8 @@ class Controller:
         if self.refusal:
             self.refused += 1
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, self.refusal)
+        if self.hangs:
+            await asyncio.Event().wait()
         await context.send_initial_metadata(())
         self.stream = stream = ServerStream()
         wake = self.wake = asyncio.Event()
@@ -169,9 +177,15 @@ async def relaying(
     sockets: Iterable[str] = (),
     reached: Callable[[], None] = lambda: None,
     changed: Callable[[], None] = lambda: None,
+    taken_within_s: float = WITHIN_S,
+    before_dial: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[Relay]:
     """`sockets` are where the first connections go, and the last of them all later ones."""
     places = chain(sockets, repeat("controller.sock"))
+
+    def connect() -> grpc.aio.Channel:
+        before_dial()
+        return grpc.aio.insecure_channel(f"unix:{directory / next(places)}")
 
     cache = Cache(directory / "cache")
     relay = Relay(
@@ -180,7 +194,8 @@ async def relaying(
         envoy_uid=-1,
         host="shop",
         node_metadata={"IPV6": True},
-        connect=lambda: grpc.aio.insecure_channel(f"unix:{directory / next(places)}"),
+        connect=connect,
+        taken_within_s=taken_within_s,
         reached=reached,
         changed=changed,
         on_host_config=on_host_config,
@@ -298,6 +313,56 @@ async def test_the_agents_own_configuration_is_applied_and_a_refusal_is_told(
         assert relay.state().refusals[-1].message == "port 22 is not to be captured"
 
 
+async def test_a_host_config_that_could_not_be_applied_is_tried_again_also_without_an_envoy(
+    tmp_path: Path, controller: Controller
+) -> None:
+    tried: list[str] = []
+
+    async def apply(config: HostConfig) -> None:
+        tried.append(config.host)
+        if len(tried) < 3:
+            raise OSError("no space left on device")
+
+    controller.put(HOST_CONFIG_TYPE, host_config("shop", "1"))
+    with capture_logs() as logs:
+        async with controller.running(), relaying(tmp_path, apply, retry_first_s=0.05) as relay:
+            await until(lambda: relay.accepted_version(HOST_CONFIG_TYPE, "self") == "1")
+        assert tried == ["shop"] * 3
+        assert [each["event"] for each in logs].count("host configuration refused") == 1
+        assert [each.error_detail.message for each in controller.requests if each.response_nonce] == [
+            "self: no space left on device"
+        ]
+
+
+async def test_a_host_config_that_came_while_another_was_applied_counts_once_it_is_applied_itself(
+    tmp_path: Path, controller: Controller
+) -> None:
+    begun: list[str] = []
+    may_end = {"old": asyncio.Event(), "new": asyncio.Event()}
+
+    async def apply(config: HostConfig) -> None:
+        begun.append(config.host)
+        await may_end[config.host].wait()
+
+    def newest(relay: Relay) -> str:
+        config = relay.host_config()
+        return "" if config is None else config.host
+
+    controller.put(HOST_CONFIG_TYPE, host_config("old", "1"))
+    async with controller.running(), relaying(tmp_path, apply) as relay:
+        await until(lambda: begun == ["old"])
+        controller.shelf[HOST_CONFIG_TYPE] = {"self": host_config("new", "2")}
+        relay.reconnect()
+        await until(lambda: newest(relay) == "new")
+        may_end["old"].set()
+        await until(lambda: begun == ["old", "new"])
+        assert relay.accepted_version(HOST_CONFIG_TYPE, "self") == "1", "that is in force"
+        assert not any(each.response_nonce for each in controller.requests)
+        may_end["new"].set()
+        await until(lambda: any(each.response_nonce for each in controller.requests))
+        assert relay.accepted_version(HOST_CONFIG_TYPE, "self") == "2"
+
+
 async def test_a_new_envoy_takes_over_from_one_that_hangs(tmp_path: Path, controller: Controller) -> None:
     controller.put(LISTENER_TYPE, resource("in", "1"))
     async with controller.running(), relaying(tmp_path), envoy(tmp_path / "xds.sock") as old:
@@ -359,6 +424,44 @@ async def test_a_connection_that_never_stands_is_given_up_for_another_at_once(
     assert heard == [True]
 
 
+async def test_a_controller_that_never_takes_the_stream_is_given_up_for_another(
+    tmp_path: Path, controller: Controller
+) -> None:
+    hanging = Controller(tmp_path / "hanging.sock", hangs=True)
+    here = relaying(tmp_path, sockets=["hanging.sock"], taken_within_s=0.5)
+    async with hanging.running(), controller.running(), here as relay:
+        await until(lambda: relay.state().last_error == "the controller did not take the stream within 0.5 s")
+        await until(lambda: relay.state().connected)
+
+
+class Failing:
+    """Fails the first time that it is called."""
+
+    def __init__(self, error: Exception) -> None:
+        self._errors = [error]
+
+    def __call__(self) -> None:
+        if self._errors:
+            raise self._errors.pop()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        StateError("/var/lib/hostmesh/identity/key.pem: too many open files"),
+        OSError(EMFILE, "Too many open files"),
+        sqlite3.OperationalError("unable to open database file"),
+    ],
+)
+async def test_a_host_that_cannot_connect_for_a_reason_of_its_own_says_which_and_tries_again(
+    tmp_path: Path, controller: Controller, error: Exception
+) -> None:
+    here = relaying(tmp_path, before_dial=Failing(error), reached=Failing(error))
+    async with controller.running(), here as relay:
+        await until(lambda: relay.state().last_error == str(error))
+        await until(lambda: relay.state().connected and not relay.state().last_error)
+
+
 async def reconnected(relay: Relay, since: datetime | None) -> None:
     relay.reconnect()
     await until(lambda: relay.state().connected and relay.state().since != since)
@@ -371,138 +474,3 @@ async def test_connections_that_are_given_up_one_after_another_wait_for_no_back_
         for _ in range(6):
             await until(lambda: relay.state().connected)
             await reconnected(relay, relay.state().since)
-
-
-LISTENERS = tuple(f"0.0.0.0_{port}" for port in range(9000, 9010))
-
-
-@asynccontextmanager
-async def losing(tmp_path: Path, controller: Controller, accept_after_s: float) -> AsyncIterator[tuple[Relay, Envoy]]:
-    """A relay whose controller has just taken all listeners away."""
-    controller.put(LISTENER_TYPE, *(resource(name, "1") for name in LISTENERS))
-    relaying_here = relaying(tmp_path, accept_after_s=accept_after_s)
-    async with controller.running(), relaying_here as relay, envoy(tmp_path / "xds.sock") as proxy:
-        await proxy.ask(LISTENER_TYPE)
-        await proxy.ack(await proxy.next())
-        await until(lambda: any(each.response_nonce for each in controller.requests))
-        controller.take_away(LISTENER_TYPE)
-        yield relay, proxy
-
-
-def held_back(controller: Controller) -> list[str]:
-    return [each.error_detail.message for each in controller.requests if each.HasField("error_detail")]
-
-
-async def test_a_sudden_loss_is_refused_told_and_taken_when_the_owner_of_the_host_says_so(
-    tmp_path: Path, controller: Controller
-) -> None:
-    async with losing(tmp_path, controller, accept_after_s=0) as (relay, proxy):
-        await until(lambda: bool(held_back(controller)))
-        assert "10 of 10 listeners would go at once" in held_back(controller)[0]
-        (problem,) = relay.state().problems
-        assert "hostmesh-agent config accept" in problem
-        assert relay.accept() == "10 of 10 listeners would go at once"
-        response = await proxy.next()
-        assert sorted(response.removed_resources) == sorted(LISTENERS)
-        assert relay.state().problems == ()
-        assert relay.accept() == ""
-
-
-async def test_a_loss_that_nobody_speaks_of_is_taken_after_a_while(tmp_path: Path, controller: Controller) -> None:
-    async with losing(tmp_path, controller, accept_after_s=0.2) as (relay, proxy):
-        response = await proxy.next()
-        assert sorted(response.removed_resources) == sorted(LISTENERS)
-        assert held_back(controller)
-        assert relay.state().problems == ()
-
-
-def told(controller: Controller) -> Origin | None:
-    """What the agent said of the controller's store when it opened its last stream."""
-    said = [each.node.metadata["origin"] for each in controller.requests if each.HasField("node")]
-    return parse_origin(str(said[-1]))
-
-
-async def test_what_is_known_of_the_store_outlives_the_agent_and_explains_a_loss_or_does_not(
-    tmp_path: Path, controller: Controller
-) -> None:
-    everything = [resource(f"c{number}", "1") for number in range(9)]
-    controller.put(CLUSTER_TYPE, *everything)
-    controller.origin = Origin("aa", 7, "00")
-    async with controller.running():
-        async with relaying(tmp_path) as relay, envoy(tmp_path / "xds.sock") as proxy:
-            await proxy.ask(CLUSTER_TYPE)
-            await proxy.ack(await proxy.next())
-            await until(lambda: relay.state().accepted.get(CLUSTER_TYPE) == 9)
-        controller.shelf[CLUSTER_TYPE] = {}
-        async with relaying(tmp_path) as relay:
-            await until(lambda: any("held back" in each for each in relay.state().problems))
-            assert told(controller) == controller.origin
-            controller.put(CLUSTER_TYPE, *everything)
-            await until(lambda: not relay.state().problems)
-        controller.shelf[CLUSTER_TYPE] = {}
-        controller.origin = Origin("aa", 8, "00", is_written=True)
-        async with relaying(tmp_path) as relay, envoy(tmp_path / "xds.sock") as proxy:
-            await proxy.ask(CLUSTER_TYPE)
-            await until(lambda: bool(controller.requests[-1].response_nonce))
-            assert not relay.state().problems, "an operator wrote it"
-
-
-async def test_what_nobody_explains_and_is_not_much_waits_a_moment(tmp_path: Path, controller: Controller) -> None:
-    controller.put(CLUSTER_TYPE, resource("a", "1"), resource("b", "1"))
-    controller.origin = Origin("aa", 7, "00")
-    async with controller.running(), relaying(tmp_path), envoy(tmp_path / "xds.sock") as proxy:
-        await proxy.ask(CLUSTER_TYPE)
-        await proxy.ack(await proxy.next())
-        began_s = asyncio.get_running_loop().time()
-        controller.take_away(CLUSTER_TYPE)
-        assert sorted((await proxy.next()).removed_resources) == ["a", "b"]
-        assert asyncio.get_running_loop().time() - began_s >= WAIT_S / 2
-
-
-async def test_endpoints_that_change_on_a_stream_that_stands_for_long_do_not_wait(
-    tmp_path: Path, controller: Controller
-) -> None:
-    controller.put(ENDPOINT_TYPE, resource("a", "1"))
-    controller.origin = Origin("aa", 7, "00")
-    async with controller.running():
-        async with relaying(tmp_path) as relay, envoy(tmp_path / "xds.sock") as proxy:
-            await proxy.ask(ENDPOINT_TYPE, "a")
-            await proxy.ack(await proxy.next())
-            await until(lambda: relay.accepted_version(ENDPOINT_TYPE, "a") == "1")
-        controller.requests.clear()
-        async with relaying(tmp_path, opening_s=0.0), envoy(tmp_path / "xds.sock") as proxy:
-            await proxy.ask(ENDPOINT_TYPE, "a")
-            await proxy.ack(await proxy.next())
-            await until(lambda: any(each.type_url == ENDPOINT_TYPE for each in controller.requests))
-            began_s = asyncio.get_running_loop().time()
-            controller.put(ENDPOINT_TYPE, resource("a", "2"))
-            assert [each.version for each in (await proxy.next()).resources] == ["2"]
-            assert asyncio.get_running_loop().time() - began_s < WAIT_S / 2
-
-
-def _has_grown(controller: Controller, refused: int) -> bool:
-    return len(held_back(controller)) > refused
-
-
-async def test_what_is_held_back_for_ever_is_told_once_and_so_is_its_end(
-    tmp_path: Path, controller: Controller
-) -> None:
-    changes: list[str] = []
-    controller.put(LISTENER_TYPE, *(resource(name, "1") for name in LISTENERS))
-    async with (
-        controller.running(),
-        relaying(tmp_path, accept_after_s=0, changed=lambda: changes.append("")) as relay,
-        envoy(tmp_path / "xds.sock") as proxy,
-    ):
-        await proxy.ask(LISTENER_TYPE)
-        await proxy.ack(await proxy.next())
-        await until(lambda: relay.state().accepted.get(LISTENER_TYPE) == len(LISTENERS))
-        controller.take_away(LISTENER_TYPE)
-        await until(lambda: len(held_back(controller)) == 1)
-        for number in range(3):
-            refused = len(held_back(controller))
-            controller.put(LISTENER_TYPE, resource(LISTENERS[0], f"new {number}"))
-            await until(partial(_has_grown, controller, refused))
-        assert len(changes) == 1
-        relay.accept()
-        assert len(changes) == 2

@@ -184,7 +184,8 @@ def test_what_was_lost_and_comes_back_ends_it_without_a_word_to_envoy() -> None:
 def test_a_loss_that_an_operator_confirms_is_taken() -> None:
     made = exchange()
     lost(made)
-    made.update(Update(CONFIRMATION_TYPE, "c1", (encoded(CONFIRMATION_NAME, Cluster()),), ()))
+    told = made.update(Update(CONFIRMATION_TYPE, "c1", (encoded(CONFIRMATION_NAME, Cluster()),), ()))
+    assert [list(each.resource_names_unsubscribe) for each in told] == [[], [CONFIRMATION_NAME]], "it is for this loss"
     assert not made.held_back
     (push,) = made.pushes()
     assert sorted(push.removed) == sorted(NAMES[:10])

@@ -173,7 +173,7 @@ def test_programs_that_require_the_mesh_are_not_restarted_with_the_agent() -> No
 def test_a_host_drains_at_its_shutdown_and_never_because_something_restarts_services() -> None:
     unit = section(UNITS / "hostmesh-drain.service", "Unit")
     assert unit["RefuseManualStop"] == "yes"
-    assert {"multi-user.target", "hostmesh-agent.service"} <= set(unit["After"].split())
+    assert {"multi-user.target", "graphical.target", "hostmesh-agent.service"} <= set(unit["After"].split())
     assert "hostmesh-drain.service" in section(UNITS / "hostmesh-agent.service", "Unit")["Wants"].split()
 
 

@@ -311,10 +311,10 @@ def test_a_connection_stays_with_the_old_envoy_for_the_drain_time_and_ends_then(
     try:
         assert upgrade(lab, "server", *binary(lab, "server", before="# drains")) == ""
         before = time.time()
-        while lab.agent("server")["envoy"]["stage"] == "probation":
+        while (stage := lab.agent("server")["envoy"]["stage"]) == "probation":
             before = time.time()
         draining_by = time.time()
-        assert lab.agent("server")["envoy"]["stage"] == "draining"
+        assert stage == "draining"
         found = json.loads(talk.communicate(timeout=DRAIN_S + 30)[0])
     finally:
         talk.kill()

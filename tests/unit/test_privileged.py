@@ -307,7 +307,7 @@ def logged(**request: Any) -> str:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         command = [sys.executable, "-m", "hostmesh_agent.privileged"]
-        process = subprocess.Popen(command, stdin=theirs, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command, stdin=theirs.fileno(), stderr=subprocess.PIPE, text=True)
         ours.sendall(json.dumps(request).encode() + b"\n")
         _, text = process.communicate(timeout=30)
     return text

@@ -77,13 +77,16 @@ class Text:
     as_root: bool = False
 
 
-def write(config: AgentConfig, config_file: Path, bundle: Bundle) -> int:
-    """Put everything into the bundle; return in how many places something was hidden. What fails says so inside."""
+def write(config: AgentConfig, config_file: Path, bundle: Bundle, config_problem: str = "") -> int:
+    """Put everything into the bundle; return in how many places something was hidden. What fails says so inside.
+
+    `config_problem` is why the file is refused; "" if it is not.
+    """
     until = time.monotonic() + WITHIN_S
     with standing_in.for_a_while(config.state_dir, able=True):
         redactor = Redactor(secrets(config))
     told = []
-    for text in texts(config, config_file):
+    for text in texts(config, config_file, config_problem):
         began = time.monotonic()
         if began > until:
             told.append(f"{text.name}: left out, {WITHIN_S:g} s are over")
@@ -118,11 +121,11 @@ def secrets(config: AgentConfig) -> Iterator[bytes]:
                     yield data
 
 
-def texts(config: AgentConfig, config_file: Path) -> Iterator[Text]:
+def texts(config: AgentConfig, config_file: Path, config_problem: str = "") -> Iterator[Text]:
     """Yield what is told, the most telling first."""
     yield Text("versions.txt", _versions)
     yield Text("status.json", lambda: _status(config))
-    yield Text("doctor.json", lambda: json.dumps(listed_findings(config), indent=1))
+    yield Text("doctor.json", lambda: json.dumps(listed_findings(config, config_problem), indent=1))
     yield Text("config/agent.toml", lambda: _read(config_file))
     yield Text("rules/hostmesh.txt", capture.show)
     for directory in _envoy_directories(config):

@@ -111,6 +111,8 @@ class Certificates:
         self._issue = issue
         self._now = now
         self._lock = asyncio.Lock()
+        self._refused_pem = b""
+        """The roots that were offered last, where they were refused."""
 
     async def apply(self, want: Wanted) -> Held:
         """Make sure that every identity has a good SVID and the roots are those of the bundle.
@@ -155,6 +157,26 @@ class Certificates:
             await asyncio.to_thread(self._put, identity, svid)
             return svid
 
+    async def found(self, identity: Identity) -> Svid | None:
+        """Return the SVID on disk if it is good by now, None if not. Nobody is asked.
+
+        One that was not good when it was looked at first can be: the clock was wrong then.
+
+        Raises:
+            StateError: the disk refuses.
+        """
+        async with self._lock:
+            return await asyncio.to_thread(lambda: self._good_one(identity, self._put_roots(self._refused_pem)))
+
+    async def follow_refused_roots(self) -> tuple[str, ...]:
+        """Take the roots that were refused, if they are usable by now; return those that are trusted.
+
+        Raises:
+            StateError: the host's own identity is damaged.
+        """
+        async with self._lock:
+            return await asyncio.to_thread(lambda: roots(self._put_roots(self._refused_pem)))
+
     async def sweep(self, want: Wanted) -> tuple[str, ...]:
         """Remove the directories of identities that are wanted no more; return their names.
 
@@ -191,16 +213,21 @@ class Certificates:
         bundle_pem = self._put_roots(want.bundle_pem)
         svids: dict[str, Svid] = {}
         for identity in want.identities:
-            svid = self._read(identity, bundle_pem)
+            svid = self._good_one(identity, bundle_pem)
             if svid is not None:
                 svids[identity.uri] = svid
-                try:
-                    # Also what a crash between two files left out.
-                    self._put(identity, svid)
-                except StateError as error:
-                    # It is there and good: a full disk takes it from nobody.
-                    _log.error("certificate_not_written", spiffe_id=identity.uri, reason=str(error))
         return svids, roots(bundle_pem)
+
+    def _good_one(self, identity: Identity, bundle_pem: bytes) -> Svid | None:
+        svid = self._read(identity, bundle_pem)
+        if svid is not None:
+            try:
+                # Also what a crash between two files left out.
+                self._put(identity, svid)
+            except StateError as error:
+                # It is there and good: a full disk takes it from nobody.
+                _log.error("certificate_not_written", spiffe_id=identity.uri, reason=str(error))
+        return svid
 
     def _read(self, identity: Identity, bundle_pem: bytes) -> Svid | None:
         data = self._tree.read(identity.slug, SVID_FILE)
@@ -224,11 +251,13 @@ class Certificates:
         """
         files = self._state.files()
         bundle_pem = files.bundle_pem
+        self._refused_pem = b""
         if offered_pem and offered_pem != bundle_pem:
             try:
                 checked(files.key_pem, files.chain_pem, offered_pem, self._state.host().identity, self._now())
             except SvidError as error:
                 _log.error("bundle_refused", reason=str(error))
+                self._refused_pem = offered_pem
             else:
                 bundle_pem = self._kept_bundle(offered_pem, files.bundle_pem)
         try:

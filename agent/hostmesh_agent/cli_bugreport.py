@@ -28,7 +28,7 @@ def _bugreport(options: argparse.Namespace, config: AgentConfig) -> int:
     named = options.config or Path(os.environ.get(configuration.ENVIRONMENT) or configuration.DEFAULT_PATH)
     try:
         with bundle.new(path, name) as opened:
-            hidden = bugreport.write(config, named, opened)
+            hidden = bugreport.write(config, named, opened, getattr(options, "config_problem", ""))
     except OSError as error:
         print(f"hostmesh-agent: {path}: {error.strerror}", file=sys.stderr)
         return 1

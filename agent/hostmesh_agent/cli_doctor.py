@@ -37,11 +37,11 @@ def _doctor(options: argparse.Namespace, config: AgentConfig) -> int:
     return 0 if healthy else 1
 
 
-def listed_findings(config: AgentConfig) -> list[dict[str, str]]:
-    """Examine the host and return the findings as documents."""
+def listed_findings(config: AgentConfig, config_problem: str = "") -> list[dict[str, str]]:
+    """Examine the host and return the findings as documents; `config_problem` is why agent.toml is refused, or ""."""
     from hostmesh_agent.doctor import visit
 
-    return [told(each) for each in visit.examine(config)]
+    return [told(each) for each in visit.examine(config, config_problem)]
 
 
 def of_agent(status: Any) -> list[dict[str, str]]:

@@ -58,6 +58,7 @@ class Identities:
         self._host_renewed = host_renewed
         self._refused_replaced = refused_replaced
         self._rotation = Rotation(now)
+        self._look_at_roots = asyncio.Event()
         self._missing: dict[str, str] = {}
         self._roots: tuple[str, ...] = ()
         self._replaced: dict[str, Replaced] = {}
@@ -68,14 +69,17 @@ class Identities:
         """Enrolments of certificates that Envoy may have connections of."""
 
     async def run(self) -> None:
-        await self._rotation.run()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._rotation.run())
+            group.create_task(self._follow_roots())
 
     async def tried(self) -> None:
         """Wait until each certificate that was missing at the start was asked for once."""
         await self._rotation.tried()
 
     def look_again(self) -> None:
-        """Look at once at what is due: the clock was set, or the machine has slept."""
+        """Look at once at what is due, and at what was not good: the clock was set, or the machine has slept."""
+        self._look_at_roots.set()
         self._rotation.look_again()
 
     def validities(self) -> Mapping[str, Validity]:
@@ -149,10 +153,27 @@ class Identities:
         """Remove the certificates that nobody uses any more; call it when Envoy has let go of them."""
         await self._certificates.sweep(want)
 
+    async def _follow_roots(self) -> None:
+        while True:
+            await self._look_at_roots.wait()
+            self._look_at_roots.clear()
+            try:
+                self._roots = await self._certificates.follow_refused_roots()
+            except Exception as error:
+                # Whatever it was: a loop that ends ends the host's identity.
+                log.exception("roots not looked at", reason=str(error))
+            self._changed()
+
     async def _renew(self, identity: Identity) -> Validity:
         before = self.validities().get(identity.uri)
-        svid = await self._certificates.renew(identity)
-        renewed = _validity(svid)
+        # Where there is none, one may be on disk that was not good by the clock of then.
+        svid = None if before is not None else await self._certificates.found(identity)
+        if svid is None:
+            svid = await self._certificates.renew(identity)
+            renewed = _validity(svid)
+        else:
+            _, enrolment = await asyncio.to_thread(self._own)
+            renewed = replace(_validity(svid), stale=svid.enrolment != enrolment)
         self._note_replaced(identity, before, renewed)
         self._changed()
         self._in_use[identity.uri] = svid.enrolment

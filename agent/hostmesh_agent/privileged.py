@@ -49,6 +49,9 @@ _OFF: Final = ("default-route", "llmnr", "mdns", "dnsovertls", "dnssec")
 _DOMAIN: Final = re.compile(r"~?(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]{0,62})(\.[a-z0-9_]([a-z0-9_-]{0,62}))*")
 _MAX_DOMAINS: Final = 256
 _MAX_WORDS: Final = 256
+_QUIET: Final = ("show-envoy", "ssh-servers", "holders", "probe")
+"""What only looks, or is asked for every few seconds: it leaves no line in the journal where it succeeds."""
+_MOST_TOLD: Final = 200
 _ENVIRONMENT: Final = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "LC_ALL": "C",
@@ -116,22 +119,33 @@ def is_envoy(status: str, cgroup: str, uid: int) -> bool:
 
 def put_names() -> Reply:
     """Put Envoy before the resolvers of resolv.conf."""
+    before = _resolv_conf()
     try:
         state = Resolver(RESOLV_CONF, KEPT).apply()
     except ResolverError as error:
         return {"error": str(error)}
-    return {"in_place": state.in_place, "detail": state.detail}
+    return {"in_place": state.in_place, "detail": state.detail, "changed": _resolv_conf() != before}
 
 
 def take_names() -> Reply:
     """Take it out of there."""
+    before = _resolv_conf()
     try:
         Resolver(RESOLV_CONF, KEPT).restore()
     except ResolverError as error:
         return {"error": str(error)}
     with suppress(OSError):
         KEPT.rmdir()
-    return {}
+    return {"changed": _resolv_conf() != before}
+
+
+def _resolv_conf() -> tuple[int, int] | None:
+    """Return what tells one file from another that took its place; None: there is none."""
+    try:
+        found = RESOLV_CONF.lstat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def tell_resolved(what: object, values: object) -> Reply:
@@ -308,16 +322,39 @@ def read_line(connection: socket.socket) -> bytes:
     return data
 
 
+def line_of(who: str, line: bytes, reply: Reply) -> str:
+    """Return the line of an act for the journal, as systemd takes it from stderr; "" for what is not told."""
+    verb, asked = "", ""
+    with suppress(ValueError, RecursionError):
+        request = json.loads(line)
+        if isinstance(request, dict) and isinstance(request.get("verb"), str):
+            verb = request.pop("verb")
+            asked = json.dumps(request)
+            asked = f"{verb} {asked if len(asked) <= _MOST_TOLD else asked[:_MOST_TOLD] + '…'}: "
+    if "error" in reply:
+        told = f"<5>{who}: {asked}{reply['error']}"
+    elif verb in _QUIET or reply.get("changed") is False:
+        return ""
+    else:
+        told = f"<6>{who}: {asked}{'nothing to do' if reply.get('done') is False else 'done'}"
+    return "".join(each if each.isprintable() else " " for each in told)
+
+
 def main() -> NoReturn:
     os.umask(0o022)
     connection = socket.socket(fileno=0)
-    uid = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))[1]
+    pid, uid, _ = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    asked = b""
     try:
-        reply = answer(read_line(connection)) if may_ask(uid) else {"error": f"refused: uid {uid} may not ask"}
+        if may_ask(uid):
+            asked = read_line(connection)
+            reply = answer(asked)
+        else:
+            reply = {"error": f"refused: uid {uid} may not ask"}
     except RefusedError as error:
         reply = {"error": f"refused: {error}"}
-    if "error" in reply:
-        print(f"<5>uid {uid}: {reply['error']}", file=sys.stderr)
+    if told := line_of(f"uid {uid}, process {pid}", asked, reply):
+        print(told, file=sys.stderr, flush=True)
     try:
         connection.settimeout(REQUEST_WITHIN_S)
         connection.sendall(json.dumps(reply).encode() + b"\n")

@@ -42,7 +42,21 @@ _END: Final = re.compile(r"-----END [A-Z ]*PRIVATE KEY-----")
 _BEFORE_END: Final = re.compile(r"(?:[nr]\\|[A-Za-z0-9+/=\s])*")
 """Of a key whose begin was cut off, read backwards."""
 _LONGEST_KEY: Final = 1 << 14
-_HEADER: Final = re.compile(rf"(?i)(\b(?:{_HEADERS})\\?[\"']?\s*[:=]\s*)(\\?[\"'](?:[^\"'\\\n]|\\[^\"'])*|[^\n]+)")
+_QUOTE: Final = r"\\{0,3}[\"']"
+"""Inside of a string of JSON, which may be in another one, it has backslashes before it."""
+_VALUE: Final = r"(\\{1,3}[\"'](?:[^\"'\\\n]|\\+[^\"'\\])*|\"(?:[^\"\\\n]|\\.)*\"?|'(?:[^'\\\n]|\\.)*'?|[^\n]+)"
+"""Of a header; without quotes all that is left of the line."""
+_HEADER: Final = re.compile(rf"(?i)(\b(?:{_HEADERS})(?:{_QUOTE})?\s*[:=]\s*){_VALUE}")
+# As Envoy logs headers, one a line: 'cookie', 'a='b'', with nothing before a quote that is in the value.
+_LISTED: Final = re.compile(
+    rf"(?i)({_QUOTE}(?:{_HEADERS}|{_NAMES}){_QUOTE},\s*)"
+    r"('[^\n]*|\"(?:[^\"\\\n]|\\.)*\"(?!\s*:)|\\{1,3}[\"'](?:[^\"'\\\n]|\\+[^\"'\\])*\\+[\"'](?!\s*:))"
+)
+# As Envoy's configuration, messages as text and its traces have them, maybe on two lines: key: "x-token" value: "...".
+_PAIR: Final = re.compile(
+    rf"(?i)(\b(?:key|name)(?:{_QUOTE})?\s*[:=]\s*(?:{_QUOTE})?(?:{_HEADERS}|{_NAMES})(?![\w.-])"
+    rf"[\s\w,:=\"'\\{{\[-]{{0,120}}?\b(?:(?:raw_)?value|exact|prefix|suffix|contains|regex)(?:{_QUOTE})?\s*[:=]\s*){_VALUE}"
+)
 _NAMED: Final = re.compile(
     rf"(?i)((?<![\w.-]){_NAMES}\\?[\"']?\s*[:=]\s*)(\"(?:[^\"\\\n]|\\.)*\"?|'[^'\n]*'?|[^\s,;}}\]]+)"
 )
@@ -77,6 +91,7 @@ class Redactor:
         for shape in _SHAPES:
             text = self._hide(shape, text)
         text = self._without_ends(text)
+        text = _PAIR.sub(self._value, text)
         text = "\n".join(map(self._line, text.split("\n")))
         return _RUN.sub(self._run, text)
 
@@ -84,7 +99,7 @@ class Redactor:
         """Hide values of what is named like a secret. Looked for in few lines only: the patterns are slow."""
         lower = line.lower()
         if any(word in lower for word in _WORDS):
-            for named in (_HEADER, _NAMED):
+            for named in (_LISTED, _HEADER, _NAMED):
                 line = named.sub(self._value, line)
         if '"' in line:
             line, found = _JWK.subn(rf'\1"{HIDDEN}"', line)

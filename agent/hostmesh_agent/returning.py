@@ -93,8 +93,10 @@ class Returning:
     def _look(self) -> None:
         if self._connected():
             self._away_since, self._failure, self._refused, self.problem = None, None, False, ""
-        elif self._away_since is None:
-            self._away_since = self._now()
+        else:
+            # A clock that was set back since then: the loss cannot be later than now.
+            now = self._now()
+            self._away_since = now if self._away_since is None else min(self._away_since, now)
 
     async def _ask_if_due(self) -> None:
         try:

@@ -408,6 +408,8 @@ class Agent:
         if went.slept:
             self._relay.reconnect()
         self._identities.look_again()
+        if self._workload_api is not None:
+            self._workload_api.look_again()
         self._something_changed()
 
     # Configuration

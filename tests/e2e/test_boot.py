@@ -142,12 +142,8 @@ def _reported_since(lab: Lab, moment: datetime) -> bool:
     return datetime.fromisoformat(shown["last_report_at"]) > moment
 
 
-@pytest.mark.skipif(FAKETIME is None, reason="needs faketime")
-@pytest.mark.parametrize("days", [400, -400])
-def test_a_host_that_boots_with_a_wrong_clock_says_so_and_goes_on_without_a_visit_once_it_is_right(
-    lab: Lab, days: int
-) -> None:
-    identity = lab.exec("server", "sha256sum", f"{STATE}/identity/key.pem").stdout
+def boot_with_clock(lab: Lab, days: int) -> None:
+    """Start the server's agent anew with a clock that is wrong by so many days, until CLOCK says otherwise."""
     lab.verb("stop", "agent/server")
     lab.put("server", CLOCK, f"{days:+d}d")
     environment = (
@@ -158,6 +154,39 @@ def test_a_host_that_boots_with_a_wrong_clock_says_so_and_goes_on_without_a_visi
         "FAKETIME_DONT_RESET=1",
     )
     lab.detach("server", "env", *environment, "hostmesh-agent", "run")
+
+
+def without_certificate(lab: Lab) -> list[str]:
+    return [each["name"] for each in lab.agent("server")["certificates"] if not each.get("not_after")]
+
+
+@pytest.mark.skipif(FAKETIME is None, reason="needs faketime")
+def test_a_wrong_clock_and_no_controller_at_boot_leave_a_host_without_certificates_only_until_the_clock_is_right(
+    lab: Lab,
+) -> None:
+    lab.verb("stop", "controller")
+    boot_with_clock(lab, -400)
+    try:
+        eventually(lambda: "clock.behind" in codes(lab), "the alarm is up", timeout_s=30)
+        assert without_certificate(lab)
+        lab.put("server", CLOCK, "+0d")
+        eventually(lambda: not without_certificate(lab), "certificates are those on disk", timeout_s=60)
+        assert not lab.agent("server")["controller"]["connected"]
+    finally:
+        lab.verb("stop", "agent/server", check=False)
+        lab.exec("server", "rm", "-f", CLOCK)
+        lab.verb("start", "controller")
+        lab.verb("start", "agent/server")
+    eventually(lambda: lab.agent("server")["controller"]["connected"], "the controller is back", timeout_s=60)
+
+
+@pytest.mark.skipif(FAKETIME is None, reason="needs faketime")
+@pytest.mark.parametrize("days", [400, -400])
+def test_a_host_that_boots_with_a_wrong_clock_says_so_and_goes_on_without_a_visit_once_it_is_right(
+    lab: Lab, days: int
+) -> None:
+    identity = lab.exec("server", "sha256sum", f"{STATE}/identity/key.pem").stdout
+    boot_with_clock(lab, days)
     code = "clock.certificate-ended" if days > 0 else "clock.behind"
     try:
         eventually(lambda: code in codes(lab), f"the alarm {code} is up", timeout_s=30)

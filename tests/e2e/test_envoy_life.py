@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
@@ -13,6 +14,7 @@ from e2e.driver import PROGRAMS, PYTHON, Lab, eventually, new_lab
 
 BINARY = "/var/lib/hostmesh-test/envoy"
 KINDS = 8
+DRAIN_S = 12
 STAGES = ("warming", "probation", "draining")
 PATIENCE = r"s/^\[envoy\]/&\nrehearsal_s = 2\nprobation_s = 4\nhung_after_s = 3/"
 
@@ -20,7 +22,7 @@ MESH = """
 apiVersion: hostmesh.io/v1
 kind: MeshConfig
 metadata: {{name: default}}
-spec: {{defaultConfig: {{drainDuration: 12s}}}}
+spec: {{defaultConfig: {{drainDuration: {drain_s}s}}}}
 ---
 apiVersion: v1
 kind: Service
@@ -90,7 +92,7 @@ def lab() -> Iterator[Lab]:
         lab.detach("server", "python3", str(PROGRAMS / "http_echo.py"), "8095", "stock")
         for kind, port in (("tcp", "9000"), ("grpc", "9090"), ("ws", "9070")):
             lab.detach("server", *program, kind, "one", port)
-        lab.apply(MESH.format(server=lab.ip("server")))
+        lab.apply(MESH.format(server=lab.ip("server"), drain_s=DRAIN_S))
         for host in ("client", "server"):
             lab.exec(host, "sed", "-i", PATIENCE, "/etc/hostmesh/agent.toml")
             lab.verb("restart", f"agent/{host}")
@@ -278,3 +280,48 @@ def test_a_drained_host_is_called_by_nobody_until_it_is_undrained(lab: Lab) -> N
         talk.communicate()
         lab.exec("server", "hostmesh-agent", "undrain")
     eventually(lambda: lab.curl("client", "http://stock:8095/").status == 200, "it is called again")
+
+
+LONG_TALK = """
+import json, socket, sys, time
+answers, last = 0, 0.0
+with socket.create_connection(("lines", 9000)) as talk, talk.makefile("rw") as heard:
+    talk.settimeout(5)
+    print(heard.readline(), end="", flush=True)
+    try:
+        while True:
+            heard.write("x\\n")
+            heard.flush()
+            if not heard.readline():
+                break
+            answers, last = answers + 1, time.time()
+            time.sleep(0.1)  # not a wait: how often it says something
+    except ConnectionError:
+        pass
+    print(json.dumps({"answers": answers, "last": last, "ended": time.time()}), flush=True)
+"""
+
+
+def test_a_connection_stays_with_the_old_envoy_for_the_drain_time_and_ends_then(lab: Lab) -> None:
+    """The machine's clock is the lab's: times of both are compared."""
+    steady(lab, "server")
+    talk = lab.popen("client", "python3", "-c", LONG_TALK)
+    assert talk.stdout is not None
+    assert talk.stdout.readline() == "220 one\n"
+    try:
+        assert upgrade(lab, "server", *binary(lab, "server", before="# drains")) == ""
+        before = time.time()
+        while (stage := lab.agent("server")["envoy"]["stage"]) == "probation":
+            before = time.time()
+        draining_by = time.time()
+        assert stage == "draining"
+        found = json.loads(talk.communicate(timeout=DRAIN_S + 30)[0])
+    finally:
+        talk.kill()
+        talk.communicate()
+    # It began between the two; the agent looks every second.
+    assert found["last"] >= before + DRAIN_S - 0.5, found
+    assert found["ended"] <= draining_by + DRAIN_S + 8, found
+    assert found["ended"] - found["last"] < 2, "it was answered to the end"
+    assert steady(lab, "server")["pid"]
+    assert lab.curl("client", "http://stock:8095/").status == 200

@@ -1,15 +1,18 @@
 """Who is who by cgroup, in a real kernel: Envoy and units; nobody passes for another by user, group, mark or port."""
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from golden.live import envoy_binary
 from hostmesh_agent import cgroup
 from hostmesh_agent.capture import Caller, Capture, CaptureRequest, HostFloor, Scope, nft, show
 from hostmesh_agent.capture.callers import envoy_in
@@ -126,6 +129,68 @@ def test_envoy_is_who_is_in_its_cgroup_and_nobody_else(servers: Servers, hierarc
     for group in (program, None):
         for uid, gid, mark in ((ENVOY_UID, 0, 0), (0, ENVOY_UID, 0), (0, 0, ENVOY_UID), (0, 0, 1337), (0, 0, 0)):
             assert call(group, uid=uid, gid=gid, mark=mark) == CAPTURED
+
+
+_TCP_PROXY = "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy"
+_PROXY = {"name": "tcp", "typed_config": {"@type": _TCP_PROXY, "stat_prefix": "in", "cluster": "peer"}}
+_AT_PEER = {"endpoint": {"address": {"socket_address": {"address": PEER[0], "port_value": 80}}}}
+_PEERS = {"cluster_name": "peer", "endpoints": [{"lb_endpoints": [_AT_PEER]}]}
+_IN = {"name": "in", "address": {"pipe": {"path": "in.sock"}}, "filter_chains": [{"filters": [_PROXY]}]}
+_CLUSTER = {"name": "peer", "type": "STATIC", "load_assignment": _PEERS}
+ONE_PROXY = json.dumps({"static_resources": {"listeners": [_IN], "clusters": [_CLUSTER]}})
+
+
+def through_a_real_envoy(group: Path, uid: int, directory: Path) -> str:
+    """Run Envoy's very binary in the group, as the user, and return who answers what it calls at PEER."""
+    directory.mkdir()
+    (directory / "envoy.json").write_text(ONE_PROXY)
+    os.chown(directory, uid, uid)
+    program = ["--config-path", "envoy.json", "--disable-hot-restart", "--concurrency", "1", "--log-level", "off"]
+    become = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", str(envoy_binary()), *program]
+    script = 'echo 0 > "$1/cgroup.procs" && shift && exec "$@"'
+    process = subprocess.Popen(["sh", "-c", script, "sh", str(group), *become], cwd=directory)
+    try:
+        return asyncio.run(heard_at(directory / "in.sock"))
+    finally:
+        process.kill()
+        process.wait()
+
+
+async def heard_at(place: Path) -> str:
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                reader, writer = await asyncio.open_unix_connection(str(place))
+            except OSError:
+                await asyncio.sleep(0.05)
+                continue
+            try:
+                return (await reader.read(200)).decode()
+            finally:
+                writer.close()
+
+
+@each_backend
+def test_envoys_very_binary_is_captured_like_any_program_outside_of_its_cgroup(
+    servers: Servers, hierarchy: Path
+) -> None:
+    envoy = EnvoyGroup(hierarchy)
+    assert Capture().apply(REQUEST, floor(envoy)).state == "on"
+    own = Path(envoy.prepare("blue"))
+    program = made(hierarchy, "system.slice", "program.service")
+    with tempfile.TemporaryDirectory(prefix="hm-") as directory:
+        Path(directory).chmod(0o711)
+        found = {
+            (group, uid): through_a_real_envoy(group, uid, Path(directory, f"{group.name}-{uid}"))
+            for group in (own, program)
+            for uid in (ENVOY_UID, 77)
+        }
+    assert found == {
+        (own, ENVOY_UID): "peer",
+        (own, 77): "peer",
+        (program, ENVOY_UID): CAPTURED,
+        (program, 77): CAPTURED,
+    }
 
 
 @each_backend

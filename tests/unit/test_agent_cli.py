@@ -5,13 +5,14 @@ import os
 import socket
 import subprocess
 import sys
+import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 import pki
-from hostmesh_agent import cli, hold, lock
+from hostmesh_agent import bugreport, cli, hold, lock
 from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.lock import LockedError
 from hostmesh_api.joinstring import JoinString
@@ -74,6 +75,7 @@ def test_a_host_that_has_not_joined_says_so_and_how(config: Path, capsys: pytest
 
 HOLDER = """
 import sys
+import tarfile
 from pathlib import Path
 from hostmesh_agent import lock
 with lock.held(Path(sys.argv[1])):
@@ -225,3 +227,18 @@ def test_what_cannot_wait_is_done_though_agent_toml_is_refused(
         assert "did you mean 'exclude_inbound_ports'?" in capsys.readouterr().err
     assert [each.floor.mtls_ports for each in seen] == [(8443,)] * 3
     assert cli.call(["--config", str(config), "leave"]) == 2
+
+
+def test_a_bugreport_says_that_the_owners_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "agent.toml"
+    config.write_text(f'state_dir = "{tmp_path}/state"\nrun_dir = "{tmp_path}/run"\nenvoi = 1\n')
+    # Rules and logs of the machine are nothing of this.
+    monkeypatch.setattr(bugreport, "COMMANDS", {})
+    report = tmp_path / "report.tar.gz"
+    assert cli.call(["--config", str(config), "bugreport", "--output", str(report)]) == 0
+    with tarfile.open(report) as opened:
+        (name,) = (each for each in opened.getnames() if each.endswith("/doctor.json"))
+        file = opened.extractfile(name)
+        assert file is not None
+        found = {each["code"]: each["what"] for each in json.load(file)}
+    assert found["HM-A107"] == f"{config}: envoi: unknown key; did you mean 'envoy'?"

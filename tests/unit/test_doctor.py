@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hostmesh_agent import cli
+from hostmesh_agent import cli, cli_envoy
 from hostmesh_agent.capture.led import Led
 from hostmesh_agent.cli_doctor import listed, table
 from hostmesh_agent.config import AgentConfig
@@ -27,6 +27,7 @@ from hostmesh_agent.doctor.facts import (
 )
 from hostmesh_agent.doctor.look_mesh import foreign_chains
 from hostmesh_agent.name_findings import NameFinding
+from hostmesh_controller.config import Config as ControllerConfig
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 IDENTITY = IdentityFacts(
@@ -275,3 +276,14 @@ def test_a_controller_of_another_root_is_told_from_one_that_speaks_no_tls() -> N
     assert (unknown.code, other.code) == ("HM-N102", "HM-N102")
     assert "older than the last `hostmesh ca revoke`" in unknown.cure
     assert other.cure == BY_CODE["HM-N102"].cure
+
+
+def test_the_cure_for_settings_that_need_another_envoy_is_the_change_that_costs_no_request() -> None:
+    cure = BY_CODE["HM-E105"].cure
+    assert cure == "hostmesh-agent envoy upgrade"
+    assert cli._parser().parse_args(cure.split()[1:]).verb is cli_envoy._upgrade
+
+
+def test_the_cure_for_a_dead_address_of_the_controller_is_where_hosts_learn_addresses() -> None:
+    assert "`addresses` in controller.toml" in BY_CODE["HM-N104"].cure
+    assert "addresses" in {each.name for each in dataclasses.fields(ControllerConfig)}

@@ -197,11 +197,13 @@ def test_the_resolvers_file_is_the_hosts_and_what_is_put_there_is_our_own(
     path.write_text("nameserver 192.0.2.53\n")
     monkeypatch.setattr(privileged, "RESOLV_CONF", path)
     monkeypatch.setattr(privileged, "KEPT", tmp_path / "kept")
-    assert ask(verb="put-names") == {"in_place": True, "detail": ""}
+    assert ask(verb="put-names") == {"in_place": True, "detail": "", "changed": True}
+    assert ask(verb="put-names") == {"in_place": True, "detail": "", "changed": False}
     assert dns.has_mesh(path.read_text())
     assert ask(verb="put-names", text="nameserver 203.0.113.1")["error"].startswith("refused: ")
     assert ask(verb="put-names", path="/etc/passwd")["error"].startswith("refused: ")
-    assert ask(verb="take-names") == {}
+    assert ask(verb="take-names") == {"changed": True}
+    assert ask(verb="take-names") == {"changed": False}
     assert path.read_text() == "nameserver 192.0.2.53\n"
     assert not (tmp_path / "kept").exists()
 
@@ -298,6 +300,63 @@ def test_over_a_connection_it_is_the_kernel_that_says_who_asks(served: Path) -> 
             os._exit(0 if "uid 65534 may not ask" in str(error) else 2)
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def logged(**request: Any) -> str:
+    """Return what the journal of a host has of one act, done by a process of its own."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        command = [sys.executable, "-m", "hostmesh_agent.privileged"]
+        process = subprocess.Popen(command, stdin=theirs.fileno(), stderr=subprocess.PIPE, text=True)
+        ours.sendall(json.dumps(request).encode() + b"\n")
+        _, text = process.communicate(timeout=30)
+    return text
+
+
+def test_each_act_leaves_a_line_of_who_asked_for_what_and_what_came_of_it() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    line = logged(verb="signal-envoy", pid=ended.pid, number="TERM")
+    said = f'signal-envoy {{"pid": {ended.pid}, "number": "TERM"}}: nothing to do'
+    assert line == f"<6>uid 0, process {os.getpid()}: {said}\n"
+    said = 'stop-envoy {"instance": "ssh"}: refused: instance: is neither blue nor green'
+    assert logged(verb="stop-envoy", instance="ssh") == f"<5>uid 0, process {os.getpid()}: {said}\n"
+
+
+def test_what_only_looks_and_is_asked_again_and_again_leaves_no_line() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    assert logged(verb="ssh-servers") == ""
+    assert logged(verb="holders", inodes=[1]) == ""
+
+
+@pytest.mark.parametrize(
+    ("request_", "reply", "line"),
+    [
+        ({"verb": "stop-envoy", "instance": "blue"}, {"said": ""}, '<6>W: stop-envoy {"instance": "blue"}: done'),
+        ({"verb": "put-names"}, {"in_place": True, "changed": True}, "<6>W: put-names {}: done"),
+        ({"verb": "put-names"}, {"in_place": True, "changed": False}, ""),
+        ({"verb": "take-names"}, {"changed": True}, "<6>W: take-names {}: done"),
+        ({"verb": "take-names"}, {"changed": False}, ""),
+        ({"verb": "probe", "command": ["true"]}, {"code": 0}, ""),
+        ({"verb": "probe", "command": ["true"]}, {"error": "x"}, '<5>W: probe {"command": ["true"]}: x'),
+        ({"verb": "stop\n<5>W: x"}, {"error": "refused: a\nb"}, "<5>W: stop <5>W: x {}: refused: a b"),
+    ],
+)
+def test_the_line_of_an_act(request_: dict[str, Any], reply: dict[str, Any], line: str) -> None:
+    assert privileged.line_of("W", json.dumps(request_).encode() + b"\n", reply) == line
+
+
+def test_no_line_is_without_end_and_no_bytes_make_two() -> None:
+    domains = [f"d{number}.example" for number in range(256)]
+    asked = json.dumps({"verb": "tell-resolved", "what": "domain", "values": domains}).encode()
+    line = privileged.line_of("W", asked, {"said": ""})
+    assert line.endswith("…: done")
+    assert len(line) < 400
+    for data in (b"", b"[]", b"{", b'{"verb": 1}', b"\xff\n\n", b"[" * 9999):
+        assert privileged.line_of("W", data, {"error": "refused"}) == "<5>W: refused"
 
 
 def test_whose_a_socket_is_is_told_for_sockets_alone(served: Path) -> None:

@@ -364,6 +364,28 @@ async def test_an_agent_that_is_refused_says_so_and_asks_rarely(controller: Cont
     task.cancel()
 
 
+async def test_a_clock_that_is_set_back_does_not_put_off_the_coming_back(controller: Controller, joined: State) -> None:
+    controller.store.forget_host("web-1")
+    clock = [pki.now() + timedelta(hours=9)]
+    looks = 0
+
+    def connected() -> bool:
+        nonlocal looks
+        looks += 1
+        return False
+
+    returning = Returning(joined, connected, lambda: clock[0], lambda _: None, look_s=0.001)
+    task = asyncio.create_task(returning.run())
+    await until(lambda: looks >= 2)
+    assert not returning.problem
+    clock[0] -= timedelta(hours=9)
+    seen = looks
+    await until(lambda: looks >= seen + 2)
+    clock[0] += AWAY
+    await until(lambda: bool(returning.problem))
+    task.cancel()
+
+
 async def test_a_controller_that_gives_another_name_is_not_believed(controller: Controller, joined: State) -> None:
     other = replace(joined.host(), host="web-2")
     joined.save_host(other)

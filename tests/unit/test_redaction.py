@@ -2,11 +2,17 @@
 
 import base64
 import json
+import socket
+import subprocess
+import time
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
 from hostmesh_agent.keys import key_pem, new_key
 from hostmesh_agent.redaction import HIDDEN, Redactor
+from unit.test_agent_certs import BOUND_S, envoy_binary, typed
 
 CANARY = "Zq8vK2nRt5yWcanary"
 KEY = key_pem(new_key())
@@ -64,6 +70,21 @@ def test_a_key_of_this_host_is_found_in_every_form(form: str) -> None:
         f"-----BEGIN EC PRIVATE KEY-----\n{CANARY}\n-----END EC PRIVATE KEY-----",
         f"-----BEGIN RSA PRIVATE KEY-----\\n{CANARY}\\n-----END RSA PRIVATE KEY-----",
         "k3" + CANARY * 3,
+        # As Envoy logs headers (debug, trace), and as its bootstrap and the text of a message have them.
+        f"'authorization', 'ApiKey {CANARY}'",
+        f"'cookie', 'a='b'; sid={CANARY}'",
+        f"'set-cookie', 'sid={CANARY}; Path=/'",
+        f"'x-csrf-token', '{CANARY}'",
+        f'"x-api-key", "a\\"{CANARY}"',
+        json.dumps({"said": f'["x-api-key", "{CANARY}"]'}),
+        f"completed header: key=X-Api-Key value=ApiKey {CANARY}",
+        f'{{"key": "x-api-key", "value": "{CANARY}"}}',
+        f'{{"append": false, "key": "x-api-key", "raw_value": "{CANARY}"}}',
+        json.dumps({"header": {"key": "x-token", "value": f'"{CANARY}'}}, indent=1),
+        json.dumps({"said": json.dumps({"key": "x-token", "value": CANARY})}),
+        f'header {{\n  key: "x-token"\n  value: "{CANARY}"\n}}',
+        f'{{"name": "x-api-key", "string_match": {{"exact": "{CANARY}"}}}}',
+        f'headers {{\n  name: "cookie"\n  string_match {{\n    contains: "{CANARY}"\n  }}\n}}',
     ],
 )
 def test_what_looks_like_a_secret_is_hidden_whoever_owns_it(line: str) -> None:
@@ -83,6 +104,10 @@ def test_what_looks_like_a_secret_is_hidden_whoever_owns_it(line: str) -> None:
         "type.googleapis.com/envoy.config.listener.v3.Listener",
         "spiffe://cluster.local/ns/default/sa/web",
         '"not_after": "2026-01-02T03:04:05+00:00"',
+        "'content-type', 'application/json'",
+        '{"key": "x-request-id", "value": "0f8fad5b-d9cb-469f-a165-70867728950e"}',
+        '{"name": "x-api-key", "present_match": true}',
+        "completed header: key=X-Request-Id value=5",
         "ip saddr 10.0.0.0/8 tcp dport 80 redirect to :15001",
     ],
 )
@@ -101,3 +126,81 @@ def test_a_piece_of_a_keys_base64_is_found_however_it_lies_in_what_was_encoded(s
     piece = encoded[80:110]
     assert piece not in Redactor([KEY]).clean(f"id={piece}")
     assert Redactor([]).clean(f"id={piece}") == f"id={piece}"
+
+
+def bootstrap() -> str:
+    """Return that of an Envoy that calls itself, and adds secrets to what passes."""
+    added = {"header": {"key": "x-token", "value": f"to-{CANARY}"}}
+    cookies = [
+        {"header": {"key": "set-cookie", "value": f"sid={CANARY}; Path=/"}},
+        {"header": {"key": "x-api-key", "value": f"from-{CANARY}"}},
+    ]
+    routes = [
+        {"match": {"path": "/end"}, "direct_response": {"status": 200}, "response_headers_to_add": cookies},
+        {
+            "match": {"prefix": "/"},
+            "route": {"cluster": "itself", "prefix_rewrite": "/end"},
+            "request_headers_to_add": [added],
+        },
+    ]
+    manager = typed(
+        "filters.network.http_connection_manager.v3.HttpConnectionManager",
+        stat_prefix="in",
+        route_config={"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": routes}]},
+        http_filters=[{"name": "router", "typed_config": typed("filters.http.router.v3.Router")}],
+    )
+    pipe = {"pipe": {"path": "in.sock"}}
+    listener = {
+        "name": "in",
+        "address": pipe,
+        "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
+    }
+    itself = {
+        "name": "itself",
+        "type": "STATIC",
+        "load_assignment": {
+            "cluster_name": "itself",
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": pipe}}]}],
+        },
+    }
+    document = {"static_resources": {"listeners": [listener], "clusters": [itself]}}
+    return json.dumps(document, sort_keys=True, indent=1)
+
+
+def test_what_a_real_envoy_logs_of_headers_holds_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # the name of a socket must be short
+    Path("bootstrap.json").write_text(bootstrap())
+    asked = "\r\n".join(
+        [
+            *("GET / HTTP/1.1", "Host: x", "Connection: close"),
+            *(f"Cookie: a='b'; sid={CANARY}", f"Authorization: ApiKey {CANARY}", f"X-Auth-Token: it's\"{CANARY}"),
+            *("", ""),
+        ]
+    )
+    with ExitStack() as stack:
+        log = stack.enter_context(Path("log").open("wb"))
+        command = [str(envoy_binary()), "-c", "bootstrap.json", "--disable-hot-restart", "--concurrency", "1"]
+        process = subprocess.Popen([*command, "-l", "trace"], stdout=log, stderr=log)
+        stack.callback(process.wait, BOUND_S)
+        stack.callback(process.terminate)
+        answered = b""
+        until = time.monotonic() + BOUND_S
+        while not answered:
+            assert time.monotonic() < until
+            with socket.socket(socket.AF_UNIX) as caller:
+                caller.settimeout(BOUND_S)
+                try:
+                    caller.connect("in.sock")
+                except OSError:
+                    time.sleep(0.02)
+                    continue
+                caller.sendall(asked.encode())
+                while some := caller.recv(65536):
+                    answered += some
+        assert answered.startswith(b"HTTP/1.1 200 ")
+        assert answered.count(CANARY.encode()) == 2
+    logged = Path("log").read_text()
+    for form in (f"'cookie', 'a='b'; sid={CANARY}'", f"key=Authorization value=ApiKey {CANARY}"):
+        assert form in logged
+    for text in (logged, Path("bootstrap.json").read_text()):
+        assert CANARY not in Redactor([]).clean(text)

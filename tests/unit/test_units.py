@@ -21,15 +21,28 @@ EXPOSURE = {
     "hostmesh-guard.service": 3.2,
     "hostmesh-privileged@.service": 3.3,
     "hostmesh-ready.service": 1.4,
+    "hostmesh-upgrade-recover.service": 5.4,
+    "hostmesh-upgrade@.service": 5.4,
 }
 """At most, of 10. For comparison: systemd-networkd has 2.8, nginx and haproxy 9.6.
 
 What the agent's unit does without, and why. It has the host's network, its rules and its processes, which are its work:
 PrivateNetwork=, RestrictAddressFamilies=, CAP_NET_ADMIN, ProtectProc=, ProcSubset=, IPAddressDeny=.
+
+What upgrades do without. A package manager also ends what it was interrupted in, so the scripts and triggers that run
+may be any package's. They write all of the system (ProtectSystem=, ProtectKernelModules=, which hides
+/usr/lib/modules from initramfs; PrivateDevices= from grub; ProtectKernelTunables= from triggers of sysctl.d and
+udev), give files owners, modes, set-user-ID and capabilities (CAP_CHOWN, CAP_FOWNER, CAP_DAC_*, CAP_FSETID,
+CAP_SETFCAP, CAP_MKNOD, CAP_LINUX_IMMUTABLE, RestrictSUIDSGID=), become other users (apt's _apt, man: CAP_SETUID,
+CAP_SETGID, CAP_AUDIT_WRITE), change domain and label under SELinux (NoNewPrivileges=, CAP_MAC_*), look whom to
+restart (needrestart: CAP_SYS_PTRACE, CAP_KILL, ProtectProc=), and rpm's plugins unshare mounts and network and write
+what is protected (CAP_SYS_ADMIN, @mount, mnt and net of RestrictNamespaces=). They run whatever compiles at run time
+(MemoryDenyWriteExecute=) and fetch (PrivateNetwork=).
 """
 AS_ROOT = {"hostmesh-agent.service": 3.9}
 """With what is in as-root/. It runs as root, so that it starts Envoy as another user, signals it, and owns its files;
 and Envoy may be started within the unit's limits (the drop-in says which)."""
+_CLOSES = re.compile("(Capability|Lock|NoNew|Private|Protect|Restrict|SystemCall)[A-Za-z]*=")
 needs_systemd = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
 
 
@@ -81,6 +94,13 @@ def test_the_units_are_as_closed_as_was_said(units: Path, name: str) -> None:
     found = re.search(r"Overall exposure level for \S+: ([0-9.]+)", done.stdout)
     assert found is not None, done.stderr
     assert float(found[1]) <= EXPOSURE[name]
+
+
+def test_an_upgrade_that_a_boot_interrupted_ends_as_closed_as_it_was() -> None:
+    both = [(UNITS / f"hostmesh-upgrade{each}.service").read_text() for each in ("@", "-recover")]
+    closed = [[line for line in text.splitlines() if _CLOSES.match(line)] for text in both]
+    assert closed[0] == closed[1]
+    assert len(closed[0]) > 12
 
 
 @needs_systemd
@@ -153,7 +173,7 @@ def test_programs_that_require_the_mesh_are_not_restarted_with_the_agent() -> No
 def test_a_host_drains_at_its_shutdown_and_never_because_something_restarts_services() -> None:
     unit = section(UNITS / "hostmesh-drain.service", "Unit")
     assert unit["RefuseManualStop"] == "yes"
-    assert {"multi-user.target", "hostmesh-agent.service"} <= set(unit["After"].split())
+    assert {"multi-user.target", "graphical.target", "hostmesh-agent.service"} <= set(unit["After"].split())
     assert "hostmesh-drain.service" in section(UNITS / "hostmesh-agent.service", "Unit")["Wants"].split()
 
 

@@ -51,6 +51,10 @@ class Serving:
             group.create_task(self._svids.run(), name="workload certificates")
             group.create_task(self._api.run(), name="workload api")
 
+    def look_again(self) -> None:
+        """Look at once at what is due and at what is missing: the clock was set, or the machine has slept."""
+        self._svids.look_again()
+
     def status(self) -> dict[str, Any]:
         """Return what the agent's status says of it."""
         return {

@@ -85,14 +85,27 @@ class WorkloadSvids:
         """Fetch and renew what is due, until cancelled."""
         await self._rotation.run()
 
+    def look_again(self) -> None:
+        """Look at once at what is due and at what is missing: the clock was set, or the machine has slept."""
+        self._rotation.look_again()
+
     async def _renew(self, identity: WorkloadIdentity) -> Validity:
-        svid = await self._issue(identity.uri)
-        await asyncio.to_thread(self._tree.write, identity.slug, SVID_FILE, svid.one_file)
+        svid = await self._found(identity)
+        if svid is None:
+            svid = await self._issue(identity.uri)
+            await asyncio.to_thread(self._tree.write, identity.slug, SVID_FILE, svid.one_file)
         self.bundle_pem = (await asyncio.to_thread(self._state.files)).bundle_pem
         if self.identities is not None and identity in self.identities:
             self._svids[identity.uri] = svid
             self._changed()
         return Validity(svid.serial, svid.not_before, svid.not_after)
+
+    async def _found(self, identity: WorkloadIdentity) -> Svid | None:
+        """Return what is on disk and good by now, where there is none: it may not have been by the clock of then."""
+        if self.validities().get(identity.uri) is not None:
+            return None
+        bundle_pem = (await asyncio.to_thread(self._state.files)).bundle_pem
+        return (await asyncio.to_thread(self._read, [identity], bundle_pem)).get(identity.uri)
 
     def _changed(self) -> None:
         self.change.set()

@@ -325,11 +325,12 @@ def _copy_attributes(path: Path, descriptor: int) -> None:
     except FileNotFoundError:
         os.fchmod(descriptor, 0o644)
         return
-    os.fchown(descriptor, status.st_uid, status.st_gid)
-    os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
     with suppress(OSError):  # a file system without them, or a label that only its policy may set
         for name in os.listxattr(path):
             os.setxattr(descriptor, name, os.getxattr(path, name))
+    # The owner last: once it is another's, it takes more rights to change the rest.
+    os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
+    os.fchown(descriptor, status.st_uid, status.st_gid)
 
 
 def _write_in_place(path: Path, data: bytes) -> None:

@@ -1,6 +1,9 @@
 """The resolver's file: every text comes back byte for byte, whatever happens in between."""
 
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -228,3 +231,29 @@ def test_a_directory_that_cannot_be_written_is_an_error_with_its_cure(tmp_path: 
     resolver = Resolver(Path("/proc/self/resolv.conf"), tmp_path)
     with pytest.raises(ResolverError, match=r"cannot change /proc/self/resolv\.conf"):
         resolver.apply()
+
+
+_APPLY = """
+import sys
+from pathlib import Path
+from hostmesh_agent.dns import Resolver
+resolver = Resolver(Path(sys.argv[1]), Path(sys.argv[2]))
+assert resolver.apply().in_place
+resolver.restore()
+"""
+
+
+def test_a_file_of_another_user_stays_his_without_the_right_to_act_for_owners(path: Path, tmp_path: Path) -> None:
+    if os.geteuid() != 0 or shutil.which("setpriv") is None:
+        pytest.skip("needs root and setpriv")
+    make(path, "plain")
+    os.chown(path, 65534, 65534)
+    os.setxattr(path, "user.note", b"kept")
+    before = snapshot(path)
+    # As the privileged part has it: CHOWN, and not FOWNER.
+    kept = ["setpriv", "--bounding-set", "-fowner,-fsetid,-dac_override"]
+    command = [*kept, sys.executable, "-c", _APPLY, str(path), str(tmp_path / "state")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert snapshot(path) == before
+    assert os.getxattr(path, "user.note") == b"kept"

@@ -171,11 +171,11 @@ class Resolver:
         A file in its place would be taken by systemd-resolved for a list of servers, ours among them, and not be
         forgotten when the link is back (measured with 252).
         """
-        return os.fspath(self._path.resolve()) == _UPLINK
+        return os.path.realpath(self._path) == _UPLINK
 
     def names_resolved(self) -> bool:
         """Return whether the file sends programs to systemd-resolved: it stays as it is."""
-        target = self._path.resolve()
+        target = self._target()
         return is_stub(target, _read(target) or "")
 
     def apply(self) -> ResolverState:
@@ -233,9 +233,14 @@ class Resolver:
         """Return why the file is not ours to change, "" if it is."""
         if self.names_uplink() or self.names_resolved():
             return f"{self._path} names systemd-resolved, which is told by other means"
-        if self._path.is_symlink() and _read(self._path.resolve()) is None:
-            return f"{self._path} is a link to {self._path.readlink()}, which is not there"
+        if self._path.is_symlink() and _read(self._target()) is None:
+            there = "leads in a circle" if self._target().is_symlink() else "is not there"
+            return f"{self._path} is a link to {self._path.readlink()}, which {there}"
         return ""
+
+    def _target(self) -> Path:
+        """Return where the file is, links followed. Unlike Path.resolve it bears links that lead in a circle."""
+        return Path(os.path.realpath(self._path))
 
     def _current(self) -> Original:
         link = os.fspath(self._path.readlink()) if self._path.is_symlink() else ""
@@ -312,6 +317,10 @@ def _read(path: Path) -> str | None:
         return path.read_bytes().decode(errors="surrogateescape")  # any bytes come back as they were
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return None
+        raise
 
 
 def _bytes(text: str) -> bytes:

@@ -257,3 +257,14 @@ def test_a_file_of_another_user_stays_his_without_the_right_to_act_for_owners(pa
     assert (done.returncode, done.stderr) == (0, "")
     assert snapshot(path) == before
     assert os.getxattr(path, "user.note") == b"kept"
+
+
+def test_a_link_that_leads_in_a_circle_is_left_alone(path: Path, resolver: Resolver) -> None:
+    path.symlink_to("resolv.conf")
+    for state in (resolver.apply(), resolver.check()):
+        assert (state.in_place, "in a circle" in state.detail) == (False, True)
+    assert not resolver.names_resolved()
+    assert not resolver.names_uplink()
+    assert resolver.writer() == ""
+    resolver.restore()
+    assert str(path.readlink()) == "resolv.conf"

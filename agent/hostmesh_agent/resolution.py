@@ -7,6 +7,7 @@ asks: then programs go past it, and the owner hears what to do.
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +21,8 @@ _PAST_RESOLVED: Final = (
     "programs read from resolv.conf which servers systemd-resolved asks, and ask those; have them ask it: "
     "ln -sf ../run/systemd/resolve/stub-resolv.conf /etc/resolv.conf"
 )
+DANGLES_FOR_S: Final = 30.0
+"""After which a link to a file that is not there is its owner's will: at boot the network writes it a moment later."""
 _SHOWN: Final = 3
 _CURES: Final = {
     "NetworkManager": "write dns=none into [main] of NetworkManager.conf, or let it use systemd-resolved",
@@ -55,6 +58,7 @@ class Resolution:
         self._now = now
         self._repairs = Repairs()
         self._written = False
+        self._dangles_since: float | None = None
 
     def put(self, names: MeshNames) -> ResolverState:
         """Have mesh names answered by Envoy, if they are not already; what another tool changed is put right.
@@ -64,17 +68,31 @@ class Resolution:
         """
         split = self._put_split(names)
         if self._resolver.names_uplink():
-            return ResolverState(in_place=False, detail=_PAST_RESOLVED)
+            failed = split.detail if split and not split.in_place else ""
+            detail = "; ".join(filter(None, [failed, _PAST_RESOLVED]))
+            return ResolverState(in_place=False, detail=detail, left_alone=not failed)
         if self._resolver.names_resolved():
             return split or ResolverState(in_place=False, detail=_absent())
         state = self._resolver.check()
-        if not state.in_place:
+        if self._dangles():
+            return replace(state, left_alone=False)
+        if not state.in_place and not state.left_alone:
             waits = self._rewritten() if self._written else ""
             if waits:
                 return ResolverState(in_place=False, detail=waits)
             state = self._apply()
             self._written = state.in_place
-        return ResolverState(state.in_place, state.detail or (split.detail if split else ""))
+        return replace(state, detail=state.detail or (split.detail if split else ""))
+
+    def _dangles(self) -> bool:
+        """Tell whether the file is a link to what is not there, and has not been for long."""
+        if not self._path.is_symlink() or self._path.exists():
+            self._dangles_since = None
+            return False
+        now = self._now()
+        if self._dangles_since is None:
+            self._dangles_since = now
+        return now - self._dangles_since < DANGLES_FOR_S
 
     def _rewritten(self) -> str:
         """Note that another program wrote the file after us; return why it is not put right now, "" if it is."""

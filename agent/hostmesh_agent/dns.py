@@ -243,6 +243,13 @@ class Resolver:
         if os.path.lexists(self._backup):
             self._acting(self._backup.unlink)
 
+    def holds_ours(self) -> bool:
+        """Tell whether `restore` would change the file, or remove something beside it; copies are not looked at."""
+        if os.path.lexists(self._fresh_place()):
+            return True
+        current = self._current()
+        return not current.link and current.text is not None and without_mesh(current.text) != Original(current.text)
+
     def _why_left_alone(self) -> str:
         """Return why the file is not ours to change, "" if it is."""
         if self.names_uplink() or self.names_resolved():
@@ -315,8 +322,11 @@ class Resolver:
                 raise
             _write_in_place(self._path, data)
 
+    def _fresh_place(self) -> Path:
+        return self._path.with_name(f".{self._path.name}.hostmesh")
+
     def _fresh(self) -> Path:
-        fresh = self._path.with_name(f".{self._path.name}.hostmesh")
+        fresh = self._fresh_place()
         # Of a run that was killed. Where the directory cannot be written even removing nothing is refused.
         if os.path.lexists(fresh):
             self._acting(fresh.unlink)

@@ -5,6 +5,7 @@ is there). But the file stays where it names systemd-resolved, and where it list
 asks: then programs go past it, and the owner hears what to do.
 """
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from hostmesh_agent import name_link, resolved, rights
-from hostmesh_agent.dns import Resolver, ResolverError, ResolverState
+from hostmesh_agent.dns import BACKUP_NAME, ROOTS_COPY, Resolver, ResolverError, ResolverState
 from hostmesh_agent.mesh_names import MeshNames
 from hostmesh_agent.repairs import Repairs
 
@@ -156,8 +157,12 @@ class Resolution:
             raise ResolverError(str(error)) from error
 
     def _take(self) -> None:
+        here = rights.here()
+        # Who helps is a process of root's each time, and this is done at every step.
+        if here.helped and not self._resolver.holds_ours() and not os.path.lexists(ROOTS_COPY / BACKUP_NAME):
+            return
         try:
-            rights.here().take_names(self._path, self._resolver.restore)
+            here.take_names(self._path, self._resolver.restore)
         except rights.RightsError as error:
             raise ResolverError(str(error)) from error
 

@@ -1,13 +1,16 @@
 """What of name resolution is left alone, what is waited for, and whose help is asked for when."""
 
+import json
+import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from hostmesh_agent import dns
+from hostmesh_agent import dns, privileged, resolution, rights
 from hostmesh_agent.dns import has_mesh
 from hostmesh_agent.mesh_names import MeshNames
 from hostmesh_agent.resolution import DANGLES_FOR_S, Resolution
@@ -79,3 +82,79 @@ def test_an_immutable_file_is_left_alone_and_said_to_be_that(host: Host) -> None
     with immutable(host.path):
         assert host.put() == dns.ResolverState(in_place=True)
     assert has_mesh(host.path.read_text())
+
+
+class PrivilegedPart:
+    """The privileged part over a real socket, for one file; it notes what is asked."""
+
+    def __init__(self, place: Path) -> None:
+        self.asked: list[str] = []
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.bind(str(place))
+        self._socket.listen(8)
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return
+            with connection:
+                line = privileged.read_line(connection)
+                self.asked.append(json.loads(line)["verb"])
+                connection.sendall(json.dumps(privileged.answer(line)).encode() + b"\n")
+
+    def close(self) -> None:
+        # Who waits in accept does not hear of a close alone.
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+
+@pytest.fixture
+def helper(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PrivilegedPart]:
+    """An agent that is not root, with the one that helps it."""
+    for module, name in ((rights, "RESOLV_CONF"), (privileged, "RESOLV_CONF")):
+        monkeypatch.setattr(module, name, host.path)
+    monkeypatch.setattr(privileged, "KEPT", tmp_path / "kept")
+    monkeypatch.setattr(resolution, "ROOTS_COPY", tmp_path / "kept")
+    monkeypatch.setattr(rights, "here", lambda: rights.Helped(tmp_path / "s"))
+    part = PrivilegedPart(tmp_path / "s")
+    yield part
+    part.close()
+
+
+def test_nobody_is_asked_to_take_back_what_is_not_there(host: Host, helper: PrivilegedPart) -> None:
+    for text in (None, PLAIN, "# of hostmesh there is nothing here\n"):
+        if text is not None:
+            host.path.write_text(text)
+        host.resolution.restore()
+    host.path.unlink()
+    host.path.symlink_to("../run/resolv.conf")
+    host.resolution.restore()
+    assert helper.asked == []
+
+
+def test_what_is_there_is_taken_back_once(host: Host, helper: PrivilegedPart, tmp_path: Path) -> None:
+    host.path.write_text(PLAIN)
+    assert host.put().in_place
+    host.resolution.restore()
+    assert host.path.read_text() == PLAIN
+    host.resolution.restore()
+    assert helper.asked == ["put-names", "take-names"]
+    # Written again by another program: the copy is left, and goes.
+    host.put()
+    host.path.write_text(PLAIN)
+    host.resolution.restore()
+    host.resolution.restore()
+    assert helper.asked == ["put-names", "take-names"] * 2
+    assert not (tmp_path / "kept").exists()
+    # What a run left that was killed, and one line of ours of which the rest is gone.
+    host.path.with_name(".resolv.conf.hostmesh").write_text("half")
+    host.resolution.restore()
+    host.path.write_text(f"nameserver 127.240.240.53\n{PLAIN}")
+    host.resolution.restore()
+    host.resolution.restore()
+    assert helper.asked == ["put-names", "take-names"] * 2 + ["take-names"] * 2
+    assert host.path.read_text() == PLAIN
+    assert [each.name for each in host.path.parent.iterdir()] == ["resolv.conf"]

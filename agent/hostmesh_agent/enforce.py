@@ -136,9 +136,7 @@ class Enforcement:
         enforced = self._put_capture(request, floor)
         if dns and enforced.capture.state == "on":
             names = self._apply_dns(self._names())
-        return replace(
-            enforced, dns_in_place=names.in_place, dns_detail=names.detail, dns_left_alone=names.left_alone
-        )
+        return replace(enforced, dns_in_place=names.in_place, dns_detail=names.detail, dns_left_alone=names.left_alone)
 
     def _put_capture(self, request: CaptureRequest | None, floor: HostFloor) -> Enforced:
         wanted = None if request is None else (request, floor)

@@ -6,6 +6,7 @@ asks: then programs go past it, and the owner hears what to do.
 """
 
 import os
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -165,6 +166,17 @@ class Resolution:
             here.take_names(self._path, self._resolver.restore)
         except rights.RightsError as error:
             raise ResolverError(str(error)) from error
+
+
+def take_back(resolv_conf: Path, state_dir: Path) -> None:
+    """Take back all that an agent with these told and wrote, whether it is root or has been helped. For root.
+
+    Raises:
+        ResolverError: something could not be taken back; the rest was.
+    """
+    for kept in (ROOTS_COPY, state_dir):
+        Resolution(resolv_conf, kept).restore()
+    shutil.rmtree(ROOTS_COPY, ignore_errors=True)
 
 
 def _absent() -> str:

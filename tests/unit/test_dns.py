@@ -268,3 +268,31 @@ def test_a_link_that_leads_in_a_circle_is_left_alone(path: Path, resolver: Resol
     assert resolver.writer() == ""
     resolver.restore()
     assert str(path.readlink()) == "resolv.conf"
+
+
+def test_a_file_that_is_not_ours_to_change_is_not_said_to_be_immutable(
+    path: Path, resolver: Resolver, tmp_path: Path
+) -> None:
+    if os.geteuid() != 0 or shutil.which("chattr") is None:
+        pytest.skip("needs root and chattr")
+    make(path, "plain")
+    resolver.apply()
+    for each in (tmp_path, *tmp_path.parents[:2]):
+        each.chmod(0o711)
+    subprocess.run(["chattr", "+i", str(path)], check=True)
+    try:
+        with pytest.raises(ResolverError, match="lsattr"):
+            resolver.restore()
+    finally:
+        subprocess.run(["chattr", "-i", str(path)], check=True)
+    child = os.fork()
+    if not child:
+        path.chmod(0o644)
+        os.setresuid(65534, 65534, 65534)
+        try:
+            Resolver(path, tmp_path / "elsewhere").restore()
+        except ResolverError as error:
+            os._exit(0 if "Permission denied" in str(error) and "lsattr" not in str(error) else 1)
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

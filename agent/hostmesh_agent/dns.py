@@ -5,7 +5,8 @@ kernel turns its answer into "refused" (see capture.plan), upon which a resolver
 a closed port, which is noticed at once. So no name outside the mesh ever depends on us.
 
 The file itself says how to take our lines out again: restoring needs no state, and what another tool has written
-since stays. The copy in the state directory is for the person who wants to see what was there.
+since stays. The copy in the state directory is for the person who wants to see what was there; only a link is known by
+it again, where a tool has written over the file that we put in its place.
 """
 
 import errno
@@ -226,14 +227,15 @@ class Resolver:
     def restore(self) -> None:
         """Take our lines out; without changes by others since, the file is what it was byte for byte.
 
-        Needs nothing but the file itself, and is done where we have never been.
+        Needs nothing but the file itself (and the copy, to know a link that another tool wrote over); is done where we
+        have never been.
 
         Raises:
             ResolverError: the file cannot be changed; it is what it was.
         """
         current = self._current()
         if not current.link and current.text is not None:
-            original = without_mesh(current.text)
+            original = self._as_link(without_mesh(current.text))
             if original.link:
                 self._link(original.link)
             elif original.text is None:
@@ -276,14 +278,34 @@ class Resolver:
         """Return what is there without us; of a link that we replaced, what it points to now."""
         if current.link or current.text is None:
             return current
-        original = without_mesh(current.text)
+        original = self._as_link(without_mesh(current.text))
         if not original.link:
             return original
         now = _read(self._path.parent / original.link)
         return original if now is None else Original(now, original.link)
 
+    def _as_link(self, original: Original) -> Original:
+        """Return the link again that another tool wrote over, finding a file of ours in its place.
+
+        Only where the tool says the same where the link led: else the file is what somebody wants.
+        """
+        link = "" if original.link else self._kept_link()
+        if link and original.text is not None and _read(self._path.parent / link) == original.text:
+            return Original(original.text, link)
+        return original
+
+    def _kept_link(self) -> str:
+        """Return where the kept copy leads, "" if it is no link, or another user's: root follows none of those."""
+        try:
+            ours = self._backup.lstat().st_uid == os.geteuid()
+            return os.fspath(self._backup.readlink()) if ours else ""
+        except OSError:
+            return ""
+
     def _keep(self, original: Original) -> None:
-        """Keep a copy for people to see: a link as a link, a missing file as none."""
+        """Keep a copy for people to see, and to know a link by: a link as a link, a missing file as none."""
+        if not original.link and self._kept_link():
+            return
         self._backup.parent.mkdir(parents=True, exist_ok=True)
         fresh = self._backup.with_name(f"{BACKUP_NAME}.new")
         fresh.unlink(missing_ok=True)

@@ -219,9 +219,9 @@ class Resolver:
             if _is_immutable(self._path):
                 return self._immutable()
             return ResolverState(in_place=False, detail=f"{self._path} does not name {wire.DNS_ADDRESS} first")
-        original = self._original(current)
-        if original.link and with_mesh(original) != current.text:
-            return ResolverState(in_place=False, detail=f"{original.link} has changed since {self._path} replaced it")
+        changed = self.changed_behind()
+        if changed:
+            return ResolverState(in_place=False, detail=f"{changed} has changed since {self._path} replaced it")
         return ResolverState(in_place=True)
 
     def restore(self) -> None:
@@ -245,6 +245,31 @@ class Resolver:
         self._fresh()
         if os.path.lexists(self._backup):
             self._acting(self._backup.unlink)
+
+    def give_link_back(self) -> bool:
+        """Put a link back where it was; return whether that was done. A file that was none stays as it is.
+
+        For a boot: the servers in our file are those of the network before, and without an agent nobody follows where
+        the link led.
+
+        Raises:
+            ResolverError: the link cannot be made; the file is what it was.
+        """
+        current = self._current()
+        if current.link or current.text is None:
+            return False
+        original = self._as_link(without_mesh(current.text))
+        if original.link:
+            self._link(original.link)
+        return bool(original.link)
+
+    def changed_behind(self) -> str:
+        """Return where the link led in whose place our file is, if other servers are there now; else ""."""
+        current = self._current()
+        if current.link or not has_mesh(current.text or ""):
+            return ""
+        original = self._original(current)
+        return original.link if original.link and with_mesh(original) != current.text else ""
 
     def holds_ours(self) -> bool:
         """Tell whether `restore` would change the file, or remove something beside it; copies are not looked at."""

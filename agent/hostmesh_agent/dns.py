@@ -177,6 +177,13 @@ class Resolver:
         found = _WRITER.search(_read(self._path) or "")
         return "" if found is None else found[1].rpartition("/")[2]
 
+    def files(self) -> frozenset[Path]:
+        """Return what other programs write of it: the file, and what it leads to or led to before us, if it did."""
+        current = self._current()
+        link = current.link or without_mesh(current.text or "").link
+        led = {Path(os.path.realpath(self._path.parent / link))} if link else set()
+        return frozenset({self._path, *led})
+
     def names_uplink(self) -> bool:
         """Return whether the file is systemd-resolved's list of the servers that it asks itself.
 

@@ -115,6 +115,11 @@ class Enforcement:
         found = in_force(kernel.read())
         return InForce(found.inbound_ports | self._ours.inbound_ports, found.outbound or self._ours.outbound)
 
+    @property
+    def names_files(self) -> frozenset[Path]:
+        """What other programs write of the host's resolver while names are in place: a reason to `put` again."""
+        return self._resolution.files
+
     def changed_by(self, author: Author) -> None:
         """Note who has changed nftables: it may have been our table."""
         self._author = author

@@ -61,6 +61,8 @@ class Resolution:
         self._repairs = Repairs()
         self._written = False
         self._dangles_since: float | None = None
+        self.files: frozenset[Path] = frozenset()
+        """What other programs write that `put` would put right or follow; nothing where nothing is put."""
 
     def put(self, names: MeshNames) -> ResolverState:
         """Have mesh names answered by Envoy, if they are not already; what another tool changed is put right.
@@ -68,6 +70,12 @@ class Resolution:
         Raises:
             ResolverError: the file cannot be changed, or systemd-resolved not be told.
         """
+        try:
+            return self._put(names)
+        finally:
+            self.files = self._resolver.files()
+
+    def _put(self, names: MeshNames) -> ResolverState:
         split = self._put_split(names)
         if self._resolver.names_uplink():
             failed = split.detail if split and not split.in_place else ""
@@ -140,6 +148,7 @@ class Resolution:
             ResolverError: something could not be taken back; the rest was.
         """
         self._written = False
+        self.files = frozenset()
         try:
             self._resolved.remove()
         except resolved.ResolvedError as error:

@@ -17,6 +17,7 @@ from hostmesh_agent.capture.who import Direction
 from hostmesh_agent.capture_plan import Plan, planned
 from hostmesh_agent.config import AgentConfig
 from hostmesh_agent.enforce import Enforced, Enforcement
+from hostmesh_agent.file_watch import FileWatch
 from hostmesh_agent.foreign import Foreign
 from hostmesh_agent.gaps import Gap, Gaps, Seen
 from hostmesh_agent.generation import Author
@@ -60,7 +61,7 @@ class Capturing:
             recognition: tells who is who on this host.
             names: returns what the mesh's names have in common; called in a thread.
             gone: returns whether there is no Envoy that serves.
-            wake: is called when another step is due: a unit came or went.
+            wake: is called when another step is due: a unit came or went, or a program wrote resolv.conf.
             alarms: of the agent.
         """
         self._config = config
@@ -87,6 +88,7 @@ class Capturing:
         """Envoy's port for outbound TCP that the rules use now, if there are any; None: not known."""
         self._gone = gone
         self._programs = recognition.programs(wake)
+        self._names_files = FileWatch(wake)
         self._foreign = Foreign()
         self._passing: frozenset[Direction] = frozenset()
         self._gaps: Gaps = {}
@@ -164,6 +166,7 @@ class Capturing:
         else:
             request = decision.request or (_DOORS_ALONE if floor.doorways else None)
             enforced = await asyncio.to_thread(self._put, request, config, floor)
+            self._names_files.look(self._enforcement.names_files)
             self._note_gaps(config, before, decision.passing, gone=gone)
         if tried and not hold.tries(self._config.run_dir):
             # The trial was undone meanwhile: who took its rules away was its timer, which has us look again.
@@ -190,8 +193,9 @@ class Capturing:
             self._changed()
 
     def close(self) -> None:
-        """Listen for units no longer; what is in force stays."""
+        """Listen for units and files no longer; what is in force stays."""
         self._programs.close()
+        self._names_files.close()
 
     async def try_out(self, config: HostConfig, floor: HostFloor, seconds: int) -> None:
         """Put into force what is wanted, though capture is held, under a dead-man timer.

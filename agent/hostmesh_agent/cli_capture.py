@@ -43,7 +43,7 @@ def add(verbs: Any) -> None:
     explain.set_defaults(verb=_explain)
     nouns.add_parser(
         "clear", help="capture nothing any more, until `capture resume`; works without agent and controller"
-    ).set_defaults(verb=_clear, in_need=True)
+    ).set_defaults(verb=_clear, in_need=True, as_root=True)
     nouns.add_parser("resume", help="let the agent capture again").set_defaults(verb=_resume)
 
 
@@ -141,22 +141,31 @@ def _explain(options: argparse.Namespace, _: AgentConfig) -> int:
 
 
 def _clear(_: argparse.Namespace, config: AgentConfig) -> int:
-    from hostmesh_agent import capture, hold
+    from hostmesh_agent import capture, hold, resolution, standing_in
     from hostmesh_agent.dns import ResolverError
-    from hostmesh_agent.resolution import Resolution
 
     def mark() -> None:
-        config.state_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
-        (config.state_dir / hold.OFF).touch()
+        with standing_in.for_a_while(config.state_dir):
+            config.state_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
+            (config.state_dir / hold.OFF).touch()
+
+    def end_trial() -> None:
+        with standing_in.for_a_while(config.state_dir):
+            _end_trial(config)
+
+    def clear_rules() -> None:
+        # The names were the last thing that takes root.
+        standing_in.become(config.state_dir)
+        _clear_rules(config)
 
     # First the mark: a running agent must not put back what is taken away here. Whatever fails, the rest is done: this
     # is the way out.
     failed = []
     for what, act in (
         ("an agent that runs captures again, stop it", mark),
-        ("a trial", lambda: _end_trial(config)),
-        ("name resolution", lambda: Resolution(config.dns.resolv_conf, config.state_dir).restore()),
-        ("rules", lambda: _clear_rules(config)),
+        ("a trial", end_trial),
+        ("name resolution", lambda: resolution.take_back(config.dns.resolv_conf, config.state_dir)),
+        ("rules", clear_rules),
     ):
         try:
             act()

@@ -30,7 +30,9 @@ def add(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     )
     wait.set_defaults(verb=_wait)
     guard = verbs.add_parser(
-        "guard", help="close the ports that take mutual TLS alone, before anything else runs: once, at boot"
+        "guard",
+        help="once, at boot, before anything else: close ports that take mutual TLS alone, and make resolv.conf the "
+        "link again that it was",
     )
     guard.set_defaults(verb=_guard, as_root=True, in_need=True)
 
@@ -81,6 +83,7 @@ def _guard(_: argparse.Namespace, config: AgentConfig) -> int:
     from hostmesh_agent.state import State
 
     log.configure(config.log.level)
+    _give_link_back(config)
     if not State(config.state_dir).joined and not config.floor.mtls_ports:
         return DONE
     owner = Owner()
@@ -95,3 +98,20 @@ def _guard(_: argparse.Namespace, config: AgentConfig) -> int:
     for each in alarms:
         print(f"hostmesh-agent: {each}", file=sys.stderr)
     return FAILED if any(alarms) else DONE
+
+
+def _give_link_back(config: AgentConfig) -> None:
+    """Let programs ask the resolvers of the network that comes up now, also if no agent does.
+
+    While rules of ours are there names lead to Envoy: it is no boot. Nothing is lost before the agent puts its file
+    there again, for it is the agent that starts Envoy. What fails is told, and keeps no port open.
+    """
+    from hostmesh_agent.capture import CaptureError, kernel
+    from hostmesh_agent.dns import Resolver, ResolverError
+
+    path = config.dns.resolv_conf
+    try:
+        if kernel.read() is None and Resolver(path, config.state_dir).give_link_back():
+            print(f"{path} is the link again that it was, until the agent captures")
+    except (CaptureError, ResolverError, OSError) as error:
+        print(f"hostmesh-agent: {error}", file=sys.stderr)

@@ -28,7 +28,7 @@ from hostmesh_agent.capture import (
 from hostmesh_agent.capture.difference import difference
 from hostmesh_agent.capture.rules import Backend
 from hostmesh_agent.converge import InForce, in_force
-from hostmesh_agent.dns import ResolverError
+from hostmesh_agent.dns import ResolverError, ResolverState
 from hostmesh_agent.generation import Author, generation
 from hostmesh_agent.mesh_names import MeshNames
 from hostmesh_agent.repairs import Repairs
@@ -46,12 +46,16 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Enforced:
-    """What is in force. `dns_in_place`: mesh names reach Envoy; `dns_detail` says why not."""
+    """What is in force. `dns_in_place`: mesh names reach Envoy; `dns_detail` says why not.
+
+    `dns_left_alone`: they do not because the host's owner has it so.
+    """
 
     capture: CaptureState = _UNKNOWN
     in_force: InForce = field(default_factory=InForce)
     dns_in_place: bool = False
     dns_detail: str = ""
+    dns_left_alone: bool = False
     repair_waits: str = ""
     """Why rules that another program changed are not put back yet."""
 
@@ -111,6 +115,11 @@ class Enforcement:
         found = in_force(kernel.read())
         return InForce(found.inbound_ports | self._ours.inbound_ports, found.outbound or self._ours.outbound)
 
+    @property
+    def names_files(self) -> frozenset[Path]:
+        """What other programs write of the host's resolver while names are in place: a reason to `put` again."""
+        return self._resolution.files
+
     def changed_by(self, author: Author) -> None:
         """Note who has changed nftables: it may have been our table."""
         self._author = author
@@ -128,12 +137,11 @@ class Enforcement:
         """Put the request into force (None: nothing), if it is not already; errors are in what is returned."""
         request = None if request is None else self._request(request, floor)
         dns = request is not None and request.dns
-        detail = "" if dns else self._restore_dns()
+        names = ResolverState(in_place=False, detail="" if dns else self._restore_dns())
         enforced = self._put_capture(request, floor)
-        in_place = False
         if dns and enforced.capture.state == "on":
-            in_place, detail = self._apply_dns(self._names())
-        return replace(enforced, dns_in_place=in_place, dns_detail=detail)
+            names = self._apply_dns(self._names())
+        return replace(enforced, dns_in_place=names.in_place, dns_detail=names.detail, dns_left_alone=names.left_alone)
 
     def _put_capture(self, request: CaptureRequest | None, floor: HostFloor) -> Enforced:
         wanted = None if request is None else (request, floor)
@@ -192,12 +200,11 @@ class Enforcement:
         except CaptureError:
             return InForce()
 
-    def _apply_dns(self, names: MeshNames) -> tuple[bool, str]:
+    def _apply_dns(self, names: MeshNames) -> ResolverState:
         try:
-            state = self._resolution.put(names)
+            return self._resolution.put(names)
         except (ResolverError, OSError) as error:
-            return False, str(error)
-        return state.in_place, state.detail
+            return ResolverState(in_place=False, detail=str(error))
 
     def _restore_dns(self) -> str:
         try:

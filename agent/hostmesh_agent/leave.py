@@ -39,6 +39,7 @@ from hostmesh_agent import (
     lock,
     notify,
     process,
+    resolution,
     standing_in,
     update_ledger,
     widening,
@@ -47,10 +48,9 @@ from hostmesh_agent.admin import Admin, AdminError
 from hostmesh_agent.bootstrap import ADMIN_SOCKET
 from hostmesh_agent.cgroup import EnvoyGroup
 from hostmesh_agent.config import AgentConfig
-from hostmesh_agent.dns import ROOTS_COPY, ResolverError
+from hostmesh_agent.dns import ResolverError
 from hostmesh_agent.own_unit import UnitError
 from hostmesh_agent.places import Instance
-from hostmesh_agent.resolution import Resolution
 from hostmesh_agent.state import State, StateError
 from hostmesh_agent.status import CAPTURE_OFF
 from hostmesh_agent.upgrader import record
@@ -202,8 +202,7 @@ def _tell_controller(state: State) -> str:
 
 
 def _restore_names(config: AgentConfig) -> str:
-    Resolution(config.dns.resolv_conf, config.state_dir).restore()
-    shutil.rmtree(ROOTS_COPY, ignore_errors=True)
+    resolution.take_back(config.dns.resolv_conf, config.state_dir)
     return ""
 
 

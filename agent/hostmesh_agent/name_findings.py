@@ -32,6 +32,8 @@ class NameFacts:
         names_resolved: the file, or what it links to, names systemd-resolved (`Resolver.names_resolved`).
         nsswitch: text of /etc/nsswitch.conf; None: there is none.
         resolved: systemd-resolved runs.
+        changed_behind: where the link led in whose place the agent's file is, if other resolvers are there now and no
+            agent runs that would follow them; else "".
     """
 
     wanted: bool
@@ -43,6 +45,7 @@ class NameFacts:
     names_resolved: bool
     nsswitch: str | None
     resolved: bool
+    changed_behind: str = ""
 
 
 def findings(facts: NameFacts) -> tuple[NameFinding, ...]:
@@ -85,6 +88,12 @@ def _findings(facts: NameFacts) -> Iterator[NameFinding]:
             "mesh-not-first",
             f"{servers[0]} is asked before the mesh, and says that the mesh's names do not exist",
             "stop the program that writes resolv.conf from putting its resolver first; the agent puts it right again",
+        )
+    if facts.changed_behind:
+        yield NameFinding(
+            "resolvers-changed",
+            f"resolv.conf lists what it listed before: {facts.changed_behind}, to which it was a link, has others now",
+            "start the agent, which follows it; or hostmesh-agent capture clear, which makes it a link again",
         )
     if facts.names_resolved and not facts.resolved:
         yield NameFinding(

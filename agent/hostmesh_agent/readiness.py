@@ -13,7 +13,7 @@ WHATS: Final = (READY, CAPTURE, ENVOY)
 def lacks(status: Mapping[str, Any], what: str) -> list[str]:
     """Return what is missing, for people; nothing when the host is as far as `what` says.
 
-    A controller that is away is no lack: a host serves from its disk.
+    A controller that is away is no lack: a host serves from its disk. Nor is a resolver that is knowingly left alone.
 
     Args:
         status: as `hostmesh-agent status -o json` prints it.
@@ -27,7 +27,8 @@ def lacks(status: Mapping[str, Any], what: str) -> list[str]:
     if what == READY:
         found += [f"{each['name']} has no certificate: {each['missing']}" for each in _without(status)]
         dns = status["dns"]
-        if not dns["in_place"] and dns["detail"]:
+        # An agent of the version before does not say whether it is left alone.
+        if not dns["in_place"] and dns["detail"] and not dns.get("left_alone", False):
             found.append(f"names: {dns['detail']}")
     return found
 

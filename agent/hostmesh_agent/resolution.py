@@ -5,13 +5,16 @@ is there). But the file stays where it names systemd-resolved, and where it list
 asks: then programs go past it, and the owner hears what to do.
 """
 
+import os
+import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from hostmesh_agent import name_link, resolved, rights
-from hostmesh_agent.dns import Resolver, ResolverError, ResolverState
+from hostmesh_agent.dns import BACKUP_NAME, ROOTS_COPY, Resolver, ResolverError, ResolverState
 from hostmesh_agent.mesh_names import MeshNames
 from hostmesh_agent.repairs import Repairs
 
@@ -20,6 +23,8 @@ _PAST_RESOLVED: Final = (
     "programs read from resolv.conf which servers systemd-resolved asks, and ask those; have them ask it: "
     "ln -sf ../run/systemd/resolve/stub-resolv.conf /etc/resolv.conf"
 )
+DANGLES_FOR_S: Final = 30.0
+"""After which a link to a file that is not there is its owner's will: at boot the network writes it a moment later."""
 _SHOWN: Final = 3
 _CURES: Final = {
     "NetworkManager": "write dns=none into [main] of NetworkManager.conf, or let it use systemd-resolved",
@@ -55,6 +60,9 @@ class Resolution:
         self._now = now
         self._repairs = Repairs()
         self._written = False
+        self._dangles_since: float | None = None
+        self.files: frozenset[Path] = frozenset()
+        """What other programs write that `put` would put right or follow; nothing where nothing is put."""
 
     def put(self, names: MeshNames) -> ResolverState:
         """Have mesh names answered by Envoy, if they are not already; what another tool changed is put right.
@@ -62,19 +70,39 @@ class Resolution:
         Raises:
             ResolverError: the file cannot be changed, or systemd-resolved not be told.
         """
+        try:
+            return self._put(names)
+        finally:
+            self.files = self._resolver.files()
+
+    def _put(self, names: MeshNames) -> ResolverState:
         split = self._put_split(names)
         if self._resolver.names_uplink():
-            return ResolverState(in_place=False, detail=_PAST_RESOLVED)
+            failed = split.detail if split and not split.in_place else ""
+            detail = "; ".join(filter(None, [failed, _PAST_RESOLVED]))
+            return ResolverState(in_place=False, detail=detail, left_alone=not failed)
         if self._resolver.names_resolved():
             return split or ResolverState(in_place=False, detail=_absent())
         state = self._resolver.check()
-        if not state.in_place:
+        if self._dangles():
+            return replace(state, left_alone=False)
+        if not state.in_place and not state.left_alone:
             waits = self._rewritten() if self._written else ""
             if waits:
                 return ResolverState(in_place=False, detail=waits)
             state = self._apply()
             self._written = state.in_place
-        return ResolverState(state.in_place, state.detail or (split.detail if split else ""))
+        return replace(state, detail=state.detail or (split.detail if split else ""))
+
+    def _dangles(self) -> bool:
+        """Tell whether the file is a link to what is not there, and has not been for long."""
+        if not self._path.is_symlink() or self._path.exists():
+            self._dangles_since = None
+            return False
+        now = self._now()
+        if self._dangles_since is None:
+            self._dangles_since = now
+        return now - self._dangles_since < DANGLES_FOR_S
 
     def _rewritten(self) -> str:
         """Note that another program wrote the file after us; return why it is not put right now, "" if it is."""
@@ -120,6 +148,7 @@ class Resolution:
             ResolverError: something could not be taken back; the rest was.
         """
         self._written = False
+        self.files = frozenset()
         try:
             self._resolved.remove()
         except resolved.ResolvedError as error:
@@ -138,10 +167,25 @@ class Resolution:
             raise ResolverError(str(error)) from error
 
     def _take(self) -> None:
+        here = rights.here()
+        # Who helps is a process of root's each time, and this is done at every step.
+        if here.helped and not self._resolver.holds_ours() and not os.path.lexists(ROOTS_COPY / BACKUP_NAME):
+            return
         try:
-            rights.here().take_names(self._path, self._resolver.restore)
+            here.take_names(self._path, self._resolver.restore)
         except rights.RightsError as error:
             raise ResolverError(str(error)) from error
+
+
+def take_back(resolv_conf: Path, state_dir: Path) -> None:
+    """Take back all that an agent with these told and wrote, whether it is root or has been helped. For root.
+
+    Raises:
+        ResolverError: something could not be taken back; the rest was.
+    """
+    for kept in (ROOTS_COPY, state_dir):
+        Resolution(resolv_conf, kept).restore()
+    shutil.rmtree(ROOTS_COPY, ignore_errors=True)
 
 
 def _absent() -> str:

@@ -6,6 +6,7 @@ starts has neither. Told through resolvectl, which comes with it.
 """
 
 import os
+import re
 import shutil
 import socket
 import struct
@@ -24,6 +25,9 @@ _SOCKET: Final = "io.systemd.Resolve"
 _STATE: Final = "netif"
 _STUB: Final = f"{int.from_bytes(bytes([127, 0, 0, 53]), sys.byteorder):08X}:0035"
 """127.0.0.53:53, as the kernel lists it."""
+_UNIT: Final = "/system.slice/systemd-resolved.service"
+_PLACE: Final = re.compile(r"^(?:0:|\d+:name=systemd):(.*)$", re.MULTILINE)
+"""A process's place in cgroup v2, and in the tree that systemd has beside v1."""
 _TOLD_WITHIN_S: Final = 5.0
 _KNOWS_LINK_WITHIN_S: Final = 3.0
 _PAUSE_S: Final = 0.05
@@ -51,7 +55,7 @@ def runs() -> bool:
     try:
         return Path(f"/proc/{pid}/ns/net").stat().st_ino == Path("/proc/thread-self/ns/net").stat().st_ino
     except PermissionError:  # we are not root
-        return _stub_listens()
+        return _stub_listens() or _is_the_hosts(pid)
     except OSError:  # of another process namespace, or gone
         return False
 
@@ -62,6 +66,27 @@ def _stub_listens() -> bool:
         return (RUN / "stub-resolv.conf").exists() and _STUB in Path("/proc/thread-self/net/udp").read_text()
     except OSError:
         return False
+
+
+def _is_the_hosts(pid: int) -> bool:
+    """Its stub may be off (DNSStubListener=no): who may not look at its network goes by whose unit it is."""
+    try:
+        return of_one_manager(*(Path(f"/proc/{each}/cgroup").read_text() for each in (pid, "thread-self")))
+    except OSError:
+        return False
+
+
+def of_one_manager(theirs: str, ours: str) -> bool:
+    """Return whether two texts of /proc/PID/cgroup are of systemd-resolved and of our agent, units of one systemd.
+
+    Those have one network: neither unit has one of its own.
+    """
+    return any(
+        re.fullmatch(re.escape(path.removesuffix(_UNIT)) + r"(/[^/]+\.slice)+/hostmesh-agent\.service", our)
+        for path in _PLACE.findall(theirs)
+        if path.endswith(_UNIT)
+        for our in _PLACE.findall(ours)
+    )
 
 
 def domains(names: MeshNames, more: tuple[str, ...]) -> tuple[str, ...]:

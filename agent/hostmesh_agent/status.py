@@ -168,7 +168,11 @@ def document(facts: Facts, now: datetime) -> dict[str, Any]:
             "trial_until": _time(facts.trial_until),
             **facts.recognition,
         },
-        "dns": {"in_place": enforced.dns_in_place, "detail": enforced.dns_detail},
+        "dns": {
+            "in_place": enforced.dns_in_place,
+            "detail": enforced.dns_detail,
+            "left_alone": enforced.dns_left_alone,
+        },
         "workloads": [
             {
                 "namespace": each.namespace,

@@ -6,29 +6,22 @@ next look. Only what root owns is looked into: below a unit that was handed to a
 """
 
 import asyncio
-import ctypes
-import errno
 import os
-import struct
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Final
 
 import structlog
 
+from hostmesh_agent import inotify
 from hostmesh_agent.capture.who import MAX_LEVEL, Cgroup
 
 RELOOK_S: Final = 60.0
 """After which what nobody told of is looked for again."""
 _SLICE: Final = ".slice"
-# linux/inotify.h
-_IN_CREATE, _IN_DELETE, _IN_MOVED_TO, _IN_MOVED_FROM, _IN_ONLYDIR = 0x100, 0x200, 0x80, 0x40, 0x01000000
-_WATCHED: Final = _IN_CREATE | _IN_DELETE | _IN_MOVED_TO | _IN_MOVED_FROM | _IN_ONLYDIR
-_IN_Q_OVERFLOW: Final = 0x4000
-_EVENT: Final = struct.Struct("=iIII")
+_WATCHED: Final = inotify.CREATE | inotify.DELETE | inotify.MOVED_TO | inotify.MOVED_FROM
 _READ_BYTES: Final = 1 << 16
 
 log = structlog.get_logger(__name__)
@@ -87,8 +80,8 @@ class Units:
                         below.append((directory / name, level + 1))
 
     def _listen(self) -> None:
-        descriptor = _libc().inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-        if descriptor < 0:
+        descriptor = inotify.listen()
+        if descriptor is None:
             return
         self._inotify = descriptor
         asyncio.get_running_loop().add_reader(descriptor, self._heard, descriptor)
@@ -96,16 +89,15 @@ class Units:
     def _watch(self, directory: Path) -> None:
         if self._inotify is None:
             return
-        watch = _libc().inotify_add_watch(self._inotify, os.fsencode(directory), _WATCHED)
-        # No such directory: it went meanwhile, of which its parent tells. Else mostly fs.inotify.max_user_watches.
-        if watch < 0 and ctypes.get_errno() != errno.ENOENT:
+        # Of one that went meanwhile its parent tells.
+        if not inotify.watch(self._inotify, directory, _WATCHED):
             self._blind = True
 
     def _heard(self, descriptor: int) -> None:
         names: list[str] = []
         with suppress(BlockingIOError):
             while data := os.read(descriptor, _READ_BYTES):
-                names += _names(data)
+                names += inotify.names(data)
         if any(not name or name in self._wanted or name.endswith(_SLICE) for name in names):
             self._found = None
             self._changed()
@@ -119,18 +111,3 @@ def _children(directory: Path) -> Iterable[tuple[str, int]]:
                 told = each.stat(follow_symlinks=False)
                 if told.st_uid == 0:
                     yield each.name, told.st_ino
-
-
-def _names(data: bytes) -> Iterator[str]:
-    """Yield the name in each event; "" for those that were lost."""
-    offset = 0
-    while offset + _EVENT.size <= len(data):
-        _, mask, _, length = _EVENT.unpack_from(data, offset)
-        offset += _EVENT.size
-        yield "" if mask & _IN_Q_OVERFLOW else os.fsdecode(data[offset : offset + length].rstrip(b"\0")) or "."
-        offset += length
-
-
-@cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hostmesh_agent import generation, repairs
+from hostmesh_agent import generation, repairs, resolution
 from hostmesh_agent.capture import CaptureRequest, HostFloor, Scope
 from hostmesh_agent.config import AgentConfig, DnsSettings
 from hostmesh_agent.converge import InForce
@@ -73,6 +73,17 @@ def test_names_are_left_alone_where_the_host_wants_that(host: Space, resolv_conf
     enforced = Enforcement(dns=False, resolv_conf=resolv_conf, state_dir=tmp_path).put(REQUEST, FLOOR)
     assert (enforced.capture.state, enforced.dns_in_place) == ("on", False)
     assert resolv_conf.read_text() == RESOLV_CONF
+
+
+def test_a_resolver_that_is_left_alone_is_told_to_be_that_in_the_end(
+    enforcement: Enforcement, resolv_conf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resolution, "DANGLES_FOR_S", 0.0)
+    resolv_conf.unlink()
+    resolv_conf.symlink_to("nowhere")
+    enforced = enforcement.put(REQUEST, FLOOR)
+    assert (enforced.capture.state, enforced.dns_in_place, enforced.dns_left_alone) == ("on", False, True)
+    assert "which is not there" in enforced.dns_detail
 
 
 def test_what_cannot_be_planned_is_an_error_and_changes_nothing(enforcement: Enforcement) -> None:

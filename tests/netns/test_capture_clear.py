@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import pwd
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from hostmesh_agent import capture, cli_capture, control, exits, hold
 from hostmesh_agent.capture import kernel, nft, plan
 from hostmesh_agent.config import AgentConfig, DnsSettings
+from hostmesh_agent.dns import Resolver
 from netns.space import Space
 from netns.test_capture_doors import FLOOR, REQUEST
 from netns.test_capture_kernel import environment
@@ -102,3 +104,38 @@ def test_rules_of_an_agent_that_hangs_are_taken_from_it(
         assert kernel.read() is None
         assert hold.is_off(config.state_dir)
         assert agent.wait(10) == -signal.SIGKILL
+
+
+_AS_ROOT: Final = """
+import sys
+from hostmesh_agent import cli, standing_in
+standing_in.USER = "nobody"
+sys.exit(cli.call(["--config", sys.argv[1], "capture", "clear"]))
+"""
+
+
+def test_names_are_taken_back_where_the_agent_is_not_root_and_its_unit_stopped(
+    host: Space, config: AgentConfig, tmp_path: Path
+) -> None:
+    for each in (tmp_path, *tmp_path.parents[:2]):
+        each.chmod(0o711)
+    nobody = pwd.getpwnam("nobody")
+    for each in (config.state_dir, config.run_dir):
+        os.chown(each, nobody.pw_uid, nobody.pw_gid)
+    before = config.dns.resolv_conf.read_text()
+    nft.write(plan(REQUEST, FLOOR).table)
+    Resolver(config.dns.resolv_conf, tmp_path / "of-root").apply()
+    written = tmp_path / "agent.toml"
+    written.write_text(
+        f'state_dir = "{config.state_dir}"\nrun_dir = "{config.run_dir}"\n'
+        f'[dns]\nresolv_conf = "{config.dns.resolv_conf}"\n'
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", _AS_ROOT, str(written)], capture_output=True, text=True, timeout=30, env=environment()
+    )
+    assert (done.returncode, done.stderr) == (exits.DONE, "")
+    assert config.dns.resolv_conf.read_text() == before
+    assert config.dns.resolv_conf.stat().st_uid == 0
+    assert kernel.read() is None
+    # In the agent's directory root is the agent.
+    assert (config.state_dir / hold.OFF).stat().st_uid == nobody.pw_uid

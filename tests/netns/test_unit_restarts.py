@@ -15,12 +15,13 @@ import pytest
 import pki
 from hostmesh_agent.capture import HostFloor, Owner
 from hostmesh_agent.capturing import Capturing
+from hostmesh_agent.dns import has_mesh
 from hostmesh_agent.entitlements import WorkloadAccess
 from hostmesh_agent.identities import AGENT
 from hostmesh_agent.recognition import Recognition
 from hostmesh_api.callers import caller_addresses
 from hostmesh_api.v1.hostmesh_pb2 import Capture, CaptureDirection, CaptureRule, HostConfig
-from netns.capturing_host import ENVOY_UID, CapturingHost, capturing_host
+from netns.capturing_host import ENVOY_UID, CapturingHost, capturing_host, until
 from netns.conftest import PEER
 from netns.groups import slice_of_the_test
 from netns.space import Servers, Space
@@ -190,3 +191,30 @@ async def test_in_a_slice_that_is_named_a_unit_that_restarts_makes_no_call_other
     async with agent(site, config, units=units):
         gaps = await restarts(program, named / "pay.service", AS_PAY if kind == "identity" else CAPTURED, "in a slice")
     assert [wrong for wrong, _ in gaps] == [0] * RESTARTS
+
+
+async def test_what_another_program_writes_into_resolv_conf_is_put_right_at_once(site: CapturingHost) -> None:
+    path = site.config.dns.resolv_conf
+    path.unlink()
+    target = path.with_name("of-the-network")
+    target.write_text("nameserver 192.0.2.1\n")
+    path.symlink_to(target)
+
+    async def put_right(server: str) -> None:
+        # Without the kernel's word nobody would take another step here.
+        def holds() -> bool:
+            return has_mesh(path.read_text()) and server in path.read_text()
+
+        await asyncio.to_thread(until, holds, f"{server} behind the mesh's")
+
+    async with agent(
+        site, HostConfig(capture=Capture(virtual_prefixes=["240.240.0.0/16"], dns=True)), units=frozenset()
+    ):
+        assert has_mesh(path.read_text())
+        for server in ("192.0.2.2", "192.0.2.3"):
+            target.write_text(f"nameserver {server}\n")
+            await put_right(server)
+        fresh = path.with_name("fresh")
+        fresh.write_text("nameserver 192.0.2.4\n")
+        fresh.replace(path)
+        await put_right("192.0.2.4")

@@ -62,6 +62,14 @@ def test_capture_that_the_owner_does_not_want_is_not_waited_for() -> None:
     assert readiness.lacks(status, "ready") == []
 
 
+def test_a_resolver_that_is_knowingly_left_alone_is_not_waited_for_but_one_that_failed_is() -> None:
+    status = ready()
+    status["dns"].update(in_place=False, detail="programs go past it", left_alone=True)
+    assert readiness.lacks(status, "ready") == []
+    status["dns"].update(detail="systemd-resolved was not told", left_alone=False)
+    assert readiness.lacks(status, "ready") == ["names: systemd-resolved was not told"]
+
+
 class Agent:
     """Answers on the control socket, each time with the next of its states and then with the last."""
 

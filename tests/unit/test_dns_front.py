@@ -2,6 +2,7 @@
 
 import struct
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from envoy.config.listener.v3.listener_components_pb2 import ListenerFilter
@@ -12,6 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hostmesh_agent import dns_message
+from hostmesh_agent.config import AgentConfig, DnsSettings
+from hostmesh_agent.dns import Resolver
+from hostmesh_agent.doctor import look_names
 from hostmesh_agent.mesh_names import AcceptedNames, MeshNames, of_listener, of_names
 from hostmesh_agent.name_findings import NameFacts, findings
 from hostmesh_agent.resolved import domains
@@ -131,6 +135,7 @@ def test_where_all_is_well_or_nothing_is_wanted_nothing_is_found() -> None:
         (replace(FACTS, front_answers=False), "names-not-over-tcp"),
         (replace(FACTS, resolv_conf=str(FACTS.resolv_conf) + "nameserver 1.1.1.1\n" * 2), "resolvers-out-of-reach"),
         (replace(FACTS, resolv_conf="nameserver 10.0.0.2\nnameserver 127.240.240.53\n"), "mesh-not-first"),
+        (replace(FACTS, changed_behind="../run/resolv.conf"), "resolvers-changed"),
         (replace(FACTS, names_resolved=True, resolved=False), "resolved-absent"),
         (replace(FACTS, nsswitch="hosts: files resolve dns\n"), "nss-resolve-without-resolved"),
     ],
@@ -141,6 +146,21 @@ def test_each_thing_that_is_wrong_has_a_code_and_a_cure(facts: NameFacts, code: 
     assert found.code == code
     assert found.what
     assert found.cure
+
+
+def test_other_resolvers_where_the_link_led_are_found_while_no_agent_follows_them(tmp_path: Path) -> None:
+    path, target = tmp_path / "resolv.conf", tmp_path / "of-the-network"
+    target.write_text("nameserver 127.0.0.8\n")
+    path.symlink_to("of-the-network")
+    config = AgentConfig(state_dir=tmp_path / "state", dns=DnsSettings(resolv_conf=path))
+    Resolver(path, config.state_dir).apply()
+    assert "resolvers-changed" not in codes(look_names.look(config, {})[0])
+    target.write_text("nameserver 127.0.0.9\n")
+    facts, _ = look_names.look(config, {})
+    assert "resolvers-changed" in codes(facts)
+    assert "names-not-in-place" not in codes(facts)
+    running = {"dns": {"in_place": True, "detail": ""}, "capture": {"state": "on"}}
+    assert "resolvers-changed" not in codes(look_names.look(config, running)[0])
 
 
 def test_the_names_are_those_of_the_listener_as_it_came_over_ads() -> None:

@@ -122,6 +122,12 @@ def test_the_agent_is_not_root_and_has_one_capability() -> None:
     assert unit["CapabilityBoundingSet"] == "CAP_NET_ADMIN"
 
 
+def test_the_guard_may_put_a_link_back_in_the_place_of_resolv_conf_and_change_no_file_of_others() -> None:
+    unit = service(UNITS / "hostmesh-guard.service")
+    assert "/etc" in unit["ReadWritePaths"].split()
+    assert not {"CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_CHOWN"} & set(unit["CapabilityBoundingSet"].split())
+
+
 def test_every_unit_that_runs_as_the_agent_has_a_drop_in_for_an_agent_of_root() -> None:
     drop_ins = {each.name.removesuffix(".conf") for each in (UNITS / "as-root").iterdir()}
     of_agent = {each.name for each in UNITS.glob("*.service") if service(each).get("User") == "hostmesh-agent"}

@@ -99,6 +99,12 @@ AILMENTS: Final = tuple(
             "a resolver of this host does not answer",
             "see resolv.conf; names outside take longer, or fail",
         ),
+        (
+            "HM-D110",
+            _W,
+            "resolv.conf lists resolvers of another time",
+            "start the agent, which follows the link that it was; or hostmesh-agent capture clear",
+        ),
         ("HM-R101", _E, "the capture rules are not what they should be", _LOG),
         ("HM-R102", _W, "capture waits", "it captures by itself when what it waits for is there"),
         (

@@ -25,7 +25,9 @@ def look(config: AgentConfig, status: Mapping[str, Any]) -> tuple[NameFacts, lis
     """Return the facts, and the resolvers of resolv.conf that gave no answer."""
     resolver = Resolver(config.dns.resolv_conf, config.state_dir)
     said = status.get("dns")
-    in_place = bool(said["in_place"]) if said else resolver.check().in_place
+    # An agent that runs follows the link by itself.
+    changed_behind = "" if said else resolver.changed_behind()
+    in_place = bool(said["in_place"]) if said else bool(changed_behind) or resolver.check().in_place
     wanted = in_place or bool(said and said["detail"] and config.dns.enabled and status["capture"]["state"] == "on")
     text = _text(config.dns.resolv_conf)
     facts = NameFacts(
@@ -38,6 +40,7 @@ def look(config: AgentConfig, status: Mapping[str, Any]) -> tuple[NameFacts, lis
         names_resolved=resolver.names_resolved(),
         nsswitch=_text(Path("/etc/nsswitch.conf")),
         resolved=resolved.runs(),
+        changed_behind=changed_behind,
     )
     return facts, silent(text or "")
 

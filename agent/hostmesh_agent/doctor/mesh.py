@@ -16,6 +16,7 @@ OF_NAMES: Final[Mapping[str, str]] = {
     "mesh-not-first": "HM-D106",
     "resolved-absent": "HM-D107",
     "nss-resolve-without-resolved": "HM-D108",
+    "resolvers-changed": "HM-D110",
 }
 """Codes of `name_findings`, as the doctor tells them."""
 

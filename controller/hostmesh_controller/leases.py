@@ -160,7 +160,7 @@ class Leases:
 
     def _may_come(self, host: str) -> bool:
         lease = self._leases.get(host)
-        return lease is not None and not lease.out and lease.missed == 0
+        return lease is not None and not lease.out
 
     def is_undecided(self, host: str) -> bool:
         """Tell whether something is to be judged of a host."""

@@ -229,8 +229,8 @@ def _shows_another(mesh: Mesh, host: str) -> bool:
     if runtime is None or not runtime.joined:
         return False
     presented: dict[tuple[str, str], set[str]] = {}
-    for workload, uri in runtime.presented:
-        presented.setdefault(workload, set()).add(uri)
+    for key, uri in runtime.presented:
+        presented.setdefault(key, set()).add(uri)
     ports = [port for port in inbound_ports(mesh, host) if not port.bind]
     trust_domain = mesh.settings.trust_domain
     for workload in {port.workload.key: port.workload for port in ports}.values():

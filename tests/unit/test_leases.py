@@ -192,19 +192,21 @@ def test_after_a_start_a_host_that_answers_may_take_its_time_and_is_asked_again(
     assert not leases.panic
 
 
-def test_after_a_start_hosts_that_lived_are_awaited_until_they_are_here_or_silent() -> None:
+def test_after_a_start_hosts_that_lived_are_awaited_until_they_are_here_also_where_they_drop_knocks() -> None:
     leases, here = Leases(), set[str]()
-    leases.start(["back", "dead", "slow", "gone"], 0.0, out={"gone"})
+    leases.start(["back", "closed", "slow", "gone"], 0.0, out={"gone"})
     assert leases.awaits(0.0, here.__contains__)
     here.add("back")
     leases.connected("back", 1.0)
-    miss(leases, "dead", START_LOOK_S)
+    miss(leases, "closed", START_LOOK_S)
     leases.knocked("slow", answered=True, now=START_LOOK_S + 2)
-    assert leases.awaits(START_LOOK_S + 2, here.__contains__)
-    # Its stream stands, and it has not said yet what it calls.
-    leases.connected("slow", START_LOOK_S + 4)
-    assert leases.awaits(START_LOOK_S + 4, here.__contains__)
     here.add("slow")
+    leases.connected("slow", START_LOOK_S + 3)
+    assert leases.awaits(START_LOOK_S + 3, here.__contains__)
+    # Its stream stands, and it has not said yet what it calls.
+    leases.connected("closed", START_LOOK_S + 4)
+    assert leases.awaits(START_LOOK_S + 4, here.__contains__)
+    here.add("closed")
     assert not leases.awaits(START_LOOK_S + 4, here.__contains__)
     here.clear()
     assert not leases.awaits(START_LOOK_S + 5, here.__contains__)

@@ -1,0 +1,85 @@
+"""The three programs as somebody types them who knows other programs."""
+
+import argparse
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from hostmesh_agent import cli as agent
+from hostmesh_controller.cli.app import app as hostmesh
+from hostmesh_controller.lab.cli import app as lab
+from hostmesh_controller.metrics import build_version
+from hostmesh_controller.serve import app as controller_app
+from running_controller import Process, run_cli, running_process
+
+PROGRAMS = {"hostmesh": hostmesh, "hostmesh lab": lab, "hostmesh-controller": controller_app}
+
+
+@pytest.fixture(scope="module")
+def controller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    with running_process(tmp_path_factory.mktemp("controller")) as process:
+        yield process
+
+
+def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    yield path
+    for name, below in getattr(command, "commands", {}).items():
+        yield from commands(below, (*path, name))
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_h_is_help_for_every_command(program: str) -> None:
+    for path in commands(get_command(PROGRAMS[program])):
+        short = CliRunner().invoke(PROGRAMS[program], [*path, "-h"])
+        assert (short.exit_code, short.output[:6]) == (0, "Usage:"), (path, short.output)
+        assert short.output == CliRunner().invoke(PROGRAMS[program], [*path, "--help"]).output
+
+
+def verbs(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                yield from verbs(below)
+
+
+def test_h_is_help_for_every_verb_of_the_agent() -> None:
+    for each in verbs(agent._parser()):
+        assert "-h, --help" in each.format_help()
+
+
+def test_the_version_is_told_before_anything_else_is_looked_at() -> None:
+    told = run_cli("--version", "--token", "x", "no-such-command")
+    assert (told.stdout, told.stderr, told.returncode) == (f"hostmesh {build_version()}\n", "", 0)
+    command = [sys.executable, "-c", "from hostmesh_controller.serve import main; main()", "--version"]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (told.stdout, told.stderr) == (f"hostmesh-controller {build_version()}\n", "")
+
+
+@pytest.mark.parametrize("words", [("web-1", "--ssh"), ("--ssh", "--sudo", "web-1"), ("--yes", "--ssh", "--", "web-1")])
+def test_a_host_is_removed_over_ssh_at_its_first_address_where_no_other_is_named(
+    controller: Process, words: tuple[str, ...], tmp_path: Path
+) -> None:
+    # Nobody listens on the address: this is about where it goes.
+    controller.cli("register", "web-1", "--address", "127.99.0.1", "--address", "fd00::9")
+    result = controller.cli("host", "remove", *words, LOGNAME="ann", HOME=str(tmp_path))
+    assert "web-1: by SSH to ann@127.99.0.1, its first address; --ssh USER@ADDRESS names another\n" in result.stderr
+    assert re.search(r"web-1 +failed +connect +.*ann@127\.99\.0\.1 ", result.stdout)
+    assert result.returncode == 1
+    named = controller.cli("host", "remove", "web-1", "--ssh", "bob@127.99.0.2:9")
+    assert "bob@127.99.0.2:9" in named.stdout
+    assert "first address" not in named.stderr
+
+
+def test_a_bare_ssh_needs_a_host_that_is_known(controller: Process) -> None:
+    result = controller.cli("host", "remove", "nobody", "--ssh")
+    assert result.stderr == "error: host 'nobody' is not registered; see: hostmesh host list\n"
+    assert result.returncode == 1
+    assert "--ssh [USER@ADDRESS[:PORT]]" in run_cli("host", "remove", "-h", COLUMNS="120").stdout

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hostmesh_controller.cli.connection import Connection
-from hostmesh_controller.cli.failure import CliError
 from hostmesh_controller.cli.output import Format, Output, emit, key_text, note, seconds_of
 from hostmesh_controller.cli.tokens import print_join
 
@@ -186,15 +185,13 @@ class Entry:
         return made
 
     def keys(self, pins: tuple[str, ...]) -> "HostKeys":
-        from hostmesh_controller.cli.ssh.host_keys import HostKeys, operators_file, read_pin, state_file
+        from hostmesh_controller.cli.ssh.host_keys import HostKeys, lasting, operators_file, read_pin, state_file
 
-        if self.known_hosts is not None and not self.known_hosts.is_file():
-            raise CliError(f"error: {self.known_hosts}: no such file (--known-hosts)")
         try:
             read = tuple(read_pin(each) for each in pins)
         except ValueError as error:
             raise typer.BadParameter(f"--host-key {error}") from None
-        files = (self.known_hosts,) if self.known_hosts is not None else (operators_file(), state_file())
+        files = (lasting(self.known_hosts),) if self.known_hosts is not None else (operators_file(), state_file())
         ask = _ask if sys.stdin.isatty() and sys.stderr.isatty() else None
         return HostKeys(read, files, ask=ask, remember=not self.dry_run)
 

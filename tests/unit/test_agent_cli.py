@@ -225,3 +225,23 @@ def test_what_cannot_wait_is_done_though_agent_toml_is_refused(
         assert "did you mean 'exclude_inbound_ports'?" in capsys.readouterr().err
     assert [each.floor.mtls_ports for each in seen] == [(8443,)] * 3
     assert cli.call(["--config", str(config), "leave"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("told", "code", "said"),
+    [
+        ("LoadState=loaded", 1, "unit web.service does not run, and rules know a unit by its processes"),
+        ("LoadState=not-found", 2, "systemd knows no unit web.service"),
+    ],
+)
+def test_a_unit_that_is_stopped_is_no_wrong_call(
+    told: str, code: int, said: str, config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As systemctl(1) prints it of such units.
+    systemctl = config.with_name("systemctl")
+    systemctl.write_text(f"#!/bin/sh\nprintf '%s\\n' MainPID=0 ControlGroup= {told}\n")
+    systemctl.chmod(0o755)
+    monkeypatch.setenv("PATH", str(config.parent), prepend=os.pathsep)
+    words = ["--config", str(config), "capture", "explain", "10.0.0.5:443", "--unit", "web.service"]
+    assert cli.call(words) == code
+    assert said in capsys.readouterr().err

@@ -51,7 +51,7 @@ def entry(known_hosts: Path) -> Entry:
 
 
 def test_with_an_empty_file_every_key_is_unknown() -> None:
-    with pytest.raises(StepError, match="the host key of .* is unknown"):
+    with pytest.raises(StepError, match=r"the host key of .* is unknown"):
         entry(Path("/dev/null")).keys(()).judge(FIRST, "ssh-ed25519", blob(1))
 
 

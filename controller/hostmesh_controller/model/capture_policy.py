@@ -22,6 +22,7 @@ _IN_A_RULE: Final = {
     **{each: each for each in ("ports", "cidrs", "interfaces", "users", "units")},
     **dict.fromkeys(("uids", "user", "uid"), "users"),
 }
+_SIDES: Final = dict.fromkeys(("users", "units"), "outbound")
 
 
 def _cidr(value: str) -> str:
@@ -98,7 +99,8 @@ InboundMode = Literal["redirect", "tproxy"]
 class InboundRule(Spec):
     """Connections to the host: every field that is given must hold, of one list one entry.
 
-    `ports` (numbers, and ranges such as "9000-9010") are the host's own, `cidrs` the callers', `interfaces` those where they come in.
+    `ports` (numbers, and ranges such as "9000-9010") are the host's own, `cidrs` the callers', `interfaces` those where
+    they come in.
     """
 
     refused: ClassVar = {
@@ -195,8 +197,7 @@ class CapturePolicySpec(Spec):
     meant: ClassVar = {
         **dict.fromkeys(("failureMode", "include", "exclude", "mode"), "say it under inbound or outbound"),
         **{
-            word: f"it belongs into a rule, {'outbound' if field in {'users', 'units'} else 'inbound'}.exclude[0].{field} "
-            "or such"
+            word: f"it belongs into a rule, {_SIDES.get(field, 'inbound')}.exclude[0].{field} or such"
             for word, field in _IN_A_RULE.items()
         },
     }

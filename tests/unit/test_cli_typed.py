@@ -1,6 +1,7 @@
 """The three programs as somebody types them who knows other programs."""
 
 import argparse
+import json
 import re
 import subprocess
 import sys
@@ -83,3 +84,16 @@ def test_a_bare_ssh_needs_a_host_that_is_known(controller: Process) -> None:
     assert result.stderr == "error: host 'nobody' is not registered; see: hostmesh host list\n"
     assert result.returncode == 1
     assert "--ssh [USER@ADDRESS[:PORT]]" in run_cli("host", "remove", "-h", COLUMNS="120").stdout
+
+
+def test_labels_of_the_host_come_with_its_registration_and_later(controller: Process) -> None:
+    def registered(*words: str) -> list[str]:
+        return controller.cli("register", "labelled", "--no-token", *words).stderr.splitlines()
+
+    assert registered("--address", "192.0.2.30", "--host-label", "tier=web") == ["host/labelled created"]
+    # Neither an address nor anything of a workload is needed for a host that is there.
+    assert registered("--host-label", "tier=api", "--dry-run") == ["host/labelled configured (dry run)"]
+    assert registered("--host-label", "tier=api", "--host-label", "rack=7") == ["host/labelled configured"]
+    shown = json.loads(controller.cli("get", "host", "labelled", "-o", "json").stdout)
+    assert shown["metadata"]["labels"] == {"rack": "7", "tier": "api"}
+    assert controller.cli("register", "unknown", "--no-token", "--host-label", "a=b").returncode == 1

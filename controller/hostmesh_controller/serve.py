@@ -212,12 +212,12 @@ def own_addresses() -> tuple[str, ...]:
     """Return this machine's name and the addresses from which it calls others: what agents are told by default."""
     found = [socket.gethostname().lower()]
     for family, probe in ((socket.AF_INET, _PROBE_V4), (socket.AF_INET6, _PROBE_V6)):
-        with socket.socket(family, socket.SOCK_DGRAM) as asked:
-            try:
+        try:
+            with socket.socket(family, socket.SOCK_DGRAM) as asked:
                 asked.connect(probe)
                 found.append(str(asked.getsockname()[0]))
-            except OSError:
-                continue  # no route of this family
+        except OSError:
+            continue  # no route of this family, or the kernel does not have it
     return tuple(dict.fromkeys(found))
 
 

@@ -97,3 +97,32 @@ def test_labels_of_the_host_come_with_its_registration_and_later(controller: Pro
     shown = json.loads(controller.cli("get", "host", "labelled", "-o", "json").stdout)
     assert shown["metadata"]["labels"] == {"rack": "7", "tier": "api"}
     assert controller.cli("register", "unknown", "--no-token", "--host-label", "a=b").returncode == 1
+
+
+def of_the_readme(start: str, end: str) -> set[str]:
+    """Return the commands that the README names in backticks between two texts; `a b|c` is two."""
+    text = (Path(__file__).parents[2] / "README.md").read_text().replace("\n", " ")
+    named = re.findall("`([^`]+)`", text.partition(start)[2].partition(end)[0])
+    both = [each.rpartition(" ") for each in named]
+    return {f"{noun} {verb}".strip() for noun, _, verbs in both for verb in verbs.split("|")}
+
+
+def test_the_readme_says_which_commands_print_for_programs() -> None:
+    root = get_command(hostmesh)
+    without = set()
+    for path in commands(root):
+        found: Any = root
+        for name in path:
+            found = found.commands[name]
+        if not hasattr(found, "commands") and not any("--output" in each.opts for each in found.params):
+            without.add(" ".join(path))
+    assert of_the_readme("or of what it did (not ", ")") == without
+    forms: dict[tuple[str, ...], set[str]] = {}
+    for each in verbs(agent._parser()):
+        for action in each._actions:
+            if "--output" in action.option_strings and action.choices:  # that of bugreport is a file
+                forms.setdefault(tuple(action.choices), set()).add(each.prog.partition(" ")[2])
+    assert forms == {
+        ("table", "json"): of_the_readme("); on a host ", " take `-o table|json`"),
+        ("text", "json"): of_the_readme("take `-o table|json`, ", " `-o text|json`"),
+    }

@@ -143,7 +143,7 @@ def running_process(directory: Path, tables: str = "") -> Iterator[Process]:
     log = directory / "controller.log"
     process = start_controller(write_config(directory, ports, tables=tables), log)
     try:
-        _wait_ready(process, log)
+        wait_ready(process, log)
         yield Process(directory, ports, process, log)
     finally:
         process.kill()
@@ -162,7 +162,7 @@ def free_ports() -> tuple[int, int, int]:
             each.close()
 
 
-def _wait_ready(process: "subprocess.Popen[bytes]", log: Path) -> None:
+def wait_ready(process: "subprocess.Popen[bytes]", log: Path) -> None:
     """Wait for the log's word: everything listens then."""
     deadline = time.monotonic() + START_S
     while '"event": "ready"' not in log.read_text():

@@ -58,11 +58,12 @@ def unit(name: str, systemctl: str = "systemctl") -> Program:
     """Return as whom and in which cgroups a systemd unit's main process runs; of a slice or scope, any process of it.
 
     Raises:
-        QuestionError: it has no process, or systemd does not tell.
+        QuestionError: systemd has no such unit.
+        CaptureError: it has no process, so nobody can tell what holds for it; or systemd does not tell.
     """
     try:
         done = subprocess.run(
-            [systemctl, "show", "-p", "MainPID", "-p", "ControlGroup", "--", name],
+            [systemctl, "show", "-p", "MainPID", "-p", "ControlGroup", "-p", "LoadState", "--", name],
             capture_output=True,
             text=True,
             timeout=_WITHIN_S,
@@ -73,8 +74,13 @@ def unit(name: str, systemctl: str = "systemctl") -> Program:
         if pid:
             return program(pid)
     except (OSError, subprocess.TimeoutExpired, ValueError) as error:
-        raise QuestionError(f"systemd does not tell of unit {name}: {error}") from None
-    raise QuestionError(f"unit {name} does not run: say --uid of the user that it runs as")
+        raise CaptureError(f"systemd does not tell of unit {name}: {error}") from None
+    if told.get("LoadState") == "not-found":
+        raise QuestionError(f"systemd knows no unit {name}")
+    raise CaptureError(
+        f"unit {name} does not run, and rules know a unit by its processes: start it, or say --uid of the user that it "
+        "runs as, which tells what holds where no rule names the unit"
+    )
 
 
 def _any_process(control_group: str) -> int:

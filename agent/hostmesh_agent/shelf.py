@@ -98,5 +98,10 @@ class Shelf:
         return self.good.pop(name, None) is not None
 
     def versions(self) -> Mapping[str, str]:
-        """Return the version of each resource that Envoy accepted."""
-        return {name: resource.version for name, resource in self.good.items()}
+        """Return the version of each resource that Envoy accepted; "" for what is not settled yet.
+
+        A controller that went back to what was accepted, while nobody heard it, would have nothing to say otherwise.
+        """
+        told = {name: resource.version for name, resource in self.good.items()}
+        unsettled = (name for name in self.fresh if self.held.get(name) != self.good.get(name))
+        return told | dict.fromkeys(unsettled, "")

@@ -132,7 +132,10 @@ class Config:
 
 
 def called_at(listen: Endpoint, addresses: Sequence[str]) -> tuple[str, ...]:
-    """Return where agents call a port: each address with its number, less those of a family that is not listened on."""
+    """Return where agents call a port: each address with its number, less those of a family that is not listened on.
+
+    At "::" both are, and at "0.0.0.0" the operator has said IPv4.
+    """
     family = ip_address(listen.host).version
     heard = [each for each in addresses if family == 6 or not is_ip(each) or ip_address(each).version == 4]
     return tuple(str(Endpoint(each, listen.port)) for each in heard or addresses)
@@ -182,8 +185,8 @@ def _config(reader: Reader, own_addresses: Sequence[str]) -> Config:
         domain=reader.dns_name("domain", "cluster.local"),
         addresses=reader.addresses("addresses", own_addresses),
         listen=Listen(
-            agents=reader.endpoint("listen.agents", Endpoint("0.0.0.0", AGENTS_PORT)),  # noqa: S104 - agents call from anywhere
-            join=reader.endpoint("listen.join", Endpoint("0.0.0.0", JOIN_PORT)),  # noqa: S104 - hosts join from anywhere
+            agents=reader.endpoint("listen.agents", Endpoint("::", AGENTS_PORT)),  # agents call from anywhere
+            join=reader.endpoint("listen.join", Endpoint("::", JOIN_PORT)),  # hosts join from anywhere
             admin=reader.endpoint("listen.admin", Endpoint("127.0.0.1", ADMIN_PORT)),
             admin_socket=reader.socket_path("listen.admin_socket", state_dir / "admin.sock"),
         ),

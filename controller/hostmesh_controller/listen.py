@@ -95,7 +95,7 @@ def open_grpc(server: grpc.aio.Server, endpoint: Endpoint, setting: str, credent
 
 
 def open_tcp(endpoint: Endpoint, setting: str) -> socket.socket:
-    """Return a bound socket.
+    """Return a bound socket; at "::" it is for both families, or for IPv4 alone where the kernel has no IPv6.
 
     Args:
         endpoint: where.
@@ -104,15 +104,29 @@ def open_tcp(endpoint: Endpoint, setting: str) -> socket.socket:
     Raises:
         ListenError: the port cannot be had.
     """
-    family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
-    opened = socket.socket(family, socket.SOCK_STREAM)
+    opened, host = _socket_for(endpoint.host)
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        opened.bind((endpoint.host, endpoint.port))
+        opened.bind((host, endpoint.port))
     except OSError as error:
         opened.close()
         raise ListenError(_refusal(endpoint, setting, error)) from error
     return opened
+
+
+def _socket_for(host: str) -> tuple[socket.socket, str]:
+    """Return a socket, and where to bind it. gRPC does with "::" what is done here."""
+    if ":" not in host:
+        return socket.socket(socket.AF_INET, socket.SOCK_STREAM), host
+    try:
+        opened = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
+    except OSError as error:
+        if host != "::" or error.errno != errno.EAFNOSUPPORT:
+            raise ListenError(f"cannot listen on {host}: {error.strerror}") from error
+        return socket.socket(socket.AF_INET, socket.SOCK_STREAM), "0.0.0.0"  # noqa: S104 - as "::" says
+    if host == "::":
+        opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    return opened, host
 
 
 def _refusal(endpoint: Endpoint, setting: str, error: OSError) -> str:

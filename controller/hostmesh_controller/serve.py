@@ -20,7 +20,11 @@ from hostmesh_controller.grants import grants_text
 from hostmesh_controller.mesh_file import load_mesh_file
 
 app = typer.Typer(
-    no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help="The mesh's controller."
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="The mesh's controller.",
 )
 config_app = typer.Typer(no_args_is_help=True, help="The controller's configuration file.")
 app.add_typer(config_app, name="config")
@@ -36,6 +40,22 @@ ConfigPath = Annotated[
         "--config", envvar="HOSTMESH_CONTROLLER_CONFIG", help=f"controller.toml; {DEFAULT_PATH} unless given."
     ),
 ]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from hostmesh_controller.metrics import build_version
+
+        typer.echo(f"hostmesh-controller {build_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    _version_wanted: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Show the version and exit.")
+    ] = False,
+) -> None: ...
 
 
 @app.command("run")
@@ -192,12 +212,12 @@ def own_addresses() -> tuple[str, ...]:
     """Return this machine's name and the addresses from which it calls others: what agents are told by default."""
     found = [socket.gethostname().lower()]
     for family, probe in ((socket.AF_INET, _PROBE_V4), (socket.AF_INET6, _PROBE_V6)):
-        with socket.socket(family, socket.SOCK_DGRAM) as asked:
-            try:
+        try:
+            with socket.socket(family, socket.SOCK_DGRAM) as asked:
                 asked.connect(probe)
                 found.append(str(asked.getsockname()[0]))
-            except OSError:
-                continue  # no route of this family
+        except OSError:
+            continue  # no route of this family, or the kernel does not have it
     return tuple(dict.fromkeys(found))
 
 

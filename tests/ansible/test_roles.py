@@ -106,6 +106,7 @@ def test_what_the_inventory_says_later_reaches_the_mesh(tmp_path: Path, controll
         "agent_workload_namespace": "shop",
         "agent_workload_ports": ["http=81", "82"],
         "agent_workload_labels": {"app": "y"},
+        "agent_host_labels": {"tier": "web"},
     }
     controller.cli("register", "later", "--address", "192.0.2.8", "-n", "shop", "--port", "http=80", "-l", "app=x")
     tokens = controller.cli("token", "list", "-o", "json").stdout
@@ -127,6 +128,8 @@ def test_what_the_inventory_says_later_reaches_the_mesh(tmp_path: Path, controll
     assert register(tmp_path, controller, settings) == 1
     host, workload = known()
     assert host["addresses"] == ["192.0.2.9"]
+    kept = json.loads(controller.cli("get", "host", "later", "-o", "json").stdout)
+    assert kept["metadata"]["labels"] == {"tier": "web"}
     ports = {"http": 81, "tcp-82": 82}
     assert workload == {"address": "192.0.2.9", "ports": ports, "labels": {"app": "y"}, "serviceAccount": "default"}
     assert register(tmp_path, controller, settings) == 0

@@ -19,7 +19,7 @@ from hostmesh_controller.cli.ssh.verifying import NOTHING_TO_CALL
 from running_controller import Process
 from ssh.ssh_host import SshHost
 
-JOINED = HostResult("web-1", "joined", request=NOTHING_TO_CALL)
+JOINED = HostResult("web-1", "joined", request=NOTHING_TO_CALL.said, lacks=NOTHING_TO_CALL.lacks)
 CLI = "from hostmesh_controller.cli import main; main()"
 ALL_STEPS = (steps.CHECK, steps.INSTALL, steps.REGISTER, steps.JOIN, steps.START, steps.WAIT, steps.VERIFY)
 

@@ -1,5 +1,6 @@
 """`hostmesh register --ssh` against real sshd, sudo, apt and dpkg, and a real controller."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from hostmesh_controller.cli.output import Format
 from hostmesh_controller.cli.ssh import steps
-from hostmesh_controller.cli.ssh.fleet import run_all
+from hostmesh_controller.cli.ssh.fleet import run_all, show
 from hostmesh_controller.cli.ssh.host_keys import HostKeys
 from hostmesh_controller.cli.ssh.joining import Joining
 from hostmesh_controller.cli.ssh.leaving import Leaving
@@ -340,3 +342,26 @@ def test_the_command_reads_a_list_and_shows_a_table(setting: Setting, controller
     assert "web-2  failed" in second
     assert "NOT THE HOST THAT WAS MEANT" in second
     assert "web-1: connect" in done.stderr
+
+
+def test_the_table_says_where_no_request_was_made_or_none_was_answered(
+    setting: Setting, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def shown() -> tuple[str, object]:
+        result = setting.join()
+        capsys.readouterr()
+        show([result], Format.TABLE)
+        table = capsys.readouterr().out.splitlines()[1]
+        show([result], Format.JSON)
+        return table, json.loads(capsys.readouterr().out)[0]["answered"]
+
+    without_workloads(setting.told)
+    assert shown() == ("web-1  joined; no request was made", False)
+    service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "nobody", "namespace": "default"}}
+    spec = {"ports": [{"port": 80, "name": "http"}]}
+    setting.told.real.request("PUT", "/v1/objects/Service/default/nobody", body={**service, "spec": spec})
+    post = setting.told.post
+    # There is no Envoy here to call by; the controller is taken to find a way.
+    reached = {"reached": True, "steps": [{"stage": "endpoint"}]}
+    setting.told.post = lambda path, body: reached if path == "/v1/explain" else post(path, body)
+    assert shown() == ("web-1  unchanged; no request was answered", False)

@@ -242,3 +242,23 @@ def test_a_bugreport_says_that_the_owners_file_is_refused(tmp_path: Path, monkey
         assert file is not None
         found = {each["code"]: each["what"] for each in json.load(file)}
     assert found["HM-A107"] == f"{config}: envoi: unknown key; did you mean 'envoy'?"
+
+
+@pytest.mark.parametrize(
+    ("told", "code", "said"),
+    [
+        ("LoadState=loaded", 1, "unit web.service does not run, and rules know a unit by its processes"),
+        ("LoadState=not-found", 2, "systemd knows no unit web.service"),
+    ],
+)
+def test_a_unit_that_is_stopped_is_no_wrong_call(
+    told: str, code: int, said: str, config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As systemctl(1) prints it of such units.
+    systemctl = config.with_name("systemctl")
+    systemctl.write_text(f"#!/bin/sh\nprintf '%s\\n' MainPID=0 ControlGroup= {told}\n")
+    systemctl.chmod(0o755)
+    monkeypatch.setenv("PATH", str(config.parent), prepend=os.pathsep)
+    words = ["--config", str(config), "capture", "explain", "10.0.0.5:443", "--unit", "web.service"]
+    assert cli.call(words) == code
+    assert said in capsys.readouterr().err

@@ -146,6 +146,23 @@ async def test_registering_again_sets_what_is_named_and_tells_what_was_before(tm
         assert "name the addresses" in unknown.text
 
 
+async def test_labels_of_a_host_are_set_beside_those_that_it_has(tmp_path: Path) -> None:
+    body: dict[str, Any] = {"host": "web-1", "addresses": ["10.0.0.5"], "token": False}
+    async with running_app(tmp_path) as app:
+        await app.root.post("/v1/register", json={**body, "host_labels": {"rack": "1", "tier": "web"}})
+        (item,) = (await app.root.get("/v1/objects")).json()["items"]
+        assert item["document"]["metadata"]["labels"] == {"rack": "1", "tier": "web"}
+        more = {"host": "web-1", "host_labels": {"tier": "api"}, "token": False}
+        tried = await app.root.post("/v1/register", json={**more, "dry_run": True})
+        assert actions(tried) == {"Host/web-1": "configured"}
+        again = await app.root.post("/v1/register", json=more)
+        assert again.json()["before"] == [item["document"]]
+        (item,) = (await app.root.get("/v1/objects")).json()["items"]
+        assert item["document"]["metadata"]["labels"] == {"rack": "1", "tier": "api"}
+        refused = await app.root.post("/v1/register", json={**body, "host_labels": {"a b": "c"}})
+        assert refused.status_code == 422
+
+
 async def test_a_removed_host_is_forgotten(tmp_path: Path) -> None:
     body = {"host": "h", "addresses": ["10.0.0.5"], "ports": [{"name": "http", "number": 80}]}
     async with running_app(tmp_path) as app:

@@ -97,7 +97,7 @@ def test_where_nothing_else_may_be_called_everything_is_captured_and_nothing_pas
 
 def test_the_agent_is_told_the_rules_and_whose_they_are() -> None:
     rule = {
-        "ports": [5432],
+        "ports": [5432, "6000-6002"],
         "cidrs": ["10.1.0.0/16"],
         "users": ["alice", 7],
         "units": ["a.service"],
@@ -113,7 +113,13 @@ def test_the_agent_is_told_the_rules_and_whose_they_are() -> None:
     assert not found.outbound.open
     assert list(found.inbound.include) == [CaptureRule(interfaces=["eth0"])]
     assert list(found.outbound.exclude) == [
-        CaptureRule(ports=[5432], cidrs=["10.1.0.0/16"], users=["alice", "7"], units=["a.service"], interfaces=["e0"]),
+        CaptureRule(
+            ports=[5432, 6000, 6001, 6002],
+            cidrs=["10.1.0.0/16"],
+            users=["alice", "7"],
+            units=["a.service"],
+            interfaces=["e0"],
+        ),
         CaptureRule(users=["0"]),
     ]
     without = config(mesh()).capture
@@ -126,6 +132,8 @@ def test_the_agent_is_told_the_rules_and_whose_they_are() -> None:
     [
         ({}, [80, 81]),
         ({"exclude": [{"ports": [80, 81]}]}, []),
+        ({"exclude": [{"ports": ["79-80"]}]}, [81]),
+        ({"include": [{"ports": ["81-90"]}]}, [81]),
         ({"exclude": [{"ports": [80], "cidrs": ["10.0.0.0/8"]}]}, [80, 81]),
         ({"include": [{"ports": [80]}]}, [80]),
         ({"include": [{"ports": [80]}, {"interfaces": ["eth0"]}]}, [80, 81]),

@@ -290,7 +290,7 @@ except SystemExit:
 """
 
 
-@pytest.mark.parametrize("argument", ["--help", "version"])
+@pytest.mark.parametrize("argument", ["--help", "version", "--version"])
 def test_help_and_version_load_nothing_that_takes_long(argument: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", LOADED, argument], capture_output=True, text=True, timeout=START_S, check=True

@@ -21,8 +21,8 @@ def test_an_empty_file_takes_every_default() -> None:
     assert config.state_dir == Path("/var/lib/hostmesh-controller")
     assert (config.trust_domain, config.domain) == ("cluster.local", "cluster.local")
     assert config.addresses == ("here", "10.0.0.1")
-    assert str(config.listen.agents) == "0.0.0.0:15012"
-    assert str(config.listen.join) == "0.0.0.0:15013"
+    assert str(config.listen.agents) == "[::]:15012"
+    assert str(config.listen.join) == "[::]:15013"
     assert str(config.listen.admin) == "127.0.0.1:15014"
     assert config.listen.admin_socket == Path("/var/lib/hostmesh-controller/admin.sock")
     assert config.certificates.leaf_hours == 72
@@ -103,6 +103,12 @@ def test_agents_are_told_only_addresses_of_a_family_that_is_listened_on() -> Non
     addresses = ("mesh.example.org", "10.0.0.1", "2001:db8::1")
     assert called_at(Endpoint("0.0.0.0", 7), addresses) == ("mesh.example.org:7", "10.0.0.1:7")
     assert called_at(Endpoint("::", 7), addresses) == ("mesh.example.org:7", "10.0.0.1:7", "[2001:db8::1]:7")
+
+
+def test_by_default_agents_are_told_addresses_of_both_families() -> None:
+    config = parse_config("", "c.toml", ("here", "10.0.0.1", "2001:db8::1"))
+    assert config.agents_endpoints == ("here:15012", "10.0.0.1:15012", "[2001:db8::1]:15012")
+    assert config.join_endpoints == ("here:15013", "10.0.0.1:15013", "[2001:db8::1]:15013")
 
 
 def test_a_clone_is_put_under_quarantine_unless_the_file_says_otherwise() -> None:

@@ -127,6 +127,21 @@ def test_a_new_stream_to_the_controller_says_what_is_held_and_asks_for_what_was_
     ]
 
 
+def test_what_is_not_settled_when_a_stream_is_lost_is_told_anew_on_the_next_one() -> None:
+    """The controller may have gone back to what Envoy accepted, or have removed what is new, and nobody heard it."""
+    exchange = connected(
+        Entry(LISTENER_TYPE, True, resource("in", "1")), Entry(LISTENER_TYPE, True, resource("goes", "1"))
+    )
+    exchange.receive(ask(LISTENER_TYPE), NOW)
+    push = only(exchange.pushes())
+    exchange.receive(ClientStream.ack(push.type_url, push.nonce), NOW)
+    exchange.settle(NOW)
+    exchange.update(Update(LISTENER_TYPE, "u2", (resource("in", "2"), resource("new", "1")), ("goes",)))
+    exchange.disconnected()
+    opening = next(each for each in exchange.connected() if each.type_url == LISTENER_TYPE)
+    assert dict(opening.initial_resource_versions) == {"in": "", "goes": "", "new": ""}
+
+
 def test_what_envoy_refuses_is_undone_and_told_and_not_kept_on_disk() -> None:
     exchange = connected(Entry(LISTENER_TYPE, True, resource("in", "1")))
     exchange.receive(ask(LISTENER_TYPE), NOW)

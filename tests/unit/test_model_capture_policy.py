@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from hostmesh_controller.model import from_document, read_document
+from hostmesh_controller.model.capture_policy import CapturePolicySpec
 from hostmesh_controller.model.faults import path_text
 from hostmesh_controller.model.kinds import kind_named
 
@@ -52,6 +53,15 @@ def test_numbers_of_users_may_be_numbers() -> None:
     assert made.to_dict()["spec"] == outbound(users=["0", "1000", "shop"])
 
 
+def test_ports_may_be_a_range() -> None:
+    written = outbound(ports=[80, "9000-9002", 9001])
+    made = from_document(document(written))
+    assert made.to_dict()["spec"] == written
+    assert from_document(made.to_dict()) == made
+    assert isinstance(made.spec, CapturePolicySpec)
+    assert made.spec.outbound.exclude[0].port_numbers == (80, 9000, 9001, 9002)
+
+
 def test_the_kind_has_a_short_name() -> None:
     found = [kind_named(name) for name in ("cp", "capturepolicies", "CapturePolicy")]
     assert [info.kind for info in found if info is not None] == ["CapturePolicy"] * 3
@@ -61,7 +71,17 @@ REFUSED: list[tuple[Body, str]] = [
     ({"scope": "host"}, "spec.scope: expected one of mesh, all"),
     ({"inbound": {"failureMode": "Open"}}, "spec.inbound.failureMode: expected one of closed, open"),
     ({"outbound": {"excludes": []}}, "did you mean 'exclude'?"),
-    ({"failureMode": "open"}, "spec.failureMode: "),
+    ({"failureMode": "open"}, "spec.failureMode: unknown field 'failureMode': say it under inbound or outbound"),
+    ({"include": []}, "spec.include: unknown field 'include': say it under inbound or outbound"),
+    ({"ports": [80]}, "spec.ports: unknown field 'ports': it belongs into a rule, inbound.exclude[0].ports or such"),
+    ({"outbound": {"uids": [0]}}, "spec.outbound.uids: unknown field 'uids': it belongs into a rule, exclude[0].users"),
+    ({"inbound": {"cidrs": []}}, "unknown field 'cidrs': it belongs into a rule, exclude[0].cidrs or include[0].cidrs"),
+    (outbound(uids=[1000]), "unknown field 'uids': users takes numbers as well as names"),
+    ({"inbound": {"include": [{"uids": [0]}]}}, "does not tell of an inbound connection whose it is"),
+    (outbound(ports=["9010-9000"]), "'9010-9000' is no range of ports such as '9000-9010'"),
+    (outbound(ports=["9000-65536"]), "'9000-65536' is no range of ports such as '9000-9010'"),
+    (outbound(ports=["1-1024", 9000]), "spec.outbound.exclude[0].ports: more than the 1024 ports that a rule may have"),
+    (outbound(ports=["1-65535"]), "exclude[0].ports: more than the 1024 ports"),
     ({"outbound": {"exclude": [{}]}}, "spec.outbound.exclude[0]: an empty rule would be about everything"),
     ({"inbound": {"include": [{"users": ["shop"]}]}}, "does not tell of an inbound connection whose it is"),
     ({"inbound": {"include": [{"units": ["a.service"]}]}}, "does not tell of an inbound connection whose it is"),

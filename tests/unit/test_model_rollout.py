@@ -67,6 +67,8 @@ def test_it_goes_by_its_short_names() -> None:
         ({"deadline": "0s"}, "too short"),
         ({"rollback": "some"}, "rollback"),
         ({"hosts": {"matchLabels": {"a b": "c"}}}, "hosts.matchLabels"),
+        ({"selector": {"matchLabels": {}}}, "unknown field 'selector': write hosts: {matchLabels:"),
+        ({"pause": "5m"}, "unknown field 'pause': between waves it is watch: 5m; to hold it, paused: true"),
         ({"health": {"maxErrorIncrease": 101}}, "health.maxErrorIncrease"),
     ],
 )

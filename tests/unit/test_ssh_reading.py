@@ -16,7 +16,7 @@ from hostmesh_controller.cli.ssh.steps import StepError
 from running_controller import run_cli
 
 UNIT = Path(__file__).parents[2] / "packaging/systemd/hostmesh-agent.service"
-GOOD = """defaults: {sudo: true, labels: {tier: web}}
+GOOD = """defaults: {sudo: true, labels: {tier: web}, hostLabels: {rack: "1"}}
 hosts:
 - name: web-1
   ssh: admin@10.0.0.7:2222
@@ -26,6 +26,7 @@ hosts:
   addresses: [10.0.0.8]
   sudo: false
   labels: {tier: api}
+  hostLabels: {wave: first}
 """
 
 
@@ -43,6 +44,9 @@ def test_a_list_of_hosts_is_read_with_its_defaults() -> None:
     # Where it names none, a new host has the address of ssh, and one that is registered keeps its own.
     assert (first.place, first.addresses, first.sudo) == (Place("admin", "10.0.0.7", 2222), [], True)
     assert (second.sudo, second.labels, second.addresses) == (False, {"tier": "api"}, ["10.0.0.8"])
+    assert [each.body()["host_labels"] for each in (first, second)] == [{"rack": "1"}, {"rack": "1", "wave": "first"}]
+    # A controller that has not heard of them is not told of none.
+    assert "host_labels" not in read_hosts("hosts.yaml", GOOD.replace(', hostLabels: {rack: "1"}', ""))[0].body()
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,11 @@ def test_an_include_that_can_never_hold_is_told() -> None:
     assert codes(policy("p", "inbound: {include: [{ports: [22, 15012]}, {ports: [22, 80]}]}"), HOSTS) == [
         "never-captured spec.inbound.include[0].ports"
     ]
+    ranged = "include: [{ports: ['15012-15013']}, {ports: ['8000-8002']}], exclude: [{ports: [8000, '8001-8003']}]"
+    assert codes(policy("p", f"inbound: {{{ranged}}}"), HOSTS) == [
+        "never-captured spec.inbound.include[0].ports",
+        "never-captured spec.inbound.include[1]",
+    ]
     never = "include: [{cidrs: [10.1.0.0/16], users: [7]}], exclude: [{ports: [1]}, {cidrs: [10.0.0.0/8]}]"
     assert findings(policy("p", f"outbound: {{{never}}}"), HOSTS) == [
         "f.yaml:4: warning: spec.outbound.include[0]: all of it is in outbound.exclude[1], and what is excluded is not "

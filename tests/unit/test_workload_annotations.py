@@ -1,5 +1,7 @@
 """Our annotations of WorkloadEntries: probes and capacity, and what is wrong with them."""
 
+from pathlib import Path
+
 import pytest
 from envoy.service.discovery.v3.discovery_pb2 import Resource
 
@@ -10,7 +12,9 @@ from hostmesh_controller import xds
 from hostmesh_controller.checks.annotations import check_annotations
 from hostmesh_controller.mesh import HostRuntime, Mesh, build, update
 from hostmesh_controller.model.objects import ApiObject
-from hostmesh_controller.workload_annotations import CAPACITY, PROBES, problems
+from hostmesh_controller.model.probes import NamedProbe
+from hostmesh_controller.workload_annotations import CAPACITY, CORES, LOAD, PROBES, probes, problems
+from hostmesh_controller.yaml_nodes import Document, read_yaml
 
 TWO = """
 - name: answers
@@ -96,6 +100,9 @@ def test_a_change_of_probes_touches_the_host_alone() -> None:
         ("systemd: {unit: ../x}", "unit"),
         ("systemd: {unit: web}", "unit"),
         ("name: a", "give one of httpGet, tcpSocket, exec, grpc and systemd"),
+        ("http: {port: 80}", "unknown field 'http': write httpGet: {port: 8080, path: /}"),
+        ("https: {port: 80}", "unknown field 'https': write httpGet: {port: 8443, path: /, scheme: HTTPS}"),
+        ("tcp: {port: 80}", "unknown field 'tcp': write tcpSocket: {port: 5432}"),
         ("tcpSocket: {port: 80}\nexec: {command: [x]}", "exec"),
         ("[]", "at least 1"),
         ("- {name: a, tcpSocket: {port: 0}}", "[0].tcpSocket.port"),
@@ -116,3 +123,16 @@ def test_a_group_is_told_what_is_wrong_with_what_it_gives_its_members() -> None:
     (finding,) = check_annotations(group)
     assert finding.path == ("spec", "metadata", "annotations", CAPACITY)
     assert "'cores'" in finding.message
+
+
+def test_the_operators_guide_shows_each_way_to_probe_and_each_capacity() -> None:
+    text = (Path(__file__).parents[2] / "OPERATING.md").read_text()
+    section = text.partition("### Probes, and how much a host takes")[2].partition("\n## ")[0]
+    blocks = [each.removeprefix("    ") for each in section.splitlines() if each.startswith("    ") or not each]
+    (shown,) = (each.value for each in read_yaml("\n".join(blocks)) if isinstance(each, Document))
+    annotations = shown["metadata"]["annotations"]
+    assert problems(annotations) == []
+    written = probes(annotations)
+    assert {way for each in written for way in each.ways if getattr(each, way) is not None} == set(NamedProbe.ways)
+    assert any(each.http_get is not None and each.http_get.scheme == "HTTPS" for each in written)
+    assert all(f"`{each}`" in section for each in (CORES, LOAD, PROBES, CAPACITY))

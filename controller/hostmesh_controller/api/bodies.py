@@ -119,6 +119,7 @@ class NamedPort(Request):
 class RegisterRequest(Request):
     """`addresses` may be left out for a host that is registered; `token`: whether a join string is wanted.
 
+    `labels` are those of the workload, all of them; each of `host_labels` is set beside those that the Host has.
     `dry_run`: it is told what would be refused and what would change; nothing is made, no join string either.
     """
 
@@ -127,6 +128,7 @@ class RegisterRequest(Request):
     namespace: str | None = None
     service_account: str | None = None
     labels: dict[str, str] = Field(default_factory=dict)
+    host_labels: dict[str, str] = Field(default_factory=dict)
     ports: list[NamedPort] = Field(default_factory=list)
     workload: str | None = None
     ssh_host_keys: list[str] = Field(default_factory=list)

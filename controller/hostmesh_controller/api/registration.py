@@ -24,6 +24,8 @@ def registration(request: RegisterRequest, known: Callable[[ObjectKey], ApiObjec
         host["spec"]["addresses"] = request.addresses
     elif not host["spec"].get("addresses"):
         raise ValueError(f"host {request.host!r} is new: name the addresses under which other hosts reach it")
+    if request.host_labels:
+        host["metadata"] = {**host["metadata"], "labels": {**host["metadata"].get("labels", {}), **request.host_labels}}
     if request.ssh_host_keys:
         host["spec"]["sshHostKeys"] = request.ssh_host_keys
     if not _has_workload(request):

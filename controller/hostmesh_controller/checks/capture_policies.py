@@ -1,6 +1,6 @@
 """CapturePolicies: for whom they are, what of them can never hold, and what they do not open."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from ipaddress import ip_network
 
 from hostmesh_controller.checks.finding import Finding
@@ -87,8 +87,8 @@ def _rivals(
 def _never_held(name: str, direction: InboundCapture | OutboundCapture) -> Iterator[Finding]:
     for index, rule in enumerate(direction.include):
         path: Path = ("spec", name, "include", index)
-        never = {port: whose for port in rule.ports if (whose := NEVER_CAPTURED.get(port))}
-        if rule.ports and len(never) == len(set(rule.ports)):
+        never = {port: whose for port in rule.port_numbers if (whose := NEVER_CAPTURED.get(port))}
+        if rule.ports and len(never) == len(rule.port_numbers):
             port, whose = next(iter(never.items()))
             message = f"port {port} is that of {whose}, which is never captured: the rule can never hold"
             yield Finding((*path, "ports"), message, "never-captured")
@@ -102,13 +102,17 @@ def _never_held(name: str, direction: InboundCapture | OutboundCapture) -> Itera
 def _covers(wide: InboundRule, narrow: InboundRule) -> bool:
     """Tell whether everything that the second rule is about is in the first."""
     for field in type(wide).model_fields:
-        asked, given = getattr(wide, field), getattr(narrow, field, ())
+        asked, given = _values(wide, field), _values(narrow, field)
         if asked and not (given and all(_one_covers(field, asked, each) for each in given)):
             return False
     return True
 
 
-def _one_covers(field: str, wide: tuple[object, ...], narrow: object) -> bool:
+def _values(rule: InboundRule, field: str) -> Collection[object]:
+    return frozenset(rule.port_numbers) if field == "ports" else getattr(rule, field, ())
+
+
+def _one_covers(field: str, wide: Collection[object], narrow: object) -> bool:
     if field != "cidrs":
         return narrow in wide
     inner = ip_network(str(narrow))

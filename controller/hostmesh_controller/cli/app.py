@@ -66,6 +66,12 @@ app = typer.Typer(
 )
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"hostmesh {operations.installed_version()}")
+        raise typer.Exit
+
+
 @app.callback()
 def connect(
     ctx: typer.Context,
@@ -94,6 +100,9 @@ def connect(
         typer.Option(envvar="HOSTMESH_KEY", metavar="FILE", help="Its private key (PEM), unless the same file has it."),
     ] = "",
     token: Annotated[str, typer.Option("--token", hidden=True)] = "",
+    _version_wanted: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Show the version and exit.")
+    ] = False,
 ) -> None:
     if token:
         # Everybody on the machine reads the arguments of its processes.

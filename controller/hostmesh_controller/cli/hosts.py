@@ -1,20 +1,23 @@
 """host: which machines belong to the mesh."""
 
 import sys
+from getpass import getuser
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from hostmesh_controller.cli.connection import Connection, part
-from hostmesh_controller.cli.output import Format, Output, age, emit, key_text, say, table
+from hostmesh_controller.cli.failure import CliError
+from hostmesh_controller.cli.output import Format, Output, age, emit, key_text, note, say, table
 from hostmesh_controller.cli.registering import (
+    SSH,
     Entry,
     HostKey,
     Identity,
     KnownHosts,
     LoginPassword,
     Passphrase,
-    Ssh,
     Sudo,
     SudoPassword,
     read_ssh,
@@ -24,6 +27,27 @@ if TYPE_CHECKING:
     from hostmesh_controller.cli.ssh.place import Place
 
 app = typer.Typer(no_args_is_help=True, help="Hosts: the machines of the mesh.")
+
+SshOrBare = Annotated[
+    str | None,
+    typer.Option(
+        metavar="[USER@ADDRESS[:PORT]]",
+        help="Do it over SSH, all of it; as this user to the host's first address unless given.",
+        rich_help_panel=SSH,
+    ),
+]
+
+
+class BareSsh(TyperCommand):
+    """A command whose --ssh may stand without a value, which typer has no word for; it is "" then."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        after = [*args[1:], "-"]
+        read = [
+            "--ssh=" if each == "--ssh" and following.startswith("-") else each
+            for each, following in zip(args, after, strict=True)
+        ]
+        return super().parse_args(ctx, read)
 
 
 @app.command("list")
@@ -88,13 +112,13 @@ def show(
     emit(result, Format.YAML if output is Format.TABLE else output)
 
 
-@app.command("remove")
+@app.command("remove", cls=BareSsh)
 def remove(
     ctx: typer.Context,
     host: Annotated[str, typer.Argument(metavar="HOST")],
     workloads: Annotated[bool, typer.Option("--workloads", help="Also delete its WorkloadEntries.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask on a terminal.")] = False,
-    ssh: Ssh = None,
+    ssh: SshOrBare = None,
     identity: Identity = None,
     sudo: Sudo = False,
     host_key: HostKey = [],  # noqa: B006 - typer copies it
@@ -110,10 +134,10 @@ def remove(
     With --ssh the host leaves first, and its packages are purged.
     """
     connection: Connection = ctx.obj
+    place = None if ssh is None else read_ssh(ssh) if ssh else _first_address(host, connection)
     if not yes and sys.stdin.isatty():
         typer.confirm(f"Remove host {host} from the mesh?", abort=True, err=True)
-    if ssh is not None:
-        place = read_ssh(ssh)
+    if place is not None:
         entry = Entry(
             identity, sudo, tuple(host_key), known_hosts, sudo_password_file, ssh_password_file, passphrase_file
         )
@@ -127,6 +151,22 @@ def remove(
         return
     for each in result["objects"]:
         say(f"{key_text(each)} {each['action']}")
+
+
+def _first_address(host: str, connection: Connection) -> "Place":
+    """Where a host is reached if nothing else is said, as ssh would: by this user's name. It is told.
+
+    Raises:
+        CliError: the host is not known, or has no address.
+    """
+    from hostmesh_controller.cli.ssh.place import Place
+
+    addresses = connection.get(f"/v1/hosts/{part(host)}")["addresses"]
+    if not addresses:
+        raise CliError(f"error: {host} has no address: give --ssh USER@ADDRESS")
+    place = Place(getuser(), addresses[0])
+    note(f"{host}: by SSH to {place}, its first address; --ssh USER@ADDRESS names another")
+    return place
 
 
 def _remove_over_ssh(

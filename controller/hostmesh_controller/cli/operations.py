@@ -49,20 +49,25 @@ def audit(
     table(titles, rows, empty="there is no such record" if len(wanted) > 1 else "nothing was changed yet")
 
 
+def installed_version() -> str:
+    """Return the version of this command, "0+unknown" when run from a tree that is not installed."""
+    # Late, like the controller's own that brings the metrics' library: it takes time to find.
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    try:
+        return installed("hostmesh")
+    except PackageNotFoundError:
+        return "0+unknown"
+
+
 def version(
     ctx: typer.Context,
     server: Annotated[bool, typer.Option("--server", help="Ask the controller for its version too.")] = False,
     output: Output = Format.TABLE,
 ) -> None:
     """Show the version of this command, and of the controller if asked."""
-    from importlib.metadata import PackageNotFoundError
-    from importlib.metadata import version as installed
-
-    try:
-        client = installed("hostmesh")
-    except PackageNotFoundError:
-        client = "0+unknown"
-    versions = {"client": client}
+    versions = {"client": installed_version()}
     if server:
         connection: Connection = ctx.obj
         versions["controller"] = connection.get("/v1/version")["version"]

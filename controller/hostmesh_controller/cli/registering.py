@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hostmesh_controller.cli.connection import Connection
-from hostmesh_controller.cli.failure import CliError
 from hostmesh_controller.cli.output import Format, Output, emit, key_text, note, seconds_of
 from hostmesh_controller.cli.tokens import print_join
 
@@ -59,6 +58,12 @@ def register(
         str | None, typer.Option(metavar="NAME", help="Identity of the workload; `default` for a new one unless given.")
     ] = None,
     label: Annotated[list[str], typer.Option("--label", "-l", metavar="KEY=VALUE", help="Label of the workload.")] = [],  # noqa: B006 - typer copies it
+    host_label: Annotated[
+        list[str],
+        typer.Option(
+            metavar="KEY=VALUE", help="Label of the host itself, by which Rollouts choose; others that it has stay."
+        ),
+    ] = [],  # noqa: B006 - typer copies it
     port: Annotated[
         list[str], typer.Option("--port", metavar="[NAME=]NUMBER", help="Port on which the workload listens.")
     ] = [],  # noqa: B006 - typer copies it
@@ -116,7 +121,7 @@ def register(
     """Tell the mesh of a host and get the string with which it joins; or join it over SSH, or many of a list."""
     connection: Connection = ctx.obj
     if ssh is None and filename is None:
-        if host is None or not address:
+        if host is None or not (address or no_token):
             raise typer.BadParameter("name the HOST and its --address; or give --ssh, or -f with a list of hosts")
     elif no_token:
         raise typer.BadParameter("--no-token goes with neither --ssh nor -f: a host joins by a token")
@@ -131,6 +136,9 @@ def register(
         "ssh_host_keys": ssh_host_key,
         "ttl_s": seconds_of(ttl),
     }
+    if host_label:
+        # Not told where there are none: an older controller does not know the word.
+        body["host_labels"] = dict(_pair(each, "--host-label") for each in host_label)
     if ssh is None and filename is None:
         _print(connection.post("/v1/register", {**body, "token": not no_token, "dry_run": dry_run}), output, dry_run)
         return
@@ -186,15 +194,13 @@ class Entry:
         return made
 
     def keys(self, pins: tuple[str, ...]) -> "HostKeys":
-        from hostmesh_controller.cli.ssh.host_keys import HostKeys, operators_file, read_pin, state_file
+        from hostmesh_controller.cli.ssh.host_keys import HostKeys, lasting, operators_file, read_pin, state_file
 
-        if self.known_hosts is not None and not self.known_hosts.is_file():
-            raise CliError(f"error: {self.known_hosts}: no such file (--known-hosts)")
         try:
             read = tuple(read_pin(each) for each in pins)
         except ValueError as error:
             raise typer.BadParameter(f"--host-key {error}") from None
-        files = (self.known_hosts,) if self.known_hosts is not None else (operators_file(), state_file())
+        files = (lasting(self.known_hosts),) if self.known_hosts is not None else (operators_file(), state_file())
         ask = _ask if sys.stdin.isatty() and sys.stderr.isatty() else None
         return HostKeys(read, files, ask=ask, remember=not self.dry_run)
 

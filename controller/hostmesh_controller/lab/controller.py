@@ -27,6 +27,8 @@ def config_text(layout: Layout, lab: LabFacts) -> str:
         f"state_dir = {json.dumps(str(layout.controller_state))}\n"
         f"addresses = {json.dumps(addresses)}\n\n"
         "[listen]\n"
+        # Hosts call at one address, so that one rule cuts them off.
+        'agents = "0.0.0.0:15012"\njoin = "0.0.0.0:15013"\n'
         f'admin = "{address}:15014"\n'
         f"admin_socket = {json.dumps(str(layout.admin_socket))}\n"
     )

@@ -55,6 +55,6 @@ def left_out(inbound: InboundCapture, ports: Iterable[int]) -> frozenset[int]:
 
 
 def _may_be_captured(inbound: InboundCapture, port: int) -> bool:
-    if any(port in each.ports and not each.cidrs and not each.interfaces for each in inbound.exclude):
+    if any(port in each.port_numbers and not each.cidrs and not each.interfaces for each in inbound.exclude):
         return False
-    return not inbound.include or any(not each.ports or port in each.ports for each in inbound.include)
+    return not inbound.include or any(not each.ports or port in each.port_numbers for each in inbound.include)

@@ -143,7 +143,8 @@ def _unknown(model: type[Spec], path: Path) -> Fault:
         return Fault(path, f"not supported: {part.refused[name]}", "not-supported")
     if name in part.not_yet:
         return Fault(path, "not supported yet", "not-supported")
-    return Fault(path, f"unknown field {name!r}{did_you_mean(name, field_names(part))}", "unknown-field")
+    hint = f": {part.meant[name]}" if name in part.meant else did_you_mean(name, field_names(part))
+    return Fault(path, f"unknown field {name!r}{hint}", "unknown-field")
 
 
 _ALSO_REAL: Mapping[tuple[str, str], str] = {

@@ -57,6 +57,11 @@ class Probe(Spec):
     """How the agent tells whether a workload is healthy: one of these ways, and when. None is Kubernetes' default."""
 
     ways: ClassVar[tuple[str, ...]] = ("http_get", "tcp_socket", "exec", "grpc")
+    meant: ClassVar = {
+        "http": "write httpGet: {port: 8080, path: /}",
+        "https": "write httpGet: {port: 8443, path: /, scheme: HTTPS}",
+        "tcp": "write tcpSocket: {port: 5432}",
+    }
 
     http_get: HttpProbe | None = None
     tcp_socket: TcpProbe | None = None

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Final, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import AfterValidator, Field, PlainSerializer, PlainValidator, model_validator
 
@@ -87,6 +87,11 @@ class RolloutSpec(Spec):
     version when it comes back. `rollback`: what becomes of those that have it when the rollout halts. `paused`: nobody
     else gets it.
     """
+
+    meant: ClassVar = {
+        "selector": "write hosts: {matchLabels: {…}}",
+        "pause": "between waves it is watch: 5m; to hold it, paused: true",
+    }
 
     component: Component = "envoy"
     source: Literal["mirror", "packages"] = "mirror"

@@ -38,7 +38,8 @@ class Spec(BaseModel):
 
     `not_yet` names the fields (as users write them) that Istio or Kubernetes has here and hostmesh does not
     implement yet: they are refused by name, where a misspelt field gets a suggestion. `refused` says why for those
-    that need more words. `at_top` says that the fields of the kind stand beside metadata, not under `spec`.
+    that need more words. `meant`: what to write in place of a word that suggests itself and is no field. `at_top` says
+    that the fields of the kind stand beside metadata, not under `spec`.
     """
 
     model_config = ConfigDict(
@@ -50,6 +51,7 @@ class Spec(BaseModel):
     )
     not_yet: ClassVar[frozenset[str]] = frozenset()
     refused: ClassVar[Mapping[str, str]] = {}
+    meant: ClassVar[Mapping[str, str]] = {}
     at_top: ClassVar[bool] = False
 
     def to_dict(self) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def _direction(asked: InboundCapture | OutboundCapture, *, may_open: bool) -> pb
 
 
 def _rule(rule: InboundRule) -> pb.CaptureRule:
-    made = pb.CaptureRule(ports=rule.ports, cidrs=rule.cidrs, interfaces=rule.interfaces)
+    made = pb.CaptureRule(ports=rule.port_numbers, cidrs=rule.cidrs, interfaces=rule.interfaces)
     if isinstance(rule, OutboundRule):
         made.users.extend(rule.users)
         made.units.extend(rule.units)

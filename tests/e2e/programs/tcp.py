@@ -13,13 +13,14 @@ class Handler(socketserver.StreamRequestHandler):
 
 
 class Server(socketserver.ThreadingTCPServer):
+    address_family = socket.AF_INET6
     allow_reuse_address = True
     daemon_threads = True
 
 
 def main() -> None:
     if sys.argv[1] == "serve":
-        Server(("0.0.0.0", int(sys.argv[2])), Handler).serve_forever()
+        Server(("::", int(sys.argv[2])), Handler).serve_forever()
     with socket.create_connection((sys.argv[2], int(sys.argv[3])), timeout=5) as connection:
         lines = connection.makefile("rwb")
         greeting = lines.readline()

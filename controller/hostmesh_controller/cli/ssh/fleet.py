@@ -72,16 +72,17 @@ def show(results: Sequence[HostResult], output: Format) -> None:
                 "cure": each.cure or None,
                 "left_behind": list(each.left_behind),
                 "request": each.request or None,
+                "answered": not each.lacks if each.request else None,
             }
             for each in results
         ]
         emit(data, output)
         return
     if any(each.failed for each in results):
-        rows = [(each.host, each.outcome, each.step, each.message, each.cure) for each in results]
+        rows = [(each.host, _outcome(each), each.step, each.message, each.cure) for each in results]
         table(("HOST", "RESULT", "STEP", "WHAT IS WRONG", "CURE"), rows, empty="no hosts")
     else:
-        table(("HOST", "RESULT"), [(each.host, each.outcome) for each in results], empty="no hosts")
+        table(("HOST", "RESULT"), [(each.host, _outcome(each)) for each in results], empty="no hosts")
     for each in results:
         if each.request:
             say(f"{each.host}: {each.request}")
@@ -89,3 +90,7 @@ def show(results: Sequence[HostResult], output: Format) -> None:
     for each in results:
         for left in each.left_behind:
             note(f"{each.host}: could not be taken back: {left}")
+
+
+def _outcome(result: HostResult) -> str:
+    return f"{result.outcome}; {result.lacks}" if result.lacks else result.outcome

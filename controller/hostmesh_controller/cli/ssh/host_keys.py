@@ -5,8 +5,10 @@ import fcntl
 import hashlib
 import os
 import re
+import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +18,8 @@ from hostmesh_controller.cli.ssh.steps import StepError
 
 _PIN: Final = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
 FAMILIES: Final = ("ed25519", "ecdsa", "rsa")
+_MAX_BYTES: Final = 16 << 20
+"""More than the keys of a hundred thousand hosts."""
 _LOOK: Final = "compare with `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` on the host's own console"
 
 
@@ -57,6 +61,24 @@ def state_file() -> Path:
 
 def operators_file() -> Path:
     return Path(os.environ.get("HOME") or "/root") / ".ssh" / "known_hosts"
+
+
+@lru_cache
+def lasting(file: Path) -> Path:
+    """Return a file that says what this one says as often as it is read: a pipe says it once, and is kept in memory.
+
+    Raises:
+        CliError: it cannot be read.
+    """
+    try:
+        with file.open("rb") as stream:
+            if stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                return file
+            descriptor = os.memfd_create("known_hosts")  # open as long as this command runs
+            os.write(descriptor, stream.read(_MAX_BYTES))
+    except OSError as error:
+        raise CliError(f"error: {file}: {error.strerror} (--known-hosts)") from None
+    return Path(f"/proc/self/fd/{descriptor}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ hosts:
   namespace: shop
   serviceAccount: web
   workload: web-1
-  labels: {app: web}
+  labels: {app: web}            # of its workload
+  hostLabels: {tier: web}       # of the host itself, by which Rollouts choose
   ports: {http: 8080}
   verify: http://catalog/       # it calls this at the end
 """
@@ -43,6 +44,7 @@ class _Settings(_Table):
     namespace: str | None = None
     service_account: Annotated[str | None, Field(alias="serviceAccount")] = None
     labels: dict[str, str] = {}
+    host_labels: Annotated[dict[str, str], Field(alias="hostLabels")] = {}
     ports: dict[str, Annotated[int, Field(ge=1, le=65535)]] = {}
     verify: str | None = None
 
@@ -73,6 +75,7 @@ class Listed(BaseModel):
     namespace: str | None
     service_account: str | None
     labels: dict[str, str]
+    host_labels: dict[str, str]
     ports: dict[str, int]
     workload: str | None
     verify: str
@@ -87,6 +90,8 @@ class Listed(BaseModel):
             "ports": [{"name": name, "number": number} for name, number in self.ports.items()],
             "workload": self.workload,
             "ssh_host_keys": [],
+            # Not told where there are none: an older controller does not know the word.
+            **({"host_labels": self.host_labels} if self.host_labels else {}),
         }
 
 
@@ -145,6 +150,7 @@ def _whole(host: _Host, defaults: _Settings, sudo: bool, identity: Path | None) 
         namespace=host.namespace or defaults.namespace,
         service_account=host.service_account or defaults.service_account,
         labels={**defaults.labels, **host.labels},
+        host_labels={**defaults.host_labels, **host.host_labels},
         ports={**defaults.ports, **host.ports},
         workload=host.workload,
         verify=_checked("verify", verify, read_verify) if verify else "",

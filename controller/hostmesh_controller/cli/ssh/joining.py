@@ -24,7 +24,7 @@ from hostmesh_controller.cli.ssh.packages import AGENT, Manager, Source, manager
 from hostmesh_controller.cli.ssh.session import Access, Doorway
 from hostmesh_controller.cli.ssh.shell import Shell
 from hostmesh_controller.cli.ssh.steps import HostResult, StepError, Undo
-from hostmesh_controller.cli.ssh.verifying import call, try_services
+from hostmesh_controller.cli.ssh.verifying import NOTHING_ASKED, Asked, call, try_services
 
 JOIN_S: Final = 210
 """The agent asks three times at each of the controller's addresses, for 15 s: of four, with what else it does."""
@@ -69,7 +69,7 @@ class Joining:
     undo: Undo = field(default_factory=Undo)
     _step: str = steps.CONNECT
     _shell: Shell = field(init=False)
-    _request: str = ""
+    _asked: Asked = NOTHING_ASKED
 
     def __post_init__(self) -> None:
         self._shell = Shell(Doorway(self.wanted.access, self.halted))
@@ -89,7 +89,7 @@ class Joining:
             return self._failed(f"{type(error).__name__}: {error}", "this is a bug of hostmesh: report it")
         finally:
             self._shell.door.close()
-        return HostResult(self.wanted.name, outcome, request=self._request)
+        return HostResult(self.wanted.name, outcome, request=self._asked.said, lacks=self._asked.lacks)
 
     def _failed(self, message: str, cure: str) -> HostResult:
         if self.halted.is_set():
@@ -264,9 +264,9 @@ class Joining:
             if self.halted.wait(0.5):
                 raise StepError("interrupted")
         if self.wanted.verify:
-            self._request = call(self._shell, self.wanted.name, self.wanted.verify)
+            self._asked = call(self._shell, self.wanted.name, self.wanted.verify)
         else:
-            self._request = try_services(self._shell, self.wanted.name, self.connection)
+            self._asked = try_services(self._shell, self.wanted.name, self.connection)
 
     def _lacks(self) -> str:
         host = self.connection.get(f"/v1/hosts/{part(self.wanted.name)}")

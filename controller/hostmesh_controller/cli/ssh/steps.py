@@ -29,7 +29,8 @@ class StepError(Exception):
 class HostResult:
     """How it went with one host; `step` is the one that failed, "" when none did.
 
-    `request` is what the host called to show that it can, and what was answered; or that nothing was called.
+    `request` is what the host called to show that it can, and what was answered; or that nothing was called. `lacks`
+    says that none was made or answered; "" where one was, or where the host was to make none.
     """
 
     host: str
@@ -39,6 +40,7 @@ class HostResult:
     cure: str = ""
     left_behind: tuple[str, ...] = ()
     request: str = ""
+    lacks: str = ""
 
     @property
     def failed(self) -> bool:

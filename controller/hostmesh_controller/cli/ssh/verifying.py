@@ -8,7 +8,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from hostmesh_controller.cli.connection import Connection
@@ -21,7 +21,21 @@ _EXPLAINED: Final = 50
 _CALLED: Final = 3
 _OF_ENVOY: Final = frozenset({"502", "503", "504"})
 """What Envoy says itself where no program answers."""
-NOTHING_TO_CALL: Final = "no request was made: the mesh has no HTTP service that this host can call; --verify names one"
+
+
+class Asked(NamedTuple):
+    """What the host called and was answered, or that nothing was; `lacks`: what is not shown for that reason, or ""."""
+
+    said: str
+    lacks: str = ""
+
+
+NOTHING_ASKED: Final = Asked("")
+NOT_MADE: Final = "no request was made"
+NOT_ANSWERED: Final = "no request was answered"
+NOTHING_TO_CALL: Final = Asked(
+    f"{NOT_MADE}: the mesh has no HTTP service that this host can call; --verify names one", NOT_MADE
+)
 
 
 def read_verify(url: str) -> str:
@@ -36,7 +50,7 @@ def read_verify(url: str) -> str:
     return url
 
 
-def call(shell: Shell, host: str, url: str) -> str:
+def call(shell: Shell, host: str, url: str) -> Asked:
     """Call a service of the mesh from the host; return what was called and answered.
 
     Raises:
@@ -45,19 +59,19 @@ def call(shell: Shell, host: str, url: str) -> str:
     answered, said = _request(shell, url)
     if not answered:
         raise StepError(f"{url} called from the host: {said}", f"hostmesh explain {host} {url}")
-    return f"GET {url} from the host: {said}"
+    return Asked(f"GET {url} from the host: {said}")
 
 
-def try_services(shell: Shell, host: str, connection: Connection) -> str:
+def try_services(shell: Shell, host: str, connection: Connection) -> Asked:
     """Call a service that the host can call; return what was called and answered, or that nothing was."""
     tried: list[str] = []
     for url in islice(_callable(host, connection), _CALLED):
         answered, said = _request(shell, url)
         if answered:
-            return f"GET {url} from the host: {said}"
+            return Asked(f"GET {url} from the host: {said}")
         tried.append(f"{url}: {said}")
     if tried:
-        return f"no request was answered: {'; '.join(tried)}"
+        return Asked(f"{NOT_ANSWERED}: {'; '.join(tried)}", NOT_ANSWERED)
     return NOTHING_TO_CALL
 
 

@@ -3,6 +3,7 @@
 make faults                       all of them
 make faults ONLY="envoy-killed"   some
 make faults SEED=7                with the random choices of another run
+make faults FULL=1                what is shortened (agents that stand still) as long as it is to hold
 """
 
 import argparse

@@ -27,7 +27,7 @@ mesh. Meanwhile, and some seconds before and after, oracles look on:
   hosts.
 
 A promise that did not hold says FAILED and why. Again: `make faults`; one: `make faults ONLY=NAME`; the same random
-order: `SEED=N`. The commits that were tested are named at the end.
+order: `SEED=N`; what is shortened, whole: `FULL=1`. The commits that were tested are named at the end.
 
 """
 

@@ -99,8 +99,8 @@ demo: $(INSTALLED) system-mesh ## the mesh at work, on hosts made of network nam
 bench: $(INSTALLED) system-bench ## measure, and print each figure with its command; ONLY=push for one
 	PYTHONPATH=tests $(BIN)/python -m bench $(ONLY)
 
-faults: $(INSTALLED) system-faults ## play faults in the lab, with oracles, and write FAULTS.md; ONLY=agent-killed for one, SEED=7
-	PYTHONPATH=tests SEED=$(SEED) $(BIN)/python -m faults $(ONLY)
+faults: $(INSTALLED) system-faults ## play faults in the lab, with oracles, and write FAULTS.md; ONLY=agent-killed for one, SEED=7, FULL=1
+	PYTHONPATH=tests SEED=$(SEED) FULL=$(FULL) $(BIN)/python -m faults $(ONLY)
 
 fuzz: $(INSTALLED) ## give everything that reads foreign bytes some that nobody thought of; ONLY=yaml for one, SECONDS=60
 	$(BIN)/python -m pip install --quiet --constraint packaging/constraints.txt --editable '.[fuzz]'

@@ -216,8 +216,9 @@ class Timer:
             kernel.remove(self._lent)
             routes.write(*added)
         else:
-            routes.write(*added)
+            routes.add(*added)
             kernel.write(before.table, self._lent)
+            routes.write(*added)
 
     def _by_the_agent(self) -> None:
         """The rules are those of an agent that runs: it sees the mark, and undoes by itself."""

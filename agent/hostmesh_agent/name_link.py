@@ -27,14 +27,17 @@ _ANSWER_WITHIN_S: Final = 5.0
 # linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h, linux/netlink.h
 _NEW_LINK, _DELETE_LINK, _GET_LINK, _NEW_ADDRESS = 16, 17, 18, 20
 _REQUEST, _ACK, _REPLACE, _EXCLUSIVE, _CREATE = 0x1, 0x4, 0x100, 0x200, 0x400
-_NAME, _LINK_INFO, _ALIAS, _AF_SPEC = 3, 18, 20, 26
+_NAME, _LINK_INFO, _ALIAS, _AF_SPEC, _GROUP = 3, 18, 20, 26, 27
 _INFO_KIND: Final = 1
+_BEGUN: Final = 1506
+"""The link's group until it has its alias, which the kernel does not take while it makes a link."""
 _ADDRESS_MODE, _NO_ADDRESS = 8, 1  # IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _UP: Final = 1
 _HEADER: Final = struct.Struct("=IHHII")
 _LINK: Final = struct.Struct("=BxHiII")  # struct ifinfomsg
 _ADDRESS: Final = struct.Struct("=BBBBI")  # struct ifaddrmsg
+_NUMBER: Final = struct.Struct("=I")
 _ERROR: Final = 2  # NLMSG_ERROR
 _UNKNOWN_KIND: Final = {errno.EOPNOTSUPP, errno.ENOENT}
 
@@ -45,11 +48,12 @@ class LinkError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The link that has our name: whether it is ours, and whether it is up."""
+    """The link that has our name: whether it is ours, whether it is up, and whether its making was not finished."""
 
     index: int
     ours: bool
     up: bool
+    begun: bool = False
 
 
 def find() -> Found | None:
@@ -66,7 +70,9 @@ def find() -> Found | None:
         raise LinkError(f"could not look for the link {NAME}: {error.strerror}") from error
     _, _, index, flags, _ = _LINK.unpack_from(answers[0])
     attributes = dict(split(answers[0][_LINK.size :]))
-    return Found(index, attributes.get(_ALIAS, b"").rstrip(b"\0") == ALIAS.encode(), bool(flags & _UP))
+    begun = attributes.get(_GROUP) == _NUMBER.pack(_BEGUN)
+    ours = begun or attributes.get(_ALIAS, b"").rstrip(b"\0") == ALIAS.encode()
+    return Found(index, ours, bool(flags & _UP), begun)
 
 
 def make() -> int:
@@ -79,6 +85,8 @@ def make() -> int:
         found = find() or _create()
         if not found.ours:
             raise LinkError(f"there is a link {NAME} that is not ours; rename it (ip link set {NAME} name OTHER)")
+        if found.begun:
+            _mark(found.index)
         if not found.up:
             _talk(_NEW_LINK, _ACK, _link(b"", index=found.index, flags=_UP))
         address = IPv4Address(wire.SPLIT_DNS_ADDRESS).packed
@@ -111,23 +119,30 @@ def _create() -> Found:
     for kind in KINDS:
         info = attribute(_LINK_INFO | NESTED, attribute(_INFO_KIND, kind.encode()))
         try:
-            _talk(_NEW_LINK, _ACK | _CREATE | _EXCLUSIVE, _link(_named(NAME) + info))
+            _talk(_NEW_LINK, _ACK | _CREATE | _EXCLUSIVE, _link(_named(NAME) + _group(_BEGUN) + info))
         except OSError as error:
             if error.errno in _UNKNOWN_KIND and kind != KINDS[-1]:
                 continue
             raise
         break
-    index = socket.if_nametoindex(NAME)
-    # Marked before it is up: what a killed agent leaves behind is known as ours, or has no name of ours for long.
+    return Found(socket.if_nametoindex(NAME), ours=True, up=False, begun=True)
+
+
+def _mark(index: int) -> None:
+    """Finish the making of our link. What a killed agent leaves behind is known as ours by its group until then."""
     no_address = attribute(_ADDRESS_MODE, bytes([_NO_ADDRESS]))
     quiet = attribute(_AF_SPEC | NESTED, attribute(socket.AF_INET6 | NESTED, no_address))
-    _talk(_NEW_LINK, _ACK, _link(attribute(_ALIAS, ALIAS.encode() + b"\0"), index=index))
     try:
         _talk(_NEW_LINK, _ACK, _link(quiet, index=index))
     except OSError as error:
         if error.errno not in {errno.EAFNOSUPPORT, errno.EINVAL, errno.EOPNOTSUPP}:  # IPv6 is off
             raise
-    return Found(index, ours=True, up=False)
+    _talk(_NEW_LINK, _ACK, _link(attribute(_ALIAS, ALIAS.encode() + b"\0"), index=index))
+    _talk(_NEW_LINK, _ACK, _link(_group(0), index=index))
+
+
+def _group(number: int) -> bytes:
+    return attribute(_GROUP, _NUMBER.pack(number))
 
 
 def _named(name: str) -> bytes:

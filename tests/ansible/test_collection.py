@@ -1,6 +1,8 @@
 """The ansible collection: what can be shown without hosts of its own."""
 
 import json
+import re
+import shlex
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +22,26 @@ def test_every_playbook_is_sound(playbook: Path) -> None:
 
 
 def test_the_linter_has_nothing_to_say() -> None:
-    tool("ansible-lint", "--offline", "--profile", "production", "--strict")
+    tool("ansible-lint")
+
+
+def test_the_linter_has_its_profile_from_the_collection_itself() -> None:
+    settings = (COLLECTION / ".ansible-lint").read_text().splitlines()
+    assert {"profile: production", "strict: true"} <= {*settings}
+
+
+@pytest.mark.parametrize("guide", ["OPERATING.md", "ansible/README.md"])
+def test_an_upgrade_that_a_guide_shows_gives_all_that_it_is_refused_without(guide: str, tmp_path: Path) -> None:
+    text = (COLLECTION.parent / guide).read_text().replace("\\\n", " ")
+    shown = re.findall(r"^ +ansible-playbook .*[./](upgrade|rollback)(?:\.yml)? (.*)$", text, re.MULTILINE)
+    assert shown
+    inventory = tmp_path / "hosts.yml"
+    inventory.write_text(json.dumps({"hostmesh_agents": {"hosts": {"a": {"ansible_connection": "local"}}}}))
+    for playbook, words in shown:
+        options = ("-i", str(inventory), "-e", "ansible_become=false", *shlex.split(words))
+        done = tool("ansible-playbook", "--check", *options, f"playbooks/{playbook}.yml", check=False)
+        assert "give agent_version, and agent_health_urls" not in done.stdout, words
+        assert "TASK [Refuse to start without" in done.stdout, done.stdout
 
 
 def test_it_is_built_without_what_only_a_checkout_needs(tmp_path: Path) -> None:

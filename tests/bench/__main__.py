@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 
-from bench import changes, cold, connect, endpoint, host, push, readiness, rules
+from bench import changes, cold, connect, endpoint, gap, host, push, readiness, rules
 from bench.figure import Benchmark, Figure, machine, table
 from bench.hosts import Hosts
 from bench.stage import Stage
@@ -36,6 +36,7 @@ def benchmarks(stage: Stage, hosts: Hosts) -> list[Benchmark]:
         Benchmark("agent", partial(host.agent, hosts)),
         Benchmark("first", partial(host.first, hosts)),
         Benchmark("readiness", partial(readiness.readiness, hosts)),
+        Benchmark("gap", partial(gap.gap, hosts)),
         Benchmark("latency", partial(host.latency, hosts)),
     ]
 

@@ -2,11 +2,12 @@
 
 import os
 import platform
-import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from commit import commit
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,16 +79,10 @@ def machine() -> str:
     return "\n".join(
         (
             f"machine: {os.cpu_count()} cores of {model}, {_memory_gib():.0f} GiB, Linux {platform.release()}",
-            f"python {platform.python_version()}, commit {_commit()}, load before {load:.2f}{busy}",
+            f"python {platform.python_version()}, commit {commit()}, load before {load:.2f}{busy}",
         )
     )
 
 
 def _memory_gib() -> float:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-
-
-def _commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    return done.stdout.strip() or "unknown"

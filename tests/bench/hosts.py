@@ -55,7 +55,7 @@ class Hosts:
             self._lab("exec", CALLEE, "--detach", "--", "python3", "-c", _PROGRAM.read_text(), str(port))
         documents = list(self._documents())
         self._run(["apply", "-f", "-"], "\n---\n".join(map(json.dumps, documents)))
-        self._wait_for_identity()
+        self.called()
         return self
 
     def _documents(self) -> list[dict[str, Any]]:
@@ -71,7 +71,10 @@ class Hosts:
         namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
         return [namespace, entry(CALLER), entry(CALLEE), *map(service, range(SERVICES))]
 
-    def _wait_for_identity(self) -> None:
+    def applied(self, document: Mapping[str, Any]) -> None:
+        self._run(["apply", "-f", "-"], json.dumps(document))
+
+    def called(self) -> None:
         """Wait until the callee sees who calls: the path is captured, and it is mutual TLS."""
         wanted = f"/ns/{NAMESPACE}/sa/{CALLER}"
         deadline_s = time.monotonic() + _WITHIN_S
@@ -98,7 +101,7 @@ class Hosts:
         """Let a host's workload be probed."""
         entry = next(each for each in self._documents() if each["metadata"]["name"] == host)
         entry["metadata"]["annotations"] = {"hostmesh.io/probes": probe}
-        self._run(["apply", "-f", "-"], json.dumps(entry))
+        self.applied(entry)
 
     def until(self, holds: Callable[[], bool], what: str) -> None:
         """Wait until something is so that can only be asked for."""

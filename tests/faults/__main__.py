@@ -3,6 +3,7 @@
 make faults                       all of them
 make faults ONLY="envoy-killed"   some
 make faults SEED=7                with the random choices of another run
+make faults FULL=1                what is shortened (agents that stand still) as long as it is to hold
 """
 
 import argparse
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from commit import commit
 from faults.fault import Fault
 from faults.play import play
 from faults.scene import new_scene
@@ -71,7 +73,7 @@ def say(text: str) -> None:
 
 def run(chosen: Sequence[Fault], seed: int, around_s: float) -> int:
     """Play the faults, one after the other; return how many promises did not hold. Each result is written at once."""
-    say(f"seed {seed}")
+    say(f"seed {seed}, commit {commit()}")
     failed = 0
     at = 0
     while at < len(chosen):

@@ -17,7 +17,7 @@ class Fault:
 
     Attributes:
         name: what `ONLY=` calls it.
-        fault: what is done, with its scale where time is scaled.
+        fault: what is done, and how long it lasts.
         promise: what holds meanwhile and afterwards, as an operator would say it.
         play: does it, waits until it is over, and returns what it found beside the oracles ("" : nothing).
         bounds: what the oracles may see.

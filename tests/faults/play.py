@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Callable
 
+from commit import commit
 from faults.fault import Fault
 from faults.oracles import watching
 from faults.scene import Scene
@@ -29,7 +30,8 @@ def play(fault: Fault, scene: Scene, seed: int, say: Callable[[str], None]) -> R
         oracles = f"{summary(watch.seen)}; load of the machine {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores"
     except Exception as error:  # an oracle that breaks is a result, too, and the next fault is played
         problems.append(f"before the fault, or the oracles: {_short(error)}")
-    result = Result(fault.name, tuple(problems), found, oracles, round(time.monotonic() - began_s, 1), versions(), seed)
+    took_s = round(time.monotonic() - began_s, 1)
+    result = Result(fault.name, tuple(problems), found, oracles, took_s, versions(), seed, commit())
     say(f"{'✗' if problems else '✓'} {fault.name}: {found}{'. ' if found else ''}{oracles} ({result.duration_s:.0f} s)")
     for problem in problems:
         say(f"    {problem}")

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from commit import UNKNOWN
+
 HELD: Final = "held"
 FAILED: Final = "FAILED"
 NOT_RUN: Final = "not run"
@@ -25,14 +27,14 @@ mesh. Meanwhile, and some seconds before and after, oracles look on:
   hosts.
 
 A promise that did not hold says FAILED and why. Again: `make faults`; one: `make faults ONLY=NAME`; the same random
-order: `SEED=N`.
+order: `SEED=N`; what is shortened, whole: `FULL=1`. The commits that were tested are named at the end.
 
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What came of a fault. `problems`: each way in which its promise did not hold."""
+    """What came of a fault. `problems`: each way in which its promise did not hold; `commit`: of what was tested."""
 
     name: str
     problems: tuple[str, ...]
@@ -41,6 +43,7 @@ class Result:
     duration_s: float
     versions: str
     seed: int
+    commit: str = UNKNOWN
 
     @property
     def word(self) -> str:
@@ -95,9 +98,9 @@ def _versions(results: Iterable[Result | None]) -> str:
     by_version: dict[str, list[Result]] = {}
     for each in results:
         if each is not None:
-            by_version.setdefault(each.versions, []).append(each)
+            by_version.setdefault(f"commit {each.commit}: {each.versions}", []).append(each)
     lines = []
     for version, some in by_version.items():
-        which = "" if len(by_version) == 1 else f": {', '.join(f'`{each.name}`' for each in some)}"
+        which = "" if len(by_version) == 1 else f"; {', '.join(f'`{each.name}`' for each in some)}"
         lines.append(f"- {version}{which}")
     return "\nVersions:\n\n" + "\n".join(lines) + "\n" if lines else ""

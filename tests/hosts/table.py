@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from commit import UNKNOWN
+
 TESTS: Final = Path(__file__).parent
 RESULTS: Final = TESTS / "results.json"
 TABLE: Final = TESTS.parents[1] / "HOSTS.md"
@@ -28,7 +30,7 @@ Debian.
 
 Each row is a test, by its name. Seconds are those of all its cases, without what tests share (hosts that are made
 once). A single run (`make test-hosts ONLY=tests/hosts/test_names.py`) writes its own rows anew; a test that never ran
-says so.
+says so. The commits that were tested are named at the end.
 
 """
 
@@ -44,6 +46,7 @@ class Result:
         word, why: held, failed or not run; and why, if it did not hold.
         seen: figures that it told.
         of: version, day and kernel of the run.
+        commit: what was tested.
     """
 
     test: str
@@ -54,6 +57,7 @@ class Result:
     seconds: float
     seen: str
     of: str
+    commit: str = UNKNOWN
 
 
 def read(entries: Iterable[Mapping[str, Any]]) -> list[Result]:
@@ -134,9 +138,10 @@ def _cell(text: str) -> str:
 def _runs(results: Iterable[Result]) -> Iterator[str]:
     by_run: dict[str, int] = {}
     for each in results:
-        by_run[each.of] = by_run.get(each.of, 0) + 1
+        run = f"commit {each.commit}: {each.of}"
+        by_run[run] = by_run.get(run, 0) + 1
     for run, count in by_run.items():
-        yield f"- {run}: {count} cases"
+        yield f"- {run}; {count} cases"
 
 
 def known() -> list[Result]:

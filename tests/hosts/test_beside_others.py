@@ -9,6 +9,7 @@ import pytest
 
 from e2e.driver import Lab, eventually
 from e2e.test_under_load import load
+from hostmesh_agent.places import GREEN, PORTS
 from hosts import mesh as meshes
 from hosts import repository
 from hosts.machine import Machine
@@ -135,7 +136,7 @@ def wall(
         machine.run("rm", "/etc/systemd/system/firewalld.service")
         machine.run("systemctl", "daemon-reload")
         machine.run("systemctl", "--quiet", "enable", "--now", "firewalld.service")
-        for port in (STOCK, 15006):
+        for port in (STOCK, *(each.inbound for each in PORTS.values()), PORTS[GREEN].door):
             machine.run("firewall-cmd", "-q", f"--add-port={port}/tcp", "--permanent")
         machine.run("firewall-cmd", "-q", "--reload")
         repository.apt(machine, "update")

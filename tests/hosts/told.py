@@ -9,6 +9,7 @@ from typing import Final
 
 import pytest
 
+from commit import commit
 from hosts import table
 from hosts.machine import Machine
 from hosts.roots import number
@@ -34,7 +35,8 @@ def name_of(item: pytest.Item) -> tuple[str, str]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
-    """Before any are left out: which cases there are of each test."""
+    """Before any are left out: which cases there are of each test, and of which commit."""
+    commit()
     for item in items:
         if item.path.parent == TESTS:
             test, case = name_of(item)
@@ -64,7 +66,7 @@ def pytest_runtest_makereport(
         word = {"passed": HELD, "failed": FAILED, "skipped": SKIPPED}[report.outcome]
         debian = tuple(sorted({number(each) for each in Machine.used}))
         seen = "; ".join(str(value) for name, value in item.user_properties if name == "seen")
-        _record(Result(test, case, debian, word, _why(report), round(report.duration, 1), seen, _run()))
+        _record(Result(test, case, debian, word, _why(report), round(report.duration, 1), seen, _run(), commit()))
     return report
 
 

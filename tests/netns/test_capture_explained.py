@@ -16,6 +16,7 @@ from hostmesh_agent.capture.who import Cgroup, Match, Narrowing, Present
 from hostmesh_agent.places import BLUE, GREEN, PORTS
 from hostmesh_api import wire
 from hostmesh_api.callers import caller_addresses
+from netns.backends import each_backend, made_for
 from netns.conftest import HOST, PEER
 from netns.groups import Unit, slice_of_the_test
 from netns.space import Servers, Space, ask, run
@@ -103,6 +104,7 @@ def expected(packet: Packet, table: Table | None) -> str:
     return "elsewhere"
 
 
+@each_backend
 def test_the_answer_is_what_the_kernel_does(host: Space, peer: Space, servers: Servers, units: dict[str, Unit]) -> None:
     chance = random.Random(20)
     for each in PORTS.values():
@@ -118,7 +120,8 @@ def test_the_answer_is_what_the_kernel_does(host: Space, peer: Space, servers: S
                 family = "-6" if ":" in text else "-4"
                 run("ip", family, "route", "add", "local", text, "dev", "lo")
     places = {name: Cgroup(name, 2, each.directory.stat().st_ino) for name, each in units.items()}
-    floor = HostFloor(envoy_uid=900, ssh_ports=frozenset({22}), present=Present(cgroups=frozenset(places.values())))
+    present = Present(cgroups=frozenset(places.values()))
+    floor = made_for(HostFloor(envoy_uid=900, ssh_ports=frozenset({22}), present=present))
     answers: set[str] = set()
     for number in range(PLANS):
         request = random_plan(chance)

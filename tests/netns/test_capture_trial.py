@@ -14,11 +14,13 @@ from hostmesh_agent.capturing import Capturing
 from hostmesh_agent.identities import AGENT
 from hostmesh_agent.recognition import Recognition
 from hostmesh_api.v1.hostmesh_pb2 import Capture, HostConfig
+from netns.backends import each_backend, made_for
 from netns.capturing_host import ENVOY_UID, CapturingHost, capturing_host, until
 from netns.space import Servers, Space
 
 FLOOR = HostFloor(envoy_uid=ENVOY_UID, ssh_servers=frozenset({22}))
 CONFIG = HostConfig(capture=Capture(inbound_ports=[8080], virtual_prefixes=["240.240.0.0/16"]))
+pytestmark = each_backend
 
 
 class Certified:
@@ -43,30 +45,30 @@ async def test_what_is_held_is_planned_tried_and_taken_back(site: CapturingHost)
     known = await asyncio.to_thread(Recognition, site.config, switches_user=False)
     capturing = Capturing(site.config, owner, Certified(), active, lambda: None, known)  # type: ignore[arg-type]
     (site.config.state_dir / hold.OFF).touch()
-    await capturing.step(CONFIG, FLOOR)
-    plan = await capturing.plan(CONFIG, FLOOR)
+    await capturing.step(CONFIG, made_for(FLOOR))
+    plan = await capturing.plan(CONFIG, made_for(FLOOR))
     assert plan.held
     assert "+ set inbound_ports: 8080" in plan.difference
-    await capturing.try_out(CONFIG, FLOOR, 60)
+    await capturing.try_out(CONFIG, made_for(FLOOR), 60)
     assert capturing.enforced.in_force.inbound_ports == {8080}
     assert capturing.state().trial_until > 0
-    assert (await capturing.plan(CONFIG, FLOOR)).difference == ()
+    assert (await capturing.plan(CONFIG, made_for(FLOOR))).difference == ()
     with pytest.raises(CaptureError, match="a trial runs already"):
-        await capturing.try_out(CONFIG, FLOOR, 60)
+        await capturing.try_out(CONFIG, made_for(FLOOR), 60)
     arming.tell(site.config.run_dir, arming.UNDO, why="capture clear was called")
     site.trial_over()
-    await capturing.step(CONFIG, FLOOR)
+    await capturing.step(CONFIG, made_for(FLOOR))
     assert capturing.enforced.capture.state == "off"
     # It was wanted: there is nothing to warn of.
     assert (capturing.state().alarm, capturing.alarms()) == ("", [])
     assert hold.is_off(site.config.state_dir)
     until(lambda: capturing._trial is None or capturing._trial.ended(), "the timer ended")
-    await capturing.step(CONFIG, FLOOR)
+    await capturing.step(CONFIG, made_for(FLOOR))
     hold.release(site.config.state_dir)
-    await capturing.step(CONFIG, FLOOR)
+    await capturing.step(CONFIG, made_for(FLOOR))
     assert capturing.enforced.in_force.inbound_ports == {8080}
     with pytest.raises(CaptureError, match="is not held"):
-        await capturing.try_out(CONFIG, FLOOR, 60)
+        await capturing.try_out(CONFIG, made_for(FLOOR), 60)
     owner.close()
 
 
@@ -81,7 +83,7 @@ async def test_where_agent_toml_wants_nothing_captured_a_trial_says_what_comes_f
         with pytest.raises(
             CaptureError, match=r"enabled is false in agent.toml: first call hostmesh-agent capture clear"
         ):
-            await capturing.try_out(CONFIG, FLOOR, 60)
+            await capturing.try_out(CONFIG, made_for(FLOOR), 60)
     owner.close()
 
 
@@ -90,13 +92,13 @@ async def test_what_a_trial_undoes_is_no_other_programs_change(site: CapturingHo
     known = await asyncio.to_thread(Recognition, site.config, switches_user=False)
     capturing = Capturing(site.config, owner, Certified(), active, lambda: None, known)  # type: ignore[arg-type]
     (site.config.state_dir / hold.OFF).touch()
-    await capturing.step(CONFIG, FLOOR)
-    await capturing.try_out(CONFIG, FLOOR, 60)
+    await capturing.step(CONFIG, made_for(FLOOR))
+    await capturing.try_out(CONFIG, made_for(FLOOR), 60)
     arming.tell(site.config.run_dir, arming.UNDO)
     # The kernel tells an agent of each change at once, so it looks while the timer is at work.
     while capturing._trial is not None:
-        await capturing.step(CONFIG, FLOOR)
-    await capturing.step(CONFIG, FLOOR)
+        await capturing.step(CONFIG, made_for(FLOOR))
+    await capturing.step(CONFIG, made_for(FLOOR))
     assert capturing.enforced.capture.state == "off"
     assert capturing.drift == ()
     owner.close()
@@ -107,8 +109,8 @@ async def test_a_trial_whose_beginner_is_gone_can_be_confirmed_after_the_next_st
     known = await asyncio.to_thread(Recognition, site.config, switches_user=False)
     capturing = Capturing(site.config, owner, Certified(), active, lambda: None, known)  # type: ignore[arg-type]
     (site.config.state_dir / hold.OFF).touch()
-    armed = capturing._widening.arm_trial(FLOOR, 60)
-    await capturing.step(CONFIG, FLOOR)
+    armed = capturing._widening.arm_trial(made_for(FLOOR), 60)
+    await capturing.step(CONFIG, made_for(FLOOR))
     assert (await asyncio.to_thread(arming.tell, site.config.run_dir, arming.CONFIRM))["confirmed"]
     until(armed.ended, "the timer ended")
     armed.close()
@@ -122,7 +124,7 @@ async def test_a_trial_with_nothing_to_try_leaves_what_held_capture_and_no_more(
     before = hold.Hold("SSH_LOST", "an earlier one", 1)
     hold.write(site.config.state_dir, before)
     with pytest.raises(CaptureError, match="nothing to try"):
-        await capturing.try_out(HostConfig(), FLOOR, 60)
+        await capturing.try_out(HostConfig(), made_for(FLOOR), 60)
     site.trial_over()
     assert hold.read(site.config.state_dir) == before
     assert capturing._trial is not None
@@ -140,13 +142,13 @@ async def test_what_is_held_in_memory_alone_ends_with_resume(
     owner, alarms, state_dir = Owner(), Alarms(), site.config.state_dir
     known = await asyncio.to_thread(Recognition, site.config, switches_user=False)
     capturing = Capturing(site.config, owner, Certified(), active, lambda: None, known, alarms=alarms)  # type: ignore[arg-type]
-    verbs = capture_verbs.verbs(capturing, lambda: (CONFIG, FLOOR), asyncio.Lock())
+    verbs = capture_verbs.verbs(capturing, lambda: (CONFIG, made_for(FLOOR)), asyncio.Lock())
     monkeypatch.setattr(hold, "write", refuses)
     assert hold.keep(state_dir, hold.Hold("SSH_LOST", "because", 1))
-    await capturing.step(CONFIG, FLOOR)
+    await capturing.step(CONFIG, made_for(FLOOR))
     assert (capturing.enforced.capture.state, capturing.state().alarm) == ("off", "SSH_LOST")
     assert [each.code for each in alarms] == ["hold.not-written"]
     await verbs[control.RESUME]({})
-    await capturing.step(CONFIG, FLOOR)
+    await capturing.step(CONFIG, made_for(FLOOR))
     assert (capturing.enforced.capture.state, capturing.state().alarm, list(alarms)) == ("on", "", [])
     owner.close()

@@ -1,14 +1,17 @@
 """Beside other users of the kernel's rules: mesh traffic meets Envoy, theirs is as before, and so are their rules."""
 
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hostmesh_agent import capture
 from hostmesh_agent.capture import CaptureRequest, HostFloor, plan
+from hostmesh_agent.places import GREEN, PORTS
 from netns.backends import each_backend, made_for
 from netns.conftest import HOST, PEER, neighbour
 from netns.others import (
@@ -36,6 +39,17 @@ MESH = CaptureRequest(
     virtual_prefixes=VIRTUAL,
 )
 FLOOR = HostFloor(envoy_uid=ENVOY)
+SECOND, GATEWAY = PORTS[GREEN], 8443
+UPGRADED = replace(
+    FLOOR,
+    outbound_port=SECOND.outbound,
+    inbound_port=SECOND.inbound,
+    dns_port=SECOND.dns,
+    door_port=SECOND.door,
+    doorways=frozenset({("", GATEWAY)}),
+)
+"""The host after an upgrade of Envoy: the second one serves, and a gateway's port leads to its door."""
+GUIDE = Path(__file__).parents[2] / "OPERATING.md"
 pytestmark = each_backend
 both = pytest.mark.parametrize("family", [V4, V6], ids=["v4", "v6"])
 
@@ -53,16 +67,16 @@ def mesh(peer: Space, servers: Servers) -> Space:
 
 
 @contextmanager
-def captured(request: CaptureRequest = MESH) -> Iterator[None]:
+def captured(request: CaptureRequest = MESH, floor: HostFloor = FLOOR) -> Iterator[None]:
     """Capture is in force meanwhile; what is not ours in the kernel's rules is the same before, meanwhile and after.
 
     Others may load theirs anew meanwhile: their chains may stand in another order then, and nothing else.
     """
     before = rules_of_others()
-    capture.apply(plan(request, made_for(FLOOR)))
+    capture.apply(plan(request, made_for(floor)))
     assert rules_of_others() == before
     yield
-    assert capture.verify(plan(request, made_for(FLOOR))) == ""
+    assert capture.verify(plan(request, made_for(floor))) == ""
     meanwhile = rules_of_others()
     capture.clear()
     assert rules_of_others() == meanwhile
@@ -183,6 +197,24 @@ def test_ufw_is_enabled_and_reloads_beside_the_mesh(mesh: Space, tmp_path: Path,
         assert_mesh_works(mesh)
         with mesh():
             assert ask(HOST[V4], 8081, within_s=0.5) == "silent"
+
+
+def test_what_the_guide_opens_in_ufw_lets_callers_reach_either_envoy_and_its_door(
+    mesh: Space, tmp_path: Path, servers: Servers
+) -> None:
+    """An upgrade of Envoy moves calls to ports of the second one, which a firewall sees."""
+    servers.tcp("second", SECOND.inbound)
+    servers.tcp("door", SECOND.door or 0)
+    ufw(tmp_path, "--force", "enable")
+    found = re.search(r"ufw allow ([0-9,]+/tcp)", GUIDE.read_text())
+    assert found is not None, "the guide says what to open in ufw"
+    ufw(tmp_path, "allow", found[1])
+    with captured():
+        assert_mesh_works(mesh)
+    with captured(floor=UPGRADED), mesh():
+        for address in HOST:
+            assert ask(address, 8080, within_s=0.5) == f"second {address} 8080"
+            assert ask(address, GATEWAY, within_s=0.5) == f"door {address} {GATEWAY}"
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from hostmesh_agent import capture
-from hostmesh_agent.capture import CaptureError, CaptureRequest, HostFloor, Owner
+from hostmesh_agent.capture import CaptureError, CaptureRequest, HostFloor, Owner, kernel
 from hostmesh_agent.capture import owner as ownership
 from hostmesh_agent.config import AgentConfig, CaptureSettings, EnvoySettings, FloorSettings
 from hostmesh_agent.converge import InForce
@@ -23,6 +23,7 @@ from hostmesh_agent.enforce import Enforcement
 from hostmesh_agent.guard import FILE, Guard, close_strict_ports
 from hostmesh_agent.state import write_private
 from hostmesh_agent.status import CAPTURE_OFF
+from netns.backends import each_backend, made_for
 from netns.conftest import HOST
 from netns.space import Servers, Space, ask, nft, run
 
@@ -88,19 +89,20 @@ def test_another_programs_flush_lets_no_plaintext_in(program: None, peer: Space,
     assert enforcement.look() == InForce(frozenset({8080}))
 
 
+@each_backend
 def test_changes_of_the_rules_and_a_new_agent_let_no_plaintext_in(
     program: None, peer: Space, enforcement: Enforcement, owner: Owner, tmp_path: Path
 ) -> None:
-    enforcement.put(STRICT, FLOOR)
+    enforcement.put(STRICT, made_for(FLOOR))
     with canary(peer) as found:
         for _ in range(5):
-            enforcement.put(OTHER, FLOOR)
-            enforcement.put(STRICT, FLOOR)
+            enforcement.put(OTHER, made_for(FLOOR))
+            enforcement.put(STRICT, made_for(FLOOR))
         owner.close()
         successor = Owner()
         later = Enforcement(dns=False, resolv_conf=tmp_path / "r", state_dir=tmp_path, owner=successor)
         assert later.look() == InForce(frozenset({8080}))
-        assert later.put(STRICT, FLOOR).capture.state == "on"
+        assert later.put(STRICT, made_for(FLOOR)).capture.state == "on"
         nft("flush ruleset")
     assert set(found) == {"refused"}, found
     assert later.look() == InForce(frozenset({8080}))
@@ -147,7 +149,9 @@ def test_where_the_kernel_knows_no_owners_rules_have_none(
 
 
 def config(directory: Path, **changes: object) -> AgentConfig:
-    fields: dict[str, object] = {"state_dir": directory, "run_dir": directory, "envoy": EnvoySettings(user="nobody")}
+    backend = CaptureSettings(backend=made_for(FLOOR).backend.value)
+    fields: dict[str, object] = {"state_dir": directory, "run_dir": directory, "capture": backend}
+    fields |= {"envoy": EnvoySettings(user="nobody")}
     return AgentConfig(**{**fields, **changes})  # type: ignore[arg-type]  # a test's table of fields
 
 
@@ -155,6 +159,7 @@ def remembered(directory: Path, *ports: int) -> None:
     write_private(directory / FILE, json.dumps(ports).encode())
 
 
+@each_backend
 def test_ports_that_were_strict_are_closed_before_anything_of_the_mesh_runs(
     program: None, peer: Space, owner: Owner, tmp_path: Path
 ) -> None:
@@ -171,12 +176,14 @@ def test_ports_that_were_strict_are_closed_before_anything_of_the_mesh_runs(
         assert ask(HOST[0], 8080) == "refused"
 
 
+@each_backend
 def test_rules_that_outlived_the_agent_are_left_as_they_are(program: None, owner: Owner, tmp_path: Path) -> None:
     remembered(tmp_path, 8080)
-    capture.Capture().apply(CaptureRequest(inbound_ports=frozenset({8081}), dns=False), FLOOR)
-    before = run("nft", "list", "ruleset")
+    capture.Capture().apply(CaptureRequest(inbound_ports=frozenset({8081}), dns=False), made_for(FLOOR))
+    before = kernel.read()
+    assert before is not None
     assert close_strict_ports(config(tmp_path), owner) == frozenset()
-    assert run("nft", "list", "ruleset") == before
+    assert kernel.read() == before
 
 
 @pytest.mark.parametrize("how", ["file", "toml"])
@@ -189,6 +196,7 @@ def test_a_host_whose_owner_wants_no_capture_has_none(host: Space, owner: Owner,
     assert run("nft", "list", "ruleset") == ""
 
 
+@each_backend
 def test_what_is_remembered_never_closes_ssh(program: None, peer: Space, owner: Owner, tmp_path: Path) -> None:
     remembered(tmp_path, 8080, 22)
     assert close_strict_ports(config(tmp_path), owner) == {8080}
@@ -204,6 +212,7 @@ def test_what_is_damaged_on_disk_closes_nothing_and_harms_nothing(
     assert close_strict_ports(config(tmp_path), owner) == frozenset()
 
 
+@each_backend
 def test_ports_that_the_hosts_owner_keeps_are_closed_without_any_controller(
     program: None, peer: Space, servers: Servers, owner: Owner, tmp_path: Path
 ) -> None:

@@ -1,6 +1,7 @@
 """FAULTS.md is what the runs of `make faults` found, for every fault of the suite, and nobody's own words."""
 
 import json
+from dataclasses import replace
 
 from faults.__main__ import RESULTS, TABLE, rows
 from faults.suite import FAULTS
@@ -42,6 +43,14 @@ def test_a_promise_that_did_not_hold_is_told_as_failed() -> None:
     text = rendered([("one", "f", "p.")], [broken])
     assert "0 of 1 promises held" in text
     assert "**FAILED**: it broke" in text
+
+
+def test_the_commit_that_was_tested_is_named_and_an_old_row_says_that_it_is_not_known() -> None:
+    one, two = RESULT, replace(RESULT, name="two", commit="1234567-dirty")
+    text = rendered([("one", "f", "p."), ("two", "f", "p.")], [one, two])
+    assert "- commit unknown: hostmesh 1; `one`\n- commit 1234567-dirty: hostmesh 1; `two`\n" in text
+    old = {key: value for key, value in document([one])[0].items() if key != "commit"}
+    assert read([old]) == [one]
 
 
 def test_a_fault_that_was_not_played_is_told_so_and_bars_do_not_break_the_table() -> None:

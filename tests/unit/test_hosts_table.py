@@ -1,6 +1,7 @@
 """HOSTS.md is what the runs of `make test-hosts` found, for every test of the folder, and nobody's own words."""
 
 import json
+from dataclasses import replace
 
 from hosts.table import FAILED, HELD, RESULTS, SKIPPED, TABLE, Result, document, known, merged, names, read, rendered
 
@@ -28,7 +29,15 @@ def test_cases_of_one_test_are_one_row_and_a_test_that_never_ran_says_so() -> No
     assert "1 of 2 tests held" in text
     assert "| `test_a`: it works | 11, 13 | held | 13: 21 s | 5 |" in text
     assert f"| `test_b`: more | | {SKIPPED} | | |" in text
-    assert "- abc of 2026-01-01, Linux 6: 2 cases" in text
+    assert "- commit unknown: abc of 2026-01-01, Linux 6; 2 cases" in text
+
+
+def test_each_run_names_the_commit_that_it_tested_and_an_old_row_says_that_it_is_not_known() -> None:
+    text = rendered(NAMES, [ONE, replace(TWO, commit="1234567")])
+    assert "- commit unknown: abc of 2026-01-01, Linux 6; 1 cases\n" in text
+    assert "- commit 1234567: abc of 2026-01-01, Linux 6; 1 cases\n" in text
+    old = {key: value for key, value in document([ONE])[0].items() if key != "commit"}
+    assert read([old]) == [ONE]
 
 
 def test_what_did_not_hold_and_what_did_not_run_are_told_with_the_case_and_the_reason() -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import pytest
 import typer
-from shipping import elf, manuals, repository, rpm, signing, tree
+from shipping import elf, manuals, repository, rpm, signing, sources, tree
 from shipping.deb import control
 from shipping.licences import copyright_file
 from shipping.mirror import Mirror, chosen
@@ -158,6 +158,39 @@ def test_the_mirror_is_the_machines_own() -> None:
     assert chosen(rows[3]).security is None
     with pytest.raises(BuildError, match="apt-get update"):
         chosen(rows[1])
+
+
+def test_another_machine_builds_of_the_versions_that_the_repository_names(tmp_path: Path) -> None:
+    pinned = sources.pins(sources.PINNED)
+    assert all(re.fullmatch(r"[0-9][\w.+:~-]*-\S+", each) for each in pinned.values())
+    wanted = pinned["openssl"]
+    assert sources.in_order(["99-1", wanted, "1-1"], wanted) == [wanted, "99-1", "1-1"]
+    assert sources.in_order(["99-1", "1-1"], wanted) == ["99-1", "1-1"]
+    assert (sources.said_of("openssl", wanted, wanted), sources.said_of("openssl", "99-1", "")) == ("", "")
+    assert f"does not have openssl {wanted}" in sources.said_of("openssl", "99-1", wanted)
+    file = tmp_path / "sources.json"
+    file.write_text(sources.written({"zlib": "1"}))
+    with pytest.raises(BuildError, match="REFRESH=1 writes it"):
+        sources.pins(file)
+
+
+def test_what_was_fetched_for_other_pins_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, file = tmp_path / "sources", tmp_path / "sources.json"
+    kept.mkdir()
+    pinned = dict.fromkeys(sources.NAMES, "1-1")
+    for each in (kept / "pinned.json", kept / "versions.json", file):
+        each.write_text(sources.written(pinned))
+    monkeypatch.setattr(sources, "CACHE", tmp_path)
+    monkeypatch.setattr(sources, "PINNED", file)
+    assert sources.sources().versions == pinned
+    file.write_text(sources.written({**pinned, "zlib": "2-1"}))
+
+    def asks() -> Mirror:
+        raise BuildError("the mirror is asked")
+
+    monkeypatch.setattr(sources, "mirror", asks)
+    with pytest.raises(BuildError, match="the mirror is asked"):
+        sources.sources()
 
 
 def test_versions_of_sources_are_tried_newest_first() -> None:

@@ -120,18 +120,22 @@ class Capture:
 def apply(ruleset: Ruleset, owner: Owner | None = None) -> Reading:
     """Make the kernel hold `ruleset`, check that it does, and return the table as it was read back.
 
-    Routes go first: a rule without its route captures nothing, a route without its rules harms nothing.
+    New routes go first, and those that are not needed any more last: a rule without its route captures nothing, a
+    route without its rules harms nothing.
 
     Raises:
         CaptureError: the kernel refused, or holds something else than what was written.
     """
-    routes.write(ruleset.virtual_prefixes, ruleset.loopback_addresses, ruleset.marked_home)
+    needed = ruleset.virtual_prefixes, ruleset.loopback_addresses, ruleset.marked_home
+    more = routes.add(*needed)
     try:
         reading = kernel.write(ruleset.table, owner)
     except CaptureError:
         if kernel.read() is None:
             routes.remove()
         raise
+    if more:
+        routes.write(*needed)
     problem = _problem(reading.table, ruleset)
     if problem:
         raise CaptureError(problem)

@@ -58,6 +58,7 @@ _DEPRECATED: Final = 0x20  # IFA_F_DEPRECATED
 _UNICAST, _LOCAL = 1, 2  # RTN_UNICAST, RTN_LOCAL
 _MAIN_TABLE, _LOCAL_TABLE = 254, 255
 _SCOPE_GLOBAL, _SCOPE_LINK = 0, 253
+_ADD: Final = "add the routes of virtual addresses"
 _NOWHERE: Final = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL, errno.EACCES, errno.EAGAIN}
 """How the kernel says that there is no route, or one that goes nowhere (unreachable, blackhole, prohibit, throw)."""
 
@@ -112,15 +113,44 @@ def write(virtual_prefixes: Iterable[str], addresses: Iterable[str], marked_home
 
     async def act(ipr: Any) -> Additions:
         before = await _read(ipr)
-        wanted = Additions(
-            frozenset([each for each in virtual_prefixes if each in before.prefixes or not await _routable(ipr, each)]),
-            frozenset(addresses),
-            marked.wanted(marked_home),
-        )
+        wanted = await _wanted(ipr, before, virtual_prefixes, addresses, marked_home)
         await _change(ipr, before, wanted)
         return wanted
 
-    return _run(act, "add the routes of virtual addresses")
+    return _run(act, _ADD)
+
+
+def add(virtual_prefixes: Iterable[str], addresses: Iterable[str], marked_home: Collection[int] = ()) -> bool:
+    """Do the half of `write` that rules need before they come; return whether it has to remove something after them.
+
+    Raises:
+        CaptureError: the kernel refused.
+    """
+
+    async def act(ipr: Any) -> bool:
+        before = await _read(ipr)
+        wanted = await _wanted(ipr, before, virtual_prefixes, addresses, marked_home)
+        both = Additions(
+            before.prefixes | wanted.prefixes, before.addresses | wanted.addresses, before.marked | wanted.marked
+        )
+        await _change(ipr, before, both)
+        return both != wanted
+
+    return _run(act, _ADD)
+
+
+async def _wanted(
+    ipr: Any,
+    before: Additions,
+    virtual_prefixes: Iterable[str],
+    addresses: Iterable[str],
+    marked_home: Collection[int],
+) -> Additions:
+    return Additions(
+        frozenset([each for each in virtual_prefixes if each in before.prefixes or not await _routable(ipr, each)]),
+        frozenset(addresses),
+        marked.wanted(marked_home),
+    )
 
 
 def remove() -> None:

@@ -99,7 +99,7 @@ def _leaf(scene: Scene) -> x509.Certificate:
 
 
 def day_without_controller(scene: Scene) -> str:
-    """Stop the controller and let a day pass on every host, hour by hour."""
+    """Stop the controller and let a day pass by every host's wall clock, hour by hour."""
     scene.stop("controller")
     for number in range(1, 25):
         for host in MESH:
@@ -203,7 +203,8 @@ CLOCKS: Final = (
     ),
     Fault(
         "controller-down-24h",
-        "the controller is stopped, and 24 h pass on every host's clock, an hour in 0.6 s; then it is back",
+        "the controller is stopped, and every host's wall clock is set an hour on each 0.6 s, 24 times; then it is "
+        "back (timers, which go by another clock, see 15 s)",
         "No call fails; certificates of 72 h stay inside their life; all are connected again by themselves.",
         day_without_controller,
         prepare=aged,

@@ -36,6 +36,9 @@ _OF_THE_DISK: Final = frozenset(
         sqlite3.SQLITE_CANTOPEN,
         sqlite3.SQLITE_PERM,
         sqlite3.SQLITE_NOMEM,
+        # Another process has it open: somebody who looks.
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
     }
 )
 _OF_THE_SYSTEM: Final = frozenset(
@@ -70,7 +73,7 @@ class Change:
 
 
 def blames_disk(error: Exception) -> bool:
-    """Tell whether the content may be good, and the disk (or a limit of this process) is in the way."""
+    """Tell whether the content may be good, and the disk, a limit of this process or another one is in the way."""
     if isinstance(error, sqlite3.Error):
         # Extended codes hold the plain one in their low byte.
         return getattr(error, "sqlite_errorcode", 0) & 0xFF in _OF_THE_DISK

@@ -22,13 +22,12 @@ _CACHE_KIB: Final = 256
 """Of SQLite's own; its usual 2 MB would be there for ever after the first synchronization."""
 _SUFFIXES: Final = ("", "-wal", "-shm")
 _IN_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - a directory of our own is made in it, closed to others
-_BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 _DAMAGE: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
 
 def is_refusal(error: Exception) -> bool:
     """Tell whether the content may be good, and a disk, a limit or another process is in the way."""
-    return isinstance(error, OSError) or blames_disk(error) or _code(error) in _BUSY
+    return isinstance(error, OSError) or blames_disk(error)
 
 
 def is_damage(error: Exception) -> bool:

@@ -89,6 +89,18 @@ def test_what_cannot_be_read_is_set_aside_and_said(tmp_path: Path, damage: str) 
     cache.close()
 
 
+def test_a_file_that_somebody_else_has_locked_is_read_as_it_is_and_not_set_aside(tmp_path: Path) -> None:
+    written(tmp_path)
+    with closing(sqlite3.connect(tmp_path / FILE, isolation_level=None)) as looks:
+        looks.execute("PRAGMA locking_mode = EXCLUSIVE")
+        looks.execute("BEGIN EXCLUSIVE")
+        cache = Cache(tmp_path)
+        assert cache.entries() == (ENTRY,)
+        assert not cache.lost
+        cache.close()
+    assert not list(tmp_path.glob("*.unreadable"))
+
+
 def origin_in(directory: Path) -> Origin | None:
     cache = Cache(directory)
     cache.close()

@@ -370,11 +370,13 @@ class Hub:
         # Once for each, however many of the names are touched that it depends on.
         for connection, key in again:
             self._watch(connection, key)
-        hosts: Iterable[str] = [each.host for each in self._wholly_concerned(touched)]
-        if self._lingering.awaits():
+        awaited = self._lingering.awaits()
+        if awaited:
             # Those that come later must not take first what callers will hear of later still.
-            hosts = mesh.hosts if touched.everything else touched.hosts
-        self._lingering.hold(hosts, before, mesh, lambda: self._who_calls(touched))
+            hosts: Iterable[str] = mesh.hosts if touched.everything else touched.hosts
+        else:
+            hosts = [each.host for each in self._wholly_concerned(touched)]
+        self._lingering.hold(hosts, before, mesh, lambda: self._who_calls(touched), awaited=awaited)
         for connection in concerned:
             if is_another:
                 connection.written = set(PUSH_ORDER)

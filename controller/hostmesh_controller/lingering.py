@@ -105,14 +105,17 @@ class Lingering(Generic[Who]):
             self._identities_until_s = now_s + PAST_S
         return mesh if former == mesh.former_identities else replace(mesh, former_identities=former)
 
-    def hold(self, hosts: Iterable[str], before: Mesh, after: Mesh, callers: Callable[[], set[Who]]) -> None:
+    def hold(
+        self, hosts: Iterable[str], before: Mesh, after: Mesh, callers: Callable[[], set[Who]], *, awaited: bool
+    ) -> None:
         """Let those hosts go on as they were that lose what is called there, until the callers have acknowledged.
 
-        `callers` is asked only where somebody loses something: nearly all changes take nothing from anybody.
+        `callers` is asked only where somebody loses something: nearly all changes take nothing from anybody. `awaited`
+        is what `awaits` says.
         """
         if self.now_s is None:
             return
-        now_s, told, awaited = self.now_s(), None, self.awaits()
+        now_s, told = self.now_s(), None
         # Those of thousands of hosts need not be looked through for that.
         for host in self._held.keys() & set(hosts) if _serve_the_same(before, after) else hosts:
             is_unheard = awaited and host not in before.hosts and _shows_another(after, host)
@@ -186,9 +189,12 @@ class Lingering(Generic[Who]):
         if self.now_s is None:
             return Ended()
         now_s, awaited = self.now_s(), bool(self._held) and self.awaits()
+        # A change that takes something from many hosts has the same callers for each.
+        asks = set() if awaited else {callers for held in self._held.values() for callers in held.others}
+        came = {callers: callers() for callers in asks}
         for held in self._held.values():
             if held.others and not awaited:
-                held.callers.update(*(callers() for callers in held.others))
+                held.callers.update(*(came[callers] for callers in held.others))
                 # They have had no time to answer yet.
                 held.others, held.since_s = [], now_s
             held.callers = {each for each in held.callers if not is_told(each)}
@@ -228,15 +234,11 @@ def _shows_another(mesh: Mesh, host: str) -> bool:
     runtime = mesh.runtime.get(host)
     if runtime is None or not runtime.joined:
         return False
-    presented: dict[tuple[str, str], set[str]] = {}
-    for key, uri in runtime.presented:
-        presented.setdefault(key, set()).add(uri)
     ports = [port for port in inbound_ports(mesh, host) if not port.bind]
-    trust_domain = mesh.settings.trust_domain
-    for workload in {port.workload.key: port.workload for port in ports}.values():
-        known = presented.get(workload.key)
-        if known is not None and identity_of(workload, trust_domain).uri not in known:
-            return True
+    shall = {(port.workload.key, identity_of(port.workload, mesh.settings.trust_domain).uri) for port in ports}
+    known = {workload for workload, _ in runtime.presented}
+    if any(workload in known for workload, _ in shall - runtime.presented):
+        return True
     return not (runtime.captured or frozenset()) <= {port.number for port in ports}
 
 

@@ -1,6 +1,6 @@
 """What the exchange holds of one type: the controller's newest, what Envoy accepted, and what is not settled yet."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from hostmesh_api.delta import Resource
@@ -61,7 +61,10 @@ class Shelf:
     @property
     def is_ahead(self) -> bool:
         """Whether Envoy has still to accept something."""
-        return any(self.held.get(name) != self.good.get(name) for name in self.fresh)
+        return any(True for _ in self._unsettled())
+
+    def _unsettled(self) -> Iterator[str]:
+        return (name for name in self.fresh if self.held.get(name) != self.good.get(name))
 
     def accept(self, name: str) -> bool:
         """Take note that Envoy accepted what is held of a name, if it is not gone; tell whether that is to be kept."""
@@ -103,5 +106,4 @@ class Shelf:
         A controller that went back to what was accepted, while nobody heard it, would have nothing to say otherwise.
         """
         told = {name: resource.version for name, resource in self.good.items()}
-        unsettled = (name for name in self.fresh if self.held.get(name) != self.good.get(name))
-        return told | dict.fromkeys(unsettled, "")
+        return told | dict.fromkeys(self._unsettled(), "")

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Final
 
 from cryptography import x509
@@ -24,6 +23,7 @@ from faults.seen import Bounds
 from hostmesh_controller.lab import envoy, machine
 from hostmesh_controller.lab import host as hosts
 from hostmesh_controller.lab import layout as disk
+from hostmesh_controller.lab.process import in_pid_namespace_of
 
 _AGED_S: Final = 2 * HOUR_S
 _WRONG_S: Final = 12.0
@@ -156,13 +156,7 @@ def _programs(scene: Scene, host: str) -> list[int]:
     """Everything that runs on the host but its init."""
     init = disk.read_process(scene.layout.host(host).init)
     assert init is not None
-    space = Path(f"/proc/{init.pid}/ns/pid_for_children").readlink()
-    found = []
-    for entry in Path("/proc").iterdir():
-        with suppress(OSError):
-            if entry.name.isdigit() and int(entry.name) != init.pid and (entry / "ns/pid").readlink() == space:
-                found.append(int(entry.name))
-    return found
+    return [each.pid for each in in_pid_namespace_of(init)]
 
 
 def _signal(programs: Iterable[int], number: signal.Signals) -> None:

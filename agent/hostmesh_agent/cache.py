@@ -8,9 +8,7 @@ read-only harms nothing that is there: it is read, and writing is tried again wi
 """
 
 import os
-import shutil
 import sqlite3
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -35,6 +33,7 @@ from hostmesh_agent.cache_rows import (
     row,
     write_origin,
 )
+from hostmesh_agent.sqlite_copy import copied
 from hostmesh_api.origin import Origin
 
 __all__ = ["FORMAT", "Cache", "Change", "Entry"]
@@ -44,7 +43,6 @@ SPARE: Final = "spare.sqlite"
 SPARE_AFTER_S: Final = 5.0
 """A configuration comes in many batches: a copy of the first alone would be of no use to a host."""
 SPARE_EVERY_S: Final = 60.0
-_IN_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - a directory of our own is made in it, closed to others
 _SUFFIXES: Final = ("", "-wal", "-shm")
 
 _log = structlog.get_logger(__name__)
@@ -268,13 +266,8 @@ def _read_in_memory(path: Path) -> tuple[Entry, ...]:
     """
     if not path.exists():
         return ()
-    with tempfile.TemporaryDirectory(prefix="hostmesh-", dir=_IN_MEMORY if _IN_MEMORY.is_dir() else None) as name:
-        for suffix in ("", "-wal"):
-            source = path.with_name(path.name + suffix)
-            if source.exists():
-                shutil.copyfile(source, Path(name) / source.name)
-        with closing(sqlite3.connect(Path(name) / path.name, isolation_level=None)) as connection:
-            return read(connection)
+    with copied(path) as copy, closing(sqlite3.connect(copy, isolation_level=None)) as connection:
+        return read(connection)
 
 
 def _write(connection: sqlite3.Connection, changes: Sequence[Change], origin: Origin | None = None) -> None:

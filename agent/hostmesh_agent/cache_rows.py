@@ -72,11 +72,15 @@ class Change:
     entry: Entry | None
 
 
+def plain_code(error: Exception) -> int:
+    """Return SQLite's code of an error, 0 for none. Extended codes hold the plain one in their low byte."""
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
+
+
 def blames_disk(error: Exception) -> bool:
     """Tell whether the content may be good, and the disk, a limit of this process or another one is in the way."""
     if isinstance(error, sqlite3.Error):
-        # Extended codes hold the plain one in their low byte.
-        return getattr(error, "sqlite_errorcode", 0) & 0xFF in _OF_THE_DISK
+        return plain_code(error) in _OF_THE_DISK
     return isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM
 
 

@@ -1,13 +1,12 @@
 """The file of the cold copy: opened, read where the disk refuses, and set aside where it is damaged."""
 
-import shutil
 import sqlite3
-import tempfile
 from contextlib import closing
 from pathlib import Path
 from typing import Final
 
-from hostmesh_agent.cache_rows import NewerError, UnreadableError, blames_disk
+from hostmesh_agent.cache_rows import NewerError, UnreadableError, blames_disk, plain_code
+from hostmesh_agent.sqlite_copy import copied
 
 FORMAT: Final = 1
 """`PRAGMA user_version` of the file; another one is set aside."""
@@ -21,7 +20,6 @@ CREATE INDEX lead_by_page ON lead (page);
 _CACHE_KIB: Final = 256
 """Of SQLite's own; its usual 2 MB would be there for ever after the first synchronization."""
 _SUFFIXES: Final = ("", "-wal", "-shm")
-_IN_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - a directory of our own is made in it, closed to others
 _DAMAGE: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
 
@@ -32,12 +30,7 @@ def is_refusal(error: Exception) -> bool:
 
 def is_damage(error: Exception) -> bool:
     """Tell whether SQLite has found that the file is not as it was written."""
-    return _code(error) in _DAMAGE
-
-
-def _code(error: Exception) -> int:
-    # Extended codes hold the plain one in their low byte.
-    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
+    return plain_code(error) in _DAMAGE
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -71,7 +64,7 @@ def as_it_is(path: Path) -> sqlite3.Connection | None:
     log = path.with_name(f"{path.name}-wal")
     try:
         if log.exists() and log.stat().st_size:
-            connection = _in_memory(path, log)
+            connection = _in_memory(path)
         else:
             where = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
             connection = sqlite3.connect(where, uri=True, check_same_thread=False, isolation_level=None)
@@ -103,13 +96,11 @@ def _aside(path: Path) -> Path:
     return path.with_name(f"{path.name}.unreadable")
 
 
-def _in_memory(path: Path, log: Path) -> sqlite3.Connection:
-    with tempfile.TemporaryDirectory(prefix="hostmesh-", dir=_IN_MEMORY if _IN_MEMORY.is_dir() else None) as name:
-        for each in (path, log):
-            shutil.copyfile(each, Path(name) / each.name)
+def _in_memory(path: Path) -> sqlite3.Connection:
+    with copied(path) as copy:
         connection = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
         try:
-            with closing(sqlite3.connect(Path(name) / path.name)) as source:
+            with closing(sqlite3.connect(copy)) as source:
                 source.backup(connection)
         except BaseException:
             connection.close()

@@ -7,7 +7,6 @@ look finds it.
 import asyncio
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +17,6 @@ SETTLES_S: Final = 0.05
 PAUSE_S: Final = 1.0
 """Between two words of it, at least: who writes without end costs no more than a look a second."""
 _MASK: Final = inotify.CREATE | inotify.DELETE | inotify.MOVED_TO | inotify.CLOSE_WRITE
-_READ_BYTES: Final = 1 << 16
 
 
 class FileWatch:
@@ -58,11 +56,8 @@ class FileWatch:
             self._inotify = None
 
     def _heard(self, descriptor: int) -> None:
-        found: set[str] = set()
-        with suppress(BlockingIOError):
-            while data := os.read(descriptor, _READ_BYTES):
-                found.update(inotify.names(data))
-        if self._due is None and found & (self._names | {""}):
+        found = inotify.heard(descriptor)
+        if self._due is None and not (self._names | {""}).isdisjoint(found):
             loop = asyncio.get_running_loop()
             self._due = loop.call_at(max(loop.time() + SETTLES_S, self._told_at + PAUSE_S), self._tell)
 

@@ -5,6 +5,7 @@ import errno
 import os
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -14,6 +15,7 @@ CREATE, DELETE, MOVED_TO, MOVED_FROM, CLOSE_WRITE = 0x100, 0x200, 0x80, 0x40, 0x
 _ONLYDIR: Final = 0x01000000
 _Q_OVERFLOW: Final = 0x4000
 _EVENT: Final = struct.Struct("=iIII")
+_READ_BYTES: Final = 1 << 16
 
 
 def listen() -> int | None:
@@ -29,8 +31,16 @@ def watch(descriptor: int, directory: Path, mask: int) -> bool:
     return watched >= 0 or ctypes.get_errno() == errno.ENOENT
 
 
-def names(data: bytes) -> Iterator[str]:
-    """Yield the name in each event; "" for those that were lost."""
+def heard(descriptor: int) -> list[str]:
+    """Return the name in each event that has come; "" for those that were lost."""
+    found: list[str] = []
+    with suppress(BlockingIOError):
+        while data := os.read(descriptor, _READ_BYTES):
+            found += _names(data)
+    return found
+
+
+def _names(data: bytes) -> Iterator[str]:
     offset = 0
     while offset + _EVENT.size <= len(data):
         _, mask, _, length = _EVENT.unpack_from(data, offset)

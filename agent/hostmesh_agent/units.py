@@ -22,7 +22,6 @@ RELOOK_S: Final = 60.0
 """After which what nobody told of is looked for again."""
 _SLICE: Final = ".slice"
 _WATCHED: Final = inotify.CREATE | inotify.DELETE | inotify.MOVED_TO | inotify.MOVED_FROM
-_READ_BYTES: Final = 1 << 16
 
 log = structlog.get_logger(__name__)
 
@@ -94,10 +93,7 @@ class Units:
             self._blind = True
 
     def _heard(self, descriptor: int) -> None:
-        names: list[str] = []
-        with suppress(BlockingIOError):
-            while data := os.read(descriptor, _READ_BYTES):
-                names += inotify.names(data)
+        names = inotify.heard(descriptor)
         if any(not name or name in self._wanted or name.endswith(_SLICE) for name in names):
             self._found = None
             self._changed()

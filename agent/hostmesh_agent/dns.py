@@ -242,7 +242,7 @@ class Resolver:
         """
         current = self._current()
         if not current.link and current.text is not None:
-            original = self._as_link(without_mesh(current.text))
+            original = self._without_us(current)
             if original.link:
                 self._link(original.link)
             elif original.text is None:
@@ -263,12 +263,11 @@ class Resolver:
             ResolverError: the link cannot be made; the file is what it was.
         """
         current = self._current()
-        if current.link or current.text is None:
+        original = self._without_us(current)
+        if current.link or not original.link:
             return False
-        original = self._as_link(without_mesh(current.text))
-        if original.link:
-            self._link(original.link)
-        return bool(original.link)
+        self._link(original.link)
+        return True
 
     def changed_behind(self) -> str:
         """Return where the link led in whose place our file is, if other servers are there now; else ""."""
@@ -308,19 +307,20 @@ class Resolver:
 
     def _original(self, current: Original) -> Original:
         """Return what is there without us; of a link that we replaced, what it points to now."""
-        if current.link or current.text is None:
-            return current
-        original = self._as_link(without_mesh(current.text))
-        if not original.link:
+        original = self._without_us(current)
+        if current.link or not original.link:
             return original
         now = _read(self._path.parent / original.link)
         return original if now is None else Original(now, original.link)
 
-    def _as_link(self, original: Original) -> Original:
-        """Return the link again that another tool wrote over, finding a file of ours in its place.
+    def _without_us(self, current: Original) -> Original:
+        """Return what is there without us, as far as the file tells; of a link that was written over, the link again.
 
-        Only where the tool says the same where the link led: else the file is what somebody wants.
+        That only where its writer says the same where the link led: else the file is what somebody wants.
         """
+        if current.link or current.text is None:
+            return current
+        original = without_mesh(current.text)
         link = "" if original.link else self._kept_link()
         if link and original.text is not None and _read(self._path.parent / link) == original.text:
             return Original(original.text, link)

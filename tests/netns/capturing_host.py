@@ -7,7 +7,6 @@ import socket
 import ssl
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -22,7 +21,7 @@ from hostmesh_agent.keys import key_pem, new_key
 from hostmesh_api.identity import ControllerIdentity
 from hostmesh_controller.authority import Authority
 from netns.conftest import PEER
-from netns.space import Servers, Space, run
+from netns.space import Servers, Space, fork, run
 
 SSH = "SSH-2.0-test"
 CONTROLLER = (PEER[0], 9443)
@@ -139,9 +138,7 @@ def _server_context(directory: Path, authority: Authority) -> ssl.SSLContext:
 def agent_process(config: AgentConfig, act: Callable[[Owner], object]) -> Iterator[int]:
     """Run `act` in a process that holds the agent's lock and owns the rules, and then waits; ended at last."""
     done, told = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # the test's threads do not matter to this child
-        pid = os.fork()
+    pid = fork()
     if pid == 0:
         try:
             os.setsid()

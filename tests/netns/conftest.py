@@ -3,8 +3,10 @@
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
+import grpc
 import pytest
 
 from hostmesh_agent.capture.rules import Backend
@@ -17,6 +19,10 @@ INSIDE = ("10.8.0.1", "2001:db8:8::1")
 BEHIND = ("10.8.0.2", "2001:db8:8::2")
 
 
+_GRPCS = {"grpc_global_tim", "event_engine", "lifeguard"}
+"""How gRPC calls its threads."""
+
+
 @pytest.fixture(autouse=True, scope="session")
 def able() -> None:
     if os.geteuid() != 0:
@@ -24,6 +30,26 @@ def able() -> None:
     missing = [tool for tool in ("nft", "ip") if not shutil.which(tool)]
     if missing:
         pytest.skip(f"needs {' and '.join(missing)}")
+
+
+@pytest.fixture(scope="session")
+def grpc_at_home() -> Iterator[None]:
+    """GRPC's threads serve the whole process from the namespace where its first channel was made: it is made here."""
+    with grpc.insecure_channel("unix:nowhere") as channel:
+        with suppress(grpc.FutureTimeoutError):
+            grpc.channel_ready_future(channel).result(0.1)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def grpc_stays_at_home(grpc_at_home: None) -> Iterator[None]:
+    """A thread of gRPC's that stays in a test's namespace would make later tests' calls from there."""
+    yield
+    home = Path("/proc/thread-self/ns/net").readlink()
+    for thread in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError):  # it has ended
+            if (thread / "comm").read_text().strip() in _GRPCS:
+                assert (thread / "ns/net").readlink() == home, "gRPC's threads were started in the test's namespace"
 
 
 @pytest.fixture(autouse=True)

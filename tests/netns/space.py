@@ -9,6 +9,7 @@ import socket
 import struct
 import subprocess
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ SO_ORIGINAL_DST: Final = 80
 WAIT_S: Final = 5.0
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_HOME: Final = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+"""Where the tests' process was when this was imported: in no test's namespace yet."""
 
 
 def run(*command: str, environment: dict[str, str] | None = None) -> str:
@@ -63,6 +66,23 @@ class Space:
 def _enter(descriptor: int) -> None:
     if _libc.setns(descriptor, CLONE_NEWNET):
         raise OSError(ctypes.get_errno(), "setns")
+
+
+def fork() -> int:
+    """Fork as `os.fork` does; the child goes on where its parent is.
+
+    gRPC ends its threads before a fork and starts them anew in the namespace of who forked, from where they would call
+    for all tests that follow: so this forks at home.
+    """
+    here = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    _enter(_HOME)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # the tests' threads do not matter to the child
+            return os.fork()
+    finally:  # in both
+        _enter(here)
+        os.close(here)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 import os
 import signal
 import sys
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
@@ -20,7 +19,7 @@ from hostmesh_agent.converge import InForce, in_force
 from hostmesh_agent.enforce import Enforcement
 from netns.conftest import HOST, PEER
 from netns.others import rules_of_others
-from netns.space import Servers, Space, ask, run
+from netns.space import Servers, Space, ask, fork, run
 from netns.test_strict import canary
 
 VIRTUAL: Final = frozenset({"240.240.0.0/16", "fd00:f0f0::/112"})
@@ -162,9 +161,7 @@ def killed_before(program: int, act: Callable[[], object]) -> bool:
 
     Returns whether it ended by itself before that.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # the servers' threads are not in the child
-        pid = os.fork()
+    pid = fork()
     if pid == 0:
         started = 0
 

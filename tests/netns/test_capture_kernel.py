@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -20,7 +19,7 @@ from hostmesh_agent.capture import Capture, CaptureError, CaptureRequest, HostFl
 from hostmesh_agent.capture.rules import Ruleset, Table
 from netns.capturing_host import until
 from netns.conftest import PEER
-from netns.space import Servers, Space, ask, run, snapshot
+from netns.space import Servers, Space, ask, fork, run, snapshot
 from netns.space import nft as load
 
 VIRTUAL = frozenset({"240.240.0.0/16", "fd00:f0f0::/112"})
@@ -261,9 +260,7 @@ def environment() -> dict[str, str]:
 
 def writes_in_turns(tables: Sequence[Table]) -> int:
     """Start a process that writes one table after the other without end; return its number."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # there are no threads that matter to the child
-        pid = os.fork()
+    pid = fork()
     if pid == 0:
         try:
             for table in cycle(tables):

@@ -3,7 +3,6 @@
 import ctypes
 import os
 import signal
-import warnings
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
@@ -17,7 +16,7 @@ from hostmesh_agent.capture.rules import Ruleset, Table
 from hostmesh_agent.places import GREEN, PORTS
 from hostmesh_api import wire
 from netns.conftest import HOST
-from netns.space import Servers, Space, ask, run
+from netns.space import Servers, Space, ask, fork, run
 
 FLOOR: Final = HostFloor(envoy_uid=900)
 VIRTUAL: Final = frozenset({"240.240.0.0/16", "fd00:f0f0::/112"})
@@ -41,9 +40,7 @@ def killed_after(messages: int, act: Callable[[], object]) -> bool:
 
     Returns whether it ended by itself before that. It has no other sockets than netlink's, so it sends nothing else.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # the servers' threads are not in the child
-        pid = os.fork()
+    pid = fork()
     if pid == 0:
         _libc.ptrace(_TRACE_ME, 0, None, None)
         os.kill(os.getpid(), signal.SIGSTOP)

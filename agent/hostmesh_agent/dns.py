@@ -21,9 +21,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Final
+from typing import Final, TypeVar
 
 from hostmesh_api import wire
+
+T = TypeVar("T")
 
 BACKUP_NAME: Final = "resolv.conf.before"
 ROOTS_COPY: Final = Path("/run/hostmesh-privileged")
@@ -48,10 +50,16 @@ _DENIED: Final = {errno.EPERM, errno.EROFS}
 _GET_FLAGS: Final = 2 << 30 | struct.calcsize("l") << 16 | ord("f") << 8 | 1
 _IMMUTABLE: Final = 0x10 | 0x20
 _RESOLVED_ADDRESSES: Final = {"127.0.0.53", "127.0.0.54"}
+_TRIES: Final = 5
+"""To write the file before another program does."""
 
 
 class ResolverError(RuntimeError):
     """The resolver's file cannot be changed. The message says who must act."""
+
+
+class _WrittenMeanwhileError(Exception):
+    """Another program has written the file since it was read; it is as that program left it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +211,9 @@ class Resolver:
         Raises:
             ResolverError: the file cannot be changed; it is what it was.
         """
+        return self._from_what_is_there(self._apply)
+
+    def _apply(self) -> ResolverState:
         left_alone = self._why_left_alone()
         if left_alone:
             return ResolverState(in_place=False, detail=left_alone, left_alone=True)
@@ -213,7 +224,7 @@ class Resolver:
             if _is_immutable(self._path):
                 return self._immutable()
             self._keep(original)
-            self._write(wanted)
+            self._write(wanted, current)
         return ResolverState(in_place=True)
 
     def check(self) -> ResolverState:
@@ -240,6 +251,9 @@ class Resolver:
         Raises:
             ResolverError: the file cannot be changed; it is what it was.
         """
+        self._from_what_is_there(self._restore)
+
+    def _restore(self) -> None:
         current = self._current()
         if not current.link and current.text is not None:
             original = self._without_us(current)
@@ -248,7 +262,7 @@ class Resolver:
             elif original.text is None:
                 self._acting(self._path.unlink)
             elif original.text != current.text:
-                self._write(original.text)
+                self._write(original.text, current)
         self._fresh()
         if os.path.lexists(self._backup):
             self._acting(self._backup.unlink)
@@ -355,13 +369,23 @@ class Resolver:
         self._acting(lambda: fresh.symlink_to(target))
         self._acting(lambda: fresh.replace(self._path))
 
-    def _write(self, text: str) -> None:
-        self._acting(lambda: self._write_atomically(_bytes(text)))
+    def _from_what_is_there(self, act: Callable[[], T]) -> T:
+        """Do it, again if another program wrote the file meanwhile: what it wrote is not lost."""
+        for _ in range(_TRIES):
+            with suppress(_WrittenMeanwhileError):
+                return act()
+        raise ResolverError(f"cannot change {self._path}: another program writes it again and again")
 
-    def _write_atomically(self, data: bytes) -> None:
+    def _write(self, text: str, read: Original) -> None:
+        self._acting(lambda: self._write_atomically(_bytes(text), read))
+
+    def _write_atomically(self, data: bytes, read: Original) -> None:
         """Replace the file in one step, with the mode, owner and security label of the old one.
 
         Where the file cannot be replaced (containers mount it), it is written in place.
+
+        Raises:
+            _WrittenMeanwhileError: it is not any more what was `read`.
         """
         fresh = self._fresh()
         try:
@@ -369,7 +393,10 @@ class Resolver:
                 _copy_attributes(self._path, file.fileno())
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())
+                os.fsync(file.fileno())  # may take long
+            if self._current() != read:
+                fresh.unlink()
+                raise _WrittenMeanwhileError
             fresh.replace(self._path)
         except OSError as error:
             fresh.unlink(missing_ok=True)

@@ -30,9 +30,13 @@ class FileWatch:
         self._told_at = float("-inf")
 
     def look(self, files: frozenset[Path]) -> None:
-        """Watch these files, and no others; none: nothing. A directory that was made anew is watched again."""
+        """Watch these files, and no others; none: nothing. A directory that was made anew is watched again.
+
+        Where they are others than before, `changed` is called once: it may have happened before they were watched.
+        """
         names = frozenset(each.name for each in files)
-        if names != self._names:
+        others = names != self._names
+        if others:
             self.close()
             self._names = names
         if not names:
@@ -44,6 +48,8 @@ class FileWatch:
             asyncio.get_running_loop().add_reader(self._inotify, self._heard, self._inotify)
         for each in {file.parent for file in files}:
             inotify.watch(self._inotify, each, _MASK)
+        if others:
+            self._tell_soon()
 
     def close(self) -> None:
         self._names = frozenset()
@@ -57,7 +63,11 @@ class FileWatch:
 
     def _heard(self, descriptor: int) -> None:
         found = inotify.heard(descriptor)
-        if self._due is None and not (self._names | {""}).isdisjoint(found):
+        if not (self._names | {""}).isdisjoint(found):
+            self._tell_soon()
+
+    def _tell_soon(self) -> None:
+        if self._due is None:
             loop = asyncio.get_running_loop()
             self._due = loop.call_at(max(loop.time() + SETTLES_S, self._told_at + PAUSE_S), self._tell)
 

@@ -19,6 +19,7 @@ from hostmesh_agent.dns import Resolver
 from netns.space import Space
 from netns.test_capture_doors import FLOOR, REQUEST
 from netns.test_capture_kernel import environment
+from others import let_in
 
 _HANGS: Final = """
 import os, signal, sys
@@ -117,8 +118,7 @@ sys.exit(cli.call(["--config", sys.argv[1], "capture", "clear"]))
 def test_names_are_taken_back_where_the_agent_is_not_root_and_its_unit_stopped(
     host: Space, config: AgentConfig, tmp_path: Path
 ) -> None:
-    for each in (tmp_path, *tmp_path.parents[:2]):
-        each.chmod(0o711)
+    let_in(tmp_path)
     nobody = pwd.getpwnam("nobody")
     for each in (config.state_dir, config.run_dir):
         os.chown(each, nobody.pw_uid, nobody.pw_gid)

@@ -9,6 +9,7 @@ import pytest
 
 from hostmesh_agent.ownership import Giving
 from hostmesh_agent.tree import Tree
+from others import let_in
 
 AGENT, AGENTS, ENVOY, ENVOYS, OTHER = 64001, 64001, 64002, 64002, 64003
 TO_AGENT = Giving(AGENT, AGENTS, frozenset({0}), ENVOY, ENVOYS)
@@ -115,9 +116,7 @@ def test_a_directory_that_is_not_there_is_made(tmp_path: Path) -> None:
 
 
 def test_an_agent_without_root_keeps_envoys_certificates_for_its_group(tmp_path: Path) -> None:
-    tmp_path.chmod(0o755)
-    for each in tmp_path.parents[:2]:
-        each.chmod(0o755)
+    let_in(tmp_path)
     base = tmp_path / "envoy"
     base.mkdir()
     os.chown(base, AGENT, ENVOYS)

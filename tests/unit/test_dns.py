@@ -20,6 +20,7 @@ from hostmesh_agent.dns import (
     with_mesh,
     without_mesh,
 )
+from others import let_in
 
 OURS = "nameserver 127.240.240.53"
 PLAIN = "# by hand\nsearch corp.example\nnameserver 10.0.0.2\nnameserver 10.0.0.3\noptions timeout:1 attempts:2\n"
@@ -349,6 +350,47 @@ def test_a_link_that_leads_in_a_circle_is_left_alone(path: Path, resolver: Resol
     assert str(path.readlink()) == "resolv.conf"
 
 
+@pytest.mark.parametrize("leaves", [False, True])
+def test_what_another_program_writes_while_we_write_is_not_lost(
+    path: Path, resolver: Resolver, monkeypatch: pytest.MonkeyPatch, leaves: bool
+) -> None:
+    make(path, "plain")
+    if leaves:
+        resolver.apply()
+    theirs = "nameserver 192.0.2.7\n"
+    fsync = os.fsync
+
+    def slow_disk(descriptor: int) -> None:
+        monkeypatch.setattr(os, "fsync", fsync)
+        path.with_name("new").write_text(theirs)
+        path.with_name("new").replace(path)
+
+    monkeypatch.setattr(os, "fsync", slow_disk)
+    if leaves:
+        resolver.restore()
+    else:
+        assert resolver.apply().in_place
+    assert path.read_text() == (theirs if leaves else with_mesh(Original(theirs)))
+    assert not resolver.holds_ours() or not leaves
+
+
+def test_a_file_that_another_program_writes_without_end_is_left_to_it(
+    path: Path, resolver: Resolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(path, "plain")
+    written: list[str] = []
+
+    def writes(_: int) -> None:
+        written.append(f"nameserver 192.0.2.{len(written) + 1}\n")
+        path.write_text(written[-1])
+
+    monkeypatch.setattr(os, "fsync", writes)
+    with pytest.raises(ResolverError, match="another program writes it again and again"):
+        resolver.apply()
+    assert path.read_text() == written[-1]
+    assert [each.name for each in path.parent.iterdir() if "hostmesh" in each.name] == []
+
+
 def test_a_file_that_is_not_ours_to_change_is_not_said_to_be_immutable(
     path: Path, resolver: Resolver, tmp_path: Path
 ) -> None:
@@ -356,8 +398,7 @@ def test_a_file_that_is_not_ours_to_change_is_not_said_to_be_immutable(
         pytest.skip("needs root and chattr")
     make(path, "plain")
     resolver.apply()
-    for each in (tmp_path, *tmp_path.parents[:2]):
-        each.chmod(0o711)
+    let_in(tmp_path)
     subprocess.run(["chattr", "+i", str(path)], check=True)
     try:
         with pytest.raises(ResolverError, match="lsattr"):

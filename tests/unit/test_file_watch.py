@@ -17,6 +17,7 @@ async def watched(*files: Path) -> AsyncIterator[tuple[FileWatch, asyncio.Queue[
     heard: asyncio.Queue[float] = asyncio.Queue()
     watch = FileWatch(lambda: heard.put_nowait(asyncio.get_running_loop().time()))
     watch.look(frozenset(files))
+    await told(heard)  # of what may have happened before
     yield watch, heard
     watch.close()
 
@@ -78,6 +79,16 @@ async def test_a_directory_that_is_made_anew_is_watched_again_and_one_that_is_no
         path.parent.mkdir()
         path.write_text("nobody listens")
         watch.look(frozenset({path}))
+        await told(heard)
         path.unlink()
         await told(heard)
         assert heard.empty()
+
+
+async def test_a_change_is_heard_of_though_other_files_are_watched_from_then_on(tmp_path: Path) -> None:
+    path, led = tmp_path / "resolv.conf", tmp_path / "of-the-network"
+    async with watched(path, led) as (watch, heard):
+        path.write_text("a file where there was a link")
+        # The loop had no turn in which it could hear of it.
+        watch.look(frozenset({path}))
+        await told(heard)

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from hostmesh_agent import dns, privileged, rights
 from hostmesh_api import wire
+from others import let_in
 
 ENVOYS = "0::/hostmesh.slice/hostmesh-envoy.slice/hostmesh-envoy@blue.service\n"
 
@@ -264,9 +265,7 @@ def served(tmp_path: Path) -> Iterator[Path]:
         listener.bind(str(place))
         listener.listen(8)
         place.chmod(0o666)
-        tmp_path.chmod(0o711)
-        for parent in tmp_path.parents[:2]:
-            parent.chmod(0o711)
+        let_in(tmp_path)
         accepting = subprocess.Popen(
             [sys.executable, "-c", _ACCEPT, sys.executable], stdin=listener.fileno(), pass_fds=[listener.fileno()]
         )

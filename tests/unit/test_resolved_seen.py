@@ -11,6 +11,7 @@ from typing import Final
 import pytest
 
 from hostmesh_agent import resolved
+from others import let_in
 
 RESOLVED: Final = "system.slice/systemd-resolved.service"
 AGENT: Final = "system.slice/hostmesh-agent.service"
@@ -50,8 +51,7 @@ def groups() -> Iterator[list[Path]]:
 
 @pytest.fixture
 def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for each in (tmp_path, *tmp_path.parents[:2]):
-        each.chmod(0o711)
+    let_in(tmp_path)
     monkeypatch.setattr(resolved, "RUN", tmp_path)
     return tmp_path
 

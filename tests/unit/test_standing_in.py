@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from hostmesh_agent import launch, standing_in
+from others import let_in
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 NOBODY = pwd.getpwnam("nobody")
@@ -18,8 +19,7 @@ NOBODY = pwd.getpwnam("nobody")
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A state directory of the agent's user."""
     monkeypatch.setattr(standing_in, "USER", "nobody")
-    for each in (tmp_path, *tmp_path.parents[:2]):
-        each.chmod(0o711)
+    let_in(tmp_path)
     made = tmp_path / "state"
     made.mkdir(mode=0o711)
     os.chown(made, NOBODY.pw_uid, NOBODY.pw_gid)

@@ -2,6 +2,8 @@
 BIN := .venv/bin
 INSTALLED := .venv/installed
 STUBS := .stubs/made-from
+# As many tests at once as there are processors, a file's one after the other, those of the cheap folders first.
+AT_ONCE := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 VERSION ?= $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 # nft, ip and tcpdump are not on every user's PATH.
 export PATH := $(PATH):/usr/sbin:/sbin
@@ -55,7 +57,7 @@ format: $(INSTALLED) ## format the code and mend what ruff can mend
 	$(BIN)/ruff format
 
 test: $(INSTALLED) system-mesh ## all tests: unit, golden, netns (real kernel), e2e (the lab); ONLY=tests/unit for some
-	$(BIN)/python -m pytest $(ONLY)
+	$(BIN)/python -m pytest $(if $(ONLY),$(ONLY),$(AT_ONCE))
 
 test-long: $(INSTALLED) system-mesh ## the tests of the lab that take minutes: upgrades, dead hosts, cold copies, leaving, ...
 	$(BIN)/python -m pytest -m long $(or $(ONLY),tests/e2e)

@@ -16,6 +16,7 @@ class Server(socketserver.ThreadingTCPServer):
     address_family = socket.AF_INET6
     allow_reuse_address = True
     daemon_threads = True
+    request_queue_size = 128  # of 5 a crowd of callers is dropped by the kernel, and each waits for a second or longer
 
 
 def main() -> None:

@@ -191,7 +191,7 @@ CLOCKS: Final = (
         "Calls and SSH fail while it sleeps; 20 s after it woke its agent is connected anew, not by a connection that "
         "others gave up, and calls succeed.",
         asleep,
-        Bounds(gap_s=60, gaps=2, late=500, endpoints=None, ssh_gap_s={SERVER: 45}, rules_gap_s={SERVER: 45}),
+        Bounds(gap_s=60, late=500, endpoints=None, ssh_gap_s={SERVER: 45}, rules_gap_s={SERVER: 45}),
         prepare=aged,
         last=True,
     ),

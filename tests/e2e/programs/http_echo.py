@@ -25,6 +25,7 @@ class Handler(BaseHTTPRequestHandler):
 
 class Server(ThreadingHTTPServer):
     address_family = socket.AF_INET6
+    request_queue_size = 128  # see tcp.py
 
 
 if __name__ == "__main__":

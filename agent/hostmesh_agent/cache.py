@@ -33,7 +33,7 @@ from hostmesh_agent.cache_rows import (
     row,
     write_origin,
 )
-from hostmesh_agent.sqlite_copy import copied
+from hostmesh_agent.sqlite_files import copied, set_aside
 from hostmesh_api.origin import Origin
 
 __all__ = ["FORMAT", "Cache", "Change", "Entry"]
@@ -43,7 +43,6 @@ SPARE: Final = "spare.sqlite"
 SPARE_AFTER_S: Final = 5.0
 """A configuration comes in many batches: a copy of the first alone would be of no use to a host."""
 SPARE_EVERY_S: Final = 60.0
-_SUFFIXES: Final = ("", "-wal", "-shm")
 
 _log = structlog.get_logger(__name__)
 
@@ -96,7 +95,7 @@ class Cache:
         _log.error("last-known-good configuration is not readable", path=str(self._path), reason=str(error))
         code = "cache.newer" if isinstance(error, NewerError) else "cache.lost"
         try:
-            self._set_aside()
+            set_aside(self._path)
             with suppress(sqlite3.Error, UnreadableError, OSError):
                 self._entries = _read_in_memory(self._spare)
             connection, _ = _connect(self._path)
@@ -112,12 +111,6 @@ class Cache:
             self.lost = f"{self._path}: {error}; it was set aside and the configuration is fetched again"
             self._alarms.up(code, self.lost)
         return connection
-
-    def _set_aside(self) -> None:
-        for suffix in _SUFFIXES:
-            path = self._path.with_name(self._path.name + suffix)
-            if path.exists():
-                path.replace(path.with_name(path.name + ".unreadable"))
 
     def entries(self) -> tuple[Entry, ...]:
         """Return what was on disk when the cache was opened."""

@@ -17,7 +17,7 @@ from typing import Final
 
 import structlog
 
-from hostmesh_agent import cold_file
+from hostmesh_agent import cold_file, sqlite_files
 from hostmesh_agent.alarms import Alarms
 from hostmesh_agent.cache_rows import UnreadableError
 from hostmesh_api.cold import CONFIG, ENDPOINTS, bucket_of, decode_page, page_name
@@ -81,7 +81,7 @@ class ColdCopy:
             self._drop()
             text = f"{self._path}: {error}; it is set aside and comes again from the controller"
             self._alarms.up("cold.lost", text)
-            cold_file.set_aside(self._path)
+            sqlite_files.set_aside(self._path)
             self._damage = None
             connection = cold_file.connect(self._path)
         self._drop()

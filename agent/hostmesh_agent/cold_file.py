@@ -1,4 +1,4 @@
-"""The file of the cold copy: opened, read where the disk refuses, and set aside where it is damaged."""
+"""The file of the cold copy: opened, and read where the disk refuses."""
 
 import sqlite3
 from contextlib import closing
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from hostmesh_agent.cache_rows import NewerError, UnreadableError, blames_disk, plain_code
-from hostmesh_agent.sqlite_copy import copied
+from hostmesh_agent.sqlite_files import copied
 
 FORMAT: Final = 1
 """`PRAGMA user_version` of the file; another one is set aside."""
@@ -19,7 +19,6 @@ CREATE INDEX lead_by_page ON lead (page);
 """
 _CACHE_KIB: Final = 256
 """Of SQLite's own; its usual 2 MB would be there for ever after the first synchronization."""
-_SUFFIXES: Final = ("", "-wal", "-shm")
 _DAMAGE: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
 
@@ -75,25 +74,6 @@ def as_it_is(path: Path) -> sqlite3.Connection | None:
     except (sqlite3.Error, UnreadableError):
         connection.close()
         return None
-
-
-def set_aside(path: Path) -> None:
-    """Move a damaged file out of the way. The first one that was moved is kept, and never replaced by a later one.
-
-    Raises:
-        OSError: the disk refuses.
-    """
-    files = [path.with_name(path.name + suffix) for suffix in _SUFFIXES]
-    kept = any(_aside(each).exists() for each in files)
-    for each in files:
-        if kept:
-            each.unlink(missing_ok=True)
-        elif each.exists():
-            each.rename(_aside(each))
-
-
-def _aside(path: Path) -> Path:
-    return path.with_name(f"{path.name}.unreadable")
 
 
 def _in_memory(path: Path) -> sqlite3.Connection:

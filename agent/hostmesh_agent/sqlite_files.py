@@ -1,4 +1,4 @@
-"""A copy of an SQLite file, for where the file cannot be opened: SQLite wants to write even where it only reads."""
+"""SQLite files that cannot be opened: copied, as SQLite wants to write even where it only reads, or set aside."""
 
 import shutil
 import tempfile
@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+_SUFFIXES: Final = ("", "-wal", "-shm")
 _IN_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - a directory of our own is made in it, closed to others
 
 
@@ -23,3 +24,22 @@ def copied(path: Path) -> Iterator[Path]:
             if source.exists():
                 shutil.copyfile(source, Path(name) / source.name)
         yield Path(name) / path.name
+
+
+def set_aside(path: Path) -> None:
+    """Move a damaged file out of the way. The first one that was moved is kept, and never replaced by a later one.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    files = [path.with_name(path.name + suffix) for suffix in _SUFFIXES]
+    kept = any(_aside(each).exists() for each in files)
+    for each in files:
+        if kept:
+            each.unlink(missing_ok=True)
+        elif each.exists():
+            each.rename(_aside(each))
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.unreadable")

@@ -47,7 +47,7 @@ def grpc_stays_at_home(grpc_at_home: None) -> Iterator[None]:
     yield
     home = Path("/proc/thread-self/ns/net").readlink()
     for thread in Path("/proc/self/task").iterdir():
-        with suppress(FileNotFoundError):  # it has ended
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
             if (thread / "comm").read_text().strip() in _GRPCS:
                 assert (thread / "ns/net").readlink() == home, "gRPC's threads were started in the test's namespace"
 
